@@ -16,7 +16,7 @@ enum class Severity { kError, kWarning, kNote };
 struct Diagnostic {
   struct Note {
     std::string message;
-    Span span;
+    Span span;  ///< empty span at 0 when there is no place to point at
   };
 
   Severity severity = Severity::kError;
@@ -32,6 +32,7 @@ struct Diagnostic {
 using Diagnostics = std::vector<Diagnostic>;
 
 /// "file:line:col: error[E2103]: message", the line, a caret with its label, notes and help; ends in a newline.
+/// Safe to print: bytes that are not valid UTF-8 and control characters are shown as '?'; long lines are cut.
 [[nodiscard]] std::string render(const Diagnostic& diagnostic, const Source& source);
 [[nodiscard]] std::string render(const Diagnostics& diagnostics, const Source& source);
 

@@ -26,6 +26,12 @@ struct Location {
   std::size_t column = 1;
 };
 
+/// Bytes of the UTF-8 code point that starts at `offset`: 1 to 4, or 0 if there is no valid one.
+[[nodiscard]] std::size_t code_point_length(std::string_view text, std::size_t offset);
+
+/// Columns that `text` takes: its code points, where a byte that is not valid UTF-8 counts as one.  Cost: O(bytes).
+[[nodiscard]] std::size_t count_columns(std::string_view text);
+
 /// The text of one program and the name under which errors quote it.
 class Source {
  public:

@@ -7,8 +7,9 @@
 
 namespace tplimit {
 
-/// Parses a .tp text.  Recovers at line ends and reports up to 20 errors (E1..); any bytes are accepted as input
-/// and none crashes (nesting is limited to 200 levels).  Cost: O(bytes).
+/// Parses a .tp text.  Recovers at line ends and reports up to 20 errors (E1..), the first of each line; any bytes are
+/// accepted as input and none crashes (nesting is limited to 200 levels, the height of an expression to 1000).
+/// Cost: O(bytes).
 Result<ast::Program> parse_syntax(const Source& source);
 
 /// The text in canonical layout: one space around binary operators, two spaces of indentation per block, comments and

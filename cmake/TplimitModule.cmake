@@ -1,0 +1,27 @@
+# Warnings and code generation for our own targets only; nothing of it is installed.
+add_library(tplimit_options INTERFACE)
+target_compile_options(tplimit_options INTERFACE
+  -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wold-style-cast -Wno-missing-field-initializers
+  -Wno-maybe-uninitialized  # g++ 12 cries wolf in its own AVX-512 headers (GCC bug 105593)
+  -ffp-contract=off  # results must not depend on which products a compiler fuses
+  $<$<BOOL:${TPLIMIT_NATIVE}>:-march=native>
+  $<$<BOOL:${TPLIMIT_WARNINGS_AS_ERRORS}>:-Werror>)
+target_compile_definitions(tplimit_options INTERFACE EIGEN_DONT_PARALLELIZE)
+set(TPLIMIT_MODULES "" CACHE INTERNAL "")
+
+# tplimit_module(name [HEADERS ..] SOURCES .. [PUBLIC ..] [PRIVATE ..])
+# A static library tplimit::name from src/name/ with public headers in include/tplimit/name/.
+function(tplimit_module name)
+  cmake_parse_arguments(arg "" "" "HEADERS;SOURCES;PUBLIC;PRIVATE" ${ARGN})
+  set(target tplimit_${name})
+  list(TRANSFORM arg_SOURCES PREPEND src/${name}/)
+  list(TRANSFORM arg_HEADERS PREPEND include/tplimit/${name}/)
+  add_library(${target} STATIC ${arg_SOURCES})
+  add_library(tplimit::${name} ALIAS ${target})
+  target_sources(${target} PUBLIC FILE_SET HEADERS BASE_DIRS include FILES ${arg_HEADERS})
+  target_include_directories(${target} PRIVATE src)
+  target_compile_features(${target} PUBLIC cxx_std_20)
+  target_link_libraries(${target} PUBLIC ${arg_PUBLIC} PRIVATE ${arg_PRIVATE} $<BUILD_INTERFACE:tplimit_options>)
+  set_target_properties(${target} PROPERTIES EXPORT_NAME ${name} VERIFY_INTERFACE_HEADER_SETS ON)
+  set(TPLIMIT_MODULES ${TPLIMIT_MODULES} ${target} CACHE INTERNAL "")
+endfunction()

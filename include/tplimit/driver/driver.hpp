@@ -1,0 +1,77 @@
+#pragma once
+
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tplimit/lower/lower.hpp"
+#include "tplimit/passes/passes.hpp"
+#include "tplimit/report/results.hpp"
+
+/// tplimit as a library: parse, evaluate, simulate.  Nothing here prints, exits or reads the environment.
+namespace tplimit {
+
+/// A checked program, ready to be evaluated any number of times.
+struct Module {
+  Source source;
+  std::string sha256;                                          ///< of the text
+  std::vector<std::pair<std::string, std::string>> constants;  ///< what --set changed
+  ir::Program program;                                         ///< at any width, dead code removed
+  Diagnostics warnings;
+};
+
+/// Reads and checks a program: syntax, names, shapes, data files.  `options.base_directory` is where data paths start.
+Result<Module> parse(Source source, const LowerOptions& options = {});
+/// The same from a file; E5001 if it cannot be read.  The base directory is the file's.
+Result<Module> parse_file(const std::filesystem::path& file, LowerOptions options = {});
+
+/// Called with the fraction of the work done, from the calling thread or a worker, never concurrently.
+using Progress = std::function<void(double)>;
+
+struct EvaluateOptions {
+  std::int64_t particles = 16384;
+  int randomisations = 8;
+  std::optional<double> tolerance;   ///< double the particles until every error is below this
+  std::uint64_t seed = 0;
+  int threads = 0;                   ///< 0: all cores
+  double rank_tol = 1e-6;
+  double memory_bytes = 0;           ///< refuse to use more; 0: 80 % of the machine's memory
+  Progress progress;
+};
+
+/// The infinite-width limit by particles.
+///
+/// Every number is computed from averages pooled over `randomisations` independent runs; its error is one standard error
+/// by jackknife over them.  Reproducible: the same seed gives the same bits for any number of threads.
+/// Errors: E3.. where the limit does not exist or is not carried by this engine; E4101 a number is not finite; E4201 too few
+/// particles; E4202 not enough memory.
+/// Cost: O(randomisations * instructions * particles * rank).
+Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& options = {});
+
+enum class Matrices { kAuto, kDense, kLazy };
+
+struct SimulateOptions {
+  std::int64_t width = 0;
+  int seeds = 1;
+  std::uint64_t seed = 0;
+  int threads = 0;
+  Matrices matrices = Matrices::kAuto;  ///< lazy: exact in law, O(width rank) memory; dense: O(width^2)
+  double memory_bytes = 0;
+  Progress progress;
+};
+
+/// Finite networks of one width.  Errors: E4101, E4202.
+Result<SimulationResult> simulate(const Module& module, const SimulateOptions& options);
+
+/// Exponents of the reports and what would be refused, without computing numbers.
+Result<LeadingOrder> check(const Module& module);
+
+/// Bytes of main memory of this machine.
+double machine_memory();
+/// Largest resident memory of this process so far, in bytes.
+double peak_memory();
+
+}  // namespace tplimit

@@ -1,0 +1,201 @@
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <memory>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <variant>
+#include <vector>
+
+#include "tplimit/support/diagnostic.hpp"
+#include "tplimit/support/exponent.hpp"
+
+/// The typed, flat form of a program: loops unrolled, models inlined, every value computed by one node from earlier ones.
+///
+/// A tensor is a *block*: an array with finite axes `dims` (row-major) and, if `width` is set, one more axis over the n
+/// coordinates (at infinite width: over the particles).  Where the width axis stood in the source text is the front
+/// end's business.  Matrices with two width axes are values of their own, used only through products and low-rank updates.
+namespace tplimit::ir {
+
+using Dims = std::vector<std::int64_t>;
+
+[[nodiscard]] std::int64_t size_of(const Dims& dims);
+
+struct Type {
+  bool matrix = false;  ///< an n x n Gaussian matrix in one of its versions; then `width` and `dims` are unused
+  bool width = false;
+  Dims dims;
+  friend bool operator==(const Type&, const Type&) = default;
+};
+
+/// Index of a node in its program; operands of a node have smaller ids.
+struct NodeId {
+  std::uint32_t value = std::numeric_limits<std::uint32_t>::max();
+  [[nodiscard]] bool valid() const { return value != std::numeric_limits<std::uint32_t>::max(); }
+  friend auto operator<=>(const NodeId&, const NodeId&) = default;
+};
+
+/// A family of Gaussians given by the user: one `param` or `random` with a width axis.
+struct SourceId {
+  std::uint32_t value = 0;
+  friend auto operator<=>(const SourceId&, const SourceId&) = default;
+};
+
+/// Coordinatewise functions.  Their derivatives are again in the list or composed from it (passes/gradient.cpp).
+enum class Fn : std::uint8_t {
+#define TPLIMIT_FN(name, arity, text) name,
+#include "tplimit/ir/functions.def"
+#undef TPLIMIT_FN
+};
+[[nodiscard]] int arity(Fn fn);
+[[nodiscard]] const char* name(Fn fn);
+
+// ---- operations: payloads, no behaviour ------------------------------------------------------------
+
+struct Constant { std::shared_ptr<const std::vector<double>> values; };        ///< a finite tensor
+struct Scale { double factor; Exponent power; };                               ///< factor n^power x
+struct StandardNormal { SourceId source; };                                    ///< i.i.d. N(0, 1) coordinates
+struct Map { Fn fn; double parameter; };                                       ///< coordinatewise, finite axes broadcast from the right
+/// a [B.., I.., K..], b [B.., J.., K..] -> [B.., I.., J..], summed over the last `contracted` axes, the first `batch`
+/// axes in common.  If one or both have a width axis so has the result, unless `average`: then the mean over
+/// coordinates is taken as well (needs a width axis on both).
+struct Contract { std::int32_t batch; std::int32_t contracted; bool average; };
+struct Average {};                                                             ///< E: mean over the coordinates
+struct ReduceSum { std::int32_t axis; };
+struct ReduceMax { std::int32_t axis; };
+struct Gather { std::int32_t axis; std::shared_ptr<const std::vector<std::int64_t>> indices; };
+struct ScatterAdd { std::int32_t axis; std::int64_t size; std::shared_ptr<const std::vector<std::int64_t>> indices; };  ///< adjoint of Gather
+struct Permute { std::vector<std::int32_t> axes; };                            ///< result axis i is operand axis axes[i]
+struct Reshape { Dims dims; };
+struct Expand { bool width; Dims dims; };                                      ///< broadcast to these axes
+struct Concat { std::int32_t axis; };
+struct Stop {};                                                                ///< identity whose derivative is 0
+struct Parameter { std::uint32_t index; };                                     ///< identity that is never shared or folded, so that equal initial values stay distinct variables
+struct MatMul { bool transposed; };                                            ///< (W, x) -> W x or W' x, on every finite index
+struct GaussianMatrix { SourceId source; };                                    ///< i.i.d. N(0, 1/n) entries
+struct ScaleMatrix {};                                                         ///< (W, c) -> c W
+/// (W, c_1, D_1, X_1, c_2, ..) -> W + sum_k c_k sum_p D_k[p] X_k[p]' / n, p over all finite indices.
+struct UpdateMatrix {};
+struct Eigvals {};                                                             ///< symmetric [.., k, k] -> [.., k], ascending
+struct Samples { std::int64_t count; };                                        ///< the first `count` coordinates, as a last axis
+struct Histogram { double low, high; std::int64_t bins; };                     ///< fractions of coordinates per bin, as a last axis
+
+using Op = std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum, ReduceMax, Gather, ScatterAdd,
+                        Permute, Reshape, Expand, Concat, Stop, Parameter, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix, Eigvals,
+                        Samples, Histogram>;
+
+[[nodiscard]] const char* op_name(const Op& op);
+
+struct Node {
+  Op op;
+  Type type;
+  std::vector<NodeId> in;
+  Span span;                  ///< where in the source text; no part of a node's identity
+  std::uint32_t context = 0;  ///< which loop iteration (Program::contexts); no part of a node's identity
+};
+
+struct GaussianSource {
+  std::string name;
+  bool matrix = false;
+  Dims dims;
+  Span span;
+};
+
+/// One `report` item; inside loops it has one entry per iteration.
+struct Report {
+  struct Entry {
+    std::vector<std::int64_t> index;  ///< values of the loop variables
+    NodeId value;
+  };
+  std::string name;
+  std::vector<std::string> index_names;  ///< loop variables, outermost first
+  std::vector<Entry> entries;
+  Span span;
+};
+
+/// `expect left == right within tolerance`, entrywise; both sides have one shape.
+struct Expectation {
+  NodeId left, right;
+  double tolerance;
+  Span span;
+  std::uint32_t context = 0;
+};
+
+struct Program {
+  std::vector<Node> nodes;
+  std::vector<GaussianSource> sources;
+  std::vector<Report> reports;
+  std::vector<Expectation> expectations;
+  std::vector<std::string> contexts;  ///< "", "t = 3", "t = 3, l = 0": innermost last
+  std::string width_name = "n";
+  bool has_random_scalars = false;    ///< some finite values were drawn from the seed: results are conditional on them
+
+  [[nodiscard]] const Node& operator[](NodeId id) const { return nodes[id.value]; }
+  [[nodiscard]] std::size_t size() const { return nodes.size(); }
+};
+
+/// Every node that a report or an expectation names, without repetition, ascending.
+[[nodiscard]] std::vector<NodeId> outputs_of(const Program& program);
+
+/// Type of `op` applied to operands of these types.  Throws InternalError if they do not fit: the front end has checked.
+[[nodiscard]] Type infer_type(const Op& op, const std::vector<const Type*>& in);
+
+/// Checks ids, types and payloads of every node (after lowering and after every pass).  Throws InternalError.
+void verify(const Program& program);
+
+/// One line per node, for golden tests and `--dump`.
+[[nodiscard]] std::string to_text(const Program& program);
+
+/// Appends nodes to a program: equal nodes are shared, constants folded, neutral operations dropped.
+class Builder {
+ public:
+  explicit Builder(Program& program);
+
+  NodeId add(Op op, std::vector<NodeId> in);
+
+  [[nodiscard]] const Node& node(NodeId id) const { return program_.nodes[id.value]; }
+  [[nodiscard]] const Type& type(NodeId id) const { return node(id).type; }
+  [[nodiscard]] Program& program() { return program_; }
+  /// The values if the node is a Constant, else null.
+  [[nodiscard]] const std::vector<double>* constant_values(NodeId id) const;
+  [[nodiscard]] bool is_zero(NodeId id) const;
+
+  /// Place and iteration recorded in the nodes added from now on.
+  void set_origin(Span span, std::uint32_t context) { span_ = span; context_ = context; }
+  [[nodiscard]] Span span() const { return span_; }
+
+  // Short names for common nodes.
+  NodeId constant(double value, Dims dims = {});
+  NodeId constant(std::vector<double> values, Dims dims);
+  NodeId zeros(bool width, Dims dims);
+  NodeId scale(double factor, Exponent power, NodeId x);
+  NodeId map(Fn fn, std::vector<NodeId> in, double parameter = 0);
+  NodeId plus(NodeId a, NodeId b) { return map(Fn::kAdd, {a, b}); }
+  NodeId minus(NodeId a, NodeId b) { return map(Fn::kSub, {a, b}); }
+  NodeId times(NodeId a, NodeId b) { return map(Fn::kMul, {a, b}); }
+  NodeId negate(NodeId a) { return scale(-1, 0, a); }
+  NodeId average(NodeId x);
+  NodeId sum(NodeId x, int axis) { return add(ReduceSum{axis}, {x}); }
+  NodeId reshape(NodeId x, Dims dims);
+  NodeId expand(NodeId x, bool width, Dims dims);
+  NodeId permute(NodeId x, std::vector<std::int32_t> axes);
+  NodeId gather(NodeId x, int axis, std::vector<std::int64_t> indices);
+  NodeId contract(NodeId a, NodeId b, int batch, int contracted, bool average) {
+    return add(Contract{batch, contracted, average}, {a, b});
+  }
+  NodeId matmul(NodeId w, NodeId x, bool transposed) { return add(MatMul{transposed}, {w, x}); }
+
+ private:
+  [[nodiscard]] std::optional<NodeId> simplify(const Op& op, const std::vector<NodeId>& in);
+  [[nodiscard]] std::optional<NodeId> fold(const Op& op, const std::vector<NodeId>& in, const Type& type);
+  NodeId append(Op op, Type type, std::vector<NodeId> in);
+
+  Program& program_;
+  std::unordered_multimap<std::uint64_t, std::uint32_t> table_;
+  Span span_;
+  std::uint32_t context_ = 0;
+};
+
+}  // namespace tplimit::ir

@@ -1,0 +1,32 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tplimit/ir/program.hpp"
+#include "tplimit/support/diagnostic.hpp"
+#include "tplimit/syntax/ast.hpp"
+
+namespace tplimit {
+
+struct LowerOptions {
+  std::filesystem::path base_directory;                          ///< data paths are relative to this
+  std::vector<std::pair<std::string, std::string>> constants;    ///< --set NAME=VALUE
+  std::vector<std::pair<std::string, std::string>> data_files;   ///< --data NAME=FILE
+  std::uint64_t seed = 0;                                        ///< of random scalars and permutations' own seeds
+  std::uint64_t draw = 0;                                        ///< which draw of the random scalars
+};
+
+struct Lowered {
+  ir::Program program;
+  Diagnostics warnings;
+};
+
+/// AST to IR: names, shapes and types, loops unrolled, models inlined, gradients taken at each `grad` and `step`.
+/// Errors: E2.. with the place in `source`; E51.. for data files.  Cost: O(instructions of the unrolled program).
+Result<Lowered> lower(const ast::Program& program, const Source& source, const LowerOptions& options);
+
+}  // namespace tplimit

@@ -1,0 +1,74 @@
+#pragma once
+
+#include <cstdint>
+#include <limits>
+#include <string>
+#include <vector>
+
+#include "tplimit/ir/program.hpp"
+
+namespace tplimit {
+
+/// How the numbers of a report were found and what their error means.
+enum class Method {
+  kExact,      ///< finite algebra or a proof: error 0
+  kParticles,  ///< error: one standard error over independent randomisations
+  kNetworks,   ///< finite networks: error is the standard error of the mean over seeds
+  kSamples,    ///< draws of coordinates: no error
+};
+[[nodiscard]] const char* to_string(Method method);
+
+/// One report: all entries of all iterations.  Layout: row-major, loop indices first, then the axes of the value.
+struct ReportResult {
+  std::string name;
+  Span span;
+  std::vector<std::string> index_names;                 ///< loop variables
+  std::vector<std::vector<std::int64_t>> index_values;  ///< per loop variable: the values it takes
+  std::vector<std::int64_t> shape;                      ///< extents of loops, then axes of the value
+  std::vector<double> value;
+  std::vector<double> error;                            ///< empty if there is none (one randomisation, samples)
+  std::vector<bool> unresolved;                         ///< eigenvalues that cannot be told from 0 or a neighbour; else empty
+  Method method = Method::kParticles;
+};
+
+enum class ExpectStatus { kPassed, kFailed, kUndecided };
+struct ExpectResult {
+  Span span;
+  std::string iteration;
+  ExpectStatus status = ExpectStatus::kUndecided;
+  double left = 0, right = 0, error = 0, tolerance = 0;  ///< of the worst entry
+};
+
+struct EngineInfo {
+  std::string name;
+  std::int64_t particles = 0;
+  int randomisations = 0;
+  std::uint64_t seed = 0;
+  int threads = 1;
+  double rank_tol = 0;
+  std::int64_t largest_rank = 0;
+};
+
+/// What the limit of a program is.
+struct LimitResult {
+  EngineInfo engine;
+  std::vector<ReportResult> reports;
+  std::vector<ExpectResult> expectations;
+  Diagnostics warnings;
+  double time_s = 0;
+  double peak_memory_bytes = 0;
+  bool tolerance_missed = false;  ///< --tol could not be reached
+  double largest_error = 0;
+};
+
+/// Networks of one width, several seeds.
+struct SimulationResult {
+  std::int64_t width = 0;
+  int seeds = 0;
+  bool dense = true;
+  std::vector<ReportResult> reports;                   ///< mean over seeds and its standard error
+  std::vector<std::vector<std::vector<double>>> runs;  ///< [report][seed][entry]
+  double time_s = 0;
+};
+
+}  // namespace tplimit

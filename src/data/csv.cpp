@@ -1,0 +1,338 @@
+#include <charconv>
+#include <cmath>
+#include <cstdint>
+#include <deque>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common.hpp"
+#include "tplimit/data/table.hpp"
+
+namespace tplimit {
+namespace {
+
+using data_files::file_error;
+using data_files::printable;
+
+std::string_view trimmed(std::string_view text) {
+  while (!text.empty() && (text.front() == ' ' || text.front() == '\t')) text.remove_prefix(1);
+  while (!text.empty() && (text.back() == ' ' || text.back() == '\t')) text.remove_suffix(1);
+  return text;
+}
+
+struct Field {
+  std::string_view text;  ///< trimmed if not quoted
+  bool quoted = false;
+};
+
+/// Cuts text into records and fields (RFC 4180, with LF, CRLF or CR as line ends).
+class Records {
+ public:
+  explicit Records(std::string_view text) : rest_(text) {}
+
+  /// The next record, or false at the end of the text and after a malformed quote.
+  bool next() {
+    fields_.clear();
+    unescaped_.clear();
+    if (rest_.empty()) return false;
+    line_ = next_line_;
+    while (true) {
+      rest_.remove_prefix(std::min(rest_.find_first_not_of(" \t"), rest_.size()));
+      if (!rest_.empty() && rest_.front() == '"') {
+        if (!quoted_field()) return false;
+      } else {
+        const std::size_t end = std::min(rest_.find_first_of(",\r\n"), rest_.size());
+        fields_.push_back({trimmed(rest_.substr(0, end)), false});
+        rest_.remove_prefix(end);
+      }
+      if (rest_.empty()) return true;
+      const char separator = rest_.front();
+      rest_.remove_prefix(1);
+      if (separator == ',') continue;
+      if (separator == '\r' && !rest_.empty() && rest_.front() == '\n') rest_.remove_prefix(1);
+      ++next_line_;
+      return true;
+    }
+  }
+
+  [[nodiscard]] const std::vector<Field>& fields() const { return fields_; }
+  /// Of the first character of the last record, counted from 1.
+  [[nodiscard]] std::size_t line() const { return line_; }
+  [[nodiscard]] bool blank() const {
+    return fields_.size() == 1 && fields_.front().text.empty() && !fields_.front().quoted;
+  }
+  /// What is wrong with a quote; empty if nothing is.
+  [[nodiscard]] const std::string& fault() const { return fault_; }
+
+ private:
+  bool quoted_field() {
+    rest_.remove_prefix(1);
+    const std::string_view start = rest_;
+    std::size_t size = 0;
+    bool escapes = false;
+    while (true) {
+      const std::size_t quote = start.find('"', size);
+      if (quote == std::string_view::npos) {
+        fault_ = "a quote is opened and never closed";
+        return false;
+      }
+      size = quote;
+      if (quote + 1 == start.size() || start[quote + 1] != '"') break;
+      escapes = true;
+      size += 2;
+    }
+    const std::string_view raw = start.substr(0, size);
+    for (std::size_t i = 0; i < raw.size(); ++i) {
+      if (raw[i] == '\n' || (raw[i] == '\r' && (i + 1 == raw.size() || raw[i + 1] != '\n'))) ++next_line_;
+    }
+    rest_.remove_prefix(size + 1);
+    rest_.remove_prefix(std::min(rest_.find_first_not_of(" \t"), rest_.size()));
+    if (!rest_.empty() && std::string_view(",\r\n").find(rest_.front()) == std::string_view::npos) {
+      fault_ = fmt::format("there is text after a closing quote: '{}'",
+                           printable(rest_.substr(0, rest_.find_first_of(",\r\n"))));
+      return false;
+    }
+    if (!escapes) {
+      fields_.push_back({raw, true});
+      return true;
+    }
+    std::string& text = unescaped_.emplace_back();
+    for (std::size_t i = 0; i < raw.size(); ++i) {
+      text += raw[i];
+      if (raw[i] == '"') ++i;
+    }
+    fields_.push_back({text, true});
+    return true;
+  }
+
+  std::string_view rest_;
+  std::vector<Field> fields_;
+  std::deque<std::string> unescaped_;  // a deque keeps the addresses that fields_ points at
+  std::size_t line_ = 0;
+  std::size_t next_line_ = 1;
+  std::string fault_;
+};
+
+enum class Parsed { kNumber, kNotANumber, kNaN, kInfinite };
+
+/// A decimal number with a point; "inf" and "nan" are recognised to be refused by name.
+Parsed parse_number(std::string_view text, double& value) {
+  text = trimmed(text);
+  if (text.starts_with('+')) {
+    text.remove_prefix(1);
+    if (text.starts_with('-')) return Parsed::kNotANumber;
+  }
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (end != text.data() + text.size() || error == std::errc::invalid_argument) return Parsed::kNotANumber;
+  if (error == std::errc::result_out_of_range) {
+    // Too large or too small?  The decimal exponent of the first digit that is not 0 tells.
+    std::int64_t exponent = 0;
+    const std::size_t e = std::min(text.find_first_of("eE"), text.size());
+    if (e < text.size()) {
+      const std::string_view digits = text.substr(e + (text[e + 1] == '+' ? 2 : 1));
+      if (std::from_chars(digits.data(), digits.data() + digits.size(), exponent).ec ==
+          std::errc::result_out_of_range) {
+        exponent = digits.starts_with('-') ? -1'000'000'000 : 1'000'000'000;
+      }
+    }
+    const std::string_view mantissa = text.substr(0, e);
+    const std::size_t digit = std::min(mantissa.find_first_of("123456789"), mantissa.size());
+    const std::size_t point = std::min(mantissa.find('.'), mantissa.size());
+    if (exponent + static_cast<std::int64_t>(point) - static_cast<std::int64_t>(digit) > 0) return Parsed::kInfinite;
+    value = 0;
+  }
+  if (std::isnan(value)) return Parsed::kNaN;
+  return std::isinf(value) ? Parsed::kInfinite : Parsed::kNumber;
+}
+
+/// Positions of the columns to read.
+struct Columns {
+  std::vector<std::size_t> features, targets;
+};
+
+/// Errors: E5106.
+Result<Columns> choose_columns(const std::string& name, const std::vector<std::string>& header,
+                               const DataOptions& options) {
+  enum class Use : unsigned char { kNone, kFeature, kTarget };
+  std::vector<Use> use(header.size(), Use::kNone);
+  Columns columns;
+  const auto list = [&] {
+    std::string text;
+    for (std::size_t i = 0; i < std::min<std::size_t>(header.size(), 8); ++i)
+      text += (i == 0 ? "" : ", ") + printable(header[i]);
+    return text + (header.size() > 8 ? fmt::format(" and {} more", header.size() - 8) : "");
+  };
+  const auto take = [&](const std::vector<std::string>& wanted, Use as,
+                        std::vector<std::size_t>& out) -> std::optional<Diagnostic> {
+    for (const std::string& column : wanted) {
+      const auto found = std::find(header.begin(), header.end(), column);
+      const std::string shown = printable(column);
+      if (found == header.end()) {
+        return file_error("E5106", fmt::format("{}: no column '{}'", name, shown),
+                          fmt::format("the columns are {}", list()));
+      }
+      if (std::find(found + 1, header.end(), column) != header.end()) {
+        return file_error("E5106", fmt::format("{}: two columns are called '{}'", name, shown),
+                          "give each column its own name in the first line");
+      }
+      const auto position = static_cast<std::size_t>(found - header.begin());
+      if (use[position] != Use::kNone) {
+        const bool both = use[position] != as;
+        return file_error(
+            "E5106",
+            fmt::format("{}: column '{}' is named {}", name, shown, both ? "as a feature and as a target" : "twice"),
+            "name it once");
+      }
+      use[position] = as;
+      out.push_back(position);
+    }
+    return std::nullopt;
+  };
+  if (auto error = take(options.targets, Use::kTarget, columns.targets)) return *error;
+  if (auto error = take(options.columns, Use::kFeature, columns.features)) return *error;
+  if (options.columns.empty()) {
+    for (std::size_t i = 0; i < header.size(); ++i) {
+      if (use[i] == Use::kNone) columns.features.push_back(i);
+    }
+  }
+  if (columns.features.empty()) {
+    return file_error("E5106", fmt::format("{}: every column is a target, no feature is left", name),
+                      "name fewer target columns");
+  }
+  return columns;
+}
+
+Result<DataSet> read(const std::filesystem::path& path, const DataOptions& options) {
+  auto opened = data_files::File::open(path);
+  if (!opened) return opened.errors();
+  data_files::File file = std::move(opened).value();
+  const std::string& name = file.name();
+  if (options.standardize_target && options.targets.empty()) {
+    return file_error("E5108", fmt::format("{}: standardize_target is set, but no target is named", name),
+                      "name the target: target = \"..\"");
+  }
+  std::string text(static_cast<std::size_t>(file.size()), '\0');
+  if (!file.read(0, text.data(), text.size())) return file.unreadable();
+
+  std::string_view content = text;
+  if (std::string help = data_files::archive_hint(content); !help.empty()) {
+    return file_error("E5102", fmt::format("{}: no header: this is not text", name), std::move(help));
+  }
+  if (content.starts_with("\xEF\xBB\xBF")) content.remove_prefix(3);  // byte order mark
+  Records records(content);
+  const auto malformed = [&] {
+    return file_error("E5103", fmt::format("{}: line {}: {}", name, records.line(), records.fault()),
+                      "write \"\" for a quote inside a quoted value, and close each quote");
+  };
+
+  const bool has_header = records.next();
+  if (!records.fault().empty()) return malformed();
+  if (!has_header || records.blank()) {
+    return file_error(
+        "E5102", fmt::format("{}: no header: {}", name, has_header ? "the first line is empty" : "the file is empty"),
+        "the first line must hold the names of the columns, separated by commas");
+  }
+  std::vector<std::string> header;
+  bool only_numbers = true;
+  for (const Field& field : records.fields()) {
+    double ignored = 0;
+    only_numbers = only_numbers && !field.quoted && parse_number(field.text, ignored) == Parsed::kNumber;
+    header.emplace_back(field.text);
+  }
+  if (only_numbers) {
+    return file_error("E5102", fmt::format("{}: no header: the first line holds numbers, not names of columns", name),
+                      "put a line with the names of the columns first, or quote names that look like numbers");
+  }
+  auto chosen = choose_columns(name, header, options);
+  if (!chosen) return chosen.errors();
+  const Columns& columns = *chosen;
+
+  DataSet data;
+  std::vector<double> targets;
+  const auto append = [&](const std::vector<std::size_t>& from, std::vector<double>& to) -> std::optional<Diagnostic> {
+    for (const std::size_t i : from) {
+      const std::string_view field = records.fields()[i].text;
+      double value = 0;
+      const Parsed parsed = parse_number(field, value);
+      if (parsed == Parsed::kNumber) {
+        to.push_back(value);
+        continue;
+      }
+      const std::string place = fmt::format("{}: line {}, column '{}'", name, records.line(), printable(header[i]));
+      if (parsed == Parsed::kNotANumber) {
+        const bool other_separator = field.find_first_of(";\t|") != std::string_view::npos;
+        return file_error(
+            "E5104",
+            fmt::format("{}: {}", place,
+                        field.empty() ? "the value is missing" : fmt::format("'{}' is not a number", printable(field))),
+            other_separator ? "separate values by commas, and write 1.5, not 1,5"
+                            : "write a number, or choose other columns with `columns`");
+      }
+      return file_error("E5105",
+                        fmt::format("{}: '{}' is {}", place, printable(field),
+                                    parsed == Parsed::kNaN ? "NaN" : "infinite or too large"),
+                        "remove or replace the value, or leave its row out with rows = a..b");
+    }
+    return std::nullopt;
+  };
+
+  const bool can_stop = options.rows && options.rows->begin >= 0 && options.rows->begin < options.rows->end;
+  std::int64_t row = 0;
+  std::size_t blank_line = 0;
+  while (!(can_stop && row == options.rows->end) && records.next()) {
+    if (records.blank()) {
+      if (blank_line == 0) blank_line = records.line();
+      continue;
+    }
+    if (blank_line != 0) {
+      return file_error("E5103", fmt::format("{}: line {}: the line is empty", name, blank_line),
+                        "delete the line, or fill in its values");
+    }
+    if (records.fields().size() != header.size()) {
+      const auto count = [](std::size_t n, std::string_view what) {
+        return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s");
+      };
+      return file_error("E5103",
+                        fmt::format("{}: line {}: {}, but the header names {}", name, records.line(),
+                                    count(records.fields().size(), "value"), count(header.size(), "column")),
+                        "give each line one value for each column; quote values that contain a comma");
+    }
+    if (!options.rows || (row >= options.rows->begin && row < options.rows->end)) {
+      if (auto error = append(columns.features, data.features.values)) return *error;
+      if (auto error = append(columns.targets, targets)) return *error;
+    }
+    ++row;
+  }
+  if (!records.fault().empty()) return malformed();
+  if (row == 0)
+    return file_error("E5102", fmt::format("{}: no rows: there is only a header", name),
+                      "add lines of numbers below the header");
+  auto selected = data_files::select_rows(name, options, row);
+  if (!selected) return selected.errors();
+
+  const std::int64_t rows = selected->end - selected->begin;
+  data.features.shape = {rows, static_cast<std::int64_t>(columns.features.size())};
+  if (!columns.targets.empty()) {
+    data.target = Array{{rows}, std::move(targets)};
+    if (columns.targets.size() > 1) data.target->shape.push_back(static_cast<std::int64_t>(columns.targets.size()));
+  }
+  std::vector<std::string> constant;
+  const auto standardize = [&](std::vector<double>& values, const std::vector<std::size_t>& from) {
+    for (const std::size_t j : data_files::standardize_columns(values, from.size()))
+      constant.push_back(printable(header[from[j]]));
+  };
+  if (options.standardize) standardize(data.features.values, columns.features);
+  if (options.standardize_target) standardize(data.target->values, columns.targets);
+  if (!constant.empty()) data.warnings.push_back(data_files::constant_columns_warning(name, constant));
+  return data;
+}
+
+}  // namespace
+
+Result<DataSet> read_csv(const std::filesystem::path& file, const DataOptions& options) {
+  return data_files::within_memory(file, [&] { return read(file, options); });
+}
+
+}  // namespace tplimit

@@ -1,0 +1,526 @@
+#include "tplimit/driver/driver.hpp"
+
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <cmath>
+#include <fstream>
+#include <mutex>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "engines/interpreter.hpp"
+#include "tplimit/data/table.hpp"
+#include "tplimit/ir/kernels.hpp"
+#include "tplimit/math/normals.hpp"
+#include "tplimit/support/check.hpp"
+#include "tplimit/syntax/parser.hpp"
+
+namespace tplimit {
+
+using namespace ir;
+using engines::Executor;
+using engines::FiniteEvaluator;
+using engines::RunFailure;
+using engines::RunResult;
+using engines::RunSettings;
+using engines::Schedule;
+
+double machine_memory() { return static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE)); }
+
+double peak_memory() {
+  rusage usage{};
+  getrusage(RUSAGE_SELF, &usage);
+  return static_cast<double>(usage.ru_maxrss) * 1024;
+}
+
+const char* to_string(Method method) {
+  switch (method) {
+    case Method::kExact: return "exact";
+    case Method::kParticles: return "particles";
+    case Method::kNetworks: return "networks";
+    case Method::kSamples: return "samples";
+  }
+  return "?";
+}
+
+Result<Module> parse(Source source, const LowerOptions& options) {
+  auto ast = parse_syntax(source);
+  if (!ast) return ast.errors();
+  auto lowered = lower(*ast, source, options);
+  if (!lowered) return lowered.errors();
+  verify(lowered->program);
+  Module module;
+  module.sha256 = sha256(source.text());
+  module.constants = options.constants;
+  module.program = erase_identities(lowered->program);
+  verify(module.program);
+  module.warnings = std::move(lowered->warnings);
+  module.source = std::move(source);
+  return module;
+}
+
+Result<Module> parse_file(const std::filesystem::path& file, LowerOptions options) {
+  std::ifstream in(file, std::ios::binary);
+  std::ostringstream text;
+  if (!in || std::filesystem::is_directory(file) || !(text << in.rdbuf() || text.str().empty()))
+    return Diagnostic{Severity::kError, "E5001", fmt::format("cannot read '{}'", file.string()), {}, "", "", {}, false};
+  options.base_directory = file.parent_path();
+  return parse(Source(file.string(), text.str()), options);
+}
+
+Result<LeadingOrder> check(const Module& module) { return leading_order(module.program); }
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+
+int thread_count(int asked) { return asked > 0 ? asked : static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
+double memory_limit(double asked) { return asked > 0 ? asked : 0.8 * machine_memory(); }
+
+std::string bytes_text(double bytes) { return bytes >= 1e9 ? fmt::format("{:.1f} GB", bytes / 1e9) : fmt::format("{:.0f} MB", std::max(1.0, bytes / 1e6)); }
+
+/// Counts finished runs and tells the caller, one call at a time.
+class ProgressCounter {
+ public:
+  ProgressCounter(const Progress& progress, std::int64_t total) : progress_(progress), total_(total) {}
+  void finished() {
+    const std::scoped_lock lock(mutex_);
+    if (progress_) progress_(static_cast<double>(++done_) / static_cast<double>(total_));
+  }
+
+ private:
+  const Progress& progress_;
+  std::int64_t total_, done_ = 0;
+  std::mutex mutex_;
+};
+
+/// Turns a stop of an engine into a diagnostic: which line, which iteration, which report is lost.
+Diagnostic explain(const Program& program, const RunFailure& failure) {
+  const Node& node = program[failure.node];
+  Diagnostic d{Severity::kError, failure.stop.code, failure.stop.message, node.span, "", failure.stop.help, {}, true};
+  if (failure.stop.code == "E4101") {
+    d.message = "a number is not finite (overflow, or an operation outside its domain)";
+    d.label = "first seen here";
+    d.help = "a smaller learning rate or initial variance often helps; log and sqrt need positive arguments";
+  }
+  if (node.context) d.notes.push_back({"in the iteration " + program.contexts[node.context], node.span});
+  std::vector<bool> reached(program.size(), false);
+  reached[failure.node.value] = true;
+  for (std::size_t k = failure.node.value + 1; k < program.size(); ++k)
+    for (const NodeId in : program.nodes[k].in) reached[k] = reached[k] || reached[in.value];
+  for (const Report& report : program.reports)
+    for (const auto& entry : report.entries)
+      if (reached[entry.value.value]) {
+        std::string index;
+        for (std::size_t j = 0; j < entry.index.size(); ++j) index += fmt::format("{}{} = {}", j ? ", " : " at ", report.index_names[j], entry.index[j]);
+        d.notes.push_back({fmt::format("it reaches report '{}' first{}", report.name, index), report.span});
+        return d;
+      }
+  return d;
+}
+
+/// Runs with the given settings; `prepare(k)` sets what differs between runs.  On failure, the failing run is repeated in
+/// trace mode to find where the first bad number appears.
+template <class Prepare>
+Result<std::vector<RunResult>> run_all(const Schedule& schedule, int count, const RunSettings& settings, int threads, bool outer_parallel, Prepare prepare, ProgressCounter& progress) {
+  std::vector<RunResult> results(static_cast<std::size_t>(count));
+  std::vector<std::optional<RunFailure>> failures(static_cast<std::size_t>(count));
+  std::atomic<bool> stop = false;
+  const Executor outer(outer_parallel ? threads : 1), inner(outer_parallel ? 1 : threads);
+  outer.parallel(count, [&](std::int64_t k) {
+    if (stop) return;
+    RunSettings own = settings;
+    prepare(own, k);
+    auto outcome = engines::run_program(schedule, own, inner);
+    const auto slot = static_cast<std::size_t>(k);
+    if (auto* failure = std::get_if<RunFailure>(&outcome)) {
+      failures[slot] = std::move(*failure);
+      stop = true;
+    } else {
+      results[slot] = std::move(std::get<RunResult>(outcome));
+    }
+    progress.finished();
+  });
+  engines::Buffer::release_pool();
+  for (std::size_t k = 0; k < failures.size(); ++k) {
+    if (!failures[k]) continue;
+    RunFailure failure = *failures[k];
+    if (failure.stop.code == "E4101") {
+      RunSettings own = settings;
+      prepare(own, static_cast<std::int64_t>(k));
+      own.trace = true;
+      auto traced = engines::run_program(schedule, own, Executor(threads));
+      if (auto* earlier = std::get_if<RunFailure>(&traced)) failure = *earlier;
+    }
+    return explain(*schedule.program, failure);
+  }
+  return results;
+}
+
+/// The averages that outputs are computed from: nodes with coordinates behind them and only finite operations after.
+std::vector<NodeId> atoms_of(const Program& program, const std::vector<NodeId>& outputs) {
+  std::vector<bool> seen(program.size(), false);
+  std::vector<NodeId> stack = outputs, atoms;
+  while (!stack.empty()) {
+    const NodeId id = stack.back();
+    stack.pop_back();
+    if (seen[id.value]) continue;
+    seen[id.value] = true;
+    const Node& node = program[id];
+    if (is_average(node.op) || std::holds_alternative<Samples>(node.op)) atoms.push_back(id);
+    else stack.insert(stack.end(), node.in.begin(), node.in.end());
+  }
+  std::sort(atoms.begin(), atoms.end());
+  return atoms;
+}
+
+/// Shape and index values of a report; values are filled in by the caller.
+ReportResult skeleton(const Program& program, const Report& report) {
+  ReportResult out;
+  out.name = report.name;
+  out.span = report.span;
+  out.index_names = report.index_names;
+  for (std::size_t k = 0; k < report.index_names.size(); ++k) {
+    std::set<std::int64_t> values;
+    for (const auto& entry : report.entries) values.insert(entry.index[k]);
+    out.index_values.emplace_back(values.begin(), values.end());
+    out.shape.push_back(static_cast<std::int64_t>(values.size()));
+  }
+  if (!report.entries.empty())
+    for (const auto d : program[report.entries[0].value].type.dims) out.shape.push_back(d);
+  return out;
+}
+
+/// The Eigvals node behind a report, if only selections stand between.
+std::optional<NodeId> eigenvalues_behind(const Program& program, NodeId id) {
+  for (;;) {
+    const Node& node = program[id];
+    if (std::holds_alternative<Eigvals>(node.op)) return id;
+    if (!std::holds_alternative<Gather>(node.op) && !std::holds_alternative<Reshape>(node.op)) return std::nullopt;
+    id = node.in[0];
+  }
+}
+
+/// "An eigenvalue within 3 errors of 0 or of its neighbour, or below rank_tol^2 times the largest, is not resolved."
+std::vector<double> unresolved_flags(const std::vector<double>& values, const std::vector<double>& errors, std::int64_t count, double rank_tol) {
+  std::vector<double> flags(values.size(), 0.0);
+  const auto k = static_cast<std::size_t>(count);
+  for (std::size_t base = 0; base < values.size(); base += k) {
+    double largest = 0;
+    for (std::size_t i = 0; i < k; ++i) largest = std::max(largest, std::abs(values[base + i]));
+    for (std::size_t i = 0; i < k; ++i) {
+      const double v = values[base + i], e = errors.empty() ? 0 : errors[base + i];
+      bool bad = std::abs(v) <= 3 * e || std::abs(v) < rank_tol * rank_tol * largest;
+      for (const std::size_t j : {i - 1, i + 1})
+        if (j < k) bad = bad || std::abs(values[base + j] - v) <= 3 * std::hypot(e, errors.empty() ? 0 : errors[base + j]);
+      flags[base + i] = bad ? 1 : 0;
+    }
+  }
+  return flags;
+}
+
+/// Values of finite nodes from averages pooled over runs, errors by jackknife over runs.
+struct Pooled {
+  std::vector<std::vector<double>> value, error;
+};
+Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs) {
+  FiniteEvaluator tail(program, atoms, wanted);
+  const std::size_t count = runs.size();
+  std::vector<std::vector<double>> mean(atoms.size());
+  for (std::size_t a = 0; a < atoms.size(); ++a) {
+    mean[a].assign(runs[0].values[a].size(), 0.0);
+    if (std::holds_alternative<Samples>(program[atoms[a]].op)) {
+      mean[a] = runs[0].values[a];  // draws are not averaged
+      continue;
+    }
+    for (const RunResult& run : runs)
+      for (std::size_t j = 0; j < mean[a].size(); ++j) mean[a][j] += run.values[a][j];
+    for (double& x : mean[a]) x /= static_cast<double>(count);
+  }
+  const auto evaluate_at = [&](const std::vector<std::vector<double>>& at) {
+    std::vector<const double*> given;
+    for (const auto& v : at) given.push_back(v.data());
+    return tail.evaluate(given);
+  };
+  Pooled out;
+  out.value = evaluate_at(mean);
+  if (count < 2) return out;
+  const double r = static_cast<double>(count);
+  std::vector<std::vector<double>> sum, sum_of_squares;
+  for (const auto& v : out.value) {
+    sum.emplace_back(v.size(), 0.0);
+    sum_of_squares.emplace_back(v.size(), 0.0);
+  }
+  std::vector<std::vector<double>> without(atoms.size());
+  for (const RunResult& run : runs) {
+    for (std::size_t a = 0; a < atoms.size(); ++a) {
+      without[a] = mean[a];
+      if (std::holds_alternative<Samples>(program[atoms[a]].op)) continue;
+      for (std::size_t j = 0; j < mean[a].size(); ++j) without[a][j] += (mean[a][j] - run.values[a][j]) / (r - 1);
+    }
+    const auto values = evaluate_at(without);
+    for (std::size_t w = 0; w < values.size(); ++w)
+      for (std::size_t j = 0; j < values[w].size(); ++j) {
+        const double d = values[w][j] - out.value[w][j];
+        sum[w][j] += d;
+        sum_of_squares[w][j] += d * d;
+      }
+  }
+  for (std::size_t w = 0; w < sum.size(); ++w) {
+    out.error.emplace_back();
+    for (std::size_t j = 0; j < sum[w].size(); ++j)
+      out.error[w].push_back(std::sqrt(std::max(0.0, (sum_of_squares[w][j] - sum[w][j] * sum[w][j] / r) * (r - 1) / r)));
+  }
+  return out;
+}
+
+class LimitEvaluation {
+ public:
+  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options) : program_(limit.program), options_(options), threads_(thread_count(options.threads)) {
+    outputs_ = outputs_of(program_);
+    for (const Report& report : program_.reports)
+      for (const auto& entry : report.entries)
+        if (const auto e = eigenvalues_behind(program_, entry.value)) outputs_.push_back(*e);
+    std::sort(outputs_.begin(), outputs_.end());
+    outputs_.erase(std::unique(outputs_.begin(), outputs_.end()), outputs_.end());
+    atoms_ = atoms_of(program_, outputs_);
+    schedule_ = engines::make_schedule(program_, atoms_);
+    // What depends on no average is exact.
+    random_.assign(program_.size(), false);
+    sampled_.assign(program_.size(), false);
+    for (std::size_t k = 0; k < program_.size(); ++k) {
+      const Op& op = program_.nodes[k].op;
+      random_[k] = is_average(op) || std::holds_alternative<Samples>(op);
+      sampled_[k] = std::holds_alternative<Samples>(op);
+      for (const NodeId in : program_.nodes[k].in) {
+        random_[k] = random_[k] || random_[in.value];
+        sampled_[k] = sampled_[k] || (!program_.nodes[k].type.width && sampled_[in.value]);
+      }
+    }
+  }
+
+  Result<LimitResult> run(std::int64_t particles, ProgressCounter& progress) {
+    RunSettings settings;
+    settings.limit = true;
+    settings.rows = particles;
+    settings.rank_tol = options_.rank_tol;
+    const bool outer = threads_ > 1 && options_.randomisations > 1 && particles <= 4 * engines::kChunkRows;
+    const double bytes = engines::estimate_memory(schedule_, settings) * (outer ? std::min(threads_, options_.randomisations) : 1);
+    if (bytes > memory_limit(options_.memory_bytes))
+      return Diagnostic{Severity::kError, "E4202", fmt::format("the run needs up to {} of memory, but {} may be used", bytes_text(bytes), bytes_text(memory_limit(options_.memory_bytes))), {}, "",
+                        "use fewer --particles, a larger --rank-tol, or raise --memory", {}, false};
+    LimitResult out;
+    out.engine = {"particles", particles, options_.randomisations, options_.seed, threads_, options_.rank_tol, 0};
+    auto runs = run_all(schedule_, atoms_.empty() ? 1 : options_.randomisations, settings, threads_, outer,
+                        [&](RunSettings& own, std::int64_t k) { own.key = mix_key(mix_key(0x6c696d6974ULL, options_.seed), static_cast<std::uint64_t>(k)); }, progress);
+    if (!runs) return runs.errors();
+    bool stopped = false;
+    for (const RunResult& run : *runs) {
+      stopped = stopped || run.matching_stopped;
+      out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank);
+    }
+    if (stopped)
+      out.warnings.push_back({Severity::kWarning, "W5401", fmt::format("moment matching stopped: too many directions (rank {}) for {} particles", out.engine.largest_rank, particles), {}, "",
+                              "raise --particles for smaller errors", {}, false});
+    const Pooled pooled = pool(program_, atoms_, outputs_, *runs);
+    collect(pooled, out);
+    return out;
+  }
+
+  [[nodiscard]] bool exact() const { return atoms_.empty(); }
+
+ private:
+  [[nodiscard]] std::size_t slot(NodeId id) const { return static_cast<std::size_t>(std::lower_bound(outputs_.begin(), outputs_.end(), id) - outputs_.begin()); }
+
+  void collect(const Pooled& pooled, LimitResult& out) const {
+    for (const Report& report : program_.reports) {
+      ReportResult r = skeleton(program_, report);
+      bool random = false, sampled = false, eigen = false;
+      for (const auto& entry : report.entries) {
+        random = random || random_[entry.value.value];
+        sampled = sampled || sampled_[entry.value.value];
+        eigen = eigen || eigenvalues_behind(program_, entry.value).has_value();
+      }
+      r.method = sampled ? Method::kSamples : random ? Method::kParticles : Method::kExact;
+      for (const auto& entry : report.entries) {
+        const std::size_t k = slot(entry.value);
+        r.value.insert(r.value.end(), pooled.value[k].begin(), pooled.value[k].end());
+        if (r.method == Method::kExact) r.error.resize(r.value.size(), 0.0);
+        else if (!pooled.error.empty() && !sampled) r.error.insert(r.error.end(), pooled.error[k].begin(), pooled.error[k].end());
+        if (eigen) {
+          std::vector<double> flags(pooled.value[k].size(), 0.0);
+          if (const auto e = eigenvalues_behind(program_, entry.value)) {
+            const std::size_t j = slot(*e);
+            flags = unresolved_flags(pooled.value[j], pooled.error.empty() ? std::vector<double>{} : pooled.error[j], program_[*e].type.dims.back(), options_.rank_tol);
+            // Selections copy flags as they copy eigenvalues.
+            if (*e != entry.value) flags = FiniteEvaluator(program_, {*e}, {entry.value}).evaluate({flags.data()})[0];
+          }
+          for (const double f : flags) r.unresolved.push_back(f != 0);
+        }
+      }
+      for (const double e : r.error) out.largest_error = std::max(out.largest_error, e);
+      out.reports.push_back(std::move(r));
+    }
+    for (const Expectation& e : program_.expectations) {
+      const std::size_t left = slot(e.left), right = slot(e.right);
+      const bool random = random_[e.left.value] || random_[e.right.value];
+      ExpectResult result{e.span, program_.contexts[e.context], ExpectStatus::kPassed, 0, 0, 0, e.tolerance};
+      double worst = -1;
+      for (std::size_t j = 0; j < pooled.value[left].size(); ++j) {
+        const double a = pooled.value[left][j], b = pooled.value[right][j];
+        // Both sides come from the same runs; adding their errors is the safe side of their unknown correlation.
+        const double error = !random ? 0 : pooled.error.empty() ? std::numeric_limits<double>::infinity() : pooled.error[left][j] + pooled.error[right][j];
+        const double difference = std::abs(a - b);
+        const ExpectStatus status = difference + 2 * error <= e.tolerance ? ExpectStatus::kPassed
+                                    : difference > e.tolerance + 3 * error ? ExpectStatus::kFailed
+                                                                           : ExpectStatus::kUndecided;
+        const auto rank = [](ExpectStatus s) { return s == ExpectStatus::kFailed ? 2 : s == ExpectStatus::kUndecided ? 1 : 0; };
+        if (rank(status) > rank(result.status) || (status == result.status && difference > worst)) {
+          worst = difference;
+          result.left = a;
+          result.right = b;
+          result.error = error;
+          result.status = status;
+        }
+      }
+      out.expectations.push_back(result);
+    }
+  }
+
+  const Program& program_;
+  const EvaluateOptions& options_;
+  int threads_;
+  std::vector<NodeId> outputs_, atoms_;
+  Schedule schedule_;
+  std::vector<bool> random_, sampled_;
+};
+
+/// The bias of order rank / particles is invisible to standard errors: half the particles show it.
+void include_difference(LimitResult& now, const LimitResult& half) {
+  now.largest_error = 0;
+  for (std::size_t k = 0; k < now.reports.size(); ++k) {
+    ReportResult& r = now.reports[k];
+    for (std::size_t j = 0; j < r.error.size(); ++j) {
+      r.error[j] = std::max(r.error[j], std::abs(r.value[j] - half.reports[k].value[j]));
+      now.largest_error = std::max(now.largest_error, r.error[j]);
+    }
+  }
+}
+
+}  // namespace
+
+Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& options) {
+  const auto start = Clock::now();
+  if (options.particles < 8) return Diagnostic{Severity::kError, "E2701", fmt::format("{} particles are too few", options.particles), {}, "", "use at least 8; the default is 16384", {}, false};
+  if (options.randomisations < 1) return Diagnostic{Severity::kError, "E2701", "at least one randomisation is needed", {}, "", "use 2 or more for an error estimate; the default is 8", {}, false};
+  auto limit = leading_order(module.program);
+  if (!limit) return limit.errors();
+  verify(limit->program);
+  LimitEvaluation evaluation(*limit, options);
+  constexpr std::int64_t kMostParticles = std::int64_t{1} << 24;
+  ProgressCounter progress(options.progress, options.randomisations);
+  std::int64_t particles = options.particles;
+  Result<LimitResult> result = evaluation.run(particles, progress);
+  if (!result) return result.errors();
+  if (options.tolerance && !evaluation.exact()) {
+    LimitResult half = *result;
+    for (;;) {
+      particles *= 2;
+      if (particles > kMostParticles) {
+        result->tolerance_missed = true;
+        break;
+      }
+      ProgressCounter again(options.progress, options.randomisations);
+      Result<LimitResult> next = evaluation.run(particles, again);
+      if (!next) {
+        if (next.errors()[0].code != "E4202") return next.errors();
+        result->tolerance_missed = true;  // out of memory: say what was reached
+        break;
+      }
+      const LimitResult plain = *next;
+      include_difference(*next, half);
+      half = plain;
+      *result = std::move(*next);
+      if (result->largest_error <= *options.tolerance) break;
+    }
+  }
+  result->warnings.insert(result->warnings.begin(), limit->warnings.begin(), limit->warnings.end());
+  result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
+  result->time_s = seconds_since(start);
+  result->peak_memory_bytes = peak_memory();
+  return result;
+}
+
+Result<SimulationResult> simulate(const Module& module, const SimulateOptions& options) {
+  const auto start = Clock::now();
+  if (options.width < 1) return Diagnostic{Severity::kError, "E2701", fmt::format("a network of width {} cannot be run", options.width), {}, "", "use --width 128 or more", {}, false};
+  if (options.seeds < 1) return Diagnostic{Severity::kError, "E2701", "at least one seed is needed", {}, "", "", {}, false};
+  const Program program = at_width(module.program, static_cast<double>(options.width));
+  const std::vector<NodeId> wanted = outputs_of(program);
+  const Schedule schedule = engines::make_schedule(program, wanted);
+  const int threads = thread_count(options.threads);
+  const bool outer = threads > 1 && options.seeds > 1 && options.width <= 4096;
+  const double limit = memory_limit(options.memory_bytes), copies = outer ? std::min(threads, options.seeds) : 1;
+
+  RunSettings settings;
+  settings.limit = false;
+  settings.rows = options.width;
+  settings.dense = options.matrices == Matrices::kDense;
+  if (options.matrices == Matrices::kAuto) {
+    // A lazy product costs about 8 n r P, a dense one 2 n^2 P, and the dense matrix must fit.
+    std::int64_t directions = 0;
+    for (const auto& d : schedule.spaces.directions) directions = std::max({directions, d[0], d[1]});
+    settings.dense = true;
+    if (4 * directions < options.width || copies * engines::estimate_memory(schedule, settings) > limit) settings.dense = false;
+  }
+  const double bytes = copies * engines::estimate_memory(schedule, settings);
+  if (bytes > limit)
+    return Diagnostic{Severity::kError, "E4202", fmt::format("networks of width {} need up to {} of memory, but {} may be used", options.width, bytes_text(bytes), bytes_text(limit)), {}, "",
+                      settings.dense ? "use --matrices lazy, a smaller width, or raise --memory" : "use a smaller width, or raise --memory", {}, false};
+
+  ProgressCounter progress(options.progress, options.seeds);
+  auto runs = run_all(schedule, options.seeds, settings, threads, outer,
+                      [&](RunSettings& own, std::int64_t k) {
+                        own.key = mix_key(mix_key(mix_key(0x6e6574776f726bULL, options.seed), static_cast<std::uint64_t>(options.width)), static_cast<std::uint64_t>(k));
+                      }, progress);
+  if (!runs) return runs.errors();
+
+  SimulationResult out;
+  out.width = options.width;
+  out.seeds = options.seeds;
+  out.dense = settings.dense;
+  for (const Report& report : program.reports) {
+    ReportResult r = skeleton(program, report);
+    r.method = Method::kNetworks;
+    std::vector<std::vector<double>> values;
+    for (const RunResult& run : *runs) {
+      std::vector<double>& own = values.emplace_back();
+      for (const auto& entry : report.entries) {
+        const auto k = static_cast<std::size_t>(std::lower_bound(wanted.begin(), wanted.end(), entry.value) - wanted.begin());
+        own.insert(own.end(), run.values[k].begin(), run.values[k].end());
+      }
+    }
+    const double s = static_cast<double>(options.seeds);
+    r.value.assign(values[0].size(), 0.0);
+    for (const auto& v : values)
+      for (std::size_t j = 0; j < v.size(); ++j) r.value[j] += v[j] / s;
+    if (options.seeds > 1) {
+      r.error.assign(r.value.size(), 0.0);
+      for (const auto& v : values)
+        for (std::size_t j = 0; j < v.size(); ++j) r.error[j] += (v[j] - r.value[j]) * (v[j] - r.value[j]);
+      for (double& e : r.error) e = std::sqrt(e / (s - 1) / s);
+    }
+    out.reports.push_back(std::move(r));
+    out.runs.push_back(std::move(values));
+  }
+  out.time_s = seconds_since(start);
+  return out;
+}
+
+}  // namespace tplimit

@@ -1,0 +1,65 @@
+#include "engines/block.hpp"
+
+#include <sys/mman.h>
+
+#include <new>
+
+namespace tplimit::engines {
+namespace {
+
+constexpr std::size_t kMapThreshold = std::size_t{1} << 20;
+constexpr std::size_t kPoolLimit = std::size_t{64} << 20;  // larger pieces (bases, dense matrices) are not pooled
+
+/// Blocks of a few sizes come and go by the thousand; mapping fresh zeroed pages for each costs as much as filling them.
+struct Pool {
+  std::mutex mutex;
+  std::unordered_multimap<std::size_t, double*> free;
+};
+Pool& pool() {
+  static Pool* const instance = new Pool;  // never destroyed: buffers of static lifetime may outlive it
+  return *instance;
+}
+
+double* allocate(std::size_t bytes) {
+  if (bytes < kMapThreshold) return static_cast<double*>(::operator new(bytes, std::align_val_t{64}));
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (p == MAP_FAILED) throw std::bad_alloc();
+  return static_cast<double*>(p);
+}
+
+void release(double* p, std::size_t bytes) {
+  if (bytes < kMapThreshold) ::operator delete(p, std::align_val_t{64});
+  else munmap(p, bytes);
+}
+
+}  // namespace
+
+Buffer::Buffer(std::int64_t doubles) : bytes_(static_cast<std::size_t>(std::max<std::int64_t>(doubles, 1)) * sizeof(double)) {
+  if (bytes_ >= kMapThreshold && bytes_ < kPoolLimit) {
+    const std::scoped_lock lock(pool().mutex);
+    if (const auto it = pool().free.find(bytes_); it != pool().free.end()) {
+      data_ = it->second;
+      pool().free.erase(it);
+      return;
+    }
+  }
+  data_ = allocate(bytes_);
+}
+
+Buffer::~Buffer() {
+  if (!data_) return;
+  if (bytes_ >= kMapThreshold && bytes_ < kPoolLimit) {
+    const std::scoped_lock lock(pool().mutex);
+    pool().free.emplace(bytes_, data_);
+  } else {
+    release(data_, bytes_);
+  }
+}
+
+void Buffer::release_pool() {
+  const std::scoped_lock lock(pool().mutex);
+  for (const auto& [bytes, data] : pool().free) release(data, bytes);
+  pool().free.clear();
+}
+
+}  // namespace tplimit::engines

@@ -1,0 +1,74 @@
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <unordered_map>
+#include <utility>
+#include <vector>
+
+#include "tplimit/ir/kernels.hpp"
+#include "tplimit/support/check.hpp"
+
+namespace tplimit::engines {
+
+/// Rows per chunk.  Fixed, so that sums over chunks have one order whatever the number of threads.  1024 rows of 40
+/// columns are 320 kB: a chunk of a typical block and of its basis stay in the second-level cache.
+inline constexpr std::int64_t kChunkRows = 1024;
+
+/// Uninitialised memory for doubles.  Large pieces are reserved, not committed: untouched pages cost nothing, so a growing
+/// basis can reserve its largest possible size.  Freed pieces are kept for reuse by the thread-safe pool.
+class Buffer {
+ public:
+  Buffer() = default;
+  explicit Buffer(std::int64_t doubles);
+  ~Buffer();
+  Buffer(Buffer&& other) noexcept : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+  Buffer& operator=(Buffer&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+  }
+  [[nodiscard]] double* data() const { return data_; }
+
+  /// Gives pooled memory back to the system.
+  static void release_pool();
+
+ private:
+  double* data_ = nullptr;
+  std::size_t bytes_ = 0;
+};
+
+/// A rows x columns array, cut into chunks of rows; each chunk is column-major and contiguous.  Columns can be appended
+/// up to the capacity.  A value without a width axis is a block of one row.
+class Block {
+ public:
+  Block() = default;
+  Block(std::int64_t rows, std::int64_t columns) : Block(rows, columns, columns) {}
+  Block(std::int64_t rows, std::int64_t columns, std::int64_t capacity)
+      : rows_(rows), columns_(columns), capacity_(capacity), chunk_(std::min(rows, kChunkRows)), buffer_(chunks() * chunk_ * capacity) {}
+
+  [[nodiscard]] std::int64_t rows() const { return rows_; }
+  [[nodiscard]] std::int64_t columns() const { return columns_; }
+  [[nodiscard]] std::int64_t chunks() const { return (rows_ + chunk_ - 1) / chunk_; }
+  [[nodiscard]] std::int64_t chunk_rows(std::int64_t c) const { return std::min(chunk_, rows_ - c * chunk_); }
+  [[nodiscard]] std::int64_t ld() const { return chunk_; }
+  [[nodiscard]] double* chunk(std::int64_t c) const { return buffer_.data() + c * chunk_ * capacity_; }
+  [[nodiscard]] bool empty() const { return capacity_ == 0; }
+
+  [[nodiscard]] ir::View view(std::int64_t c) const { return {chunk(c), chunk_rows(c), chunk_}; }
+  [[nodiscard]] ir::MutableView mutable_view(std::int64_t c) const { return {chunk(c), chunk_rows(c), chunk_}; }
+
+  /// Makes room for `count` more columns (contents undefined).
+  void append(std::int64_t count) {
+    TPLIMIT_CHECK(columns_ + count <= capacity_, "{} columns fit into {}", columns_ + count, capacity_);
+    columns_ += count;
+  }
+
+ private:
+  std::int64_t rows_ = 0, columns_ = 0, capacity_ = 0, chunk_ = 1;
+  Buffer buffer_;
+};
+
+}  // namespace tplimit::engines

@@ -1,0 +1,442 @@
+#include "engines/interpreter.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <deque>
+
+#include "tplimit/math/normals.hpp"
+#include "tplimit/support/overloaded.hpp"
+
+namespace tplimit::engines {
+
+using namespace ir;
+
+Schedule make_schedule(const Program& program, std::vector<NodeId> wanted) {
+  Schedule s;
+  s.program = &program;
+  s.wanted = std::move(wanted);
+  s.needed.assign(program.size(), false);
+  for (const NodeId id : s.wanted) s.needed[id.value] = true;
+  for (std::size_t k = program.size(); k-- > 0;)
+    if (s.needed[k])
+      for (const NodeId in : program.nodes[k].in) s.needed[in.value] = true;
+  s.last_use.resize(program.size());
+  for (std::uint32_t k = 0; k < program.size(); ++k) {
+    s.last_use[k] = k;
+    if (s.needed[k])
+      for (const NodeId in : program.nodes[k].in) s.last_use[in.value] = k;
+  }
+  s.spaces = probability_spaces(program);
+  return s;
+}
+
+namespace {
+
+constexpr std::uint64_t kSourceWord = 0x736f75726365ULL, kSpaceWord = 0x7370616365ULL, kMatrixWord = 0x6d6174726978ULL;
+
+/// Consecutive row-by-row operations form a group that is evaluated chunk by chunk in one parallel sweep; averages close
+/// a sweep.  Values that nobody outside the group needs live in scratch memory of one chunk.
+class Run {
+ public:
+  Run(const Schedule& schedule, const RunSettings& settings, const Executor& executor)
+      : s_(schedule), program_(*schedule.program), settings_(settings), executor_(executor), blocks_(program_.size()), versions_(program_.size()) {
+    const auto& spaces = s_.spaces;
+    if (settings_.limit || !settings_.dense) {
+      const NormalLaw law = settings_.limit ? NormalLaw::kMatched : NormalLaw::kExact;
+      for (std::uint32_t k = 0; k < spaces.count; ++k)
+        spaces_.emplace_back(executor_, settings_.rows, law, mix_key(mix_key(settings_.key, kSpaceWord), k), spaces.dimensions[k]);
+    }
+    matrices_.resize(program_.sources.size());
+    source_.resize(program_.size());
+  }
+
+  std::variant<RunResult, RunFailure> run() {
+    try {
+      for (std::uint32_t k = 0; k < program_.size(); ++k) {
+        if (!s_.needed[k]) continue;
+        current_ = k;
+        step({k});
+        if (settings_.trace) {
+          flush();
+          current_ = k;
+          check_everything({k});
+        }
+      }
+      flush();
+    } catch (EvaluationStop& stop) {
+      return RunFailure{std::move(stop), {current_}};
+    }
+    RunResult result;
+    for (const NodeId id : s_.wanted) {
+      const Block& b = blocks_[id.value];
+      result.values.emplace_back(b.chunk(0), b.chunk(0) + b.columns());
+    }
+    for (const auto& space : spaces_) result.matching_stopped = result.matching_stopped || space.matching_stopped();
+    for (const auto& m : matrices_)
+      if (m) result.largest_rank = std::max({result.largest_rank, m->ranks()[0], m->ranks()[1]});
+    return result;
+  }
+
+ private:
+  [[nodiscard]] const Type& type(NodeId id) const { return program_[id].type; }
+  [[nodiscard]] bool available(NodeId id) const { return type(id).matrix || !blocks_[id.value].empty(); }
+
+  void step(NodeId id) {
+    const Node& node = program_[id];
+    if (node.type.matrix) {
+      source_[id.value] = node.in.empty() ? std::get<GaussianMatrix>(node.op).source : source_[node.in[0].value];
+      require_operands(node);
+      matrix_step(id, node);
+      release_operands(id);
+      return;
+    }
+    if (const auto* constant = std::get_if<Constant>(&node.op)) {
+      Block b(1, static_cast<std::int64_t>(constant->values->size()));
+      std::copy(constant->values->begin(), constant->values->end(), b.chunk(0));
+      blocks_[id.value] = std::move(b);
+      return;
+    }
+    const bool needs_coordinates = is_average(node.op) || (node.type.width && is_rowwise(node.op));
+    if (needs_coordinates && !std::holds_alternative<StandardNormal>(node.op)) {
+      // A finite operand still being summed has to be finished first.
+      for (const NodeId in : node.in)
+        if (!type(in).width && !available(in)) flush();
+      pending_.push_back(id);
+      return;
+    }
+    require_operands(node);
+    if (std::holds_alternative<StandardNormal>(node.op)) draw_source(id, node);
+    else if (const auto* m = std::get_if<MatMul>(&node.op)) multiply(id, node, m->transposed);
+    else if (const auto* samples = std::get_if<Samples>(&node.op)) take_samples(id, node, samples->count);
+    else finite_step(id, node);
+    release_operands(id);
+  }
+
+  void require_operands(const Node& node) {
+    for (const NodeId in : node.in)
+      if (!available(in)) {
+        flush();
+        return;
+      }
+  }
+
+  void release_operands(NodeId id) {
+    for (const NodeId in : program_[id].in) release(in, id);
+  }
+  void release(NodeId in, NodeId user) {
+    if (s_.last_use[in.value] != user.value) return;
+    if (type(in).matrix) versions_[in.value] = {};
+    else if (type(in).width) blocks_[in.value] = {};
+  }
+
+  // ---- groups of row-by-row operations
+  void flush() {
+    if (pending_.empty()) return;
+    const std::vector<NodeId> group = std::exchange(pending_, {});
+    const std::uint32_t last = group.back().value;
+    const std::int64_t rows = settings_.rows, chunk = std::min(rows, kChunkRows), chunks = (rows + chunk - 1) / chunk;
+
+    // Where each result lives: averages in partial sums, values used later in blocks, the others in scratch columns.
+    struct Place {
+      NodeId id;
+      std::vector<const Type*> types;
+      bool average = false, scratch = false;
+      std::int64_t columns = 0, scratch_offset = 0, sum_offset = 0;
+    };
+    std::vector<Place> places;
+    std::unordered_map<std::uint32_t, std::size_t> place_of;
+    std::map<std::int64_t, std::vector<std::int64_t>> free_scratch;
+    std::int64_t scratch_columns = 0, sums = 0;
+    for (const NodeId id : group) {
+      const Node& node = program_[id];
+      Place p;
+      p.id = id;
+      for (const NodeId in : node.in) p.types.push_back(&type(in));
+      p.columns = size_of(node.type.dims);
+      p.average = is_average(node.op);
+      if (p.average) {
+        p.sum_offset = sums;
+        sums += p.columns;
+      } else {
+        p.scratch = s_.last_use[id.value] <= last && !settings_.trace && in_group(group, s_.last_use[id.value]);
+        if (p.scratch) {
+          auto& reusable = free_scratch[p.columns];
+          if (reusable.empty()) {
+            p.scratch_offset = scratch_columns;
+            scratch_columns += p.columns;
+          } else {
+            p.scratch_offset = reusable.back();
+            reusable.pop_back();
+          }
+        } else {
+          blocks_[id.value] = Block(rows, p.columns);
+        }
+      }
+      // Scratch of operands that die here can be used again, by later results only.
+      for (std::size_t j = 0; j < node.in.size(); ++j) {
+        const NodeId in = node.in[j];
+        const auto it = place_of.find(in.value);
+        const bool repeated = std::find(node.in.begin(), node.in.begin() + static_cast<std::ptrdiff_t>(j), in) != node.in.begin() + static_cast<std::ptrdiff_t>(j);
+        if (it != place_of.end() && places[it->second].scratch && s_.last_use[in.value] == id.value && !repeated)
+          free_scratch[places[it->second].columns].push_back(places[it->second].scratch_offset);
+      }
+      place_of[id.value] = places.size();
+      places.push_back(std::move(p));
+    }
+
+    const auto sweep = [&](std::int64_t c, double* scratch, double* sum) {
+      const std::int64_t r = std::min(chunk, rows - c * chunk);
+      std::vector<View> in;
+      for (const Place& p : places) {
+        const Node& node = program_[p.id];
+        in.clear();
+        for (const NodeId operand : node.in) {
+          const auto it = place_of.find(operand.value);
+          if (it != place_of.end() && places[it->second].scratch) in.push_back({scratch + places[it->second].scratch_offset * chunk, r, chunk});
+          else if (type(operand).width) in.push_back(blocks_[operand.value].view(c));
+          else in.push_back(blocks_[operand.value].view(0));
+        }
+        if (p.average) accumulate_average(node, p.types, in, sum + p.sum_offset);
+        else if (p.scratch) evaluate_rows(node, p.types, in, {scratch + p.scratch_offset * chunk, r, chunk});
+        else evaluate_rows(node, p.types, in, blocks_[p.id.value].mutable_view(c));
+      }
+    };
+
+    // Sums over chunks in fixed groups and fixed order: the same for any number of threads.
+    const std::int64_t per_group = std::max<std::int64_t>(1, (chunks + 63) / 64), groups = (chunks + per_group - 1) / per_group;
+    std::vector<std::vector<double>> partial(static_cast<std::size_t>(groups));
+    executor_.parallel(groups, [&](std::int64_t g) {
+      std::vector<double>& sum = partial[static_cast<std::size_t>(g)];
+      sum.assign(static_cast<std::size_t>(sums), 0.0);
+      const Buffer scratch(scratch_columns * chunk);
+      for (std::int64_t c = g * per_group; c < std::min(chunks, (g + 1) * per_group); ++c) sweep(c, scratch.data(), sum.data());
+    });
+    for (const Place& p : places) {
+      if (!p.average) continue;
+      Block b(1, p.columns);
+      for (std::int64_t j = 0; j < p.columns; ++j) {
+        double total = 0;
+        for (const auto& sum : partial) total += sum[static_cast<std::size_t>(p.sum_offset + j)];
+        b.chunk(0)[j] = total / static_cast<double>(rows);
+        if (!std::isfinite(b.chunk(0)[j]) && !settings_.trace) {
+          current_ = p.id.value;
+          throw EvaluationStop{"E4101", "a number is not finite", ""};
+        }
+      }
+      blocks_[p.id.value] = std::move(b);
+    }
+    for (const NodeId id : group) release_operands(id);
+  }
+
+  static bool in_group(const std::vector<NodeId>& group, std::uint32_t id) { return std::binary_search(group.begin(), group.end(), NodeId{id}); }
+
+  // ---- single operations
+  void finite_step(NodeId id, const Node& node) {
+    std::vector<View> in;
+    std::vector<const Type*> types;
+    for (const NodeId operand : node.in) {
+      in.push_back(blocks_[operand.value].view(0));
+      types.push_back(&type(operand));
+    }
+    Block out(1, size_of(node.type.dims));
+    evaluate_rows(node, types, in, out.mutable_view(0));
+    blocks_[id.value] = std::move(out);
+  }
+
+  void draw_source(NodeId id, const Node& node) {
+    const auto& columns = s_.spaces.columns[id.value][0];
+    Block block(settings_.rows, 0, static_cast<std::int64_t>(columns.count));
+    if (settings_.limit) {
+      // The space keeps its columns to match later ones against: they live as long as the run.
+      sources_.push_back(std::move(block));
+      std::vector<std::uint64_t> dimensions;
+      for (std::uint64_t j = 0; j < columns.count; ++j) dimensions.push_back(columns.first + j);
+      spaces_[s_.spaces.of_node[id.value]].draw(sources_.back(), dimensions, nullptr);
+      Block copy(settings_.rows, sources_.back().columns());
+      executor_.parallel(copy.chunks(), [&](std::int64_t c) { all_columns(copy, c) = all_columns(sources_.back(), c); });
+      blocks_[id.value] = std::move(copy);
+      return;
+    }
+    // Networks are the same whatever the matrices are kept as: initial vectors follow from their names.
+    block.append(static_cast<std::int64_t>(columns.count));
+    const std::uint64_t key = source_key(std::get<StandardNormal>(node.op).source);
+    executor_.parallel(block.chunks(), [&](std::int64_t c) {
+      for (std::int64_t j = 0; j < block.columns(); ++j)
+        plain_normals(mix_key(key, static_cast<std::uint64_t>(j)), static_cast<std::uint64_t>(c * kChunkRows),
+                      {block.chunk(c) + j * block.ld(), static_cast<std::size_t>(block.chunk_rows(c))});
+    });
+    blocks_[id.value] = std::move(block);
+  }
+
+  [[nodiscard]] std::uint64_t source_key(SourceId s) const {
+    const std::string& name = program_.sources[s.value].name;
+    return mix_key(mix_key(settings_.key, kSourceWord), hash_text(name.data(), name.size()));
+  }
+
+  void take_samples(NodeId id, const Node& node, std::int64_t count) {
+    const Block& x = blocks_[node.in[0].value];
+    if (count > x.rows()) throw EvaluationStop{"E4203", fmt::format("{} samples are asked for, but there are {} coordinates", count, x.rows()), ""};
+    Block out(1, x.columns() * count);
+    for (std::int64_t j = 0; j < x.columns(); ++j)
+      for (std::int64_t i = 0; i < count; ++i) {
+        // Evenly spaced coordinates: neighbouring quasi-random points are not independent.
+        const std::int64_t row = i * (x.rows() / count);
+        out.chunk(0)[j * count + i] = x.chunk(row / kChunkRows)[j * x.ld() + row % kChunkRows];
+      }
+    blocks_[id.value] = std::move(out);
+  }
+
+  WidthMatrix& matrix(SourceId source) {
+    auto& m = matrices_[source.value];
+    if (!m) {
+      if (!settings_.limit && settings_.dense) {
+        const std::string& name = program_.sources[source.value].name;
+        m = std::make_unique<DenseMatrix>(executor_, settings_.rows, mix_key(mix_key(settings_.key, kMatrixWord), hash_text(name.data(), name.size())));
+      } else {
+        const NormalLaw law = settings_.limit ? NormalLaw::kMatched : NormalLaw::kExact;
+        // 1e-10: what rounding leaves of a vector in the span of earlier ones; networks are not truncated beyond that.
+        m = std::make_unique<LazyMatrix>(executor_, settings_.rows, law, settings_.limit ? settings_.rank_tol : 1e-10,
+                                         spaces_[s_.spaces.input_of_source[source.value]], spaces_[s_.spaces.output_of_source[source.value]],
+                                         s_.spaces.directions[source.value]);
+      }
+    }
+    return *m;
+  }
+
+  void multiply(NodeId id, const Node& node, bool transposed) {
+    const Block& x = blocks_[node.in[1].value];
+    Block y(settings_.rows, x.columns());
+    matrix(source_[node.in[0].value]).apply(versions_[node.in[0].value], transposed, x, node.in[1].value, s_.spaces.columns[id.value][0].first, y);
+    blocks_[id.value] = std::move(y);
+  }
+
+  double scalar(NodeId id) const { return blocks_[id.value].chunk(0)[0]; }
+
+  void matrix_step(NodeId id, const Node& node) {
+    if (std::holds_alternative<GaussianMatrix>(node.op)) {
+      versions_[id.value] = matrix(source_[id.value]).initial();
+      return;
+    }
+    // The operand's version is handed over if nobody else needs it.
+    MatrixVersion old = s_.last_use[node.in[0].value] == id.value ? std::move(versions_[node.in[0].value]) : versions_[node.in[0].value];
+    if (std::holds_alternative<ScaleMatrix>(node.op)) {
+      const double c = scalar(node.in[1]);
+      old.scale *= c;
+      old.coefficients *= c;
+      versions_[id.value] = std::move(old);
+      return;
+    }
+    std::vector<UpdateTerm> terms;
+    for (std::size_t k = 1; k < node.in.size(); k += 3) {
+      const std::size_t operand = 2 * ((k - 1) / 3);
+      const auto& columns = s_.spaces.columns[id.value];
+      terms.push_back({scalar(node.in[k]), &blocks_[node.in[k + 1].value], &blocks_[node.in[k + 2].value], node.in[k + 1].value, node.in[k + 2].value,
+                       columns[operand].first, columns[operand + 1].first});
+      if (!std::isfinite(terms.back().c)) throw EvaluationStop{"E4101", "a number is not finite", ""};
+    }
+    versions_[id.value] = matrix(source_[id.value]).update(std::move(old), terms);
+  }
+
+  /// Trace mode: throws at the first node with a value that is not finite.
+  void check_everything(NodeId id) const {
+    if (type(id).matrix || blocks_[id.value].empty()) return;
+    const Block& b = blocks_[id.value];
+    for (std::int64_t c = 0; c < b.chunks(); ++c)
+      if (!all_columns(b, c).allFinite()) throw EvaluationStop{"E4101", "a number is not finite", ""};
+  }
+
+  const Schedule& s_;
+  const Program& program_;
+  const RunSettings& settings_;
+  const Executor& executor_;
+  std::vector<Block> blocks_;
+  std::vector<MatrixVersion> versions_;
+  std::deque<NormalSpace> spaces_;
+  std::deque<Block> sources_;
+  std::vector<std::unique_ptr<WidthMatrix>> matrices_;
+  std::vector<SourceId> source_;
+  std::vector<NodeId> pending_;
+  std::uint32_t current_ = 0;
+};
+
+}  // namespace
+
+std::variant<RunResult, RunFailure> run_program(const Schedule& schedule, const RunSettings& settings, const Executor& executor) {
+  return Run(schedule, settings, executor).run();
+}
+
+// ---- finite tails -----------------------------------------------------------------------------------
+
+FiniteEvaluator::FiniteEvaluator(const Program& program, std::vector<NodeId> given, std::vector<NodeId> wanted)
+    : program_(program), given_(std::move(given)), wanted_(std::move(wanted)) {
+  std::vector<bool> is_given(program.size(), false), needed(program.size(), false);
+  for (const NodeId id : given_) is_given[id.value] = true;
+  for (const NodeId id : wanted_) needed[id.value] = true;
+  for (std::uint32_t k = static_cast<std::uint32_t>(program.size()); k-- > 0;) {
+    if (!needed[k] || is_given[k]) continue;
+    TPLIMIT_CHECK(!program.nodes[k].type.width && !program.nodes[k].type.matrix, "a finite tail has finite operands");
+    if (const auto* c = std::get_if<Constant>(&program.nodes[k].op)) values_[k] = *c->values;
+    else order_.push_back(k);
+    for (const NodeId in : program.nodes[k].in) needed[in.value] = true;
+  }
+  std::reverse(order_.begin(), order_.end());
+}
+
+std::vector<std::vector<double>> FiniteEvaluator::evaluate(const std::vector<const double*>& given_values) {
+  for (std::size_t k = 0; k < given_.size(); ++k)
+    values_[given_[k].value].assign(given_values[k], given_values[k] + size_of(program_[given_[k]].type.dims));
+  for (const std::uint32_t k : order_) {
+    const Node& node = program_.nodes[k];
+    std::vector<View> in;
+    std::vector<const Type*> types;
+    for (const NodeId operand : node.in) {
+      in.push_back({values_.at(operand.value).data(), 1, 1});
+      types.push_back(&program_[operand].type);
+    }
+    std::vector<double> out(static_cast<std::size_t>(size_of(node.type.dims)));
+    evaluate_rows(node, types, in, {out.data(), 1, 1});
+    values_[k] = std::move(out);
+  }
+  std::vector<std::vector<double>> out;
+  for (const NodeId id : wanted_) out.push_back(values_.at(id.value));
+  return out;
+}
+
+double estimate_memory(const Schedule& schedule, const RunSettings& settings) {
+  const Program& program = *schedule.program;
+  const double rows = static_cast<double>(settings.rows);
+  double bytes = 0, live = 0, peak = 0;
+  const bool dense = !settings.limit && settings.dense;
+  if (dense) {
+    // Matrix versions alive at once; an update in place adds none.
+    double matrices = 0, most = 0;
+    for (std::uint32_t k = 0; k < program.size(); ++k) {
+      const Node& node = program.nodes[k];
+      if (!schedule.needed[k] || !node.type.matrix) continue;
+      const bool in_place = !node.in.empty() && schedule.last_use[node.in[0].value] == k;
+      if (!in_place && !std::holds_alternative<ScaleMatrix>(node.op)) most = std::max(most, ++matrices);
+    }
+    bytes += most * rows * rows * 8;
+  } else {
+    for (std::size_t s = 0; s < program.sources.size(); ++s)
+      for (const auto directions : schedule.spaces.directions[s])
+        bytes += 2 * std::min(static_cast<double>(directions), settings.limit ? rows / 2 : rows) * rows * 8;
+    if (settings.limit)
+      for (const auto& source : program.sources)
+        if (!source.matrix) bytes += static_cast<double>(size_of(source.dims)) * rows * 8;
+  }
+  for (std::uint32_t k = 0; k < program.size(); ++k) {
+    if (!schedule.needed[k]) continue;
+    const Node& node = program.nodes[k];
+    if (node.type.width) live += static_cast<double>(size_of(node.type.dims));
+    peak = std::max(peak, live);
+    for (std::size_t j = 0; j < node.in.size(); ++j) {
+      const NodeId in = node.in[j];
+      const bool repeated = std::find(node.in.begin(), node.in.begin() + static_cast<std::ptrdiff_t>(j), in) != node.in.begin() + static_cast<std::ptrdiff_t>(j);
+      if (program[in].type.width && schedule.last_use[in.value] == k && !repeated) live -= static_cast<double>(size_of(program[in].type.dims));
+    }
+  }
+  return bytes + peak * rows * 8;
+}
+
+}  // namespace tplimit::engines

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <map>
+#include <optional>
+#include <unordered_map>
+#include <vector>
+
+#include "engines/width_matrix.hpp"
+#include "tplimit/ir/program.hpp"
+#include "tplimit/passes/passes.hpp"
+
+namespace tplimit::engines {
+
+/// What does not change from run to run: the program, which nodes are wanted, what to free when.
+struct Schedule {
+  const ir::Program* program = nullptr;
+  std::vector<ir::NodeId> wanted;          ///< finite nodes whose values are returned
+  std::vector<bool> needed;                ///< nodes to evaluate: ancestors of wanted
+  std::vector<std::uint32_t> last_use;     ///< among needed nodes; wanted ones are kept anyway
+  ProbabilitySpaces spaces;
+};
+Schedule make_schedule(const ir::Program& program, std::vector<ir::NodeId> wanted);
+
+/// One run: M particles of the limit, or one network of width n.
+struct RunSettings {
+  bool limit = true;
+  bool dense = false;              ///< finite width: keep matrices as arrays; else reveal them lazily
+  std::int64_t rows = 0;           ///< particles or width
+  std::uint64_t key = 0;           ///< of all random numbers of this run
+  double rank_tol = 1e-6;
+  bool trace = false;              ///< check every value of every node, to find where the first bad number appears
+};
+
+struct RunResult {
+  std::vector<std::vector<double>> values;              ///< one per wanted node, row-major
+  bool matching_stopped = false;
+  std::int64_t largest_rank = 0;
+};
+
+struct RunFailure {
+  EvaluationStop stop;
+  ir::NodeId node;
+};
+
+/// Evaluates a program once.  The same code runs networks and limits; they differ in WidthMatrix and in the law of normals.
+std::variant<RunResult, RunFailure> run_program(const Schedule& schedule, const RunSettings& settings, const Executor& executor);
+
+/// Evaluates finite nodes from given values of some of them.
+class FiniteEvaluator {
+ public:
+  /// `given`: nodes whose values are supplied; `wanted`: finite nodes that depend on nothing else but constants.
+  FiniteEvaluator(const ir::Program& program, std::vector<ir::NodeId> given, std::vector<ir::NodeId> wanted);
+  /// Values of `wanted`, in order.  Not thread-safe.
+  std::vector<std::vector<double>> evaluate(const std::vector<const double*>& given_values);
+
+ private:
+  const ir::Program& program_;
+  std::vector<ir::NodeId> given_, wanted_;
+  std::vector<std::uint32_t> order_;                      ///< nodes to evaluate
+  std::unordered_map<std::uint32_t, std::vector<double>> values_;
+};
+
+/// Estimated largest memory of one run in bytes: live blocks, bases and normals at their largest possible rank, dense matrices.
+double estimate_memory(const Schedule& schedule, const RunSettings& settings);
+
+}  // namespace tplimit::engines

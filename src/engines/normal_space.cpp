@@ -1,0 +1,148 @@
+#include "engines/normal_space.hpp"
+
+#include <Eigen/Cholesky>
+
+#include "tplimit/math/normals.hpp"
+
+namespace tplimit::engines {
+namespace {
+
+/// A pseudo-inverse of a positive semidefinite matrix by pivoted Cholesky: directions below `floor` are left alone.
+Matrix solve_semidefinite(const Matrix& a, const Matrix& b, double floor) {
+  const Eigen::LDLT<Matrix> ldlt(a);
+  Matrix x = ldlt.transpositionsP() * b;
+  ldlt.matrixL().solveInPlace(x);
+  for (Eigen::Index i = 0; i < x.rows(); ++i) x.row(i) *= ldlt.vectorD()(i) > floor ? 1 / ldlt.vectorD()(i) : 0.0;
+  ldlt.matrixU().solveInPlace(x);
+  return ldlt.transpositionsP().transpose() * x;
+}
+
+}  // namespace
+
+void multiply_columns(const Executor& executor, Block& g, std::int64_t first, const Matrix& right) {
+  executor.parallel(g.chunks(), [&](std::int64_t c) {
+    auto columns = columns_of(g, c, first, g.columns() - first);
+    columns = (columns * right).eval();
+  });
+}
+
+NormalSpace::NormalSpace(const Executor& executor, std::int64_t rows, NormalLaw law, std::uint64_t key, std::uint64_t)
+    : executor_(executor), rows_(rows), law_(law), key_(key), matching_(law == NormalLaw::kMatched) {
+  if (!matching_) return;
+  ones_ = Block(rows, 1);
+  for (std::int64_t c = 0; c < ones_.chunks(); ++c) std::fill_n(ones_.chunk(c), ones_.chunk_rows(c), 1.0);
+  members_.push_back({&ones_, 1});
+}
+
+std::int64_t NormalSpace::kept_columns() const {
+  std::int64_t count = 0;
+  for (const Member& m : members_) count += m.columns;
+  return count;
+}
+
+void NormalSpace::fill(Block& into, std::int64_t first, const std::vector<std::uint64_t>& dimensions) const {
+  executor_.parallel(into.chunks(), [&](std::int64_t c) {
+    for (std::size_t j = 0; j < dimensions.size(); ++j) {
+      const std::span<double> out(into.chunk(c) + (first + static_cast<std::int64_t>(j)) * into.ld(), static_cast<std::size_t>(into.chunk_rows(c)));
+      const std::uint64_t key = mix_key(key_, dimensions[j]), row = static_cast<std::uint64_t>(c * kChunkRows);
+      if (law_ == NormalLaw::kMatched && dimensions[j] < kSobolDimensions) sobol_normals(dimensions[j], key, row, out);
+      else plain_normals(key, row, out);
+    }
+  });
+}
+
+/// Brings the products of an opposite basis with the space's members up to date: new rows for new members' columns, new
+/// columns for new directions.
+void NormalSpace::update(Opposite& o) const {
+  const Eigen::Index old_r = o.schur.rows(), r = o.q->columns();
+  o.k.resize(members_.size());
+  o.schur.conservativeResize(r, r);
+  for (std::size_t m = 0; m < members_.size(); ++m) {
+    const std::int64_t columns = members_[m].columns;
+    Matrix& k = o.k[m];
+    const Eigen::Index old_rows = k.rows();
+    k.conservativeResize(columns, r);
+    const auto products = [&](std::int64_t first_row, std::int64_t row_count, std::int64_t first, std::int64_t count) {
+      return Matrix(sum_over_chunks(executor_, o.q->chunks(), row_count, count, [&](std::int64_t c, Matrix& part) {
+               part.noalias() += columns_of(*members_[m].block, c, first_row, row_count).transpose() * columns_of(*o.q, c, first, count);
+             }) / static_cast<double>(rows_));
+    };
+    if (columns > old_rows && old_r > 0) {
+      const Matrix fresh = products(old_rows, columns - old_rows, 0, old_r);
+      k.block(old_rows, 0, columns - old_rows, old_r) = fresh;
+      o.schur.topLeftCorner(old_r, old_r).noalias() -= fresh.transpose() * fresh;
+    }
+    if (r > old_r) k.rightCols(r - old_r) = products(0, columns, old_r, r - old_r);
+  }
+  if (r > old_r) {
+    o.schur.rightCols(r - old_r).setZero();
+    o.schur.bottomRightCorner(r - old_r, r - old_r).setIdentity();
+    for (const Matrix& k : o.k) o.schur.rightCols(r - old_r).noalias() -= k.transpose() * k.rightCols(r - old_r);
+    o.schur.bottomLeftCorner(r - old_r, old_r) = o.schur.topRightCorner(old_r, r - old_r).transpose();
+  }
+}
+
+/// Makes columns [first, end) orthogonal to all members and to the opposite basis.  The members N are orthonormal, Q is,
+/// but not to N: with K = <N, Q> the least-squares coefficients are w = (I - K'K)^+ (<Q, g> - K'<N, g>) for Q and <N, g> - K w for N.
+void NormalSpace::project(Block& g, std::int64_t first, Opposite* opposite) const {
+  const std::int64_t count = g.columns() - first;
+  std::vector<Matrix> a;
+  for (const Member& m : members_)
+    a.push_back(sum_over_chunks(executor_, g.chunks(), m.columns, count, [&](std::int64_t c, Matrix& part) {
+                  part.noalias() += columns_of(*m.block, c, 0, m.columns).transpose() * columns_of(g, c, first, count);
+                }) / static_cast<double>(rows_));
+  Matrix w;
+  if (opposite && opposite->q->columns() > 0) {
+    w = inner(executor_, *opposite->q, 0, g, first);
+    if (!members_.empty()) {
+      for (std::size_t m = 0; m < members_.size(); ++m) w.noalias() -= opposite->k[m].transpose() * a[m];
+      // 1e-10: directions of Q whose part outside the members is below 1e-5 cannot be told from rounding noise twice over.
+      w = solve_semidefinite(opposite->schur, w, 1e-10);
+      for (std::size_t m = 0; m < members_.size(); ++m) a[m].noalias() -= opposite->k[m] * w;
+    }
+  }
+  executor_.parallel(g.chunks(), [&](std::int64_t c) {
+    auto columns = columns_of(g, c, first, count);
+    for (std::size_t m = 0; m < members_.size(); ++m) columns.noalias() -= columns_of(*members_[m].block, c, 0, members_[m].columns) * a[m];
+    if (w.size() > 0) columns.noalias() -= all_columns(*opposite->q, c) * w;
+  });
+}
+
+void NormalSpace::whiten(Block& g, std::int64_t first) const {
+  const std::int64_t count = g.columns() - first;
+  const Matrix covariance = sum_over_chunks(executor_, g.chunks(), count, count, [&](std::int64_t c, Matrix& part) {
+                              const auto x = columns_of(g, c, first, count);
+                              part.noalias() += x.transpose() * x;
+                            }) / static_cast<double>(rows_);
+  const Eigen::LLT<Matrix> llt(covariance);
+  multiply_columns(executor_, g, first, llt.matrixU().solve(Matrix::Identity(count, count)));
+}
+
+void NormalSpace::draw(Block& into, const std::vector<std::uint64_t>& dimensions, Opposite* opposite) {
+  const std::int64_t first = into.columns(), count = static_cast<std::int64_t>(dimensions.size());
+  if (count == 0) return;
+  const std::int64_t rank = opposite ? opposite->q->columns() : 0;
+  if (matching_ && 4 * (kept_columns() + rank + count) > rows_) {
+    matching_ = false;
+    members_.clear();
+  }
+  into.append(count);
+  fill(into, first, dimensions);
+  if (!matching_) {
+    project(into, first, opposite);  // no members: only off the opposite basis
+    return;
+  }
+  if (opposite) update(*opposite);
+  for (int pass = 0; pass < 2; ++pass) {  // twice is enough (Kahan); the first pass leaves cancellation
+    project(into, first, opposite);
+    whiten(into, first);
+  }
+  for (Member& m : members_)
+    if (m.block == &into) {
+      m.columns = into.columns();
+      return;
+    }
+  members_.push_back({&into, into.columns()});
+}
+
+}  // namespace tplimit::engines

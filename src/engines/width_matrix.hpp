@@ -1,0 +1,93 @@
+#pragma once
+
+#include <array>
+#include <functional>
+#include <memory>
+#include <unordered_map>
+
+#include "engines/normal_space.hpp"
+#include "tplimit/support/diagnostic.hpp"
+
+namespace tplimit::engines {
+
+/// Stops an evaluation; becomes a diagnostic at the node that was being evaluated.
+struct EvaluationStop {
+  std::string code, message, help;
+};
+
+/// One version of a matrix: what updates and scalings have made of its Gaussian entries.
+struct MatrixVersion {
+  double scale = 1;
+  Matrix coefficients;              ///< lazy: C, directions of W' x directions of W; later directions are zero
+  std::shared_ptr<Block> entries;   ///< dense: the matrix without `scale`, column-major rows in chunks
+};
+
+/// A term c sum_p D_p X_p' / n of an update.  Nodes name the blocks, so that known products are not computed again.
+struct UpdateTerm {
+  double c;
+  const Block* d;
+  const Block* x;
+  std::uint32_t d_node, x_node;
+  std::uint64_t d_dimension, x_dimension;  ///< of the normals drawn if the vector is new
+};
+
+/// An n x n Gaussian matrix with entries N(0, 1/n) and its versions.  The one thing in which a network of width n and the limit differ.
+class WidthMatrix {
+ public:
+  virtual ~WidthMatrix() = default;
+  [[nodiscard]] virtual MatrixVersion initial() = 0;
+  /// y = W x or W' x, column by column; y has x's shape.
+  virtual void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node, std::uint64_t dimension, Block& y) = 0;
+  /// `w` may be changed in place: the caller hands over the old version or a copy of it.
+  virtual MatrixVersion update(MatrixVersion w, const std::vector<UpdateTerm>& terms) = 0;
+  /// Directions kept for W and W'.
+  [[nodiscard]] virtual std::array<std::int64_t, 2> ranks() const { return {0, 0}; }
+};
+
+/// The lazy Gaussian matrix (docs/theory.md): W x = s Xf <Qx, x> + Qd (s <Xb, x> + C <Qx, x>), revealed one product at a time.
+/// Cost of a product of P columns at rank r: O(rows r P).
+class LazyMatrix final : public WidthMatrix {
+ public:
+  /// rank_tol: a new direction shorter than rank_tol times its vector is dropped.  capacity[side]: most directions of W (0) and W' (1).
+  LazyMatrix(const Executor& executor, std::int64_t rows, NormalLaw law, double rank_tol, NormalSpace& input, NormalSpace& output,
+             std::array<std::int64_t, 2> capacity);
+  MatrixVersion initial() override { return {}; }
+  void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node, std::uint64_t dimension, Block& y) override;
+  MatrixVersion update(MatrixVersion w, const std::vector<UpdateTerm>& terms) override;
+  [[nodiscard]] std::array<std::int64_t, 2> ranks() const override { return {sides_[0].q.columns(), sides_[1].q.columns()}; }
+
+ private:
+  /// Side 0: vectors W was applied to (Q, on the input space) and fresh normals (F, on the output space); side 1 for W'.
+  struct Side {
+    Block q, f;
+    NormalSpace* fresh_space = nullptr;
+    Opposite opposite;  ///< the other side's q, which this side's new normals are made orthogonal to
+    std::unordered_map<std::uint32_t, Matrix> known;  ///< node -> <Q, x>
+  };
+
+  /// <Q, x> with Q extended so that x lies in its span (up to rank_tol).
+  Matrix reveal(Side& side, const Block& x, std::uint32_t node, std::uint64_t dimension);
+  void check_rank(const Side& side, std::int64_t more) const;
+
+  const Executor& executor_;
+  std::int64_t rows_;
+  NormalLaw law_;
+  double rank_tol_;
+  std::array<Side, 2> sides_;
+};
+
+/// All n^2 entries in memory.
+class DenseMatrix final : public WidthMatrix {
+ public:
+  DenseMatrix(const Executor& executor, std::int64_t width, std::uint64_t key) : executor_(executor), n_(width), key_(key) {}
+  MatrixVersion initial() override;
+  void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node, std::uint64_t dimension, Block& y) override;
+  MatrixVersion update(MatrixVersion w, const std::vector<UpdateTerm>& terms) override;
+
+ private:
+  const Executor& executor_;
+  std::int64_t n_;
+  std::uint64_t key_;
+};
+
+}  // namespace tplimit::engines

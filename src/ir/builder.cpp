@@ -1,0 +1,332 @@
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <numeric>
+
+#include "tplimit/ir/kernels.hpp"
+#include "tplimit/ir/program.hpp"
+#include "tplimit/support/check.hpp"
+#include "tplimit/support/overloaded.hpp"
+
+namespace tplimit::ir {
+namespace {
+
+class Hash {
+ public:
+  void word(std::uint64_t w) {
+    state_ ^= w + 0x9e3779b97f4a7c15ULL + (state_ << 6) + (state_ >> 2);
+    state_ *= 0xff51afd7ed558ccdULL;
+    state_ ^= state_ >> 32;
+  }
+  void number(std::int64_t i) { word(static_cast<std::uint64_t>(i)); }
+  void real(double x) { word(std::bit_cast<std::uint64_t>(x)); }
+  void exponent(const Exponent& e) { number(e.numerator()); number(e.denominator()); }
+  template <class T>
+  void numbers(const std::vector<T>& values) {
+    word(values.size());
+    for (const T v : values) number(static_cast<std::int64_t>(v));
+  }
+  [[nodiscard]] std::uint64_t value() const { return state_; }
+
+ private:
+  std::uint64_t state_ = 0x243f6a8885a308d3ULL;
+};
+
+std::uint64_t hash_of(const Op& op, const Type& type, const std::vector<NodeId>& in) {
+  Hash h;
+  h.word(op.index());
+  for (const NodeId id : in) h.word(id.value);
+  std::visit(overloaded{[&](const Constant& c) {
+                          h.numbers(type.dims);
+                          for (const double v : *c.values) h.real(v);
+                        },
+                        [&](const Scale& s) { h.real(s.factor); h.exponent(s.power); },
+                        [&](const StandardNormal& s) { h.word(s.source.value); },
+                        [&](const Map& m) { h.word(static_cast<std::uint64_t>(m.fn)); h.real(m.parameter); },
+                        [&](const Contract& c) { h.number(c.batch); h.number(c.contracted); h.word(c.average); },
+                        [&](const Average&) {}, [&](const ReduceSum& r) { h.number(r.axis); },
+                        [&](const ReduceMax& r) { h.number(r.axis); },
+                        [&](const Gather& g) { h.number(g.axis); h.numbers(*g.indices); },
+                        [&](const ScatterAdd& s) { h.number(s.axis); h.number(s.size); h.numbers(*s.indices); },
+                        [&](const Permute& p) { h.numbers(p.axes); }, [&](const Reshape& r) { h.numbers(r.dims); },
+                        [&](const Expand& e) { h.word(e.width); h.numbers(e.dims); },
+                        [&](const Concat& c) { h.number(c.axis); }, [&](const Stop&) {},
+                        [&](const Parameter& p) { h.word(p.index); },
+                        [&](const MatMul& m) { h.word(m.transposed); },
+                        [&](const GaussianMatrix& g) { h.word(g.source.value); }, [&](const ScaleMatrix&) {},
+                        [&](const UpdateMatrix&) {}, [&](const Eigvals&) {}, [&](const Samples& s) { h.number(s.count); },
+                        [&](const Histogram& s) { h.real(s.low); h.real(s.high); h.number(s.bins); }},
+             op);
+  return h.value();
+}
+
+bool same_op(const Op& a, const Op& b) {
+  if (a.index() != b.index()) return false;
+  return std::visit(
+      overloaded{
+          [&](const Constant& x) { return *x.values == *std::get<Constant>(b).values; },
+          [&](const Scale& x) { const auto& y = std::get<Scale>(b); return x.factor == y.factor && x.power == y.power; },
+          [&](const StandardNormal& x) { return x.source == std::get<StandardNormal>(b).source; },
+          [&](const Map& x) { const auto& y = std::get<Map>(b); return x.fn == y.fn && x.parameter == y.parameter; },
+          [&](const Contract& x) {
+            const auto& y = std::get<Contract>(b);
+            return x.batch == y.batch && x.contracted == y.contracted && x.average == y.average;
+          },
+          [&](const Average&) { return true; },
+          [&](const ReduceSum& x) { return x.axis == std::get<ReduceSum>(b).axis; },
+          [&](const ReduceMax& x) { return x.axis == std::get<ReduceMax>(b).axis; },
+          [&](const Gather& x) { const auto& y = std::get<Gather>(b); return x.axis == y.axis && *x.indices == *y.indices; },
+          [&](const ScatterAdd& x) {
+            const auto& y = std::get<ScatterAdd>(b);
+            return x.axis == y.axis && x.size == y.size && *x.indices == *y.indices;
+          },
+          [&](const Permute& x) { return x.axes == std::get<Permute>(b).axes; },
+          [&](const Reshape& x) { return x.dims == std::get<Reshape>(b).dims; },
+          [&](const Expand& x) { const auto& y = std::get<Expand>(b); return x.width == y.width && x.dims == y.dims; },
+          [&](const Concat& x) { return x.axis == std::get<Concat>(b).axis; },
+          [&](const Stop&) { return true; },
+          [&](const Parameter& x) { return x.index == std::get<Parameter>(b).index; },
+          [&](const MatMul& x) { return x.transposed == std::get<MatMul>(b).transposed; },
+          [&](const GaussianMatrix& x) { return x.source == std::get<GaussianMatrix>(b).source; },
+          [&](const ScaleMatrix&) { return true; },
+          [&](const UpdateMatrix&) { return true; },
+          [&](const Eigvals&) { return true; },
+          [&](const Samples& x) { return x.count == std::get<Samples>(b).count; },
+          [&](const Histogram& x) {
+            const auto& y = std::get<Histogram>(b);
+            return x.low == y.low && x.high == y.high && x.bins == y.bins;
+          },
+      },
+      a);
+}
+
+bool is_constant(const Node& node, double value) {
+  const auto* c = std::get_if<Constant>(&node.op);
+  return c && std::all_of(c->values->begin(), c->values->end(), [&](double v) { return v == value; });
+}
+
+}  // namespace
+
+Builder::Builder(Program& program) : program_(program) {
+  if (program_.contexts.empty()) program_.contexts.emplace_back();
+  for (std::size_t k = 0; k < program_.nodes.size(); ++k) {
+    const Node& node = program_.nodes[k];
+    table_.emplace(hash_of(node.op, node.type, node.in), static_cast<std::uint32_t>(k));
+  }
+}
+
+const std::vector<double>* Builder::constant_values(NodeId id) const {
+  const auto* c = std::get_if<Constant>(&node(id).op);
+  return c ? c->values.get() : nullptr;
+}
+
+bool Builder::is_zero(NodeId id) const {
+  const Node& x = node(id);
+  if (std::holds_alternative<Expand>(x.op)) return is_zero(x.in[0]);
+  return is_constant(x, 0);
+}
+
+NodeId Builder::append(Op op, Type type, std::vector<NodeId> in) {
+  const std::uint64_t hash = hash_of(op, type, in);
+  const auto [begin, end] = table_.equal_range(hash);
+  for (auto it = begin; it != end; ++it) {
+    const Node& other = program_.nodes[it->second];
+    if (other.in == in && other.type == type && same_op(op, other.op)) return {it->second};
+  }
+  const NodeId id{static_cast<std::uint32_t>(program_.nodes.size())};
+  program_.nodes.push_back({std::move(op), std::move(type), std::move(in), span_, context_});
+  table_.emplace(hash, id.value);
+  return id;
+}
+
+NodeId Builder::add(Op op, std::vector<NodeId> in) {
+  // Commutative operands in one order, so that a + b and b + a are one node.
+  if (const auto* m = std::get_if<Map>(&op); m && (m->fn == Fn::kAdd || m->fn == Fn::kMul) && in[1] < in[0]) std::swap(in[0], in[1]);
+  if (const auto simple = simplify(op, in)) return *simple;
+  if (const auto* s = std::get_if<StandardNormal>(&op)) {
+    Type type{false, true, program_.sources[s->source.value].dims};
+    return append(std::move(op), std::move(type), {});
+  }
+  std::vector<const Type*> types;
+  types.reserve(in.size());
+  for (const NodeId id : in) types.push_back(&type(id));
+  Type type = infer_type(op, types);
+  if (const auto folded = fold(op, in, type)) return *folded;
+  return append(std::move(op), std::move(type), std::move(in));
+}
+
+/// Neutral and absorbing operands.  Exact identities only: results do not move by a rounding error.
+std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>& in) {
+  if (const auto* s = std::get_if<Scale>(&op)) {
+    if (s->factor == 1 && s->power == 0) return in[0];
+    if (s->factor == 0) return zeros(type(in[0]).width, type(in[0]).dims);
+    if (is_zero(in[0])) return in[0];
+    const Node& x = node(in[0]);
+    if (const auto* inner = std::get_if<Scale>(&x.op)) {
+      const NodeId operand = x.in[0];
+      return scale(s->factor * inner->factor, s->power + inner->power, operand);
+    }
+    if (const auto* values = constant_values(in[0]); values && s->factor != 1) {
+      std::vector<double> scaled = *values;
+      for (double& v : scaled) v *= s->factor;
+      const Dims dims = x.type.dims;
+      return scale(1, s->power, constant(std::move(scaled), dims));
+    }
+    return std::nullopt;
+  }
+  if (const auto* m = std::get_if<Map>(&op)) {
+    if (in.size() != 2) return std::nullopt;
+    const Type &a = type(in[0]), &b = type(in[1]);
+    const auto covers = [](const Type& big, const Type& small) {  // big + small has the type of big
+      if (small.width && !big.width) return false;
+      if (small.dims.size() > big.dims.size()) return false;
+      for (std::size_t k = 1; k <= small.dims.size(); ++k)
+        if (small.dims[small.dims.size() - k] != 1 && small.dims[small.dims.size() - k] != big.dims[big.dims.size() - k]) return false;
+      return true;
+    };
+    const auto zero_result = [&] {
+      const Type type = infer_type(op, {&a, &b});
+      return zeros(type.width, type.dims);
+    };
+    switch (m->fn) {
+      case Fn::kAdd:
+        if (is_zero(in[0]) && covers(b, a)) return in[1];
+        if (is_zero(in[1]) && covers(a, b)) return in[0];
+        break;
+      case Fn::kSub:
+        if (in[0] == in[1]) return zeros(a.width, Dims(a.dims));
+        if (is_zero(in[1]) && covers(a, b)) return in[0];
+        if (is_zero(in[0]) && covers(b, a)) return negate(in[1]);
+        break;
+      case Fn::kMul:
+        if (is_zero(in[0]) || is_zero(in[1])) return zero_result();
+        for (const int k : {0, 1}) {
+          const NodeId x = in[static_cast<std::size_t>(k)], y = in[static_cast<std::size_t>(1 - k)];
+          if (is_constant(node(x), 1) && covers(type(y), type(x))) return y;
+          if (const auto* values = constant_values(x); values && type(x).dims.empty() && !constant_values(y)) return scale((*values)[0], 0, y);
+          // Powers of n move outwards, where they meet and cancel.
+          if (const auto* s = std::get_if<Scale>(&node(x).op); s && s->power != 0) {
+            const Scale factor = *s;
+            return scale(factor.factor, factor.power, times(node(x).in[0], y));
+          }
+        }
+        break;
+      case Fn::kDiv:
+        if (is_zero(in[0]) && !is_zero(in[1])) return zero_result();
+        if (is_constant(node(in[1]), 1) && covers(a, b)) return in[0];
+        if (const auto* s = std::get_if<Scale>(&node(in[1]).op); s && s->power != 0) {
+          const Scale factor = *s;
+          return scale(1 / factor.factor, -factor.power, map(Fn::kDiv, {in[0], node(in[1]).in[0]}));
+        }
+        if (const auto* s = std::get_if<Scale>(&node(in[0]).op); s && s->power != 0) {
+          const Scale factor = *s;
+          return scale(factor.factor, factor.power, map(Fn::kDiv, {node(in[0]).in[0], in[1]}));
+        }
+        break;
+      default: break;
+    }
+    return std::nullopt;
+  }
+  if (const auto* c = std::get_if<Contract>(&op)) {
+    if (is_zero(in[0]) || is_zero(in[1])) {
+      const Type type = infer_type(*c, {&this->type(in[0]), &this->type(in[1])});
+      return zeros(type.width, type.dims);
+    }
+    for (const std::size_t k : {0u, 1u})
+      if (const auto* s = std::get_if<Scale>(&node(in[k]).op); s && s->power != 0) {
+        const Scale factor = *s;
+        std::vector<NodeId> operands = in;
+        operands[k] = node(in[k]).in[0];
+        return scale(factor.factor, factor.power, add(*c, std::move(operands)));
+      }
+    return std::nullopt;
+  }
+  if (std::holds_alternative<Average>(op)) {
+    if (!type(in[0]).width) return in[0];
+    if (is_zero(in[0])) return zeros(false, type(in[0]).dims);
+    return std::nullopt;
+  }
+  if (const auto* r = std::get_if<Reshape>(&op)) {
+    if (r->dims == type(in[0]).dims) return in[0];
+    if (is_zero(in[0])) return zeros(type(in[0]).width, r->dims);
+    return std::nullopt;
+  }
+  if (const auto* e = std::get_if<Expand>(&op)) {
+    if (e->dims == type(in[0]).dims && e->width == type(in[0]).width) return in[0];
+    return std::nullopt;
+  }
+  if (const auto* p = std::get_if<Permute>(&op)) {
+    if (std::is_sorted(p->axes.begin(), p->axes.end())) return in[0];
+    return std::nullopt;
+  }
+  if (const auto* g = std::get_if<Gather>(&op)) {
+    const auto& dims = type(in[0]).dims;
+    if (static_cast<std::int64_t>(g->indices->size()) == dims[static_cast<std::size_t>(g->axis)]) {
+      std::int64_t expected = 0;
+      if (std::all_of(g->indices->begin(), g->indices->end(), [&](auto i) { return i == expected++; })) return in[0];
+    }
+    return std::nullopt;
+  }
+  if (std::holds_alternative<Concat>(op)) return in.size() == 1 ? std::optional(in[0]) : std::nullopt;
+  if (std::holds_alternative<ReduceSum>(op) || std::holds_alternative<ScatterAdd>(op)) {
+    if (!is_zero(in[0])) return std::nullopt;
+    const Type type = infer_type(op, {&this->type(in[0])});
+    return zeros(type.width, type.dims);
+  }
+  if (std::holds_alternative<MatMul>(op)) return is_zero(in[1]) ? std::optional(in[1]) : std::nullopt;
+  if (std::holds_alternative<ScaleMatrix>(op)) return is_constant(node(in[1]), 1) ? std::optional(in[0]) : std::nullopt;
+  if (std::holds_alternative<UpdateMatrix>(op)) {
+    std::vector<NodeId> kept{in[0]};
+    for (std::size_t k = 1; k + 2 < in.size(); k += 3)
+      if (!is_zero(in[k]) && !is_zero(in[k + 1]) && !is_zero(in[k + 2]))
+        kept.insert(kept.end(), in.begin() + static_cast<std::ptrdiff_t>(k), in.begin() + static_cast<std::ptrdiff_t>(k + 3));
+    if (kept.size() == 1) return in[0];
+    if (kept.size() < in.size()) return append(UpdateMatrix{}, type(in[0]), std::move(kept));
+  }
+  return std::nullopt;
+}
+
+/// Finite operations on constants are done at once.
+std::optional<NodeId> Builder::fold(const Op& op, const std::vector<NodeId>& in, const Type& type) {
+  if (in.empty() || type.width || type.matrix || !is_rowwise(op)) return std::nullopt;
+  if (const auto* s = std::get_if<Scale>(&op); s && s->power != 0) return std::nullopt;
+  std::vector<View> views;
+  std::vector<const Type*> types;
+  for (const NodeId id : in) {
+    const auto* values = constant_values(id);
+    if (!values) return std::nullopt;
+    views.push_back({values->data(), 1, 1});
+    types.push_back(&this->type(id));
+  }
+  std::vector<double> out(static_cast<std::size_t>(size_of(type.dims)));
+  Node node{op, type, in, span_, context_};
+  evaluate_rows(node, types, views, {out.data(), 1, 1});
+  return constant(std::move(out), type.dims);
+}
+
+NodeId Builder::constant(double value, Dims dims) {
+  const auto size = static_cast<std::size_t>(size_of(dims));
+  return constant(std::vector<double>(size, value), std::move(dims));
+}
+
+NodeId Builder::constant(std::vector<double> values, Dims dims) {
+  TPLIMIT_CHECK(static_cast<std::int64_t>(values.size()) == size_of(dims), "one value per entry of a constant");
+  return append(Constant{std::make_shared<const std::vector<double>>(std::move(values))}, {false, false, std::move(dims)}, {});
+}
+
+NodeId Builder::zeros(bool width, Dims dims) {
+  const NodeId zero = constant(0.0, dims);
+  return width ? expand(zero, true, std::move(dims)) : zero;
+}
+
+NodeId Builder::scale(double factor, Exponent power, NodeId x) { return add(Scale{factor, power}, {x}); }
+NodeId Builder::map(Fn fn, std::vector<NodeId> in, double parameter) { return add(Map{fn, parameter}, std::move(in)); }
+NodeId Builder::average(NodeId x) { return add(Average{}, {x}); }
+NodeId Builder::reshape(NodeId x, Dims dims) { return add(Reshape{std::move(dims)}, {x}); }
+NodeId Builder::expand(NodeId x, bool width, Dims dims) { return add(Expand{width, std::move(dims)}, {x}); }
+NodeId Builder::permute(NodeId x, std::vector<std::int32_t> axes) { return add(Permute{std::move(axes)}, {x}); }
+NodeId Builder::gather(NodeId x, int axis, std::vector<std::int64_t> indices) {
+  return add(Gather{axis, std::make_shared<const std::vector<std::int64_t>>(std::move(indices))}, {x});
+}
+
+}  // namespace tplimit::ir

@@ -1,0 +1,431 @@
+#include "tplimit/ir/kernels.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numbers>
+
+#include <Eigen/Dense>
+
+#include "tplimit/math/vector_functions.hpp"
+#include "tplimit/support/check.hpp"
+#include "tplimit/support/overloaded.hpp"
+
+namespace tplimit::ir {
+namespace {
+
+using Index = std::int64_t;
+using ColumnMajor = Eigen::Map<const Eigen::MatrixXd, 0, Eigen::OuterStride<>>;
+using MutableColumnMajor = Eigen::Map<Eigen::MatrixXd, 0, Eigen::OuterStride<>>;
+using RowMajorMatrix = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+using RowMajor = Eigen::Map<const RowMajorMatrix>;
+
+const double* column(const View& v, Index j) { return v.data + j * v.ld; }
+double* column(const MutableView& v, Index j) { return v.data + j * v.ld; }
+
+/// Row-major strides of `dims` seen from the axes `out` (right-aligned); broadcast axes get stride 0.
+std::vector<Index> broadcast_strides(const Dims& dims, const Dims& out) {
+  std::vector<Index> strides(out.size(), 0);
+  Index stride = 1;
+  for (std::size_t k = 0; k < dims.size(); ++k) {
+    const std::size_t from = dims.size() - 1 - k;
+    const std::size_t to = out.size() - 1 - k;
+    if (dims[from] != 1) strides[to] = stride;
+    stride *= dims[from];
+  }
+  return strides;
+}
+
+/// For every column of the result the column of an operand, given the operand's stride along every result axis.
+std::vector<Index> column_indices(const Dims& out, const std::vector<Index>& strides, Index offset = 0) {
+  std::vector<Index> index{offset};
+  index.reserve(static_cast<std::size_t>(size_of(out)));
+  for (std::size_t axis = 0; axis < out.size(); ++axis) {
+    std::vector<Index> next;
+    next.reserve(index.size() * static_cast<std::size_t>(out[axis]));
+    for (const Index base : index)
+      for (Index i = 0; i < out[axis]; ++i) next.push_back(base + i * strides[axis]);
+    index = std::move(next);
+  }
+  return index;
+}
+
+/// An operand of a coordinatewise function: which column goes with which column of the result, and whether it has rows.
+struct Operand {
+  const double* data;
+  Index ld;
+  Index row_step;
+  std::vector<Index> columns;  ///< empty: the same column as the result
+
+  Operand(const View& view, const Type& type, const Type& out) : data(view.data), ld(view.ld), row_step(type.width ? 1 : 0) {
+    if (type.dims != out.dims) columns = column_indices(out.dims, broadcast_strides(type.dims, out.dims));
+  }
+  [[nodiscard]] const double* at(Index j) const { return data + (columns.empty() ? j : columns[static_cast<std::size_t>(j)]) * ld; }
+};
+
+template <class F>
+void unary(F f, const Operand& a, Index columns, MutableView out) {
+  for (Index j = 0; j < columns; ++j) {
+    const double* x = a.at(j);
+    double* y = column(out, j);
+    for (Index i = 0; i < out.rows; ++i) y[i] = f(x[i]);
+  }
+}
+
+/// A function given on contiguous arrays: one call per block where the columns touch, else one per column.
+template <class F>
+void array_function(F f, const Operand& a, Index columns, MutableView out) {
+  if (a.ld == out.rows && out.ld == out.rows) {
+    f(a.data, out.data, out.rows * columns);
+    return;
+  }
+  for (Index j = 0; j < columns; ++j) f(a.at(j), column(out, j), out.rows);
+}
+
+template <class F>
+void binary(F f, const Operand& a, const Operand& b, Index columns, MutableView out) {
+  for (Index j = 0; j < columns; ++j) {
+    const double* x = a.at(j);
+    const double* y = b.at(j);
+    double* z = column(out, j);
+    if (a.row_step == 1 && b.row_step == 1) {
+      for (Index i = 0; i < out.rows; ++i) z[i] = f(x[i], y[i]);
+    } else if (a.row_step == 1) {
+      const double c = *y;
+      for (Index i = 0; i < out.rows; ++i) z[i] = f(x[i], c);
+    } else if (b.row_step == 1) {
+      const double c = *x;
+      for (Index i = 0; i < out.rows; ++i) z[i] = f(c, y[i]);
+    } else {
+      std::fill_n(z, out.rows, f(*x, *y));
+    }
+  }
+}
+
+double floored_mod(double x, double y) { return x - y * std::floor(x / y); }
+
+std::size_t count(Index n) { return static_cast<std::size_t>(n); }
+
+void evaluate_unary(const Map& map, const Operand& x, Index columns, MutableView out) {
+  const double a = map.parameter;
+  const auto plain = [&](auto f) { unary(f, x, columns, out); };
+  const auto array = [&](auto f) { array_function(f, x, columns, out); };
+  switch (map.fn) {
+    case Fn::kAbs: return plain([](double t) { return std::abs(t); });
+    case Fn::kSign: return plain([](double t) { return static_cast<double>(t > 0) - static_cast<double>(t < 0); });
+    // x != x keeps NaN visible: a comparison alone would turn it into a number.
+    case Fn::kStep: return plain([](double t) { return t > 0 ? 1.0 : (t == t ? 0.0 : t); });
+    case Fn::kRelu: return plain([](double t) { return t > 0 ? t : (t == t ? 0.0 : t); });
+    case Fn::kLeakyRelu: return plain([a](double t) { return t > 0 ? t : a * t; });
+    case Fn::kElu:
+      return array([a](const double* in, double* y, Index n) {
+        vector_expm1(in, y, count(n));
+        for (Index i = 0; i < n; ++i) y[i] = in[i] > 0 ? in[i] : a * y[i];
+      });
+    case Fn::kTanh: return array([](const double* in, double* y, Index n) { vector_tanh(in, y, count(n)); });
+    case Fn::kSigmoid: return array([](const double* in, double* y, Index n) { vector_sigmoid(in, y, count(n)); });
+    case Fn::kSoftplus: return array([](const double* in, double* y, Index n) { vector_softplus(in, y, count(n)); });
+    case Fn::kSilu:
+      return array([](const double* in, double* y, Index n) {
+        vector_sigmoid(in, y, count(n));
+        for (Index i = 0; i < n; ++i) y[i] *= in[i];
+      });
+    case Fn::kGelu: return array([](const double* in, double* y, Index n) { vector_gelu(in, y, count(n)); });
+    case Fn::kGeluTanh:
+      return array([](const double* in, double* y, Index n) {
+        const double c = std::sqrt(2 / std::numbers::pi);
+        for (Index i = 0; i < n; ++i) y[i] = c * (in[i] + 0.044715 * in[i] * in[i] * in[i]);
+        vector_tanh(y, y, count(n));
+        for (Index i = 0; i < n; ++i) y[i] = 0.5 * in[i] * (1 + y[i]);
+      });
+    case Fn::kErf: return array([](const double* in, double* y, Index n) { vector_erf(in, y, count(n)); });
+    case Fn::kSin: return array([](const double* in, double* y, Index n) { vector_sin(in, y, count(n)); });
+    case Fn::kCos: return array([](const double* in, double* y, Index n) { vector_cos(in, y, count(n)); });
+    case Fn::kExp: return array([](const double* in, double* y, Index n) { vector_exp(in, y, count(n)); });
+    case Fn::kLog: return array([](const double* in, double* y, Index n) { vector_log(in, y, count(n)); });
+    case Fn::kSqrt: return plain([](double t) { return std::sqrt(t); });
+    case Fn::kPower:
+      if (a == 2) return plain([](double t) { return t * t; });
+      if (a == 3) return plain([](double t) { return t * t * t; });
+      if (a == 4) return plain([](double t) { return (t * t) * (t * t); });
+      if (a == -1) return plain([](double t) { return 1 / t; });
+      return array([a](const double* in, double* y, Index n) { vector_pow(in, a, y, count(n)); });
+    case Fn::kAdd: case Fn::kSub: case Fn::kMul: case Fn::kDiv: case Fn::kPow: case Fn::kMin: case Fn::kMax: case Fn::kMod:
+    case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: case Fn::kWhere: break;
+  }
+  TPLIMIT_CHECK(false, "a function of one argument, got {}", name(map.fn));
+}
+
+void evaluate_binary(Fn fn, const Operand& x, const Operand& y, Index columns, MutableView out) {
+  const auto go = [&](auto f) { binary(f, x, y, columns, out); };
+  switch (fn) {
+    case Fn::kAdd: return go([](double a, double b) { return a + b; });
+    case Fn::kSub: return go([](double a, double b) { return a - b; });
+    case Fn::kMul: return go([](double a, double b) { return a * b; });
+    case Fn::kDiv: return go([](double a, double b) { return a / b; });
+    case Fn::kPow: return go([](double a, double b) { return std::pow(a, b); });
+    case Fn::kMin: return go([](double a, double b) { return a < b || a != a ? a : b; });
+    case Fn::kMax: return go([](double a, double b) { return a > b || a != a ? a : b; });
+    case Fn::kMod: return go(floored_mod);
+    case Fn::kLess: return go([](double a, double b) { return a < b ? 1.0 : 0.0; });
+    case Fn::kLessEqual: return go([](double a, double b) { return a <= b ? 1.0 : 0.0; });
+    case Fn::kEqual: return go([](double a, double b) { return a == b ? 1.0 : 0.0; });
+    case Fn::kNotEqual: return go([](double a, double b) { return a != b ? 1.0 : 0.0; });
+    default: break;
+  }
+  TPLIMIT_CHECK(false, "a function of two arguments, got {}", name(fn));
+}
+
+void evaluate_map(const Map& map, const Type& type, const std::vector<const Type*>& types, const std::vector<View>& in,
+                  MutableView out) {
+  const Index columns = size_of(type.dims);
+  std::vector<Operand> x;
+  for (std::size_t k = 0; k < in.size(); ++k) x.emplace_back(in[k], *types[k], type);
+  if (in.size() == 1) return evaluate_unary(map, x[0], columns, out);
+  if (in.size() == 2) return evaluate_binary(map.fn, x[0], x[1], columns, out);
+  for (Index j = 0; j < columns; ++j) {
+    const double *c = x[0].at(j), *a = x[1].at(j), *b = x[2].at(j);
+    double* y = column(out, j);
+    for (Index i = 0; i < out.rows; ++i)
+      y[i] = c[i * x[0].row_step] != 0 ? a[i * x[1].row_step] : b[i * x[2].row_step];
+  }
+}
+
+/// Sizes of the four groups of axes of a Contract.
+struct ContractSizes {
+  Index batch = 1, left = 1, right = 1, inner = 1;
+  ContractSizes(const Contract& op, const Dims& a, const Dims& b) {
+    const auto batch_end = static_cast<std::size_t>(op.batch);
+    const std::size_t a_end = a.size() - static_cast<std::size_t>(op.contracted);
+    const std::size_t b_end = b.size() - static_cast<std::size_t>(op.contracted);
+    for (std::size_t k = 0; k < batch_end; ++k) batch *= a[k];
+    for (std::size_t k = batch_end; k < a_end; ++k) left *= a[k];
+    for (std::size_t k = batch_end; k < b_end; ++k) right *= b[k];
+    for (std::size_t k = a_end; k < a.size(); ++k) inner *= a[k];
+  }
+};
+
+void evaluate_contract(const Contract& op, const std::vector<const Type*>& types, const std::vector<View>& in, MutableView out) {
+  const ContractSizes n(op, types[0]->dims, types[1]->dims);
+  const bool wa = types[0]->width, wb = types[1]->width;
+  const View &a = in[0], &b = in[1];
+  if (!wa && !wb) {
+    for (Index p = 0; p < n.batch; ++p)
+      Eigen::Map<RowMajorMatrix>(out.data + p * n.left * n.right, n.left, n.right).noalias() =
+          RowMajor(a.data + p * n.left * n.inner, n.left, n.inner) *
+          RowMajor(b.data + p * n.right * n.inner, n.right, n.inner).transpose();
+    return;
+  }
+  for (Index p = 0; p < n.batch; ++p) {
+    if (wa && !wb) {
+      const RowMajor weights(b.data + p * n.right * n.inner, n.right, n.inner);
+      for (Index i = 0; i < n.left; ++i) {
+        const Index row = p * n.left + i;
+        MutableColumnMajor(column(out, row * n.right), out.rows, n.right, Eigen::OuterStride<>(out.ld)).noalias() =
+            ColumnMajor(column(a, row * n.inner), out.rows, n.inner, Eigen::OuterStride<>(a.ld)) * weights.transpose();
+      }
+    } else if (!wa) {
+      const RowMajor weights(a.data + p * n.left * n.inner, n.left, n.inner);
+      for (Index j = 0; j < n.right; ++j)
+        MutableColumnMajor(column(out, p * n.left * n.right + j), out.rows, n.left, Eigen::OuterStride<>(out.ld * n.right))
+            .noalias() = ColumnMajor(column(b, (p * n.right + j) * n.inner), out.rows, n.inner, Eigen::OuterStride<>(b.ld)) *
+                         weights.transpose();
+    } else {
+      for (Index i = 0; i < n.left; ++i)
+        for (Index j = 0; j < n.right; ++j) {
+          double* y = column(out, (p * n.left + i) * n.right + j);
+          std::fill_n(y, out.rows, 0.0);
+          for (Index k = 0; k < n.inner; ++k) {
+            const double* u = column(a, (p * n.left + i) * n.inner + k);
+            const double* v = column(b, (p * n.right + j) * n.inner + k);
+            for (Index r = 0; r < out.rows; ++r) y[r] += u[r] * v[r];
+          }
+        }
+    }
+  }
+}
+
+/// Axes around one axis: [outer.., axis, inner..].
+struct AxisSplit {
+  Index outer = 1, size = 1, inner = 1;
+  AxisSplit(const Dims& dims, std::int32_t axis) {
+    for (std::size_t k = 0; k < dims.size(); ++k) {
+      if (static_cast<std::int32_t>(k) < axis) outer *= dims[k];
+      if (static_cast<std::int32_t>(k) == axis) size = dims[k];
+      if (static_cast<std::int32_t>(k) > axis) inner *= dims[k];
+    }
+  }
+};
+
+void copy_column(const View& in, Index from, MutableView out, Index to) { std::copy_n(column(in, from), out.rows, column(out, to)); }
+
+void reduce(bool maximum, std::int32_t axis, const Dims& dims, const View& in, MutableView out) {
+  const AxisSplit split(dims, axis);
+  for (Index o = 0; o < split.outer; ++o)
+    for (Index q = 0; q < split.inner; ++q) {
+      const Index to = o * split.inner + q;
+      copy_column(in, o * split.size * split.inner + q, out, to);
+      double* y = column(out, to);
+      for (Index k = 1; k < split.size; ++k) {
+        const double* x = column(in, (o * split.size + k) * split.inner + q);
+        if (maximum) {
+          for (Index i = 0; i < out.rows; ++i) y[i] = y[i] > x[i] || y[i] != y[i] ? y[i] : x[i];
+        } else {
+          for (Index i = 0; i < out.rows; ++i) y[i] += x[i];
+        }
+      }
+    }
+}
+
+void eigenvalues(const Dims& dims, const View& in, MutableView out) {
+  const Index k = dims.back();
+  const Index batch = size_of(dims) / (k * k);
+  for (Index p = 0; p < batch; ++p) {
+    const RowMajor a(in.data + p * k * k, k, k);
+    Eigen::Map<Eigen::VectorXd> values(out.data + p * k, k);
+    if (!a.allFinite()) {
+      values.setConstant(std::numeric_limits<double>::quiet_NaN());
+      continue;
+    }
+    const Eigen::MatrixXd symmetric = 0.5 * (a + a.transpose());
+    values = Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>(symmetric, Eigen::EigenvaluesOnly).eigenvalues();
+  }
+}
+
+}  // namespace
+
+bool is_average(const Op& op) {
+  const auto* contract = std::get_if<Contract>(&op);
+  return std::holds_alternative<Average>(op) || std::holds_alternative<Histogram>(op) || (contract && contract->average);
+}
+
+bool is_rowwise(const Op& op) {
+  return std::visit(overloaded{[](const Constant&) { return false; }, [](const Scale&) { return true; },
+                               [](const StandardNormal&) { return true; }, [](const Map&) { return true; },
+                               [](const Contract& c) { return !c.average; }, [](const Average&) { return false; },
+                               [](const ReduceSum&) { return true; }, [](const ReduceMax&) { return true; },
+                               [](const Gather&) { return true; }, [](const ScatterAdd&) { return true; },
+                               [](const Permute&) { return true; }, [](const Reshape&) { return true; },
+                               [](const Expand&) { return true; }, [](const Concat&) { return true; },
+                               [](const Stop&) { return true; }, [](const Parameter&) { return false; }, [](const MatMul&) { return false; },
+                               [](const GaussianMatrix&) { return false; }, [](const ScaleMatrix&) { return false; },
+                               [](const UpdateMatrix&) { return false; }, [](const Eigvals&) { return true; },
+                               [](const Samples&) { return false; }, [](const Histogram&) { return false; }},
+                    op);
+}
+
+void evaluate_rows(const Node& node, const std::vector<const Type*>& types, const std::vector<View>& in, MutableView out) {
+  const Type& type = node.type;
+  const Index columns = size_of(type.dims);
+  const auto copy_columns = [&](const std::vector<Index>& from) {
+    for (Index j = 0; j < columns; ++j) copy_column(in[0], from[static_cast<std::size_t>(j)], out, j);
+  };
+  const auto copy_all = [&] {
+    for (Index j = 0; j < columns; ++j) copy_column(in[0], j, out, j);
+  };
+  const auto impossible = [&] { TPLIMIT_CHECK(false, "a rowwise operation, got {}", op_name(node.op)); };
+  std::visit(
+      overloaded{
+          [&](const Scale& op) {
+            TPLIMIT_CHECK(op.power == 0, "powers of the width are resolved before evaluation");
+            const double c = op.factor;
+            unary([c](double x) { return c * x; }, Operand(in[0], *types[0], type), columns, out);
+          },
+          [&](const Map& op) { evaluate_map(op, type, types, in, out); },
+          [&](const Contract& op) { evaluate_contract(op, types, in, out); },
+          [&](const ReduceSum& op) { reduce(false, op.axis, types[0]->dims, in[0], out); },
+          [&](const ReduceMax& op) { reduce(true, op.axis, types[0]->dims, in[0], out); },
+          [&](const Gather& op) {
+            const AxisSplit split(types[0]->dims, op.axis);
+            Index to = 0;
+            for (Index o = 0; o < split.outer; ++o)
+              for (const Index k : *op.indices)
+                for (Index q = 0; q < split.inner; ++q) copy_column(in[0], (o * split.size + k) * split.inner + q, out, to++);
+          },
+          [&](const ScatterAdd& op) {
+            for (Index j = 0; j < columns; ++j) std::fill_n(column(out, j), out.rows, 0.0);
+            const AxisSplit split(type.dims, op.axis);
+            Index from = 0;
+            for (Index o = 0; o < split.outer; ++o)
+              for (const Index k : *op.indices)
+                for (Index q = 0; q < split.inner; ++q) {
+                  const double* x = column(in[0], from++);
+                  double* y = column(out, (o * split.size + k) * split.inner + q);
+                  for (Index i = 0; i < out.rows; ++i) y[i] += x[i];
+                }
+          },
+          [&](const Permute& op) {
+            std::vector<Index> in_strides(types[0]->dims.size(), 1), strides(type.dims.size());
+            for (std::size_t k = in_strides.size(); k-- > 1;) in_strides[k - 1] = in_strides[k] * types[0]->dims[k];
+            for (std::size_t k = 0; k < strides.size(); ++k) strides[k] = in_strides[static_cast<std::size_t>(op.axes[k])];
+            copy_columns(column_indices(type.dims, strides));
+          },
+          [&](const Reshape&) { copy_all(); },
+          [&](const Expand&) {
+            const Operand x(in[0], *types[0], type);
+            for (Index j = 0; j < columns; ++j) {
+              if (x.row_step == 1) std::copy_n(x.at(j), out.rows, column(out, j));
+              else std::fill_n(column(out, j), out.rows, *x.at(j));
+            }
+          },
+          [&](const Concat& op) {
+            const AxisSplit whole(type.dims, op.axis);
+            Index offset = 0;
+            for (std::size_t part = 0; part < in.size(); ++part) {
+              const AxisSplit split(types[part]->dims, op.axis);
+              for (Index o = 0; o < split.outer; ++o)
+                for (Index k = 0; k < split.size * split.inner; ++k) {
+                  const double* x = column(in[part], o * split.size * split.inner + k);
+                  double* y = column(out, (o * whole.size + offset) * whole.inner + k);
+                  for (Index i = 0; i < out.rows; ++i) y[i] = x[types[part]->width ? i : 0];
+                }
+              offset += split.size;
+            }
+          },
+          [&](const Stop&) { copy_all(); },
+          [&](const Parameter&) { impossible(); },
+          [&](const Eigvals&) { eigenvalues(types[0]->dims, in[0], out); },
+          [&](const Constant&) { impossible(); },
+          [&](const StandardNormal&) { impossible(); },
+          [&](const Average&) { impossible(); },
+          [&](const MatMul&) { impossible(); },
+          [&](const GaussianMatrix&) { impossible(); },
+          [&](const ScaleMatrix&) { impossible(); },
+          [&](const UpdateMatrix&) { impossible(); },
+          [&](const Samples&) { impossible(); },
+          [&](const Histogram&) { impossible(); },
+      },
+      node.op);
+}
+
+void accumulate_average(const Node& node, const std::vector<const Type*>& types, const std::vector<View>& in, double* sums) {
+  const Index columns = size_of(node.type.dims);
+  const Index rows = in[0].rows;
+  if (const auto* op = std::get_if<Contract>(&node.op)) {
+    const ContractSizes n(*op, types[0]->dims, types[1]->dims);
+    for (Index p = 0; p < n.batch; ++p) {
+      Eigen::Map<RowMajorMatrix> out(sums + p * n.left * n.right, n.left, n.right);
+      for (Index k = 0; k < n.inner; ++k) {
+        const ColumnMajor a(column(in[0], p * n.left * n.inner + k), rows, n.left, Eigen::OuterStride<>(in[0].ld * n.inner));
+        const ColumnMajor b(column(in[1], p * n.right * n.inner + k), rows, n.right, Eigen::OuterStride<>(in[1].ld * n.inner));
+        out.noalias() += a.transpose() * b;
+      }
+    }
+  } else if (const auto* histogram = std::get_if<Histogram>(&node.op)) {
+    const Index bins = histogram->bins;
+    const double per_unit = static_cast<double>(bins) / (histogram->high - histogram->low);
+    for (Index j = 0; j < columns / bins; ++j) {
+      const double* x = column(in[0], j);
+      for (Index i = 0; i < rows; ++i) {
+        // The outer bins are open, so that the fractions add up to 1.
+        const double place = std::clamp((x[i] - histogram->low) * per_unit, 0.0, static_cast<double>(bins - 1));
+        if (place == place) sums[j * bins + static_cast<Index>(place)] += 1;
+        else sums[j * bins] = std::numeric_limits<double>::quiet_NaN();
+      }
+    }
+  } else {
+    for (Index j = 0; j < columns; ++j) sums[j] += Eigen::Map<const Eigen::VectorXd>(column(in[0], j), rows).sum();
+  }
+}
+
+}  // namespace tplimit::ir

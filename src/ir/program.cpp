@@ -1,0 +1,282 @@
+#include "tplimit/ir/program.hpp"
+
+#include <algorithm>
+
+#include "tplimit/support/check.hpp"
+#include "tplimit/support/overloaded.hpp"
+
+namespace tplimit::ir {
+
+std::int64_t size_of(const Dims& dims) {
+  std::int64_t size = 1;
+  for (const auto d : dims) size *= d;
+  return size;
+}
+
+int arity(Fn fn) {
+  switch (fn) {
+#define TPLIMIT_FN(name, arity, text) case Fn::name: return arity;
+#include "tplimit/ir/functions.def"
+#undef TPLIMIT_FN
+  }
+  return 0;
+}
+
+const char* name(Fn fn) {
+  switch (fn) {
+#define TPLIMIT_FN(name, arity, text) case Fn::name: return text;
+#include "tplimit/ir/functions.def"
+#undef TPLIMIT_FN
+  }
+  return "?";
+}
+
+const char* op_name(const Op& op) {
+  return std::visit(
+      overloaded{[](const Constant&) { return "constant"; }, [](const Scale&) { return "scale"; },
+                 [](const StandardNormal&) { return "standard_normal"; }, [](const Map& m) { return name(m.fn); },
+                 [](const Contract& c) { return c.average ? "contract_average" : "contract"; },
+                 [](const Average&) { return "average"; }, [](const ReduceSum&) { return "reduce_sum"; },
+                 [](const ReduceMax&) { return "reduce_max"; }, [](const Gather&) { return "gather"; },
+                 [](const ScatterAdd&) { return "scatter_add"; }, [](const Permute&) { return "permute"; },
+                 [](const Reshape&) { return "reshape"; }, [](const Expand&) { return "expand"; },
+                 [](const Concat&) { return "concat"; }, [](const Stop&) { return "stop"; }, [](const Parameter&) { return "parameter"; },
+                 [](const MatMul& m) { return m.transposed ? "matmul_transposed" : "matmul"; },
+                 [](const GaussianMatrix&) { return "gaussian_matrix"; }, [](const ScaleMatrix&) { return "scale_matrix"; },
+                 [](const UpdateMatrix&) { return "update_matrix"; }, [](const Eigvals&) { return "eigvals"; },
+                 [](const Samples&) { return "samples"; }, [](const Histogram&) { return "histogram"; }},
+      op);
+}
+
+std::vector<NodeId> outputs_of(const Program& program) {
+  std::vector<NodeId> outputs;
+  for (const auto& report : program.reports)
+    for (const auto& entry : report.entries) outputs.push_back(entry.value);
+  for (const auto& expectation : program.expectations) {
+    outputs.push_back(expectation.left);
+    outputs.push_back(expectation.right);
+  }
+  std::sort(outputs.begin(), outputs.end());
+  outputs.erase(std::unique(outputs.begin(), outputs.end()), outputs.end());
+  return outputs;
+}
+
+namespace {
+
+Dims broadcast(const Dims& a, const Dims& b) {
+  Dims out(std::max(a.size(), b.size()), 1);
+  for (const Dims* dims : {&a, &b})
+    for (std::size_t k = 0; k < dims->size(); ++k) {
+      auto& to = out[out.size() - 1 - k];
+      const auto from = (*dims)[dims->size() - 1 - k];
+      TPLIMIT_CHECK(to == from || to == 1 || from == 1, "finite axes that broadcast, got {} and {}", to, from);
+      if (to == 1) to = from;
+    }
+  return out;
+}
+
+Type contract_type(const Contract& op, const Type& a, const Type& b) {
+  const auto batch = static_cast<std::size_t>(op.batch), inner = static_cast<std::size_t>(op.contracted);
+  TPLIMIT_CHECK(a.dims.size() >= batch + inner && b.dims.size() >= batch + inner, "enough axes to contract");
+  for (std::size_t k = 0; k < batch; ++k) TPLIMIT_CHECK(a.dims[k] == b.dims[k], "equal batch axes in contract");
+  for (std::size_t k = 1; k <= inner; ++k)
+    TPLIMIT_CHECK(a.dims[a.dims.size() - k] == b.dims[b.dims.size() - k], "equal contracted axes in contract");
+  TPLIMIT_CHECK(!op.average || (a.width && b.width), "an average of a product takes two operands with a width axis");
+  Type type{false, !op.average && (a.width || b.width), Dims(a.dims.begin(), a.dims.end() - op.contracted)};
+  type.dims.insert(type.dims.end(), b.dims.begin() + op.batch, b.dims.end() - op.contracted);
+  return type;
+}
+
+}  // namespace
+
+Type infer_type(const Op& op, const std::vector<const Type*>& in) {
+  const auto tensor = [&](std::size_t k) -> const Type& {
+    TPLIMIT_CHECK(k < in.size() && !in[k]->matrix, "operand {} of {} is a tensor", k, op_name(op));
+    return *in[k];
+  };
+  const auto matrix = [&]() -> Type {
+    TPLIMIT_CHECK(!in.empty() && in[0]->matrix, "the first operand of {} is a matrix", op_name(op));
+    return *in[0];
+  };
+  const auto axis_in = [&](std::int32_t axis, const Dims& dims) {
+    TPLIMIT_CHECK(axis >= 0 && static_cast<std::size_t>(axis) < dims.size(), "axis {} of {} exists", axis, op_name(op));
+    return static_cast<std::ptrdiff_t>(axis);
+  };
+  const auto reduced = [&](std::int32_t axis) {
+    Type type = tensor(0);
+    type.dims.erase(type.dims.begin() + axis_in(axis, type.dims));
+    return type;
+  };
+  return std::visit(
+      overloaded{
+          [&](const Constant&) -> Type { TPLIMIT_CHECK(false, "constants carry their own type"); return {}; },
+          [&](const Scale&) { return tensor(0); },
+          [&](const StandardNormal&) -> Type { TPLIMIT_CHECK(false, "sources carry their own type"); return {}; },
+          [&](const Map& m) {
+            TPLIMIT_CHECK(static_cast<int>(in.size()) == arity(m.fn), "{} takes {} operands", name(m.fn), arity(m.fn));
+            Type type = tensor(0);
+            for (std::size_t k = 1; k < in.size(); ++k) {
+              type.width = type.width || tensor(k).width;
+              type.dims = broadcast(type.dims, in[k]->dims);
+            }
+            return type;
+          },
+          [&](const Contract& c) { return contract_type(c, tensor(0), tensor(1)); },
+          [&](const Average&) {
+            TPLIMIT_CHECK(tensor(0).width, "an average is over a width axis");
+            return Type{false, false, in[0]->dims};
+          },
+          [&](const ReduceSum& r) { return reduced(r.axis); },
+          [&](const ReduceMax& r) { return reduced(r.axis); },
+          [&](const Gather& g) {
+            Type type = tensor(0);
+            auto& size = type.dims[static_cast<std::size_t>(axis_in(g.axis, type.dims))];
+            for (const auto i : *g.indices) TPLIMIT_CHECK(0 <= i && i < size, "index {} is below {}", i, size);
+            size = static_cast<std::int64_t>(g.indices->size());
+            return type;
+          },
+          [&](const ScatterAdd& s) {
+            Type type = tensor(0);
+            auto& size = type.dims[static_cast<std::size_t>(axis_in(s.axis, type.dims))];
+            TPLIMIT_CHECK(size == static_cast<std::int64_t>(s.indices->size()), "one index per slice");
+            size = s.size;
+            return type;
+          },
+          [&](const Permute& p) {
+            Type type = tensor(0);
+            TPLIMIT_CHECK(p.axes.size() == type.dims.size(), "a permutation of all axes");
+            for (std::size_t k = 0; k < p.axes.size(); ++k)
+              type.dims[k] = in[0]->dims[static_cast<std::size_t>(axis_in(p.axes[k], in[0]->dims))];
+            return type;
+          },
+          [&](const Reshape& r) {
+            TPLIMIT_CHECK(size_of(r.dims) == size_of(tensor(0).dims), "a reshape keeps the number of entries");
+            return Type{false, in[0]->width, r.dims};
+          },
+          [&](const Expand& e) {
+            TPLIMIT_CHECK(broadcast(tensor(0).dims, e.dims) == e.dims && (e.width || !in[0]->width), "an expansion only adds axes");
+            return Type{false, e.width, e.dims};
+          },
+          [&](const Concat& c) {
+            Type type = tensor(0);
+            const auto axis = static_cast<std::size_t>(axis_in(c.axis, type.dims));
+            for (std::size_t k = 1; k < in.size(); ++k) {
+              type.width = type.width || tensor(k).width;
+              Dims rest = in[k]->dims;
+              type.dims[axis] += rest.at(axis);
+              rest[axis] = type.dims[axis];
+              TPLIMIT_CHECK(rest == type.dims, "equal other axes in concat");
+            }
+            return type;
+          },
+          [&](const Stop&) { return tensor(0); },
+          [&](const Parameter&) { return *in.at(0); },
+          [&](const MatMul&) {
+            (void)matrix();
+            TPLIMIT_CHECK(tensor(1).width, "a width matrix multiplies values with a width axis");
+            return tensor(1);
+          },
+          [&](const GaussianMatrix&) { return Type{true, false, {}}; },
+          [&](const ScaleMatrix&) {
+            TPLIMIT_CHECK(tensor(1) == Type{}, "a matrix is scaled by a scalar");
+            return matrix();
+          },
+          [&](const UpdateMatrix&) {
+            TPLIMIT_CHECK(in.size() % 3 == 1, "an update has terms of three operands");
+            for (std::size_t k = 1; k < in.size(); k += 3)
+              TPLIMIT_CHECK(tensor(k) == Type{} && tensor(k + 1) == tensor(k + 2) && in[k + 1]->width,
+                            "update terms are (scalar, block, block of the same type)");
+            return matrix();
+          },
+          [&](const Eigvals&) {
+            Type type = tensor(0);
+            TPLIMIT_CHECK(!type.width && type.dims.size() >= 2 && type.dims.back() == type.dims[type.dims.size() - 2],
+                          "eigenvalues of a finite square matrix");
+            type.dims.pop_back();
+            return type;
+          },
+          [&](const Samples& s) {
+            Type type = tensor(0);
+            TPLIMIT_CHECK(type.width, "samples of coordinates");
+            type.width = false;
+            type.dims.push_back(s.count);
+            return type;
+          },
+          [&](const Histogram& h) {
+            Type type = tensor(0);
+            TPLIMIT_CHECK(type.width && h.bins > 0 && h.low < h.high, "a histogram over coordinates");
+            type.width = false;
+            type.dims.push_back(h.bins);
+            return type;
+          },
+      },
+      op);
+}
+
+void verify(const Program& program) {
+  for (std::size_t k = 0; k < program.nodes.size(); ++k) {
+    const Node& node = program.nodes[k];
+    std::vector<const Type*> in;
+    for (const NodeId id : node.in) {
+      TPLIMIT_CHECK(id.value < k, "operands of node {} come before it", k);
+      in.push_back(&program[id].type);
+    }
+    TPLIMIT_CHECK(node.context < program.contexts.size(), "node {} has a context", k);
+    if (const auto* constant = std::get_if<Constant>(&node.op)) {
+      TPLIMIT_CHECK(static_cast<std::int64_t>(constant->values->size()) == size_of(node.type.dims) && !node.type.width,
+                    "a constant has one value per entry");
+    } else if (const auto* normal = std::get_if<StandardNormal>(&node.op)) {
+      TPLIMIT_CHECK(normal->source.value < program.sources.size(), "a declared source");
+    } else {
+      TPLIMIT_CHECK(infer_type(node.op, in) == node.type, "node {} ({}) has its inferred type", k, op_name(node.op));
+    }
+  }
+  for (const NodeId id : outputs_of(program))
+    TPLIMIT_CHECK(id.value < program.size() && !program[id].type.width && !program[id].type.matrix, "outputs are finite");
+}
+
+std::string to_text(const Program& program) {
+  std::string out;
+  for (std::size_t k = 0; k < program.nodes.size(); ++k) {
+    const Node& node = program.nodes[k];
+    std::string type = node.type.matrix ? "matrix" : "[";
+    if (!node.type.matrix) {
+      for (const auto d : node.type.dims) type += fmt::format("{}, ", d);
+      type += node.type.width ? program.width_name + "]" : "]";
+    }
+    std::string args;
+    for (const NodeId id : node.in) args += fmt::format(" %{}", id.value);
+    std::string payload = std::visit(
+        overloaded{[](const Constant& c) { return c.values->size() == 1 ? fmt::format(" {}", (*c.values)[0]) : std::string(); },
+                   [](const Scale& s) { return fmt::format(" {} {}", s.factor, power_of_width(s.power)); },
+                   [&](const StandardNormal& s) { return " " + program.sources[s.source.value].name; },
+                   [](const Map& m) { return m.parameter != 0 ? fmt::format(" {}", m.parameter) : std::string(); },
+                   [](const Contract& c) { return fmt::format(" batch={} contracted={}", c.batch, c.contracted); },
+                   [](const Average&) { return std::string(); },
+                   [](const ReduceSum& r) { return fmt::format(" axis={}", r.axis); },
+                   [](const ReduceMax& r) { return fmt::format(" axis={}", r.axis); },
+                   [](const Gather& g) { return fmt::format(" axis={} count={}", g.axis, g.indices->size()); },
+                   [](const ScatterAdd& s) { return fmt::format(" axis={} size={}", s.axis, s.size); },
+                   [](const Permute&) { return std::string(); }, [](const Reshape&) { return std::string(); },
+                   [](const Expand&) { return std::string(); },
+                   [](const Concat& c) { return fmt::format(" axis={}", c.axis); }, [](const Stop&) { return std::string(); },
+                   [](const Parameter& p) { return fmt::format(" {}", p.index); },
+                   [](const MatMul&) { return std::string(); },
+                   [&](const GaussianMatrix& g) { return " " + program.sources[g.source.value].name; },
+                   [](const ScaleMatrix&) { return std::string(); }, [](const UpdateMatrix&) { return std::string(); },
+                   [](const Eigvals&) { return std::string(); },
+                   [](const Samples& s) { return fmt::format(" {}", s.count); },
+                   [](const Histogram& h) { return fmt::format(" {} {} {}", h.low, h.high, h.bins); }},
+        node.op);
+    out += fmt::format("%{} {} = {}{}{}\n", k, type, op_name(node.op), payload, args);
+  }
+  for (const auto& report : program.reports)
+    for (const auto& entry : report.entries) {
+      std::string index;
+      for (const auto i : entry.index) index += fmt::format("[{}]", i);
+      out += fmt::format("report {}{} = %{}\n", report.name, index, entry.value.value);
+    }
+  return out;
+}
+
+}  // namespace tplimit::ir

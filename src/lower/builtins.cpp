@@ -1,0 +1,490 @@
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "lower/lowerer.hpp"
+#include "tplimit/math/normals.hpp"
+#include "tplimit/support/check.hpp"
+
+namespace tplimit::lowering {
+
+using ir::Fn;
+
+const std::unordered_map<std::string, Fn>& Lowerer::unary_functions() {
+  static const std::unordered_map<std::string, Fn> table{
+      {"abs", Fn::kAbs},   {"sign", Fn::kSign}, {"step", Fn::kStep},   {"relu", Fn::kRelu},          {"leaky_relu", Fn::kLeakyRelu},
+      {"elu", Fn::kElu},   {"tanh", Fn::kTanh}, {"erf", Fn::kErf},     {"sigmoid", Fn::kSigmoid},    {"softplus", Fn::kSoftplus},
+      {"silu", Fn::kSilu}, {"gelu", Fn::kGelu}, {"sin", Fn::kSin},     {"gelu_tanh", Fn::kGeluTanh}, {"cos", Fn::kCos},
+      {"exp", Fn::kExp},   {"log", Fn::kLog},   {"sqrt", Fn::kSqrt}};
+  return table;
+}
+
+const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
+  static const std::unordered_map<std::string, Builtin> table{
+      {"E", &Lowerer::builtin_average},       {"gram", &Lowerer::builtin_gram},       {"mean", &Lowerer::builtin_mean},
+      {"sum", &Lowerer::builtin_sum},         {"max", &Lowerer::builtin_max},         {"min", &Lowerer::builtin_min},
+      {"clip", &Lowerer::builtin_clip},       {"where", &Lowerer::builtin_where},     {"mod", &Lowerer::builtin_mod},
+      {"mse", &Lowerer::builtin_mse},         {"zeros", &Lowerer::builtin_zeros},     {"ones", &Lowerer::builtin_ones},
+      {"stack", &Lowerer::builtin_stack},     {"concat", &Lowerer::builtin_concat},   {"stop", &Lowerer::builtin_stop},
+      {"eigvals", &Lowerer::builtin_eigvals}, {"min_eig", &Lowerer::builtin_min_eig}, {"trace", &Lowerer::builtin_trace},
+      {"norm", &Lowerer::builtin_norm},       {"samples", &Lowerer::builtin_samples}, {"hist", &Lowerer::builtin_hist},
+      {"outer", &Lowerer::builtin_outer},     {"einsum", &Lowerer::builtin_einsum},   {"grad", &Lowerer::builtin_grad},
+      {"permutation", &Lowerer::builtin_permutation},                                 {"one_hot", &Lowerer::builtin_one_hot}};
+  return table;
+}
+
+Lowerer::Arguments Lowerer::arguments(const ast::Call& call, Span span, std::size_t least, std::size_t most,
+                                      std::initializer_list<const char*> names) {
+  Arguments a{call, span, {}, {}, {}};
+  if (call.args.size() < least || call.args.size() > most)
+    fail("E2109", fmt::format("'{}' takes {} argument{}, got {}", call.callee.name,
+                              least == most ? std::to_string(least) : most > 1000 ? fmt::format("at least {}", least) : fmt::format("{} to {}", least, most),
+                              most == 1 ? "" : "s", call.args.size()), span);
+  for (const auto& arg : call.args) {
+    a.positional.push_back(evaluate(*arg));
+    a.spans.push_back(arg->span);
+  }
+  for (const auto& named : call.named) {
+    if (std::none_of(names.begin(), names.end(), [&](const char* n) { return named.name.name == n; })) {
+      std::vector<std::string> known(names.begin(), names.end());
+      fail("E2112", fmt::format("'{}' has no option '{}'", call.callee.name, named.name.name), named.name.span, "",
+           known.empty() ? "" : fmt::format("its options: {}", fmt::join(known, ", ")));
+    }
+    if (a.named.contains(named.name.name)) fail("E2113", fmt::format("option '{}' is given twice", named.name.name), named.name.span);
+    a.named[named.name.name] = {evaluate(*named.value), named.value->span};
+  }
+  return a;
+}
+
+std::optional<std::size_t> Lowerer::axis_argument(Arguments& a, const Tensor& x) {
+  const auto it = a.named.find("axis");
+  if (it == a.named.end()) return std::nullopt;
+  const auto& [value, where] = it->second;
+  std::int64_t axis = integer(value, where, "an axis");
+  const auto rank = static_cast<std::int64_t>(x.axes.size());
+  if (axis < -rank || axis >= rank) fail("E2212", fmt::format("axis {} does not exist", axis), where, "the value has shape " + text(x.axes));
+  if (axis < 0) axis += rank;
+  if (x.axes[static_cast<std::size_t>(axis)].width)
+    fail("E2213", fmt::format("axis {} is the width axis", axis), where, "the value has shape " + text(x.axes), "E(..) averages over the coordinates");
+  return static_cast<std::size_t>(axis);
+}
+
+Value Lowerer::builtin_unary(const ast::Call& call, Span span, Fn fn) {
+  const bool parametric = fn == Fn::kLeakyRelu || fn == Fn::kElu;
+  Arguments a = arguments(call, span, 1, parametric ? 2 : 1, {});
+  double parameter = fn == Fn::kLeakyRelu ? 0.01 : fn == Fn::kElu ? 1 : 0;
+  if (a.positional.size() == 2) parameter = plain_number(a.positional[1], a.spans[1], "the slope");
+  if (const auto* n = a.positional[0].as<Number>(); n && fn == Fn::kSqrt && n->power != 0 && n->value >= 0) return {Number{std::sqrt(n->value), n->power / 2}};
+  Value out = elementwise(fn, {a.positional[0]}, span, parameter);
+  if (const auto* n = out.as<Number>(); n && std::isnan(n->value)) fail("E2404", fmt::format("{}({}) is not a real number", call.callee.name, a.positional[0].as<Number>()->value), span);
+  return out;
+}
+
+Value Lowerer::builtin_average(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 1, {});
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  return {Tensor{build(a.span).average(x.node), finite_axes(finite_dims(x.axes))}};
+}
+
+Value Lowerer::builtin_gram(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 2, {});
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  const Tensor y = a.positional.size() == 2 ? tensor(a.positional[1], a.spans[1]) : x;
+  for (const Tensor* t : {&x, &y})
+    if (!has_width(t->axes)) fail("E2214", "gram averages over a width axis", a.span, "this has shape " + text(t->axes));
+  const Dims dx = finite_dims(x.axes), dy = finite_dims(y.axes);
+  if (dx.size() != dy.size() || (!dx.empty() && !std::equal(dx.begin(), dx.end() - 1, dy.begin())))
+    fail("E2202", "shapes do not fit together in gram", a.span, fmt::format("{} and {}", text(x.axes), text(y.axes)),
+         "the last finite axes are paired, all earlier ones must be equal");
+  const int batch = dx.empty() ? 0 : static_cast<int>(dx.size()) - 1;
+  Dims dims(dx);
+  if (!dy.empty()) dims.push_back(dy.back());
+  return {Tensor{build(a.span).contract(x.node, y.node, batch, 0, true), finite_axes(dims)}};
+}
+
+Tensor Lowerer::reduce_axis(const Tensor& x, std::size_t axis, bool maximum) {
+  std::size_t finite_axis = 0;
+  for (std::size_t k = 0; k < axis; ++k) finite_axis += x.axes[k].width ? 0u : 1u;
+  Tensor out = x;
+  out.axes.erase(out.axes.begin() + static_cast<std::ptrdiff_t>(axis));
+  const auto k = static_cast<std::int32_t>(finite_axis);
+  out.node = maximum ? builder_.add(ir::ReduceMax{k}, {x.node}) : builder_.add(ir::ReduceSum{k}, {x.node});
+  return out;
+}
+
+Tensor Lowerer::reduce(const Tensor& x, std::optional<std::size_t> axis, bool maximum) {
+  if (axis) return reduce_axis(x, *axis, maximum);
+  Tensor out = x;
+  for (std::size_t k = out.axes.size(); k-- > 0;)
+    if (!out.axes[k].width) out = reduce_axis(out, k, maximum);
+  return out;
+}
+
+Value Lowerer::builtin_sum(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 1, {"axis"});
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  build(a.span);
+  return {reduce(x, axis_argument(a, x), false)};
+}
+
+Value Lowerer::builtin_mean(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 1, {"axis"});
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  const auto axis = axis_argument(a, x);
+  const std::int64_t count = axis ? x.axes[*axis].size : ir::size_of(finite_dims(x.axes));
+  build(a.span);
+  const Tensor sum = reduce(x, axis, false);
+  return {Tensor{builder_.scale(1.0 / static_cast<double>(count), 0, sum.node), sum.axes}};
+}
+
+Value Lowerer::builtin_max(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 2, {"axis"});
+  if (a.positional.size() == 2) return elementwise(Fn::kMax, a.positional, a.span);
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  build(a.span);
+  return {reduce(x, axis_argument(a, x), true)};
+}
+
+Value Lowerer::builtin_min(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 2, {"axis"});
+  if (a.positional.size() == 2) return elementwise(Fn::kMin, a.positional, a.span);
+  Tensor x = tensor(a.positional[0], a.spans[0]);
+  build(a.span);
+  const auto axis = axis_argument(a, x);
+  x.node = builder_.negate(x.node);
+  x = reduce(x, axis, true);
+  return {Tensor{builder_.negate(x.node), x.axes}};
+}
+
+Value Lowerer::builtin_clip(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 3, 3, {});
+  return elementwise(Fn::kMin, {elementwise(Fn::kMax, {a.positional[0], a.positional[1]}, a.span), a.positional[2]}, a.span);
+}
+
+Value Lowerer::builtin_where(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 3, 3, {});
+  return elementwise(Fn::kWhere, a.positional, a.span);
+}
+
+Value Lowerer::builtin_mod(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 2, 2, {});
+  if (const auto* m = a.positional[1].as<Number>(); m && m->value == 0) fail("E2401", "division by zero", a.spans[1]);
+  return elementwise(Fn::kMod, a.positional, a.span);
+}
+
+Value Lowerer::builtin_mse(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 2, 2, {});
+  const Tensor f = finite(a.positional[0], a.spans[0], "mse"), y = finite(a.positional[1], a.spans[1], "mse");
+  if (f.axes != y.axes)
+    fail("E2202", "mse compares values of one shape", a.span, fmt::format("{} and {}", text(f.axes), text(y.axes)));
+  build(a.span);
+  Tensor square{builder_.map(Fn::kPower, {builder_.minus(f.node, y.node)}, 2), f.axes};
+  // [.., k] with k outputs: squared errors add over outputs, the mean is over samples.
+  std::int64_t samples = 1;
+  for (std::size_t k = 0; k < f.axes.size(); ++k)
+    if (f.axes.size() == 1 || k + 1 < f.axes.size()) samples *= f.axes[k].size;
+  return {Tensor{builder_.scale(0.5 / static_cast<double>(samples), 0, reduce(square, std::nullopt, false).node), {}}};
+}
+
+Value Lowerer::filled(Arguments& in, double value) {
+  Arguments a = arguments(in.call, in.span, 0, 16, {});
+  Axes axes;
+  for (std::size_t k = 0; k < a.positional.size(); ++k) {
+    const auto* n = a.positional[k].as<Number>();
+    if (n && n->power == 1 && n->value == 1) {
+      if (has_width(axes)) fail("E2207", "a value has at most one width axis", a.spans[k]);
+      axes.push_back({true, 0});
+    } else {
+      const std::int64_t size = integer(a.positional[k], a.spans[k], "a size");
+      if (size < 1) fail("E2215", "a size must be at least 1", a.spans[k], fmt::format("this is {}", size));
+      axes.push_back({false, size});
+    }
+  }
+  const Dims dims = finite_dims(axes);
+  const NodeId constant = build(a.span).constant(value, dims);
+  return {Tensor{builder_.expand(constant, has_width(axes), dims), axes}};
+}
+Value Lowerer::builtin_zeros(Arguments& a) { return filled(a, 0); }
+Value Lowerer::builtin_ones(Arguments& a) { return filled(a, 1); }
+
+Value Lowerer::builtin_stack(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 100000, {});
+  if (a.positional[0].as<Matrix>()) {
+    MatrixArray out{{static_cast<std::int64_t>(a.positional.size())}, {}};
+    for (std::size_t k = 0; k < a.positional.size(); ++k) {
+      if (!a.positional[k].as<Matrix>()) fail("E2202", "shapes do not fit together in stack", a.spans[k], describe(a.positional[k]));
+      out.items.push_back(*a.positional[k].as<Matrix>());
+    }
+    return {out};
+  }
+  return {list_tensor(List{a.positional}, a.span)};
+}
+
+Value Lowerer::builtin_concat(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 100000, {"axis"});
+  std::vector<NodeId> parts;
+  Tensor out = tensor(a.positional[0], a.spans[0]);
+  const std::size_t axis = axis_argument(a, out).value_or(0);
+  if (out.axes.empty() || out.axes[axis].width) fail("E2213", "concat joins along a finite axis", a.span, "the value has shape " + text(out.axes));
+  std::size_t finite_axis = 0;
+  for (std::size_t k = 0; k < axis; ++k) finite_axis += out.axes[k].width ? 0u : 1u;
+  parts.push_back(out.node);
+  for (std::size_t k = 1; k < a.positional.size(); ++k) {
+    const Tensor t = tensor(a.positional[k], a.spans[k]);
+    Axes expected = out.axes;
+    if (t.axes.size() == expected.size()) expected[axis] = t.axes[axis];
+    if (t.axes != expected) fail("E2202", "shapes do not fit together in concat", a.spans[k], fmt::format("{} and {}", text(out.axes), text(t.axes)));
+    out.axes[axis].size += t.axes[axis].size;
+    parts.push_back(t.node);
+  }
+  out.node = build(a.span).add(ir::Concat{static_cast<std::int32_t>(finite_axis)}, parts);
+  return {out};
+}
+
+Value Lowerer::builtin_stop(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 1, {});
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  return {Tensor{build(a.span).add(ir::Stop{}, {x.node}), x.axes}};
+}
+
+Value Lowerer::builtin_permutation(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 2, 2, {});
+  const std::int64_t size = integer(a.positional[0], a.spans[0], "the size of a permutation");
+  const std::int64_t seed = integer(a.positional[1], a.spans[1], "the seed of a permutation");
+  if (size < 1 || size > 100'000'000) fail("E2215", "the size of a permutation must be between 1 and 10^8", a.spans[0]);
+  std::vector<double> order(static_cast<std::size_t>(size));
+  std::iota(order.begin(), order.end(), 0.0);
+  const std::uint64_t key = mix_key(0x7065726dULL, static_cast<std::uint64_t>(seed));
+  for (std::size_t i = order.size(); i > 1; --i) {  // Fisher-Yates; the bias of the 128-bit product is below 2^-37
+    const auto j = static_cast<std::size_t>((static_cast<unsigned __int128>(mix_key(key, i)) * i) >> 64);
+    std::swap(order[i - 1], order[j]);
+  }
+  return {Tensor{build(a.span).constant(std::move(order), {size}), {{false, size}}}};
+}
+
+Value Lowerer::builtin_one_hot(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 2, 2, {});
+  const std::vector<std::int64_t> labels = integers(a.positional[0], a.spans[0], "labels");
+  const std::int64_t classes = integer(a.positional[1], a.spans[1], "the number of classes");
+  std::vector<double> out;
+  for (const auto label : labels) {
+    if (label < 0 || label >= classes) fail("E2208", fmt::format("label {} is outside 0..{}", label, classes), a.spans[0]);
+    for (std::int64_t c = 0; c < classes; ++c) out.push_back(c == label ? 1 : 0);
+  }
+  const Dims dims{static_cast<std::int64_t>(labels.size()), classes};
+  return {Tensor{build(a.span).constant(std::move(out), dims), finite_axes(dims)}};
+}
+
+Tensor Lowerer::square_matrix(Arguments& a) {
+  const Tensor x = finite(a.positional[0], a.spans[0], a.call.callee.name.c_str());
+  if (x.axes.size() < 2 || x.axes.back() != x.axes[x.axes.size() - 2])
+    fail("E2216", fmt::format("'{}' takes a square matrix", a.call.callee.name), a.spans[0], "this has shape " + text(x.axes));
+  return x;
+}
+
+Value Lowerer::builtin_eigvals(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 1, {});
+  Tensor x = square_matrix(a);
+  x.node = build(a.span).add(ir::Eigvals{}, {x.node});
+  x.axes.pop_back();
+  return {x};
+}
+
+Value Lowerer::builtin_min_eig(Arguments& in) {
+  Tensor x = *builtin_eigvals(in).as<Tensor>();
+  const auto rank = x.axes.size();
+  x.node = build(in.span).gather(x.node, static_cast<int>(rank) - 1, {0});
+  x.axes.pop_back();
+  x.node = builder_.reshape(x.node, finite_dims(x.axes));
+  return {x};
+}
+
+Value Lowerer::builtin_trace(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 1, {});
+  const Tensor x = square_matrix(a);
+  const std::int64_t k = x.axes.back().size;
+  std::vector<double> identity(static_cast<std::size_t>(k * k), 0.0);
+  for (std::int64_t i = 0; i < k; ++i) identity[static_cast<std::size_t>(i * k + i)] = 1;
+  build(a.span);
+  Tensor out{builder_.times(x.node, builder_.constant(std::move(identity), {k, k})), x.axes};
+  out = reduce_axis(out, out.axes.size() - 1, false);
+  return {reduce_axis(out, out.axes.size() - 1, false)};
+}
+
+Value Lowerer::builtin_norm(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 1, {});
+  const Tensor x = finite(a.positional[0], a.spans[0], "norm");
+  build(a.span);
+  const Tensor square{builder_.map(Fn::kPower, {x.node}, 2), x.axes};
+  return {Tensor{builder_.map(Fn::kSqrt, {reduce(square, std::nullopt, false).node}), {}}};
+}
+
+Value Lowerer::builtin_samples(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 2, 2, {});
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  const std::int64_t count = integer(a.positional[1], a.spans[1], "the number of samples");
+  if (!has_width(x.axes)) fail("E2214", "samples are taken along a width axis", a.spans[0], "this has shape " + text(x.axes));
+  if (count < 1 || count > 100'000) fail("E2215", "the number of samples must be between 1 and 100000", a.spans[1]);
+  Dims dims = finite_dims(x.axes);
+  dims.push_back(count);
+  return {Tensor{build(a.span).add(ir::Samples{count}, {x.node}), finite_axes(dims)}};
+}
+
+Value Lowerer::builtin_hist(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 1, {"low", "high", "bins"});
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  if (!has_width(x.axes)) fail("E2214", "hist counts along a width axis", a.spans[0], "this has shape " + text(x.axes));
+  const auto option = [&](const char* name, double otherwise) {
+    const auto it = a.named.find(name);
+    return it == a.named.end() ? otherwise : plain_number(it->second.first, it->second.second, name);
+  };
+  const double low = option("low", -4), high = option("high", 4), bins = option("bins", 32);
+  if (!(low < high) || !std::isfinite(low) || !std::isfinite(high)) fail("E2215", "hist needs low < high", a.span);
+  if (bins < 1 || bins > 100'000 || bins != std::round(bins)) fail("E2215", "the number of bins must be an integer between 1 and 100000", a.span);
+  Dims dims = finite_dims(x.axes);
+  dims.push_back(static_cast<std::int64_t>(bins));
+  return {Tensor{build(a.span).add(ir::Histogram{low, high, dims.back()}, {x.node}), finite_axes(dims)}};
+}
+
+Value Lowerer::builtin_outer(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 2, 2, {});
+  const Tensor d = tensor(a.positional[0], a.spans[0]), x = tensor(a.positional[1], a.spans[1]);
+  if (d.axes.empty() || x.axes.empty()) fail("E2204", "outer takes two vectors", a.span);
+  const Axes batch_d(d.axes.begin(), d.axes.end() - 1), batch_x(x.axes.begin(), x.axes.end() - 1);
+  if (batch_d != batch_x || has_width(batch_d))
+    fail("E2202", "shapes do not fit together in outer", a.span, fmt::format("{} and {}", text(d.axes), text(x.axes)),
+         "outer(d, x) is d x', summed over equal leading axes");
+  ir::Builder& b = build(a.span);
+  if (d.axes.back().width && x.axes.back().width) return {Matrix{{MatrixTerm{b.constant(1), {}, false, d.node, x.node}}}};
+  // One side is finite: the product is an ordinary block [.., out, in] summed over the batch.
+  const std::int64_t samples = ir::size_of(finite_dims(batch_d));
+  const auto rows = [&](const Tensor& t) {  // [p.., k] -> [k, p], [p.., n] -> [p]
+    if (t.axes.back().width) return b.reshape(t.node, {samples});
+    return b.permute(b.reshape(t.node, {samples, t.axes.back().size}), {1, 0});
+  };
+  return {Tensor{b.contract(rows(d), rows(x), 0, 1, false), {d.axes.back(), x.axes.back()}}};
+}
+
+Value Lowerer::builtin_einsum(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 2, 17, {});
+  const auto* spec_text = a.positional[0].as<Text>();
+  if (!spec_text) fail("E2316", "einsum starts with its index string", a.spans[0], "", "for instance einsum(\"pk,k->p\", a, b)");
+  std::string spec;
+  for (const char c : spec_text->value) if (c != ' ') spec += c;
+  const auto arrow = spec.find("->");
+  if (arrow == std::string::npos) fail("E2316", "einsum needs '->' and the indices of the result", a.spans[0], "", "for instance einsum(\"pk,k->p\", a, b)");
+  std::vector<std::string> inputs{""};
+  for (const char c : spec.substr(0, arrow)) {
+    if (c == ',') inputs.emplace_back();
+    else inputs.back() += c;
+  }
+  const std::string output = spec.substr(arrow + 2);
+  if (inputs.size() != a.positional.size() - 1)
+    fail("E2316", fmt::format("einsum names {} operands, but {} are given", inputs.size(), a.positional.size() - 1), a.spans[0]);
+
+  std::map<char, Axis> sizes;
+  char width = 0;
+  for (std::size_t k = 0; k < inputs.size(); ++k) {
+    const Tensor t = tensor(a.positional[k + 1], a.spans[k + 1]);
+    if (inputs[k].size() != t.axes.size())
+      fail("E2316", fmt::format("'{}' has {} indices, but the operand has {} axes", inputs[k], inputs[k].size(), t.axes.size()), a.spans[k + 1], "this has shape " + text(t.axes));
+    for (std::size_t j = 0; j < t.axes.size(); ++j) {
+      const char c = inputs[k][j];
+      if (!std::isalpha(static_cast<unsigned char>(c))) fail("E2316", fmt::format("'{}' is no index: use letters", c), a.spans[0]);
+      if (inputs[k].find(c) != j) fail("E2316", fmt::format("index '{}' is repeated within one operand", c), a.spans[0], "", "use trace(..) or multiply by an identity");
+      const auto [it, fresh] = sizes.emplace(c, t.axes[j]);
+      if (!fresh && it->second != t.axes[j]) fail("E2202", fmt::format("index '{}' has two sizes", c), a.spans[k + 1], "this has shape " + text(t.axes));
+      if (t.axes[j].width) width = c;
+    }
+  }
+  for (std::size_t j = 0; j < output.size(); ++j) {
+    if (!sizes.contains(output[j])) fail("E2316", fmt::format("index '{}' of the result stands in no operand", output[j]), a.spans[0]);
+    if (output.find(output[j]) != j) fail("E2316", fmt::format("index '{}' is repeated in the result", output[j]), a.spans[0]);
+  }
+  if (width && output.find(width) == std::string::npos)
+    fail("E2217", fmt::format("einsum cannot contract the width axis '{}'", width), a.spans[0], "", "use E(..), gram(..) or v @ x");
+
+  // Operands are folded from the left; labels of finite axes only.
+  ir::Builder& b = build(a.span);
+  const auto finite_labels = [&](std::string s) { std::erase(s, width); return s; };
+  const auto needed_later = [&](char c, std::size_t next) {
+    if (output.find(c) != std::string::npos) return true;
+    for (std::size_t k = next; k < inputs.size(); ++k) if (inputs[k].find(c) != std::string::npos) return true;
+    return false;
+  };
+  const auto permute_to = [&](NodeId node, const std::string& from, const std::string& to) {
+    std::vector<std::int32_t> axes;
+    for (const char c : to) axes.push_back(static_cast<std::int32_t>(from.find(c)));
+    return b.permute(node, axes);
+  };
+  NodeId node = tensor(a.positional[1], a.spans[1]).node;
+  std::string labels = finite_labels(inputs[0]);
+  for (std::size_t k = 1; k <= inputs.size(); ++k) {
+    const std::string other = k < inputs.size() ? finite_labels(inputs[k]) : "";
+    // Labels that nobody else needs are summed at once.
+    for (std::size_t j = labels.size(); j-- > 0;)
+      if (other.find(labels[j]) == std::string::npos && !needed_later(labels[j], k)) {
+        node = b.sum(node, static_cast<int>(j));
+        labels.erase(j, 1);
+      }
+    if (k == inputs.size()) break;
+    NodeId next = tensor(a.positional[k + 1], a.spans[k + 1]).node;
+    std::string batch, left, right, inner, next_labels = other;
+    for (std::size_t j = next_labels.size(); j-- > 0;)
+      if (labels.find(next_labels[j]) == std::string::npos && !needed_later(next_labels[j], k + 1)) {
+        next = b.sum(next, static_cast<int>(j));
+        next_labels.erase(j, 1);
+      }
+    for (const char c : labels) {
+      if (next_labels.find(c) == std::string::npos) left += c;
+      else (needed_later(c, k + 1) ? batch : inner) += c;
+    }
+    for (const char c : next_labels) if (labels.find(c) == std::string::npos) right += c;
+    node = b.contract(permute_to(node, labels, batch + left + inner), permute_to(next, next_labels, batch + right + inner),
+                      static_cast<int>(batch.size()), static_cast<int>(inner.size()), false);
+    labels = batch + left + right;
+  }
+  Axes axes;
+  for (const char c : output) axes.push_back(sizes.at(c));
+  return {Tensor{permute_to(node, labels, finite_labels(output)), axes}};
+}
+
+std::vector<NodeId> Lowerer::version_nodes(const Value& value) const {
+  std::vector<NodeId> out;
+  const auto add = [&](const Matrix& m) {
+    if (m.terms.size() == 1 && m.terms[0].w.valid() && !m.terms[0].transposed) {
+      const auto* c = builder_.constant_values(m.terms[0].coefficient);
+      if (c && (*c)[0] == 1) out.push_back(m.terms[0].w);
+    }
+  };
+  if (const auto* t = value.as<Tensor>()) out.push_back(t->node);
+  if (const auto* m = value.as<Matrix>()) add(*m);
+  if (const auto* a = value.as<MatrixArray>())
+    for (const Matrix& m : a->items) add(m);
+  return out;
+}
+
+Value Lowerer::builtin_grad(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 2, 2, {});
+  const NodeId loss = scalar({finite(a.positional[0], a.spans[0], "a loss")}, a.spans[0], "a loss");
+  const Value& target = a.positional[1];
+  const std::vector<NodeId> nodes = version_nodes(target);
+  const std::size_t expected = target.as<MatrixArray>() ? target.as<MatrixArray>()->items.size() : 1;
+  if (nodes.size() != expected)
+    fail("E2502", "a gradient is taken with respect to a named value", a.spans[1], "this is " + describe(target), "name a parameter, a random value or a variable");
+  build(a.span);
+  Result<std::vector<Derivative>> result = gradient(builder_, loss, nodes);
+  if (!result) throw Rejection{result.errors()[0], false};
+  const auto as_matrix = [](const Derivative& d) {
+    Matrix m;
+    for (const OuterTerm& t : d.outer) m.terms.push_back({t.coefficient, {}, false, t.d, t.x});
+    return m;
+  };
+  if (const auto* t = target.as<Tensor>()) return {Tensor{(*result)[0].tensor, t->axes}};
+  if (target.as<Matrix>()) return {as_matrix((*result)[0])};
+  MatrixArray out{target.as<MatrixArray>()->dims, {}};
+  for (const Derivative& d : *result) out.items.push_back(as_matrix(d));
+  return {out};
+}
+
+}  // namespace tplimit::lowering

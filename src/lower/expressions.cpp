@@ -1,0 +1,577 @@
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include "lower/lowerer.hpp"
+#include "tplimit/ir/kernels.hpp"
+#include "tplimit/support/check.hpp"
+#include "tplimit/support/overloaded.hpp"
+
+namespace tplimit::lowering {
+
+using ast::BinaryOp;
+using ir::Fn;
+
+// ---- conversions -----------------------------------------------------------------------------------
+
+std::string Lowerer::describe(const Value& value) const {
+  return std::visit(overloaded{[&](const Number& n) {
+                                 return n.power == 0 ? fmt::format("the number {}", n.value)
+                                                     : fmt::format("{} {}", n.value, power_of_width(n.power));
+                               },
+                               [&](const Tensor& t) { return t.axes.empty() ? std::string("a scalar") : "a value of shape " + text(t.axes); },
+                               [&](const Matrix&) { return fmt::format("a matrix of shape [{0}, {0}]", program_.width_name); },
+                               [&](const MatrixArray&) { return std::string("an array of width matrices"); },
+                               [&](const Text& t) { return "the text \"" + t.value + "\""; },
+                               [&](const Flag& f) { return std::string(f.value ? "true" : "false"); },
+                               [&](const Interval& i) { return fmt::format("the range {}..{}", i.begin, i.end); },
+                               [&](const List&) { return std::string("a list"); },
+                               [&](const Poison&) { return std::string("an undefined value"); }},
+                    value.v);
+}
+
+Tensor Lowerer::list_tensor(const List& list, Span span) {
+  if (list.items.empty()) fail("E2301", "an empty list has no shape", span);
+  std::vector<NodeId> parts;
+  Axes axes;
+  for (const Value& item : list.items) {
+    const Tensor t = tensor(item, span);
+    if (!parts.empty() && t.axes != axes)
+      fail("E2302", "the rows of a list differ in shape", span, fmt::format("{} and {}", text(axes), text(t.axes)), "give every row the same length");
+    axes = t.axes;
+    Dims dims = finite_dims(axes);
+    dims.insert(dims.begin(), 1);
+    parts.push_back(build(span).reshape(t.node, dims));
+  }
+  const NodeId node = parts.size() == 1 ? parts[0] : build(span).add(ir::Concat{0}, parts);
+  axes.insert(axes.begin(), Axis{false, static_cast<std::int64_t>(list.items.size())});
+  return {node, axes};
+}
+
+Tensor Lowerer::tensor(const Value& v, Span span) {
+  if (const auto* t = v.as<Tensor>()) return *t;
+  if (const auto* n = v.as<Number>()) return {build(span).scale(1, n->power, builder_.constant(n->value)), {}};
+  if (const auto* l = v.as<List>()) return list_tensor(*l, span);
+  if (v.as<Poison>()) throw Rejection{{}, true};
+  if (v.as<Matrix>() || v.as<MatrixArray>())
+    fail("E2303", "a width matrix cannot be used here", span, describe(v), "multiply a vector by it first: W @ x");
+  fail("E2304", "a number or an array is needed here", span, "this is " + describe(v));
+}
+
+Tensor Lowerer::finite(const Value& v, Span span, const char* what) {
+  Tensor t = tensor(v, span);
+  if (has_width(t.axes))
+    fail("E2305", fmt::format("{} takes no width axis", what), span, "this has shape " + text(t.axes),
+         "average over the coordinates with E(..) or gram(..) first");
+  return t;
+}
+
+NodeId Lowerer::scalar(const Value& v, Span span, const char* what) {
+  const Tensor t = tensor(v, span);
+  if (!t.axes.empty()) fail("E2306", fmt::format("{} must be a scalar", what), span, "this has shape " + text(t.axes));
+  return t.node;
+}
+
+Number Lowerer::number(const Value& v, Span span, const char* what) {
+  if (const auto* n = v.as<Number>()) return *n;
+  if (v.as<Poison>()) throw Rejection{{}, true};
+  if (const auto* t = v.as<Tensor>(); t && t->axes.empty())
+    if (const auto* values = builder_.constant_values(t->node)) return {(*values)[0], 0};
+  fail("E2307", fmt::format("{} must be a number known before the run", what), span, "this is " + describe(v));
+}
+
+double Lowerer::plain_number(const Value& v, Span span, const char* what) {
+  const Number n = number(v, span, what);
+  if (n.power != 0)
+    fail("E2308", fmt::format("{} must be a number, but it grows with the width", what), span, "this is " + describe(v),
+         fmt::format("the width {} is a symbol; write a number here", program_.width_name));
+  return n.value;
+}
+
+std::int64_t Lowerer::integer(const Value& v, Span span, const char* what) {
+  const double x = plain_number(v, span, what);
+  if (x != std::round(x) || std::abs(x) > 1e15) fail("E2309", fmt::format("{} must be an integer", what), span, fmt::format("this is {}", x));
+  return static_cast<std::int64_t>(x);
+}
+
+std::vector<std::int64_t> Lowerer::integers(const Value& v, Span span, const char* what) {
+  if (v.as<Number>()) return {integer(v, span, what)};
+  const Tensor t = tensor(v, span);
+  const auto* values = builder_.constant_values(t.node);
+  if (!values || t.axes.size() > 1)
+    fail("E2310", fmt::format("{} must be integers known before the run", what), span, "this is " + describe(v));
+  std::vector<std::int64_t> out;
+  for (const double x : *values) {
+    if (x != std::round(x)) fail("E2309", fmt::format("{} must be integers", what), span, fmt::format("one of them is {}", x));
+    out.push_back(static_cast<std::int64_t>(x));
+  }
+  return out;
+}
+
+// ---- names -----------------------------------------------------------------------------------------
+
+std::string did_you_mean(std::string_view name, const std::vector<std::string>& known) {
+  const auto distance = [](std::string_view a, std::string_view b) {
+    std::vector<std::size_t> row(b.size() + 1);
+    std::iota(row.begin(), row.end(), std::size_t{0});
+    for (std::size_t i = 1; i <= a.size(); ++i) {
+      std::size_t diagonal = std::exchange(row[0], i);
+      for (std::size_t j = 1; j <= b.size(); ++j) {
+        const std::size_t substitute = diagonal + (a[i - 1] != b[j - 1] ? 1 : 0);
+        diagonal = row[j];
+        row[j] = std::min({row[j] + 1, row[j - 1] + 1, substitute});
+      }
+    }
+    return row[b.size()];
+  };
+  std::string best;
+  std::size_t least = name.size() <= 2 ? 1 : 2;
+  for (const auto& candidate : known) {
+    const std::size_t d = distance(name, candidate);
+    if (d < least + (best.empty() ? 1 : 0) && d < name.size()) {
+      best = candidate;
+      least = d;
+    }
+  }
+  return best.empty() ? "" : fmt::format("did you mean '{}'?", best);
+}
+
+Lowerer::Binding* Lowerer::find_or_null(const std::string& name) {
+  if (locals_) {
+    if (const auto it = locals_->find(name); it != locals_->end()) return &it->second;
+    const auto it = globals_.find(name);
+    // A model sees constants, data and parameters, not the surrounding script's variables.
+    if (it == globals_.end() || it->second.kind == Kind::kLocal || it->second.kind == Kind::kLoop) return nullptr;
+    return &it->second;
+  }
+  const auto it = globals_.find(name);
+  return it == globals_.end() ? nullptr : &it->second;
+}
+
+Value Lowerer::evaluate_name(const std::string& name, Span span) {
+  if (Binding* binding = find_or_null(name)) {
+    if (binding->value.as<Poison>()) throw Rejection{{}, true};
+    return binding->value;
+  }
+  if (width_declared_ && name == program_.width_name) return {Number{1, 1}};
+  if (name == "pi") return {Number{3.14159265358979323846, 0}};
+  if (name == "inf") return {Number{std::numeric_limits<double>::infinity(), 0}};
+  if (functions_.contains(name) || models_.contains(name) || builtins().contains(name) || unary_functions().contains(name))
+    fail("E2101", fmt::format("'{}' is a function", name), span, "it needs arguments", fmt::format("call it: {}(..)", name));
+  if (locals_ && globals_.contains(name))
+    fail("E2102", fmt::format("'{}' is not visible inside a model", name), span, "",
+         "a model sees constants, data and parameters only; pass it as an argument");
+  std::vector<std::string> known;
+  for (const Scope* scope : {static_cast<const Scope*>(locals_), static_cast<const Scope*>(&globals_)})
+    if (scope)
+      for (const auto& [other, binding] : *scope) known.push_back(other);
+  std::sort(known.begin(), known.end());
+  std::string help = did_you_mean(name, known);
+  if (help.empty() && name == "n" && !width_declared_) help = "declare the width first: width n";
+  fail("E2103", fmt::format("unknown name '{}'", name), span, "", help);
+}
+
+// ---- arithmetic ------------------------------------------------------------------------------------
+
+Tensor Lowerer::combine(Fn fn, const std::vector<Tensor>& in, Span span, double parameter) {
+  Dims dims;
+  bool width = false;
+  std::size_t after = 0;
+  for (const Tensor& t : in) {
+    const Dims own = finite_dims(t.axes);
+    if (has_width(t.axes)) {
+      if (width && axes_after_width(t.axes) != after)
+        fail("E2201", "the width axes do not stand in the same place", span, fmt::format("{} and {}", text(in[0].axes), text(t.axes)),
+             "transpose one of them with '");
+      width = true;
+      after = axes_after_width(t.axes);
+    }
+    if (own.size() > dims.size()) dims.insert(dims.begin(), own.size() - dims.size(), 1);
+    for (std::size_t k = 1; k <= own.size(); ++k) {
+      auto& to = dims[dims.size() - k];
+      const auto from = own[own.size() - k];
+      if (to != from && to != 1 && from != 1)
+        fail("E2202", "shapes do not fit together", span, fmt::format("{} and {}", text(in[0].axes), text(t.axes)),
+             "finite axes align from the right and must be equal or 1; a value without a width axis is constant over coordinates");
+      if (to == 1) to = from;
+    }
+  }
+  if (after > dims.size()) after = dims.size();
+  std::vector<NodeId> nodes;
+  for (const Tensor& t : in) nodes.push_back(t.node);
+  Axes axes = finite_axes(dims);
+  if (width) axes.insert(axes.end() - static_cast<std::ptrdiff_t>(after), Axis{true, 0});
+  return {build(span).map(fn, std::move(nodes), parameter), std::move(axes)};
+}
+
+Value Lowerer::elementwise(Fn fn, const std::vector<Value>& in, Span span, double parameter) {
+  const bool numbers = std::all_of(in.begin(), in.end(), [](const Value& v) { return v.as<Number>() && v.as<Number>()->power == 0; });
+  std::vector<Tensor> tensors;
+  for (const Value& v : in) tensors.push_back(tensor(v, span));
+  const Tensor out = combine(fn, tensors, span, parameter);
+  if (numbers)
+    if (const auto* values = builder_.constant_values(out.node)) return {Number{(*values)[0], 0}};
+  return {out};
+}
+
+Value Lowerer::scaled_matrix(const Matrix& m, NodeId factor) {
+  Matrix out = m;
+  for (MatrixTerm& t : out.terms) t.coefficient = builder_.times(t.coefficient, factor);
+  return {out};
+}
+
+Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span) {
+  if (a.as<Poison>() || b.as<Poison>()) throw Rejection{{}, true};
+  const auto *x = a.as<Number>(), *y = b.as<Number>();
+  if (x && y) {
+    switch (op) {
+      case BinaryOp::kAdd: case BinaryOp::kSub:
+        if (x->power == y->power) return {Number{op == BinaryOp::kAdd ? x->value + y->value : x->value - y->value, x->power}};
+        break;
+      case BinaryOp::kMul: return {Number{x->value * y->value, x->power + y->power}};
+      case BinaryOp::kDiv:
+        if (y->value == 0) fail("E2401", "division by zero", span);
+        return {Number{x->value / y->value, x->power - y->power}};
+      case BinaryOp::kPow: {
+        if (y->power != 0) fail("E2402", "an exponent may not depend on the width", span);
+        const auto power = exponent_from_double(y->value);
+        if (x->power != 0 && !power) fail("E2403", "a power of the width must be rational with a small denominator", span, fmt::format("this is {}", y->value));
+        const double value = std::pow(x->value, y->value);
+        if (std::isnan(value)) fail("E2404", fmt::format("{} to the power {} is not a real number", x->value, y->value), span);
+        return {Number{value, x->power == 0 ? Exponent(0) : x->power * *power}};
+      }
+      default: break;
+    }
+  }
+  const auto *ma = a.as<Matrix>(), *mb = b.as<Matrix>();
+  if (a.as<MatrixArray>() || b.as<MatrixArray>())
+    fail("E2311", "an array of width matrices must be indexed first", span, "", "write W[0] for one of them");
+  if (ma || mb) {
+    build(span);
+    if (ma && mb && (op == BinaryOp::kAdd || op == BinaryOp::kSub)) {
+      Matrix out = *ma;
+      const Value right = op == BinaryOp::kAdd ? b : scaled_matrix(*mb, builder_.constant(-1));
+      for (const MatrixTerm& t : right.as<Matrix>()->terms) out.terms.push_back(t);
+      return {out};
+    }
+    if (op == BinaryOp::kMul && !(ma && mb)) {
+      const Value& other = ma ? b : a;
+      return scaled_matrix(ma ? *ma : *mb, scalar(other, span, "the factor of a width matrix"));
+    }
+    if (op == BinaryOp::kDiv && ma && !mb) {
+      const NodeId factor = builder_.map(Fn::kDiv, {builder_.constant(1), scalar(b, span, "the divisor of a width matrix")});
+      return scaled_matrix(*ma, factor);
+    }
+    fail("E2312", "this operation is not defined for width matrices", span, fmt::format("{} and {}", describe(a), describe(b)),
+         "matrices can be added, scaled by numbers, transposed and applied to vectors: W @ x");
+  }
+  switch (op) {
+    case BinaryOp::kAdd: return elementwise(Fn::kAdd, {a, b}, span);
+    case BinaryOp::kSub: return elementwise(Fn::kSub, {a, b}, span);
+    case BinaryOp::kMul: return elementwise(Fn::kMul, {a, b}, span);
+    case BinaryOp::kDiv: return elementwise(Fn::kDiv, {a, b}, span);
+    case BinaryOp::kPow:
+      if (y && y->power == 0) {
+        if (y->value == 0) return elementwise(Fn::kPower, {a}, span, 0);
+        if (y->value == 1) return a;
+        if (y->value == 0.5) return elementwise(Fn::kSqrt, {a}, span);
+        return elementwise(Fn::kPower, {a}, span, y->value);
+      }
+      return elementwise(Fn::kPow, {a, b}, span);
+    case BinaryOp::kLess: return elementwise(Fn::kLess, {a, b}, span);
+    case BinaryOp::kLessEqual: return elementwise(Fn::kLessEqual, {a, b}, span);
+    case BinaryOp::kGreater: return elementwise(Fn::kLess, {b, a}, span);
+    case BinaryOp::kGreaterEqual: return elementwise(Fn::kLessEqual, {b, a}, span);
+    case BinaryOp::kEqual: return elementwise(Fn::kEqual, {a, b}, span);
+    case BinaryOp::kNotEqual: return elementwise(Fn::kNotEqual, {a, b}, span);
+    case BinaryOp::kMatMul: break;
+  }
+  TPLIMIT_CHECK(false, "matrix products are handled elsewhere");
+  return {};
+}
+
+Value Lowerer::transpose(const Value& v, Span span) {
+  if (const auto* m = v.as<Matrix>()) {
+    Matrix out = *m;
+    for (MatrixTerm& t : out.terms) {
+      if (t.w.valid()) t.transposed = !t.transposed;
+      else std::swap(t.d, t.x);
+    }
+    return {out};
+  }
+  if (v.as<MatrixArray>()) fail("E2311", "an array of width matrices must be indexed first", span, "", "write W[0]'");
+  const Tensor t = tensor(v, span);
+  if (t.axes.size() < 2)
+    fail("E2203", "a transpose needs at least two axes", span, "this has shape " + text(t.axes), "x' of a vector is not needed: v @ x contracts last axes, outer(d, x) is d x'");
+  Axes axes = t.axes;
+  const std::size_t last = axes.size() - 1;
+  std::swap(axes[last], axes[last - 1]);
+  NodeId node = t.node;
+  if (!axes[last].width && !axes[last - 1].width) {
+    const std::size_t rank = finite_dims(t.axes).size();
+    std::vector<std::int32_t> order(rank);
+    std::iota(order.begin(), order.end(), 0);
+    std::swap(order[rank - 1], order[rank - 2]);
+    node = build(span).permute(node, order);
+  }
+  return {Tensor{node, axes}};
+}
+
+Value Lowerer::apply_matrix(const Matrix& w, const Tensor& x, Span span) {
+  ir::Builder& b = build(span);
+  NodeId sum;
+  const Dims dims = finite_dims(x.axes);
+  for (const MatrixTerm& t : w.terms) {
+    NodeId y;
+    if (t.w.valid()) {
+      y = b.matmul(t.w, x.node, t.transposed);
+    } else {  // sum_p d[p] (x[p]' x) over coordinates: n times averages
+      const NodeId flat_d = b.reshape(t.d, {ir::size_of(b.type(t.d).dims)});
+      const NodeId flat_x = b.reshape(t.x, {ir::size_of(b.type(t.x).dims)});
+      const NodeId products = b.contract(x.node, flat_x, 0, 0, true);  // [.., p]
+      y = b.scale(1, 1, b.contract(products, b.permute(flat_d, {0}), 0, 1, false));
+    }
+    y = b.times(t.coefficient, y);
+    sum = sum.valid() ? b.plus(sum, y) : y;
+  }
+  if (!sum.valid()) sum = b.zeros(true, dims);
+  return {Tensor{sum, x.axes}};
+}
+
+Value Lowerer::matmul(const Value& a, const Value& x, Span span, Span a_span, Span x_span) {
+  if (a.as<Poison>() || x.as<Poison>()) throw Rejection{{}, true};
+  const std::string& n = program_.width_name;
+  if (a.as<MatrixArray>() || x.as<MatrixArray>())
+    fail("E2311", "an array of width matrices must be indexed first", a.as<MatrixArray>() ? a_span : x_span, "", "write W[0] @ x");
+  if (x.as<Matrix>())
+    fail("E2313", "'@' takes a vector on its right", x_span, describe(x),
+         "apply matrices one after the other: W @ (V @ x); '@' groups to the right");
+  const Tensor right = tensor(x, x_span);
+  if (right.axes.empty()) fail("E2204", "'@' contracts last axes, but this is a scalar", x_span, "", "use * for scalars");
+  if (const auto* w = a.as<Matrix>()) {
+    if (!right.axes.back().width)
+      fail("E2205", "sizes differ in '@'", x_span, fmt::format("this has shape {}, but the matrix takes [.., {}]", text(right.axes), n));
+    return apply_matrix(*w, right, span);
+  }
+  const Tensor left = tensor(a, a_span);
+  if (left.axes.empty()) fail("E2204", "'@' contracts last axes, but this is a scalar", a_span, "", "use * for scalars");
+  if (left.axes.size() > 2)
+    fail("E2206", "the left side of '@' has more than two axes", a_span, "this has shape " + text(left.axes), "index it first, or use einsum");
+  const Axis &inner_left = left.axes.back(), &inner_right = right.axes.back();
+  if (inner_left != inner_right)
+    fail("E2205", "sizes differ in '@'", span,
+         fmt::format("last axes of {} and {} are contracted", text(left.axes), text(right.axes)),
+         left.axes.size() == 2 && left.axes[0] == inner_right ? "transpose the left side with '" : "");
+  Axes axes(right.axes.begin(), right.axes.end() - 1);
+  axes.insert(axes.end(), left.axes.begin(), left.axes.end() - 1);
+  if (std::count_if(axes.begin(), axes.end(), [](const Axis& k) { return k.width; }) > 1)
+    fail("E2207", "the product would have two width axes", span, fmt::format("{} @ {}", text(left.axes), text(right.axes)),
+         "outer(d, x) makes such a matrix for an update W += ..");
+  ir::Builder& b = build(span);
+  if (inner_left.width) return {Tensor{b.scale(1, 1, b.contract(right.node, left.node, 0, 0, true)), axes}};
+  return {Tensor{b.contract(right.node, left.node, 0, 1, false), axes}};
+}
+
+Value Lowerer::evaluate_binary(const ast::Binary& b, Span span) {
+  const Value left = evaluate(*b.left);
+  const Value right = evaluate(*b.right);
+  if (b.op == BinaryOp::kMatMul) return matmul(left, right, span, b.left->span, b.right->span);
+  return arithmetic(b.op, left, right, span);
+}
+
+// ---- indexing --------------------------------------------------------------------------------------
+
+Value Lowerer::evaluate_index(const ast::Index& index, Span span) {
+  Value base = evaluate(*index.base);
+  if (const auto* l = base.as<List>()) base = {list_tensor(*l, index.base->span)};
+  if (base.as<Poison>()) throw Rejection{{}, true};
+
+  // An item selects positions along one axis; a single number removes the axis.
+  struct Selection { std::vector<std::int64_t> positions; bool single; };
+  const auto select = [&](const ast::Expr& item, std::int64_t size) -> Selection {
+    const auto check = [&](std::int64_t i, std::int64_t limit, Span where) {
+      if (i < 0 || i > limit) fail("E2208", fmt::format("index {} is outside the axis", i), where, fmt::format("the axis has {} entries, counted from 0", size));
+    };
+    if (const auto* range = std::get_if<ast::Range>(&item.node)) {
+      const std::int64_t begin = range->begin ? integer(evaluate(*range->begin), range->begin->span, "a bound") : 0;
+      const std::int64_t end = range->end ? integer(evaluate(*range->end), range->end->span, "a bound") : size;
+      check(begin, size, item.span);
+      check(end, size, item.span);
+      if (begin >= end) fail("E2209", "the slice is empty", item.span, fmt::format("{}..{}", begin, end));
+      Selection s{std::vector<std::int64_t>(static_cast<std::size_t>(end - begin)), false};
+      std::iota(s.positions.begin(), s.positions.end(), begin);
+      return s;
+    }
+    const Value v = evaluate(item);
+    const bool single = v.as<Number>() || (v.as<Tensor>() && v.as<Tensor>()->axes.empty());
+    Selection s{integers(v, item.span, "an index"), single};
+    for (auto& i : s.positions) {
+      if (i < 0) i += size;
+      if (i < 0 || i >= size) fail("E2208", fmt::format("index {} is outside the axis", i < 0 ? i - size : i), item.span, fmt::format("the axis has {} entries, counted from 0", size));
+    }
+    return s;
+  };
+
+  if (const auto* array = base.as<MatrixArray>()) {
+    MatrixArray now = *array;
+    std::size_t axis = 0;
+    for (const auto& item : index.items) {
+      if (axis >= now.dims.size()) fail("E2210", "too many indices", item->span, "a width axis cannot be indexed", "coordinates have no names; use E(..), gram(..) or samples(..)");
+      const Selection s = select(*item, now.dims[axis]);
+      std::int64_t outer = 1, inner = 1;
+      for (std::size_t k = 0; k < axis; ++k) outer *= now.dims[k];
+      for (std::size_t k = axis + 1; k < now.dims.size(); ++k) inner *= now.dims[k];
+      std::vector<Matrix> items;
+      for (std::int64_t o = 0; o < outer; ++o)
+        for (const auto p : s.positions)
+          for (std::int64_t q = 0; q < inner; ++q)
+            items.push_back(now.items[static_cast<std::size_t>((o * now.dims[axis] + p) * inner + q)]);
+      now.items = std::move(items);
+      if (s.single) now.dims.erase(now.dims.begin() + static_cast<std::ptrdiff_t>(axis));
+      else now.dims[axis++] = static_cast<std::int64_t>(s.positions.size());
+    }
+    if (now.dims.empty()) return {now.items[0]};
+    return {now};
+  }
+  if (base.as<Matrix>()) fail("E2210", "a width axis cannot be indexed", span, describe(base), "coordinates have no names; use E(..), gram(..) or samples(..)");
+
+  Tensor t = tensor(base, index.base->span);
+  std::size_t axis = 0, finite_axis = 0;
+  for (const auto& item : index.items) {
+    if (axis >= t.axes.size()) fail("E2211", "too many indices", item->span, "the value has shape " + text(t.axes));
+    if (t.axes[axis].width) {
+      const auto* range = std::get_if<ast::Range>(&item->node);
+      if (!range || range->begin || range->end)
+        fail("E2210", "a width axis cannot be indexed", item->span, "the value has shape " + text(t.axes),
+             "coordinates have no names; use E(..), gram(..) or samples(..)");
+      ++axis;
+      continue;
+    }
+    const Selection s = select(*item, t.axes[axis].size);
+    ir::Builder& b = build(span);
+    t.node = b.gather(t.node, static_cast<int>(finite_axis), s.positions);
+    if (s.single) {
+      t.axes.erase(t.axes.begin() + static_cast<std::ptrdiff_t>(axis));
+      t.node = b.reshape(t.node, finite_dims(t.axes));
+    } else {
+      t.axes[axis++].size = static_cast<std::int64_t>(s.positions.size());
+      ++finite_axis;
+    }
+  }
+  return {t};
+}
+
+// ---- expressions -----------------------------------------------------------------------------------
+
+Value Lowerer::evaluate(const ast::Expr& e) {
+  return std::visit(
+      overloaded{[&](const ast::Number& x) -> Value { return {Number{x.value, 0}}; },
+                 [&](const ast::String& s) -> Value { return {Text{s.value}}; },
+                 [&](const ast::Boolean& f) -> Value { return {Flag{f.value}}; },
+                 [&](const ast::Name& x) -> Value { return evaluate_name(x.name, e.span); },
+                 [&](const ast::Negate& x) -> Value {
+                   const Value v = evaluate(*x.operand);
+                   if (const auto* n = v.as<Number>()) return {Number{-n->value, n->power}};
+                   if (const auto* m = v.as<Matrix>()) return scaled_matrix(*m, build(e.span).constant(-1));
+                   const Tensor t = tensor(v, x.operand->span);
+                   return {Tensor{build(e.span).negate(t.node), t.axes}};
+                 },
+                 [&](const ast::Transpose& x) -> Value { return transpose(evaluate(*x.operand), e.span); },
+                 [&](const ast::Binary& x) -> Value { return evaluate_binary(x, e.span); },
+                 [&](const ast::Range& r) -> Value {
+                   if (!r.begin || !r.end) fail("E2314", "an open range belongs in an index", e.span, "", "write X[a..]");
+                   const Interval i{integer(evaluate(*r.begin), r.begin->span, "a bound"), integer(evaluate(*r.end), r.end->span, "a bound")};
+                   return {i};
+                 },
+                 [&](const ast::Index& x) -> Value { return evaluate_index(x, e.span); },
+                 [&](const ast::Call& x) -> Value { return evaluate_call(x, e.span); },
+                 [&](const ast::List& l) -> Value {
+                   List out;
+                   for (const auto& item : l.items) out.items.push_back(evaluate(*item));
+                   // Lists of numbers are arrays at once, so that indexing and arithmetic see them as such.
+                   const bool plain = !out.items.empty() && std::all_of(out.items.begin(), out.items.end(), [](const Value& v) { return v.as<Number>() || v.as<Tensor>() || v.as<List>(); });
+                   if (plain) return {list_tensor(out, e.span)};
+                   return {out};
+                 },
+                 [&](const ast::Tuple& l) -> Value {
+                   List out;
+                   for (const auto& item : l.items) out.items.push_back(evaluate(*item));
+                   return {out};
+                 },
+                 [&](const ast::Map&) -> Value { fail("E2315", "a map {..} belongs in `scale = {..}` of a step", e.span); }},
+      e.node);
+}
+
+std::vector<Value> Lowerer::evaluate_many(const ast::Expr& e) {
+  if (const auto* call = std::get_if<ast::Call>(&e.node); call && models_.contains(call->callee.name)) return inline_call(*call, e.span);
+  return {evaluate(e)};
+}
+
+Value Lowerer::evaluate_call(const ast::Call& call, Span span) {
+  const std::string& name = call.callee.name;
+  if (functions_.contains(name) || models_.contains(name)) {
+    std::vector<Value> values = inline_call(call, span);
+    if (values.size() != 1)
+      fail("E2104", fmt::format("model '{}' returns {} values", name, values.size()), span, "", "assign them to names first: a, b = f(x)");
+    return values[0];
+  }
+  if (const auto it = unary_functions().find(name); it != unary_functions().end()) return builtin_unary(call, span, it->second);
+  if (const auto it = builtins().find(name); it != builtins().end()) {
+    Arguments a{call, span, {}, {}, {}};
+    return (this->*it->second)(a);
+  }
+  static const std::set<std::string> later{"softmax", "solve", "align", "ntk", "nngp", "project", "predict_gd", "layernorm"};
+  if (later.contains(name)) fail("E2105", fmt::format("'{}' is not available in this version", name), call.callee.span);
+  static const std::set<std::string> statements{"csv", "npy", "npz", "idx", "normal", "sgd"};
+  if (statements.contains(name))
+    fail("E2106", fmt::format("'{}' cannot stand here", name), call.callee.span, "",
+         name == "sgd" ? "write: step sgd(loss, lr = ..)" : name == "normal" ? "write: random x : [n] ~ normal(mean, variance)" : "write: data X, y = csv(\"file\", ..)");
+  std::vector<std::string> known;
+  for (const auto& [other, f] : builtins()) known.push_back(other);
+  for (const auto& [other, f] : unary_functions()) known.push_back(other);
+  for (const auto& [other, f] : functions_) known.push_back(other);
+  for (const auto& [other, f] : models_) known.push_back(other);
+  std::sort(known.begin(), known.end());
+  fail("E2107", fmt::format("unknown function '{}'", name), call.callee.span, "", did_you_mean(name, known));
+}
+
+std::vector<Value> Lowerer::inline_call(const ast::Call& call, Span span) {
+  const std::string& name = call.callee.name;
+  const auto function = functions_.find(name);
+  const std::vector<ast::Identifier>& params = function != functions_.end() ? function->second->params : models_.at(name)->params;
+  if (!call.named.empty()) fail("E2108", fmt::format("'{}' takes positional arguments only", name), call.named[0].name.span);
+  if (call.args.size() != params.size())
+    fail("E2109", fmt::format("'{}' takes {} argument{}, got {}", name, params.size(), params.size() == 1 ? "" : "s", call.args.size()), span);
+  Scope scope;
+  for (std::size_t k = 0; k < params.size(); ++k) scope[params[k].name] = {Kind::kLocal, evaluate(*call.args[k]), params[k].span};
+  if (++call_depth_ > 64) {
+    --call_depth_;
+    fail("E2110", fmt::format("'{}' calls itself without end", name), span);
+  }
+  Scope* const outer = std::exchange(locals_, &scope);
+  auto outer_return = std::exchange(returned_, std::nullopt);
+  const auto loops = loops_.size();
+  const auto context = context_;
+  const auto restore = [&] {
+    locals_ = outer;
+    --call_depth_;
+    loops_.resize(loops);
+    context_ = context;
+    return std::exchange(returned_, std::move(outer_return));
+  };
+  try {
+    if (function != functions_.end()) {
+      returned_ = std::vector<Value>{evaluate(*function->second->body)};
+    } else {
+      block(models_.at(name)->body);
+      if (!returned_) fail("E2111", fmt::format("model '{}' returns nothing", name), span, "", "end it with: return ..");
+    }
+  } catch (Rejection& r) {
+    (void)restore();
+    if (!r.silent) r.diagnostic.notes.push_back({fmt::format("in this call of '{}'", name), span});
+    throw;
+  }
+  return *restore();
+}
+
+}  // namespace tplimit::lowering

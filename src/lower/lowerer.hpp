@@ -1,0 +1,193 @@
+#pragma once
+
+#include <functional>
+#include <map>
+#include <optional>
+#include <set>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "lower/value.hpp"
+#include "tplimit/lower/lower.hpp"
+#include "tplimit/passes/gradient.hpp"
+
+namespace tplimit::lowering {
+
+/// Thrown inside this module only, caught at the statement that it ends.
+struct Rejection {
+  Diagnostic diagnostic;
+  bool silent = false;  ///< follows from an error already reported
+};
+
+/// Interprets the AST once, appending IR nodes: loops are run, models and functions inlined.
+class Lowerer {
+ public:
+  Lowerer(const Source& source, const LowerOptions& options);
+  Result<Lowered> run(const ast::Program& program);
+
+ private:
+  enum class Kind { kLocal, kLoop, kConst, kData, kParam };
+  struct Binding {
+    Kind kind = Kind::kLocal;
+    Value value;
+    Span span;
+  };
+  using Scope = std::unordered_map<std::string, Binding>;
+
+  /// A `param` or `random` and its versions.
+  struct Variable {
+    ast::Identifier name;
+    bool trained = false;
+    Axes axes;
+    Value rate;                    ///< lr of the declaration: Number or Tensor
+    std::set<NodeId> old_versions;
+  };
+
+  // ---- errors
+  [[noreturn]] void fail(const char* code, std::string message, Span span, std::string label = "", std::string help = "") const;
+  void warn(const char* code, std::string message, Span span, std::string help = "");
+  [[nodiscard]] std::string describe(const Value& value) const;
+  [[nodiscard]] std::string text(const Axes& axes) const { return to_text(axes, program_.width_name); }
+
+  // ---- statements
+  void statement(const ast::Stmt& stmt);
+  void block(const std::vector<ast::Stmt>& body);
+  void on(const ast::Width& s, Span span);
+  void on(const ast::Const& s, Span span);
+  void on(const ast::Data& s, Span span);
+  void on(const ast::Param& s, Span span);
+  void on(const ast::Assign& s, Span span);
+  void on(const ast::Function& s, Span span);
+  void on(const ast::Model& s, Span span);
+  void on(const ast::Return& s, Span span);
+  void on(const ast::For& s, Span span);
+  void on(const ast::Step& s, Span span);
+  void on(const ast::Update& s, Span span);
+  void on(const ast::Report& s, Span span);
+  void on(const ast::Expect& s, Span span);
+  void on(const ast::Parametrization& s, Span span);
+  void poison_targets(const ast::Stmt& stmt);
+  void bind(const ast::Identifier& name, Value value, Kind kind);
+  void rebind(const ast::Identifier& name, Value value, Span span);
+  [[nodiscard]] bool outside_models() const { return call_depth_ == 0; }
+  void finish_reports();
+
+  // ---- declarations
+  Value initial_value(const ast::Param& s, const Axes& axes, Span span);
+  std::vector<Value> read_data(const ast::Call& call, const ast::Data& s);
+  Value opaque(Value value);
+
+  // ---- steps
+  struct Sgd { NodeId loss; Value rate; std::vector<std::string> names; std::map<std::string, Value> scales; Span span; };
+  Sgd read_sgd(const ast::Call& call, Span span);
+  bool depends_on_current(NodeId loss, const std::string& name, Span span);
+  void set_version(const std::string& name, Value value);
+  Value updated(const Value& current, const Value& change, Span span);  ///< current + change
+  Matrix materialise(const Matrix& m, Span span);
+  std::vector<NodeId> version_nodes(const Value& value) const;
+
+  // ---- expressions
+  Value evaluate(const ast::Expr& e);
+  Value evaluate_name(const std::string& name, Span span);
+  Value evaluate_index(const ast::Index& index, Span span);
+  Value evaluate_binary(const ast::Binary& b, Span span);
+  Value evaluate_call(const ast::Call& call, Span span);
+  std::vector<Value> evaluate_many(const ast::Expr& e);  ///< several values if `e` calls a model that returns several
+  std::vector<Value> inline_call(const ast::Call& call, Span span);
+  Value transpose(const Value& v, Span span);
+  Value matmul(const Value& a, const Value& x, Span span, Span a_span, Span x_span);
+  Value apply_matrix(const Matrix& w, const Tensor& x, Span span);
+  Value arithmetic(ast::BinaryOp op, const Value& a, const Value& b, Span span);
+  Value elementwise(ir::Fn fn, const std::vector<Value>& in, Span span, double parameter = 0);
+  Tensor combine(ir::Fn fn, const std::vector<Tensor>& in, Span span, double parameter = 0);
+  Value scaled_matrix(const Matrix& m, NodeId factor);
+  Binding* find_or_null(const std::string& name);
+
+  // ---- conversions (each fails with a message that says what was expected)
+  Tensor tensor(const Value& v, Span span);
+  Tensor finite(const Value& v, Span span, const char* what);
+  NodeId scalar(const Value& v, Span span, const char* what);
+  Number number(const Value& v, Span span, const char* what);
+  double plain_number(const Value& v, Span span, const char* what);
+  std::int64_t integer(const Value& v, Span span, const char* what);
+  std::vector<std::int64_t> integers(const Value& v, Span span, const char* what);
+  Tensor list_tensor(const List& list, Span span);
+
+  // ---- builtins
+  struct Arguments {
+    const ast::Call& call;
+    Span span;
+    std::vector<Value> positional;
+    std::vector<Span> spans;
+    std::map<std::string, std::pair<Value, Span>> named;
+  };
+  using Builtin = Value (Lowerer::*)(Arguments&);
+  static const std::unordered_map<std::string, Builtin>& builtins();
+  static const std::unordered_map<std::string, ir::Fn>& unary_functions();
+  Arguments arguments(const ast::Call& call, Span span, std::size_t least, std::size_t most, std::initializer_list<const char*> names);
+  std::optional<std::size_t> axis_argument(Arguments& a, const Tensor& x);
+  Value builtin_unary(const ast::Call& call, Span span, ir::Fn fn);
+  Value builtin_average(Arguments& a);
+  Value builtin_gram(Arguments& a);
+  Value builtin_mean(Arguments& a);
+  Value builtin_sum(Arguments& a);
+  Value builtin_max(Arguments& a);
+  Value builtin_min(Arguments& a);
+  Value builtin_clip(Arguments& a);
+  Value builtin_where(Arguments& a);
+  Value builtin_mod(Arguments& a);
+  Value builtin_mse(Arguments& a);
+  Value builtin_zeros(Arguments& a);
+  Value builtin_ones(Arguments& a);
+  Value filled(Arguments& a, double value);
+  Value builtin_stack(Arguments& a);
+  Value builtin_concat(Arguments& a);
+  Value builtin_stop(Arguments& a);
+  Value builtin_permutation(Arguments& a);
+  Value builtin_one_hot(Arguments& a);
+  Value builtin_eigvals(Arguments& a);
+  Value builtin_min_eig(Arguments& a);
+  Value builtin_trace(Arguments& a);
+  Value builtin_norm(Arguments& a);
+  Value builtin_samples(Arguments& a);
+  Value builtin_hist(Arguments& a);
+  Value builtin_outer(Arguments& a);
+  Value builtin_einsum(Arguments& a);
+  Value builtin_grad(Arguments& a);
+  Tensor square_matrix(Arguments& a);
+  Tensor reduce(const Tensor& x, std::optional<std::size_t> axis, bool maximum);
+  Tensor reduce_axis(const Tensor& x, std::size_t axis, bool maximum);
+
+  ir::Builder& build(Span span) {
+    builder_.set_origin(span, context_);
+    return builder_;
+  }
+
+  const Source& source_;
+  const LowerOptions& options_;
+  ir::Program program_;
+  ir::Builder builder_;
+  Diagnostics errors_, warnings_;
+
+  Scope globals_;
+  Scope* locals_ = nullptr;  ///< scope of the model being inlined; null outside
+  std::unordered_map<std::string, const ast::Function*> functions_;
+  std::unordered_map<std::string, const ast::Model*> models_;
+  std::unordered_map<std::string, Variable> variables_;
+  std::vector<std::string> variable_order_;
+  std::vector<std::pair<std::string, std::int64_t>> loops_;
+  std::uint32_t context_ = 0;
+  int call_depth_ = 0;
+  std::uint32_t parameter_count_ = 0;
+  std::optional<std::vector<Value>> returned_;
+  std::map<std::pair<const ast::Report*, std::size_t>, std::size_t> report_slots_;
+  std::set<std::string> used_constants_, used_data_;
+  bool width_declared_ = false;
+};
+
+/// The nearest known name within edit distance 2, as a help line; empty if there is none.
+std::string did_you_mean(std::string_view name, const std::vector<std::string>& known);
+
+}  // namespace tplimit::lowering

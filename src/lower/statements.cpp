@@ -1,0 +1,726 @@
+#include <algorithm>
+#include <cmath>
+
+#include <Eigen/Dense>
+
+#include "lower/lowerer.hpp"
+#include "tplimit/data/table.hpp"
+#include "tplimit/math/normals.hpp"
+#include "tplimit/support/check.hpp"
+#include "tplimit/support/overloaded.hpp"
+#include "tplimit/syntax/parser.hpp"
+
+namespace tplimit::lowering {
+
+using ir::Fn;
+
+namespace {
+constexpr std::size_t kMaxErrors = 20;
+constexpr std::size_t kMaxNodes = 50'000'000;  // about 10 GB of nodes: a runaway loop, not a program
+const std::uint64_t kRandomScalarKey = mix_key(0x7363616c6172ULL, 1);
+}  // namespace
+
+Lowerer::Lowerer(const Source& source, const LowerOptions& options) : source_(source), options_(options), builder_(program_) {}
+
+void Lowerer::fail(const char* code, std::string message, Span span, std::string label, std::string help) const {
+  throw Rejection{Diagnostic{Severity::kError, code, std::move(message), span, std::move(label), std::move(help), {}, true}, false};
+}
+
+void Lowerer::warn(const char* code, std::string message, Span span, std::string help) {
+  warnings_.push_back({Severity::kWarning, code, std::move(message), span, "", std::move(help), {}, true});
+}
+
+Result<Lowered> Lowerer::run(const ast::Program& program) {
+  for (const auto& stmt : program.statements) {
+    statement(stmt);
+    if (errors_.size() >= kMaxErrors) break;
+  }
+  for (const auto& [name, value] : options_.constants)
+    if (!used_constants_.contains(name) && errors_.empty())
+      errors_.push_back({Severity::kError, "E2114", fmt::format("--set {}: the program has no constant '{}'", name, name), {}, "", "", {}, false});
+  for (const auto& [name, value] : options_.data_files)
+    if (!used_data_.contains(name) && errors_.empty())
+      errors_.push_back({Severity::kError, "E2115", fmt::format("--data {}: the program has no data '{}' read from a file", name, name), {}, "", "", {}, false});
+  if (errors_.empty()) finish_reports();
+  if (errors_.empty() && program_.reports.empty() && program_.expectations.empty())
+    errors_.push_back({Severity::kError, "E2601", "the program reports nothing", {}, "", "add a line such as: report E(x)", {}, false});
+  if (!errors_.empty()) return errors_;
+  return Lowered{std::move(program_), std::move(warnings_)};
+}
+
+void Lowerer::statement(const ast::Stmt& stmt) {
+  const auto run = [&] { std::visit([&](const auto& s) { on(s, stmt.span); }, stmt.node); };
+  if (call_depth_ > 0) {
+    if (!returned_) run();
+    return;
+  }
+  try {
+    run();
+  } catch (const Rejection& r) {
+    if (!r.silent) {
+      // An unrolled loop meets the same mistake in every iteration: say it once.
+      const bool repeated = std::any_of(errors_.begin(), errors_.end(), [&](const Diagnostic& d) { return d.span == r.diagnostic.span && d.code == r.diagnostic.code; });
+      if (!repeated) {
+        errors_.push_back(r.diagnostic);
+        if (!loops_.empty()) errors_.back().notes.push_back({"in the iteration " + program_.contexts[context_], stmt.span});
+      }
+    }
+    poison_targets(stmt);
+  }
+}
+
+void Lowerer::block(const std::vector<ast::Stmt>& body) {
+  for (const auto& stmt : body) {
+    statement(stmt);
+    if (returned_ && call_depth_ > 0) return;
+    if (errors_.size() >= kMaxErrors) return;
+  }
+}
+
+void Lowerer::poison_targets(const ast::Stmt& stmt) {
+  const auto poison = [&](const ast::Identifier& name, Kind kind) {
+    if (!globals_.contains(name.name)) globals_[name.name] = {kind, {Poison{}}, name.span};
+    else if (globals_[name.name].kind == Kind::kLocal) globals_[name.name].value = {Poison{}};
+  };
+  std::visit(overloaded{[&](const ast::Const& s) { poison(s.name, Kind::kConst); },
+                        [&](const ast::Data& s) { for (const auto& n : s.names) poison(n, Kind::kData); },
+                        [&](const ast::Param& s) { poison(s.name, Kind::kParam); },
+                        [&](const ast::Assign& s) { for (const auto& n : s.targets) poison(n, Kind::kLocal); },
+                        [](const auto&) {}},
+             stmt.node);
+}
+
+void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
+  if (name.name == program_.width_name && width_declared_) fail("E2116", fmt::format("'{}' is the width", name.name), name.span);
+  if (functions_.contains(name.name) || models_.contains(name.name) || builtins().contains(name.name) || unary_functions().contains(name.name))
+    fail("E2117", fmt::format("'{}' is a function already", name.name), name.span, "", "choose another name");
+  Scope& scope = locals_ ? *locals_ : globals_;
+  if (const auto it = scope.find(name.name); it != scope.end() && !it->second.value.as<Poison>() && kind != Kind::kLocal && kind != Kind::kLoop) {
+    Rejection r{Diagnostic{Severity::kError, "E2118", fmt::format("'{}' is declared twice", name.name), name.span, "", "choose another name", {}, true}, false};
+    r.diagnostic.notes.push_back({"first declared here", it->second.span});
+    throw r;
+  }
+  scope[name.name] = {kind, std::move(value), name.span};
+}
+
+void Lowerer::rebind(const ast::Identifier& name, Value value, Span span) {
+  Scope& scope = locals_ ? *locals_ : globals_;
+  const auto it = scope.find(name.name);
+  if (it != scope.end()) {
+    switch (it->second.kind) {
+      case Kind::kConst: fail("E2119", fmt::format("'{}' is a constant and cannot be assigned", name.name), name.span, "", "use another name for the new value");
+      case Kind::kData: fail("E2119", fmt::format("'{}' is data and cannot be assigned", name.name), name.span, "", "use another name for the new value");
+      case Kind::kLoop: fail("E2119", fmt::format("'{}' is a loop variable and cannot be assigned", name.name), name.span);
+      case Kind::kParam: {
+        Value next = value;
+        if (const auto* m = value.as<Matrix>()) next = {materialise(*m, span)};
+        if (const auto* t = variables_.at(name.name).axes.empty() ? nullptr : next.as<Tensor>(); t && t->axes != variables_.at(name.name).axes)
+          fail("E2120", fmt::format("a new version of '{}' has another shape", name.name), span,
+               fmt::format("{} instead of {}", text(t->axes), text(variables_.at(name.name).axes)));
+        if (next.v.index() != it->second.value.v.index()) {
+          if (next.as<Number>()) next = {tensor(next, span)};
+          if (next.v.index() != it->second.value.v.index())
+            fail("E2120", fmt::format("a new version of '{}' has another shape", name.name), span, "this is " + describe(value));
+        }
+        set_version(name.name, std::move(next));
+        return;
+      }
+      case Kind::kLocal: it->second.value = std::move(value); return;
+    }
+  }
+  bind(name, std::move(value), Kind::kLocal);
+}
+
+// ---- declarations ----------------------------------------------------------------------------------
+
+void Lowerer::on(const ast::Width& s, Span span) {
+  if (!outside_models() || !loops_.empty()) fail("E2602", "the width is declared at top level", span);
+  if (width_declared_ || s.items.size() != 1 || s.items[0].value)
+    fail("E2105", "several widths are not available in this version", span, "", "declare one width: width n");
+  if (globals_.contains(s.items[0].name.name)) fail("E2118", fmt::format("'{}' is declared twice", s.items[0].name.name), s.items[0].name.span);
+  program_.width_name = s.items[0].name.name;
+  width_declared_ = true;
+}
+
+void Lowerer::on(const ast::Const& s, Span span) {
+  if (!outside_models() || !loops_.empty()) fail("E2602", "constants are declared at top level", span);
+  Value value;
+  const auto set = std::find_if(options_.constants.rbegin(), options_.constants.rend(), [&](const auto& c) { return c.first == s.name.name; });
+  if (set != options_.constants.rend()) {
+    used_constants_.insert(s.name.name);
+    const Source given("--set", "const value = " + set->second);
+    auto parsed = parse_syntax(given);
+    if (!parsed || parsed->statements.size() != 1)
+      fail("E2121", fmt::format("--set {}={} is not an expression", s.name.name, set->second), s.name.span, "this constant is set on the command line");
+    try {
+      value = evaluate(*std::get<ast::Const>(parsed->statements[0].node).value);
+    } catch (Rejection& r) {
+      r.diagnostic.span = s.name.span;
+      r.diagnostic.message = fmt::format("--set {}={}: {}", s.name.name, set->second, r.diagnostic.message);
+      throw;
+    }
+  } else {
+    value = evaluate(*s.value);
+  }
+  if (value.as<Matrix>() || value.as<MatrixArray>() || value.as<Interval>() || value.as<List>())
+    fail("E2122", "a constant is a number or an array of numbers", s.value->span, "this is " + describe(value));
+  if (const auto* t = value.as<Tensor>(); t && !builder_.constant_values(t->node))
+    fail("E2122", "a constant is a number or an array of numbers", s.value->span, "this depends on random values or parameters", "use an assignment instead");
+  bind(s.name, std::move(value), Kind::kConst);
+}
+
+void Lowerer::on(const ast::Data& s, Span span) {
+  if (!outside_models() || !loops_.empty()) fail("E2602", "data are declared at top level", span);
+  if (const auto* call = std::get_if<ast::Call>(&s.value->node)) {
+    if (call->callee.name == "csv" || call->callee.name == "npy" || call->callee.name == "idx" || call->callee.name == "npz") {
+      std::vector<Value> values = read_data(*call, s);
+      for (std::size_t k = 0; k < s.names.size(); ++k) bind(s.names[k], std::move(values[k]), Kind::kData);
+      return;
+    }
+  }
+  if (s.names.size() != 1) fail("E2123", "a literal gives one value", span, "", "write one data statement per name");
+  const Tensor t = tensor(evaluate(*s.value), s.value->span);
+  if (!builder_.constant_values(t.node)) fail("E2122", "data are numbers", s.value->span, "this depends on random values, parameters or the width");
+  for (const double x : *builder_.constant_values(t.node))
+    if (!std::isfinite(x)) fail("E2124", "data must be finite numbers", s.value->span);
+  bind(s.names[0], {t}, Kind::kData);
+}
+
+std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s) {
+  const Span span = call.callee.span.to(call.args.empty() ? call.callee.span : call.args[0]->span);
+  if (call.args.size() != 1) fail("E2109", fmt::format("'{}' takes one file name", call.callee.name), span);
+  const Value file_value = evaluate(*call.args[0]);
+  const auto* file = file_value.as<Text>();
+  if (!file) fail("E2317", "a file name is a text in double quotes", call.args[0]->span);
+
+  DataOptions options;
+  const auto flag = [&](const ast::NamedArgument& arg) {
+    const Value v = evaluate(*arg.value);
+    if (!v.as<Flag>()) fail("E2318", fmt::format("'{}' is true or false", arg.name.name), arg.value->span);
+    return v.as<Flag>()->value;
+  };
+  const auto texts = [&](const ast::NamedArgument& arg) {
+    const Value v = evaluate(*arg.value);
+    std::vector<std::string> out;
+    if (v.as<Text>()) out.push_back(v.as<Text>()->value);
+    if (const auto* l = v.as<List>())
+      for (const Value& item : l->items) if (item.as<Text>()) out.push_back(item.as<Text>()->value);
+    if (out.empty()) fail("E2319", fmt::format("'{}' is a column name or a list of them", arg.name.name), arg.value->span, "", "for instance target = \"price\"");
+    return out;
+  };
+  const bool csv = call.callee.name == "csv";
+  for (const auto& arg : call.named) {
+    const std::string& name = arg.name.name;
+    if (name == "rows") {
+      const Value v = evaluate(*arg.value);
+      if (!v.as<Interval>()) fail("E2320", "'rows' is a range", arg.value->span, "", "for instance rows = 0..32");
+      options.rows = {v.as<Interval>()->begin, v.as<Interval>()->end};
+    } else if (name == "standardize") options.standardize = flag(arg);
+    else if (name == "flatten" && !csv) options.flatten = flag(arg);
+    else if (name == "standardize_target" && csv) options.standardize_target = flag(arg);
+    else if (name == "target" && csv) options.targets = texts(arg);
+    else if (name == "columns" && csv) options.columns = texts(arg);
+    else fail("E2112", fmt::format("'{}' has no option '{}'", call.callee.name, name), arg.name.span, "",
+              csv ? "its options: rows, target, columns, standardize, standardize_target" : "its options: rows, standardize, flatten");
+  }
+  const std::size_t expected = options.targets.empty() ? 1 : 2;
+  if (s.names.size() != expected)
+    fail("E2123", fmt::format("this data statement gives {} value{}, but {} name{} stand{} on the left", expected, expected == 1 ? "" : "s", s.names.size(), s.names.size() == 1 ? "" : "s", s.names.size() == 1 ? "s" : ""),
+         call.callee.span, "", expected == 1 ? "name the target column: target = \"..\"" : "write: data X, y = ..");
+
+  std::filesystem::path path = options_.base_directory / file->value;
+  std::string reader = call.callee.name;
+  for (const auto& [name, replacement] : options_.data_files)
+    for (const auto& own : s.names)
+      if (own.name == name) {
+        path = replacement;
+        used_data_.insert(name);
+        reader = path.extension() == ".csv" ? "csv" : path.extension() == ".npy" ? "npy" : path.string().find("ubyte") != std::string::npos || path.extension() == ".idx" ? "idx" : reader;
+      }
+  if (reader == "npz") fail("E2105", "npz archives are not available in this version", call.callee.span, "", "save one array per file with numpy.save and read it with npy(..)");
+  Result<DataSet> read = reader == "csv" ? read_csv(path, options) : reader == "npy" ? read_npy(path, options) : read_idx(path, options);
+  const auto located = [&](Diagnostic d) {
+    d.span = call.args[0]->span;
+    d.located = true;
+    return d;
+  };
+  if (!read) throw Rejection{located(read.errors()[0]), false};
+  for (const auto& w : read->warnings) warnings_.push_back(located(w));
+  std::vector<Value> out;
+  const auto add = [&](Array& array) {
+    for (const double x : array.values)
+      if (!std::isfinite(x)) fail("E2124", "data must be finite numbers", call.args[0]->span);
+    const Dims dims(array.shape.begin(), array.shape.end());
+    out.push_back({Tensor{build(span).constant(std::move(array.values), dims), finite_axes(dims)}});
+  };
+  add(read->features);
+  if (read->target) add(*read->target);
+  TPLIMIT_CHECK(out.size() == expected, "a data reader returns the target that was asked for");
+  return out;
+}
+
+/// Wraps a value in a node that is never shared, so that it stays a variable of its own for `grad`.
+Value Lowerer::opaque(Value value) {
+  const auto wrap = [&](NodeId id) { return builder_.add(ir::Parameter{parameter_count_++}, {id}); };
+  if (const auto* t = value.as<Tensor>()) return {Tensor{wrap(t->node), t->axes}};
+  const auto wrap_matrix = [&](Matrix m) {
+    m.terms[0].w = wrap(m.terms[0].w);
+    return m;
+  };
+  if (const auto* m = value.as<Matrix>()) return {wrap_matrix(*m)};
+  MatrixArray array = *value.as<MatrixArray>();
+  for (Matrix& m : array.items) m = wrap_matrix(m);
+  return {array};
+}
+
+Value Lowerer::initial_value(const ast::Param& s, const Axes& axes, Span span) {
+  const auto* law = s.law ? std::get_if<ast::Call>(&s.law->node) : nullptr;
+  if (!law) fail("E2125", fmt::format("'{}' has no law", s.name.name), s.name.span, "", "write: ~ normal(mean, variance)");
+  if (law->callee.name != "normal") fail("E2125", fmt::format("unknown law '{}'", law->callee.name), law->callee.span, "", "write: ~ normal(mean, variance)");
+  if (law->args.size() != 2 || !law->named.empty()) fail("E2125", "normal takes a mean and a variance", s.law->span, "", "write: ~ normal(mean, variance)");
+  const Value mean = evaluate(*law->args[0]), variance = evaluate(*law->args[1]);
+  const Span mean_span = law->args[0]->span, variance_span = law->args[1]->span;
+  ir::Builder& b = build(span);
+  const Dims dims = finite_dims(axes);
+  const auto widths = std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; });
+  if (const auto* v = variance.as<Number>(); v && !(v->value >= 0 && std::isfinite(v->value)))
+    fail("E2126", "the variance is negative", variance_span, fmt::format("this is {}", v->value), "normal(mean, variance) takes the variance, not the standard deviation");
+
+  if (widths == 2) {
+    const Number v = number(variance, variance_span, "the variance of a width matrix");
+    const Number m = number(mean, mean_span, "the mean of a width matrix");
+    // sigma^2 = c n^p: entries of size sqrt(c) n^((p+1)/2) times those of N(0, 1/n).
+    const NodeId size = b.scale(1, (v.power + 1) / 2, b.constant(std::sqrt(v.value)));
+    const auto one = [&](const std::string& name) {
+      program_.sources.push_back({name, true, {}, s.name.span});
+      NodeId w = b.add(ir::GaussianMatrix{{static_cast<std::uint32_t>(program_.sources.size() - 1)}}, {});
+      w = b.add(ir::ScaleMatrix{}, {w, size});
+      if (m.value != 0) {  // mean m = (m n) 1 1' / n
+        const NodeId ones = b.expand(b.constant(1), true, {});
+        w = b.add(ir::UpdateMatrix{}, {w, b.scale(1, m.power + 1, b.constant(m.value)), ones, ones});
+      }
+      return Matrix{{MatrixTerm{b.constant(1), w, false, {}, {}}}};
+    };
+    if (dims.empty()) return {one(s.name.name)};
+    MatrixArray array{dims, {}};
+    for (std::int64_t k = 0; k < ir::size_of(dims); ++k) array.items.push_back(one(fmt::format("{}[{}]", s.name.name, k)));
+    return {array};
+  }
+
+  // Vectors, and finite random values: mean + deviation * z, z standard normal.
+  NodeId z;
+  if (widths == 1) {
+    program_.sources.push_back({s.name.name, false, dims, s.name.span});
+    z = b.add(ir::StandardNormal{{static_cast<std::uint32_t>(program_.sources.size() - 1)}}, {});
+  } else {
+    std::vector<double> values(static_cast<std::size_t>(ir::size_of(dims)));
+    std::uint64_t key = mix_key(mix_key(kRandomScalarKey, options_.seed), options_.draw);
+    key = mix_key(key, hash_text(s.name.name.data(), s.name.name.size()));
+    plain_normals(key, 0, values);
+    z = b.constant(std::move(values), dims);
+  }
+  NodeId deviated;
+  if (const auto* v = variance.as<Number>()) {
+    deviated = b.scale(1, v->power / 2, b.times(b.constant(std::sqrt(v->value)), z));
+    if (widths == 0 && v->value != 0) program_.has_random_scalars = true;
+  } else {
+    const Tensor sigma = finite(variance, variance_span, "a variance");
+    const auto* values = builder_.constant_values(sigma.node);
+    if (!values) fail("E2127", "a variance must be known before the run", variance_span);
+    if (widths == 0) program_.has_random_scalars = true;
+    const auto k = dims.empty() ? 0 : dims.back();
+    if (sigma.axes.size() == 2 && !dims.empty() && finite_dims(sigma.axes) == Dims{k, k} && finite_dims(sigma.axes) != dims) {
+      const Eigen::Map<const Eigen::MatrixXd> covariance(values->data(), k, k);
+      if (!covariance.isApprox(covariance.transpose(), 1e-12)) fail("E2126", "the covariance is not symmetric", variance_span);
+      const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(covariance);
+      const double least = eigen.eigenvalues().minCoeff(), greatest = eigen.eigenvalues().cwiseAbs().maxCoeff();
+      if (least < -1e-12 * greatest) fail("E2126", "the covariance is not positive semidefinite", variance_span, fmt::format("its smallest eigenvalue is {:.6g}", least));
+      // Rows of the symmetric root, so that permuting the variables permutes the root.
+      const Eigen::MatrixXd root = eigen.eigenvectors() * eigen.eigenvalues().cwiseMax(0).cwiseSqrt().asDiagonal() * eigen.eigenvectors().transpose();
+      deviated = b.contract(z, b.constant(std::vector<double>(root.data(), root.data() + root.size()), {k, k}), 0, 1, false);
+    } else {
+      for (const double x : *values) if (!(x >= 0)) fail("E2126", "a variance is negative", variance_span, fmt::format("one of them is {}", x));
+      const Tensor product = combine(Fn::kMul, {Tensor{b.map(Fn::kSqrt, {sigma.node}), sigma.axes}, Tensor{z, axes}}, variance_span);
+      if (product.axes != axes) fail("E2128", "the variances do not fit the shape", variance_span, fmt::format("{} for {}", text(sigma.axes), text(axes)));
+      deviated = product.node;
+    }
+  }
+  const Tensor sum = combine(Fn::kAdd, {tensor(mean, mean_span), Tensor{deviated, axes}}, span);
+  if (sum.axes != axes) fail("E2128", "the mean does not fit the shape", mean_span, fmt::format("{} for {}", describe(mean), text(axes)));
+  return {sum};
+}
+
+void Lowerer::on(const ast::Param& s, Span span) {
+  const char* what = s.trained ? "param" : "random";
+  if (!outside_models() || !loops_.empty())
+    fail("E2603", fmt::format("'{}' stands outside models and loops", what), span, "it is drawn once", "declare it above and use it here");
+  if (!s.role.empty()) fail("E2105", "roles and parametrizations are not available in this version", s.role[0].span, "", "write the powers of the width out");
+  Axes axes;
+  for (const auto& axis : s.axes) {
+    const Value v = evaluate(*axis);
+    const auto* n = v.as<Number>();
+    if (n && n->power == 1 && n->value == 1) {
+      axes.push_back({true, 0});
+    } else {
+      const std::int64_t size = integer(v, axis->span, "an axis");
+      if (size < 1) fail("E2215", "an axis has at least one entry", axis->span, fmt::format("this is {}", size));
+      axes.push_back({false, size});
+    }
+  }
+  const auto widths = std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; });
+  if (widths > 2) fail("E2207", "a value has at most two width axes", s.axes_span);
+  if (widths == 2 && !(axes.back().width && axes[axes.size() - 2].width))
+    fail("E2207", "the two width axes of a matrix come last", s.axes_span, "", fmt::format("write [.., {0}, {0}]", program_.width_name));
+  if (ir::size_of(finite_dims(axes)) > 100'000'000) fail("E2215", "the value is too large", s.axes_span);
+  Value rate{Number{1, 0}};
+  for (const auto& option : s.options) {
+    if (option.name.name != "lr" || !s.trained)
+      fail("E2112", fmt::format("'{}' has no option '{}'", what, option.name.name), option.name.span, "", s.trained ? "its option: lr" : "");
+    rate = evaluate(*option.value);
+    (void)scalar(rate, option.value->span, "a learning rate");
+  }
+  Value value = opaque(initial_value(s, axes, span));
+  bind(s.name, value, Kind::kParam);
+  variables_[s.name.name] = Variable{s.name, s.trained, axes, rate, {}};
+  variable_order_.push_back(s.name.name);
+}
+
+void Lowerer::on(const ast::Function& s, Span span) {
+  if (!outside_models() || !loops_.empty()) fail("E2602", "functions are declared at top level", span);
+  if (models_.contains(s.name.name) || functions_.contains(s.name.name) || builtins().contains(s.name.name) || unary_functions().contains(s.name.name) || globals_.contains(s.name.name))
+    fail("E2117", fmt::format("'{}' is defined already", s.name.name), s.name.span, "", "choose another name");
+  functions_[s.name.name] = &s;
+}
+
+void Lowerer::on(const ast::Model& s, Span span) {
+  if (!outside_models() || !loops_.empty()) fail("E2602", "models are declared at top level", span);
+  if (models_.contains(s.name.name) || functions_.contains(s.name.name) || builtins().contains(s.name.name) || unary_functions().contains(s.name.name) || globals_.contains(s.name.name))
+    fail("E2117", fmt::format("'{}' is defined already", s.name.name), s.name.span, "", "choose another name");
+  models_[s.name.name] = &s;
+}
+
+// ---- control ---------------------------------------------------------------------------------------
+
+void Lowerer::on(const ast::Assign& s, Span span) {
+  std::vector<Value> values;
+  for (const auto& e : s.values)
+    for (Value& v : evaluate_many(*e)) values.push_back(std::move(v));
+  if (values.size() != s.targets.size())
+    fail("E2129", fmt::format("{} value{} for {} name{}", values.size(), values.size() == 1 ? "" : "s", s.targets.size(), s.targets.size() == 1 ? "" : "s"), span, "",
+         values.size() > s.targets.size() ? "name every value the model returns" : "");
+  for (std::size_t k = 0; k < values.size(); ++k) rebind(s.targets[k], std::move(values[k]), s.values[std::min(k, s.values.size() - 1)]->span);
+}
+
+void Lowerer::on(const ast::Return& s, Span) {
+  std::vector<Value> values;
+  for (const auto& e : s.values)
+    for (Value& v : evaluate_many(*e)) values.push_back(std::move(v));
+  returned_ = std::move(values);
+}
+
+void Lowerer::on(const ast::For& s, Span) {
+  const Value range = evaluate(*s.range);
+  if (range.as<Poison>()) throw Rejection{{}, true};
+  const auto* interval = range.as<Interval>();
+  if (!interval) fail("E2321", "a loop runs over a range", s.range->span, "this is " + describe(range), "write: for t in 0..10 { .. }");
+  Scope& scope = locals_ ? *locals_ : globals_;
+  if (const auto it = scope.find(s.variable.name); it != scope.end() && it->second.kind != Kind::kLocal && it->second.kind != Kind::kLoop)
+    fail("E2119", fmt::format("'{}' is declared already and cannot be a loop variable", s.variable.name), s.variable.span);
+  const std::uint32_t outer_context = context_;
+  for (std::int64_t i = interval->begin; i < interval->end; ++i) {
+    bind(s.variable, {Number{static_cast<double>(i), 0}}, Kind::kLoop);
+    loops_.emplace_back(s.variable.name, i);
+    const std::string outer = program_.contexts[outer_context];
+    program_.contexts.push_back(outer + (outer.empty() ? "" : ", ") + fmt::format("{} = {}", s.variable.name, i));
+    context_ = static_cast<std::uint32_t>(program_.contexts.size() - 1);
+    block(s.body);
+    loops_.pop_back();
+    if (program_.size() > kMaxNodes) fail("E2604", "the unrolled program is too long", s.range->span, fmt::format("more than {} instructions", kMaxNodes));
+    if (errors_.size() >= kMaxErrors || (returned_ && call_depth_ > 0)) break;
+  }
+  context_ = outer_context;
+  (locals_ ? *locals_ : globals_)[s.variable.name].kind = Kind::kLocal;  // free to be used again
+}
+
+void Lowerer::on(const ast::Parametrization& s, Span) {
+  fail("E2105", "parametrizations are not available in this version", s.value->span, "", "write the powers of the width out, as in programs/mlp_mup.tp");
+}
+
+// ---- updates ---------------------------------------------------------------------------------------
+
+/// A sum c W + outer products as one new version of W.
+Matrix Lowerer::materialise(const Matrix& m, Span span) {
+  ir::Builder& b = build(span);
+  NodeId w, factor;
+  std::vector<NodeId> update;
+  for (const MatrixTerm& t : m.terms) {
+    if (!t.w.valid()) {
+      update.insert(update.end(), {b.scale(1, 1, t.coefficient), t.d, t.x});
+    } else {
+      if (t.transposed || (w.valid() && w != t.w))
+        fail("E2322", "a new version is a multiple of one matrix plus outer products", span, "", "keep sums of different matrices as expressions: (W + V) @ x");
+      w = t.w;
+      factor = factor.valid() ? b.plus(factor, t.coefficient) : t.coefficient;
+    }
+  }
+  if (!w.valid()) fail("E2322", "a new version is a multiple of one matrix plus outer products", span);
+  w = b.add(ir::ScaleMatrix{}, {w, factor});
+  if (!update.empty()) {
+    update.insert(update.begin(), w);
+    w = b.add(ir::UpdateMatrix{}, std::move(update));
+  }
+  return Matrix{{MatrixTerm{b.constant(1), w, false, {}, {}}}};
+}
+
+void Lowerer::set_version(const std::string& name, Value value) {
+  Binding& binding = globals_.at(name);
+  Variable& variable = variables_.at(name);
+  for (const NodeId id : version_nodes(binding.value)) variable.old_versions.insert(id);
+  // Reached again (lr = 0, W *= 1): then it is current once more.
+  for (const NodeId id : version_nodes(value)) variable.old_versions.erase(id);
+  binding.value = std::move(value);
+}
+
+Value Lowerer::updated(const Value& current, const Value& change, Span span) {
+  if (const auto* m = current.as<Matrix>()) return {materialise(*arithmetic(ast::BinaryOp::kAdd, {*m}, change, span).as<Matrix>(), span)};
+  if (const auto* array = current.as<MatrixArray>()) {
+    MatrixArray out{array->dims, {}};
+    for (std::size_t k = 0; k < array->items.size(); ++k)
+      out.items.push_back(*updated({array->items[k]}, {change.as<MatrixArray>()->items[k]}, span).as<Matrix>());
+    return {out};
+  }
+  return elementwise(Fn::kAdd, {current, change}, span);
+}
+
+void Lowerer::on(const ast::Update& s, Span span) {
+  if (!outside_models()) fail("E2605", "updates stand outside models", span, "", "return the values and update in the main script");
+  const ast::Expr* target = s.target.get();
+  const auto* index = std::get_if<ast::Index>(&target->node);
+  const ast::Expr& base = index ? *index->base : *target;
+  const auto* name = std::get_if<ast::Name>(&base.node);
+  if (!name) fail("E2323", "only a name can be updated", target->span);
+  const Value current = evaluate(*target);
+  const Value value = evaluate(*s.value);
+  Value next;
+  if (s.op == ast::UpdateOp::kMul) {
+    if (const auto* array = current.as<MatrixArray>()) {
+      MatrixArray out{array->dims, {}};
+      for (const Matrix& m : array->items) out.items.push_back(materialise(*arithmetic(ast::BinaryOp::kMul, {m}, value, span).as<Matrix>(), span));
+      next = {out};
+    } else {
+      next = arithmetic(ast::BinaryOp::kMul, current, value, span);
+    }
+  } else if (current.as<MatrixArray>()) {
+    const auto* other = value.as<MatrixArray>();
+    if (!other || other->dims != current.as<MatrixArray>()->dims) fail("E2322", "an array of matrices is updated by an array of outer products", s.value->span, "this is " + describe(value), "update one matrix: W[0] += c * outer(d, x)");
+    MatrixArray change = *other;
+    if (s.op == ast::UpdateOp::kSub)
+      for (Matrix& m : change.items) m = *scaled_matrix(m, build(span).constant(-1)).as<Matrix>();
+    next = updated(current, {change}, span);
+  } else {
+    next = arithmetic(s.op == ast::UpdateOp::kAdd ? ast::BinaryOp::kAdd : ast::BinaryOp::kSub, current, value, span);
+  }
+  if (const auto* m = next.as<Matrix>()) next = {materialise(*m, span)};
+  if (const auto *now = current.as<Tensor>(), *then = next.as<Tensor>(); now && then && now->axes != then->axes)
+    fail("E2120", "an update may not change the shape", span, fmt::format("{} becomes {}", text(now->axes), text(then->axes)));
+
+  if (!index) return rebind({name->name, base.span}, std::move(next), span);
+  // One matrix of an array.
+  Binding* binding = find_or_null(name->name);
+  const auto* array = binding ? binding->value.as<MatrixArray>() : nullptr;
+  if (!array || !next.as<Matrix>() || index->items.size() != array->dims.size())
+    fail("E2323", "only a whole value or one matrix of an array can be updated", target->span);
+  MatrixArray whole = *array;
+  std::int64_t position = 0;
+  for (std::size_t k = 0; k < whole.dims.size(); ++k) {
+    std::int64_t i = integer(evaluate(*index->items[k]), index->items[k]->span, "an index");
+    if (i < 0) i += whole.dims[k];
+    position = position * whole.dims[k] + i;
+  }
+  whole.items[static_cast<std::size_t>(position)] = *next.as<Matrix>();
+  rebind({name->name, base.span}, {whole}, span);
+}
+
+Lowerer::Sgd Lowerer::read_sgd(const ast::Call& call, Span span) {
+  if (call.callee.name != "sgd")
+    fail(call.callee.name == "adam" || call.callee.name == "signsgd" || call.callee.name == "flow" ? "E2105" : "E2324",
+         fmt::format("optimiser '{}' is not available in this version", call.callee.name), call.callee.span, "", "write: step sgd(loss, lr = ..)");
+  if (call.args.size() != 1) fail("E2109", "sgd takes one loss", span, "", "write: step sgd(loss, lr = ..)");
+  Sgd out{scalar({finite(evaluate(*call.args[0]), call.args[0]->span, "a loss")}, call.args[0]->span, "a loss"), {}, {}, {}, span};
+  bool has_rate = false;
+  std::optional<std::vector<const ast::Expr*>> only;
+  for (const auto& option : call.named) {
+    const auto& name = option.name.name;
+    if (name == "lr") {
+      out.rate = evaluate(*option.value);
+      (void)scalar(out.rate, option.value->span, "a learning rate");
+      has_rate = true;
+    } else if (name == "only") {
+      only.emplace();
+      if (const auto* t = std::get_if<ast::Tuple>(&option.value->node)) for (const auto& e : t->items) only->push_back(e.get());
+      else if (const auto* l = std::get_if<ast::List>(&option.value->node)) for (const auto& e : l->items) only->push_back(e.get());
+      else only->push_back(option.value.get());
+    } else if (name == "scale") {
+      const auto* map = std::get_if<ast::Map>(&option.value->node);
+      if (!map) fail("E2325", "'scale' maps parameters to rates", option.value->span, "", "for instance scale = {W: n^2, v: 1}");
+      for (const auto& entry : map->entries) {
+        const auto* key = std::get_if<ast::Name>(&entry.key->node);
+        if (!key || !variables_.contains(key->name) || !variables_.at(key->name).trained) fail("E2326", "this is not a parameter", entry.key->span);
+        Value rate = evaluate(*entry.value);
+        (void)scalar(rate, entry.value->span, "a learning rate");
+        out.scales[key->name] = rate;
+      }
+    } else {
+      fail("E2112", fmt::format("'sgd' has no option '{}'", name), option.name.span, "", "its options: lr, only, scale");
+    }
+  }
+  if (!has_rate) fail("E2327", "sgd needs a learning rate", span, "", "write: step sgd(loss, lr = 0.1)");
+  if (only) {
+    for (const ast::Expr* e : *only) {
+      const auto* name = std::get_if<ast::Name>(&e->node);
+      if (!name || !variables_.contains(name->name)) fail("E2326", "this is not a parameter", e->span);
+      if (!variables_.at(name->name).trained) fail("E2326", fmt::format("'{}' is random, not trained", name->name), e->span, "", "declare it with param");
+      out.names.push_back(name->name);
+      if (!depends_on_current(out.loss, name->name, span)) fail("E2328", fmt::format("the loss does not depend on '{}'", name->name), e->span);
+    }
+  } else {
+    for (const auto& name : variable_order_)
+      if (variables_.at(name).trained && depends_on_current(out.loss, name, span)) out.names.push_back(name);
+    if (out.names.empty()) fail("E2328", "the loss depends on no parameter", call.args[0]->span);
+  }
+  return out;
+}
+
+/// True if the loss depends on the current version of a parameter; an error if only on an older one.
+bool Lowerer::depends_on_current(NodeId loss, const std::string& name, Span span) {
+  const std::vector<NodeId> current = version_nodes(globals_.at(name).value);
+  const std::set<NodeId>& old = variables_.at(name).old_versions;
+  // Current versions of all parameters end the walk: what lies behind them belongs to earlier steps.
+  std::set<NodeId> ends;
+  for (const auto& [other, variable] : variables_)
+    for (const NodeId id : version_nodes(globals_.at(other).value)) ends.insert(id);
+  std::vector<NodeId> stack{loss};
+  std::unordered_map<std::uint32_t, bool> seen;
+  bool found = false, found_old = false;
+  while (!stack.empty()) {
+    const NodeId id = stack.back();
+    stack.pop_back();
+    if (std::exchange(seen[id.value], true)) continue;
+    if (std::find(current.begin(), current.end(), id) != current.end()) found = true;
+    if (old.contains(id)) found_old = true;
+    if (ends.contains(id) || std::holds_alternative<ir::Stop>(builder_.node(id).op)) continue;
+    for (const NodeId in : builder_.node(id).in) stack.push_back(in);
+  }
+  if (found_old && !found)
+    fail("E2329", fmt::format("the loss was computed with an older version of '{}'", name), span, "",
+         "compute the loss again after the last step, or step both losses at once: step sgd(a, ..), sgd(b, ..)");
+  return found;
+}
+
+void Lowerer::on(const ast::Step& s, Span span) {
+  if (!outside_models()) fail("E2605", "steps stand outside models", span);
+  // Simultaneous: all gradients first, at the same versions, then all updates.
+  std::vector<std::pair<std::string, Value>> changes;
+  for (const auto& update : s.updates) {
+    const auto* call = std::get_if<ast::Call>(&update->node);
+    if (!call) fail("E2324", "a step names an optimiser", update->span, "", "write: step sgd(loss, lr = ..)");
+    const Sgd sgd = read_sgd(*call, update->span);
+    std::vector<NodeId> targets;
+    for (const auto& name : sgd.names)
+      for (const NodeId id : version_nodes(globals_.at(name).value)) targets.push_back(id);
+    build(update->span);
+    Result<std::vector<Derivative>> gradients = gradient(builder_, sgd.loss, targets);
+    if (!gradients) throw Rejection{gradients.errors()[0], false};
+    std::size_t next = 0;
+    for (const auto& name : sgd.names) {
+      const Value& rate_of = sgd.scales.contains(name) ? sgd.scales.at(name) : variables_.at(name).rate;
+      const Value rate = arithmetic(ast::BinaryOp::kMul, sgd.rate, rate_of, update->span);
+      const NodeId factor = build(update->span).negate(scalar(rate, update->span, "a learning rate"));
+      const auto matrix_change = [&](const Derivative& d) {
+        Matrix m;
+        for (const OuterTerm& t : d.outer) m.terms.push_back({builder_.times(factor, t.coefficient), {}, false, t.d, t.x});
+        return m;
+      };
+      const Value& now = globals_.at(name).value;
+      Value change;
+      if (const auto* t = now.as<Tensor>()) change = {Tensor{builder_.times(factor, (*gradients)[next++].tensor), t->axes}};
+      else if (now.as<Matrix>()) change = {matrix_change((*gradients)[next++])};
+      else {
+        MatrixArray array{now.as<MatrixArray>()->dims, {}};
+        for (std::size_t k = 0; k < now.as<MatrixArray>()->items.size(); ++k) array.items.push_back(matrix_change((*gradients)[next++]));
+        change = {array};
+      }
+      changes.emplace_back(name, std::move(change));
+    }
+  }
+  std::vector<std::pair<std::string, Value>> versions;
+  for (auto& [name, change] : changes) {
+    const auto same = std::find_if(versions.begin(), versions.end(), [&](const auto& v) { return v.first == name; });
+    if (same == versions.end()) versions.emplace_back(name, updated(globals_.at(name).value, change, span));
+    else same->second = updated(same->second, change, span);
+  }
+  for (auto& [name, value] : versions) set_version(name, std::move(value));
+}
+
+// ---- results ---------------------------------------------------------------------------------------
+
+void Lowerer::on(const ast::Report& s, Span span) {
+  if (!outside_models()) fail("E2605", "reports stand outside models", span, "", "return the value and report it in the main script");
+  for (std::size_t k = 0; k < s.items.size(); ++k) {
+    const auto& item = s.items[k];
+    const Tensor t = finite(evaluate(*item.value), item.value->span, "a report");
+    auto [slot, fresh] = report_slots_.try_emplace({&s, k}, program_.reports.size());
+    if (fresh) {
+      ir::Report report;
+      report.name = item.name.empty() ? canonical_text(source_, item.value->span) : item.name[0].name;
+      const std::string base = report.name;
+      for (int copy = 2; std::any_of(program_.reports.begin(), program_.reports.end(), [&](const auto& r) { return r.name == report.name; }); ++copy)
+        report.name = fmt::format("{} #{}", base, copy);
+      for (const auto& [variable, value] : loops_) report.index_names.push_back(variable);
+      report.span = item.value->span;
+      program_.reports.push_back(std::move(report));
+    }
+    ir::Report& report = program_.reports[slot->second];
+    if (!report.entries.empty() && builder_.type(report.entries[0].value).dims != builder_.type(t.node).dims)
+      fail("E2606", "a report in a loop must keep its shape", item.value->span,
+           fmt::format("{} after {}", text(t.axes), text(finite_axes(builder_.type(report.entries[0].value).dims))), "report values of different shapes by separate statements");
+    ir::Report::Entry entry;
+    for (const auto& [variable, value] : loops_) entry.index.push_back(value);
+    entry.value = t.node;
+    report.entries.push_back(std::move(entry));
+  }
+}
+
+void Lowerer::on(const ast::Expect& s, Span span) {
+  if (!outside_models()) fail("E2605", "expectations stand outside models", span);
+  const Tensor left = finite(evaluate(*s.left), s.left->span, "expect"), right = finite(evaluate(*s.right), s.right->span, "expect");
+  const double tolerance = plain_number(evaluate(*s.within), s.within->span, "a tolerance");
+  if (!(tolerance >= 0)) fail("E2330", "a tolerance is not negative", s.within->span);
+  const Dims dims = finite_dims(combine(Fn::kSub, {left, right}, span).axes);
+  program_.expectations.push_back({builder_.expand(left.node, false, dims), builder_.expand(right.node, false, dims), tolerance, span, context_});
+}
+
+/// Reports of nested loops must fill a rectangular index set.
+void Lowerer::finish_reports() {
+  for (const auto& report : program_.reports) {
+    std::size_t product = 1;
+    for (std::size_t k = 0; k < report.index_names.size(); ++k) {
+      std::set<std::int64_t> values;
+      for (const auto& entry : report.entries) values.insert(entry.index[k]);
+      product *= values.size();
+    }
+    if (!report.index_names.empty() && product != report.entries.size())
+      errors_.push_back({Severity::kError, "E2607", "a report in nested loops needs a rectangular index set", report.span,
+                         fmt::format("{} values for {} index combinations", report.entries.size(), product), "let the inner bounds not depend on the outer variable", {}, true});
+  }
+}
+
+}  // namespace tplimit::lowering
+
+namespace tplimit {
+
+Result<Lowered> lower(const ast::Program& program, const Source& source, const LowerOptions& options) {
+  return lowering::Lowerer(source, options).run(program);
+}
+
+}  // namespace tplimit

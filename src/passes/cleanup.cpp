@@ -1,0 +1,76 @@
+#include <algorithm>
+#include <cmath>
+
+#include "tplimit/passes/passes.hpp"
+#include "tplimit/support/check.hpp"
+
+namespace tplimit {
+
+using namespace ir;
+
+Program erase_identities(const Program& program) {
+  std::vector<bool> needed(program.size(), false);
+  for (const NodeId id : outputs_of(program)) needed[id.value] = true;
+  for (std::size_t k = program.size(); k-- > 0;)
+    if (needed[k])
+      for (const NodeId in : program.nodes[k].in) needed[in.value] = true;
+
+  Program out;
+  out.sources = program.sources;
+  out.contexts = program.contexts;
+  out.width_name = program.width_name;
+  out.has_random_scalars = program.has_random_scalars;
+  Builder builder(out);
+  std::vector<NodeId> map(program.size());
+  for (std::size_t k = 0; k < program.size(); ++k) {
+    if (!needed[k]) continue;
+    const Node& node = program.nodes[k];
+    std::vector<NodeId> in;
+    for (const NodeId id : node.in) in.push_back(map[id.value]);
+    if (std::holds_alternative<Stop>(node.op) || std::holds_alternative<Parameter>(node.op)) {
+      map[k] = in[0];
+      continue;
+    }
+    builder.set_origin(node.span, node.context);
+    if (const auto* c = std::get_if<Constant>(&node.op)) map[k] = builder.constant(*c->values, node.type.dims);
+    else map[k] = builder.add(node.op, std::move(in));
+  }
+  for (const Report& report : program.reports) {
+    Report copy = report;
+    for (auto& entry : copy.entries) entry.value = map[entry.value.value];
+    out.reports.push_back(std::move(copy));
+  }
+  for (const Expectation& expectation : program.expectations) {
+    Expectation copy = expectation;
+    copy.left = map[copy.left.value];
+    copy.right = map[copy.right.value];
+    out.expectations.push_back(copy);
+  }
+  return out;
+}
+
+Program at_width(const Program& program, double width) {
+  Program out = program;
+  for (Node& node : out.nodes)
+    if (auto* s = std::get_if<Scale>(&node.op); s && s->power != 0) *s = {s->factor * std::pow(width, to_double(s->power)), 0};
+  return out;
+}
+
+std::vector<std::uint32_t> last_uses(const Program& program) {
+  std::vector<std::uint32_t> last(program.size());
+  for (std::uint32_t k = 0; k < program.size(); ++k) {
+    last[k] = k;
+    for (const NodeId in : program.nodes[k].in) last[in.value] = k;
+  }
+  return last;
+}
+
+SourceId source_of(const Program& program, NodeId matrix) {
+  while (!std::holds_alternative<GaussianMatrix>(program[matrix].op)) {
+    TPLIMIT_CHECK(program[matrix].type.matrix, "a matrix node");
+    matrix = program[matrix].in[0];
+  }
+  return std::get<GaussianMatrix>(program[matrix].op).source;
+}
+
+}  // namespace tplimit

@@ -1,0 +1,350 @@
+#include "tplimit/passes/gradient.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numbers>
+#include <numeric>
+
+#include "tplimit/support/overloaded.hpp"
+
+namespace tplimit {
+
+using namespace ir;
+
+NodeId derivative_of(Builder& b, const Map& map, NodeId x, NodeId y) {
+  const double a = map.parameter;
+  const auto one_minus = [&](NodeId z) { return b.minus(b.constant(1), z); };
+  const auto zero = [&] { return b.zeros(b.type(x).width, b.type(x).dims); };
+  switch (map.fn) {
+    case Fn::kAbs: return b.map(Fn::kSign, {x});
+    case Fn::kSign: case Fn::kStep: return zero();
+    case Fn::kRelu: return b.map(Fn::kStep, {x});
+    case Fn::kLeakyRelu: return b.plus(b.constant(a), b.scale(1 - a, 0, b.map(Fn::kStep, {x})));
+    case Fn::kElu: return b.map(Fn::kWhere, {b.map(Fn::kStep, {x}), b.constant(1), b.plus(y, b.constant(a))});
+    case Fn::kTanh: return one_minus(b.map(Fn::kPower, {y}, 2));
+    case Fn::kSigmoid: return b.times(y, one_minus(y));
+    case Fn::kSoftplus: return b.map(Fn::kSigmoid, {x});
+    case Fn::kSilu: {  // s + y (1 - s)
+      const NodeId s = b.map(Fn::kSigmoid, {x});
+      return b.plus(s, b.times(y, one_minus(s)));
+    }
+    case Fn::kGelu: {  // Phi(x) + x Phi'(x)
+      const NodeId cdf = b.scale(0.5, 0, b.plus(b.constant(1), b.map(Fn::kErf, {b.scale(std::numbers::sqrt2 / 2, 0, x)})));
+      const NodeId pdf = b.scale(std::numbers::inv_sqrtpi / std::numbers::sqrt2, 0, b.map(Fn::kExp, {b.scale(-0.5, 0, b.map(Fn::kPower, {x}, 2))}));
+      return b.plus(cdf, b.times(x, pdf));
+    }
+    case Fn::kGeluTanh: {  // t = tanh(c (x + k x^3)): (1 + t)/2 + x (1 - t^2) c (1 + 3 k x^2)/2
+      const double c = std::sqrt(2 / std::numbers::pi), k = 0.044715;
+      const NodeId square = b.map(Fn::kPower, {x}, 2);
+      const NodeId t = b.map(Fn::kTanh, {b.times(x, b.plus(b.constant(c), b.scale(c * k, 0, square)))});
+      const NodeId slope = b.times(one_minus(b.map(Fn::kPower, {t}, 2)), b.plus(b.constant(c / 2), b.scale(1.5 * c * k, 0, square)));
+      return b.plus(b.scale(0.5, 0, b.plus(b.constant(1), t)), b.times(x, slope));
+    }
+    case Fn::kErf: return b.scale(2 * std::numbers::inv_sqrtpi, 0, b.map(Fn::kExp, {b.negate(b.map(Fn::kPower, {x}, 2))}));
+    case Fn::kSin: return b.map(Fn::kCos, {x});
+    case Fn::kCos: return b.negate(b.map(Fn::kSin, {x}));
+    case Fn::kExp: return y;
+    case Fn::kLog: return b.map(Fn::kDiv, {b.constant(1), x});
+    case Fn::kSqrt: return b.map(Fn::kDiv, {b.constant(0.5), y});
+    case Fn::kPower: {
+      if (a == 0) return zero();
+      if (a == 1) return b.constant(1);
+      return b.scale(a, 0, a == 2 ? x : b.map(Fn::kPower, {x}, a - 1));
+    }
+    case Fn::kAdd: case Fn::kSub: case Fn::kMul: case Fn::kDiv: case Fn::kPow: case Fn::kMin: case Fn::kMax: case Fn::kMod:
+    case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: case Fn::kWhere: break;
+  }
+  TPLIMIT_CHECK(false, "a function of one argument, got {}", name(map.fn));
+  return {};
+}
+
+namespace {
+
+class Reverse {
+ public:
+  Reverse(Builder& builder, NodeId loss, const std::vector<NodeId>& targets)
+      : b_(builder), targets_(targets), first_(std::min(*std::min_element(targets.begin(), targets.end()), loss)), last_(loss) {}
+
+  Result<std::vector<Derivative>> run() {
+    find_active();
+    cotangents_.resize(active_.size());
+    if (active(last_)) slot(last_).tensor = b_.constant(1);
+    for (std::uint32_t id = last_.value + 1; id-- > first_.value;) {
+      const NodeId node{id};
+      if (!active(node)) continue;
+      if (!slot(node).tensor.valid() && slot(node).outer.empty()) continue;
+      if (auto error = propagate(node)) return *error;
+    }
+    std::vector<Derivative> out;
+    for (const NodeId t : targets_) {
+      Derivative d = t <= last_ && active(t) ? slot(t) : Derivative{};
+      const Type& type = b_.type(t);
+      // A cotangent that is constant over coordinates, or not reached at all, is widened to the target's type.
+      if (!type.matrix) d.tensor = d.tensor.valid() ? b_.expand(d.tensor, type.width, type.dims) : b_.zeros(type.width, type.dims);
+      out.push_back(std::move(d));
+    }
+    return out;
+  }
+
+ private:
+  /// Nodes that depend on a target: the only ones whose cotangents matter.
+  void find_active() {
+    active_.assign(last_.value - first_.value + 1, false);
+    for (const NodeId t : targets_)
+      if (t <= last_) active_[t.value - first_.value] = true;
+    for (std::uint32_t id = first_.value; id <= last_.value; ++id) {
+      if (active_[id - first_.value]) continue;
+      const Node& node = b_.node({id});
+      if (std::holds_alternative<Stop>(node.op)) continue;
+      active_[id - first_.value] = std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return active(in); });
+    }
+  }
+  [[nodiscard]] bool active(NodeId id) const { return id >= first_ && active_[id.value - first_.value]; }
+  Derivative& slot(NodeId id) { return cotangents_[id.value - first_.value]; }
+
+  void accumulate(NodeId id, NodeId cotangent) {
+    if (!active(id) || b_.is_zero(cotangent)) return;
+    auto& tensor = slot(id).tensor;
+    tensor = tensor.valid() ? b_.plus(tensor, cotangent) : cotangent;
+  }
+  void accumulate_outer(NodeId id, OuterTerm term) {
+    if (active(id)) slot(id).outer.push_back(term);
+  }
+
+  NodeId widen(NodeId x, const Dims& dims) { return b_.expand(x, true, dims); }
+
+  /// Sum over all coordinates and finite axes, both of the same type: n E(a b) or the finite sum.
+  NodeId inner_product(NodeId a, NodeId c) {
+    NodeId product = b_.times(a, c);
+    if (b_.type(product).width) product = b_.scale(1, 1, b_.average(product));
+    while (!b_.type(product).dims.empty()) product = b_.sum(product, 0);
+    return product;
+  }
+
+  /// Sums a cotangent over the axes along which `type` was broadcast.
+  NodeId unbroadcast(NodeId g, const Type& type) {
+    if (b_.type(g).width && !type.width) g = b_.scale(1, 1, b_.average(g));
+    while (b_.type(g).dims.size() > type.dims.size()) g = b_.sum(g, 0);
+    for (std::size_t k = 0; k < type.dims.size(); ++k) {
+      if (type.dims[k] == 1 && b_.type(g).dims[k] != 1) {
+        g = b_.sum(g, static_cast<int>(k));
+        Dims dims = b_.type(g).dims;
+        dims.insert(dims.begin() + static_cast<std::ptrdiff_t>(k), 1);
+        g = b_.reshape(g, dims);
+      }
+    }
+    return g;
+  }
+
+  std::optional<Diagnostic> propagate(NodeId id) {
+    const Node node = b_.node(id);  // a copy: the program grows below
+    const Derivative g = slot(id);
+    if (!node.type.matrix && b_.type(g.tensor).dims != node.type.dims) slot(id).tensor = b_.expand(g.tensor, b_.type(g.tensor).width, node.type.dims);
+    const NodeId dy = slot(id).tensor;
+    std::optional<Diagnostic> error;
+    const auto not_differentiable = [&](const char* what) {
+      error = Diagnostic{.severity = Severity::kError, .code = "E2501", .message = fmt::format("{} has no derivative here", what), .span = node.span,
+                         .label = "the loss depends on a parameter through this", .help = "wrap it in stop(..) if it is meant as a constant", .notes = {}};
+    };
+    std::visit(
+        overloaded{
+            [&](const Constant&) {}, [&](const StandardNormal&) {}, [&](const GaussianMatrix&) {}, [&](const Stop&) {},
+            [&](const Parameter&) {
+              if (node.type.matrix) for (const OuterTerm& t : g.outer) accumulate_outer(node.in[0], t);
+              else accumulate(node.in[0], dy);
+            },
+            [&](const Scale& s) { accumulate(node.in[0], b_.scale(s.factor, s.power, dy)); },
+            [&](const Map& m) { propagate_map(m, node, id, dy); },
+            [&](const Contract& c) { propagate_contract(c, node, dy); },
+            [&](const Average&) { accumulate(node.in[0], b_.scale(1, -1, dy)); },
+            [&](const ReduceSum& r) { accumulate(node.in[0], spread(dy, r.axis, b_.type(node.in[0]).dims)); },
+            [&](const ReduceMax& r) {
+              const Dims& dims = b_.type(node.in[0]).dims;
+              const NodeId is_max = b_.map(Fn::kEqual, {node.in[0], spread(id, r.axis, dims)});
+              accumulate(node.in[0], b_.times(is_max, spread(dy, r.axis, dims)));
+            },
+            [&](const Gather& gather) {
+              const std::int64_t size = b_.type(node.in[0]).dims[static_cast<std::size_t>(gather.axis)];
+              accumulate(node.in[0], b_.add(ScatterAdd{gather.axis, size, gather.indices}, {dy}));
+            },
+            [&](const ScatterAdd& s) { accumulate(node.in[0], b_.add(Gather{s.axis, s.indices}, {dy})); },
+            [&](const Permute& p) {
+              std::vector<std::int32_t> inverse(p.axes.size());
+              for (std::size_t k = 0; k < p.axes.size(); ++k) inverse[static_cast<std::size_t>(p.axes[k])] = static_cast<std::int32_t>(k);
+              accumulate(node.in[0], b_.permute(dy, inverse));
+            },
+            [&](const Reshape&) { accumulate(node.in[0], b_.reshape(dy, b_.type(node.in[0]).dims)); },
+            [&](const Expand&) { accumulate(node.in[0], unbroadcast(b_.expand(dy, node.type.width, node.type.dims), b_.type(node.in[0]))); },
+            [&](const Concat& c) {
+              std::int64_t offset = 0;
+              for (const NodeId in : node.in) {
+                const Type type = b_.type(in);
+                const std::int64_t size = type.dims[static_cast<std::size_t>(c.axis)];
+                std::vector<std::int64_t> indices(static_cast<std::size_t>(size));
+                std::iota(indices.begin(), indices.end(), offset);
+                offset += size;
+                if (active(in)) accumulate(in, unbroadcast(widen_if(node.type.width && !type.width, b_.gather(dy, c.axis, indices)), type));
+              }
+            },
+            [&](const MatMul& m) {
+              const NodeId w = node.in[0], x = node.in[1];
+              const NodeId wide = widen(dy, node.type.dims);
+              if (active(x)) accumulate(x, b_.matmul(w, wide, !m.transposed));
+              accumulate_outer(w, m.transposed ? OuterTerm{b_.constant(1), x, wide} : OuterTerm{b_.constant(1), wide, x});
+            },
+            [&](const ScaleMatrix&) {
+              const NodeId w = node.in[0], c = node.in[1];
+              for (const OuterTerm& t : g.outer) {
+                accumulate_outer(w, {b_.times(t.coefficient, c), t.d, t.x});
+                if (active(c)) accumulate(c, b_.times(t.coefficient, inner_product(t.d, b_.matmul(w, t.x, false))));
+              }
+            },
+            [&](const UpdateMatrix&) { propagate_update(node, g.outer); },
+            [&](const Eigvals&) { not_differentiable("eigvals"); },
+            [&](const Samples&) { not_differentiable("samples"); },
+            [&](const Histogram&) { not_differentiable("hist"); },
+        },
+        node.op);
+    return error;
+  }
+
+  NodeId widen_if(bool yes, NodeId x) { return yes ? widen(x, b_.type(x).dims) : x; }
+
+  /// Repeats a value along a removed axis.
+  NodeId spread(NodeId x, int axis, const Dims& dims) {
+    Dims with_one = dims;
+    with_one[static_cast<std::size_t>(axis)] = 1;
+    const NodeId shaped = b_.reshape(x, with_one);
+    return b_.expand(shaped, b_.type(shaped).width, dims);
+  }
+
+  void propagate_map(const Map& m, const Node& node, NodeId id, NodeId dy) {
+    const auto& in = node.in;
+    const auto pass = [&](std::size_t k, auto make) {
+      if (!active(in[k])) return;
+      const Type type = b_.type(in[k]);
+      NodeId cotangent = make();
+      // dy may be constant over coordinates although the node is not; a sum over coordinates needs the axis.
+      if (node.type.width && !type.width) cotangent = widen(cotangent, b_.type(cotangent).dims);
+      if (b_.type(cotangent).dims.size() < node.type.dims.size() || b_.type(cotangent).dims != node.type.dims)
+        cotangent = b_.expand(cotangent, b_.type(cotangent).width, node.type.dims);
+      accumulate(in[k], unbroadcast(cotangent, type));
+    };
+    if (in.size() == 1) {
+      if (m.fn == Fn::kSign || m.fn == Fn::kStep) return;
+      return pass(0, [&] { return b_.times(dy, derivative_of(b_, m, in[0], id)); });
+    }
+    switch (m.fn) {
+      case Fn::kAdd:
+        pass(0, [&] { return dy; });
+        pass(1, [&] { return dy; });
+        return;
+      case Fn::kSub:
+        pass(0, [&] { return dy; });
+        pass(1, [&] { return b_.negate(dy); });
+        return;
+      case Fn::kMul:
+        pass(0, [&] { return b_.times(dy, in[1]); });
+        pass(1, [&] { return b_.times(dy, in[0]); });
+        return;
+      case Fn::kDiv:
+        pass(0, [&] { return b_.map(Fn::kDiv, {dy, in[1]}); });
+        pass(1, [&] { return b_.negate(b_.times(dy, b_.map(Fn::kDiv, {id, in[1]}))); });
+        return;
+      case Fn::kPow:  // y x^(y-1), x^y log x
+        pass(0, [&] { return b_.times(dy, b_.times(in[1], b_.map(Fn::kPow, {in[0], b_.minus(in[1], b_.constant(1))}))); });
+        pass(1, [&] { return b_.times(dy, b_.times(id, b_.map(Fn::kLog, {in[0]}))); });
+        return;
+      case Fn::kMin: case Fn::kMax: {
+        const NodeId left_smaller = b_.map(Fn::kLess, {in[0], in[1]});
+        const std::size_t smaller = m.fn == Fn::kMin ? 0 : 1;
+        pass(smaller, [&] { return b_.times(dy, left_smaller); });
+        pass(1 - smaller, [&] { return b_.times(dy, b_.minus(b_.constant(1), left_smaller)); });
+        return;
+      }
+      case Fn::kWhere:
+        pass(1, [&] { return b_.map(Fn::kWhere, {in[0], dy, b_.constant(0)}); });
+        pass(2, [&] { return b_.map(Fn::kWhere, {in[0], b_.constant(0), dy}); });
+        return;
+      case Fn::kMod:  // x - y floor(x/y)
+        pass(0, [&] { return dy; });
+        pass(1, [&] { return b_.times(dy, b_.map(Fn::kDiv, {b_.minus(id, in[0]), in[1]})); });
+        return;
+      default: return;  // comparisons: 0 almost everywhere
+    }
+  }
+
+  void propagate_contract(const Contract& c, const Node& node, NodeId dy) {
+    const Type ta = b_.type(node.in[0]), tb = b_.type(node.in[1]);
+    // c[B, I, J] = sum_K a[B, I, K] b[B, J, K]:  da[B, I, K] = sum_J dc[B, I, J] b'[B, K, J],  db[B, J, K] = sum_I dc'[B, J, I] a'[B, K, I].
+    const auto rank_inner = [&](const Type& t) { return static_cast<int>(t.dims.size()) - c.batch - c.contracted; };
+    const int left = rank_inner(ta), right = rank_inner(tb);
+    const auto swap_tail = [&](NodeId x, int middle, int tail) {  // [B, M, T] -> [B, T, M]
+      std::vector<std::int32_t> axes(static_cast<std::size_t>(c.batch + middle + tail));
+      std::iota(axes.begin(), axes.begin() + c.batch, 0);
+      std::iota(axes.begin() + c.batch, axes.begin() + c.batch + tail, c.batch + middle);
+      std::iota(axes.begin() + c.batch + tail, axes.end(), c.batch);
+      return b_.permute(x, axes);
+    };
+    const auto pass = [&](std::size_t k) {
+      const NodeId to = node.in[k], other = node.in[1 - k];
+      if (!active(to)) return;
+      const Type &own = k == 0 ? ta : tb, &their = k == 0 ? tb : ta;
+      const int mine = k == 0 ? left : right, others = k == 0 ? right : left;
+      NodeId g = k == 0 ? dy : swap_tail(dy, left, right);
+      if (node.type.width && !own.width) g = widen(g, b_.type(g).dims);
+      // A finite operand met a width operand: its derivative sums over the coordinates, n times an average.
+      const bool sum_over_width = !own.width && node.type.width;
+      NodeId wide = other;
+      if (sum_over_width && !their.width) wide = widen(other, their.dims);
+      NodeId out = b_.contract(g, swap_tail(wide, others, c.contracted), c.batch, others, sum_over_width);
+      if (sum_over_width) out = b_.scale(1, 1, out);
+      if (c.average) out = b_.scale(1, -1, out);
+      (void)mine;
+      accumulate(to, out);
+    };
+    pass(0);
+    pass(1);
+  }
+
+  /// W1 = W + sum_k c_k sum_p D_k[p] X_k[p]' / n with cotangent sum_q e g[q] y[q]'.
+  void propagate_update(const Node& node, const std::vector<OuterTerm>& cotangent) {
+    for (const OuterTerm& t : cotangent) {
+      accumulate_outer(node.in[0], t);
+      for (std::size_t k = 1; k < node.in.size(); k += 3) {
+        const NodeId c = node.in[k], d = node.in[k + 1], x = node.in[k + 2];
+        if (!active(c) && !active(d) && !active(x)) continue;
+        const auto flat = [&](NodeId v) { return b_.reshape(v, {size_of(b_.type(v).dims)}); };
+        const NodeId fd = flat(d), fx = flat(x), fg = flat(t.d), fy = flat(t.x);
+        const NodeId gd = b_.contract(fg, fd, 0, 0, true);  // E(g_q D_p) [q, p]
+        const NodeId yx = b_.contract(fy, fx, 0, 0, true);
+        const NodeId e = t.coefficient;
+        NodeId both = b_.times(gd, yx);
+        both = b_.sum(b_.sum(both, 0), 0);
+        accumulate(c, b_.times(e, b_.scale(1, 1, both)));  // n E n E / n
+        const NodeId ec = b_.times(e, c);
+        const auto spread_back = [&](NodeId weights, NodeId block, NodeId like) {  // sum_q block[q] weights[q, p]
+          return b_.times(ec, b_.reshape(b_.contract(block, b_.permute(weights, {1, 0}), 0, 1, false), b_.type(like).dims));
+        };
+        if (active(d)) accumulate(d, spread_back(yx, fg, d));
+        if (active(x)) accumulate(x, spread_back(gd, fy, x));
+      }
+    }
+  }
+
+  Builder& b_;
+  const std::vector<NodeId>& targets_;
+  NodeId first_, last_;
+  std::vector<bool> active_;
+  std::vector<Derivative> cotangents_;
+};
+
+}  // namespace
+
+Result<std::vector<Derivative>> gradient(Builder& builder, NodeId loss, const std::vector<NodeId>& targets) {
+  TPLIMIT_CHECK(builder.type(loss) == Type{}, "the loss is a finite scalar");
+  if (targets.empty()) return std::vector<Derivative>{};
+  return Reverse(builder, loss, targets).run();
+}
+
+}  // namespace tplimit

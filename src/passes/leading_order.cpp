@@ -1,0 +1,543 @@
+#include <algorithm>
+#include <optional>
+
+#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/passes/passes.hpp"
+#include "tplimit/support/check.hpp"
+#include "tplimit/support/overloaded.hpp"
+
+namespace tplimit {
+
+using namespace ir;
+
+namespace {
+
+using MaybeExponent = std::optional<Exponent>;  // empty: minus infinity, nothing there
+
+MaybeExponent larger(MaybeExponent a, MaybeExponent b) {
+  if (!a) return b;
+  if (!b) return a;
+  return std::max(*a, *b);
+}
+MaybeExponent sum(MaybeExponent a, MaybeExponent b) {
+  if (!a || !b) return std::nullopt;
+  return *a + *b;
+}
+
+/// One value as a leading term n^lead and a bound n^dropped on everything left out.
+struct Order {
+  MaybeExponent lead;      ///< empty: the leading term is proved zero
+  MaybeExponent dropped;   ///< empty: nothing was left out
+  NodeId culprit;          ///< in the input program: where the largest dropped term was left out
+  // Behaviour under flipping the sign of one Gaussian family at a time (the first 64 families):
+  std::uint64_t odd = 0;    ///< bit set: changes sign
+  std::uint64_t mixed = 0;  ///< bit set: neither even nor odd, `odd` then means nothing
+  bool positive = false;    ///< > 0 almost everywhere
+  NodeId out;              ///< the leading coefficient in the limit program
+
+  [[nodiscard]] MaybeExponent size() const { return larger(lead, dropped); }
+};
+
+class Analysis {
+ public:
+  explicit Analysis(const Program& program) : in_(program), builder_(out_) {
+    out_.sources = program.sources;
+    out_.contexts = program.contexts;
+    out_.width_name = program.width_name;
+    out_.has_random_scalars = program.has_random_scalars;
+  }
+
+  Result<LeadingOrder> run() {
+    orders_.reserve(in_.size());
+    for (std::uint32_t k = 0; k < in_.size(); ++k) {
+      current_ = {k};
+      const Node& node = in_.nodes[k];
+      builder_.set_origin(node.span, node.context);
+      Order order = std::visit([&](const auto& op) { return visit(op, node); }, node.op);
+      if (error_) return *error_;
+      if (!node.type.matrix && builder_.is_zero(order.out)) order.lead.reset();
+      orders_.push_back(std::move(order));
+    }
+    return finish();
+  }
+
+ private:
+  const Order& order(NodeId id) const { return orders_[id.value]; }
+  const Order& operand(const Node& node, std::size_t k) const { return orders_[node.in[k].value]; }
+
+  void reject(const char* code, std::string message, std::string label, std::string help) {
+    if (error_) return;
+    const Node& node = in_[current_];
+    error_ = Diagnostic{Severity::kError, code, std::move(message), node.span, std::move(label), std::move(help), {}, true};
+    if (node.context) error_->notes.push_back({"in the iteration " + in_.contexts[node.context], node.span});
+  }
+
+  // ---- dropped terms
+  void drop(Order& to, MaybeExponent size, NodeId culprit) const {
+    if (size && (!to.dropped || *size > *to.dropped)) {
+      to.dropped = size;
+      to.culprit = culprit;
+    }
+  }
+  void inherit(Order& to, const Order& from, MaybeExponent factor) const { drop(to, sum(from.dropped, factor), from.culprit); }
+
+  static void join_parity(Order& to, const Order& other) {
+    to.mixed |= other.mixed | (to.odd ^ other.odd);
+    to.odd &= ~to.mixed;
+  }
+  static void multiply_parity(Order& to, const Order& other) {
+    to.mixed |= other.mixed;
+    to.odd = (to.odd ^ other.odd) & ~to.mixed;
+  }
+  static void no_parity(Order& to) {  // a general function keeps evenness only
+    to.mixed |= to.odd;
+    to.odd = 0;
+  }
+
+  NodeId zero_like(const Type& type) { return builder_.zeros(type.width, type.dims); }
+
+  /// Operands of a sum: the largest orders stay, the others become zero and count as dropped.  Returns their new nodes.
+  std::vector<NodeId> keep_largest(Order& to, const Node& node, std::size_t first = 0) {
+    for (std::size_t k = first; k < node.in.size(); ++k) to.lead = larger(to.lead, operand(node, k).lead);
+    bool fresh = true;
+    std::vector<NodeId> kept;
+    for (std::size_t k = first; k < node.in.size(); ++k) {
+      const Order& x = operand(node, k);
+      inherit(to, x, Exponent(0));
+      if (x.lead && *x.lead == *to.lead) {
+        kept.push_back(x.out);
+        if (fresh) {
+          to.odd = x.odd;
+          to.mixed = x.mixed;
+          fresh = false;
+        } else {
+          join_parity(to, x);
+        }
+      } else {
+        drop(to, x.lead, current_);
+        kept.push_back(zero_like(in_[node.in[k]].type));
+      }
+    }
+    return kept;
+  }
+
+  Order product(const Order& a, const Order& b) {
+    Order to;
+    to.lead = sum(a.lead, b.lead);
+    inherit(to, a, b.size());
+    inherit(to, b, a.lead);
+    to.odd = a.odd;
+    to.mixed = a.mixed;
+    multiply_parity(to, b);
+    to.positive = a.positive && b.positive;
+    return to;
+  }
+
+  void averaged(Order& to) {
+    // Averages over coordinates fluctuate by n^(-1/2) around their limit.
+    const MaybeExponent fluctuation = sum(to.lead, Exponent(-1, 2));
+    if ((to.odd & ~to.mixed) != 0) to.out = zero_like(builder_.type(to.out));
+    drop(to, fluctuation, current_);
+    to.odd = to.mixed = 0;  // a number in the limit
+  }
+
+  // ---- operations
+  Order visit(const Constant& op, const Node& node) {
+    Order to{.lead = Exponent(0)};
+    to.out = builder_.constant(*op.values, node.type.dims);
+    to.positive = std::all_of(op.values->begin(), op.values->end(), [](double x) { return x > 0; });
+    return to;
+  }
+  Order visit(const Scale& op, const Node& node) {
+    Order to = operand(node, 0);
+    if (to.lead) *to.lead += op.power;
+    if (to.dropped) *to.dropped += op.power;
+    to.positive = to.positive && op.factor > 0;
+    to.out = builder_.scale(op.factor, 0, to.out);
+    return to;
+  }
+  Order visit(const StandardNormal& op, const Node&) {
+    Order to{.lead = Exponent(0)};
+    family(to, op.source);
+    to.out = builder_.add(op, {});
+    return to;
+  }
+  static void family(Order& to, SourceId source) {
+    if (source.value < 64) to.odd = std::uint64_t{1} << source.value;
+    // Families beyond the 64th are followed by nobody: treat them as even, which proves no zero from them.
+  }
+
+  Order visit(const Map& op, const Node& node) {
+    if (node.in.size() == 1) return unary(op, node);
+    switch (op.fn) {
+      case Fn::kAdd: case Fn::kSub: {
+        Order to;
+        const auto kept = keep_largest(to, node);
+        to.positive = op.fn == Fn::kAdd && operand(node, 0).positive && operand(node, 1).positive;
+        to.out = builder_.map(op.fn, kept);
+        to.out = builder_.expand(to.out, node.type.width, node.type.dims);
+        return to;
+      }
+      case Fn::kMul: {
+        const Order &a = operand(node, 0), &b = operand(node, 1);
+        Order to = product(a, b);
+        if (node.in[0] == node.in[1]) to.positive = a.lead.has_value();
+        to.out = builder_.expand(builder_.times(a.out, b.out), node.type.width, node.type.dims);
+        return to;
+      }
+      case Fn::kDiv: {
+        const Order &a = operand(node, 0), &b = operand(node, 1);
+        if (!b.lead) {
+          reject("E3104", "the divisor vanishes in the limit", "the limit divides by 0 here", "the theory covers divisors with a nonzero limit only");
+          return {};
+        }
+        Order inverse = b;
+        inverse.lead = -*b.lead;
+        if (b.dropped) inverse.dropped = *b.dropped - 2 * *b.lead;
+        Order to = product(a, inverse);
+        to.out = builder_.expand(builder_.map(Fn::kDiv, {a.out, b.out}), node.type.width, node.type.dims);
+        return to;
+      }
+      case Fn::kMin: case Fn::kMax: {
+        Order to;
+        const auto kept = keep_largest(to, node);
+        no_parity(to);
+        to.out = builder_.expand(builder_.map(op.fn, kept), node.type.width, node.type.dims);
+        return to;
+      }
+      case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: {
+        Order to;
+        const auto kept = keep_largest(to, node);
+        no_parity(to);
+        // A dropped term moves the comparison by its size relative to what is compared.
+        if (to.dropped) to.dropped = to.lead ? *to.dropped - *to.lead : Exponent(0);
+        to.lead = Exponent(0);
+        to.out = builder_.expand(builder_.map(op.fn, kept), node.type.width, node.type.dims);
+        return to;
+      }
+      case Fn::kWhere: {
+        Order to;
+        const Order& c = operand(node, 0);
+        auto kept = keep_largest(to, node, 1);
+        kept.insert(kept.begin(), c.out);
+        inherit(to, c, to.lead);
+        if (!c.lead && c.dropped) drop(to, to.lead, c.culprit);
+        join_parity(to, c);
+        no_parity(to);
+        to.out = builder_.expand(builder_.map(op.fn, kept), node.type.width, node.type.dims);
+        return to;
+      }
+      case Fn::kPow: case Fn::kMod: {
+        Order to;
+        for (std::size_t k = 0; k < 2; ++k) {
+          const Order& x = operand(node, k);
+          if (x.lead && *x.lead != 0) {
+            reject("E3105", fmt::format("'{}' needs operands of size 1", name(op.fn)), fmt::format("this operand has size {}", power_of_width(*x.lead)), "");
+            return {};
+          }
+          inherit(to, x, Exponent(0));
+          to.mixed |= x.mixed | x.odd;
+        }
+        to.lead = Exponent(0);
+        to.out = builder_.expand(builder_.map(op.fn, {operand(node, 0).out, operand(node, 1).out}), node.type.width, node.type.dims);
+        return to;
+      }
+      default: break;
+    }
+    TPLIMIT_CHECK(false, "a known function, got {}", name(op.fn));
+    return {};
+  }
+
+  Order unary(const Map& op, const Node& node) {
+    const Order& x = operand(node, 0);
+    const FunctionTraits traits = traits_of(op);
+    Order to;
+    to.odd = x.odd;
+    to.mixed = x.mixed;
+    if (traits.parity == FunctionTraits::Parity::kEven) to.odd = 0;
+    if (traits.parity == FunctionTraits::Parity::kNone) no_parity(to);
+    to.positive = traits.positive && x.lead.has_value();
+    const auto apply = [&] { return builder_.map(op.fn, {x.out}, op.parameter); };
+    const auto constant = [&](double value) { return builder_.expand(builder_.constant(value, node.type.dims), node.type.width, node.type.dims); };
+
+    if (traits.degree) {
+      const Exponent degree = *traits.degree;
+      if (x.lead) {
+        to.lead = degree * *x.lead;
+        if (x.dropped) drop(to, *to.lead + (*x.dropped - *x.lead), x.culprit);
+        to.out = apply();
+        return to;
+      }
+      if (degree < 0) {
+        reject("E3104", fmt::format("'{}' of something that vanishes in the limit", name(op.fn)), "the limit divides by 0 here", "");
+        return {};
+      }
+      // Nothing but dropped terms: their sign decides a function of degree 0.
+      if (x.dropped) drop(to, degree * *x.dropped, x.culprit);
+      to.lead = Exponent(0);
+      to.out = apply();
+      return to;
+    }
+    if (!traits.finite_everywhere) {
+      if (!x.lead || *x.lead != 0) {
+        reject("E3105", fmt::format("'{}' needs an argument of size 1", name(op.fn)), fmt::format("the argument has size {}", x.lead ? power_of_width(*x.lead) : "0"), "");
+        return {};
+      }
+    }
+    if (x.lead && *x.lead > 0) {
+      reject("E3103", fmt::format("the argument of '{}' explodes", name(op.fn)), fmt::format("it grows like {}", power_of_width(*x.lead)),
+             "scale the initial variance, the multiplier or the learning rate by a power of the width");
+      return {};
+    }
+    if (x.lead && *x.lead == 0) {
+      to.lead = Exponent(0);
+      inherit(to, x, Exponent(0));
+      to.out = apply();
+      return to;
+    }
+    // The argument vanishes: phi(n^e h) = phi(0) + n^e phi'(0) h + ..
+    if (traits.at_zero != 0 || !x.lead) {
+      to.lead = Exponent(0);
+      to.odd = to.mixed = 0;
+      drop(to, x.size(), x.lead ? current_ : x.culprit);
+      to.out = constant(traits.at_zero);
+      return to;
+    }
+    to.lead = x.lead;
+    inherit(to, x, Exponent(0));
+    drop(to, 2 * *x.lead, current_);
+    to.odd = x.odd;
+    to.mixed = x.mixed;
+    // elu is linear on either side only
+    to.out = op.fn == Fn::kElu && op.parameter != 1 ? builder_.map(Fn::kLeakyRelu, {x.out}, op.parameter) : builder_.scale(traits.slope_at_zero, 0, x.out);
+    if (op.fn == Fn::kElu && op.parameter != 1) no_parity(to);
+    return to;
+  }
+
+  Order visit(const Contract& op, const Node& node) {
+    const Order &a = operand(node, 0), &b = operand(node, 1);
+    Order to = product(a, b);
+    if (node.in[0] == node.in[1]) to.positive = false;
+    to.out = builder_.add(op, {a.out, b.out});
+    if (op.average) averaged(to);
+    return to;
+  }
+  Order visit(const Average& op, const Node& node) {
+    Order to = operand(node, 0);
+    to.out = builder_.add(op, {to.out});
+    averaged(to);
+    return to;
+  }
+  Order same_size(const Op& op, const Node& node) {
+    Order to = operand(node, 0);
+    to.out = builder_.add(op, {to.out});
+    return to;
+  }
+  Order visit(const ReduceSum& op, const Node& node) { return same_size(op, node); }
+  Order visit(const ReduceMax& op, const Node& node) {
+    Order to = same_size(op, node);
+    no_parity(to);
+    to.positive = false;
+    return to;
+  }
+  Order visit(const Gather& op, const Node& node) { return same_size(op, node); }
+  Order visit(const ScatterAdd& op, const Node& node) {
+    Order to = same_size(op, node);
+    to.positive = false;
+    return to;
+  }
+  Order visit(const Permute& op, const Node& node) { return same_size(op, node); }
+  Order visit(const Reshape& op, const Node& node) { return same_size(op, node); }
+  Order visit(const Expand& op, const Node& node) { return same_size(op, node); }
+  Order visit(const Stop& op, const Node& node) { return same_size(op, node); }
+  Order visit(const Parameter& op, const Node& node) { return same_size(op, node); }
+  Order visit(const Concat& op, const Node& node) {
+    Order to;
+    const auto kept = keep_largest(to, node);
+    to.out = builder_.add(op, kept);
+    if (to.out.valid() && builder_.type(to.out) != node.type) to.out = builder_.expand(to.out, node.type.width, node.type.dims);
+    return to;
+  }
+  Order visit(const MatMul& op, const Node& node) {
+    const Order &w = operand(node, 0), &x = operand(node, 1);
+    Order to = product(w, x);
+    to.positive = false;
+    drop(to, sum(to.lead, Exponent(-1, 2)), current_);  // its inner averages fluctuate
+    to.out = w.lead ? builder_.add(op, {w.out, x.out}) : zero_like(node.type);
+    return to;
+  }
+  Order visit(const GaussianMatrix& op, const Node&) {
+    Order to{.lead = Exponent(0)};
+    family(to, op.source);
+    to.out = builder_.add(op, {});
+    return to;
+  }
+  Order visit(const ScaleMatrix& op, const Node& node) {
+    const Order &w = operand(node, 0), &c = operand(node, 1);
+    Order to = product(w, c);
+    to.positive = false;
+    to.out = builder_.add(op, {w.out, c.out});
+    return to;
+  }
+  Order visit(const UpdateMatrix& op, const Node& node) {
+    const Order& w = operand(node, 0);
+    // Entries of c d x'/n beside entries of size n^(-1/2) of W: relative to W's order 0, a term has the order of c d x.
+    std::vector<Order> terms;
+    Order to = w;
+    for (std::size_t k = 1; k < node.in.size(); k += 3) {
+      terms.push_back(product(product(operand(node, k), operand(node, k + 1)), operand(node, k + 2)));
+      to.lead = larger(to.lead, terms.back().lead);
+    }
+    std::vector<NodeId> in{w.out};
+    bool fresh = !w.lead || *w.lead != *to.lead;
+    if (fresh) {  // W itself is negligible beside the update
+      drop(to, w.lead, current_);
+      in[0] = builder_.add(ScaleMatrix{}, {w.out, builder_.constant(0)});
+    }
+    for (std::size_t k = 0; k < terms.size(); ++k) {
+      const Order& term = terms[k];
+      inherit(to, term, Exponent(0));
+      if (!term.lead || *term.lead != *to.lead) {
+        drop(to, term.lead, current_);
+        continue;
+      }
+      for (std::size_t j = 1; j <= 3; ++j) in.push_back(operand(node, 3 * k + j).out);
+      if (fresh) {
+        to.odd = term.odd;
+        to.mixed = term.mixed;
+        fresh = false;
+      } else {
+        join_parity(to, term);
+      }
+    }
+    to.out = builder_.add(op, std::move(in));
+    return to;
+  }
+  Order visit(const Eigvals& op, const Node& node) { return same_size(op, node); }
+  Order visit(const Samples& op, const Node& node) {
+    Order to = same_size(op, node);
+    to.odd = to.mixed = 0;
+    to.positive = false;
+    return to;
+  }
+  Order visit(const Histogram& op, const Node& node) {
+    const Order& x = operand(node, 0);
+    if (x.lead && *x.lead > 0) {
+      reject("E3103", "the argument of 'hist' explodes", fmt::format("it grows like {}", power_of_width(*x.lead)), "");
+      return {};
+    }
+    Order to{.lead = Exponent(0)};
+    const bool vanishes = !x.lead || *x.lead < 0;
+    inherit(to, x, Exponent(0));
+    if (vanishes) drop(to, x.lead, current_);
+    drop(to, Exponent(-1, 2), current_);
+    to.out = builder_.add(op, {vanishes ? builder_.expand(builder_.constant(0, in_[node.in[0]].type.dims), true, in_[node.in[0]].type.dims) : x.out});
+    return to;
+  }
+
+  // ---- outputs
+  /// Where the size of an output first exceeds 1, walking back along the largest operand.
+  NodeId growth_of(NodeId id) const {
+    for (;;) {
+      const Node& node = in_[id];
+      NodeId next;
+      for (const NodeId in : node.in) {
+        const Order& x = order(in);
+        if (x.lead && *x.lead > 0 && (!next.valid() || *x.lead > *order(next).lead)) next = in;
+      }
+      if (!next.valid()) return id;
+      id = next;
+    }
+  }
+
+  std::optional<Diagnostic> check_output(NodeId id, Span span, const std::string& what, const std::string& iteration) const {
+    const Order& x = order(id);
+    const auto where = [&](NodeId culprit) {
+      const Node& node = in_[culprit];
+      return node.context ? fmt::format(" (in the iteration {})", in_.contexts[node.context]) : std::string();
+    };
+    if (x.lead && *x.lead > 0) {
+      Diagnostic d{Severity::kError, "E3101", fmt::format("{} explodes", what), span,
+                   fmt::format("of size {}{}{}", power_of_width(*x.lead), x.positive ? "" : " unless its leading coefficient happens to vanish", iteration),
+                   "divide by a power of the width, or change the initial variance or the learning rate", {}, true};
+      const NodeId culprit = growth_of(id);
+      d.notes.push_back({"it exceeds size 1 here" + where(culprit), in_[culprit].span});
+      return d;
+    }
+    if (x.dropped && *x.dropped >= 0) {
+      const Node& culprit = in_[x.culprit];
+      const bool fluctuation = is_output_of_average(culprit);
+      Diagnostic d{Severity::kError, "E3102",
+                   fmt::format("{} may depend on a term that this engine drops", what), span,
+                   fmt::format("a term dropped on the way may have size {} here{}", power_of_width(*x.dropped), iteration),
+                   "the limit engine carries leading orders only; fluctuations and corrections of relative size n^(-1/2) are not followed", {}, true};
+      d.notes.push_back({(fluctuation ? "dropped here: the fluctuation of an average, n^(-1/2) times the size of its terms" : "dropped here: a term smaller than the one beside it") + where(x.culprit), culprit.span});
+      return d;
+    }
+    return std::nullopt;
+  }
+  static bool is_output_of_average(const Node& node) {
+    const auto* c = std::get_if<Contract>(&node.op);
+    return std::holds_alternative<Average>(node.op) || std::holds_alternative<MatMul>(node.op) || std::holds_alternative<Histogram>(node.op) || (c && c->average);
+  }
+
+  /// The limit of an output: its leading coefficient if its size is 1, else 0.
+  NodeId limit_of(NodeId id) {
+    const Order& x = order(id);
+    return x.lead && *x.lead == 0 ? x.out : zero_like(in_[id].type);
+  }
+
+  Result<LeadingOrder> finish() {
+    LeadingOrder result;
+    Diagnostics errors;
+    for (const Report& report : in_.reports) {
+      Report copy = report;
+      ReportOrder summary{report.name, report.span, 0, true};
+      for (std::size_t k = 0; k < report.entries.size(); ++k) {
+        const NodeId id = report.entries[k].value;
+        std::string iteration;
+        for (std::size_t j = 0; j < report.index_names.size(); ++j) iteration += fmt::format("{}{} = {}", j ? ", " : ", at ", report.index_names[j], report.entries[k].index[j]);
+        if (auto error = check_output(id, report.span, fmt::format("report '{}'", report.name), iteration)) {
+          errors.push_back(std::move(*error));
+          break;
+        }
+        const Order& x = order(id);
+        if (x.lead) {
+          summary.order = summary.proved_zero ? *x.lead : std::max(summary.order, *x.lead);
+          summary.proved_zero = false;
+        }
+        builder_.set_origin(report.span, 0);
+        copy.entries[k].value = limit_of(id);
+      }
+      if (!summary.proved_zero && summary.order < 0)
+        result.warnings.push_back({Severity::kWarning, "W5301", fmt::format("report '{}' vanishes like {}: its limit is 0", report.name, power_of_width(summary.order)), report.span, "", "", {}, true});
+      result.reports.push_back(std::move(summary));
+      out_.reports.push_back(std::move(copy));
+    }
+    for (const Expectation& expectation : in_.expectations) {
+      Expectation copy = expectation;
+      for (const NodeId id : {expectation.left, expectation.right})
+        if (auto error = check_output(id, expectation.span, "an expectation", "")) errors.push_back(std::move(*error));
+      builder_.set_origin(expectation.span, expectation.context);
+      copy.left = limit_of(expectation.left);
+      copy.right = limit_of(expectation.right);
+      out_.expectations.push_back(copy);
+    }
+    if (!errors.empty()) return errors;
+    result.program = erase_identities(out_);  // what was replaced by zeros is needed no more
+    return result;
+  }
+
+  const Program& in_;
+  Program out_;
+  Builder builder_;
+  std::vector<Order> orders_;
+  std::optional<Diagnostic> error_;
+  NodeId current_;
+};
+
+}  // namespace
+
+Result<LeadingOrder> leading_order(const Program& program) { return Analysis(program).run(); }
+
+}  // namespace tplimit

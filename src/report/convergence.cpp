@@ -1,0 +1,408 @@
+#include "tplimit/report/convergence.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+
+#include <fmt/format.h>
+#include <Eigen/Dense>
+#include <boost/math/distributions/chi_squared.hpp>
+#include <boost/math/distributions/fisher_f.hpp>
+#include <boost/math/special_functions/digamma.hpp>
+#include <boost/math/special_functions/trigamma.hpp>
+
+#include "tplimit/support/check.hpp"
+
+namespace tplimit {
+namespace {
+
+using Eigen::Index;
+using Eigen::MatrixXd;
+using Eigen::VectorXd;
+
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+constexpr double kSmallestP = 1e-3;       // of a whole report
+constexpr double kErrors = 3;             // how many standard errors the slope may lie above -1/2
+constexpr double kHiddenSlope = 1.0 / 6;  // 3 such errors cannot tell -1/2 from 0
+constexpr double kCurvature = 0.12;  // standard error of log sd at the smallest width for 1 + d/n, see docs/compare.md
+constexpr double kNextTerm = 0.25;   // largest next term of the mean in units of the last one fitted, smallest width ..
+constexpr double kNextTermOfOne = 1;  // .. and where only b/n is fitted; docs/compare.md
+constexpr double kRounding = 64 * std::numeric_limits<double>::epsilon();
+
+/// What is known about each width and entry before any test.
+struct Summary {
+  VectorXd width;                ///< n_k
+  VectorXd inverse;              ///< smallest width / n_k, in (0, 1]
+  VectorXd seeds;                ///< S_k
+  MatrixXd mean, variance, rms;  ///< widths x entries
+  VectorXd scaled_variance;      ///< per entry: mean of n s^2 over widths, weighted by S_k - 1
+  double dof = 0;                ///< sum of S_k - 1
+  double rounding = 0;           ///< differences up to this are no differences
+  Index smallest = 0, largest = 0;
+};
+
+void check_input(const VectorXd& limit, const VectorXd& limit_error, const std::vector<WidthSamples>& samples,
+                 double limit_dof) {
+  TPLIMIT_CHECK(limit.size() == limit_error.size(), "one error per limit, not {} for {}", limit_error.size(),
+                limit.size());
+  TPLIMIT_CHECK(limit.allFinite() && limit_error.allFinite() && (limit_error.array() >= 0).all(),
+                "limits and errors are finite, errors not negative");
+  TPLIMIT_CHECK(limit_dof >= 1, "degrees of freedom at least 1, not {}", limit_dof);
+  TPLIMIT_CHECK(!samples.empty(), "at least one width");
+  for (const WidthSamples& sample : samples) {
+    TPLIMIT_CHECK(std::isfinite(sample.width) && sample.width > 0, "a positive width, not {}", sample.width);
+    TPLIMIT_CHECK(sample.values.rows() >= 2, "at least two seeds at width {}", sample.width);
+    TPLIMIT_CHECK(sample.values.cols() == limit.size(), "{} entries at width {}, not {}", limit.size(), sample.width,
+                  sample.values.cols());
+    TPLIMIT_CHECK(sample.values.allFinite(), "finite samples at width {}", sample.width);
+    const auto same = [&](const WidthSamples& other) { return &other != &sample && other.width == sample.width; };
+    TPLIMIT_CHECK(std::none_of(samples.begin(), samples.end(), same), "width {} stands once", sample.width);
+  }
+}
+
+Summary summarise(const VectorXd& limit, const std::vector<WidthSamples>& samples, double largest_number) {
+  const auto widths = static_cast<Index>(samples.size());
+  Summary s;
+  s.width.resize(widths);
+  s.seeds.resize(widths);
+  s.mean.resize(widths, limit.size());
+  s.variance.resize(widths, limit.size());
+  s.rms.resize(widths, limit.size());
+  for (Index k = 0; k < widths; ++k) {
+    const auto& [width, values] = samples[static_cast<std::size_t>(k)];
+    const auto seeds = static_cast<double>(values.rows());
+    s.width[k] = width;
+    s.seeds[k] = seeds;
+    const MatrixXd deviation = values.rowwise() - limit.transpose();
+    const Eigen::RowVectorXd bias = deviation.colwise().mean();
+    s.mean.row(k) = limit.transpose() + bias;
+    s.variance.row(k) = (deviation.rowwise() - bias).colwise().squaredNorm() / (seeds - 1);
+    s.rms.row(k) = (deviation.colwise().squaredNorm() / seeds).cwiseSqrt();
+  }
+  s.width.minCoeff(&s.smallest);
+  s.width.maxCoeff(&s.largest);
+  s.inverse = s.width[s.smallest] / s.width.array();
+  s.rounding = kRounding * std::max(1.0, largest_number);
+  s.dof = (s.seeds.array() - 1).sum();
+  s.scaled_variance = ((s.seeds.array() - 1) * s.width.array()).matrix().transpose() * s.variance / s.dof;
+  return s;
+}
+
+// ---- mean ------------------------------------------------------------------------------------------
+
+struct MeanTest {
+  double p_value;
+  double resolution;
+};
+
+/// The residual of each column of `rhs` after least squares on `design`.
+MatrixXd residual(const MatrixXd& design, const MatrixXd& rhs) {
+  return rhs - design * Eigen::ColPivHouseholderQR<MatrixXd>(design).solve(rhs);
+}
+
+/// Does mean(n) - limit = (0 +- limit_error) + b/n + c/n^2 fit one entry?  limit_error is taken as exact.
+/// `bias` is mean - limit, `variance` that of the mean, per width.
+MeanTest fit_mean(const Summary& s, const VectorXd& bias, VectorXd variance, double limit_error) {
+  const Index widths = bias.size();
+  const Index terms = std::min<Index>(2, widths - 1);
+  // Far below the samples' errors it changes nothing, but as a row of the fit it would hide the other rows in rounding.
+  const bool free_limit = limit_error > 1e-6 * std::sqrt(variance.minCoeff());
+  const Index rows = widths + (free_limit ? 1 : 0);
+
+  // Rows: the widths, then the limit as a datum; columns: the limit, b, c.  Divided by the standard errors.
+  const auto whitened = [&](const VectorXd& per_width, double for_limit) {
+    VectorXd column(rows);
+    column.head(widths) = per_width.array() / variance.array().sqrt();
+    if (free_limit) column[widths] = for_limit / limit_error;
+    return column;
+  };
+  const auto make_design = [&] {
+    MatrixXd design(rows, terms + (free_limit ? 1 : 0));
+    for (Index j = 0; j < terms; ++j) design.col(j) = whitened(s.inverse.array().pow(static_cast<double>(j + 1)), 0);
+    if (free_limit) design.col(terms) = whitened(VectorXd::Ones(widths), 1);
+    return design;
+  };
+
+  // The series goes on: the next term may be as large as a quarter of the last one (or a sixteenth of the one before,
+  // should the last vanish by chance), the term after that again a quarter; that one enters as an error.
+  double next = 0;
+  if (terms > 0) {
+    const MatrixXd design = make_design();
+    const VectorXd fit = Eigen::ColPivHouseholderQR<MatrixXd>(design).solve(whitened(bias, 0));
+    next = (terms > 1 ? kNextTerm : kNextTermOfOne) * std::abs(fit[terms - 1]);
+    if (terms > 1) next = std::max(next, kNextTerm * kNextTerm * std::abs(fit[terms - 2]));
+    variance.array() += (kNextTerm * next * s.inverse.array().pow(static_cast<double>(terms + 2))).square();
+  }
+
+  const MatrixXd design = make_design();
+  MatrixXd columns(rows, 3);
+  columns.col(0) = whitened(bias, 0);
+  columns.col(1) = whitened(s.inverse.array().pow(static_cast<double>(terms + 1)), 0);
+  columns.col(2) = whitened(VectorXd::Ones(widths), 0);
+  const MatrixXd left = design.cols() > 0 ? residual(design, columns) : columns;
+  // What is left of the samples; of the next term, within its bounds; of a shift of the limit by 1.
+  const auto misfit = [&](const VectorXd& data, const VectorXd& next_term) {
+    const double squared = next_term.squaredNorm();
+    const double size = squared > 0 ? std::clamp(data.dot(next_term) / squared, -next, next) : 0;
+    return (data - size * next_term).squaredNorm();
+  };
+  const VectorXd shift = left.col(2);
+  const double chi2 = misfit(left.col(0), left.col(1));
+  const double shift_squared = shift.squaredNorm();
+  const auto beside_shift = [&](const VectorXd& v) -> VectorXd { return v - shift * (shift.dot(v) / shift_squared); };
+  const double shift_chi2 = shift_squared > 0 ? chi2 - misfit(beside_shift(left.col(0)), beside_shift(left.col(1))) : 0;
+  // A shift can hide behind the next term as well: taken as a number of standard deviation `next` here.
+  const double overlap = shift.dot(left.col(1)) * next;
+  const double resolved =
+      std::sqrt(std::max(0.0, shift_squared - overlap * overlap / (1 + next * next * left.col(1).squaredNorm())));
+
+  const auto tail = [&](double squared, double tested) {
+    const boost::math::fisher_f_distribution<double> reference(tested, s.dof);
+    return boost::math::cdf(boost::math::complement(reference, std::clamp(squared / tested, 0.0, 1e100)));
+  };
+  // A wrong limit is looked for on its own as well: in one direction the test is sharper than in all of them.
+  const auto tested = static_cast<double>(widths - terms);
+  const double p = tested > 1 ? std::min(1.0, 2 * std::min(tail(chi2, tested), tail(shift_chi2, 1))) : tail(chi2, 1);
+  return {p, resolved > 0 ? 1 / resolved : kInfinity};
+}
+
+/// The same where limit_error is itself an estimate with `limit_dof` degrees of freedom: with probability 1 - alpha the
+/// true one is at most `largest`, so alpha + p(largest) is a p-value for every alpha.  (Satterthwaite's approximation
+/// is too liberal in the far tails that many entries need: 9 % wrong verdicts for 30 entries and 3 degrees of freedom.)
+MeanTest test_mean(const Summary& s, const VectorXd& bias, const VectorXd& variance, double limit_error,
+                   double limit_dof) {
+  MeanTest test = fit_mean(s, bias, variance, limit_error);
+  if (limit_error == 0 || std::isinf(limit_dof)) return test;
+  const boost::math::chi_squared_distribution<double> chi_squared(limit_dof);
+  test.p_value = 1;
+  for (double alpha = 0.1; alpha > 1e-12; alpha /= 10) {
+    const double largest = limit_error * std::sqrt(limit_dof / boost::math::quantile(chi_squared, alpha));
+    const double p = fit_mean(s, bias, variance, largest).p_value;
+    test.p_value = std::min(test.p_value, alpha + p);
+    if (p >= alpha) break;  // smaller alpha only makes p larger
+  }
+  return test;
+}
+
+// ---- spread ----------------------------------------------------------------------------------------
+
+/// Straight line through (log n, y) by generalised least squares; the error grows with the misfit.
+SlopeFit fit_slope(const VectorXd& log_width, const VectorXd& y, const MatrixXd& covariance) {
+  const Index points = y.size();
+  MatrixXd design(points, 2);
+  design.col(0).setOnes();
+  design.col(1) = log_width;
+  const Eigen::LLT<MatrixXd> factor(covariance);
+  const MatrixXd a = factor.matrixL().solve(design);
+  const VectorXd b = factor.matrixL().solve(y);
+  const MatrixXd inverse = (a.transpose() * a).inverse();
+  const VectorXd fit = inverse * (a.transpose() * b);
+  const double misfit = points > 2 ? (b - a * fit).squaredNorm() / static_cast<double>(points - 2) : 1;
+  return {fit[1], std::sqrt(inverse(1, 1) * std::max(1.0, misfit))};
+}
+
+std::optional<SlopeFit> fit_spread(const Summary& s, const std::vector<WidthSamples>& samples) {
+  // Entries that still move by more than rounding at the largest width.
+  std::vector<Index> moving;
+  for (Index e = 0; e < s.scaled_variance.size(); ++e) {
+    if (std::sqrt(s.scaled_variance[e] / s.width[s.largest]) > 4 * s.rounding) moving.push_back(e);
+  }
+  if (moving.empty() || s.width.size() < 2) return std::nullopt;
+  const auto entries = static_cast<Index>(moving.size());
+  const VectorXd unit = s.scaled_variance(moving).cwiseSqrt().cwiseInverse();
+
+  // Deviations from the mean of their width, in units in which each entry has variance 1/n on average.
+  std::vector<MatrixXd> deviations;
+  MatrixXd all(static_cast<Index>(s.seeds.sum()), entries);
+  Index row = 0;
+  for (const WidthSamples& sample : samples) {
+    MatrixXd d = sample.values(Eigen::all, moving);
+    d = (d.rowwise() - Eigen::RowVectorXd(d.colwise().mean())).eval() * unit.asDiagonal();
+    all.middleRows(row, d.rows()) = d * std::sqrt(sample.width);
+    row += d.rows();
+    deviations.push_back(std::move(d));
+  }
+
+  // Effective number of independent entries, tr(C)^2 / tr(C^2) of their covariance C: for normal samples the pooled
+  // variance has relative variance 2 / (dof * that).  Few seeds make the sample value too small, which errs on the safe
+  // side.
+  const MatrixXd gram = all * all.transpose();
+  const double independent = std::max(1.0, gram.trace() * gram.trace() / gram.squaredNorm());
+
+  std::vector<Index> used;
+  VectorXd y(s.width.size()), own(s.width.size()), chi_square(s.width.size());
+  for (Index k = 0; k < s.width.size(); ++k) {
+    const VectorXd contribution =
+        deviations[static_cast<std::size_t>(k)].rowwise().squaredNorm() / static_cast<double>(entries);
+    const double dof = s.seeds[k] - 1;
+    const double pooled = contribution.sum() / dof;
+    if (!(pooled > 0)) continue;  // all seeds equal: nothing to take a logarithm of
+    used.push_back(k);
+    const double half = dof * independent / 2;
+    y[k] = 0.5 * (std::log(pooled) - boost::math::digamma(half) + std::log(half));
+    chi_square[k] = 0.25 * boost::math::trigamma(half);
+    own[k] = 0;
+    if (s.seeds[k] > 2) {
+      // Without seed i the sum of squares loses S/(S-1) d_i^2.  The floor keeps the logarithm finite when one seed is
+      // all there is.
+      const Eigen::ArrayXd without =
+          (pooled * dof - contribution.array() * s.seeds[k] / dof).max(1e-3 * pooled * dof) / (dof - 1);
+      const Eigen::ArrayXd logs = 0.5 * without.log();
+      own[k] = (logs - logs.mean()).square().sum() * dof / s.seeds[k];
+    }
+  }
+  const auto points = static_cast<Index>(used.size());
+  if (points < 2) return std::nullopt;
+
+  const VectorXd dof = s.seeds(used).array() - 1;
+  const double typical = (own(used).array() * dof.array()).mean();
+  const VectorXd variance = (typical / dof.array()).max(own(used).array()).max(chi_square(used).array());
+  const VectorXd curvature = kCurvature * s.inverse(used);
+  const MatrixXd covariance = MatrixXd(variance.asDiagonal()) + curvature * curvature.transpose();
+  return fit_slope(s.width(used).array().log(), y(used), covariance);
+}
+
+/// Slope of |mean - limit|, pooled over entries, where it stands out of the noise at two widths or more.
+std::optional<SlopeFit> fit_bias(const Summary& s, const VectorXd& limit, const VectorXd& limit_error,
+                                 const MatrixXd& mean_variance, const std::vector<Index>& differing) {
+  std::vector<double> log_width, y, variance;
+  for (Index k = 0; k < s.width.size(); ++k) {
+    double squared = 0, error = 0;
+    for (const Index e : differing) {
+      const auto bias_squared = [&](Index width) {
+        return (s.mean(width, e) - limit[e]) * (s.mean(width, e) - limit[e]);
+      };
+      const auto noise = [&](Index width) { return mean_variance(width, e) + limit_error[e] * limit_error[e]; };
+      const double weight =
+          1 / (bias_squared(s.smallest) + noise(s.smallest));  // else one large entry would decide alone
+      const double bias2 = std::max(0.0, bias_squared(k) - noise(k));
+      squared += weight * (bias_squared(k) - noise(k));
+      // Var (b + x)^2 = 4 b^2 v + 2 v^2; entries as if fully correlated.
+      error += weight * std::sqrt(4 * bias2 * noise(k) + 2 * noise(k) * noise(k));
+    }
+    if (!(squared > 3 * error)) continue;
+    log_width.push_back(std::log(s.width[k]));
+    y.push_back(0.5 * std::log(squared));
+    variance.push_back(0.25 * error * error / (squared * squared) + 1e-24);  // + : exact samples have an exact slope
+  }
+  if (y.size() < 2) return std::nullopt;
+  const auto points = static_cast<Index>(y.size());
+  const auto vector = [&](const std::vector<double>& v) { return Eigen::Map<const VectorXd>(v.data(), points); };
+  return fit_slope(vector(log_width), vector(y), MatrixXd(vector(variance).asDiagonal()));
+}
+
+// ---- verdict ---------------------------------------------------------------------------------------
+
+double largest_number(const VectorXd& limit, const std::vector<WidthSamples>& samples) {
+  double largest = limit.size() > 0 ? limit.cwiseAbs().maxCoeff() : 0;
+  for (const WidthSamples& sample : samples) {
+    if (sample.values.size() > 0) largest = std::max(largest, sample.values.cwiseAbs().maxCoeff());
+  }
+  return largest;
+}
+
+std::string slope_text(const std::optional<SlopeFit>& fit) {
+  return fit ? fmt::format("sd slope {:.2f} +- {:.2f}", fit->slope, fit->error) : std::string("no sd slope");
+}
+
+/// The numbers are in units of `unit`, which messages undo.
+Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std::vector<WidthSamples>& samples,
+                   double limit_dof, double unit) {
+  Convergence result;
+  if (limit.size() == 0) {
+    result.reason = "the report has no entries";
+    return result;
+  }
+  const Summary s = summarise(limit, samples, largest_number(limit, samples));
+  const Index widths = s.width.size();
+
+  MatrixXd mean_variance(widths, limit.size());
+  std::vector<Index> differing;
+  Index worst = 0;
+  double noise2 = 0, size2 = 0;
+  for (Index e = 0; e < limit.size(); ++e) {
+    const VectorXd bias = s.mean.col(e).array() - limit[e];
+    // Equal to the limit, seed by seed: |value - limit| <= sqrt(S) rms.
+    const bool equal = (s.rms.col(e).array() * s.seeds.array().sqrt()).maxCoeff() <= s.rounding;
+    mean_variance.col(e) = s.variance.col(e).array().max(s.scaled_variance[e] / s.width.array()) / s.seeds.array() +
+                           s.rounding * s.rounding;
+    MeanTest test{1, 0};
+    if (!equal) {
+      test = test_mean(s, bias, mean_variance.col(e), limit_error[e], limit_dof);
+      if (differing.empty() || test.p_value < result.entries[static_cast<std::size_t>(worst)].p_value) worst = e;
+      differing.push_back(e);
+      noise2 += test.resolution * test.resolution;
+      size2 += limit[e] * limit[e];
+    }
+    const VectorXd sd = s.variance.col(e).cwiseSqrt();
+    result.entries.push_back({limit[e], limit_error[e], s.mean.col(e), sd.array() / s.seeds.array().sqrt(), sd,
+                              s.rms.col(e), test.p_value, test.resolution});
+  }
+  if (differing.empty()) {
+    result.verdict = Verdict::kAgrees;
+    result.reason = "equal to the limit to rounding at every width";
+    return result;
+  }
+  const EntryConvergence& entry = result.entries[static_cast<std::size_t>(worst)];
+  result.p_value = std::min(1.0, entry.p_value * static_cast<double>(differing.size()));
+  result.sd_slope = fit_spread(s, samples);
+  result.bias_slope = fit_bias(s, limit, limit_error, mean_variance, differing);
+
+  const std::string slope = slope_text(result.sd_slope);
+  const auto off = [&](std::string_view what) {
+    return fmt::format("{} (p = {:.2g}; entry {}: {:.6g} +- {:.2g} at width {:.0f}, limit {:.6g} +- {:.2g})", what,
+                       result.p_value, worst, unit * entry.mean[s.largest], unit * entry.mean_error[s.largest],
+                       s.width[s.largest], unit * entry.limit, unit * entry.limit_error);
+  };
+  const bool spread_has_power = result.sd_slope && result.sd_slope->error <= kHiddenSlope;
+  const bool mean_has_power = noise2 <= size2 / 4;
+  if (result.p_value <= kSmallestP && widths == 1) {
+    result.verdict = Verdict::kInconclusive;
+    result.reason = off("mean is off, and one width cannot tell a finite-width correction from a wrong limit");
+  } else if (result.p_value <= kSmallestP) {
+    result.verdict = Verdict::kDisagrees;
+    result.reason = off("mean does not tend to the limit") + ", " + slope;
+  } else if (result.sd_slope && result.sd_slope->slope > -0.5 + kErrors * result.sd_slope->error) {
+    result.verdict = Verdict::kDisagrees;
+    result.reason = fmt::format("sd does not fall like n^-1/2: {}; mean fits (p = {:.2g})", slope, result.p_value);
+  } else if (spread_has_power || mean_has_power) {
+    result.verdict = Verdict::kAgrees;
+    const bool faster = result.sd_slope && result.sd_slope->slope < -0.5 - kErrors * result.sd_slope->error;
+    result.reason =
+        fmt::format("mean fits (p = {:.2g}), {}{}", result.p_value, slope, faster ? ", faster than n^-1/2" : "");
+    if (widths == 1)
+      result.reason = fmt::format("mean is within its error of the limit (p = {:.2g}); one width: rates not tested",
+                                  result.p_value);
+  } else {
+    result.verdict = Verdict::kInconclusive;
+    result.reason = fmt::format("noise hides it: limit tested to +- {:.2g} only, {}; take more seeds or larger widths",
+                                unit * std::sqrt(noise2 / static_cast<double>(differing.size())), slope);
+  }
+  return result;
+}
+
+}  // namespace
+
+Convergence assess_convergence(const VectorXd& limit, const VectorXd& limit_error,
+                               const std::vector<WidthSamples>& samples, double limit_dof) {
+  check_input(limit, limit_error, samples, limit_dof);
+  constexpr double kSquaresOverflow = 1e100;  // far from it, but where networks of any use have stopped
+  const double unit = std::max(largest_number(limit, samples), limit_error.size() > 0 ? limit_error.maxCoeff() : 0);
+  if (unit < kSquaresOverflow) return assess(limit, limit_error, samples, limit_dof, 1);
+  std::vector<WidthSamples> scaled = samples;
+  for (WidthSamples& sample : scaled) sample.values /= unit;
+  Convergence result = assess(limit / unit, limit_error / unit, scaled, limit_dof, unit);
+  for (EntryConvergence& entry : result.entries) {
+    for (double* number : {&entry.limit, &entry.limit_error, &entry.resolution}) *number *= unit;
+    for (VectorXd* numbers : {&entry.mean, &entry.mean_error, &entry.sd, &entry.rms}) *numbers *= unit;
+  }
+  return result;
+}
+
+Verdict overall(const std::vector<Verdict>& verdicts) {
+  const auto any = [&](Verdict v) { return std::find(verdicts.begin(), verdicts.end(), v) != verdicts.end(); };
+  if (any(Verdict::kDisagrees)) return Verdict::kDisagrees;
+  return any(Verdict::kAgrees) ? Verdict::kAgrees : Verdict::kInconclusive;
+}
+
+}  // namespace tplimit
