@@ -64,13 +64,19 @@ Result<Module> parse(Source source, const LowerOptions& options) {
   return module;
 }
 
-Result<Module> parse_file(const std::filesystem::path& file, LowerOptions options) {
+Result<Source> read_source(const std::filesystem::path& file) {
   std::ifstream in(file, std::ios::binary);
   std::ostringstream text;
   if (!in || std::filesystem::is_directory(file) || !(text << in.rdbuf() || text.str().empty()))
     return Diagnostic{Severity::kError, "E5001", fmt::format("cannot read '{}'", file.string()), {}, "", "", {}, false};
+  return Source(file.string(), text.str());
+}
+
+Result<Module> parse_file(const std::filesystem::path& file, LowerOptions options) {
+  auto source = read_source(file);
+  if (!source) return source.errors();
   options.base_directory = file.parent_path();
-  return parse(Source(file.string(), text.str()), options);
+  return parse(std::move(*source), options);
 }
 
 Result<LeadingOrder> check(const Module& module) { return leading_order(module.program); }
@@ -450,6 +456,7 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
       if (result->largest_error <= *options.tolerance) break;
     }
   }
+  result->engine.tolerance = options.tolerance;
   result->warnings.insert(result->warnings.begin(), limit->warnings.begin(), limit->warnings.end());
   result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
   result->time_s = seconds_since(start);
@@ -492,6 +499,8 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
   if (!runs) return runs.errors();
 
   SimulationResult out;
+  out.engine = {"networks", 0, 0, options.seed, threads, 0, 0};
+  for (const RunResult& run : *runs) out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank);
   out.width = options.width;
   out.seeds = options.seeds;
   out.dense = settings.dense;
@@ -519,7 +528,9 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
     out.reports.push_back(std::move(r));
     out.runs.push_back(std::move(values));
   }
+  out.warnings = module.warnings;
   out.time_s = seconds_since(start);
+  out.peak_memory_bytes = peak_memory();
   return out;
 }
 

@@ -85,7 +85,7 @@ class Run {
     const Node& node = program_[id];
     if (node.type.matrix) {
       source_[id.value] = node.in.empty() ? std::get<GaussianMatrix>(node.op).source : source_[node.in[0].value];
-      require_operands(node);
+      flush();  // pending operations may still read what this one releases
       matrix_step(id, node);
       release_operands(id);
       return;
@@ -104,7 +104,8 @@ class Run {
       pending_.push_back(id);
       return;
     }
-    require_operands(node);
+    if (node.type.width || std::holds_alternative<Samples>(node.op)) flush();
+    else require_operands(node);
     if (std::holds_alternative<StandardNormal>(node.op)) draw_source(id, node);
     else if (const auto* m = std::get_if<MatMul>(&node.op)) multiply(id, node, m->transposed);
     else if (const auto* samples = std::get_if<Samples>(&node.op)) take_samples(id, node, samples->count);

@@ -255,8 +255,8 @@ Value Lowerer::builtin_permutation(Arguments& in) {
   std::vector<double> order(static_cast<std::size_t>(size));
   std::iota(order.begin(), order.end(), 0.0);
   const std::uint64_t key = mix_key(0x7065726dULL, static_cast<std::uint64_t>(seed));
-  for (std::size_t i = order.size(); i > 1; --i) {  // Fisher-Yates; the bias of the 128-bit product is below 2^-37
-    const auto j = static_cast<std::size_t>((static_cast<unsigned __int128>(mix_key(key, i)) * i) >> 64);
+  for (std::size_t i = order.size(); i > 1; --i) {  // Fisher-Yates; the remainder's bias is below 2^-37
+    const auto j = static_cast<std::size_t>(mix_key(key, i) % i);
     std::swap(order[i - 1], order[j]);
   }
   return {Tensor{build(a.span).constant(std::move(order), {size}), {{false, size}}}};

@@ -21,13 +21,14 @@
 namespace tplimit {
 namespace {
 
-using simd::Pack;
 using simd::kLanes;
+using simd::Pack;
 using simd::plain_horner;
 
 constexpr std::uint64_t kGoldenRatio = 0x9e3779b97f4a7c15;  // 2^64 / golden ratio, odd: the increment of splitmix64
 
-/// Finaliser of splitmix64 (Stafford's variant 13): a bijection in which each input bit changes each output bit with probability 1/2.
+/// Finaliser of splitmix64 (Stafford's variant 13): a bijection in which each input bit changes each output bit with
+/// probability 1/2.
 constexpr std::uint64_t finalise(std::uint64_t z) {
   z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9;
   z = (z ^ (z >> 27)) * 0x94d049bb133111eb;
@@ -51,26 +52,46 @@ constexpr double kCentral = 0.425;
 Pack central_quantile(Pack q) {
   constexpr double kA[] = {3.3871328727963666080e0, 1.3314166789178437745e2, 1.9715909503065514427e3, 1.3731693765509461125e4,
                            4.5921953931549871457e4, 6.7265770927008700853e4, 3.3430575583588128105e4, 2.5090809287301226727e3};
-  constexpr double kB[] = {1.0,                     4.2313330701600911252e1, 6.8718700749205790830e2, 5.3941960214247511077e3,
-                           2.1213794301586595867e4, 3.9307895800092710610e4, 2.8729085735721942674e4, 5.2264952788528545610e3};
+  constexpr double kB[] = {1.0,
+                           4.2313330701600911252e1,
+                           6.8718700749205790830e2,
+                           5.3941960214247511077e3,
+                           2.1213794301586595867e4,
+                           3.9307895800092710610e4,
+                           2.8729085735721942674e4,
+                           5.2264952788528545610e3};
   const Pack r = kCentral * kCentral - q * q;
   return q * plain_horner(r, kA) / plain_horner(r, kB);
 }
 
 /// |Phi^-1(t)| for t <= 1/2 - kCentral, given sqrt(-log t).
 Pack tail_quantile(Pack root) {
-  constexpr double kC[] = {1.42343711074968357734e0,  4.63033784615654529590e0, 5.76949722146069140550e0, 3.64784832476320460504e0,
-                           1.27045825245236838258e0, 2.41780725177450611770e-1, 2.27238449892691845833e-2, 7.74545014278341407640e-4};
-  constexpr double kD[] = {1.0,                      2.05319162663775882187e0,  1.67638483018380384940e0,  6.89767334985100004550e-1,
-                           1.48103976427480074590e-1, 1.51986665636164571966e-2, 5.47593808499534494600e-4, 1.05075007164441684324e-9};
+  constexpr double kC[] = {1.42343711074968357734e0,  4.63033784615654529590e0, 5.76949722146069140550e0,
+                           3.64784832476320460504e0,  1.27045825245236838258e0, 2.41780725177450611770e-1,
+                           2.27238449892691845833e-2, 7.74545014278341407640e-4};
+  constexpr double kD[] = {1.0,
+                           2.05319162663775882187e0,
+                           1.67638483018380384940e0,
+                           6.89767334985100004550e-1,
+                           1.48103976427480074590e-1,
+                           1.51986665636164571966e-2,
+                           5.47593808499534494600e-4,
+                           1.05075007164441684324e-9};
   const Pack r = root - 1.6;
   const Pack z = plain_horner(r, kC) / plain_horner(r, kD);
   const auto far = root > 5.0;
   if (!simd::any(std::bit_cast<simd::Bits>(far))) return z;  // t < e^-25: 3 in 10^11 normals
-  constexpr double kE[] = {6.65790464350110377720e0,  5.46378491116411436990e0,  1.78482653991729133580e0,  2.96560571828504891230e-1,
-                           2.65321895265761230930e-2, 1.24266094738807843860e-3, 2.71155556874348757815e-5, 2.01033439929228813265e-7};
-  constexpr double kF[] = {1.0,                       5.99832206555887937690e-1, 1.36929880922735805310e-1, 1.48753612908506148525e-2,
-                           7.86869131145613259100e-4, 1.84631831751005468180e-5, 1.42151175831644588870e-7, 2.04426310338993978564e-15};
+  constexpr double kE[] = {6.65790464350110377720e0,  5.46378491116411436990e0,  1.78482653991729133580e0,
+                           2.96560571828504891230e-1, 2.65321895265761230930e-2, 1.24266094738807843860e-3,
+                           2.71155556874348757815e-5, 2.01033439929228813265e-7};
+  constexpr double kF[] = {1.0,
+                           5.99832206555887937690e-1,
+                           1.36929880922735805310e-1,
+                           1.48753612908506148525e-2,
+                           7.86869131145613259100e-4,
+                           1.84631831751005468180e-5,
+                           1.42151175831644588870e-7,
+                           2.04426310338993978564e-15};
   const Pack s = root - 5.0;
   return far ? plain_horner(s, kE) / plain_horner(s, kF) : z;
 }
@@ -86,12 +107,13 @@ void centred_quantiles(Block& q, double* out, std::size_t n) {
   Block z;
   for (std::size_t i = 0; i < padded; i += kLanes) simd::store(&z[i], central_quantile(simd::load(&q[i])));
 
-  // 15 in 100 are tails, rarely a whole pack of them: collect them (without a branch: it would be mispredicted), then treat full packs.
+  // 15 in 100 are tails, rarely a whole pack of them: collect them (without a branch: it would be mispredicted), then treat
+  // full packs.
   std::array<std::uint32_t, kBlock> position;
   std::size_t tails = 0;
   for (std::size_t i = 0; i < n; ++i) {
     position[tails] = static_cast<std::uint32_t>(i);
-    tails += std::abs(q[i]) > kCentral ? 1 : 0;
+    tails += static_cast<std::size_t>(std::abs(q[i]) > kCentral);
   }
   Block t;
   for (std::size_t k = 0; k < tails; ++k) t[k] = q[position[k]];
@@ -118,14 +140,15 @@ constexpr std::uint32_t reverse_bits(std::uint32_t x) {
   return (x >> 16) | (x << 16);
 }
 
-/// Direction numbers of all dimensions, bits reversed (the first binary digit of the point is bit 0): the scramble wants them so.
+/// Direction numbers of all dimensions, bits reversed (the first binary digit of the point is bit 0): the scramble wants them
+/// so.
 const std::vector<Directions>& reversed_directions() {
   static const std::vector<Directions> table = [] {
     std::vector<Directions> directions(kSobolDimensions);
     boost::random::sobol_engine<std::uint32_t, kBits> engine(kSobolDimensions);
     for (std::size_t k = 0; k < kBits; ++k) {
-      // The engine starts at point 1 and counts in Gray code: after seed(s) it gives the XOR of the direction numbers of the bits of
-      // g = (s + 1) ^ ((s + 1) >> 1); s + 1 = 2^(k+1) - 1 makes g = 2^k, so the point is direction number k itself.
+      // The engine starts at point 1 and counts in Gray code: after seed(s) it gives the XOR of the direction numbers of the
+      // bits of g = (s + 1) ^ ((s + 1) >> 1); s + 1 = 2^(k+1) - 1 makes g = 2^k, so the point is direction number k itself.
       engine.seed(static_cast<std::uint32_t>((std::uint64_t{2} << k) - 2));
       for (Directions& dimension : directions) dimension[k] = reverse_bits(engine());
     }
@@ -135,11 +158,11 @@ const std::vector<Directions>& reversed_directions() {
 }
 
 /// Nested uniform (Owen) scramble of bit-reversed 32-bit fractions.
-/// Bit j of the result is bit j of x, flipped or not according to the lower bits of x alone: an addition carries only upwards, an odd
-/// multiple and x ^ (even x) too.  Seen from the binary point, each digit is flipped depending on the digits before it, which is
-/// Owen's scramble with a hash in place of a table of random bits (Laine and Karras 2011; Burley 2020).  The even constants are
-/// Vegdahl's (2021), chosen for avalanche; two keyed rounds instead of his one make the flips of different nodes pairwise independent with 128
-/// bits of key, and the estimates' fourth moments that of true Owen scrambling too.
+/// Bit j of the result is bit j of x, flipped or not according to the lower bits of x alone: an addition carries only upwards,
+/// an odd multiple and x ^ (even x) too.  Seen from the binary point, each digit is flipped depending on the digits before it,
+/// which is Owen's scramble with a hash in place of a table of random bits (Laine and Karras 2011; Burley 2020).  The even
+/// constants are Vegdahl's (2021), chosen for avalanche; two keyed rounds instead of his one make the flips of different nodes
+/// pairwise independent with 128 bits of key, and the estimates' fourth moments that of true Owen scrambling too.
 struct Scramble {
   std::uint32_t add1, multiply1, add2, multiply2;
 
@@ -186,13 +209,14 @@ double normal_quantile(double p) {
   if (std::abs(q) <= kCentral) return central_quantile(simd::splat(q))[0];
   const double t = q < 0.0 ? p : 1.0 - p;
   const bool subnormal = t < std::numeric_limits<double>::min();
-  const Pack log_t = subnormal ? simd::log_of_normal(simd::splat(t * 0x1p54), simd::splat(-54.0)) : simd::log_of_normal(simd::splat(t));
+  const Pack log_t =
+      subnormal ? simd::log_of_normal(simd::splat(t * 0x1p54), simd::splat(-54.0)) : simd::log_of_normal(simd::splat(t));
   return std::copysign(tail_quantile(simd::sqrt(-log_t))[0], q);
 }
 
 void plain_normals(std::uint64_t key, std::uint64_t first, std::span<double> out) {
-  // Two keys, so that streams are not shifted copies of each other: the first places the stream on the Weyl sequence, the second changes
-  // what is made of it.
+  // Two keys, so that streams are not shifted copies of each other: the first places the stream on the Weyl sequence, the
+  // second changes what is made of it.
   const std::uint64_t start = mix_key(key, 1) + first * kGoldenRatio;
   const std::uint64_t twist = mix_key(key, 2);
   Block q;
@@ -225,7 +249,8 @@ void sobol_normals(std::size_t dimension, std::uint64_t key, std::uint64_t first
   for (std::size_t k = 0, size = 1; size < entries; ++k, size *= 2) {
     for (std::size_t i = 0; i < size; ++i) low[size + i] = low[i] ^ v[k];
   }
-  Directions prefix;  // prefix[k] = v[0] ^ .. ^ v[k] over the upper bits: what changes when the count of blocks passes to a multiple of 2^k
+  Directions prefix;  // prefix[k] = v[0] ^ .. ^ v[k] over the upper bits: what changes when the count of blocks passes to a
+                      // multiple of 2^k
   std::uint32_t high = 0;
   std::uint64_t block = first / kBlock;
   for (std::size_t k = kLow; k < kBits; ++k) {

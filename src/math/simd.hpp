@@ -5,7 +5,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
-#include <utility>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -59,7 +58,7 @@ inline Pack mul_add(Pack a, Pack b, Pack c) {
 
 inline Pack sqrt(Pack a) {
 #if defined(__AVX512F__)
-  return _mm512_sqrt_pd(a);
+  return _mm512_maskz_sqrt_pd(0xff, a);  // g++ 12 warns about the unmasked one: its header reads an undefined vector
 #elif defined(__AVX2__)
   return _mm256_sqrt_pd(a);
 #elif defined(__x86_64__)
@@ -106,8 +105,8 @@ inline Pack horner(Pack x, const double (&c)[Size]) {
   }
 }
 
-/// c[0] + c[1] x + c[2] x^2 + .., given x^2.  Even and odd powers apart: half the latency of one Horner chain (which, not throughput,
-/// limits the longer functions), and half the number of roundings in a row.
+/// c[0] + c[1] x + c[2] x^2 + .., given x^2.  Even and odd powers apart: half the latency of one Horner chain (which, not
+/// throughput, limits the longer functions), and half the number of roundings in a row.
 template <std::size_t Size>
 inline Pack polynomial(Pack x, Pack square, const double (&c)[Size]) {
   return mul_add(horner<1, 2>(square, c), x, horner<0, 2>(square, c));
@@ -127,12 +126,12 @@ inline Pack plain_horner(Pack x, const double (&c)[Size]) {
 /// x = 2^n m, m in [sqrt(1/2), sqrt 2); f = m - 1, s = f / (2 + f), log m = 2 atanh s = f - f^2/2 + s (f^2/2 + R(s^2)), which
 /// keeps the large terms f and n log 2 exact until the last two additions.
 inline Pack log_of_normal(Pack x, Pack extra_exponent = Pack{}) {
-  // Subtracting the bits of sqrt(1/2) makes the exponent field count from sqrt(1/2) on; 1024 keeps it positive, so that a logical
-  // shift will do (the arithmetic one is missing before AVX-512).
+  // Subtracting the bits of sqrt(1/2) makes the exponent field count from sqrt(1/2) on; 1024 keeps it positive, so that a
+  // logical shift will do (the arithmetic one is missing before AVX-512).
   constexpr std::uint64_t kHalfRoot = 0x3fe6a09e667f3bcd;
   constexpr std::uint64_t kBias = std::uint64_t{1024} << 52;
   const Bits shifted = bits_of(x) - kHalfRoot + kBias;
-  const Bits exponent = shifted >> 52;                                         // n + 1024
+  const Bits exponent = shifted >> 52;  // n + 1024
   const Bits mantissa = bits_of(x) - ((exponent << 52) - kBias);
   // Integers below 2^52 become doubles by writing them into the mantissa of 2^52: there is no 64-bit conversion before AVX-512.
   const Pack n = pack_of(exponent | 0x4330000000000000) - (0x1p52 + 1024.0) + extra_exponent;
@@ -151,7 +150,7 @@ inline Pack log_of_normal(Pack x, Pack extra_exponent = Pack{}) {
 /// Calls f(Pack) -> Pack on every kLanes elements of x.  The last, incomplete pack is padded: each element goes through the
 /// same instructions wherever it stands, so its bits do not depend on its position or on n.
 template <class Function>
-inline void for_each_pack(const double* x, double* out, std::size_t n, Function&& f) {
+inline void for_each_pack(const double* x, double* out, std::size_t n, const Function& f) {
   std::size_t i = 0;
   for (; i + kLanes <= n; i += kLanes) store(out + i, f(load(x + i)));
   if (i < n) {
@@ -160,6 +159,13 @@ inline void for_each_pack(const double* x, double* out, std::size_t n, Function&
     store(buffer, f(load(buffer)));
     for (std::size_t lane = 0; i + lane < n; ++lane) out[i + lane] = buffer[lane];
   }
+}
+
+/// The same for a function known at compile time (so that it can be inlined without optimisation too).
+template <Pack (*kFunction)(Pack)>
+inline void for_each_pack(const double* x, double* out, std::size_t n) {
+  for_each_pack(
+      x, out, n, [](Pack a) __attribute__((always_inline)) { return kFunction(a); });
 }
 
 }  // namespace tplimit::simd

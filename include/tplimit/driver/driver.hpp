@@ -25,7 +25,9 @@ struct Module {
 
 /// Reads and checks a program: syntax, names, shapes, data files.  `options.base_directory` is where data paths start.
 Result<Module> parse(Source source, const LowerOptions& options = {});
-/// The same from a file; E5001 if it cannot be read.  The base directory is the file's.
+/// The text of a program; E5001 if the file cannot be read.
+Result<Source> read_source(const std::filesystem::path& file);
+/// Both in one call.  The base directory is the file's.
 Result<Module> parse_file(const std::filesystem::path& file, LowerOptions options = {});
 
 /// Called with the fraction of the work done, from the calling thread or a worker, never concurrently.

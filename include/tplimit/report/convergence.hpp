@@ -27,44 +27,47 @@ struct EntryConvergence {
   Eigen::VectorXd mean, mean_error, sd, rms;  ///< one per width, in the order given; mean_error is sd / sqrt(seeds),
                                               ///< rms the root mean square of (value - limit)
   double p_value;     ///< of mean(n) = limit + b/n + c/n^2; 1 for entries equal to the limit to rounding
-  double resolution;  ///< standard error of (limit - the limit that the widths alone extrapolate to);
-                      ///< infinite when the widths alone say nothing
+  double resolution;  ///< standard error of (limit - the limit that the widths alone extrapolate to); 0 for entries
+                      ///< equal to the limit to rounding
 };
 
 enum class Verdict { kAgrees, kInconclusive, kDisagrees };
 
 struct Convergence {
   std::vector<EntryConvergence> entries;
-  std::optional<SlopeFit> sd_slope;  ///< of the seed standard deviation; expected -1/2; absent for one width, and when
-                                     ///< the seeds differ by rounding only
+  std::optional<SlopeFit> sd_slope;    ///< of the seed standard deviation; expected -1/2; absent for one width, and
+                                       ///< when the seeds differ by rounding only
   std::optional<SlopeFit> bias_slope;  ///< of |mean - limit|; expected -1; absent when noise hides the bias
   double p_value = 1;  ///< smallest entry p-value times the number of entries not equal to the limit, at most 1
   Verdict verdict = Verdict::kInconclusive;
   std::string reason;  ///< one line: why this verdict
 };
 
-/// Compares finite-width samples with a limit and its standard error (docs/compare.md has the reasons and the
-/// calibration).
+/// Compares finite-width samples with a limit and its standard error; docs/compare.md has the reasons and the rates of
+/// wrong verdicts.
 ///
 /// Needs: limit and limit_error of one size, the columns of all values; errors >= 0; all numbers finite; widths
-/// positive and different, in any order; at least 2 seeds each.  Samples at different widths and seeds must be
-/// independent; entries of one sample need not be.  `limit_dof`: degrees of freedom behind limit_error (randomisations
-/// - 1); infinite if it is exact.
+/// positive and different, in any order; at least 2 seeds each.  Samples of different seeds and widths are taken as
+/// independent, entries of one sample are not.  `limit_dof`: degrees of freedom behind limit_error (randomisations less
+/// one); infinite if the error is exact.
 ///
-/// Equal: an entry whose values all lie within 64 eps max(1, largest number of the report) of the limit agrees and
-/// takes no further part. Mean: weighted least squares of mean(n) = L + b/n + c/n^2 to the means of all widths and to
-/// the limit as one more datum, L = limit +- limit_error; two widths: without c, one width: without b and c.  A next
-/// term is allowed, at the smallest width up to a quarter of c's (two widths: up to b's).  Variance of a mean: the
-/// larger of the sample's own and of the one all widths together give under sd ~ n^-1/2; p from F with the pooled
-/// degrees of freedom, for any misfit and for a shifted limit, twice the smaller.  Report: Bonferroni over entries.
-/// Spread: generalised least squares of log sd against log n; variances pooled over entries, each in units of its own
-/// mean n sd^2; errors the largest of jackknife over seeds (per width, and its mean over widths) and chi-square with
-/// the effective number of independent entries; a correction 1 + d/n of sd is allowed for as an error of 0.12 at the
-/// smallest width; times sqrt(chi^2/dof) where that exceeds 1. Verdict: `agrees` when p > 1e-3, slope <= -1/2 + 3
-/// errors, and one of the two tests has power: slope error <= 1/6, or resolution <= limit / 2 (root mean squares over
-/// entries); also when all entries are equal.  `inconclusive` when neither has, or when a single width is off (b cannot
-/// be fitted); else `disagrees`. Errors: InternalError where `Needs` is broken. Cost: O(entries (seeds + widths)) +
-/// O(entries (all seeds)^2).
+/// - Equal: an entry whose values all lie within 64 eps max(1, largest number of the report) of the limit agrees and
+///   takes no further part.
+/// - Mean: weighted least squares of mean(n) = L + b/n + c/n^2 to the means of all widths and to the limit as one more
+///   datum, L = limit +- limit_error; two widths: without c, one width: without b and c.  A next term is allowed, at
+///   the smallest width up to a quarter of c's (two widths: up to b's).  Variance of a mean: the larger of the sample's
+///   own and of the one all widths together give under sd ~ n^-1/2.  p from F with the pooled degrees of freedom, for
+///   any misfit and for a shifted limit: twice the smaller.  Report: Bonferroni over entries.
+/// - Spread: generalised least squares of log sd against log n.  Variances are pooled over entries, each in units of
+///   its own mean n sd^2.  Error of log sd: the largest of jackknife over seeds (per width, and its mean over widths)
+///   and chi-square with the effective number of independent entries.  A correction 1 + d/n of sd is allowed for as
+///   an error of 0.12 at the smallest width.  Error of the slope: times sqrt(chi^2/dof) where that exceeds 1.
+/// - Verdict: `agrees` when p > 1e-3, slope <= -1/2 + 3 errors, and one of the two tests has power: slope error <= 1/6,
+///   or resolution <= |limit| / 2 (root mean squares over entries); also when all entries are equal.  `inconclusive`
+///   when neither has, or when a single width is off (b cannot be fitted); else `disagrees`.
+///
+/// Errors: InternalError where `Needs` is broken.
+/// Cost: O(entries (seeds + widths)) + O(entries (all seeds)^2).
 Convergence assess_convergence(const Eigen::VectorXd& limit, const Eigen::VectorXd& limit_error,
                                const std::vector<WidthSamples>& samples,
                                double limit_dof = std::numeric_limits<double>::infinity());

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <limits>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -29,6 +30,7 @@ struct ReportResult {
   std::vector<double> error;                            ///< empty if there is none (one randomisation, samples)
   std::vector<bool> unresolved;                         ///< eigenvalues that cannot be told from 0 or a neighbour; else empty
   Method method = Method::kParticles;
+  std::vector<double> spread{};                         ///< standard deviation over draws of the random scalars; empty for one draw
 };
 
 enum class ExpectStatus { kPassed, kFailed, kUndecided };
@@ -47,6 +49,7 @@ struct EngineInfo {
   int threads = 1;
   double rank_tol = 0;
   std::int64_t largest_rank = 0;
+  std::optional<double> tolerance{};  ///< --tol: then errors are at least the difference to half the particles
 };
 
 /// What the limit of a program is.
@@ -59,16 +62,20 @@ struct LimitResult {
   double peak_memory_bytes = 0;
   bool tolerance_missed = false;  ///< --tol could not be reached
   double largest_error = 0;
+  int draws = 1;                  ///< of the random scalars, over which values are averaged
 };
 
 /// Networks of one width, several seeds.
 struct SimulationResult {
+  EngineInfo engine;
   std::int64_t width = 0;
   int seeds = 0;
   bool dense = true;
   std::vector<ReportResult> reports;                   ///< mean over seeds and its standard error
   std::vector<std::vector<std::vector<double>>> runs;  ///< [report][seed][entry]
+  Diagnostics warnings;
   double time_s = 0;
+  double peak_memory_bytes = 0;
 };
 
 }  // namespace tplimit

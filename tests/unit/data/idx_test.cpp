@@ -104,8 +104,8 @@ TEST(Idx, DoesNotBelieveHugeShapes) {
 
 TEST(Idx, SurvivesDamagedAndRandomFiles) {
   const auto reader = [](const std::filesystem::path& file) { return read_idx(file, {.standardize = true}); };
-  test::expect_no_crash(reader, idx(8, {3, 2, 2}, "abcdefghijkl"), 400);
-  test::expect_no_crash(reader, idx(0x0D, {2, 2}, "abcdefghijklmnop"), 400);
+  test::expect_no_crash(reader, idx(8, {3, 2, 2}, "abcdefghijkl"), 150);
+  test::expect_no_crash(reader, idx(0x0D, {2, 2}, "abcdefghijklmnop"), 150);
 }
 
 }  // namespace

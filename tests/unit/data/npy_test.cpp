@@ -219,8 +219,8 @@ TEST(Npy, RefusesOtherElements) {
 
 TEST(Npy, SurvivesDamagedAndRandomFiles) {
   const auto reader = [](const std::filesystem::path& file) { return read_npy(file, {.standardize = true}); };
-  test::expect_no_crash(reader, npy("<i2", "(3, 2)", "abcdefghijkl"), 400);
-  test::expect_no_crash(reader, npy(">f4", "(3, 2)", "ABCDEFGHIJKLABCDEFGHIJKL", true), 400);
+  test::expect_no_crash(reader, npy("<i2", "(3, 2)", "abcdefghijkl"), 150);
+  test::expect_no_crash(reader, npy(">f4", "(3, 2)", "ABCDEFGHIJKLABCDEFGHIJKL", true), 150);
 }
 
 }  // namespace

@@ -1,0 +1,20 @@
+#pragma once
+
+#include <string>
+
+#include "tplimit/report/comparison.hpp"
+#include "tplimit/report/results.hpp"
+#include "tplimit/report/text.hpp"
+
+/// Results as JSON for programs; docs/json.md describes the schema.  UTF-8, ends in a newline; no NaN or infinity: null.
+namespace tplimit {
+
+/// Of this library, such as "0.1.0".
+const char* version();
+
+std::string to_json(const LimitResult& limit, const ProgramInfo& program);
+std::string to_json(const SimulationResult& networks, const ProgramInfo& program);
+/// That of the limit, and "compare".
+std::string to_json(const Comparison& comparison, const ProgramInfo& program);
+
+}  // namespace tplimit

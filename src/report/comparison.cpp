@@ -1,0 +1,98 @@
+#include "tplimit/report/comparison.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tplimit/support/check.hpp"
+
+namespace tplimit {
+namespace {
+
+using Eigen::Index;
+using Eigen::VectorXd;
+
+VectorXd to_vector(const std::vector<double>& values) {
+  return Eigen::Map<const VectorXd>(values.data(), static_cast<Index>(values.size()));
+}
+
+WidthSamples samples_of(const SimulationResult& networks, std::size_t report) {
+  const auto& runs = networks.runs[report];
+  WidthSamples samples{static_cast<double>(networks.width), {}};
+  samples.values.resize(static_cast<Index>(runs.size()), static_cast<Index>(runs.at(0).size()));
+  for (std::size_t seed = 0; seed < runs.size(); ++seed)
+    samples.values.row(static_cast<Index>(seed)) = to_vector(runs[seed]).transpose();
+  return samples;
+}
+
+void average(std::vector<double>& into, const std::vector<const std::vector<double>*>& draws) {
+  std::fill(into.begin(), into.end(), 0.0);
+  for (const auto* draw : draws)
+    for (std::size_t j = 0; j < into.size(); ++j) into[j] += (*draw)[j] / static_cast<double>(draws.size());
+}
+
+}  // namespace
+
+Comparison compare(LimitResult limit, std::vector<SimulationResult> networks) {
+  Comparison out;
+  std::sort(networks.begin(), networks.end(), [](const auto& a, const auto& b) { return a.width < b.width; });
+  std::vector<Verdict> verdicts;
+  for (std::size_t k = 0; k < limit.reports.size(); ++k) {
+    const ReportResult& report = limit.reports[k];
+    out.reports.emplace_back();
+    if (report.method == Method::kSamples) continue;
+    TPLIMIT_CHECK(report.error.size() == report.value.size(), "an error for every number of '{}'", report.name);
+    std::vector<WidthSamples> samples;
+    for (const SimulationResult& width : networks) samples.push_back(samples_of(width, k));
+    const double dof = report.method == Method::kExact ? std::numeric_limits<double>::infinity()
+                                                       : static_cast<double>(limit.engine.randomisations - 1);
+    out.reports.back() = assess_convergence(to_vector(report.value), to_vector(report.error), samples, dof);
+    verdicts.push_back(out.reports.back()->verdict);
+  }
+  out.verdict = overall(verdicts);
+  out.limit = std::move(limit);
+  out.networks = std::move(networks);
+  return out;
+}
+
+LimitResult average_draws(std::vector<LimitResult> draws) {
+  TPLIMIT_CHECK(!draws.empty(), "at least one draw");
+  LimitResult out = draws[0];
+  if (draws.size() == 1) return out;
+  out.draws = static_cast<int>(draws.size());
+  out.largest_error = 0;
+  for (std::size_t k = 0; k < out.reports.size(); ++k) {
+    ReportResult& report = out.reports[k];
+    if (report.method == Method::kSamples) continue;
+    std::vector<const std::vector<double>*> values, errors;
+    for (const LimitResult& draw : draws) {
+      const ReportResult& own = draw.reports[k];
+      values.push_back(&own.value);
+      errors.push_back(&own.error);
+      for (std::size_t j = 0; j < own.unresolved.size(); ++j)
+        report.unresolved[j] = report.unresolved[j] || own.unresolved[j];
+    }
+    average(report.value, values);
+    average(report.error, errors);
+    report.spread.assign(report.value.size(), 0.0);
+    for (std::size_t j = 0; j < report.value.size(); ++j) {
+      for (const auto* value : values) report.spread[j] += std::pow((*value)[j] - report.value[j], 2);
+      report.spread[j] = std::sqrt(report.spread[j] / static_cast<double>(draws.size() - 1));
+    }
+    for (const double error : report.error) out.largest_error = std::max(out.largest_error, error);
+  }
+  out.expectations.clear();
+  out.time_s = 0;
+  for (std::size_t d = 0; d < draws.size(); ++d) {
+    for (ExpectResult& expect : draws[d].expectations) {
+      expect.iteration = fmt::format("draw {}{}{}", d, expect.iteration.empty() ? "" : ", ", expect.iteration);
+      out.expectations.push_back(std::move(expect));
+    }
+    out.time_s += draws[d].time_s;
+    out.peak_memory_bytes = std::max(out.peak_memory_bytes, draws[d].peak_memory_bytes);
+    out.engine.largest_rank = std::max(out.engine.largest_rank, draws[d].engine.largest_rank);
+    out.tolerance_missed = out.tolerance_missed || draws[d].tolerance_missed;
+  }
+  return out;
+}
+
+}  // namespace tplimit
