@@ -64,7 +64,7 @@ void NormalSpace::update(Opposite& o) const {
     k.conservativeResize(columns, r);
     const auto products = [&](std::int64_t first_row, std::int64_t row_count, std::int64_t first, std::int64_t count) {
       return Matrix(sum_over_chunks(executor_, o.q->chunks(), row_count, count, [&](std::int64_t c, Matrix& part) {
-               part.noalias() += columns_of(*members_[m].block, c, first_row, row_count).transpose() * columns_of(*o.q, c, first, count);
+               add_inner(part, columns_of(*members_[m].block, c, first_row, row_count), columns_of(*o.q, c, first, count));
              }) / static_cast<double>(rows_));
     };
     if (columns > old_rows && old_r > 0) {
@@ -89,7 +89,7 @@ void NormalSpace::project(Block& g, std::int64_t first, Opposite* opposite) cons
   std::vector<Matrix> a;
   for (const Member& m : members_)
     a.push_back(sum_over_chunks(executor_, g.chunks(), m.columns, count, [&](std::int64_t c, Matrix& part) {
-                  part.noalias() += columns_of(*m.block, c, 0, m.columns).transpose() * columns_of(g, c, first, count);
+                  add_inner(part, columns_of(*m.block, c, 0, m.columns), columns_of(g, c, first, count));
                 }) / static_cast<double>(rows_));
   Matrix w;
   if (opposite && opposite->q->columns() > 0) {
@@ -102,9 +102,9 @@ void NormalSpace::project(Block& g, std::int64_t first, Opposite* opposite) cons
     }
   }
   executor_.parallel(g.chunks(), [&](std::int64_t c) {
-    auto columns = columns_of(g, c, first, count);
-    for (std::size_t m = 0; m < members_.size(); ++m) columns.noalias() -= columns_of(*members_[m].block, c, 0, members_[m].columns) * a[m];
-    if (w.size() > 0) columns.noalias() -= all_columns(*opposite->q, c) * w;
+    const auto columns = columns_of(g, c, first, count);
+    for (std::size_t m = 0; m < members_.size(); ++m) add_times(columns, columns_of(*members_[m].block, c, 0, members_[m].columns), a[m], -1);
+    if (w.size() > 0) add_times(columns, all_columns(*opposite->q, c), w, -1);
   });
 }
 
@@ -112,7 +112,7 @@ void NormalSpace::whiten(Block& g, std::int64_t first) const {
   const std::int64_t count = g.columns() - first;
   const Matrix covariance = sum_over_chunks(executor_, g.chunks(), count, count, [&](std::int64_t c, Matrix& part) {
                               const auto x = columns_of(g, c, first, count);
-                              part.noalias() += x.transpose() * x;
+                              add_inner(part, x, x);
                             }) / static_cast<double>(rows_);
   const Eigen::LLT<Matrix> llt(covariance);
   multiply_columns(executor_, g, first, llt.matrixU().solve(Matrix::Identity(count, count)));

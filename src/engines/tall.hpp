@@ -4,6 +4,7 @@
 
 #include "engines/block.hpp"
 #include "engines/executor.hpp"
+#include "tplimit/math/tall_products.hpp"
 
 /// Products of tall blocks: averages over rows <a, b> = (1/rows) sum, and updates by small matrices.  All go chunk by
 /// chunk; partial sums are added in chunk order, so results do not depend on the number of threads.
@@ -17,6 +18,15 @@ using ChunkMap = Eigen::Map<Matrix, 0, Eigen::OuterStride<>>;
   return {b.chunk(c) + first * b.ld(), b.chunk_rows(c), count, Eigen::OuterStride<>(b.ld())};
 }
 [[nodiscard]] inline ChunkMap all_columns(const Block& b, std::int64_t c) { return columns_of(b, c, 0, b.columns()); }
+
+/// part += a' b.  (The maps' outer strides are their leading dimensions.)
+inline void add_inner(Eigen::Ref<Matrix> part, const ChunkMap& a, const ChunkMap& b) {
+  add_inner_products(a.rows(), a.data(), a.outerStride(), a.cols(), b.data(), b.outerStride(), b.cols(), part.data(), part.outerStride());
+}
+/// y += sign a w.
+inline void add_times(ChunkMap y, const ChunkMap& a, const Eigen::Ref<const Matrix>& w, double sign = 1) {
+  add_product(a.rows(), a.data(), a.outerStride(), a.cols(), w.data(), w.outerStride(), w.cols(), y.data(), y.outerStride(), sign);
+}
 
 /// Sums partial(c) over chunks, in order.  partial(c, out) adds chunk c's part to a zeroed rows x cols matrix.
 template <class F>
@@ -39,7 +49,7 @@ Matrix sum_over_chunks(const Executor& executor, std::int64_t chunks, Eigen::Ind
 /// <a[:, first..], b> = a' b / rows.
 inline Matrix inner(const Executor& executor, const Block& a, std::int64_t a_first, const Block& b, std::int64_t b_first = 0) {
   Matrix out = sum_over_chunks(executor, a.chunks(), a.columns() - a_first, b.columns() - b_first, [&](std::int64_t c, Matrix& part) {
-    part.noalias() += columns_of(a, c, a_first, a.columns() - a_first).transpose() * columns_of(b, c, b_first, b.columns() - b_first);
+    add_inner(part, columns_of(a, c, a_first, a.columns() - a_first), columns_of(b, c, b_first, b.columns() - b_first));
   });
   return out / static_cast<double>(a.rows());
 }

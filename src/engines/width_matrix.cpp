@@ -78,7 +78,7 @@ Matrix LazyMatrix::reveal(Side& side, const Block& x, std::uint32_t node, std::u
   // First sweep: <Q, x> and the norms of x.
   Matrix first = sum_over_chunks(executor_, chunks, r + 1, p, [&](std::int64_t c, Matrix& part) {
                    const auto xc = all_columns(x, c);
-                   if (r > 0) part.topRows(r).noalias() += all_columns(side.q, c).transpose() * xc;
+                   add_inner(part.topRows(r), all_columns(side.q, c), xc);
                    part.row(r) += xc.colwise().squaredNorm();
                  }) / m;
   const Eigen::VectorXd squared_norms = first.row(r).transpose();
@@ -90,9 +90,8 @@ Matrix LazyMatrix::reveal(Side& side, const Block& x, std::uint32_t node, std::u
     return Matrix(sum_over_chunks(executor_, chunks, gram ? p : r, p, [&](std::int64_t c, Matrix& part) {
              auto res = all_columns(residual, c);
              if (from_x) res = all_columns(x, c);
-             if (r > 0) res.noalias() -= all_columns(side.q, c) * coefficients;
-             if (gram) part.noalias() += res.transpose() * res;
-             else if (r > 0) part.noalias() += all_columns(side.q, c).transpose() * res;
+             add_times(res, columns_of(side.q, c, 0, r), coefficients, -1);
+             add_inner(part, gram ? res : columns_of(side.q, c, 0, r), res);
            }) / m);
   };
   Matrix gram;
@@ -121,14 +120,15 @@ Matrix LazyMatrix::reveal(Side& side, const Block& x, std::uint32_t node, std::u
     side.q.append(fresh);
     const Matrix again = sum_over_chunks(executor_, chunks, r + fresh, fresh, [&](std::int64_t c, Matrix& part) {
                            auto q = columns_of(side.q, c, r, fresh);
-                           q.noalias() = all_columns(residual, c) * to_directions;
-                           if (r > 0) part.topRows(r).noalias() += columns_of(side.q, c, 0, r).transpose() * q;
+                           q.setZero();
+                           add_times(q, all_columns(residual, c), to_directions);
+                           add_inner(part.topRows(r), columns_of(side.q, c, 0, r), q);
                          }) / m;
     const Matrix overlap = again.topRows(r);
     const Matrix near_identity = sum_over_chunks(executor_, chunks, fresh, fresh, [&](std::int64_t c, Matrix& part) {
                                    auto q = columns_of(side.q, c, r, fresh);
-                                   if (r > 0) q.noalias() -= columns_of(side.q, c, 0, r) * overlap;
-                                   part.noalias() += q.transpose() * q;
+                                   add_times(q, columns_of(side.q, c, 0, r), overlap, -1);
+                                   add_inner(part, q, q);
                                  }) / m;
     const Matrix second_lower = Eigen::LLT<Matrix>(near_identity).matrixL();
     multiply_columns(executor_, side.q, r, inverse_transposed(second_lower));
@@ -156,9 +156,9 @@ void LazyMatrix::apply(const MatrixVersion& w, bool transposed, const Block& x, 
   const Matrix on_fresh = w.scale * a;
   executor_.parallel(y.chunks(), [&](std::int64_t c) {
     auto out = all_columns(y, c);
-    if (side.f.columns() > 0) out.noalias() = all_columns(side.f, c) * on_fresh;
-    else out.setZero();
-    if (other.q.columns() > 0) out.noalias() += all_columns(other.q, c) * on_opposite;
+    out.setZero();
+    add_times(out, all_columns(side.f, c), on_fresh);
+    add_times(out, all_columns(other.q, c), on_opposite);
   });
 }
 
