@@ -1,15 +1,17 @@
 #pragma once
 
 #include <cstdint>
-#include <exception>
-#include <mutex>
+
+#include <tbb/parallel_for.h>
+#include <tbb/task_arena.h>
 
 namespace tplimit::engines {
 
 /// Runs f(i) for i in 0..count on up to `threads` threads.  What f computes may not depend on the thread.
+/// The caller works too and never waits for a thread that has not begun: a busy machine slows a run down in proportion only.
 class Executor {
  public:
-  explicit Executor(int threads) : threads_(threads < 1 ? 1 : threads) {}
+  explicit Executor(int threads) : threads_(threads < 1 ? 1 : threads), arena_(threads_) {}
   [[nodiscard]] int threads() const { return threads_; }
 
   template <class F>
@@ -18,22 +20,16 @@ class Executor {
       for (std::int64_t i = 0; i < count; ++i) f(i);
       return;
     }
-    std::exception_ptr error;
-    std::mutex mutex;
-#pragma omp parallel for num_threads(threads_) schedule(dynamic, 1)
-    for (std::int64_t i = 0; i < count; ++i) {
-      try {
-        f(i);
-      } catch (...) {  // exceptions may not leave a parallel region
-        const std::scoped_lock lock(mutex);
-        if (!error) error = std::current_exception();
-      }
-    }
-    if (error) std::rethrow_exception(error);
+    arena_.execute([&] {
+      tbb::parallel_for(tbb::blocked_range<std::int64_t>(0, count, 1), [&](const auto& range) {
+        for (std::int64_t i = range.begin(); i < range.end(); ++i) f(i);
+      }, tbb::simple_partitioner());
+    });
   }
 
  private:
   int threads_;
+  mutable tbb::task_arena arena_;
 };
 
 }  // namespace tplimit::engines

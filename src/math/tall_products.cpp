@@ -23,10 +23,10 @@ double sum_of_lanes(Pack p) {
 /// M columns of a against N columns of b: M N accumulators stay in registers while the rows stream by.
 template <int M, int N>
 void inner_tile(Index rows, const double* a, Index lda, const double* b, Index ldb, double* c, Index ldc) {
-  Pack acc[M][N] = {};
+  Pack acc[std::size_t{M}][std::size_t{N}] = {};
   const Index whole = rows - rows % kStep;
   for (Index i = 0; i < whole; i += kStep) {
-    Pack right[N];
+    Pack right[std::size_t{N}];
     for (int j = 0; j < N; ++j) right[j] = load(b + j * ldb + i);
     for (int k = 0; k < M; ++k) {
       const Pack left = load(a + k * lda + i);
@@ -55,9 +55,9 @@ void inner_columns(Index rows, const double* a, Index lda, Index m, const double
 /// R packs of rows by N columns of y += a w.
 template <int R, int N>
 void product_tile(const double* a, Index lda, Index m, const double* w, Index ldw, double* y, Index ldy, double sign) {
-  Pack acc[R][N] = {};
+  Pack acc[std::size_t{R}][std::size_t{N}] = {};
   for (Index k = 0; k < m; ++k) {
-    Pack left[R];
+    Pack left[std::size_t{R}];
     for (int r = 0; r < R; ++r) left[r] = load(a + k * lda + r * kStep);
     for (int j = 0; j < N; ++j) {
       const Pack weight = splat(w[k + j * ldw]);

@@ -38,7 +38,8 @@ std::string fixed(double x, int decimals) {
 std::string format_sample(double value) { return fmt::format("{:.6g}", value == 0 ? 0.0 : value); }
 std::string two_digits(double value) { return fmt::format("{:.2g}", value); }
 
-std::string plural(std::size_t count, std::string_view noun) {
+template <class Count>
+std::string plural(Count count, std::string_view noun) {
   return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
 }
 
@@ -281,7 +282,7 @@ std::string expectations(const LimitResult& limit, const Source& source) {
 
 std::string particles_text(const EngineInfo& engine) {
   return fmt::format("{} particles x {}, seed {}", engine.particles,
-                     plural(static_cast<std::size_t>(engine.randomisations), "randomisation"), engine.seed);
+                     plural(engine.randomisations, "randomisation"), engine.seed);
 }
 
 std::string heading(const ProgramInfo& program, std::string_view what) {
@@ -398,10 +399,9 @@ std::string to_text(const LimitResult& limit, const ProgramInfo& program, const 
 }
 
 std::string to_text(const SimulationResult& networks, const ProgramInfo& program, const TextOptions& options) {
-  const auto seeds = static_cast<std::size_t>(networks.seeds);
-  const std::string what = fmt::format("{} of width {}, {} matrices, seed {}", plural(seeds, "network"), networks.width,
+  const std::string what = fmt::format("{} of width {}, {} matrices, seed {}", plural(networks.seeds, "network"), networks.width,
                                        words::matrices(networks), networks.engine.seed);
-  return heading(program, what) + (seeds > 1 ? "mean over networks, its standard error in parentheses\n" : "") +
+  return heading(program, what) + (networks.seeds > 1 ? "mean over networks, its standard error in parentheses\n" : "") +
          conditional(program, networks.engine.seed, 1) + sections(networks.reports, options) +
          resources(networks.time_s, networks.peak_memory_bytes, networks.engine.largest_rank) + '\n';
 }
@@ -417,7 +417,7 @@ std::string to_text(const Comparison& all, const ProgramInfo& program, const Tex
   std::string out = heading(program, "limit of infinite width against finite networks");
   out += fmt::format("limit: {}\n", particles_text(all.limit.engine));
   if (!all.networks.empty())
-    out += fmt::format("networks: {} at each width ({})\n", plural(static_cast<std::size_t>(all.networks[0].seeds), "seed"), widths);
+    out += fmt::format("networks: {} at each width ({})\n", plural(all.networks[0].seeds, "seed"), widths);
   out += conditional(program, all.limit.engine.seed, 1);
   std::size_t compared = 0, agreeing = 0;
   for (std::size_t k = 0; k < all.reports.size(); ++k) {
