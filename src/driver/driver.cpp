@@ -374,14 +374,13 @@ class LimitEvaluation {
       out.reports.push_back(std::move(r));
     }
     for (const Expectation& e : program_.expectations) {
-      const std::size_t left = slot(e.left), right = slot(e.right);
-      const bool random = random_[e.left.value] || random_[e.right.value];
+      const std::size_t left = slot(e.left), right = slot(e.right), between = slot(e.difference);
+      const bool random = random_[e.difference.value];
       ExpectResult result{e.span, program_.contexts[e.context], ExpectStatus::kPassed, 0, 0, 0, e.tolerance};
       double worst = -1;
       for (std::size_t j = 0; j < pooled.value[left].size(); ++j) {
         const double a = pooled.value[left][j], b = pooled.value[right][j];
-        // Both sides come from the same runs; adding their errors is the safe side of their unknown correlation.
-        const double error = !random ? 0 : pooled.error.empty() ? std::numeric_limits<double>::infinity() : pooled.error[left][j] + pooled.error[right][j];
+        const double error = !random ? 0 : pooled.error.empty() ? std::numeric_limits<double>::infinity() : pooled.error[between][j];
         const double difference = std::abs(a - b);
         const ExpectStatus status = difference + 2 * error <= e.tolerance ? ExpectStatus::kPassed
                                     : difference > e.tolerance + 3 * error ? ExpectStatus::kFailed

@@ -55,6 +55,7 @@ std::vector<NodeId> outputs_of(const Program& program) {
   for (const auto& expectation : program.expectations) {
     outputs.push_back(expectation.left);
     outputs.push_back(expectation.right);
+    outputs.push_back(expectation.difference);
   }
   std::sort(outputs.begin(), outputs.end());
   outputs.erase(std::unique(outputs.begin(), outputs.end()), outputs.end());

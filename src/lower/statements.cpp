@@ -697,7 +697,8 @@ void Lowerer::on(const ast::Expect& s, Span span) {
   const double tolerance = plain_number(evaluate(*s.within), s.within->span, "a tolerance");
   if (!(tolerance >= 0)) fail("E2330", "a tolerance is not negative", s.within->span);
   const Dims dims = finite_dims(combine(Fn::kSub, {left, right}, span).axes);
-  program_.expectations.push_back({builder_.expand(left.node, false, dims), builder_.expand(right.node, false, dims), tolerance, span, context_});
+  const NodeId a = build(span).expand(left.node, false, dims), b = builder_.expand(right.node, false, dims);
+  program_.expectations.push_back({a, b, builder_.minus(a, b), tolerance, span, context_});
 }
 
 /// Reports of nested loops must fill a rectangular index set.

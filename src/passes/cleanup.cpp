@@ -44,6 +44,7 @@ Program erase_identities(const Program& program) {
     Expectation copy = expectation;
     copy.left = map[copy.left.value];
     copy.right = map[copy.right.value];
+    copy.difference = map[copy.difference.value];
     out.expectations.push_back(copy);
   }
   return out;

@@ -521,6 +521,7 @@ class Analysis {
       builder_.set_origin(expectation.span, expectation.context);
       copy.left = limit_of(expectation.left);
       copy.right = limit_of(expectation.right);
+      copy.difference = builder_.minus(copy.left, copy.right);
       out_.expectations.push_back(copy);
     }
     if (!errors.empty()) return errors;

@@ -35,6 +35,12 @@ std::string fixed(double x, int decimals) {
   return text;
 }
 
+/// "1.234(56)e-07" as "1.234e-07".
+std::string without_error(std::string number) {
+  const std::size_t open = number.find('(');
+  return open == std::string::npos ? number : number.erase(open, number.find(')') + 1 - open);
+}
+
 std::string format_sample(double value) { return fmt::format("{:.6g}", value == 0 ? 0.0 : value); }
 std::string two_digits(double value) { return fmt::format("{:.2g}", value); }
 
@@ -263,13 +269,12 @@ std::string expectations(const LimitResult& limit, const Source& source) {
   std::string out = worst.empty() ? "" : "\n";
   for (std::size_t k = 0; k < worst.size(); ++k) {
     const ExpectResult& e = *worst[k];
-    const bool failed = e.status == ExpectStatus::kFailed;
+    const bool failed = e.status == ExpectStatus::kFailed, known = std::isfinite(e.error);
+    const auto show = [&](double x) { return known ? format_number(x, e.error) : format_sample(x); };
     out += fmt::format("{:<9}  {}:{}: {}\n", failed ? "FAIL" : word(e.status), source.name(), source.line_of(e.span.begin),
                        one_line(source.text(e.span)));
-    const bool known = std::isfinite(e.error);
-    const std::string difference = known && e.error > 0 ? format_number(e.left - e.right, e.error) : format_sample(e.left - e.right);
-    out += fmt::format("           {} - {} = {}{}", format_sample(e.left), format_sample(e.right), difference,
-                       known ? "" : ", no error estimate: one randomisation");
+    out += fmt::format("           left {}, right {}, difference {}{}", without_error(show(e.left)), without_error(show(e.right)),
+                       show(e.left - e.right), known ? "" : ", no error estimate: one randomisation");
     if (!e.iteration.empty()) out += fmt::format(", worst at {}", e.iteration);
     if (e.status != ExpectStatus::kPassed && counts[k].first > 1)
       out += fmt::format("; {} of {} iterations {}", counts[k].second, counts[k].first, failed ? "fail" : "are undecided");
@@ -309,25 +314,31 @@ std::string resources(double time_s, double bytes, std::int64_t rank) {
 
 // ---- comparison ------------------------------------------------------------------------------------
 
-constexpr std::size_t kShownEntries = 3;
+constexpr std::size_t kThreeEntries = 100;  // columns that a table with three entries needs
 
-/// First, middle and last entry; of a series the first value of the first, middle and last iteration.
-std::vector<std::size_t> representatives(const ReportResult& r, bool full) {
+/// All entries if they are at most `most` or `full`; else the first, middle and last one, of a series the first value of the
+/// first, middle and last iteration.
+std::vector<std::size_t> representatives(const ReportResult& r, std::size_t most, bool full) {
   const std::size_t size = r.value.size(), iterations = product(loops_of(r));
   std::vector<std::size_t> out;
-  if (full || size <= kShownEntries) {
+  if (full || size <= most) {
     for (std::size_t j = 0; j < size; ++j) out.push_back(j);
     return out;
   }
-  const bool series = iterations >= kShownEntries;
+  const bool series = iterations >= most;
   const std::size_t count = series ? iterations : size, step = series ? size / iterations : 1;
-  return {0, count / 2 * step, (count - 1) * step};
+  for (std::size_t k = 0; k < most; ++k) out.push_back(k * (count - 1) / (most - 1) * step);
+  return out;
 }
 
 /// Widths downwards, the limit below them; `shown` entries sideways, each with mean and sd; at the end all entries.
 std::string width_table(const ReportResult& r, const Convergence& c, const std::vector<std::size_t>& shown,
                         const std::vector<SimulationResult>& networks, bool with_rms) {
-  std::vector<std::string> labels{"", "width"};
+  const bool scalar = c.entries.size() == 1;
+  const auto headings = [&](std::string over, std::string own) {
+    return scalar ? std::vector<std::string>{std::move(own)} : std::vector<std::string>{std::move(over), std::move(own)};
+  };
+  std::vector<std::string> labels = headings("", "width");
   for (const SimulationResult& width : networks) labels.push_back(fmt::format("{}", width.width));
   labels.emplace_back("limit");
   std::vector<std::vector<std::string>> columns{label_column(labels)};
@@ -340,8 +351,8 @@ std::string width_table(const ReportResult& r, const Convergence& c, const std::
       sd.push_back(two_digits(entry.sd[k]));
     }
     mean.push_back(values_of(r)(j));
-    columns.push_back(column({entry_label(r, j), "mean"}, mean));
-    columns.push_back(column({"", "sd"}, sd));
+    columns.push_back(column(headings(entry_label(r, j), "mean"), mean));
+    columns.push_back(column(headings("", "sd"), sd));
     columns.back().emplace_back();
   }
   if (with_rms) {
@@ -351,7 +362,7 @@ std::string width_table(const ReportResult& r, const Convergence& c, const std::
       for (const EntryConvergence& entry : c.entries) squares += entry.rms[k] * entry.rms[k];
       rms.push_back(two_digits(std::sqrt(squares / static_cast<double>(c.entries.size()))));
     }
-    columns.push_back(column({c.entries.size() > 1 ? fmt::format("all {}", c.entries.size()) : "", "rms deviation"}, rms));
+    columns.push_back(column(headings(fmt::format("all {}", c.entries.size()), "rms deviation"), rms));
     columns.back().emplace_back();
   }
   return join(columns);
@@ -360,11 +371,12 @@ std::string width_table(const ReportResult& r, const Convergence& c, const std::
 std::string section(const ReportResult& r, const std::optional<Convergence>& c, const Comparison& all, const TextOptions& options) {
   std::string out = fmt::format("\n{}{}{}{}\n", r.name, r.shape.empty() ? "" : "   ", describe(r), method_note(r));
   if (!c) return out + "    not compared: draws of coordinates differ from network to network\n";
-  const auto shown = representatives(r, options.full);
-  for (std::size_t begin = 0; begin < shown.size(); begin += kShownEntries) {
+  const std::size_t most = options.columns < kThreeEntries ? 2 : 3;
+  const auto shown = representatives(r, most, options.full);
+  for (std::size_t begin = 0; begin < shown.size(); begin += most) {
     const auto first = shown.begin() + static_cast<std::ptrdiff_t>(begin);
-    const auto last = shown.begin() + static_cast<std::ptrdiff_t>(std::min(begin + kShownEntries, shown.size()));
-    out += width_table(r, *c, {first, last}, all.networks, begin + kShownEntries >= shown.size());
+    const auto last = shown.begin() + static_cast<std::ptrdiff_t>(std::min(begin + most, shown.size()));
+    out += width_table(r, *c, {first, last}, all.networks, begin + most >= shown.size());
   }
   out += fmt::format("    {}: {}", word(c->verdict), c->reason);
   if (c->bias_slope) out += fmt::format(", bias slope {:.2f} +- {:.2f}", c->bias_slope->slope, c->bias_slope->error);

@@ -118,6 +118,7 @@ struct Report {
 /// `expect left == right within tolerance`, entrywise; both sides have one shape.
 struct Expectation {
   NodeId left, right;
+  NodeId difference;  ///< left - right, a node of its own so that its error is known
   double tolerance;
   Span span;
   std::uint32_t context = 0;
