@@ -1,5 +1,8 @@
 #include "engines/normal_space.hpp"
 
+#include <cmath>
+#include <numeric>
+
 #include <Eigen/Cholesky>
 
 #include "tplimit/math/normals.hpp"
@@ -7,14 +10,32 @@
 namespace tplimit::engines {
 namespace {
 
-/// A pseudo-inverse of a positive semidefinite matrix by pivoted Cholesky: directions below `floor` are left alone.
-Matrix solve_semidefinite(const Matrix& a, const Matrix& b, double floor) {
-  const Eigen::LDLT<Matrix> ldlt(a);
-  Matrix x = ldlt.transpositionsP() * b;
-  ldlt.matrixL().solveInPlace(x);
-  for (Eigen::Index i = 0; i < x.rows(); ++i) x.row(i) *= ldlt.vectorD()(i) > floor ? 1 / ldlt.vectorD()(i) : 0.0;
-  ldlt.matrixU().solveInPlace(x);
-  return ldlt.transpositionsP().transpose() * x;
+/// Some x with a x = b for a positive semidefinite `a` and b in its range: Cholesky with diagonal pivoting that ends when no
+/// diagonal entry is above `floor`, so that rounding noise is never divided by.  (A plain LDL' does divide by it.)
+Matrix solve_semidefinite(Matrix a, const Matrix& b, double floor) {
+  std::vector<Eigen::Index> order(static_cast<std::size_t>(a.rows()));
+  std::iota(order.begin(), order.end(), Eigen::Index{0});
+  Eigen::Index rank = 0;
+  for (; rank < a.rows(); ++rank) {
+    Eigen::Index pivot = 0;
+    if (!(a.diagonal().tail(a.rows() - rank).maxCoeff(&pivot) > floor)) break;
+    pivot += rank;
+    std::swap(order[static_cast<std::size_t>(rank)], order[static_cast<std::size_t>(pivot)]);
+    a.row(rank).swap(a.row(pivot));
+    a.col(rank).swap(a.col(pivot));
+    const Eigen::Index rest = a.rows() - rank - 1;
+    a(rank, rank) = std::sqrt(a(rank, rank));
+    a.col(rank).tail(rest) /= a(rank, rank);
+    a.bottomRightCorner(rest, rest).noalias() -= a.col(rank).tail(rest) * a.col(rank).tail(rest).transpose();
+  }
+  Matrix y(rank, b.cols());
+  for (Eigen::Index i = 0; i < rank; ++i) y.row(i) = b.row(order[static_cast<std::size_t>(i)]);
+  const auto factor = a.topLeftCorner(rank, rank).triangularView<Eigen::Lower>();
+  factor.solveInPlace(y);
+  factor.adjoint().solveInPlace(y);
+  Matrix x = Matrix::Zero(b.rows(), b.cols());
+  for (Eigen::Index i = 0; i < rank; ++i) x.row(order[static_cast<std::size_t>(i)]) = y.row(i);
+  return x;
 }
 
 }  // namespace

@@ -42,7 +42,13 @@ std::string without_error(std::string number) {
 }
 
 std::string format_sample(double value) { return fmt::format("{:.6g}", value == 0 ? 0.0 : value); }
-std::string two_digits(double value) { return fmt::format("{:.2g}", value); }
+
+std::string two_digits(double value) {
+  if (value == 0) return "0";
+  std::string text = fmt::format("{:#.2g}", value);
+  if (text.back() == '.') text.pop_back();
+  return text;
+}
 
 template <class Count>
 std::string plural(Count count, std::string_view noun) {
@@ -271,9 +277,10 @@ std::string expectations(const LimitResult& limit, const Source& source) {
     const ExpectResult& e = *worst[k];
     const bool failed = e.status == ExpectStatus::kFailed, known = std::isfinite(e.error);
     const auto show = [&](double x) { return known ? format_number(x, e.error) : format_sample(x); };
+    const auto side = [&](double x) { return x == 0 ? std::string("0") : without_error(show(x)); };
     out += fmt::format("{:<9}  {}:{}: {}\n", failed ? "FAIL" : word(e.status), source.name(), source.line_of(e.span.begin),
                        one_line(source.text(e.span)));
-    out += fmt::format("           left {}, right {}, difference {}{}", without_error(show(e.left)), without_error(show(e.right)),
+    out += fmt::format("           left {}, right {}, difference {}{}", side(e.left), side(e.right),
                        show(e.left - e.right), known ? "" : ", no error estimate: one randomisation");
     if (!e.iteration.empty()) out += fmt::format(", worst at {}", e.iteration);
     if (e.status != ExpectStatus::kPassed && counts[k].first > 1)
@@ -379,7 +386,7 @@ std::string section(const ReportResult& r, const std::optional<Convergence>& c, 
     out += width_table(r, *c, {first, last}, all.networks, begin + most >= shown.size());
   }
   out += fmt::format("    {}: {}", word(c->verdict), c->reason);
-  if (c->bias_slope) out += fmt::format(", bias slope {:.2f} +- {:.2f}", c->bias_slope->slope, c->bias_slope->error);
+  if (c->bias_slope) out += fmt::format("; bias slope {:.2f} +- {:.2f}", c->bias_slope->slope, c->bias_slope->error);
   return out + '\n';
 }
 
@@ -434,8 +441,8 @@ std::string to_text(const Comparison& all, const ProgramInfo& program, const Tex
   std::size_t compared = 0, agreeing = 0;
   for (std::size_t k = 0; k < all.reports.size(); ++k) {
     out += section(all.limit.reports[k], all.reports[k], all, options);
-    compared += all.reports[k] ? 1 : 0;
-    agreeing += all.reports[k] && all.reports[k]->verdict == Verdict::kAgrees ? 1 : 0;
+    compared += all.reports[k] ? 1u : 0u;
+    agreeing += all.reports[k] && all.reports[k]->verdict == Verdict::kAgrees ? 1u : 0u;
   }
   out += expectations(all.limit, program.source);
   out += fmt::format("\noverall: {} ({} of {}); expected slopes: sd -0.5, bias |mean - limit| -1\n", word(all.verdict), agreeing,
