@@ -38,16 +38,6 @@ double peak_memory() {
   return static_cast<double>(usage.ru_maxrss) * 1024;
 }
 
-const char* to_string(Method method) {
-  switch (method) {
-    case Method::kExact: return "exact";
-    case Method::kParticles: return "particles";
-    case Method::kNetworks: return "networks";
-    case Method::kSamples: return "samples";
-  }
-  return "?";
-}
-
 Result<Module> parse(Source source, const LowerOptions& options) {
   auto ast = parse_syntax(source);
   if (!ast) return ast.errors();

@@ -2,6 +2,7 @@
 #include <bit>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/ir/program.hpp"
@@ -111,8 +112,24 @@ Builder::Builder(Program& program) : program_(program) {
   if (program_.contexts.empty()) program_.contexts.emplace_back();
   for (std::size_t k = 0; k < program_.nodes.size(); ++k) {
     const Node& node = program_.nodes[k];
-    table_.emplace(hash_of(node.op, node.type, node.in), static_cast<std::uint32_t>(k));
+    remember(hash_of(node.op, node.type, node.in), {static_cast<std::uint32_t>(k)});
   }
+}
+
+void Builder::remember(std::uint64_t hash, NodeId node) {
+  if (2 * (taken_ + 1) > table_.size()) grow_table();
+  const std::size_t mask = table_.size() - 1;
+  std::size_t at = static_cast<std::size_t>(hash) & mask;
+  while (table_[at].node.valid()) at = (at + 1) & mask;
+  table_[at] = {hash, node};
+  ++taken_;
+}
+
+void Builder::grow_table() {
+  const std::vector<Slot> old = std::exchange(table_, std::vector<Slot>(std::max<std::size_t>(256, 4 * table_.size())));
+  taken_ = 0;
+  for (const Slot& slot : old)
+    if (slot.node.valid()) remember(slot.hash, slot.node);
 }
 
 const std::vector<double>* Builder::constant_values(NodeId id) const {
@@ -128,14 +145,17 @@ bool Builder::is_zero(NodeId id) const {
 
 NodeId Builder::append(Op op, Type type, std::vector<NodeId> in) {
   const std::uint64_t hash = hash_of(op, type, in);
-  const auto [begin, end] = table_.equal_range(hash);
-  for (auto it = begin; it != end; ++it) {
-    const Node& other = program_.nodes[it->second];
-    if (other.in == in && other.type == type && same_op(op, other.op)) return {it->second};
+  if (!table_.empty()) {
+    const std::size_t mask = table_.size() - 1;
+    for (std::size_t at = static_cast<std::size_t>(hash) & mask; table_[at].node.valid(); at = (at + 1) & mask) {
+      if (table_[at].hash != hash) continue;
+      const Node& other = program_[table_[at].node];
+      if (other.in == in && other.type == type && same_op(op, other.op)) return table_[at].node;
+    }
   }
   const NodeId id{static_cast<std::uint32_t>(program_.nodes.size())};
   program_.nodes.push_back({std::move(op), std::move(type), std::move(in), span_, context_});
-  table_.emplace(hash, id.value);
+  remember(hash, id);
   return id;
 }
 

@@ -24,6 +24,26 @@ WidthSamples samples_of(const SimulationResult& networks, std::size_t report) {
   return samples;
 }
 
+/// Eigenvalues that meet 0 or a neighbour have no expansion in 1/n: they are shown, but decide nothing.
+Convergence assess(const ReportResult& report, const std::vector<WidthSamples>& samples, double limit_dof) {
+  const VectorXd limit = to_vector(report.value), error = to_vector(report.error);
+  Convergence all = assess_convergence(limit, error, samples, limit_dof);
+  std::vector<Index> resolved;
+  for (std::size_t j = 0; j < report.value.size(); ++j)
+    if (report.unresolved.empty() || !report.unresolved[j]) resolved.push_back(static_cast<Index>(j));
+  if (resolved.size() == report.value.size()) return all;
+  Convergence some;
+  some.reason = "no eigenvalue is resolved";
+  if (!resolved.empty()) {
+    std::vector<WidthSamples> selected;
+    for (const WidthSamples& sample : samples) selected.push_back({sample.width, sample.values(Eigen::all, resolved)});
+    some = assess_convergence(limit(resolved), error(resolved), selected, limit_dof);
+    some.reason += fmt::format("; {} of {} eigenvalues not resolved and left out", report.value.size() - resolved.size(), report.value.size());
+  }
+  some.entries = std::move(all.entries);
+  return some;
+}
+
 void average(std::vector<double>& into, const std::vector<const std::vector<double>*>& draws) {
   std::fill(into.begin(), into.end(), 0.0);
   for (const auto* draw : draws)
@@ -45,7 +65,7 @@ Comparison compare(LimitResult limit, std::vector<SimulationResult> networks) {
     for (const SimulationResult& width : networks) samples.push_back(samples_of(width, k));
     const double dof = report.method == Method::kExact ? std::numeric_limits<double>::infinity()
                                                        : static_cast<double>(limit.engine.randomisations - 1);
-    out.reports.back() = assess_convergence(to_vector(report.value), to_vector(report.error), samples, dof);
+    out.reports.back() = assess(report, samples, dof);
     verdicts.push_back(out.reports.back()->verdict);
   }
   out.verdict = overall(verdicts);

@@ -23,6 +23,7 @@ constexpr int kSmallestFixed = -4;   // upwards and downwards
 constexpr std::size_t kHeadRows = 8, kTailRows = 4;  // shown of a long table
 constexpr std::size_t kMaxColumns = 8;               // shown of a wide one
 constexpr std::string_view kGap = "..";
+constexpr std::string_view kUnresolvedNote = "\n?  not resolved: within 3 errors of 0 or of a neighbour\n";
 
 // ---- numbers ---------------------------------------------------------------------------------------
 
@@ -167,6 +168,8 @@ Cell spread_of(const ReportResult& r) {
   return [&r](std::size_t j) { return fmt::format("{:.3g}", r.spread[j]); };
 }
 
+bool has_unresolved(const ReportResult& r) { return std::find(r.unresolved.begin(), r.unresolved.end(), true) != r.unresolved.end(); }
+
 std::string method_note(const ReportResult& r) {
   switch (r.method) {
     case Method::kExact: return "   exact";
@@ -200,7 +203,7 @@ std::string table(const ReportResult& r, const Cell& cell, const TextOptions& op
   const auto layout = [&](const std::vector<std::optional<std::size_t>>& shown_columns) {
     std::vector<std::vector<std::string>> out = labels;
     for (const auto& c : shown_columns) {
-      const std::string heading = !c ? std::string(kGap) : series || axes.size() > 0 ? bracketed(unravel(*c, column_shape)) : "";
+      const std::string heading = c ? bracketed(unravel(*c, column_shape)) : std::string(kGap);
       std::vector<std::string> cells;
       for (const auto& row : shown_rows) cells.push_back(row && c ? cell(*row * columns + *c) : std::string(kGap));
       out.push_back(column({heading}, cells));
@@ -241,9 +244,9 @@ std::string sections(const std::vector<ReportResult>& reports, const TextOptions
       out += table(r, values_of(r), options, cut);
       if (!r.spread.empty()) out += fmt::format("  spread of {} over draws\n", r.name) + table(r, spread_of(r), options, cut);
     }
-    unresolved = unresolved || std::find(r.unresolved.begin(), r.unresolved.end(), true) != r.unresolved.end();
+    unresolved = unresolved || has_unresolved(r);
   }
-  if (unresolved) out += "\n?  not resolved: within 3 errors of 0 or of a neighbour\n";
+  if (unresolved) out += kUnresolvedNote;
   if (cut) out += fmt::format("\n{}  left out: --full prints everything, --out FILE.json writes it\n", kGap);
   return out;
 }
@@ -444,6 +447,7 @@ std::string to_text(const Comparison& all, const ProgramInfo& program, const Tex
     compared += all.reports[k] ? 1u : 0u;
     agreeing += all.reports[k] && all.reports[k]->verdict == Verdict::kAgrees ? 1u : 0u;
   }
+  if (std::any_of(all.limit.reports.begin(), all.limit.reports.end(), has_unresolved)) out += kUnresolvedNote;
   out += expectations(all.limit, program.source);
   out += fmt::format("\noverall: {} ({} of {}); expected slopes: sd -0.5, bias |mean - limit| -1\n", word(all.verdict), agreeing,
                      plural(compared, "report"));

@@ -36,7 +36,6 @@ class RandomModel {
     bool averages = true;     ///< E(..), gram and v @ z enter later maps
     bool shapes = true;       ///< slices, stacks, einsum, products with finite matrices
     bool rational = true;     ///< quotients, roots, powers
-    bool stops = true;
     std::vector<std::string> maps{"tanh", "sigmoid", "softplus", "silu", "gelu", "gelu_tanh", "erf", "sin", "cos", "elu"};
   };
 
@@ -128,8 +127,8 @@ class RandomModel {
           default: return keep(fmt::format("(1.5 + {})^{}", bounded(), dice_.pick({"-1", "3", "2.5", "-0.5"})));
         }
       case 12:
-        if (!allowed_.stops) return add_layer();
-        return keep(fmt::format("stop({}) * {}", bounded(), bounded()));
+        if (!allowed_.shapes) return add_layer();
+        return keep(fmt::format("concat({0}[1..{2}], {1}[0..1])", feature(), bounded(), samples_));
       default: return add_output();
     }
   }

@@ -5,7 +5,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <variant>
 #include <vector>
 
@@ -193,8 +192,18 @@ class Builder {
   [[nodiscard]] std::optional<NodeId> fold(const Op& op, const std::vector<NodeId>& in, const Type& type);
   NodeId append(Op op, Type type, std::vector<NodeId> in);
 
+  /// Hash table of the nodes by content, with open addressing: one probe is one cache line, where a chained table
+  /// allocates and chases a pointer per node.
+  struct Slot {
+    std::uint64_t hash = 0;
+    NodeId node;  ///< invalid: free
+  };
+  void remember(std::uint64_t hash, NodeId node);
+  void grow_table();
+
   Program& program_;
-  std::unordered_multimap<std::uint64_t, std::uint32_t> table_;
+  std::vector<Slot> table_;  ///< a power of two of slots, at most half of them taken
+  std::size_t taken_ = 0;
   Span span_;
   std::uint32_t context_ = 0;
 };

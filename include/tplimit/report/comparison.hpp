@@ -16,7 +16,7 @@ struct Comparison {
   Verdict verdict = Verdict::kInconclusive;         ///< over all reports
 };
 
-/// Sets networks beside the limit of the same program.
+/// Sets networks beside the limit of the same program.  Eigenvalues that are not resolved decide no verdict.
 /// Needs: different widths, at least 2 seeds each, at least 2 randomisations.
 /// Errors: InternalError where `Needs` is broken.  Cost: that of assess_convergence per report.
 Comparison compare(LimitResult limit, std::vector<SimulationResult> networks);
