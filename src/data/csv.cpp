@@ -7,7 +7,7 @@
 #include <string_view>
 #include <vector>
 
-#include "common.hpp"
+#include "data/common.hpp"
 #include "tplimit/data/table.hpp"
 
 namespace tplimit {

@@ -4,7 +4,7 @@
 #include <string>
 #include <string_view>
 
-#include "common.hpp"
+#include "data/common.hpp"
 #include "tplimit/data/table.hpp"
 
 namespace tplimit {

@@ -12,7 +12,7 @@
 
 #include <boost/random/sobol.hpp>
 
-#include "simd.hpp"
+#include "math/simd.hpp"
 #include "tplimit/support/check.hpp"
 
 // Integers, and doubles through + - * / sqrt without fused multiply-add: a normal has the same bits on every machine (given

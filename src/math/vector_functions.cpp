@@ -5,7 +5,7 @@
 #include <cstdint>
 #include <limits>
 
-#include "simd.hpp"
+#include "math/simd.hpp"
 
 #if defined(__x86_64__)
 #include <sleef.h>

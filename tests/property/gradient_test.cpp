@@ -18,6 +18,7 @@ namespace {
 constexpr int kSamples = 3;
 constexpr int kWidth = 16;
 constexpr double kStep = 1e-3;
+constexpr double kFineStep = 1e-5;  // rarely crosses a kink
 /// Relative to the sum of the sizes of the parts: h^4 f^(5) / 30 of the four-point formula with h = 1e-3, and rounding
 /// 1e-16 / h, both leave a margin of three digits.
 constexpr double kTolerance = 1e-6;
@@ -58,7 +59,7 @@ std::string preamble(Dice& dice) {
 
 /// `value` is an expression that gives a scalar from the parameters as they stand; `before` are statements run first, at
 /// the shifted parameters.  Reports the value at 0, +-h, +-2h and the inner product of gradient and direction, by parameter.
-std::string with_differences(const std::string& head, const std::string& before, const std::string& value) {
+std::string with_differences(const std::string& head, const std::string& before, const std::string& value, double step = kStep) {
   std::string text = head;
   for (const Parameter& p : kParameters) text += fmt::format("{0}0 = {0}\n", p.name);
   text += before + fmt::format("value = {}\n", value);
@@ -72,7 +73,7 @@ std::string with_differences(const std::string& head, const std::string& before,
   }
   text += "report value\n";
   for (const int k : {1, -1, 2, -2}) {
-    const double h = k * kStep;
+    const double h = k * step;
     for (const Parameter& p : kParameters) {
       if (p.kind == Parameter::kMatrix) text += fmt::format("{0} = {0}0 + ({1} / n) * outer(l{0}, r{0})\n", p.name, h);
       else text += fmt::format("{0} = {0}0 + {1} * d{0}\n", p.name, h);
@@ -87,7 +88,7 @@ struct Outcome {
   bool usable = true;
 };
 
-Outcome measure(const std::string& text, bool kinks = false) {
+Outcome measure(const std::string& text, bool kinks = false, double step = kStep) {
   const SimulationResult r = networks_of(text, kWidth, 1, Matrices::kDense);
   const auto value = [&](const std::string& name) { return report(r, name).value[0]; };
   Outcome out;
@@ -96,10 +97,10 @@ Outcome measure(const std::string& text, bool kinks = false) {
     out.gradient += part;
     out.size += std::abs(part);
   }
-  const double narrow = (value("atp1") - value("atm1")) / (2 * kStep), wide = (value("atp2") - value("atm2")) / (4 * kStep);
+  const double narrow = (value("atp1") - value("atm1")) / (2 * step), wide = (value("atp2") - value("atm2")) / (4 * step);
   out.difference = (4 * narrow - wide) / 3;
   // A kink between the points spoils the fourth order: the two differences then say by how much.  Rounding: 1e-15 |value| / h.
-  out.uncertainty = (kinks ? 1.0 : 1e-3) * std::abs(narrow - wide) + 1e-12 * std::abs(value("value"));
+  out.uncertainty = (kinks ? 1.0 : 1e-3) * std::abs(narrow - wide) + 2e-15 / step * std::abs(value("value"));
   out.usable = std::isfinite(out.gradient) && out.size < 1e4 && out.size > 1e-6;
   return out;
 }
@@ -183,12 +184,12 @@ TEST(Gradient, IsTheOneSidedDerivativeBesideAKink) {
     const std::string k = model.line(expression);
     const std::string loss = model.line(fmt::format("mean(E({} * {})) + mse(v @ {} / n, y)", k, model.bounded(), k));
     const std::string head = preamble(dice) + fmt::format("model loss(x) {{\n{}  return {}\n}}\n", model.text(), loss);
-    const std::string text = with_differences(head, "", "loss(X)");
+    const std::string text = with_differences(head, "", "loss(X)", kFineStep);
     SCOPED_TRACE(fmt::format("seed {}: {}", seed, kinked[seed / 2]));
-    const Outcome o = measure(text, true);
+    const Outcome o = measure(text, true, kFineStep);
     EXPECT_TRUE(o.usable);
     expect_agreement(o, text);
-    sharp += o.uncertainty < 1e-4 * o.size;
+    sharp += o.uncertainty < 1e-6 * o.size;
     if (HasFailure()) return;
   }
   EXPECT_GE(sharp, static_cast<int>(kinked.size()));
