@@ -122,7 +122,7 @@ class Reverse {
   }
 
   /// Sums a cotangent over the axes along which `type` was broadcast.
-  NodeId unbroadcast(NodeId g, const Type& type) {
+  NodeId unbroadcast(NodeId g, const Type type) {  // by value: the types of the program move as it grows
     if (b_.type(g).width && !type.width) g = b_.scale(1, 1, b_.average(g));
     while (b_.type(g).dims.size() > type.dims.size()) g = b_.sum(g, 0);
     for (std::size_t k = 0; k < type.dims.size(); ++k) {
@@ -159,7 +159,7 @@ class Reverse {
             [&](const Average&) { accumulate(node.in[0], b_.scale(1, -1, dy)); },
             [&](const ReduceSum& r) { accumulate(node.in[0], spread(dy, r.axis, b_.type(node.in[0]).dims)); },
             [&](const ReduceMax& r) {
-              const Dims& dims = b_.type(node.in[0]).dims;
+              const Dims dims = b_.type(node.in[0]).dims;
               const NodeId is_max = b_.map(Fn::kEqual, {node.in[0], spread(id, r.axis, dims)});
               accumulate(node.in[0], b_.times(is_max, spread(dy, r.axis, dims)));
             },
@@ -211,7 +211,7 @@ class Reverse {
   NodeId widen_if(bool yes, NodeId x) { return yes ? widen(x, b_.type(x).dims) : x; }
 
   /// Repeats a value along a removed axis.
-  NodeId spread(NodeId x, int axis, const Dims& dims) {
+  NodeId spread(NodeId x, int axis, const Dims dims) {
     Dims with_one = dims;
     with_one[static_cast<std::size_t>(axis)] = 1;
     const NodeId shaped = b_.reshape(x, with_one);

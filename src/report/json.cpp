@@ -33,11 +33,18 @@ Json nested(const std::vector<std::int64_t>& shape, const std::vector<double>& v
   return nested(shape, [&](std::size_t j) { return number(values[j]); });
 }
 
-/// Objects and arrays of arrays are broken into lines, arrays of plain values are not.
+std::string on_one_line(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+
+/// Arrays of plain values stand on one line, so do short objects of them; everything else is broken into lines.
 void print(const Json& json, std::size_t indent, std::string& out) {
-  const auto plain = [](const Json& item) { return item.is_primitive(); };
-  if (json.is_primitive() || json.empty() || (json.is_array() && std::all_of(json.begin(), json.end(), plain))) {
-    out += json.dump(-1, ' ', false, Json::error_handler_t::replace);
+  constexpr std::size_t kShort = 80;
+  const bool plain = std::all_of(json.begin(), json.end(), [](const Json& item) { return item.is_primitive(); });
+  if (json.is_primitive() || (plain && json.is_array())) {
+    out += on_one_line(json);
+    return;
+  }
+  if (const std::string line = plain ? on_one_line(json) : ""; plain && line.size() <= kShort) {
+    out += line;
     return;
   }
   const std::string line = '\n' + std::string(indent + 2, ' ');
@@ -46,7 +53,7 @@ void print(const Json& json, std::size_t indent, std::string& out) {
   for (const auto& [key, item] : json.items()) {
     out += (first ? "" : ",") + line;
     first = false;
-    if (json.is_object()) out += Json(key).dump(-1, ' ', false, Json::error_handler_t::replace) + ": ";
+    if (json.is_object()) out += on_one_line(key) + ": ";
     print(item, indent + 2, out);
   }
   out += '\n' + std::string(indent, ' ') + (json.is_array() ? ']' : '}');
