@@ -2,7 +2,7 @@
 add_library(tplimit_options INTERFACE)
 target_compile_options(tplimit_options INTERFACE
   -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wold-style-cast -Wno-missing-field-initializers
-  -Wno-maybe-uninitialized -Wno-uninitialized  # g++ 12 cries wolf in its own AVX-512 headers (GCC bug 105593)
+  -Wno-maybe-uninitialized -Wno-uninitialized -Wno-restrict  # g++ 12 cries wolf: AVX-512 headers (PR 105593), std::string (PR 105651)
   -ffp-contract=off  # results must not depend on which products a compiler fuses
   $<$<BOOL:${TPLIMIT_NATIVE}>:-march=native>
   $<$<BOOL:${TPLIMIT_WARNINGS_AS_ERRORS}>:-Werror>)

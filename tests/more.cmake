@@ -1,3 +1,5 @@
 # Programs against theory and against each other: gradients, limits, laws.
 tplimit_test(gradient_test LABEL property LINK tplimit::driver tplimit::math
   SOURCES property/gradient_test.cpp)
+tplimit_test(limit_against_networks_test LABEL property LINK tplimit::driver tplimit::math
+  SOURCES property/limit_against_networks_test.cpp)

@@ -1,21 +1,164 @@
 #include <cstdio>
+#include <exception>
+#include <limits>
+#include <new>
+
+#include <CLI/CLI.hpp>
 #include <fmt/format.h>
-#include "tplimit/driver/driver.hpp"
-using namespace tplimit;
+
+#include "cli/commands.hpp"
+#include "cli/numbers.hpp"
+#include "tplimit/report/json.hpp"
+
+namespace tplimit::cli {
+namespace {
+
+constexpr std::int64_t kMost = 1'000'000;
+constexpr double kInfinity = std::numeric_limits<double>::infinity();
+
+using Assignments = std::vector<std::pair<std::string, std::string>>;
+
+/// An option whose text is turned into a value by `parse(name, text)`.
+template <class Target, class Parse>
+void add(CLI::App& app, const std::string& name, const char* type, Target& target, const std::string& help, Parse parse) {
+  const auto take = [name, &target, parse](const std::string& text) { target = parse(name, text); };
+  app.add_option_function<std::string>(name, take, help)->type_name(type);
+}
+
+auto count(std::int64_t least, std::int64_t most) {
+  return [=](const std::string& name, const std::string& text) { return parse_count(name, text, least, most); };
+}
+auto small_count(std::int64_t least) {
+  return [=](const std::string& name, const std::string& text) { return static_cast<int>(parse_count(name, text, least, kMost)); };
+}
+auto real(double least, double most) {
+  return [=](const std::string& name, const std::string& text) { return parse_real(name, text, least, most); };
+}
+
+Matrices parse_matrices(const std::string& name, const std::string& text) {
+  if (text == "auto") return Matrices::kAuto;
+  if (text == "dense") return Matrices::kDense;
+  if (text == "lazy") return Matrices::kLazy;
+  throw CLI::ValidationError(name, fmt::format("'{}' is not one of auto, dense, lazy", text));
+}
+
+void add_assignments(CLI::App& app, const std::string& name, const char* type, Assignments& target, const std::string& help) {
+  const auto take = [name, &target](const std::vector<std::string>& texts) {
+    for (const std::string& text : texts) {
+      auto assignment = parse_assignment(name, text);
+      for (const auto& [earlier, value] : target)
+        if (earlier == assignment.first) throw CLI::ValidationError(name, fmt::format("'{}' is given twice", earlier));
+      target.push_back(std::move(assignment));
+    }
+  };
+  app.add_option_function<std::vector<std::string>>(name, take, help)->type_name(type)->allow_extra_args(false);
+}
+
+void add_program(CLI::App& app, Options& o) {
+  app.add_option("FILE", o.files, "The program (.tp)")->required()->expected(1)->type_name("");
+  add_assignments(app, "--set", "NAME=VALUE", o.lower.constants, "Replace a constant of the program; may be repeated");
+  add_assignments(app, "--data", "NAME=FILE", o.lower.data_files, "Read the data of this name from another file; may be repeated");
+}
+
+void add_running(CLI::App& app, Options& o) {
+  add(app, "--seed", "N", o.lower.seed, "Of everything random; default 0", parse_seed);
+  add(app, "--threads", "N", o.evaluate.threads, "Default 0: all cores.  Results do not depend on it", small_count(0));
+  add(app, "--memory", "BYTES", o.evaluate.memory_bytes, "Refuse to use more, as in 4G; default: 80 % of the machine's", parse_bytes);
+  app.add_option("--out", o.out, "Write all numbers to this JSON file")->type_name("FILE");
+  app.add_flag("--quiet", o.quiet, "Print errors only");
+  app.add_flag("--full", o.full, "Print every number of large arrays");
+}
+
+void add_limit(CLI::App& app, Options& o, std::int64_t least_randomisations) {
+  add(app, "--particles", "N", o.evaluate.particles, "Samples that stand for the infinite width, as in 65536, 64k or 1e5; default 16384",
+      count(8, std::int64_t{1} << 31));
+  add(app, "--randomisations", "N", o.evaluate.randomisations, "Independent repetitions, from which errors are estimated; default 8",
+      small_count(least_randomisations));
+  add(app, "--tol", "X", o.evaluate.tolerance, "Double the particles until every error is below this",
+      real(std::numeric_limits<double>::min(), kInfinity));
+  add(app, "--rank-tol", "X", o.evaluate.rank_tol, "Drop new directions of a matrix below this relative size; default 1e-6", real(0, 1));
+}
+
+void add_networks(CLI::App& app, Options& o, int seeds, int least_seeds) {
+  o.simulate.seeds = seeds;
+  add(app, "--seeds", "K", o.simulate.seeds, fmt::format("Networks per width; default {}", seeds), small_count(least_seeds));
+  add(app, "--matrices", "KIND", o.simulate.matrices, "dense: stored; lazy: revealed product by product, the same law; default auto",
+      parse_matrices);
+}
+
+/// Parses, then runs the one command that was named.
+int dispatch(int argc, char** argv) {
+  CLI::App app("Infinite-width limits of neural networks, with error bars, and finite networks beside them", "tplimit");
+  app.set_version_flag("--version", fmt::format("tplimit {}", version()));
+  app.require_subcommand(1);
+  app.failure_message([](const CLI::App*, const CLI::Error& error) {
+    return fmt::format("tplimit: {}\nRun with --help for more information.\n", error.what());
+  });
+  Options for_run, for_simulate, for_compare, for_check, for_format;
+
+  CLI::App& run_app = *app.add_subcommand("run", "Compute the limit of infinite width");
+  add_program(run_app, for_run);
+  add_limit(run_app, for_run, 1);
+  add(run_app, "--draws", "K", for_run.draws, "Average over K draws of the random scalars and show their spread", small_count(1));
+  add_running(run_app, for_run);
+
+  CLI::App& simulate_app = *app.add_subcommand("simulate", "Run finite networks of one width");
+  add_program(simulate_app, for_simulate);
+  add(simulate_app, "--width", "N", for_simulate.simulate.width, "Width of the networks", count(1, kWidest));
+  simulate_app.get_option("--width")->required();
+  add_networks(simulate_app, for_simulate, 1, 1);
+  add_running(simulate_app, for_simulate);
+
+  CLI::App& compare_app = *app.add_subcommand("compare", "Set finite networks beside the limit: do they tend to it?");
+  add_program(compare_app, for_compare);
+  add(compare_app, "--widths", "N,N,..", for_compare.widths, "Widths of the networks, as in 128,512,2048", parse_widths);
+  compare_app.get_option("--widths")->required();
+  add_networks(compare_app, for_compare, 8, 2);
+  add_limit(compare_app, for_compare, 2);
+  add_running(compare_app, for_compare);
+
+  CLI::App& check_app = *app.add_subcommand("check", "Check a program and show the powers of the width, without numbers");
+  add_program(check_app, for_check);
+  check_app.add_flag("--quiet", for_check.quiet, "Print errors only");
+
+  CLI::App& format_app = *app.add_subcommand("fmt", "Print programs in canonical layout");
+  format_app.add_option("FILE", for_format.files, "Programs (.tp)")->required()->type_name("");
+  CLI::Option* in_place = format_app.add_flag("--in-place", for_format.in_place, "Rewrite the files");
+  format_app.add_flag("--check", for_format.only_check, "Only say which files would change; exit code 1 if any")->excludes(in_place);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    return app.exit(error) == 0 ? kDone : kUsage;
+  }
+  for (Options* o : {&for_run, &for_simulate, &for_compare}) {
+    o->evaluate.seed = o->simulate.seed = o->lower.seed;
+    o->simulate.threads = o->evaluate.threads;
+    o->simulate.memory_bytes = o->evaluate.memory_bytes;
+  }
+  if (run_app) return run(for_run);
+  if (simulate_app) return simulate(for_simulate);
+  if (compare_app) return compare(for_compare);
+  if (check_app) return check(for_check);
+  return format(for_format);
+}
+
+}  // namespace
+}  // namespace tplimit::cli
+
 int main(int argc, char** argv) {
-  LowerOptions lo; EvaluateOptions eo; SimulateOptions so; bool sim=false;
-  for (int i = 2; i + 1 < argc; i += 2) { std::string k = argv[i], v = argv[i+1];
-    if (k=="-m") eo.particles=std::stol(v); if (k=="-r") eo.randomisations=std::stoi(v); if (k=="-s") lo.constants.push_back({v.substr(0,v.find('=')), v.substr(v.find('=')+1)});
-    if (k=="-t") eo.threads=so.threads=std::stoi(v); if (k=="-w") {sim=true; so.width=std::stol(v);} if (k=="-n") so.seeds=std::stoi(v); if (k=="-x") so.matrices = v=="lazy"?Matrices::kLazy:v=="dense"?Matrices::kDense:Matrices::kAuto; if(k=="--seed") eo.seed=so.seed=std::stoul(v);}
-  auto m = parse_file(argv[1], lo);
-  Source src = m ? m->source : [&]{ FILE* f=fopen(argv[1],"rb"); std::string s; char b[4096]; size_t n; while((n=fread(b,1,4096,f))>0) s.append(b,n); return Source(argv[1], s);}();
-  if (!m) { fmt::print("{}", render(m.errors(), src)); return 1; }
-  if (sim) { auto r = simulate(*m, so); if (!r) { fmt::print("{}", render(r.errors(), src)); return 1;}
-    for (auto& rep : r->reports) { fmt::print("{}:", rep.name); for (size_t j=0;j<rep.value.size();++j) fmt::print(" {:.6g}({:.2g})", rep.value[j], rep.error.empty()?0:rep.error[j]); fmt::print("\n"); } fmt::print("time {} dense {}\n", r->time_s, r->dense); return 0; }
-  auto r = evaluate(*m, eo);
-  if (!r) { fmt::print("{}", render(r.errors(), src)); return 1; }
-  for (auto& w : r->warnings) fmt::print("{}", render(w, src));
-  for (auto& rep : r->reports) { fmt::print("{} [{}]:", rep.name, to_string(rep.method)); for (size_t j=0;j<rep.value.size();++j) fmt::print(" {:.10g}({:.2g})", rep.value[j], rep.error.empty()?0:rep.error[j]); fmt::print("\n"); }
-  for (auto& e : r->expectations) fmt::print("expect {}: {} vs {} +- {} tol {}\n", e.status==ExpectStatus::kPassed?"pass":e.status==ExpectStatus::kFailed?"FAIL":"undecided", e.left, e.right, e.error, e.tolerance);
-  fmt::print("time {:.2f} mem {:.0f} MB rank {}\n", r->time_s, r->peak_memory_bytes/1e6, r->engine.largest_rank);
+  using namespace tplimit::cli;
+  try {
+    const int code = dispatch(argc, argv);
+    if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return code;
+    fmt::print(stderr, "tplimit: cannot write to standard output\n");
+    return kUsage;
+  } catch (const std::bad_alloc&) {
+    fmt::print(stderr, "tplimit: out of memory; use fewer --particles or a smaller width\n");
+    return kRejected;
+  } catch (const std::exception& error) {
+    fmt::print(stderr, "tplimit: internal error: {}\nThis is a bug in tplimit: please report it with the program and the command line.\n",
+               error.what());
+    return kOurBug;
+  }
 }

@@ -10,6 +10,45 @@ namespace tplimit::lowering {
 
 using ir::Fn;
 
+namespace {
+
+/// How a builtin is written, for the help of E2109; coordinatewise functions of one argument need no entry.
+std::string form_of(const std::string& name) {
+  static const std::unordered_map<std::string, const char*> table{
+      {"E", "E(x)"},
+      {"gram", "gram(x) or gram(x, y)"},
+      {"mean", "mean(x) or mean(x, axis = k)"},
+      {"sum", "sum(x) or sum(x, axis = k)"},
+      {"max", "max(x), max(x, axis = k) or max(x, y)"},
+      {"min", "min(x), min(x, axis = k) or min(x, y)"},
+      {"clip", "clip(x, low, high)"},
+      {"where", "where(condition, a, b)"},
+      {"mod", "mod(x, y)"},
+      {"mse", "mse(output, target)"},
+      {"zeros", "zeros(a, b, ..)"},
+      {"ones", "ones(a, b, ..)"},
+      {"stack", "stack(x, y, ..)"},
+      {"concat", "concat(x, y, ..) or concat(x, y, .., axis = k)"},
+      {"stop", "stop(x)"},
+      {"eigvals", "eigvals(K)"},
+      {"min_eig", "min_eig(K)"},
+      {"trace", "trace(A)"},
+      {"norm", "norm(x)"},
+      {"samples", "samples(x, count)"},
+      {"hist", "hist(x, low = a, high = b, bins = k)"},
+      {"outer", "outer(d, x)"},
+      {"einsum", "einsum(\"pk,k->p\", a, b)"},
+      {"grad", "grad(loss, theta)"},
+      {"permutation", "permutation(size, seed)"},
+      {"one_hot", "one_hot(labels, classes)"},
+      {"leaky_relu", "leaky_relu(x) or leaky_relu(x, slope)"},
+      {"elu", "elu(x) or elu(x, a)"}};
+  const auto it = table.find(name);
+  return fmt::format("its form: {}", it == table.end() ? name + "(x)" : it->second);
+}
+
+}  // namespace
+
 const std::unordered_map<std::string, Fn>& Lowerer::unary_functions() {
   static const std::unordered_map<std::string, Fn> table{
       {"abs", Fn::kAbs},   {"sign", Fn::kSign}, {"step", Fn::kStep},   {"relu", Fn::kRelu},          {"leaky_relu", Fn::kLeakyRelu},
@@ -38,8 +77,12 @@ Lowerer::Arguments Lowerer::arguments(const ast::Call& call, Span span, std::siz
   Arguments a{call, span, {}, {}, {}};
   if (call.args.size() < least || call.args.size() > most)
     fail("E2109", fmt::format("'{}' takes {} argument{}, got {}", call.callee.name,
-                              least == most ? std::to_string(least) : most > 1000 ? fmt::format("at least {}", least) : fmt::format("{} to {}", least, most),
-                              most == 1 ? "" : "s", call.args.size()), span);
+                              least == most                ? std::to_string(least)
+                              : most > 1000                ? fmt::format("at least {}", least)
+                              : most == least + 1          ? fmt::format("{} or {}", least, most)
+                                                           : fmt::format("{} to {}", least, most),
+                              most == 1 || (most > 1000 && least == 1) ? "" : "s", call.args.size()), span, "", form_of(call.callee.name));
+  check_once(call.named);
   for (const auto& arg : call.args) {
     a.positional.push_back(evaluate(*arg));
     a.spans.push_back(arg->span);
@@ -48,9 +91,8 @@ Lowerer::Arguments Lowerer::arguments(const ast::Call& call, Span span, std::siz
     if (std::none_of(names.begin(), names.end(), [&](const char* n) { return named.name.name == n; })) {
       std::vector<std::string> known(names.begin(), names.end());
       fail("E2112", fmt::format("'{}' has no option '{}'", call.callee.name, named.name.name), named.name.span, "",
-           known.empty() ? "" : fmt::format("its options: {}", fmt::join(known, ", ")));
+           known.empty() ? form_of(call.callee.name) : fmt::format("its options: {}", fmt::join(known, ", ")));
     }
-    if (a.named.contains(named.name.name)) fail("E2113", fmt::format("option '{}' is given twice", named.name.name), named.name.span);
     a.named[named.name.name] = {evaluate(*named.value), named.value->span};
   }
   return a;
@@ -58,7 +100,11 @@ Lowerer::Arguments Lowerer::arguments(const ast::Call& call, Span span, std::siz
 
 std::optional<std::size_t> Lowerer::axis_argument(Arguments& a, const Tensor& x) {
   const auto it = a.named.find("axis");
-  if (it == a.named.end()) return std::nullopt;
+  if (it == a.named.end()) {
+    if (x.axes.size() == 1 && x.axes[0].width && a.call.callee.name != "concat")
+      fail("E2213", fmt::format("'{}' reduces finite axes, and there is none", a.call.callee.name), a.spans[0], "this has shape " + text(x.axes), "E(..) averages over the coordinates");
+    return std::nullopt;
+  }
   const auto& [value, where] = it->second;
   std::int64_t axis = integer(value, where, "an axis");
   const auto rank = static_cast<std::int64_t>(x.axes.size());
@@ -73,11 +119,23 @@ Value Lowerer::builtin_unary(const ast::Call& call, Span span, Fn fn) {
   const bool parametric = fn == Fn::kLeakyRelu || fn == Fn::kElu;
   Arguments a = arguments(call, span, 1, parametric ? 2 : 1, {});
   double parameter = fn == Fn::kLeakyRelu ? 0.01 : fn == Fn::kElu ? 1 : 0;
-  if (a.positional.size() == 2) parameter = plain_number(a.positional[1], a.spans[1], "the slope");
-  if (const auto* n = a.positional[0].as<Number>(); n && fn == Fn::kSqrt && n->power != 0 && n->value >= 0) return {Number{std::sqrt(n->value), n->power / 2}};
+  if (a.positional.size() == 2) {
+    parameter = plain_number(a.positional[1], a.spans[1], fn == Fn::kLeakyRelu ? "the slope" : "the parameter");
+    if (!std::isfinite(parameter)) fail("E2404", "this is not a finite number", a.spans[1]);
+  }
+  if (const auto* n = a.positional[0].as<Number>(); n && fn == Fn::kSqrt && n->power != 0 && n->value >= 0)
+    return {checked(Number{std::sqrt(n->value), n->power / 2}, span)};
+  separate_operands(a);
   Value out = elementwise(fn, {a.positional[0]}, span, parameter);
-  if (const auto* n = out.as<Number>(); n && std::isnan(n->value)) fail("E2404", fmt::format("{}({}) is not a real number", call.callee.name, a.positional[0].as<Number>()->value), span);
+  if (const auto *n = out.as<Number>(), *x = a.positional[0].as<Number>(); n && x && !std::isfinite(n->value) && std::isfinite(x->value))
+    fail("E2404", fmt::format("{}({}) is not a finite number", call.callee.name, x->value), span);
   return out;
+}
+
+/// Rejects what is no number or array at the argument itself, not at the whole call.
+void Lowerer::separate_operands(Arguments& a) {
+  for (std::size_t k = 0; k < a.positional.size(); ++k)
+    if (!a.positional[k].as<Number>()) a.positional[k] = {tensor(a.positional[k], a.spans[k])};
 }
 
 Value Lowerer::builtin_average(Arguments& in) {
@@ -91,7 +149,8 @@ Value Lowerer::builtin_gram(Arguments& in) {
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   const Tensor y = a.positional.size() == 2 ? tensor(a.positional[1], a.spans[1]) : x;
   for (const Tensor* t : {&x, &y})
-    if (!has_width(t->axes)) fail("E2214", "gram averages over a width axis", a.span, "this has shape " + text(t->axes));
+    if (!has_width(t->axes))
+      fail("E2214", "gram averages over a width axis", t == &x ? a.spans[0] : a.spans[1], "this has shape " + text(t->axes), "for finite values use einsum, or A @ A");
   const Dims dx = finite_dims(x.axes), dy = finite_dims(y.axes);
   if (dx.size() != dy.size() || (!dx.empty() && !std::equal(dx.begin(), dx.end() - 1, dy.begin())))
     fail("E2202", "shapes do not fit together in gram", a.span, fmt::format("{} and {}", text(x.axes), text(y.axes)),
@@ -99,6 +158,7 @@ Value Lowerer::builtin_gram(Arguments& in) {
   const int batch = dx.empty() ? 0 : static_cast<int>(dx.size()) - 1;
   Dims dims(dx);
   if (!dy.empty()) dims.push_back(dy.back());
+  check_size(dims, a.span);
   return {Tensor{build(a.span).contract(x.node, y.node, batch, 0, true), finite_axes(dims)}};
 }
 
@@ -139,7 +199,7 @@ Value Lowerer::builtin_mean(Arguments& in) {
 
 Value Lowerer::builtin_max(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 1, 2, {"axis"});
-  if (a.positional.size() == 2) return elementwise(Fn::kMax, a.positional, a.span);
+  if (a.positional.size() == 2) return coordinatewise(a, Fn::kMax);
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   build(a.span);
   return {reduce(x, axis_argument(a, x), true)};
@@ -147,7 +207,7 @@ Value Lowerer::builtin_max(Arguments& in) {
 
 Value Lowerer::builtin_min(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 1, 2, {"axis"});
-  if (a.positional.size() == 2) return elementwise(Fn::kMin, a.positional, a.span);
+  if (a.positional.size() == 2) return coordinatewise(a, Fn::kMin);
   Tensor x = tensor(a.positional[0], a.spans[0]);
   build(a.span);
   const auto axis = axis_argument(a, x);
@@ -158,25 +218,32 @@ Value Lowerer::builtin_min(Arguments& in) {
 
 Value Lowerer::builtin_clip(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 3, 3, {});
+  separate_operands(a);
   return elementwise(Fn::kMin, {elementwise(Fn::kMax, {a.positional[0], a.positional[1]}, a.span), a.positional[2]}, a.span);
 }
 
 Value Lowerer::builtin_where(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 3, 3, {});
-  return elementwise(Fn::kWhere, a.positional, a.span);
+  return coordinatewise(a, Fn::kWhere);
 }
 
 Value Lowerer::builtin_mod(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
-  if (const auto* m = a.positional[1].as<Number>(); m && m->value == 0) fail("E2401", "division by zero", a.spans[1]);
-  return elementwise(Fn::kMod, a.positional, a.span);
+  if (const auto* m = a.positional[1].as<Number>(); m && m->value == 0) fail("E2401", "division by zero", a.spans[1], "this is 0");
+  return coordinatewise(a, Fn::kMod);
+}
+
+Value Lowerer::coordinatewise(Arguments& a, Fn fn) {
+  if (!a.named.empty())
+    fail("E2112", fmt::format("'{}' of several values has no options", a.call.callee.name), a.call.named[0].name.span, "", form_of(a.call.callee.name));
+  separate_operands(a);
+  return elementwise(fn, a.positional, a.span);
 }
 
 Value Lowerer::builtin_mse(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
   const Tensor f = finite(a.positional[0], a.spans[0], "mse"), y = finite(a.positional[1], a.spans[1], "mse");
-  if (f.axes != y.axes)
-    fail("E2202", "mse compares values of one shape", a.span, fmt::format("{} and {}", text(f.axes), text(y.axes)));
+  if (f.axes != y.axes) fail("E2202", "mse compares values of one shape", a.span, fmt::format("{} and {}", text(f.axes), text(y.axes)));
   build(a.span);
   Tensor square{builder_.map(Fn::kPower, {builder_.minus(f.node, y.node)}, 2), f.axes};
   // [.., k] with k outputs: squared errors add over outputs, the mean is over samples.
@@ -201,6 +268,7 @@ Value Lowerer::filled(Arguments& in, double value) {
     }
   }
   const Dims dims = finite_dims(axes);
+  check_size(dims, a.span);
   const NodeId constant = build(a.span).constant(value, dims);
   return {Tensor{builder_.expand(constant, has_width(axes), dims), axes}};
 }
@@ -225,7 +293,8 @@ Value Lowerer::builtin_concat(Arguments& in) {
   std::vector<NodeId> parts;
   Tensor out = tensor(a.positional[0], a.spans[0]);
   const std::size_t axis = axis_argument(a, out).value_or(0);
-  if (out.axes.empty() || out.axes[axis].width) fail("E2213", "concat joins along a finite axis", a.span, "the value has shape " + text(out.axes));
+  if (out.axes.empty() || out.axes[axis].width)
+    fail("E2213", "concat joins along a finite axis", a.spans[0], "this has shape " + text(out.axes), out.axes.size() > 1 ? "choose another one: axis = 1" : "stack(x, y) makes a new axis");
   std::size_t finite_axis = 0;
   for (std::size_t k = 0; k < axis; ++k) finite_axis += out.axes[k].width ? 0u : 1u;
   parts.push_back(out.node);
@@ -237,6 +306,7 @@ Value Lowerer::builtin_concat(Arguments& in) {
     out.axes[axis].size += t.axes[axis].size;
     parts.push_back(t.node);
   }
+  check_size(finite_dims(out.axes), a.span);
   out.node = build(a.span).add(ir::Concat{static_cast<std::int32_t>(finite_axis)}, parts);
   return {out};
 }
@@ -251,7 +321,7 @@ Value Lowerer::builtin_permutation(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
   const std::int64_t size = integer(a.positional[0], a.spans[0], "the size of a permutation");
   const std::int64_t seed = integer(a.positional[1], a.spans[1], "the seed of a permutation");
-  if (size < 1 || size > 100'000'000) fail("E2215", "the size of a permutation must be between 1 and 10^8", a.spans[0]);
+  if (size < 1 || size > 100'000'000) fail("E2215", "the size of a permutation must be between 1 and 10^8", a.spans[0], fmt::format("this is {}", size));
   std::vector<double> order(static_cast<std::size_t>(size));
   std::iota(order.begin(), order.end(), 0.0);
   const std::uint64_t key = mix_key(0x7065726dULL, static_cast<std::uint64_t>(seed));
@@ -266,9 +336,11 @@ Value Lowerer::builtin_one_hot(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
   const std::vector<std::int64_t> labels = integers(a.positional[0], a.spans[0], "labels");
   const std::int64_t classes = integer(a.positional[1], a.spans[1], "the number of classes");
+  if (classes < 1) fail("E2215", "the number of classes must be at least 1", a.spans[1], fmt::format("this is {}", classes));
+  check_size({static_cast<std::int64_t>(labels.size()), classes}, a.span);
   std::vector<double> out;
   for (const auto label : labels) {
-    if (label < 0 || label >= classes) fail("E2208", fmt::format("label {} is outside 0..{}", label, classes), a.spans[0]);
+    if (label < 0 || label >= classes) fail("E2208", fmt::format("label {} is outside 0..{}", label, classes), a.spans[0], "", "labels count from 0");
     for (std::int64_t c = 0; c < classes; ++c) out.push_back(c == label ? 1 : 0);
   }
   const Dims dims{static_cast<std::int64_t>(labels.size()), classes};
@@ -324,9 +396,10 @@ Value Lowerer::builtin_samples(Arguments& in) {
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   const std::int64_t count = integer(a.positional[1], a.spans[1], "the number of samples");
   if (!has_width(x.axes)) fail("E2214", "samples are taken along a width axis", a.spans[0], "this has shape " + text(x.axes));
-  if (count < 1 || count > 100'000) fail("E2215", "the number of samples must be between 1 and 100000", a.spans[1]);
+  if (count < 1 || count > 100'000) fail("E2215", "the number of samples must be between 1 and 100000", a.spans[1], fmt::format("this is {}", count));
   Dims dims = finite_dims(x.axes);
   dims.push_back(count);
+  check_size(dims, a.span);
   return {Tensor{build(a.span).add(ir::Samples{count}, {x.node}), finite_axes(dims)}};
 }
 
@@ -339,17 +412,19 @@ Value Lowerer::builtin_hist(Arguments& in) {
     return it == a.named.end() ? otherwise : plain_number(it->second.first, it->second.second, name);
   };
   const double low = option("low", -4), high = option("high", 4), bins = option("bins", 32);
-  if (!(low < high) || !std::isfinite(low) || !std::isfinite(high)) fail("E2215", "hist needs low < high", a.span);
-  if (bins < 1 || bins > 100'000 || bins != std::round(bins)) fail("E2215", "the number of bins must be an integer between 1 and 100000", a.span);
+  if (!(low < high) || !std::isfinite(low) || !std::isfinite(high)) fail("E2215", "hist needs low < high, both finite", a.span, fmt::format("low = {}, high = {}", low, high));
+  if (!(bins >= 1 && bins <= 100'000 && bins == std::round(bins)))
+    fail("E2215", "the number of bins must be an integer between 1 and 100000", a.named.contains("bins") ? a.named.at("bins").second : a.span, fmt::format("this is {}", bins));
   Dims dims = finite_dims(x.axes);
   dims.push_back(static_cast<std::int64_t>(bins));
+  check_size(dims, a.span);
   return {Tensor{build(a.span).add(ir::Histogram{low, high, dims.back()}, {x.node}), finite_axes(dims)}};
 }
 
 Value Lowerer::builtin_outer(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
   const Tensor d = tensor(a.positional[0], a.spans[0]), x = tensor(a.positional[1], a.spans[1]);
-  if (d.axes.empty() || x.axes.empty()) fail("E2204", "outer takes two vectors", a.span);
+  if (d.axes.empty() || x.axes.empty()) fail("E2204", "outer takes two vectors", d.axes.empty() ? a.spans[0] : a.spans[1], "this is a scalar");
   const Axes batch_d(d.axes.begin(), d.axes.end() - 1), batch_x(x.axes.begin(), x.axes.end() - 1);
   if (batch_d != batch_x || has_width(batch_d))
     fail("E2202", "shapes do not fit together in outer", a.span, fmt::format("{} and {}", text(d.axes), text(x.axes)),
@@ -357,6 +432,7 @@ Value Lowerer::builtin_outer(Arguments& in) {
   ir::Builder& b = build(a.span);
   if (d.axes.back().width && x.axes.back().width) return {Matrix{{MatrixTerm{b.constant(1), {}, false, d.node, x.node}}}};
   // One side is finite: the product is an ordinary block [.., out, in] summed over the batch.
+  check_size(finite_dims({d.axes.back(), x.axes.back()}), a.span);
   const std::int64_t samples = ir::size_of(finite_dims(batch_d));
   const auto rows = [&](const Tensor& t) {  // [p.., k] -> [k, p], [p.., n] -> [p]
     if (t.axes.back().width) return b.reshape(t.node, {samples});
@@ -394,7 +470,10 @@ Value Lowerer::builtin_einsum(Arguments& in) {
       if (inputs[k].find(c) != j) fail("E2316", fmt::format("index '{}' is repeated within one operand", c), a.spans[0], "", "use trace(..) or multiply by an identity");
       const auto [it, fresh] = sizes.emplace(c, t.axes[j]);
       if (!fresh && it->second != t.axes[j]) fail("E2202", fmt::format("index '{}' has two sizes", c), a.spans[k + 1], "this has shape " + text(t.axes));
-      if (t.axes[j].width) width = c;
+      if (!t.axes[j].width) continue;
+      if (width && width != c)
+        fail("E2207", "einsum allows one width axis", a.spans[k + 1], fmt::format("here it is '{}', before it was '{}'", c, width), "outer(d, x) makes a matrix for an update W += ..");
+      width = c;
     }
   }
   for (std::size_t j = 0; j < output.size(); ++j) {
@@ -440,6 +519,9 @@ Value Lowerer::builtin_einsum(Arguments& in) {
       else (needed_later(c, k + 1) ? batch : inner) += c;
     }
     for (const char c : next_labels) if (labels.find(c) == std::string::npos) right += c;
+    Dims dims;
+    for (const char c : batch + left + right) dims.push_back(sizes.at(c).size);
+    check_size(dims, a.span);
     node = b.contract(permute_to(node, labels, batch + left + inner), permute_to(next, next_labels, batch + right + inner),
                       static_cast<int>(batch.size()), static_cast<int>(inner.size()), false);
     labels = batch + left + right;

@@ -12,6 +12,11 @@ namespace tplimit::lowering {
 using ast::BinaryOp;
 using ir::Fn;
 
+namespace {
+constexpr int kMaxNesting = 2000;                  // two expressions of the height that the parser allows
+constexpr std::int64_t kCommonDenominator = 20160;  // 2^6 3^2 5 7: sums of many exponents keep a small denominator
+}
+
 // ---- conversions -----------------------------------------------------------------------------------
 
 std::string Lowerer::describe(const Value& value) const {
@@ -37,15 +42,24 @@ Tensor Lowerer::list_tensor(const List& list, Span span) {
   for (const Value& item : list.items) {
     const Tensor t = tensor(item, span);
     if (!parts.empty() && t.axes != axes)
-      fail("E2302", "the rows of a list differ in shape", span, fmt::format("{} and {}", text(axes), text(t.axes)), "give every row the same length");
+      fail("E2302", "the items of a list differ in shape", span,
+           fmt::format("item {} has shape {}, those before it {}", parts.size(), text(t.axes), text(axes)), "give every row the same length");
     axes = t.axes;
     Dims dims = finite_dims(axes);
     dims.insert(dims.begin(), 1);
     parts.push_back(build(span).reshape(t.node, dims));
   }
-  const NodeId node = parts.size() == 1 ? parts[0] : build(span).add(ir::Concat{0}, parts);
   axes.insert(axes.begin(), Axis{false, static_cast<std::int64_t>(list.items.size())});
+  check_size(finite_dims(axes), span);
+  const NodeId node = parts.size() == 1 ? parts[0] : build(span).add(ir::Concat{0}, parts);
   return {node, axes};
+}
+
+void Lowerer::check_size(const Dims& dims, Span span) const {
+  constexpr double kMost = 1e8;
+  double size = 1;
+  for (const auto d : dims) size *= static_cast<double>(d);
+  if (size > kMost) fail("E2215", "the value is too large", span, fmt::format("it has {} = {:.3g} entries", text(finite_axes(dims)), size), "at most 10^8 entries fit into one value");
 }
 
 Tensor Lowerer::tensor(const Value& v, Span span) {
@@ -162,9 +176,11 @@ Value Lowerer::evaluate_name(const std::string& name, Span span) {
     fail("E2102", fmt::format("'{}' is not visible inside a model", name), span, "",
          "a model sees constants, data and parameters only; pass it as an argument");
   std::vector<std::string> known;
-  for (const Scope* scope : {static_cast<const Scope*>(locals_), static_cast<const Scope*>(&globals_)})
-    if (scope)
-      for (const auto& [other, binding] : *scope) known.push_back(other);
+  if (locals_)
+    for (const auto& [other, binding] : *locals_) known.push_back(other);
+  for (const auto& [other, binding] : globals_)
+    if (!locals_ || (binding.kind != Kind::kLocal && binding.kind != Kind::kLoop)) known.push_back(other);
+  if (width_declared_) known.push_back(program_.width_name);
   std::sort(known.begin(), known.end());
   std::string help = did_you_mean(name, known);
   if (help.empty() && name == "n" && !width_declared_) help = "declare the width first: width n";
@@ -196,6 +212,7 @@ Tensor Lowerer::combine(Fn fn, const std::vector<Tensor>& in, Span span, double 
       if (to == 1) to = from;
     }
   }
+  check_size(dims, span);
   if (after > dims.size()) after = dims.size();
   std::vector<NodeId> nodes;
   for (const Tensor& t : in) nodes.push_back(t.node);
@@ -214,6 +231,15 @@ Value Lowerer::elementwise(Fn fn, const std::vector<Value>& in, Span span, doubl
   return {out};
 }
 
+/// Powers of the width stay small fractions, so that no sum or product of them overflows.
+Number Lowerer::checked(Number n, Span span) {
+  const double p = static_cast<double>(n.power.numerator()), q = static_cast<double>(n.power.denominator());
+  if (std::abs(p) > 1000 * q || kCommonDenominator % n.power.denominator() != 0)
+    fail("E2403", "this power of the width is out of range", span, "it is " + power_of_width(n.power),
+         fmt::format("exponents lie between -1000 and 1000 and are fractions such as 1/2, 2/3 or 5/48 (denominators divide {})", kCommonDenominator));
+  return n;
+}
+
 Value Lowerer::scaled_matrix(const Matrix& m, NodeId factor) {
   Matrix out = m;
   for (MatrixTerm& t : out.terms) t.coefficient = builder_.times(t.coefficient, factor);
@@ -223,22 +249,28 @@ Value Lowerer::scaled_matrix(const Matrix& m, NodeId factor) {
 Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span) {
   if (a.as<Poison>() || b.as<Poison>()) throw Rejection{{}, true};
   const auto *x = a.as<Number>(), *y = b.as<Number>();
+  const auto defined = [&](Number result, Number left, Number right) {
+    if (std::isnan(result.value) || (std::isinf(result.value) && std::isfinite(left.value) && std::isfinite(right.value)))
+      fail("E2404", std::isnan(result.value) ? "this is not a real number" : "this number is too large", span, fmt::format("computed from {} and {}", left.value, right.value));
+    return result;
+  };
   if (x && y) {
     switch (op) {
       case BinaryOp::kAdd: case BinaryOp::kSub:
-        if (x->power == y->power) return {Number{op == BinaryOp::kAdd ? x->value + y->value : x->value - y->value, x->power}};
+        if (x->power == y->power) return {defined(Number{op == BinaryOp::kAdd ? x->value + y->value : x->value - y->value, x->power}, *x, *y)};
         break;
-      case BinaryOp::kMul: return {Number{x->value * y->value, x->power + y->power}};
+      case BinaryOp::kMul: return {checked(defined(Number{x->value * y->value, x->power + y->power}, *x, *y), span)};
       case BinaryOp::kDiv:
         if (y->value == 0) fail("E2401", "division by zero", span);
-        return {Number{x->value / y->value, x->power - y->power}};
+        return {checked(defined(Number{x->value / y->value, x->power - y->power}, *x, *y), span)};
       case BinaryOp::kPow: {
-        if (y->power != 0) fail("E2402", "an exponent may not depend on the width", span);
+        if (y->power != 0) fail("E2402", "an exponent may not depend on the width", span, "the exponent is " + describe(b));
+        if (x->value == 0 && y->value < 0) fail("E2401", "division by zero", span, fmt::format("0 to the power {}", y->value));
         const auto power = exponent_from_double(y->value);
-        if (x->power != 0 && !power) fail("E2403", "a power of the width must be rational with a small denominator", span, fmt::format("this is {}", y->value));
-        const double value = std::pow(x->value, y->value);
-        if (std::isnan(value)) fail("E2404", fmt::format("{} to the power {} is not a real number", x->value, y->value), span);
-        return {Number{value, x->power == 0 ? Exponent(0) : x->power * *power}};
+        if (x->power != 0 && !power)
+          fail("E2403", "a power of the width must be a fraction with a small denominator", span, fmt::format("the exponent is {}", y->value), "write it as a fraction, for instance n^(1/3)");
+        const Number out = defined(Number{std::pow(x->value, y->value), 0}, *x, *y);
+        return {checked(Number{out.value, x->power == 0 ? Exponent(0) : x->power * *power}, span)};
       }
       default: break;
     }
@@ -269,7 +301,9 @@ Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span
     case BinaryOp::kAdd: return elementwise(Fn::kAdd, {a, b}, span);
     case BinaryOp::kSub: return elementwise(Fn::kSub, {a, b}, span);
     case BinaryOp::kMul: return elementwise(Fn::kMul, {a, b}, span);
-    case BinaryOp::kDiv: return elementwise(Fn::kDiv, {a, b}, span);
+    case BinaryOp::kDiv:
+      if (y && y->value == 0) fail("E2401", "division by zero", span);
+      return elementwise(Fn::kDiv, {a, b}, span);
     case BinaryOp::kPow:
       if (y && y->power == 0) {
         if (y->value == 0) return elementwise(Fn::kPower, {a}, span, 0);
@@ -361,12 +395,15 @@ Value Lowerer::matmul(const Value& a, const Value& x, Span span, Span a_span, Sp
   if (inner_left != inner_right)
     fail("E2205", "sizes differ in '@'", span,
          fmt::format("last axes of {} and {} are contracted", text(left.axes), text(right.axes)),
-         left.axes.size() == 2 && left.axes[0] == inner_right ? "transpose the left side with '" : "");
+         right.axes.size() > 1 && right.axes[right.axes.size() - 2] == inner_left ? "'@' contracts the last axes of both sides: transpose the right side with '"
+         : left.axes.size() == 2 && left.axes[0] == inner_right                   ? "'@' contracts the last axes of both sides: transpose the left side with '"
+                                                                                  : "'@' contracts the last axes of both sides");
   Axes axes(right.axes.begin(), right.axes.end() - 1);
   axes.insert(axes.end(), left.axes.begin(), left.axes.end() - 1);
   if (std::count_if(axes.begin(), axes.end(), [](const Axis& k) { return k.width; }) > 1)
     fail("E2207", "the product would have two width axes", span, fmt::format("{} @ {}", text(left.axes), text(right.axes)),
          "outer(d, x) makes such a matrix for an update W += ..");
+  check_size(finite_dims(axes), span);
   ir::Builder& b = build(span);
   if (inner_left.width) return {Tensor{b.scale(1, 1, b.contract(right.node, left.node, 0, 0, true)), axes}};
   return {Tensor{b.contract(right.node, left.node, 0, 1, false), axes}};
@@ -375,6 +412,13 @@ Value Lowerer::matmul(const Value& a, const Value& x, Span span, Span a_span, Sp
 Value Lowerer::evaluate_binary(const ast::Binary& b, Span span) {
   const Value left = evaluate(*b.left);
   const Value right = evaluate(*b.right);
+  const auto check_operand = [&](const Value& v, Span where) {  // point at the operand, not at the whole expression
+    if (v.as<Text>() || v.as<Flag>() || v.as<Interval>() || v.as<List>()) (void)tensor(v, where);
+  };
+  check_operand(left, b.left->span);
+  check_operand(right, b.right->span);
+  if (const auto* divisor = right.as<Number>(); b.op == BinaryOp::kDiv && divisor && divisor->value == 0)
+    fail("E2401", "division by zero", b.right->span, "this is 0");
   if (b.op == BinaryOp::kMatMul) return matmul(left, right, span, b.left->span, b.right->span);
   return arithmetic(b.op, left, right, span);
 }
@@ -457,6 +501,7 @@ Value Lowerer::evaluate_index(const ast::Index& index, Span span) {
       t.axes[axis++].size = static_cast<std::int64_t>(s.positions.size());
       ++finite_axis;
     }
+    check_size(finite_dims(t.axes), item->span);
   }
   return {t};
 }
@@ -464,6 +509,15 @@ Value Lowerer::evaluate_index(const ast::Index& index, Span span) {
 // ---- expressions -----------------------------------------------------------------------------------
 
 Value Lowerer::evaluate(const ast::Expr& e) {
+  // Each level takes a few stack frames: 64 nested calls of expressions 1000 deep would overflow the stack.
+  struct Level {
+    explicit Level(int& depth) : depth_(depth) { ++depth_; }
+    ~Level() { --depth_; }
+    Level(const Level&) = delete;
+    Level& operator=(const Level&) = delete;
+    int& depth_;
+  } const level(nesting_);
+  if (nesting_ > kMaxNesting) fail("E2110", "calls and expressions are nested too deeply", e.span, "", "name a part of the expression in a statement of its own");
   return std::visit(
       overloaded{[&](const ast::Number& x) -> Value { return {Number{x.value, 0}}; },
                  [&](const ast::String& s) -> Value { return {Text{s.value}}; },
@@ -472,6 +526,7 @@ Value Lowerer::evaluate(const ast::Expr& e) {
                  [&](const ast::Negate& x) -> Value {
                    const Value v = evaluate(*x.operand);
                    if (const auto* n = v.as<Number>()) return {Number{-n->value, n->power}};
+                   if (v.as<MatrixArray>()) fail("E2311", "an array of width matrices must be indexed first", x.operand->span, "", "write W[0] for one of them");
                    if (const auto* m = v.as<Matrix>()) return scaled_matrix(*m, build(e.span).constant(-1));
                    const Tensor t = tensor(v, x.operand->span);
                    return {Tensor{build(e.span).negate(t.node), t.axes}};
@@ -541,12 +596,18 @@ std::vector<Value> Lowerer::inline_call(const ast::Call& call, Span span) {
   const std::vector<ast::Identifier>& params = function != functions_.end() ? function->second->params : models_.at(name)->params;
   if (!call.named.empty()) fail("E2108", fmt::format("'{}' takes positional arguments only", name), call.named[0].name.span);
   if (call.args.size() != params.size())
-    fail("E2109", fmt::format("'{}' takes {} argument{}, got {}", name, params.size(), params.size() == 1 ? "" : "s", call.args.size()), span);
+    fail("E2109", fmt::format("'{}' takes {} argument{}, got {}", name, params.size(), params.size() == 1 ? "" : "s", call.args.size()), span, "",
+         [&] {
+           std::string form = name + "(";
+           for (std::size_t k = 0; k < params.size(); ++k) form += (k ? ", " : "") + params[k].name;
+           return "its form: " + form + ")";
+         }());
+  count_work(span);
   Scope scope;
   for (std::size_t k = 0; k < params.size(); ++k) scope[params[k].name] = {Kind::kLocal, evaluate(*call.args[k]), params[k].span};
   if (++call_depth_ > 64) {
     --call_depth_;
-    fail("E2110", fmt::format("'{}' calls itself without end", name), span);
+    fail("E2110", fmt::format("calls are nested more than {} deep", 64), span, "", "models are inlined: one that calls itself never ends; use a loop");
   }
   Scope* const outer = std::exchange(locals_, &scope);
   auto outer_return = std::exchange(returned_, std::nullopt);
@@ -568,7 +629,7 @@ std::vector<Value> Lowerer::inline_call(const ast::Call& call, Span span) {
     }
   } catch (Rejection& r) {
     (void)restore();
-    if (!r.silent) r.diagnostic.notes.push_back({fmt::format("in this call of '{}'", name), span});
+    if (!r.silent && r.diagnostic.notes.size() < 4) r.diagnostic.notes.push_back({fmt::format("in this call of '{}'", name), span});
     throw;
   }
   return *restore();

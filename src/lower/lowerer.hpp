@@ -50,6 +50,8 @@ class Lowerer {
   void warn(const char* code, std::string message, Span span, std::string help = "");
   [[nodiscard]] std::string describe(const Value& value) const;
   [[nodiscard]] std::string text(const Axes& axes) const { return to_text(axes, program_.width_name); }
+  void check_size(const Dims& dims, Span span) const;  ///< E2215 if a value would have more than 10^8 entries
+  void count_work(Span span);                          ///< E2604 once loops and calls run away
 
   // ---- statements
   void statement(const ast::Stmt& stmt);
@@ -73,6 +75,9 @@ class Lowerer {
   void rebind(const ast::Identifier& name, Value value, Span span);
   [[nodiscard]] bool outside_models() const { return call_depth_ == 0; }
   void finish_reports();
+  void check_new_function(const ast::Identifier& name) const;
+  void check_arguments(const std::vector<ast::Identifier>& names) const;
+  void check_defined(const Tensor& t, Span span) const;
 
   // ---- declarations
   Value initial_value(const ast::Param& s, const Axes& axes, Span span);
@@ -83,6 +88,7 @@ class Lowerer {
   struct Sgd { NodeId loss; Value rate; std::vector<std::string> names; std::map<std::string, Value> scales; Span span; };
   Sgd read_sgd(const ast::Call& call, Span span);
   bool depends_on_current(NodeId loss, const std::string& name, Span span);
+  void check_once(const std::vector<ast::NamedArgument>& options) const;  ///< E2113 if an option is given twice
   void set_version(const std::string& name, Value value);
   Value updated(const Value& current, const Value& change, Span span);  ///< current + change
   Matrix materialise(const Matrix& m, Span span);
@@ -100,6 +106,7 @@ class Lowerer {
   Value matmul(const Value& a, const Value& x, Span span, Span a_span, Span x_span);
   Value apply_matrix(const Matrix& w, const Tensor& x, Span span);
   Value arithmetic(ast::BinaryOp op, const Value& a, const Value& b, Span span);
+  Number checked(Number n, Span span);  ///< E2403 if the power of the width is out of range
   Value elementwise(ir::Fn fn, const std::vector<Value>& in, Span span, double parameter = 0);
   Tensor combine(ir::Fn fn, const std::vector<Tensor>& in, Span span, double parameter = 0);
   Value scaled_matrix(const Matrix& m, NodeId factor);
@@ -128,6 +135,8 @@ class Lowerer {
   static const std::unordered_map<std::string, ir::Fn>& unary_functions();
   Arguments arguments(const ast::Call& call, Span span, std::size_t least, std::size_t most, std::initializer_list<const char*> names);
   std::optional<std::size_t> axis_argument(Arguments& a, const Tensor& x);
+  void separate_operands(Arguments& a);
+  Value coordinatewise(Arguments& a, ir::Fn fn);
   Value builtin_unary(const ast::Call& call, Span span, ir::Fn fn);
   Value builtin_average(Arguments& a);
   Value builtin_gram(Arguments& a);
@@ -180,6 +189,8 @@ class Lowerer {
   std::vector<std::pair<std::string, std::int64_t>> loops_;
   std::uint32_t context_ = 0;
   int call_depth_ = 0;
+  int nesting_ = 0;         ///< of expressions, through calls
+  std::size_t work_ = 0;    ///< iterations and calls so far
   std::uint32_t parameter_count_ = 0;
   std::optional<std::vector<Value>> returned_;
   std::map<std::pair<const ast::Report*, std::size_t>, std::size_t> report_slots_;

@@ -17,6 +17,8 @@ using ir::Fn;
 namespace {
 constexpr std::size_t kMaxErrors = 20;
 constexpr std::size_t kMaxNodes = 50'000'000;  // about 10 GB of nodes: a runaway loop, not a program
+constexpr std::size_t kMaxWork = 10'000'000;   // iterations and calls; shared nodes do not show in kMaxNodes
+constexpr std::int64_t kMaxMatrices = 10'000;  // of one array
 const std::uint64_t kRandomScalarKey = mix_key(0x7363616c6172ULL, 1);
 }  // namespace
 
@@ -46,6 +48,10 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
     errors_.push_back({Severity::kError, "E2601", "the program reports nothing", {}, "", "add a line such as: report E(x)", {}, false});
   if (!errors_.empty()) return errors_;
   return Lowered{std::move(program_), std::move(warnings_)};
+}
+
+void Lowerer::count_work(Span span) {
+  if (++work_ > kMaxWork) fail("E2604", "the unrolled program is too long", span, fmt::format("more than {} iterations and calls", kMaxWork));
 }
 
 void Lowerer::statement(const ast::Stmt& stmt) {
@@ -112,16 +118,22 @@ void Lowerer::rebind(const ast::Identifier& name, Value value, Span span) {
       case Kind::kData: fail("E2119", fmt::format("'{}' is data and cannot be assigned", name.name), name.span, "", "use another name for the new value");
       case Kind::kLoop: fail("E2119", fmt::format("'{}' is a loop variable and cannot be assigned", name.name), name.span);
       case Kind::kParam: {
+        if (it->second.value.as<Poison>() || value.as<Poison>()) throw Rejection{{}, true};
+        const auto other_shape = [&](std::string label) { fail("E2120", fmt::format("a new version of '{}' has another shape", name.name), span, std::move(label)); };
         Value next = value;
-        if (const auto* m = value.as<Matrix>()) next = {materialise(*m, span)};
-        if (const auto* t = variables_.at(name.name).axes.empty() ? nullptr : next.as<Tensor>(); t && t->axes != variables_.at(name.name).axes)
-          fail("E2120", fmt::format("a new version of '{}' has another shape", name.name), span,
-               fmt::format("{} instead of {}", text(t->axes), text(variables_.at(name.name).axes)));
-        if (next.v.index() != it->second.value.v.index()) {
-          if (next.as<Number>()) next = {tensor(next, span)};
-          if (next.v.index() != it->second.value.v.index())
-            fail("E2120", fmt::format("a new version of '{}' has another shape", name.name), span, "this is " + describe(value));
+        if (next.as<Number>() || next.as<List>()) next = {tensor(next, span)};
+        if (next.v.index() != it->second.value.v.index()) other_shape("this is " + describe(value));
+        if (const auto* m = next.as<Matrix>()) next = {materialise(*m, span)};
+        if (const auto* t = next.as<Tensor>(); t && t->axes != variables_.at(name.name).axes)
+          other_shape(fmt::format("{} instead of {}", text(t->axes), text(variables_.at(name.name).axes)));
+        if (const auto* a = next.as<MatrixArray>()) {
+          if (a->dims != it->second.value.as<MatrixArray>()->dims) other_shape("the number of matrices differs");
+          MatrixArray whole{a->dims, {}};
+          for (const Matrix& m : a->items) whole.items.push_back(materialise(m, span));
+          next = {std::move(whole)};
         }
+        // The new version is a variable of its own, even where its value is that of another node.
+        if (version_nodes(next) != version_nodes(it->second.value)) next = opaque(std::move(next));
         set_version(name.name, std::move(next));
         return;
       }
@@ -137,7 +149,12 @@ void Lowerer::on(const ast::Width& s, Span span) {
   if (!outside_models() || !loops_.empty()) fail("E2602", "the width is declared at top level", span);
   if (width_declared_ || s.items.size() != 1 || s.items[0].value)
     fail("E2105", "several widths are not available in this version", span, "", "declare one width: width n");
-  if (globals_.contains(s.items[0].name.name)) fail("E2118", fmt::format("'{}' is declared twice", s.items[0].name.name), s.items[0].name.span);
+  if (const auto it = globals_.find(s.items[0].name.name); it != globals_.end()) {
+    Rejection r{Diagnostic{Severity::kError, "E2118", fmt::format("'{}' is declared twice", it->first), s.items[0].name.span, "", "choose another name", {}, true}, false};
+    r.diagnostic.notes.push_back({"first declared here", it->second.span});
+    throw r;
+  }
+  check_new_function(s.items[0].name);
   program_.width_name = s.items[0].name.name;
   width_declared_ = true;
 }
@@ -165,7 +182,7 @@ void Lowerer::on(const ast::Const& s, Span span) {
   if (value.as<Matrix>() || value.as<MatrixArray>() || value.as<Interval>() || value.as<List>())
     fail("E2122", "a constant is a number or an array of numbers", s.value->span, "this is " + describe(value));
   if (const auto* t = value.as<Tensor>(); t && !builder_.constant_values(t->node))
-    fail("E2122", "a constant is a number or an array of numbers", s.value->span, "this depends on random values or parameters", "use an assignment instead");
+    fail("E2122", "a constant is a number or an array of numbers", s.value->span, "this depends on random values, parameters or the width", "use an assignment instead");
   bind(s.name, std::move(value), Kind::kConst);
 }
 
@@ -209,6 +226,7 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
     return out;
   };
   const bool csv = call.callee.name == "csv";
+  check_once(call.named);
   for (const auto& arg : call.named) {
     const std::string& name = arg.name.name;
     if (name == "rows") {
@@ -302,6 +320,7 @@ Value Lowerer::initial_value(const ast::Param& s, const Axes& axes, Span span) {
       return Matrix{{MatrixTerm{b.constant(1), w, false, {}, {}}}};
     };
     if (dims.empty()) return {one(s.name.name)};
+    if (ir::size_of(dims) > kMaxMatrices) fail("E2215", "too many matrices in one array", s.axes_span, fmt::format("{} of them, at most {}", ir::size_of(dims), kMaxMatrices));
     MatrixArray array{dims, {}};
     for (std::int64_t k = 0; k < ir::size_of(dims); ++k) array.items.push_back(one(fmt::format("{}[{}]", s.name.name, k)));
     return {array};
@@ -371,8 +390,9 @@ void Lowerer::on(const ast::Param& s, Span span) {
   if (widths > 2) fail("E2207", "a value has at most two width axes", s.axes_span);
   if (widths == 2 && !(axes.back().width && axes[axes.size() - 2].width))
     fail("E2207", "the two width axes of a matrix come last", s.axes_span, "", fmt::format("write [.., {0}, {0}]", program_.width_name));
-  if (ir::size_of(finite_dims(axes)) > 100'000'000) fail("E2215", "the value is too large", s.axes_span);
+  check_size(finite_dims(axes), s.axes_span);
   Value rate{Number{1, 0}};
+  check_once(s.options);
   for (const auto& option : s.options) {
     if (option.name.name != "lr" || !s.trained)
       fail("E2112", fmt::format("'{}' has no option '{}'", what, option.name.name), option.name.span, "", s.trained ? "its option: lr" : "");
@@ -387,16 +407,34 @@ void Lowerer::on(const ast::Param& s, Span span) {
 
 void Lowerer::on(const ast::Function& s, Span span) {
   if (!outside_models() || !loops_.empty()) fail("E2602", "functions are declared at top level", span);
-  if (models_.contains(s.name.name) || functions_.contains(s.name.name) || builtins().contains(s.name.name) || unary_functions().contains(s.name.name) || globals_.contains(s.name.name))
-    fail("E2117", fmt::format("'{}' is defined already", s.name.name), s.name.span, "", "choose another name");
+  check_new_function(s.name);
+  check_arguments(s.params);
   functions_[s.name.name] = &s;
 }
 
 void Lowerer::on(const ast::Model& s, Span span) {
   if (!outside_models() || !loops_.empty()) fail("E2602", "models are declared at top level", span);
-  if (models_.contains(s.name.name) || functions_.contains(s.name.name) || builtins().contains(s.name.name) || unary_functions().contains(s.name.name) || globals_.contains(s.name.name))
-    fail("E2117", fmt::format("'{}' is defined already", s.name.name), s.name.span, "", "choose another name");
+  check_new_function(s.name);
+  check_arguments(s.params);
   models_[s.name.name] = &s;
+}
+
+void Lowerer::check_new_function(const ast::Identifier& name) const {
+  if (models_.contains(name.name) || functions_.contains(name.name) || builtins().contains(name.name) || unary_functions().contains(name.name) || globals_.contains(name.name) ||
+      (width_declared_ && name.name == program_.width_name))
+    fail("E2117", fmt::format("'{}' is defined already", name.name), name.span, "", "choose another name");
+}
+
+void Lowerer::check_arguments(const std::vector<ast::Identifier>& names) const {
+  for (std::size_t k = 0; k < names.size(); ++k)
+    for (std::size_t j = 0; j < k; ++j)
+      if (names[j].name == names[k].name) fail("E2118", fmt::format("two arguments are named '{}'", names[k].name), names[k].span, "", "choose another name");
+}
+
+void Lowerer::check_once(const std::vector<ast::NamedArgument>& options) const {
+  for (std::size_t k = 0; k < options.size(); ++k)
+    for (std::size_t j = 0; j < k; ++j)
+      if (options[j].name.name == options[k].name.name) fail("E2113", fmt::format("option '{}' is given twice", options[k].name.name), options[k].name.span);
 }
 
 // ---- control ---------------------------------------------------------------------------------------
@@ -424,10 +462,13 @@ void Lowerer::on(const ast::For& s, Span) {
   const auto* interval = range.as<Interval>();
   if (!interval) fail("E2321", "a loop runs over a range", s.range->span, "this is " + describe(range), "write: for t in 0..10 { .. }");
   Scope& scope = locals_ ? *locals_ : globals_;
-  if (const auto it = scope.find(s.variable.name); it != scope.end() && it->second.kind != Kind::kLocal && it->second.kind != Kind::kLoop)
-    fail("E2119", fmt::format("'{}' is declared already and cannot be a loop variable", s.variable.name), s.variable.span);
+  if (const auto it = scope.find(s.variable.name); it != scope.end() && it->second.kind != Kind::kLocal)
+    fail("E2119", it->second.kind == Kind::kLoop ? fmt::format("'{}' is the variable of a loop around this one", s.variable.name)
+                                                 : fmt::format("'{}' is declared already and cannot be a loop variable", s.variable.name),
+         s.variable.span, "", "choose another name");
   const std::uint32_t outer_context = context_;
   for (std::int64_t i = interval->begin; i < interval->end; ++i) {
+    count_work(s.range->span);
     bind(s.variable, {Number{static_cast<double>(i), 0}}, Kind::kLoop);
     loops_.emplace_back(s.variable.name, i);
     const std::string outer = program_.contexts[outer_context];
@@ -439,7 +480,7 @@ void Lowerer::on(const ast::For& s, Span) {
     if (errors_.size() >= kMaxErrors || (returned_ && call_depth_ > 0)) break;
   }
   context_ = outer_context;
-  (locals_ ? *locals_ : globals_)[s.variable.name].kind = Kind::kLocal;  // free to be used again
+  if (const auto it = scope.find(s.variable.name); it != scope.end()) it->second.kind = Kind::kLocal;  // free to be used again
 }
 
 void Lowerer::on(const ast::Parametrization& s, Span) {
@@ -546,9 +587,11 @@ Lowerer::Sgd Lowerer::read_sgd(const ast::Call& call, Span span) {
     fail(call.callee.name == "adam" || call.callee.name == "signsgd" || call.callee.name == "flow" ? "E2105" : "E2324",
          fmt::format("optimiser '{}' is not available in this version", call.callee.name), call.callee.span, "", "write: step sgd(loss, lr = ..)");
   if (call.args.size() != 1) fail("E2109", "sgd takes one loss", span, "", "write: step sgd(loss, lr = ..)");
-  Sgd out{scalar({finite(evaluate(*call.args[0]), call.args[0]->span, "a loss")}, call.args[0]->span, "a loss"), {}, {}, {}, span};
+  check_once(call.named);
+  Sgd out{scalar({finite(evaluate(*call.args[0]), call.args[0]->span, "a loss")}, call.args[0]->span, "a loss"), {}, {}, {}, call.args[0]->span};
   bool has_rate = false;
   std::optional<std::vector<const ast::Expr*>> only;
+  std::vector<const ast::MapEntry*> scaled;
   for (const auto& option : call.named) {
     const auto& name = option.name.name;
     if (name == "lr") {
@@ -565,7 +608,10 @@ Lowerer::Sgd Lowerer::read_sgd(const ast::Call& call, Span span) {
       if (!map) fail("E2325", "'scale' maps parameters to rates", option.value->span, "", "for instance scale = {W: n^2, v: 1}");
       for (const auto& entry : map->entries) {
         const auto* key = std::get_if<ast::Name>(&entry.key->node);
-        if (!key || !variables_.contains(key->name) || !variables_.at(key->name).trained) fail("E2326", "this is not a parameter", entry.key->span);
+        if (!key || !variables_.contains(key->name)) fail("E2326", "this is not a parameter", entry.key->span, "", "scale = {..} maps names of parameters to rates");
+        if (!variables_.at(key->name).trained) fail("E2326", fmt::format("'{}' is random, not trained", key->name), entry.key->span, "", "declare it with param");
+        if (out.scales.contains(key->name)) fail("E2113", fmt::format("'{}' is scaled twice", key->name), entry.key->span);
+        scaled.push_back(&entry);
         Value rate = evaluate(*entry.value);
         (void)scalar(rate, entry.value->span, "a learning rate");
         out.scales[key->name] = rate;
@@ -578,16 +624,20 @@ Lowerer::Sgd Lowerer::read_sgd(const ast::Call& call, Span span) {
   if (only) {
     for (const ast::Expr* e : *only) {
       const auto* name = std::get_if<ast::Name>(&e->node);
-      if (!name || !variables_.contains(name->name)) fail("E2326", "this is not a parameter", e->span);
+      if (!name || !variables_.contains(name->name)) fail("E2326", "this is not a parameter", e->span, "", "only = (..) lists names of parameters");
+      if (std::find(out.names.begin(), out.names.end(), name->name) != out.names.end()) fail("E2113", fmt::format("'{}' is named twice", name->name), e->span);
       if (!variables_.at(name->name).trained) fail("E2326", fmt::format("'{}' is random, not trained", name->name), e->span, "", "declare it with param");
       out.names.push_back(name->name);
-      if (!depends_on_current(out.loss, name->name, span)) fail("E2328", fmt::format("the loss does not depend on '{}'", name->name), e->span);
+      if (!depends_on_current(out.loss, name->name, out.span)) fail("E2328", fmt::format("the loss does not depend on '{}'", name->name), e->span);
     }
   } else {
     for (const auto& name : variable_order_)
-      if (variables_.at(name).trained && depends_on_current(out.loss, name, span)) out.names.push_back(name);
-    if (out.names.empty()) fail("E2328", "the loss depends on no parameter", call.args[0]->span);
+      if (variables_.at(name).trained && depends_on_current(out.loss, name, out.span)) out.names.push_back(name);
+    if (out.names.empty()) fail("E2328", "the loss depends on no parameter", call.args[0]->span, "", "a value that is trained is declared with param");
   }
+  for (const ast::MapEntry* entry : scaled)
+    if (const auto& name = std::get<ast::Name>(entry->key->node).name; std::find(out.names.begin(), out.names.end(), name) == out.names.end())
+      fail("E2328", fmt::format("this step does not update '{}'", name), entry->key->span, "", "the loss does not depend on it, or `only` leaves it out");
   return out;
 }
 
@@ -611,9 +661,12 @@ bool Lowerer::depends_on_current(NodeId loss, const std::string& name, Span span
     if (ends.contains(id) || std::holds_alternative<ir::Stop>(builder_.node(id).op)) continue;
     for (const NodeId in : builder_.node(id).in) stack.push_back(in);
   }
-  if (found_old && !found)
-    fail("E2329", fmt::format("the loss was computed with an older version of '{}'", name), span, "",
-         "compute the loss again after the last step, or step both losses at once: step sgd(a, ..), sgd(b, ..)");
+  if (found_old && !found) {
+    Rejection r{Diagnostic{Severity::kError, "E2329", fmt::format("the loss was computed with an older version of '{}'", name), span, fmt::format("'{}' has changed since", name),
+                           "compute the loss again after the last step, or step both losses at once: step sgd(a, ..), sgd(b, ..)", {}, true}, false};
+    r.diagnostic.notes.push_back({"the loss was computed here", builder_.node(loss).span});
+    throw r;
+  }
   return found;
 }
 
@@ -669,6 +722,7 @@ void Lowerer::on(const ast::Report& s, Span span) {
   for (std::size_t k = 0; k < s.items.size(); ++k) {
     const auto& item = s.items[k];
     const Tensor t = finite(evaluate(*item.value), item.value->span, "a report");
+    check_defined(t, item.value->span);
     auto [slot, fresh] = report_slots_.try_emplace({&s, k}, program_.reports.size());
     if (fresh) {
       ir::Report report;
@@ -694,11 +748,24 @@ void Lowerer::on(const ast::Report& s, Span span) {
 void Lowerer::on(const ast::Expect& s, Span span) {
   if (!outside_models()) fail("E2605", "expectations stand outside models", span);
   const Tensor left = finite(evaluate(*s.left), s.left->span, "expect"), right = finite(evaluate(*s.right), s.right->span, "expect");
+  check_defined(left, s.left->span);
+  check_defined(right, s.right->span);
   const double tolerance = plain_number(evaluate(*s.within), s.within->span, "a tolerance");
-  if (!(tolerance >= 0)) fail("E2330", "a tolerance is not negative", s.within->span);
+  if (!(tolerance >= 0)) fail("E2330", "a tolerance may not be negative", s.within->span, fmt::format("this is {}", tolerance));
   const Dims dims = finite_dims(combine(Fn::kSub, {left, right}, span).axes);
   const NodeId a = build(span).expand(left.node, false, dims), b = builder_.expand(right.node, false, dims);
   program_.expectations.push_back({a, b, builder_.minus(a, b), tolerance, span, context_});
+}
+
+/// What is known already must be finite: NaN and infinity are no results.
+void Lowerer::check_defined(const Tensor& t, Span span) const {
+  const auto* values = builder_.constant_values(t.node);
+  if (!values) return;
+  const auto bad = std::find_if(values->begin(), values->end(), [](double x) { return !std::isfinite(x); });
+  if (bad == values->end()) return;
+  std::string label = std::isnan(*bad) ? "this is not a number" : "this is infinite";
+  if (values->size() > 1) label = fmt::format("entry {} {}", bad - values->begin(), std::isnan(*bad) ? "is not a number" : "is infinite");
+  fail("E2404", "the value is not finite", span, std::move(label), "look for a division by zero, an overflow, or a log or sqrt of a negative number");
 }
 
 /// Reports of nested loops must fill a rectangular index set.

@@ -38,14 +38,12 @@ std::string on_one_line(const Json& json) { return json.dump(-1, ' ', false, Jso
 /// Arrays of plain values stand on one line, so do short objects of them; everything else is broken into lines.
 void print(const Json& json, std::size_t indent, std::string& out) {
   constexpr std::size_t kShort = 80;
-  const bool plain = std::all_of(json.begin(), json.end(), [](const Json& item) { return item.is_primitive(); });
-  if (json.is_primitive() || (plain && json.is_array())) {
-    out += on_one_line(json);
-    return;
-  }
-  if (const std::string line = plain ? on_one_line(json) : ""; plain && line.size() <= kShort) {
-    out += line;
-    return;
+  if (std::all_of(json.begin(), json.end(), [](const Json& item) { return item.is_primitive(); })) {
+    const std::string line = on_one_line(json);
+    if (!json.is_object() || line.size() <= kShort) {
+      out += line;
+      return;
+    }
   }
   const std::string line = '\n' + std::string(indent + 2, ' ');
   out += json.is_array() ? '[' : '{';

@@ -361,9 +361,9 @@ std::string width_table(const ReportResult& r, const Convergence& c, const std::
       sd.push_back(two_digits(entry.sd[k]));
     }
     mean.push_back(values_of(r)(j));
+    sd.emplace_back();
     columns.push_back(column(headings(entry_label(r, j), "mean"), mean));
     columns.push_back(column(headings("", "sd"), sd));
-    columns.back().emplace_back();
   }
   if (with_rms) {
     std::vector<std::string> rms;
@@ -372,8 +372,8 @@ std::string width_table(const ReportResult& r, const Convergence& c, const std::
       for (const EntryConvergence& entry : c.entries) squares += entry.rms[k] * entry.rms[k];
       rms.push_back(two_digits(std::sqrt(squares / static_cast<double>(c.entries.size()))));
     }
+    rms.emplace_back();
     columns.push_back(column(headings(fmt::format("all {}", c.entries.size()), "rms deviation"), rms));
-    columns.back().emplace_back();
   }
   return join(columns);
 }

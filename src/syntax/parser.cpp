@@ -837,6 +837,9 @@ class Parser {
       case TokenKind::kLeftBrace:
         if (open_brackets_ > 0) return map();
         break;
+      case TokenKind::kStep:  // inside an expression: the function step(x)
+        if (next_kind() == TokenKind::kLeftParen && !begins_line()) return call();
+        break;
       default: break;
     }
     no_expression();
@@ -881,7 +884,8 @@ class Parser {
   Tree call() {
     const std::uint32_t begin = token().span.begin;
     ast::Call call;
-    call.callee = identifier("a name");
+    const Token callee = advance();
+    call.callee = {std::string(text(callee.span)), callee.span};
     int height = 1;
     bracketed(TokenKind::kRightParen, [&] { height = std::max(height, argument(call)); });
     return grow(std::move(call), span_from(begin), height);

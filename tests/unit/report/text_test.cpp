@@ -282,6 +282,17 @@ TEST(ComparisonText, StacksTheWidthsAboveTheLimit) {
   EXPECT_NE(text.find("\noverall: agrees (1 of 1 report); "), std::string::npos) << text;
 }
 
+TEST(ComparisonText, KeepsTheLimitBelowItsColumns) {
+  const Comparison all = compare(limit({array("x", {2})}), {networks(64, {{-1, 0}, {-2, -1}})});
+  const std::string text = to_text(all, program());
+  EXPECT_NE(text.find("            [0]                [1]                all 2\n"
+                      "    width   mean        sd     mean        sd     rms deviation\n"
+                      "       64   -1.50(50)   0.71   -0.50(50)   0.71   0.50\n"
+                      "    limit   -1.50(25)          -0.50(25)\n"),
+            std::string::npos)
+      << text;
+}
+
 TEST(ComparisonText, ShowsFirstMiddleAndLastOfMany) {
   LimitResult series = limit({array("x", {9, 4}, 1)});
   std::vector<double> low = series.reports[0].value, high = low;

@@ -1,0 +1,235 @@
+#include "cli/commands.hpp"
+
+#include <sys/ioctl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <string_view>
+
+#include <fmt/format.h>
+
+#include "cli/output_file.hpp"
+#include "cli/progress_bar.hpp"
+#include "tplimit/report/comparison.hpp"
+#include "tplimit/report/json.hpp"
+#include "tplimit/report/text.hpp"
+#include "tplimit/syntax/parser.hpp"
+
+namespace tplimit::cli {
+namespace {
+
+// ---- in and out ------------------------------------------------------------------------------------
+
+int complain(std::string_view message) {
+  fmt::print(stderr, "tplimit: {}\n", message);
+  return kUsage;
+}
+
+/// Shows why there is no result.  A file that cannot be read and an option out of range are mistakes of the command line.
+int reject(const Diagnostics& errors, const Source& source) {
+  fmt::print(stderr, "{}", render(errors, source));
+  const bool usage = std::any_of(errors.begin(), errors.end(), [](const Diagnostic& d) {
+    return d.code == "E5001" || d.code == "E5101" || d.code == "E2701";
+  });
+  return usage ? kUsage : kRejected;
+}
+
+/// A program and the text that diagnostics quote, also when it was rejected.
+struct Loaded {
+  Source source;
+  Result<Module> module;
+};
+
+Loaded load(const Options& options, std::uint64_t draw = 0) {
+  const std::filesystem::path file = options.files.at(0);
+  Result<Source> source = read_source(file);
+  if (!source) return {Source(file.string(), ""), source.errors()};
+  LowerOptions lower = options.lower;
+  lower.base_directory = file.parent_path();
+  lower.draw = draw;
+  Result<Module> module = parse(*source, lower);
+  return {std::move(*source), std::move(module)};
+}
+
+ProgramInfo info(const Module& module) {
+  return {module.source, module.sha256, module.constants, module.program.has_random_scalars};
+}
+
+TextOptions text_options(const Options& options) {
+  TextOptions text{options.full};
+  winsize size{};
+  if (isatty(STDOUT_FILENO) && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0)
+    text.columns = std::clamp<std::size_t>(size.ws_col, 80, 160);
+  return text;
+}
+
+bool show_progress() { return isatty(STDERR_FILENO) != 0; }
+
+/// The JSON first: a reader of the text that goes away early must not prevent it.
+template <class Results>
+int deliver(const Results& results, const ProgramInfo& program, const Diagnostics& warnings, const Options& options, int code) {
+  if (!options.quiet) fmt::print(stderr, "{}", render(warnings, program.source));
+  if (!options.out.empty())
+    if (const std::string failure = write_file(options.out, to_json(results, program)); !failure.empty()) code = complain(failure);
+  if (!options.quiet) fmt::print("{}", to_text(results, program, text_options(options)));
+  return code;
+}
+
+int exit_code(const LimitResult& limit) {
+  const auto any = [&](ExpectStatus status) {
+    return std::any_of(limit.expectations.begin(), limit.expectations.end(), [&](const auto& e) { return e.status == status; });
+  };
+  if (limit.tolerance_missed)
+    complain(fmt::format("the tolerance {:g} was missed: with {} particles the largest error is {:.2g}", limit.engine.tolerance.value_or(0),
+                         limit.engine.particles, limit.largest_error));
+  if (any(ExpectStatus::kFailed)) return kFailed;
+  if (limit.tolerance_missed) return kToleranceMissed;
+  return any(ExpectStatus::kUndecided) ? kUndecided : kDone;
+}
+
+int exit_code(const Comparison& comparison) {
+  const int limit = exit_code(comparison.limit);
+  if (limit == kFailed || comparison.verdict == Verdict::kDisagrees) return kFailed;
+  return limit == kDone && comparison.verdict == Verdict::kInconclusive ? kUndecided : limit;
+}
+
+/// "" or why the command need not start.
+std::string output_fault(const Options& options) { return options.out.empty() ? "" : why_not_writable(options.out); }
+
+}  // namespace
+
+// ---- commands --------------------------------------------------------------------------------------
+
+int run(const Options& options) {
+  if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
+  const Loaded first = load(options);
+  if (!first.module) return reject(first.module.errors(), first.source);
+  int draws = options.draws;
+  if (draws > 1 && !first.module->program.has_random_scalars) {
+    if (!options.quiet) fmt::print(stderr, "tplimit: the program has no random scalars, so draws change nothing: one is evaluated\n");
+    draws = 1;
+  }
+  std::vector<LimitResult> results;
+  {
+    ProgressBar bar(show_progress());
+    EvaluateOptions evaluation = options.evaluate;
+    for (int draw = 0; draw < draws; ++draw) {
+      const Loaded own = draw == 0 ? first : load(options, static_cast<std::uint64_t>(draw));
+      if (!own.module) return reject(own.module.errors(), own.source);
+      evaluation.progress = bar.stage(draws > 1 ? fmt::format("draw {} of {}", draw + 1, draws) : "limit", 1.0 / draws);
+      Result<LimitResult> result = evaluate(*own.module, evaluation);
+      if (!result) return reject(result.errors(), own.source);
+      results.push_back(std::move(*result));
+    }
+  }
+  const LimitResult limit = average_draws(std::move(results));
+  return deliver(limit, info(*first.module), limit.warnings, options, exit_code(limit));
+}
+
+int simulate(const Options& options) {
+  if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
+  const Loaded loaded = load(options);
+  if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
+  const Result<SimulationResult> networks = [&] {
+    ProgressBar bar(show_progress());
+    SimulateOptions simulation = options.simulate;
+    simulation.progress = bar.stage(fmt::format("width {}", simulation.width), 1);
+    return tplimit::simulate(*loaded.module, simulation);
+  }();
+  if (!networks) return reject(networks.errors(), loaded.source);
+  return deliver(*networks, info(*loaded.module), networks->warnings, options, kDone);
+}
+
+int compare(const Options& options) {
+  if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
+  const Loaded loaded = load(options);
+  if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
+
+  // Rough costs for the progress bar: lazy matrices make wide networks linear in the width.
+  const auto cost_of = [&](std::int64_t width) {
+    return static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) * options.simulate.seeds;
+  };
+  const double limit_cost = 256.0 * static_cast<double>(options.evaluate.particles) * options.evaluate.randomisations;
+  double total = limit_cost;
+  for (const std::int64_t width : options.widths) total += cost_of(width);
+
+  std::vector<SimulationResult> networks;
+  Result<LimitResult> limit = [&] {
+    ProgressBar bar(show_progress());
+    EvaluateOptions evaluation = options.evaluate;
+    evaluation.progress = bar.stage("limit", limit_cost / total);
+    Result<LimitResult> result = evaluate(*loaded.module, evaluation);
+    for (const std::int64_t width : options.widths) {
+      if (!result) break;
+      SimulateOptions simulation = options.simulate;
+      simulation.width = width;
+      simulation.progress = bar.stage(fmt::format("width {}", width), cost_of(width) / total);
+      Result<SimulationResult> own = tplimit::simulate(*loaded.module, simulation);
+      if (own) networks.push_back(std::move(*own));
+      else result = own.errors();
+    }
+    return result;
+  }();
+  if (!limit) return reject(limit.errors(), loaded.source);
+  const Comparison comparison = tplimit::compare(std::move(*limit), std::move(networks));
+  return deliver(comparison, info(*loaded.module), comparison.limit.warnings, options, exit_code(comparison));
+}
+
+int check(const Options& options) {
+  const Loaded loaded = load(options);
+  if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
+  const Module& module = *loaded.module;
+  const Result<LeadingOrder> orders = tplimit::check(module);
+  if (!options.quiet) fmt::print(stderr, "{}", render(module.warnings, loaded.source));
+  if (!orders) return reject(orders.errors(), loaded.source);
+  if (options.quiet) return kDone;
+
+  // W5301 is what the table says.
+  Diagnostics warnings = orders->warnings;
+  std::erase_if(warnings, [](const Diagnostic& d) { return d.code == "W5301"; });
+  fmt::print(stderr, "{}", render(warnings, loaded.source));
+  fmt::print("{}: {} instructions, Gaussian matrices and vectors: {}, expectations: {}\n\n", loaded.source.name(),
+             module.program.size(), module.program.sources.size(), module.program.expectations.size());
+  std::size_t width = 6;
+  for (const ReportOrder& report : orders->reports) width = std::max(width, count_columns(report.name));
+  fmt::print("{:<{}}   {:>8}   order\n", "report", width, "numbers");
+  for (std::size_t k = 0; k < orders->reports.size(); ++k) {
+    const ReportOrder& report = orders->reports[k];
+    const auto& entries = module.program.reports.at(k).entries;
+    std::int64_t numbers = 0;
+    for (const auto& entry : entries) numbers += ir::size_of(module.program[entry.value].type.dims);
+    const std::string limit = report.proved_zero ? "0      proved to be exactly 0 in the limit"
+                              : report.order < 0 ? fmt::format("{:<6} vanishes: the limit is 0", power_of_width(report.order))
+                                                 : power_of_width(report.order);
+    fmt::print("{}{}   {:>8}   {}\n", report.name, std::string(width - count_columns(report.name), ' '), numbers, limit);
+  }
+  return kDone;
+}
+
+int format(const Options& options) {
+  int code = kDone;
+  const auto worse = [&](int other) { code = std::max(code, other); };
+  for (const std::string& file : options.files) {
+    const Result<Source> source = read_source(file);
+    if (!source) {
+      worse(reject(source.errors(), Source(file, "")));
+      continue;
+    }
+    const Result<std::string> text = format_source(*source);
+    if (!text) {
+      worse(reject(text.errors(), *source));
+    } else if (options.only_check) {
+      if (*text == source->text()) continue;
+      fmt::print("{} would change\n", file);
+      worse(kRejected);
+    } else if (!options.in_place) {
+      fmt::print("{}", *text);
+    } else if (*text != source->text()) {
+      if (const std::string failure = write_file(file, *text); !failure.empty()) worse(complain(failure));
+    }
+  }
+  return code;
+}
+
+}  // namespace tplimit::cli

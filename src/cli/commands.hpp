@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tplimit/driver/driver.hpp"
+
+/// What the subcommands do: results to standard output, diagnostics to standard error, exit code returned.
+namespace tplimit::cli {
+
+/// docs/cli.md says when each is used; the highest that applies in the order kFailed, kToleranceMissed, kUndecided wins.
+enum ExitCode : int {
+  kDone = 0,
+  kRejected = 1,
+  kUsage = 2,
+  kToleranceMissed = 3,
+  kFailed = 4,
+  kUndecided = 5,
+  kOurBug = 70,
+};
+
+/// The command line, checked number by number.  `lower.seed`, `evaluate.*` and `simulate.*` share --seed, --threads and --memory.
+struct Options {
+  std::vector<std::string> files;    ///< one, but for fmt
+  LowerOptions lower;
+  EvaluateOptions evaluate;
+  SimulateOptions simulate;
+  std::vector<std::int64_t> widths;  ///< compare
+  int draws = 1;                     ///< run
+  std::string out;                   ///< JSON file; empty: none
+  bool quiet = false, full = false;
+  bool in_place = false, only_check = false;  ///< fmt
+};
+
+int run(const Options& options);
+int simulate(const Options& options);
+int compare(const Options& options);
+int check(const Options& options);
+int format(const Options& options);
+
+}  // namespace tplimit::cli

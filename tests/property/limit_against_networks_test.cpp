@@ -1,0 +1,97 @@
+/// The limit of random small programs against finite networks of the same programs, drawn in a different way (independent
+/// normals, revealed exactly in law): random depth, random coordinatewise maps, W and W' used again and again, some training.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "tests/property/random_program.hpp"
+#include "tests/support/run.hpp"
+
+namespace tplimit::test {
+namespace {
+
+constexpr int kSamples = 3;
+constexpr int kSeeds = 96;
+constexpr std::int64_t kNarrow = 192, kWide = 768;
+constexpr std::int64_t kParticles = 8192;
+
+std::string random_program(Dice& dice) {
+  RandomModel::Allowed allowed;
+  for (const char* kinked : {"relu", "abs", "leaky_relu", "relu"}) allowed.maps.emplace_back(kinked);
+  const auto row = [&](int count) {
+    std::string out = "[";
+    for (int k = 0; k < count; ++k) out += (k ? ", " : "") + dice.number(-1.2, 1.2);
+    return out + "]";
+  };
+  std::string text = fmt::format("width n\nfn square(z) = z^2\ndata X = [{}, {}, {}]\ndata y = {}\n", row(2), row(2), row(2), row(3));
+  text += fmt::format("param U : [n, 2] ~ normal(0, 0.5), lr = n\nparam U2 : [n, 2] ~ normal(0.2, 1), lr = n\nparam W : [n, n] ~ normal(0, {}/n)\n", dice.number(0.5, 1.5));
+  text += fmt::format("param V : [n, n] ~ normal({}/n, 1/n)\nparam b : [n] ~ normal(0.1, 0.25), lr = n\nparam v : [n] ~ normal({}, 1), lr = n\n", dice.pick({"0", "0.3"}), dice.pick({"0", "0.5"}));
+  text += "param A : [3, 3] ~ normal(0, 0.3)\nparam c : [] ~ normal(0, 1)\nparam s : [] ~ normal(1, 0.2)\n";
+  RandomModel model(dice, kSamples, allowed);
+  for (int layers = dice.below(3); layers > 0; --layers) model.add_layer();
+  model.grow(1 + dice.below(5));
+  const std::string z = model.bounded();
+  text += fmt::format("model f(x) {{\n{}  return {}, {}\n}}\n", model.text(), "v @ " + z + " / n", z);
+  const int steps = dice.below(4);
+  text += fmt::format("for t in 0..{} {{\n  out, z = f(X)\n  step sgd(mse(out, y), lr = {})\n{}}}\n", steps, dice.number(0.2, 0.8), dice.chance(0.3) ? "  W *= 0.9\n" : "");
+  if (dice.chance(0.3)) text += "a, z = f(X)\nW += 0.5 / n * outer(z, tanh(W @ z))\n";
+  text += "out, z = f(X)\nreport out, mse(out, y), gram(z), E(z^3), last = E(sin(W' @ z) * (V @ tanh(W @ z)))\n";
+  return text;
+}
+
+double seeds_factor() {
+  const char* factor = std::getenv("TPLIMIT_MORE");
+  return factor ? std::strtod(factor, nullptr) : 1;
+}
+
+TEST(LimitAgainstNetworks, ZScoresOfRandomProgramsAreInRange) {
+  const auto programs = static_cast<std::uint64_t>(60 * seeds_factor());
+  std::vector<double> scores;
+  std::uint64_t used = 0;
+  for (std::uint64_t seed = 0; seed < programs; ++seed) {
+    Dice dice(seed);
+    const std::string text = random_program(dice);
+    SCOPED_TRACE(fmt::format("seed {}\n{}", seed, text));
+    const Module module = parsed(text);
+    const LimitResult limit = limit_of(module, particles(kParticles, 8, seed));
+    const SimulationResult narrow = networks_of(module, kNarrow, kSeeds, Matrices::kAuto, seed);
+    const SimulationResult wide = networks_of(module, kWide, kSeeds, Matrices::kAuto, seed);
+    bool tame = true;
+    for (const ReportResult& r : limit.reports)
+      for (const double x : r.value) tame = tame && std::abs(x) < 20;
+    if (!tame) continue;  // a chaotic training run: biases are not in the 1/n regime at these widths
+    ++used;
+    for (std::size_t k = 0; k < limit.reports.size(); ++k)
+      for (std::size_t j = 0; j < limit.reports[k].value.size(); ++j) {
+        // Mean(n) = limit + b/n + ..: two widths take b out.
+        const double q = static_cast<double>(kWide) / kNarrow;
+        const double value = (q * wide.reports[k].value[j] - narrow.reports[k].value[j]) / (q - 1);
+        const double error = std::hypot(q * wide.reports[k].error[j], narrow.reports[k].error[j]) / (q - 1);
+        const double own = std::hypot(error, limit.reports[k].error[j]);
+        const double difference = value - limit.reports[k].value[j];
+        if (own < 1e-12 && std::abs(difference) < 1e-9) continue;  // exact in both
+        const double z = difference / own;
+        scores.push_back(z);
+        EXPECT_LT(std::abs(z), 5) << limit.reports[k].name << " [" << j << "]: limit " << limit.reports[k].value[j] << " +- " << limit.reports[k].error[j] << ", networks " << value << " +- " << error
+                                  << " (" << narrow.reports[k].value[j] << ", " << wide.reports[k].value[j] << ")";
+      }
+  }
+  ASSERT_GE(used, programs * 9 / 10);
+  const auto beyond = std::count_if(scores.begin(), scores.end(), [](double z) { return std::abs(z) > 3; });
+  const Moments m = moments(scores);
+  RecordProperty("scores", static_cast<int>(scores.size()));
+  // Scores within a program are correlated: about 4 independent ones each.
+  EXPECT_LT(static_cast<double>(beyond), 0.01 * static_cast<double>(scores.size()));
+  EXPECT_LT(std::abs(m.mean), 5 / std::sqrt(4.0 * static_cast<double>(used)));
+  EXPECT_GT(m.variance, 0.6);
+  EXPECT_LT(m.variance, 1.5);
+  if (std::getenv("TPLIMIT_MORE")) std::printf("%zu scores, mean %.3f, variance %.3f, beyond 3: %ld\n", scores.size(), m.mean, m.variance, static_cast<long>(beyond));
+}
+
+}  // namespace
+}  // namespace tplimit::test
