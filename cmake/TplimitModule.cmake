@@ -6,7 +6,7 @@ target_compile_options(tplimit_options INTERFACE
   -ffp-contract=off  # results must not depend on which products a compiler fuses
   $<$<BOOL:${TPLIMIT_NATIVE}>:-march=native>
   $<$<BOOL:${TPLIMIT_WARNINGS_AS_ERRORS}>:-Werror>)
-target_compile_definitions(tplimit_options INTERFACE EIGEN_DONT_PARALLELIZE)
+target_compile_definitions(tplimit_options INTERFACE EIGEN_DONT_PARALLELIZE EIGEN_MAX_ALIGN_BYTES=64)
 set(TPLIMIT_MODULES "" CACHE INTERNAL "")
 
 # tplimit_module(name [HEADERS ..] SOURCES .. [PUBLIC ..] [PRIVATE ..])

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 /// Numbers as people write them on a command line.  All throw CLI::ValidationError with the name of the option.

@@ -34,7 +34,8 @@ FunctionTraits traits_of(const Map& map) {
       t.degree = exponent_from_double(a);
       t.at_zero = a == 0 ? 1 : 0;
       t.slope_at_zero = a == 1 ? 1 : 0;
-      t.finite_everywhere = a >= 0;
+      // Without a degree the size of the result is unknown unless the argument has size 1.
+      t.finite_everywhere = a >= 0 && t.degree;
       if (a == std::round(a)) t.parity = std::fmod(std::abs(a), 2.0) == 0 ? P::kEven : P::kOdd;
       t.positive = t.parity == P::kEven;
       return t;

@@ -54,6 +54,9 @@ class Analysis {
       const Node& node = in_.nodes[k];
       builder_.set_origin(node.span, node.context);
       Order order = std::visit([&](const auto& op) { return visit(op, node); }, node.op);
+      for (const MaybeExponent& size : {order.lead, order.dropped})
+        if (size && !in_range(*size))
+          reject("E3105", "a power of the width is out of range", "", "exponents lie between -10^6 and 10^6 with denominators that divide 40320; fewer nested roots and powers help");
       if (error_) return *error_;
       if (!node.type.matrix && builder_.is_zero(order.out)) order.lead.reset();
       orders_.push_back(std::move(order));
@@ -62,6 +65,12 @@ class Analysis {
   }
 
  private:
+  /// Sums, products and comparisons of such exponents do not overflow.
+  static bool in_range(Exponent e) {
+    constexpr std::int64_t kCommonDenominator = 40320;  // 8!: half of every exponent that the language allows
+    return kCommonDenominator % e.denominator() == 0 && std::abs(to_double(e)) < 1e6;
+  }
+
   const Order& order(NodeId id) const { return orders_[id.value]; }
   const Order& operand(const Node& node, std::size_t k) const { return orders_[node.in[k].value]; }
 
