@@ -466,6 +466,8 @@ void Lowerer::on(const ast::For& s, Span) {
     fail("E2119", it->second.kind == Kind::kLoop ? fmt::format("'{}' is the variable of a loop around this one", s.variable.name)
                                                  : fmt::format("'{}' is declared already and cannot be a loop variable", s.variable.name),
          s.variable.span, "", "choose another name");
+  if (interval->end > interval->begin && static_cast<std::uint64_t>(interval->end - interval->begin) > kMaxWork)
+    fail("E2604", "the loop is too long", s.range->span, fmt::format("{} iterations, at most {} are unrolled", interval->end - interval->begin, kMaxWork));
   const std::uint32_t outer_context = context_;
   for (std::int64_t i = interval->begin; i < interval->end; ++i) {
     count_work(s.range->span);

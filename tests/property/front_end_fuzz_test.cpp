@@ -1,5 +1,6 @@
 #include <array>
 #include <cstdint>
+#include <chrono>
 #include <cstdlib>
 #include <random>
 #include <string>
@@ -344,8 +345,12 @@ TEST(FrontEnd, NeverThrowsOnMutatedPrograms) {
   for (int k = 0; k < programs; ++k) {
     const auto seed = static_cast<std::uint32_t>(k);
     const std::string text = Mutator(seed).mutated_program();
+    const auto start = std::chrono::steady_clock::now();
     try {
       ++counts[static_cast<int>(check_program(text))];
+      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      EXPECT_LT(seconds, 5) << "seed " << seed << "\n---\n" << text;
+      if (seconds > 0.3) fprintf(stderr, "SLOW %u %g\n%s\n", seed, seconds, text.c_str());
     } catch (const std::exception& error) {
       FAIL() << "seed " << seed << ": " << error.what() << "\n---\n" << text;
     }

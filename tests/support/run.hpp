@@ -22,7 +22,7 @@ inline Module parsed(const std::string& text, const LowerOptions& options = {}) 
 
 inline LimitResult limit_of(const Module& module, const EvaluateOptions& options) {
   auto result = evaluate(module, options);
-  if (!result) throw std::runtime_error(render(result.errors(), module.source));
+  if (!result) throw std::runtime_error(render(result.errors(), module.source) + "\n" + module.source.text());
   return std::move(*result);
 }
 inline LimitResult limit_of(const std::string& text, const EvaluateOptions& options) { return limit_of(parsed(text), options); }
@@ -42,7 +42,7 @@ inline SimulationResult networks_of(const Module& module, std::int64_t width, in
   options.matrices = matrices;
   options.seed = seed;
   auto result = simulate(module, options);
-  if (!result) throw std::runtime_error(render(result.errors(), module.source));
+  if (!result) throw std::runtime_error(render(result.errors(), module.source) + "\n" + module.source.text());
   return std::move(*result);
 }
 inline SimulationResult networks_of(const std::string& text, std::int64_t width, int seeds, Matrices matrices, std::uint64_t seed = 0) {
