@@ -221,9 +221,33 @@ std::vector<double> unresolved_flags(const std::vector<double>& values, const st
   return flags;
 }
 
+bool all_finite(const std::vector<std::vector<double>>& values) {
+  return std::all_of(values.begin(), values.end(), [](const auto& v) { return std::all_of(v.begin(), v.end(), [](double x) { return std::isfinite(x); }); });
+}
+
+/// The first finite node behind `wanted` with a value that is not finite, given the averages.
+RunFailure first_not_finite(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<const double*>& given) {
+  std::vector<bool> behind(program.size(), false);
+  for (const NodeId id : wanted) behind[id.value] = true;
+  std::vector<NodeId> nodes;
+  for (std::size_t k = program.size(); k-- > 0;) {
+    if (!behind[k]) continue;
+    nodes.push_back({static_cast<std::uint32_t>(k)});
+    if (!std::binary_search(atoms.begin(), atoms.end(), nodes.back()))
+      for (const NodeId in : program.nodes[k].in) behind[in.value] = true;
+  }
+  std::reverse(nodes.begin(), nodes.end());
+  const auto values = FiniteEvaluator(program, atoms, nodes).evaluate(given);
+  for (std::size_t k = 0; k < nodes.size(); ++k)
+    // An infinite constant may be meant, as in max(x, -inf).
+    if (!std::holds_alternative<Constant>(program[nodes[k]].op) && !all_finite({values[k]})) return {{"E4101", "a number is not finite", ""}, nodes[k]};
+  return {{"E4101", "a number is not finite", ""}, wanted.front()};
+}
+
 /// Values of finite nodes from averages pooled over runs, errors by jackknife over runs.
 struct Pooled {
   std::vector<std::vector<double>> value, error;
+  std::optional<RunFailure> failure;  ///< a value is not finite, or not everywhere within its error
 };
 Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs) {
   FiniteEvaluator tail(program, atoms, wanted);
@@ -246,6 +270,13 @@ Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std:
   };
   Pooled out;
   out.value = evaluate_at(mean);
+  const auto fail_at = [&](const std::vector<std::vector<double>>& at) {
+    std::vector<const double*> given;
+    for (const auto& v : at) given.push_back(v.data());
+    out.failure = first_not_finite(program, atoms, wanted, given);
+    return out;
+  };
+  if (!all_finite(out.value)) return fail_at(mean);
   if (count < 2) return out;
   const double r = static_cast<double>(count);
   std::vector<std::vector<double>> sum, sum_of_squares;
@@ -261,6 +292,7 @@ Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std:
       for (std::size_t j = 0; j < mean[a].size(); ++j) without[a][j] += (mean[a][j] - run.values[a][j]) / (r - 1);
     }
     const auto values = evaluate_at(without);
+    if (!all_finite(values)) return fail_at(without);
     for (std::size_t w = 0; w < values.size(); ++w)
       for (std::size_t j = 0; j < values[w].size(); ++j) {
         const double d = values[w][j] - out.value[w][j];
@@ -325,6 +357,7 @@ class LimitEvaluation {
       out.warnings.push_back({Severity::kWarning, "W5401", fmt::format("moment matching stopped: too many directions (rank {}) for {} particles", out.engine.largest_rank, particles), {}, "",
                               "raise --particles for smaller errors", {}, false});
     const Pooled pooled = pool(program_, atoms_, outputs_, *runs);
+    if (pooled.failure) return explain(program_, *pooled.failure);
     collect(pooled, out);
     return out;
   }

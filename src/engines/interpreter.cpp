@@ -63,6 +63,10 @@ class Run {
         }
       }
       flush();
+      for (const NodeId id : s_.wanted) {
+        current_ = id.value;
+        check_everything(id);  // what is computed from averages is checked nowhere else
+      }
     } catch (EvaluationStop& stop) {
       return RunFailure{std::move(stop), {current_}};
     }
@@ -338,9 +342,10 @@ class Run {
     versions_[id.value] = matrix(source_[id.value]).update(std::move(old), terms);
   }
 
-  /// Trace mode: throws at the first node with a value that is not finite.
+  /// Throws if a value of the node is not finite.
   void check_everything(NodeId id) const {
     if (type(id).matrix || blocks_[id.value].empty()) return;
+    if (std::holds_alternative<Constant>(program_[id].op)) return;  // infinity may be meant, as in max(x, -inf)
     const Block& b = blocks_[id.value];
     for (std::int64_t c = 0; c < b.chunks(); ++c)
       if (!all_columns(b, c).allFinite()) throw EvaluationStop{"E4101", "a number is not finite", ""};

@@ -1,5 +1,6 @@
 #include "engines/width_matrix.hpp"
 
+#include <algorithm>
 #include <cmath>
 
 #include <Eigen/Cholesky>
@@ -27,7 +28,8 @@ PivotedFactor factor_in_order(const Matrix& gram, const Eigen::VectorXd& squared
       out.rows(j, k) = coefficient;
       residual -= coefficient * coefficient;
     }
-    if (residual > tol * tol * squared_norms(j) && residual > 0) {
+    // 1e-13: 450 eps; what is left of gram(j, j) after cancellation beyond that is noise (equal columns leave +-eps of it).
+    if (residual > std::max(tol * tol * squared_norms(j), 1e-13 * gram(j, j))) {
       out.rows(j, static_cast<Eigen::Index>(out.kept.size())) = std::sqrt(residual);
       out.kept.push_back(j);
     }

@@ -629,7 +629,8 @@ std::vector<Value> Lowerer::inline_call(const ast::Call& call, Span span) {
     }
   } catch (Rejection& r) {
     (void)restore();
-    if (!r.silent && r.diagnostic.notes.size() < 4) r.diagnostic.notes.push_back({fmt::format("in this call of '{}'", name), span});
+    auto& notes = r.diagnostic.notes;  // the innermost calls are enough, recursion says the same again
+    if (!r.silent && notes.size() < 4 && (notes.empty() || notes.back().span != span)) notes.push_back({fmt::format("in this call of '{}'", name), span});
     throw;
   }
   return *restore();

@@ -204,6 +204,8 @@ class Analysis {
         inverse.lead = -*b.lead;
         if (b.dropped) inverse.dropped = *b.dropped - 2 * *b.lead;
         Order to = product(a, inverse);
+        // An odd divisor passes through 0: the average of a/b need not exist, and symmetry proves nothing about it.
+        if (b.odd & ~b.mixed) no_parity(to);
         to.out = builder_.expand(builder_.map(Fn::kDiv, {a.out, b.out}), node.type.width, node.type.dims);
         return to;
       }
@@ -264,7 +266,8 @@ class Analysis {
     to.odd = x.odd;
     to.mixed = x.mixed;
     if (traits.parity == FunctionTraits::Parity::kEven) to.odd = 0;
-    if (traits.parity == FunctionTraits::Parity::kNone) no_parity(to);
+    // Odd and singular at 0 (1/x): the average need not exist, so symmetry does not prove it zero.
+    if (traits.parity == FunctionTraits::Parity::kNone || (traits.degree && *traits.degree < 0)) no_parity(to);
     to.positive = traits.positive && x.lead.has_value();
     const auto apply = [&] { return builder_.map(op.fn, {x.out}, op.parameter); };
     const auto constant = [&](double value) { return builder_.expand(builder_.constant(value, node.type.dims), node.type.width, node.type.dims); };
