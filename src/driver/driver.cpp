@@ -479,6 +479,10 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
     }
   }
   result->engine.tolerance = options.tolerance;
+  // Measured (docs/theory.md): at rank = particles / 8 the bias is about one standard error of 32 randomisations.
+  if (!options.tolerance && 16 * result->engine.largest_rank > result->engine.particles)
+    result->warnings.push_back({Severity::kWarning, "W5402", fmt::format("the bias of order rank / particles = {} / {} is not part of the errors", result->engine.largest_rank, result->engine.particles), {}, "",
+                                "raise --particles, or use --tol, which measures it", {}, false});
   result->warnings.insert(result->warnings.begin(), limit->warnings.begin(), limit->warnings.end());
   result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
   result->time_s = seconds_since(start);

@@ -1,0 +1,123 @@
+#include <algorithm>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <string>
+#include <vector>
+
+#include <gtest/gtest.h>
+
+#include "golden/text_files.hpp"
+#include "tplimit/driver/driver.hpp"
+
+/// Programs with mistakes and what the user is told about each, byte by byte: bad/NAME.tp beside bad/NAME.expected.
+/// `cmake --build . --target update-golden` rewrites the expected texts; the diff is then to be read, not trusted.
+///
+/// A first line `#! OPTION VALUE` (several may follow each other) gives what else stands on the command line: set, data,
+/// particles, randomisations, memory, width (runs a network instead of the limit).
+namespace tplimit {
+namespace {
+
+namespace fs = std::filesystem;
+using test::read_text;
+
+const fs::path kFolder = fs::path(TPLIMIT_SOURCE_DIR) / "tests/golden/bad";
+
+struct Run {
+  LowerOptions lower;
+  EvaluateOptions evaluate;
+  std::optional<std::int64_t> width;
+};
+
+Run options_of(const std::string& text) {
+  Run run;
+  run.evaluate.particles = 64;
+  run.evaluate.randomisations = 2;
+  run.evaluate.threads = 1;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line) && line.starts_with("#! ");) {
+    const std::size_t blank = line.find(' ', 3);
+    const std::string name = line.substr(3, blank - 3), value = line.substr(blank + 1);
+    const std::pair<std::string, std::string> assignment{value.substr(0, value.find('=')), value.substr(std::min(value.size(), value.find('=') + 1))};
+    if (name == "set") run.lower.constants.push_back(assignment);
+    else if (name == "data") run.lower.data_files.push_back(assignment);
+    else if (name == "particles") run.evaluate.particles = std::stoll(value);
+    else if (name == "randomisations") run.evaluate.randomisations = std::stoi(value);
+    else if (name == "memory") run.evaluate.memory_bytes = std::stod(value);
+    else if (name == "width") run.width = std::stoll(value);
+    else ADD_FAILURE() << "unknown option " << line;
+  }
+  return run;
+}
+
+std::string expectations_of(const LimitResult& result, const Source& source) {
+  std::string out;
+  for (const ExpectResult& e : result.expectations) {
+    const Location where = source.locate(e.span.begin);
+    const char* status = e.status == ExpectStatus::kPassed ? "passed" : e.status == ExpectStatus::kFailed ? "failed" : "undecided";
+    out += fmt::format("{}:{}:{}: expect {}{}: {:.4g} against {:.4g} within {:.4g}\n", source.name(), where.line, where.column, status,
+                       e.iteration.empty() ? "" : " at " + e.iteration, e.left, e.right, e.tolerance);
+  }
+  return out;
+}
+
+/// Everything the user would be told.
+std::string told_about(const std::string& name, const std::string& text) {
+  const Run run = options_of(text);
+  const Source source(name, text);
+  auto module = parse(source, run.lower);
+  if (!module) return render(module.errors(), source);
+  if (run.width) {
+    SimulateOptions options;
+    options.width = *run.width;
+    options.seeds = 1;
+    options.threads = 1;
+    const auto result = simulate(*module, options);
+    return result ? render(result->warnings, source) + "accepted\n" : render(result.errors(), source);
+  }
+  const auto result = evaluate(*module, run.evaluate);
+  if (!result) return render(result.errors(), source);
+  return render(result->warnings, source) + expectations_of(*result, source) + "accepted\n";
+}
+
+std::vector<fs::path> programs() { return test::files_in(kFolder, ".tp"); }
+
+TEST(BadPrograms, AreToldWhatIsWrong) {
+  const bool update = std::getenv("TPLIMIT_UPDATE_GOLDEN") != nullptr;
+  const fs::path before = fs::current_path();
+  fs::current_path(kFolder);  // so that messages name data files relative to the program
+  ASSERT_FALSE(programs().empty());
+  for (const fs::path& file : programs()) {
+    SCOPED_TRACE(file.filename().string());
+    std::string told;
+    EXPECT_NO_THROW(told = told_about(file.filename().string(), read_text(file)));
+    const fs::path expected = fs::path(file).replace_extension(".expected");
+    if (update) {
+      std::ofstream(expected, std::ios::binary) << told;
+    } else {
+      EXPECT_EQ(told, read_text(expected));
+    }
+  }
+  fs::current_path(before);
+}
+
+/// Codes E1234 and W1234 in a text.
+std::set<std::string> codes_in(const std::string& text) { return test::diagnostic_codes(text); }
+
+TEST(BadPrograms, CoverEveryCode) {
+  std::set<std::string> told;
+  for (const fs::path& file : test::files_in(kFolder, ".expected")) told.merge(codes_in(read_text(file)));
+  const std::set<std::string> unreachable{
+      "E1032",  // takes a text of 4 GiB
+      "E5001",  // the program itself cannot be read: tests of the command line
+  };
+  for (const std::string& code : test::codes_of_the_sources()) {
+    if (!unreachable.contains(code)) EXPECT_TRUE(told.contains(code)) << code << " has no case in tests/golden/bad";
+    else EXPECT_FALSE(told.contains(code)) << code << " is reachable after all";
+  }
+}
+
+}  // namespace
+}  // namespace tplimit
