@@ -259,7 +259,7 @@ Value Lowerer::filled(Arguments& in, double value) {
   for (std::size_t k = 0; k < a.positional.size(); ++k) {
     const auto* n = a.positional[k].as<Number>();
     if (n && n->power == 1 && n->value == 1) {
-      if (has_width(axes)) fail("E2207", "a value has at most one width axis", a.spans[k]);
+      if (has_width(axes)) fail("E2207", "a value has at most one width axis", a.spans[k], "", fmt::format("a matrix is declared: param W : [{0}, {0}] ~ normal(0, 0)", program_.width_name));
       axes.push_back({true, 0});
     } else {
       const std::int64_t size = integer(a.positional[k], a.spans[k], "a size");
@@ -285,7 +285,7 @@ Value Lowerer::builtin_stack(Arguments& in) {
     }
     return {out};
   }
-  return {list_tensor(List{a.positional}, a.span)};
+  return {list_tensor(List{a.positional}, a.span, a.spans)};
 }
 
 Value Lowerer::builtin_concat(Arguments& in) {
@@ -334,7 +334,7 @@ Value Lowerer::builtin_permutation(Arguments& in) {
 
 Value Lowerer::builtin_one_hot(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
-  const std::vector<std::int64_t> labels = integers(a.positional[0], a.spans[0], "labels");
+  const std::vector<std::int64_t> labels = integers(a.positional[0], a.spans[0], "a label");
   const std::int64_t classes = integer(a.positional[1], a.spans[1], "the number of classes");
   if (classes < 1) fail("E2215", "the number of classes must be at least 1", a.spans[1], fmt::format("this is {}", classes));
   check_size({static_cast<std::int64_t>(labels.size()), classes}, a.span);
@@ -456,14 +456,16 @@ Value Lowerer::builtin_einsum(Arguments& in) {
   }
   const std::string output = spec.substr(arrow + 2);
   if (inputs.size() != a.positional.size() - 1)
-    fail("E2316", fmt::format("einsum names {} operands, but {} are given", inputs.size(), a.positional.size() - 1), a.spans[0]);
+    fail("E2316", fmt::format("einsum names {} operand{}, but {} {} given", inputs.size(), inputs.size() == 1 ? "" : "s", a.positional.size() - 1, a.positional.size() == 2 ? "is" : "are"),
+         a.spans[0], "", "one group of letters per operand, separated by commas");
 
   std::map<char, Axis> sizes;
   char width = 0;
   for (std::size_t k = 0; k < inputs.size(); ++k) {
     const Tensor t = tensor(a.positional[k + 1], a.spans[k + 1]);
     if (inputs[k].size() != t.axes.size())
-      fail("E2316", fmt::format("'{}' has {} indices, but the operand has {} axes", inputs[k], inputs[k].size(), t.axes.size()), a.spans[k + 1], "this has shape " + text(t.axes));
+      fail("E2316", fmt::format("'{}' has {} ind{}, but the operand has {} ax{}", inputs[k], inputs[k].size(), inputs[k].size() == 1 ? "ex" : "ices", t.axes.size(), t.axes.size() == 1 ? "is" : "es"),
+           a.spans[k + 1], "this has shape " + text(t.axes));
     for (std::size_t j = 0; j < t.axes.size(); ++j) {
       const char c = inputs[k][j];
       if (!std::isalpha(static_cast<unsigned char>(c))) fail("E2316", fmt::format("'{}' is no index: use letters", c), a.spans[0]);
@@ -556,7 +558,7 @@ Value Lowerer::builtin_grad(Arguments& in) {
     fail("E2502", "a gradient is taken with respect to a named value", a.spans[1], "this is " + describe(target), "name a parameter, a random value or a variable");
   build(a.span);
   Result<std::vector<Derivative>> result = gradient(builder_, loss, nodes);
-  if (!result) throw Rejection{result.errors()[0], false};
+  if (!result) throw not_differentiable(result.errors()[0], a.span);
   const auto as_matrix = [](const Derivative& d) {
     Matrix m;
     for (const OuterTerm& t : d.outer) m.terms.push_back({t.coefficient, {}, false, t.d, t.x});

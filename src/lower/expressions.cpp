@@ -21,8 +21,9 @@ constexpr std::int64_t kCommonDenominator = 20160;  // 2^6 3^2 5 7: sums of many
 
 std::string Lowerer::describe(const Value& value) const {
   return std::visit(overloaded{[&](const Number& n) {
-                                 return n.power == 0 ? fmt::format("the number {}", n.value)
-                                                     : fmt::format("{} {}", n.value, power_of_width(n.power));
+                                 if (n.power == 0) return fmt::format("the number {}", n.value);
+                                 const std::string power = power_of_width(n.power, program_.width_name);
+                                 return n.value == 1 ? power : fmt::format("{} {}", n.value, power);
                                },
                                [&](const Tensor& t) { return t.axes.empty() ? std::string("a scalar") : "a value of shape " + text(t.axes); },
                                [&](const Matrix&) { return fmt::format("a matrix of shape [{0}, {0}]", program_.width_name); },
@@ -35,15 +36,15 @@ std::string Lowerer::describe(const Value& value) const {
                     value.v);
 }
 
-Tensor Lowerer::list_tensor(const List& list, Span span) {
-  if (list.items.empty()) fail("E2301", "an empty list has no shape", span);
+Tensor Lowerer::list_tensor(const List& list, Span span, const std::vector<Span>& items) {
+  if (list.items.empty()) fail("E2301", "an empty list has no shape", span, "", "write at least one item");
   std::vector<NodeId> parts;
   Axes axes;
   for (const Value& item : list.items) {
-    const Tensor t = tensor(item, span);
+    const Span where = parts.size() < items.size() ? items[parts.size()] : span;
+    const Tensor t = tensor(item, where);
     if (!parts.empty() && t.axes != axes)
-      fail("E2302", "the items of a list differ in shape", span,
-           fmt::format("item {} has shape {}, those before it {}", parts.size(), text(t.axes), text(axes)), "give every row the same length");
+      fail("E2302", "the items differ in shape", where, fmt::format("this has shape {}, those before it {}", text(t.axes), text(axes)), "all items need one shape, as the rows of a matrix do");
     axes = t.axes;
     Dims dims = finite_dims(axes);
     dims.insert(dims.begin(), 1);
@@ -91,7 +92,12 @@ Number Lowerer::number(const Value& v, Span span, const char* what) {
   if (v.as<Poison>()) throw Rejection{{}, true};
   if (const auto* t = v.as<Tensor>(); t && t->axes.empty())
     if (const auto* values = builder_.constant_values(t->node)) return {(*values)[0], 0};
-  fail("E2307", fmt::format("{} must be a number known before the run", what), span, "this is " + describe(v));
+  fail("E2307", fmt::format("{} must be a number known before the run", what), span, computed(v) ? "this is computed by the run" : "this is " + describe(v));
+}
+
+bool Lowerer::computed(const Value& v) const {
+  const auto* t = v.as<Tensor>();
+  return t && !builder_.constant_values(t->node);
 }
 
 double Lowerer::plain_number(const Value& v, Span span, const char* what) {
@@ -112,11 +118,11 @@ std::vector<std::int64_t> Lowerer::integers(const Value& v, Span span, const cha
   if (v.as<Number>()) return {integer(v, span, what)};
   const Tensor t = tensor(v, span);
   const auto* values = builder_.constant_values(t.node);
-  if (!values || t.axes.size() > 1)
-    fail("E2310", fmt::format("{} must be integers known before the run", what), span, "this is " + describe(v));
+  if (!values) fail("E2310", fmt::format("{} must be known before the run", what), span, "this is computed by the run", "it decides the shape of values, and shapes are fixed before anything runs");
+  if (t.axes.size() > 1) fail("E2310", fmt::format("{} is an integer, or there is a list of them", what), span, "this has shape " + text(t.axes));
   std::vector<std::int64_t> out;
   for (const double x : *values) {
-    if (x != std::round(x)) fail("E2309", fmt::format("{} must be integers", what), span, fmt::format("one of them is {}", x));
+    if (x != std::round(x) || std::abs(x) > 1e15) fail("E2309", fmt::format("{} must be an integer", what), span, fmt::format("one of them is {}", x));
     out.push_back(static_cast<std::int64_t>(x));
   }
   return out;
@@ -235,7 +241,7 @@ Value Lowerer::elementwise(Fn fn, const std::vector<Value>& in, Span span, doubl
 Number Lowerer::checked(Number n, Span span) {
   const double p = static_cast<double>(n.power.numerator()), q = static_cast<double>(n.power.denominator());
   if (std::abs(p) > 1000 * q || kCommonDenominator % n.power.denominator() != 0)
-    fail("E2403", "this power of the width is out of range", span, "it is " + power_of_width(n.power),
+    fail("E2403", "this power of the width is out of range", span, "it is " + power_of_width(n.power, program_.width_name),
          fmt::format("exponents lie between -1000 and 1000 and are fractions such as 1/2, 2/3 or 5/48 (denominators divide {})", kCommonDenominator));
   return n;
 }
@@ -395,7 +401,7 @@ Value Lowerer::matmul(const Value& a, const Value& x, Span span, Span a_span, Sp
   if (inner_left != inner_right)
     fail("E2205", "sizes differ in '@'", span,
          fmt::format("last axes of {} and {} are contracted", text(left.axes), text(right.axes)),
-         right.axes.size() > 1 && right.axes[right.axes.size() - 2] == inner_left ? "'@' contracts the last axes of both sides: transpose the right side with '"
+         right.axes.size() > 1 && right.axes[right.axes.size() - 2] == inner_left ? "'@' contracts the last axes of both sides: transpose the right side with ' (or drop its ')"
          : left.axes.size() == 2 && left.axes[0] == inner_right                   ? "'@' contracts the last axes of both sides: transpose the left side with '"
                                                                                   : "'@' contracts the last axes of both sides");
   Axes axes(right.axes.begin(), right.axes.end() - 1);
@@ -433,15 +439,12 @@ Value Lowerer::evaluate_index(const ast::Index& index, Span span) {
   // An item selects positions along one axis; a single number removes the axis.
   struct Selection { std::vector<std::int64_t> positions; bool single; };
   const auto select = [&](const ast::Expr& item, std::int64_t size) -> Selection {
-    const auto check = [&](std::int64_t i, std::int64_t limit, Span where) {
-      if (i < 0 || i > limit) fail("E2208", fmt::format("index {} is outside the axis", i), where, fmt::format("the axis has {} entries, counted from 0", size));
-    };
+    const std::string entries = fmt::format("the axis has {} entr{}, counted from 0", size, size == 1 ? "y" : "ies");
     if (const auto* range = std::get_if<ast::Range>(&item.node)) {
       const std::int64_t begin = range->begin ? integer(evaluate(*range->begin), range->begin->span, "a bound") : 0;
       const std::int64_t end = range->end ? integer(evaluate(*range->end), range->end->span, "a bound") : size;
-      check(begin, size, item.span);
-      check(end, size, item.span);
-      if (begin >= end) fail("E2209", "the slice is empty", item.span, fmt::format("{}..{}", begin, end));
+      if (begin < 0 || begin > size || end < 0 || end > size) fail("E2208", fmt::format("the slice {}..{} reaches outside the axis", begin, end), item.span, entries);
+      if (begin >= end) fail("E2209", "the slice is empty", item.span, fmt::format("{}..{} has no entry", begin, end), "ranges are half-open: a..b has the entries a to b - 1");
       Selection s{std::vector<std::int64_t>(static_cast<std::size_t>(end - begin)), false};
       std::iota(s.positions.begin(), s.positions.end(), begin);
       return s;
@@ -451,7 +454,7 @@ Value Lowerer::evaluate_index(const ast::Index& index, Span span) {
     Selection s{integers(v, item.span, "an index"), single};
     for (auto& i : s.positions) {
       if (i < 0) i += size;
-      if (i < 0 || i >= size) fail("E2208", fmt::format("index {} is outside the axis", i < 0 ? i - size : i), item.span, fmt::format("the axis has {} entries, counted from 0", size));
+      if (i < 0 || i >= size) fail("E2208", fmt::format("index {} is outside the axis", i < 0 ? i - size : i), item.span, entries);
     }
     return s;
   };
@@ -480,13 +483,14 @@ Value Lowerer::evaluate_index(const ast::Index& index, Span span) {
   if (base.as<Matrix>()) fail("E2210", "a width axis cannot be indexed", span, describe(base), "coordinates have no names; use E(..), gram(..) or samples(..)");
 
   Tensor t = tensor(base, index.base->span);
+  const Axes whole = t.axes;
   std::size_t axis = 0, finite_axis = 0;
   for (const auto& item : index.items) {
-    if (axis >= t.axes.size()) fail("E2211", "too many indices", item->span, "the value has shape " + text(t.axes));
+    if (axis >= t.axes.size()) fail("E2211", "too many indices", item->span, whole.empty() ? "the value is a scalar" : "the value has shape " + text(whole));
     if (t.axes[axis].width) {
       const auto* range = std::get_if<ast::Range>(&item->node);
       if (!range || range->begin || range->end)
-        fail("E2210", "a width axis cannot be indexed", item->span, "the value has shape " + text(t.axes),
+        fail("E2210", "a width axis cannot be indexed", item->span, "the value has shape " + text(whole),
              "coordinates have no names; use E(..), gram(..) or samples(..)");
       ++axis;
       continue;
@@ -542,10 +546,14 @@ Value Lowerer::evaluate(const ast::Expr& e) {
                  [&](const ast::Call& x) -> Value { return evaluate_call(x, e.span); },
                  [&](const ast::List& l) -> Value {
                    List out;
-                   for (const auto& item : l.items) out.items.push_back(evaluate(*item));
+                   std::vector<Span> spans;
+                   for (const auto& item : l.items) {
+                     out.items.push_back(evaluate(*item));
+                     spans.push_back(item->span);
+                   }
                    // Lists of numbers are arrays at once, so that indexing and arithmetic see them as such.
                    const bool plain = !out.items.empty() && std::all_of(out.items.begin(), out.items.end(), [](const Value& v) { return v.as<Number>() || v.as<Tensor>() || v.as<List>(); });
-                   if (plain) return {list_tensor(out, e.span)};
+                   if (plain) return {list_tensor(out, e.span, spans)};
                    return {out};
                  },
                  [&](const ast::Tuple& l) -> Value {
@@ -576,6 +584,7 @@ Value Lowerer::evaluate_call(const ast::Call& call, Span span) {
     return (this->*it->second)(a);
   }
   static const std::set<std::string> later{"softmax", "solve", "align", "ntk", "nngp", "project", "predict_gd", "layernorm"};
+  if (name == "softmax") fail("E2105", "'softmax' is not available in this version", call.callee.span, "", "over all entries it is exp(x) / sum(exp(x))");
   if (later.contains(name)) fail("E2105", fmt::format("'{}' is not available in this version", name), call.callee.span);
   static const std::set<std::string> statements{"csv", "npy", "npz", "idx", "normal", "sgd"};
   if (statements.contains(name))
@@ -587,6 +596,17 @@ Value Lowerer::evaluate_call(const ast::Call& call, Span span) {
   for (const auto& [other, f] : functions_) known.push_back(other);
   for (const auto& [other, f] : models_) known.push_back(other);
   std::sort(known.begin(), known.end());
+  // What the function is called elsewhere.
+  static const std::unordered_map<std::string, const char*> elsewhere{
+      {"dot", "products are written v @ x"}, {"matmul", "products are written W @ x"}, {"inner", "products are written v @ x"},
+      {"transpose", "the transpose is written W'"}, {"pow", "powers are written x^a"}, {"avg", "E(x) averages over the coordinates, mean(x) over finite axes"},
+      {"average", "E(x) averages over the coordinates, mean(x) over finite axes"}, {"var", "write E(x^2) - E(x)^2"}, {"variance", "write E(x^2) - E(x)^2"},
+      {"std", "write sqrt(E(x^2) - E(x)^2)"}, {"cov", "gram(x, y) has the entries E(x y)"}, {"ln", "the natural logarithm is log(x)"}, {"logistic", "it is called sigmoid"},
+      {"swish", "it is called silu"}, {"heaviside", "it is called step"}, {"mse_loss", "mse(output, target) is half the mean squared error"},
+      {"cross_entropy", "write it with exp, log and one_hot"}, {"tr", "it is called trace"}, {"eig", "eigvals(K) takes symmetric matrices"}, {"eigh", "eigvals(K) takes symmetric matrices"},
+      {"len", "sizes are numbers of the program: give them names with const"}, {"size", "sizes are numbers of the program: give them names with const"},
+      {"reshape", "there is no reshape: index, stack or use einsum"}, {"randn", "write: random x : [n] ~ normal(0, 1)"}, {"if", "write where(condition, a, b)"}};
+  if (const auto it = elsewhere.find(name); it != elsewhere.end()) fail("E2107", fmt::format("unknown function '{}'", name), call.callee.span, "", it->second);
   fail("E2107", fmt::format("unknown function '{}'", name), call.callee.span, "", did_you_mean(name, known));
 }
 
@@ -594,14 +614,14 @@ std::vector<Value> Lowerer::inline_call(const ast::Call& call, Span span) {
   const std::string& name = call.callee.name;
   const auto function = functions_.find(name);
   const std::vector<ast::Identifier>& params = function != functions_.end() ? function->second->params : models_.at(name)->params;
-  if (!call.named.empty()) fail("E2108", fmt::format("'{}' takes positional arguments only", name), call.named[0].name.span);
+  const auto form = [&] {
+    std::string out = "its form: " + name + "(";
+    for (std::size_t k = 0; k < params.size(); ++k) out += (k ? ", " : "") + params[k].name;
+    return out + ")";
+  };
+  if (!call.named.empty()) fail("E2108", fmt::format("'{}' takes its arguments by position, not by name", name), call.named[0].name.span, "", form());
   if (call.args.size() != params.size())
-    fail("E2109", fmt::format("'{}' takes {} argument{}, got {}", name, params.size(), params.size() == 1 ? "" : "s", call.args.size()), span, "",
-         [&] {
-           std::string form = name + "(";
-           for (std::size_t k = 0; k < params.size(); ++k) form += (k ? ", " : "") + params[k].name;
-           return "its form: " + form + ")";
-         }());
+    fail("E2109", fmt::format("'{}' takes {} argument{}, got {}", name, params.size(), params.size() == 1 ? "" : "s", call.args.size()), span, "", form());
   count_work(span);
   Scope scope;
   for (std::size_t k = 0; k < params.size(); ++k) scope[params[k].name] = {Kind::kLocal, evaluate(*call.args[k]), params[k].span};
@@ -630,7 +650,7 @@ std::vector<Value> Lowerer::inline_call(const ast::Call& call, Span span) {
   } catch (Rejection& r) {
     (void)restore();
     auto& notes = r.diagnostic.notes;  // the innermost calls are enough, recursion says the same again
-    if (!r.silent && notes.size() < 4 && (notes.empty() || notes.back().span != span)) notes.push_back({fmt::format("in this call of '{}'", name), span});
+    if (!r.silent && notes.size() < 4 && span != (notes.empty() ? r.diagnostic.span : notes.back().span)) notes.push_back({fmt::format("in this call of '{}'", name), span});
     throw;
   }
   return *restore();

@@ -55,6 +55,7 @@ class Lowerer {
 
   // ---- statements
   void statement(const ast::Stmt& stmt);
+  void record(const Rejection& r, Span span);
   void block(const std::vector<ast::Stmt>& body);
   void on(const ast::Width& s, Span span);
   void on(const ast::Const& s, Span span);
@@ -71,6 +72,7 @@ class Lowerer {
   void on(const ast::Expect& s, Span span);
   void on(const ast::Parametrization& s, Span span);
   void poison_targets(const ast::Stmt& stmt);
+  [[nodiscard]] std::string names_of(Kind kind, const char* before) const;
   void bind(const ast::Identifier& name, Value value, Kind kind);
   void rebind(const ast::Identifier& name, Value value, Span span);
   [[nodiscard]] bool outside_models() const { return call_depth_ == 0; }
@@ -90,6 +92,7 @@ class Lowerer {
   bool depends_on_current(NodeId loss, const std::string& name, Span span);
   void check_once(const std::vector<ast::NamedArgument>& options) const;  ///< E2113 if an option is given twice
   void set_version(const std::string& name, Value value);
+  static Rejection not_differentiable(Diagnostic d, Span span);
   Value updated(const Value& current, const Value& change, Span span);  ///< current + change
   Matrix materialise(const Matrix& m, Span span);
   std::vector<NodeId> version_nodes(const Value& value) const;
@@ -120,7 +123,8 @@ class Lowerer {
   double plain_number(const Value& v, Span span, const char* what);
   std::int64_t integer(const Value& v, Span span, const char* what);
   std::vector<std::int64_t> integers(const Value& v, Span span, const char* what);
-  Tensor list_tensor(const List& list, Span span);
+  Tensor list_tensor(const List& list, Span span, const std::vector<Span>& items = {});
+  [[nodiscard]] bool computed(const Value& v) const;  ///< not known before the run
 
   // ---- builtins
   struct Arguments {

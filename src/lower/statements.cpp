@@ -39,10 +39,10 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
   }
   for (const auto& [name, value] : options_.constants)
     if (!used_constants_.contains(name) && errors_.empty())
-      errors_.push_back({Severity::kError, "E2114", fmt::format("--set {}: the program has no constant '{}'", name, name), {}, "", "", {}, false});
+      errors_.push_back({Severity::kError, "E2114", fmt::format("--set {}: the program has no constant '{}'", name, name), {}, "", names_of(Kind::kConst, "its constants: "), {}, false});
   for (const auto& [name, value] : options_.data_files)
     if (!used_data_.contains(name) && errors_.empty())
-      errors_.push_back({Severity::kError, "E2115", fmt::format("--data {}: the program has no data '{}' read from a file", name, name), {}, "", "", {}, false});
+      errors_.push_back({Severity::kError, "E2115", fmt::format("--data {}: the program reads no data '{}' from a file", name, name), {}, "", names_of(Kind::kData, "its data: "), {}, false});
   if (errors_.empty()) finish_reports();
   if (errors_.empty() && program_.reports.empty() && program_.expectations.empty())
     errors_.push_back({Severity::kError, "E2601", "the program reports nothing", {}, "", "add a line such as: report E(x)", {}, false});
@@ -51,6 +51,7 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
 }
 
 void Lowerer::count_work(Span span) {
+  if (work_ > kMaxWork) throw Rejection{{}, true};
   if (++work_ > kMaxWork) fail("E2604", "the unrolled program is too long", span, fmt::format("more than {} iterations and calls", kMaxWork));
 }
 
@@ -63,16 +64,17 @@ void Lowerer::statement(const ast::Stmt& stmt) {
   try {
     run();
   } catch (const Rejection& r) {
-    if (!r.silent) {
-      // An unrolled loop meets the same mistake in every iteration: say it once.
-      const bool repeated = std::any_of(errors_.begin(), errors_.end(), [&](const Diagnostic& d) { return d.span == r.diagnostic.span && d.code == r.diagnostic.code; });
-      if (!repeated) {
-        errors_.push_back(r.diagnostic);
-        if (!loops_.empty()) errors_.back().notes.push_back({"in the iteration " + program_.contexts[context_], stmt.span});
-      }
-    }
+    record(r, stmt.span);
     poison_targets(stmt);
   }
+}
+
+void Lowerer::record(const Rejection& r, Span span) {
+  if (r.silent) return;
+  // An unrolled loop meets the same mistake in every iteration: say it once.
+  if (std::any_of(errors_.begin(), errors_.end(), [&](const Diagnostic& d) { return d.span == r.diagnostic.span && d.code == r.diagnostic.code; })) return;
+  errors_.push_back(r.diagnostic);
+  if (!loops_.empty()) errors_.back().notes.push_back({"in the iteration " + program_.contexts[context_], span});
 }
 
 void Lowerer::block(const std::vector<ast::Stmt>& body) {
@@ -96,8 +98,17 @@ void Lowerer::poison_targets(const ast::Stmt& stmt) {
              stmt.node);
 }
 
+std::string Lowerer::names_of(Kind kind, const char* before) const {
+  std::vector<std::string> names;
+  for (const auto& [name, binding] : globals_)
+    if (binding.kind == kind) names.push_back(name);
+  std::sort(names.begin(), names.end());
+  return names.empty() ? "" : before + fmt::format("{}", fmt::join(names, ", "));
+}
+
 void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
-  if (name.name == program_.width_name && width_declared_) fail("E2116", fmt::format("'{}' is the width", name.name), name.span);
+  if (name.name == program_.width_name && width_declared_)
+    fail("E2116", fmt::format("'{}' is the width and has no value", name.name), name.span, "", "choose another name; finite networks get their width on the command line");
   if (functions_.contains(name.name) || models_.contains(name.name) || builtins().contains(name.name) || unary_functions().contains(name.name))
     fail("E2117", fmt::format("'{}' is a function already", name.name), name.span, "", "choose another name");
   Scope& scope = locals_ ? *locals_ : globals_;
@@ -146,7 +157,7 @@ void Lowerer::rebind(const ast::Identifier& name, Value value, Span span) {
 // ---- declarations ----------------------------------------------------------------------------------
 
 void Lowerer::on(const ast::Width& s, Span span) {
-  if (!outside_models() || !loops_.empty()) fail("E2602", "the width is declared at top level", span);
+  if (!outside_models() || !loops_.empty()) fail("E2602", "the width is declared at top level", span, "", "move it in front of the loop or model");
   if (width_declared_ || s.items.size() != 1 || s.items[0].value)
     fail("E2105", "several widths are not available in this version", span, "", "declare one width: width n");
   if (const auto it = globals_.find(s.items[0].name.name); it != globals_.end()) {
@@ -160,7 +171,7 @@ void Lowerer::on(const ast::Width& s, Span span) {
 }
 
 void Lowerer::on(const ast::Const& s, Span span) {
-  if (!outside_models() || !loops_.empty()) fail("E2602", "constants are declared at top level", span);
+  if (!outside_models() || !loops_.empty()) fail("E2602", "constants are declared at top level", span, "", "move it in front of the loop or model, or write an assignment without 'const'");
   Value value;
   const auto set = std::find_if(options_.constants.rbegin(), options_.constants.rend(), [&](const auto& c) { return c.first == s.name.name; });
   if (set != options_.constants.rend()) {
@@ -187,7 +198,7 @@ void Lowerer::on(const ast::Const& s, Span span) {
 }
 
 void Lowerer::on(const ast::Data& s, Span span) {
-  if (!outside_models() || !loops_.empty()) fail("E2602", "data are declared at top level", span);
+  if (!outside_models() || !loops_.empty()) fail("E2602", "data are declared at top level", span, "", "move it in front of the loop or model");
   if (const auto* call = std::get_if<ast::Call>(&s.value->node)) {
     if (call->callee.name == "csv" || call->callee.name == "npy" || call->callee.name == "idx" || call->callee.name == "npz") {
       std::vector<Value> values = read_data(*call, s);
@@ -291,6 +302,18 @@ Value Lowerer::opaque(Value value) {
   return {array};
 }
 
+namespace {
+/// True if a value of shape `own` broadcasts to `axes` without changing them.
+bool fits(const Axes& own, const Axes& axes) {
+  const Dims from = finite_dims(own), to = finite_dims(axes);
+  if (has_width(own) && (!has_width(axes) || axes_after_width(own) != axes_after_width(axes))) return false;
+  if (from.size() > to.size()) return false;
+  for (std::size_t k = 1; k <= from.size(); ++k)
+    if (from[from.size() - k] != 1 && from[from.size() - k] != to[to.size() - k]) return false;
+  return true;
+}
+}  // namespace
+
 Value Lowerer::initial_value(const ast::Param& s, const Axes& axes, Span span) {
   const auto* law = s.law ? std::get_if<ast::Call>(&s.law->node) : nullptr;
   if (!law) fail("E2125", fmt::format("'{}' has no law", s.name.name), s.name.span, "", "write: ~ normal(mean, variance)");
@@ -302,9 +325,10 @@ Value Lowerer::initial_value(const ast::Param& s, const Axes& axes, Span span) {
   const Dims dims = finite_dims(axes);
   const auto widths = std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; });
   if (const auto* v = variance.as<Number>(); v && !(v->value >= 0 && std::isfinite(v->value)))
-    fail("E2126", "the variance is negative", variance_span, fmt::format("this is {}", v->value), "normal(mean, variance) takes the variance, not the standard deviation");
+    fail("E2126", std::isfinite(v->value) ? "the variance is negative" : "the variance is not finite", variance_span, "this is " + describe(variance), "normal(mean, variance) takes the variance, not the standard deviation");
 
   if (widths == 2) {
+    if (computed(variance)) fail("E2127", "a variance must be known before the run", variance_span, "this is computed by the run", "draw with variance 1/n and multiply");
     const Number v = number(variance, variance_span, "the variance of a width matrix");
     const Number m = number(mean, mean_span, "the mean of a width matrix");
     // sigma^2 = c n^p: entries of size sqrt(c) n^((p+1)/2) times those of N(0, 1/n).
@@ -345,12 +369,16 @@ Value Lowerer::initial_value(const ast::Param& s, const Axes& axes, Span span) {
   } else {
     const Tensor sigma = finite(variance, variance_span, "a variance");
     const auto* values = builder_.constant_values(sigma.node);
-    if (!values) fail("E2127", "a variance must be known before the run", variance_span);
+    if (!values) fail("E2127", "a variance must be known before the run", variance_span, "this is computed by the run", "draw with variance 1 and multiply");
     if (widths == 0) program_.has_random_scalars = true;
     const auto k = dims.empty() ? 0 : dims.back();
     if (sigma.axes.size() == 2 && !dims.empty() && finite_dims(sigma.axes) == Dims{k, k} && finite_dims(sigma.axes) != dims) {
       const Eigen::Map<const Eigen::MatrixXd> covariance(values->data(), k, k);
-      if (!covariance.isApprox(covariance.transpose(), 1e-12)) fail("E2126", "the covariance is not symmetric", variance_span);
+      for (const double x : *values) if (!std::isfinite(x)) fail("E2126", "a covariance is not finite", variance_span, fmt::format("one of them is {}", x));
+      for (std::int64_t i = 0; i < k; ++i)
+        for (std::int64_t j = 0; j < i; ++j)
+          if (std::abs(covariance(i, j) - covariance(j, i)) > 1e-12 * std::max(std::abs(covariance(i, j)), std::abs(covariance(j, i))))
+            fail("E2126", "the covariance is not symmetric", variance_span, fmt::format("entries [{0}, {1}] and [{1}, {0}] are {2} and {3}", i, j, covariance(j, i), covariance(i, j)));
       const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(covariance);
       const double least = eigen.eigenvalues().minCoeff(), greatest = eigen.eigenvalues().cwiseAbs().maxCoeff();
       if (least < -1e-12 * greatest) fail("E2126", "the covariance is not positive semidefinite", variance_span, fmt::format("its smallest eigenvalue is {:.6g}", least));
@@ -358,15 +386,19 @@ Value Lowerer::initial_value(const ast::Param& s, const Axes& axes, Span span) {
       const Eigen::MatrixXd root = eigen.eigenvectors() * eigen.eigenvalues().cwiseMax(0).cwiseSqrt().asDiagonal() * eigen.eigenvectors().transpose();
       deviated = b.contract(z, b.constant(std::vector<double>(root.data(), root.data() + root.size()), {k, k}), 0, 1, false);
     } else {
-      for (const double x : *values) if (!(x >= 0)) fail("E2126", "a variance is negative", variance_span, fmt::format("one of them is {}", x));
+      for (const double x : *values)
+        if (!(x >= 0 && std::isfinite(x))) fail("E2126", x < 0 ? "a variance is negative" : "a variance is not finite", variance_span, fmt::format("one of them is {}", x));
+      if (!fits(sigma.axes, axes))
+        fail("E2128", "the variances do not fit the shape", variance_span, fmt::format("shape {} for {}", text(sigma.axes), text(axes)),
+             "give one variance, one for each entry along the last finite axes, or a covariance matrix of the last finite axis");
       const Tensor product = combine(Fn::kMul, {Tensor{b.map(Fn::kSqrt, {sigma.node}), sigma.axes}, Tensor{z, axes}}, variance_span);
-      if (product.axes != axes) fail("E2128", "the variances do not fit the shape", variance_span, fmt::format("{} for {}", text(sigma.axes), text(axes)));
       deviated = product.node;
     }
   }
-  const Tensor sum = combine(Fn::kAdd, {tensor(mean, mean_span), Tensor{deviated, axes}}, span);
-  if (sum.axes != axes) fail("E2128", "the mean does not fit the shape", mean_span, fmt::format("{} for {}", describe(mean), text(axes)));
-  return {sum};
+  const Tensor center = tensor(mean, mean_span);
+  if (!fits(center.axes, axes))
+    fail("E2128", "the mean does not fit the shape", mean_span, fmt::format("shape {} for {}", text(center.axes), text(axes)), "finite axes align from the right and must be equal or 1");
+  return {combine(Fn::kAdd, {center, Tensor{deviated, axes}}, span)};
 }
 
 void Lowerer::on(const ast::Param& s, Span span) {
@@ -395,7 +427,7 @@ void Lowerer::on(const ast::Param& s, Span span) {
   check_once(s.options);
   for (const auto& option : s.options) {
     if (option.name.name != "lr" || !s.trained)
-      fail("E2112", fmt::format("'{}' has no option '{}'", what, option.name.name), option.name.span, "", s.trained ? "its option: lr" : "");
+      fail("E2112", fmt::format("'{}' has no option '{}'", what, option.name.name), option.name.span, "", s.trained ? "its option: lr" : "random values are not trained; param declares what is");
     rate = evaluate(*option.value);
     (void)scalar(rate, option.value->span, "a learning rate");
   }
@@ -406,14 +438,14 @@ void Lowerer::on(const ast::Param& s, Span span) {
 }
 
 void Lowerer::on(const ast::Function& s, Span span) {
-  if (!outside_models() || !loops_.empty()) fail("E2602", "functions are declared at top level", span);
+  if (!outside_models() || !loops_.empty()) fail("E2602", "functions are declared at top level", span, "", "move it in front of the loop or model");
   check_new_function(s.name);
   check_arguments(s.params);
   functions_[s.name.name] = &s;
 }
 
 void Lowerer::on(const ast::Model& s, Span span) {
-  if (!outside_models() || !loops_.empty()) fail("E2602", "models are declared at top level", span);
+  if (!outside_models() || !loops_.empty()) fail("E2602", "models are declared at top level", span, "", "move it in front of the loop or model");
   check_new_function(s.name);
   check_arguments(s.params);
   models_[s.name.name] = &s;
@@ -444,8 +476,8 @@ void Lowerer::on(const ast::Assign& s, Span span) {
   for (const auto& e : s.values)
     for (Value& v : evaluate_many(*e)) values.push_back(std::move(v));
   if (values.size() != s.targets.size())
-    fail("E2129", fmt::format("{} value{} for {} name{}", values.size(), values.size() == 1 ? "" : "s", s.targets.size(), s.targets.size() == 1 ? "" : "s"), span, "",
-         values.size() > s.targets.size() ? "name every value the model returns" : "");
+    fail("E2129", fmt::format("{} value{} for {} name{}", values.size(), values.size() == 1 ? "" : "s", s.targets.size(), s.targets.size() == 1 ? "" : "s"),
+         s.values.front()->span.to(s.values.back()->span), "", values.size() > s.targets.size() ? "name every value that the model returns" : "write as many names as there are values");
   for (std::size_t k = 0; k < values.size(); ++k) rebind(s.targets[k], std::move(values[k]), s.values[std::min(k, s.values.size() - 1)]->span);
 }
 
@@ -506,7 +538,7 @@ Matrix Lowerer::materialise(const Matrix& m, Span span) {
       factor = factor.valid() ? b.plus(factor, t.coefficient) : t.coefficient;
     }
   }
-  if (!w.valid()) fail("E2322", "a new version is a multiple of one matrix plus outer products", span);
+  if (!w.valid()) fail("E2322", "a new version is a multiple of one matrix plus outer products", span, "there is no matrix here", "an update adds outer products: W += c * outer(d, x)");
   w = b.add(ir::ScaleMatrix{}, {w, factor});
   if (!update.empty()) {
     update.insert(update.begin(), w);
@@ -565,14 +597,15 @@ void Lowerer::on(const ast::Update& s, Span span) {
   }
   if (const auto* m = next.as<Matrix>()) next = {materialise(*m, span)};
   if (const auto *now = current.as<Tensor>(), *then = next.as<Tensor>(); now && then && now->axes != then->axes)
-    fail("E2120", "an update may not change the shape", span, fmt::format("{} becomes {}", text(now->axes), text(then->axes)));
+    fail("E2120", "an update may not change the shape", s.value->span, fmt::format("{} would become {}", text(now->axes), text(then->axes)));
 
   if (!index) return rebind({name->name, base.span}, std::move(next), span);
   // One matrix of an array.
   Binding* binding = find_or_null(name->name);
   const auto* array = binding ? binding->value.as<MatrixArray>() : nullptr;
   if (!array || !next.as<Matrix>() || index->items.size() != array->dims.size())
-    fail("E2323", "only a whole value or one matrix of an array can be updated", target->span);
+    fail("E2323", "only a whole value or one matrix of an array can be updated", target->span, "this is " + describe(current),
+         current.as<MatrixArray>() ? "index every axis: W[0, 1] += .." : "build the new value from parts, for instance with concat(..)");
   MatrixArray whole = *array;
   std::int64_t position = 0;
   for (std::size_t k = 0; k < whole.dims.size(); ++k) {
@@ -585,12 +618,14 @@ void Lowerer::on(const ast::Update& s, Span span) {
 }
 
 Lowerer::Sgd Lowerer::read_sgd(const ast::Call& call, Span span) {
-  if (call.callee.name != "sgd")
-    fail(call.callee.name == "adam" || call.callee.name == "signsgd" || call.callee.name == "flow" ? "E2105" : "E2324",
-         fmt::format("optimiser '{}' is not available in this version", call.callee.name), call.callee.span, "", "write: step sgd(loss, lr = ..)");
-  if (call.args.size() != 1) fail("E2109", "sgd takes one loss", span, "", "write: step sgd(loss, lr = ..)");
+  if (call.callee.name != "sgd") {
+    if (call.callee.name == "adam" || call.callee.name == "signsgd" || call.callee.name == "flow")
+      fail("E2105", fmt::format("optimiser '{}' is not available in this version", call.callee.name), call.callee.span, "", "write: step sgd(loss, lr = ..)");
+    fail("E2324", fmt::format("unknown optimiser '{}'", call.callee.name), call.callee.span, "", "write: step sgd(loss, lr = ..)");
+  }
+  if (call.args.size() != 1) fail("E2109", fmt::format("sgd takes one loss, got {}", call.args.size()), span, "", "write: step sgd(loss, lr = ..)");
   check_once(call.named);
-  Sgd out{scalar({finite(evaluate(*call.args[0]), call.args[0]->span, "a loss")}, call.args[0]->span, "a loss"), {}, {}, {}, call.args[0]->span};
+  Sgd out{{}, {}, {}, {}, call.args[0]->span};
   bool has_rate = false;
   std::optional<std::vector<const ast::Expr*>> only;
   std::vector<const ast::MapEntry*> scaled;
@@ -623,6 +658,7 @@ Lowerer::Sgd Lowerer::read_sgd(const ast::Call& call, Span span) {
     }
   }
   if (!has_rate) fail("E2327", "sgd needs a learning rate", span, "", "write: step sgd(loss, lr = 0.1)");
+  out.loss = scalar({finite(evaluate(*call.args[0]), out.span, "a loss")}, out.span, "a loss");
   if (only) {
     for (const ast::Expr* e : *only) {
       const auto* name = std::get_if<ast::Name>(&e->node);
@@ -672,8 +708,13 @@ bool Lowerer::depends_on_current(NodeId loss, const std::string& name, Span span
   return found;
 }
 
+Rejection Lowerer::not_differentiable(Diagnostic d, Span span) {
+  d.notes.push_back({"the gradient is taken here", span});
+  return {std::move(d), false};
+}
+
 void Lowerer::on(const ast::Step& s, Span span) {
-  if (!outside_models()) fail("E2605", "steps stand outside models", span);
+  if (!outside_models()) fail("E2605", "steps stand outside models", span, "", "return the loss and step in the main script");
   // Simultaneous: all gradients first, at the same versions, then all updates.
   std::vector<std::pair<std::string, Value>> changes;
   for (const auto& update : s.updates) {
@@ -685,7 +726,7 @@ void Lowerer::on(const ast::Step& s, Span span) {
       for (const NodeId id : version_nodes(globals_.at(name).value)) targets.push_back(id);
     build(update->span);
     Result<std::vector<Derivative>> gradients = gradient(builder_, sgd.loss, targets);
-    if (!gradients) throw Rejection{gradients.errors()[0], false};
+    if (!gradients) throw not_differentiable(gradients.errors()[0], update->span);
     std::size_t next = 0;
     for (const auto& name : sgd.names) {
       const Value& rate_of = sgd.scales.contains(name) ? sgd.scales.at(name) : variables_.at(name).rate;
@@ -723,8 +764,14 @@ void Lowerer::on(const ast::Report& s, Span span) {
   if (!outside_models()) fail("E2605", "reports stand outside models", span, "", "return the value and report it in the main script");
   for (std::size_t k = 0; k < s.items.size(); ++k) {
     const auto& item = s.items[k];
-    const Tensor t = finite(evaluate(*item.value), item.value->span, "a report");
-    check_defined(t, item.value->span);
+    Tensor t;
+    try {
+      t = finite(evaluate(*item.value), item.value->span, "a report");
+      check_defined(t, item.value->span);
+    } catch (const Rejection& r) {  // the other items may have mistakes of their own
+      record(r, span);
+      continue;
+    }
     auto [slot, fresh] = report_slots_.try_emplace({&s, k}, program_.reports.size());
     if (fresh) {
       ir::Report report;
@@ -748,7 +795,7 @@ void Lowerer::on(const ast::Report& s, Span span) {
 }
 
 void Lowerer::on(const ast::Expect& s, Span span) {
-  if (!outside_models()) fail("E2605", "expectations stand outside models", span);
+  if (!outside_models()) fail("E2605", "expectations stand outside models", span, "", "return the value and expect it in the main script");
   const Tensor left = finite(evaluate(*s.left), s.left->span, "expect"), right = finite(evaluate(*s.right), s.right->span, "expect");
   check_defined(left, s.left->span);
   check_defined(right, s.right->span);

@@ -71,6 +71,7 @@ class Analysis {
     return kCommonDenominator % e.denominator() == 0 && std::abs(to_double(e)) < 1e6;
   }
 
+  [[nodiscard]] std::string power(Exponent e) const { return power_of_width(e, in_.width_name); }
   const Order& order(NodeId id) const { return orders_[id.value]; }
   const Order& operand(const Node& node, std::size_t k) const { return orders_[node.in[k].value]; }
 
@@ -243,7 +244,8 @@ class Analysis {
         for (std::size_t k = 0; k < 2; ++k) {
           const Order& x = operand(node, k);
           if (x.lead && *x.lead != 0) {
-            reject("E3105", fmt::format("'{}' needs operands of size 1", name(op.fn)), fmt::format("this operand has size {}", power_of_width(*x.lead)), "");
+            reject("E3105", fmt::format("'{}' needs operands of size 1", op.fn == Fn::kPow ? "^" : name(op.fn)), fmt::format("operand {} has size {}", k + 1, power(*x.lead)),
+                   op.fn == Fn::kPow ? "take the power of the width out: (n x)^k = n^k x^k with a number k" : "scale the operands by powers of the width first");
             return {};
           }
           inherit(to, x, Exponent(0));
@@ -281,7 +283,7 @@ class Analysis {
         return to;
       }
       if (degree < 0) {
-        reject("E3104", fmt::format("'{}' of something that vanishes in the limit", name(op.fn)), "the limit divides by 0 here", "");
+        reject("E3104", "a negative power of something that vanishes in the limit", "the limit divides by 0 here", "the theory covers divisors with a nonzero limit only");
         return {};
       }
       // Nothing but dropped terms: their sign decides a function of degree 0.
@@ -292,12 +294,13 @@ class Analysis {
     }
     if (!traits.finite_everywhere) {
       if (!x.lead || *x.lead != 0) {
-        reject("E3105", fmt::format("'{}' needs an argument of size 1", name(op.fn)), fmt::format("the argument has size {}", x.lead ? power_of_width(*x.lead) : "0"), "");
+        reject("E3105", fmt::format("'{}' needs an argument of size 1", op.fn == Fn::kPower ? "^" : name(op.fn)), x.lead ? fmt::format("the argument has size {}", power(*x.lead)) : "the argument vanishes in the limit",
+               "scale the argument by a power of the width first");
         return {};
       }
     }
     if (x.lead && *x.lead > 0) {
-      reject("E3103", fmt::format("the argument of '{}' explodes", name(op.fn)), fmt::format("it grows like {}", power_of_width(*x.lead)),
+      reject("E3103", fmt::format("the argument of '{}' explodes", name(op.fn)), fmt::format("it grows like {}", power(*x.lead)),
              "scale the initial variance, the multiplier or the learning rate by a power of the width");
       return {};
     }
@@ -435,7 +438,7 @@ class Analysis {
   Order visit(const Histogram& op, const Node& node) {
     const Order& x = operand(node, 0);
     if (x.lead && *x.lead > 0) {
-      reject("E3103", "the argument of 'hist' explodes", fmt::format("it grows like {}", power_of_width(*x.lead)), "");
+      reject("E3103", "the argument of 'hist' explodes", fmt::format("it grows like {}", power(*x.lead)), "scale the argument by a power of the width first");
       return {};
     }
     Order to{.lead = Exponent(0)};
@@ -470,7 +473,7 @@ class Analysis {
     };
     if (x.lead && *x.lead > 0) {
       Diagnostic d{Severity::kError, "E3101", fmt::format("{} explodes", what), span,
-                   fmt::format("of size {}{}{}", power_of_width(*x.lead), x.positive ? "" : " unless its leading coefficient happens to vanish", iteration),
+                   fmt::format("of size {}{}{}", power(*x.lead), x.positive ? "" : " unless its leading coefficient happens to vanish", iteration),
                    "divide by a power of the width, or change the initial variance or the learning rate", {}, true};
       const NodeId culprit = growth_of(id);
       d.notes.push_back({"it exceeds size 1 here" + where(culprit), in_[culprit].span});
@@ -481,7 +484,7 @@ class Analysis {
       const bool fluctuation = is_output_of_average(culprit);
       Diagnostic d{Severity::kError, "E3102",
                    fmt::format("{} may depend on a term that this engine drops", what), span,
-                   fmt::format("a term dropped on the way may have size {} here{}", power_of_width(*x.dropped), iteration),
+                   fmt::format("a term dropped on the way may have size {} here{}", power(*x.dropped), iteration),
                    "the limit engine carries leading orders only; fluctuations and corrections of relative size n^(-1/2) are not followed", {}, true};
       d.notes.push_back({(fluctuation ? "dropped here: the fluctuation of an average, n^(-1/2) times the size of its terms" : "dropped here: a term smaller than the one beside it") + where(x.culprit), culprit.span});
       return d;
@@ -522,7 +525,7 @@ class Analysis {
         copy.entries[k].value = limit_of(id);
       }
       if (!summary.proved_zero && summary.order < 0)
-        result.warnings.push_back({Severity::kWarning, "W5301", fmt::format("report '{}' vanishes like {}: its limit is 0", report.name, power_of_width(summary.order)), report.span, "", "", {}, true});
+        result.warnings.push_back({Severity::kWarning, "W5301", fmt::format("report '{}' vanishes like {}: its limit is 0", report.name, power(summary.order)), report.span, "", "", {}, true});
       result.reports.push_back(std::move(summary));
       out_.reports.push_back(std::move(copy));
     }

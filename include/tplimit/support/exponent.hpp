@@ -53,10 +53,10 @@ inline std::string to_string(Exponent e) {
 }
 
 /// "1", "n", "n^-1", "n^(1/2)".
-inline std::string power_of_width(Exponent e) {
+inline std::string power_of_width(Exponent e, const std::string& width = "n") {
   if (e == 0) return "1";
-  if (e == 1) return "n";
-  return e.denominator() == 1 ? "n^" + to_string(e) : "n^(" + to_string(e) + ")";
+  if (e == 1) return width;
+  return e.denominator() == 1 ? width + "^" + to_string(e) : width + "^(" + to_string(e) + ")";
 }
 
 }  // namespace tplimit
