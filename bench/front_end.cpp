@@ -67,6 +67,29 @@ report s, E(h^2)
 )", steps);
 }
 
+/// A deep residual network, trained: every layer indexes an array of matrices.
+std::string deep(int layers) {
+  return fmt::format(R"(width n
+const L = {}
+param W : [L, n, n] ~ normal(0, 1/n)
+random x : [2, n] ~ normal(0, 1)
+for t in 0..10 {{
+  h = x
+  for l in 0..L {{ h = h + tanh(W[l] @ h) / L }}
+  loss = E((h[0] - h[1])^2)
+  report loss
+  step sgd(loss, lr = 0.1)
+}}
+)", layers);
+}
+
+/// No loops: as many lines of text as statements.
+std::string flat(int lines) {
+  std::string text = "width n\nrandom x : [n] ~ normal(0, 1)\nz0 = x\n";
+  for (int k = 1; k < lines; ++k) text += fmt::format("z{} = tanh(z{} + {} * x) - 0.5 * E(z{}^2) * x # line {}\n", k, k - 1, k, k - 1, k);
+  return text + fmt::format("report E(z{}^2)\n", lines - 1);
+}
+
 double seconds(const std::function<void()>& work, int repetitions) {
   std::vector<double> times;
   for (int k = 0; k < repetitions; ++k) {
@@ -112,5 +135,7 @@ int main(int argc, char** argv) {
   const int repetitions = std::max(1, argc > 2 ? std::atoi(argv[2]) : 5);
   measure({"training", training(static_cast<int>(1620 * scale))}, repetitions);
   measure({"recurrence", recurrence(static_cast<int>(3580 * scale))}, repetitions);
+  measure({"deep", deep(static_cast<int>(500 * scale))}, repetitions);
+  measure({"flat", flat(static_cast<int>(13000 * scale))}, repetitions);
   return 0;
 }

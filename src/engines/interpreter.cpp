@@ -280,7 +280,7 @@ class Run {
 
   void take_samples(NodeId id, const Node& node, std::int64_t count) {
     const Block& x = blocks_[node.in[0].value];
-    if (count > x.rows()) throw EvaluationStop{"E4203", fmt::format("{} samples are asked for, but there are {} coordinates", count, x.rows()), ""};
+    if (count > x.rows()) throw EvaluationStop{"E4203", fmt::format("{} samples are asked for, but there are {} coordinates", count, x.rows()), "ask for fewer samples, or use more particles or a larger width"};
     Block out(1, x.columns() * count);
     for (std::int64_t j = 0; j < x.columns(); ++j)
       for (std::int64_t i = 0; i < count; ++i) {

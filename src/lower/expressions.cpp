@@ -432,10 +432,6 @@ Value Lowerer::evaluate_binary(const ast::Binary& b, Span span) {
 // ---- indexing --------------------------------------------------------------------------------------
 
 Value Lowerer::evaluate_index(const ast::Index& index, Span span) {
-  Value base = evaluate(*index.base);
-  if (const auto* l = base.as<List>()) base = {list_tensor(*l, index.base->span)};
-  if (base.as<Poison>()) throw Rejection{{}, true};
-
   // An item selects positions along one axis; a single number removes the axis.
   struct Selection { std::vector<std::int64_t> positions; bool single; };
   const auto select = [&](const ast::Expr& item, std::int64_t size) -> Selection {
@@ -458,6 +454,17 @@ Value Lowerer::evaluate_index(const ast::Index& index, Span span) {
     }
     return s;
   };
+
+  // W[l] in a loop over layers: the whole array need not be copied for one of its matrices.
+  if (const auto* name = std::get_if<ast::Name>(&index.base->node)) {
+    const Binding* binding = find_or_null(name->name);
+    const auto* array = binding ? binding->value.as<MatrixArray>() : nullptr;
+    if (array && array->dims.size() == 1 && index.items.size() == 1)
+      if (const Selection s = select(*index.items[0], array->dims[0]); s.single) return {array->items[static_cast<std::size_t>(s.positions[0])]};
+  }
+  Value base = evaluate(*index.base);
+  if (const auto* l = base.as<List>()) base = {list_tensor(*l, index.base->span)};
+  if (base.as<Poison>()) throw Rejection{{}, true};
 
   if (const auto* array = base.as<MatrixArray>()) {
     MatrixArray now = *array;

@@ -471,7 +471,7 @@ void Lowerer::check_once(const std::vector<ast::NamedArgument>& options) const {
 
 // ---- control ---------------------------------------------------------------------------------------
 
-void Lowerer::on(const ast::Assign& s, Span span) {
+void Lowerer::on(const ast::Assign& s, Span) {
   std::vector<Value> values;
   for (const auto& e : s.values)
     for (Value& v : evaluate_many(*e)) values.push_back(std::move(v));

@@ -65,6 +65,7 @@ class Analysis {
   }
 
  private:
+  static constexpr const char* kLargeMatrix = "the entries of this matrix exceed size n^(-1/2), so that its products grow";
   /// Sums, products and comparisons of such exponents do not overflow.
   static bool in_range(Exponent e) {
     constexpr std::int64_t kCommonDenominator = 40320;  // 8!: half of every exponent that the language allows
@@ -75,10 +76,12 @@ class Analysis {
   const Order& order(NodeId id) const { return orders_[id.value]; }
   const Order& operand(const Node& node, std::size_t k) const { return orders_[node.in[k].value]; }
 
-  void reject(const char* code, std::string message, std::string label, std::string help) {
+  /// `cause`: an operand to point at as well.
+  void reject(const char* code, std::string message, std::string label, std::string help, NodeId cause = {}, const char* note = "") {
     if (error_) return;
     const Node& node = in_[current_];
     error_ = Diagnostic{Severity::kError, code, std::move(message), node.span, std::move(label), std::move(help), {}, true};
+    if (cause.valid() && in_[cause].span != node.span) error_->notes.push_back({in_[cause].type.matrix ? kLargeMatrix : note, in_[cause].span});
     if (node.context) error_->notes.push_back({"in the iteration " + in_.contexts[node.context], node.span});
   }
 
@@ -198,7 +201,7 @@ class Analysis {
       case Fn::kDiv: {
         const Order &a = operand(node, 0), &b = operand(node, 1);
         if (!b.lead) {
-          reject("E3104", "the divisor vanishes in the limit", "the limit divides by 0 here", "the theory covers divisors with a nonzero limit only");
+          reject("E3104", "the divisor vanishes in the limit", "the limit divides by 0 here", "the theory covers divisors with a nonzero limit only", node.in[1], "this is 0 in the limit");
           return {};
         }
         Order inverse = b;
@@ -283,7 +286,7 @@ class Analysis {
         return to;
       }
       if (degree < 0) {
-        reject("E3104", "a negative power of something that vanishes in the limit", "the limit divides by 0 here", "the theory covers divisors with a nonzero limit only");
+        reject("E3104", "a negative power of something that vanishes in the limit", "the limit divides by 0 here", "the theory covers divisors with a nonzero limit only", node.in[0], "this is 0 in the limit");
         return {};
       }
       // Nothing but dropped terms: their sign decides a function of degree 0.
@@ -301,7 +304,7 @@ class Analysis {
     }
     if (x.lead && *x.lead > 0) {
       reject("E3103", fmt::format("the argument of '{}' explodes", name(op.fn)), fmt::format("it grows like {}", power(*x.lead)),
-             "scale the initial variance, the multiplier or the learning rate by a power of the width");
+             "scale the initial variance, the multiplier or the learning rate by a power of the width", growth_of(node.in[0]), "it exceeds size 1 here");
       return {};
     }
     if (x.lead && *x.lead == 0) {
@@ -455,6 +458,8 @@ class Analysis {
   NodeId growth_of(NodeId id) const {
     for (;;) {
       const Node& node = in_[id];
+      // The initial size of a matrix is the matrix's own.
+      if (std::holds_alternative<ScaleMatrix>(node.op) && std::holds_alternative<GaussianMatrix>(in_[node.in[0]].op)) return id;
       NodeId next;
       for (const NodeId in : node.in) {
         const Order& x = order(in);
@@ -476,7 +481,7 @@ class Analysis {
                    fmt::format("of size {}{}{}", power(*x.lead), x.positive ? "" : " unless its leading coefficient happens to vanish", iteration),
                    "divide by a power of the width, or change the initial variance or the learning rate", {}, true};
       const NodeId culprit = growth_of(id);
-      d.notes.push_back({"it exceeds size 1 here" + where(culprit), in_[culprit].span});
+      if (in_[culprit].span != span) d.notes.push_back({(in_[culprit].type.matrix ? kLargeMatrix : "it exceeds size 1 here") + where(culprit), in_[culprit].span});
       return d;
     }
     if (x.dropped && *x.dropped >= 0) {
