@@ -43,8 +43,11 @@ class Run {
     const auto& spaces = s_.spaces;
     if (settings_.limit || !settings_.dense) {
       const NormalLaw law = settings_.limit ? NormalLaw::kMatched : NormalLaw::kExact;
-      for (std::uint32_t k = 0; k < spaces.count; ++k)
-        spaces_.emplace_back(executor_, settings_.rows, law, mix_key(mix_key(settings_.key, kSpaceWord), k), spaces.dimensions[k]);
+      for (std::uint32_t k = 0; k < spaces.count; ++k) {
+        std::vector<std::uint64_t> keys;
+        for (const std::uint64_t key : settings_.keys) keys.push_back(mix_key(mix_key(key, kSpaceWord), k));
+        spaces_.emplace_back(executor_, settings_.rows, law, std::move(keys));
+      }
     }
     matrices_.resize(program_.sources.size());
     source_.resize(program_.size());
@@ -275,7 +278,7 @@ class Run {
 
   [[nodiscard]] std::uint64_t source_key(SourceId s) const {
     const std::string& name = program_.sources[s.value].name;
-    return mix_key(mix_key(settings_.key, kSourceWord), hash_text(name.data(), name.size()));
+    return mix_key(mix_key(settings_.keys.front(), kSourceWord), hash_text(name.data(), name.size()));
   }
 
   void take_samples(NodeId id, const Node& node, std::int64_t count) {
@@ -296,7 +299,7 @@ class Run {
     if (!m) {
       if (!settings_.limit && settings_.dense) {
         const std::string& name = program_.sources[source.value].name;
-        m = std::make_unique<DenseMatrix>(executor_, settings_.rows, mix_key(mix_key(settings_.key, kMatrixWord), hash_text(name.data(), name.size())));
+        m = std::make_unique<DenseMatrix>(executor_, settings_.rows, mix_key(mix_key(settings_.keys.front(), kMatrixWord), hash_text(name.data(), name.size())));
       } else {
         const NormalLaw law = settings_.limit ? NormalLaw::kMatched : NormalLaw::kExact;
         // 1e-10: what rounding leaves of a vector in the span of earlier ones; networks are not truncated beyond that.

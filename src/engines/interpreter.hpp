@@ -26,7 +26,7 @@ struct RunSettings {
   bool limit = true;
   bool dense = false;              ///< finite width: keep matrices as arrays; else reveal them lazily
   std::int64_t rows = 0;           ///< particles or width
-  std::uint64_t key = 0;           ///< of all random numbers of this run
+  std::vector<std::uint64_t> keys; ///< of all random numbers of this run; several: the particles of as many runs joined, in equal parts
   double rank_tol = 1e-6;
   bool trace = false;              ///< check every value of every node, to find where the first bad number appears
 };

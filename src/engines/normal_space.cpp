@@ -47,8 +47,8 @@ void multiply_columns(const Executor& executor, Block& g, std::int64_t first, co
   });
 }
 
-NormalSpace::NormalSpace(const Executor& executor, std::int64_t rows, NormalLaw law, std::uint64_t key, std::uint64_t)
-    : executor_(executor), rows_(rows), law_(law), key_(key), matching_(law == NormalLaw::kMatched) {
+NormalSpace::NormalSpace(const Executor& executor, std::int64_t rows, NormalLaw law, std::vector<std::uint64_t> keys)
+    : executor_(executor), rows_(rows), law_(law), keys_(std::move(keys)), matching_(law == NormalLaw::kMatched) {
   if (!matching_) return;
   ones_ = Block(rows, 1);
   for (std::int64_t c = 0; c < ones_.chunks(); ++c) std::fill_n(ones_.chunk(c), ones_.chunk_rows(c), 1.0);
@@ -63,11 +63,17 @@ std::int64_t NormalSpace::kept_columns() const {
 
 void NormalSpace::fill(Block& into, std::int64_t first, const std::vector<std::uint64_t>& dimensions) const {
   executor_.parallel(into.chunks(), [&](std::int64_t c) {
+    const std::int64_t begin = c * kChunkRows, end = begin + into.chunk_rows(c);
     for (std::size_t j = 0; j < dimensions.size(); ++j) {
-      const std::span<double> out(into.chunk(c) + (first + static_cast<std::int64_t>(j)) * into.ld(), static_cast<std::size_t>(into.chunk_rows(c)));
-      const std::uint64_t key = mix_key(key_, dimensions[j]), row = static_cast<std::uint64_t>(c * kChunkRows);
-      if (law_ == NormalLaw::kMatched && dimensions[j] < kSobolDimensions) sobol_normals(dimensions[j], key, row, out);
-      else plain_normals(key, row, out);
+      double* column = into.chunk(c) + (first + static_cast<std::int64_t>(j)) * into.ld();
+      for (std::int64_t row = begin; row < end;) {
+        const std::int64_t part = row / part_rows(), stop = std::min(end, (part + 1) * part_rows());
+        const std::span<double> out(column + (row - begin), static_cast<std::size_t>(stop - row));
+        const std::uint64_t key = mix_key(keys_[static_cast<std::size_t>(part)], dimensions[j]), point = static_cast<std::uint64_t>(row - part * part_rows());
+        if (law_ == NormalLaw::kMatched && dimensions[j] < kSobolDimensions) sobol_normals(dimensions[j], key, point, out);
+        else plain_normals(key, point, out);
+        row = stop;
+      }
     }
   });
 }
@@ -143,7 +149,7 @@ void NormalSpace::draw(Block& into, const std::vector<std::uint64_t>& dimensions
   const std::int64_t first = into.columns(), count = static_cast<std::int64_t>(dimensions.size());
   if (count == 0) return;
   const std::int64_t rank = opposite ? opposite->q->columns() : 0;
-  if (matching_ && 4 * (kept_columns() + rank + count) > rows_) {
+  if (matching_ && 2 * (kept_columns() + rank + count) > part_rows()) {  // the same with joined particles, for the bias to be of one kind
     matching_ = false;
     members_.clear();
   }

@@ -28,7 +28,8 @@ struct Opposite {
 /// the opposite basis, which leaves the conditional law of a Gaussian matrix.
 class NormalSpace {
  public:
-  NormalSpace(const Executor& executor, std::int64_t rows, NormalLaw law, std::uint64_t key, std::uint64_t dimensions);
+  /// `keys`: one for each equal part of the rows, so that a space of 2 M rows can join the points of two spaces of M rows.
+  NormalSpace(const Executor& executor, std::int64_t rows, NormalLaw law, std::vector<std::uint64_t> keys);
 
   /// Appends one column per entry of `dimensions` to `into`; columns are keyed by their dimension.  `into` must keep its
   /// address, and all of its columns come from this space.
@@ -40,6 +41,7 @@ class NormalSpace {
  private:
   struct Member { const Block* block; std::int64_t columns; };
 
+  [[nodiscard]] std::int64_t part_rows() const { return rows_ / static_cast<std::int64_t>(keys_.size()); }
   void fill(Block& into, std::int64_t first, const std::vector<std::uint64_t>& dimensions) const;
   void project(Block& into, std::int64_t first, Opposite* opposite) const;
   void whiten(Block& into, std::int64_t first) const;
@@ -48,7 +50,7 @@ class NormalSpace {
   const Executor& executor_;
   std::int64_t rows_;
   NormalLaw law_;
-  std::uint64_t key_;
+  std::vector<std::uint64_t> keys_;
   bool matching_;
   Block ones_;
   std::vector<Member> members_;  ///< orthonormal columns, all together

@@ -110,6 +110,7 @@ LimitResult average_draws(std::vector<LimitResult> draws) {
     out.time_s += draws[d].time_s;
     out.peak_memory_bytes = std::max(out.peak_memory_bytes, draws[d].peak_memory_bytes);
     out.engine.largest_rank = std::max(out.engine.largest_rank, draws[d].engine.largest_rank);
+    out.engine.extrapolated = out.engine.extrapolated || draws[d].engine.extrapolated;
     out.tolerance_missed = out.tolerance_missed || draws[d].tolerance_missed;
   }
   return out;

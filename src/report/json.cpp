@@ -76,14 +76,14 @@ Json head(const ProgramInfo& program) {
             {"random_scalars", program.random_scalars}}}};
 }
 
-const char* error_kind(const ReportResult& r, const EngineInfo& engine) {
+const char* error_kind(const ReportResult& r) {
   if (r.method == Method::kExact) return "exact";
   if (r.method == Method::kSamples) return "samples";
   if (r.error.empty()) return "none";
-  return engine.tolerance ? "standard_error_or_bias" : "standard_error";
+  return "standard_error";
 }
 
-Json report_json(const ReportResult& r, const EngineInfo& engine) {
+Json report_json(const ReportResult& r) {
   Json out = {{"name", r.name},
               {"index", r.index_names},
               {"index_values", r.index_values},
@@ -91,7 +91,7 @@ Json report_json(const ReportResult& r, const EngineInfo& engine) {
               {"value", nested(r.shape, r.value)},
               {"stderr", r.error.empty() ? Json(nullptr) : nested(r.shape, r.error)},
               {"method", to_string(r.method)},
-              {"error", error_kind(r, engine)}};
+              {"error", error_kind(r)}};
   const auto flag = [&](std::size_t j) { return Json(static_cast<bool>(r.unresolved[j])); };
   out["unresolved"] = r.unresolved.empty() ? Json(nullptr) : nested(r.shape, flag);
   if (!r.spread.empty()) out["spread"] = nested(r.shape, r.spread);
@@ -132,12 +132,13 @@ Json limit_json(const LimitResult& limit, const ProgramInfo& program) {
                    {"threads", engine.threads},
                    {"rank_tol", engine.rank_tol},
                    {"largest_rank", engine.largest_rank},
+                   {"extrapolated", engine.extrapolated},
                    {"draws", limit.draws},
                    {"tolerance", engine.tolerance ? number(*engine.tolerance) : Json(nullptr)},
                    {"tolerance_missed", limit.tolerance_missed},
                    {"largest_error", number(limit.largest_error)}};
   out["reports"] = Json::array();
-  for (const ReportResult& r : limit.reports) out["reports"].push_back(report_json(r, engine));
+  for (const ReportResult& r : limit.reports) out["reports"].push_back(report_json(r));
   out["expectations"] = expectations_json(limit.expectations, program.source);
   return out;
 }
@@ -201,7 +202,7 @@ std::string to_json(const SimulationResult& networks, const ProgramInfo& program
   out["reports"] = Json::array();
   for (std::size_t k = 0; k < networks.reports.size(); ++k) {
     const ReportResult& r = networks.reports[k];
-    Json report = report_json(r, engine);
+    Json report = report_json(r);
     report["runs"] = Json::array();
     for (const auto& run : networks.runs[k]) report["runs"].push_back(nested(r.shape, run));
     out["reports"].push_back(std::move(report));

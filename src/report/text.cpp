@@ -417,7 +417,7 @@ std::string to_text(const LimitResult& limit, const ProgramInfo& program, const 
   return heading(program, "limit of infinite width, " + particles_text(limit.engine)) +
          conditional(program, limit.engine.seed, limit.draws) + sections(limit.reports, options) +
          expectations(limit, program.source) + resources(limit.time_s, limit.peak_memory_bytes, limit.engine.largest_rank) +
-         fmt::format(", largest error {}\n", two_digits(limit.largest_error));
+         (limit.engine.extrapolated ? " (bias extrapolated)" : "") + fmt::format(", largest error {}\n", two_digits(limit.largest_error));
 }
 
 std::string to_text(const SimulationResult& networks, const ProgramInfo& program, const TextOptions& options) {

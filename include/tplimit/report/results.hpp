@@ -49,7 +49,8 @@ struct EngineInfo {
   int threads = 1;
   double rank_tol = 0;
   std::int64_t largest_rank = 0;
-  std::optional<double> tolerance{};  ///< --tol: then errors are at least the difference to half the particles
+  std::optional<double> tolerance{};  ///< of --tol
+  bool extrapolated = false;          ///< the bias of order rank / particles was removed by runs of twice the particles
 };
 
 /// What the limit of a program is.

@@ -73,7 +73,7 @@ TEST(LimitJson, SaysWhatAnErrorMeans) {
   result.engine.tolerance = 1e-3;
   result.reports[2].method = Method::kParticles;
   reports = Json::parse(to_json(result, program()))["reports"];
-  EXPECT_EQ(reports[0]["error"], "standard_error_or_bias");
+  EXPECT_EQ(reports[0]["error"], "standard_error");
   EXPECT_EQ(reports[2]["error"], "none");
 }
 
