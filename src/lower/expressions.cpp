@@ -590,7 +590,9 @@ Value Lowerer::evaluate_call(const ast::Call& call, Span span) {
     Arguments a{call, span, {}, {}, {}};
     return (this->*it->second)(a);
   }
-  static const std::set<std::string> later{"softmax", "solve", "align", "ntk", "nngp", "project", "predict_gd", "layernorm"};
+  if (name == "ntk") return builtin_ntk(call, span);
+  if (name == "nngp") return builtin_nngp(call, span);
+  static const std::set<std::string> later{"softmax", "solve", "align", "project", "predict_gd", "layernorm"};
   if (name == "softmax") fail("E2105", "'softmax' is not available in this version", call.callee.span, "", "over all entries it is exp(x) / sum(exp(x))");
   if (later.contains(name)) fail("E2105", fmt::format("'{}' is not available in this version", name), call.callee.span);
   static const std::set<std::string> statements{"csv", "npy", "npz", "idx", "normal", "sgd"};
@@ -629,9 +631,18 @@ std::vector<Value> Lowerer::inline_call(const ast::Call& call, Span span) {
   if (!call.named.empty()) fail("E2108", fmt::format("'{}' takes its arguments by position, not by name", name), call.named[0].name.span, "", form());
   if (call.args.size() != params.size())
     fail("E2109", fmt::format("'{}' takes {} argument{}, got {}", name, params.size(), params.size() == 1 ? "" : "s", call.args.size()), span, "", form());
+  std::vector<Value> values;
+  for (const auto& arg : call.args) values.push_back(evaluate(*arg));
+  return call_with(name, std::move(values), span);
+}
+
+/// The results of a function or model for arguments of the right number.
+std::vector<Value> Lowerer::call_with(const std::string& name, std::vector<Value> args, Span span) {
+  const auto function = functions_.find(name);
+  const std::vector<ast::Identifier>& params = function != functions_.end() ? function->second->params : models_.at(name)->params;
   count_work(span);
   Scope scope;
-  for (std::size_t k = 0; k < params.size(); ++k) scope[params[k].name] = {Kind::kLocal, evaluate(*call.args[k]), params[k].span};
+  for (std::size_t k = 0; k < params.size(); ++k) scope[params[k].name] = {Kind::kLocal, std::move(args[k]), params[k].span};
   if (++call_depth_ > 64) {
     --call_depth_;
     fail("E2110", fmt::format("calls are nested more than {} deep", 64), span, "", "models are inlined: one that calls itself never ends; use a loop");

@@ -43,6 +43,7 @@ class Lowerer {
     Axes axes;
     Value rate;                    ///< lr of the declaration: Number or Tensor
     std::set<NodeId> old_versions;
+    std::optional<NodeId> deviation{};  ///< without a width axis: standard deviation of its entries, if they are independent
   };
 
   // ---- errors
@@ -105,6 +106,7 @@ class Lowerer {
   Value evaluate_call(const ast::Call& call, Span span);
   std::vector<Value> evaluate_many(const ast::Expr& e);  ///< several values if `e` calls a model that returns several
   std::vector<Value> inline_call(const ast::Call& call, Span span);
+  std::vector<Value> call_with(const std::string& name, std::vector<Value> args, Span span);
   Value transpose(const Value& v, Span span);
   Value matmul(const Value& a, const Value& x, Span span, Span a_span, Span x_span);
   Value apply_matrix(const Matrix& w, const Tensor& x, Span span);
@@ -169,6 +171,13 @@ class Lowerer {
   Value builtin_outer(Arguments& a);
   Value builtin_einsum(Arguments& a);
   Value builtin_grad(Arguments& a);
+
+  // ---- kernels of models (kernels.cpp)
+  struct SampleModel;
+  SampleModel sample_model(const ast::Call& call, Span span);
+  NodeId gradient_kernel(const SampleModel& f, const Derivative& d);
+  Value builtin_ntk(const ast::Call& call, Span span);
+  Value builtin_nngp(const ast::Call& call, Span span);
   Tensor square_matrix(Arguments& a);
   Tensor reduce(const Tensor& x, std::optional<std::size_t> axis, bool maximum);
   Tensor reduce_axis(const Tensor& x, std::size_t axis, bool maximum);

@@ -433,7 +433,12 @@ void Lowerer::on(const ast::Param& s, Span span) {
   }
   Value value = opaque(initial_value(s, axes, span));
   bind(s.name, value, Kind::kParam);
-  variables_[s.name.name] = Variable{s.name, s.trained, axes, rate, {}};
+  Variable variable{s.name, s.trained, axes, rate, {}};
+  if (widths == 0) {
+    const Tensor variance = tensor(evaluate(*std::get<ast::Call>(s.law->node).args[1]), span);
+    if (fits(variance.axes, axes)) variable.deviation = build(span).map(Fn::kSqrt, {variance.node});
+  }
+  variables_[s.name.name] = std::move(variable);
   variable_order_.push_back(s.name.name);
 }
 

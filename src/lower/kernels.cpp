@@ -1,0 +1,177 @@
+#include "lower/lowerer.hpp"
+#include "tplimit/passes/batch.hpp"
+
+// ntk(f, X, X2) and nngp(f, X, X2): written out as averages of gradients of one sample, batched over all samples.
+namespace tplimit::lowering {
+
+using ir::Fn;
+
+namespace {
+
+/// A summand of a gradient, sum_s left[s] (x) right[s]: s runs over all finite axes of both for width matrices (`terms` of
+/// them), else over nothing.  An invalid `right` stands for 1.
+struct GradientTerm {
+  NodeId left, right;
+  std::int64_t terms = 1;
+};
+
+/// A gradient built from products of a coordinate vector with data, d x', as those factors: their Gram matrices are small, the
+/// gradients of all samples are not.  False if it is anything else.
+bool factor(ir::Builder& b, NodeId id, NodeId coefficient, std::vector<GradientTerm>& out) {
+  const ir::Node node = b.node(id);  // a copy: the program grows
+  if (const auto* m = std::get_if<ir::Map>(&node.op); m && m->fn == Fn::kAdd && b.type(node.in[0]) == node.type && b.type(node.in[1]) == node.type)
+    return factor(b, node.in[0], coefficient, out) && factor(b, node.in[1], coefficient, out);
+  if (const auto* s = std::get_if<ir::Scale>(&node.op)) return factor(b, node.in[0], b.scale(s->factor, s->power, coefficient), out);
+  const auto* c = std::get_if<ir::Contract>(&node.op);
+  if (!c || c->batch != 0 || c->average) return false;
+  const ir::Dims dims = b.type(node.in[0]).dims;
+  const bool outer = ir::size_of({dims.end() - c->contracted, dims.end()}) == 1;
+  if (outer) out.push_back({b.times(coefficient, node.in[0]), node.in[1]});
+  return outer;
+}
+
+std::vector<GradientTerm> terms_of(ir::Builder& b, const Derivative& d) {
+  std::vector<GradientTerm> out;
+  for (const OuterTerm& t : d.outer) out.push_back({b.times(t.coefficient, t.d), t.x, ir::size_of(b.type(t.d).dims)});
+  if (d.tensor.valid() && !factor(b, d.tensor, b.constant(1), out)) out = {{d.tensor, {}}};
+  return out;
+}
+
+/// x [P, s.., k..], y [Q, t.., k..] -> [P, s, Q, t]: sums over coordinates and the other axes.
+NodeId inner_products(ir::Builder& b, NodeId x, std::int64_t s, NodeId y, std::int64_t t) {
+  const auto flat = [&](NodeId v, std::int64_t terms) {
+    const ir::Dims dims = b.type(v).dims;
+    return b.reshape(v, {dims[0], terms, ir::size_of(dims) / dims[0] / terms});
+  };
+  const bool width = b.type(x).width && b.type(y).width;
+  return b.scale(1, width ? 1 : 0, b.contract(flat(x, s), flat(y, t), 0, 1, width));
+}
+
+}  // namespace
+
+/// A model as a function of one sample: a scalar output node and the opaque node that stands for the sample.
+struct Lowerer::SampleModel {
+  NodeId output, sample;
+  NodeId first, second;       ///< [P, ..], [Q, ..]: the samples of both sides
+  std::int64_t rows, columns;
+  std::vector<NodeId> batch(ir::Builder& b, const std::vector<NodeId>& values, bool left) const {
+    return batched(b, values, left ? rows : columns, {{sample, left ? first : second}});
+  }
+};
+
+Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
+  const std::string& what = call.callee.name;
+  if (call.args.size() < 2 || call.args.size() > 3 || !call.named.empty()) fail("E2109", fmt::format("'{}' takes a model and one or two arrays of samples", what), span, "", fmt::format("its form: {0}(f, X) or {0}(f, X, X2)", what));
+  const auto* model = std::get_if<ast::Name>(&call.args[0]->node);
+  if (!model || !(models_.contains(model->name) || functions_.contains(model->name)))
+    fail("E2131", fmt::format("the first argument of '{}' is the name of a model", what), call.args[0]->span, "", fmt::format("model f(x) {{ .. return .. }}, then {}(f, X)", what));
+  if (const auto f = functions_.find(model->name); (f != functions_.end() ? f->second->params : models_.at(model->name)->params).size() != 1)
+    fail("E2131", fmt::format("'{}' takes a model of one argument, the samples", what), call.args[0]->span);
+  const auto samples = [&](std::size_t k) {
+    const Tensor x = finite(evaluate(*call.args[k]), call.args[k]->span, "an array of samples");
+    if (x.axes.empty()) fail("E2131", "samples stand along the first axis", call.args[k]->span, "this is a single number", "write X : [samples, features]");
+    return x;
+  };
+  const Tensor x = samples(1), y = call.args.size() == 3 ? samples(2) : x;
+  if (!std::equal(x.axes.begin() + 1, x.axes.end(), y.axes.begin() + 1, y.axes.end()))
+    fail("E2202", "both arrays need samples of one shape", call.args[2]->span, fmt::format("{} and {}", text(x.axes), text(y.axes)));
+  SampleModel out;
+  out.rows = x.axes[0].size;
+  out.columns = y.axes[0].size;
+  // One sample as a batch of one: models are written for leading batch axes.
+  Axes one = x.axes;
+  one[0].size = 1;
+  ir::Builder& b = build(span);
+  const Value sample = opaque({Tensor{b.gather(x.node, 0, {0}), one}});
+  out.sample = sample.as<Tensor>()->node;
+  const auto with_one = [&](const Tensor& t) {
+    ir::Dims dims = b.type(t.node).dims;
+    dims.insert(dims.begin() + 1, 1);
+    return b.reshape(t.node, dims);
+  };
+  out.first = with_one(x);
+  out.second = with_one(y);
+  const std::vector<Value> results = call_with(model->name, {sample}, span);
+  const Tensor first = finite(results[0], span, "the first value of the model");
+  if (ir::size_of(finite_dims(first.axes)) != 1)
+    fail("E2131", fmt::format("'{}' needs one output for each sample", what), span, fmt::format("for one sample the model's first value has shape {}", text(first.axes)), "select one: model g(x) { return f(x)[.., 0] }");
+  out.output = build(span).reshape(first.node, {});
+  return out;
+}
+
+/// <df(x)/dtheta, df(x')/dtheta> [P, Q] for one tensor or matrix theta.
+NodeId Lowerer::gradient_kernel(const SampleModel& f, const Derivative& d) {
+  ir::Builder& b = builder_;
+  const std::vector<GradientTerm> terms = terms_of(b, d);
+  std::vector<NodeId> factors;
+  for (const GradientTerm& t : terms) {
+    factors.push_back(t.left);
+    factors.push_back(t.right.valid() ? t.right : b.constant(1));
+  }
+  const std::vector<NodeId> left = f.batch(b, factors, true), right = f.batch(b, factors, false);
+  NodeId sum;
+  for (std::size_t i = 0; i < terms.size(); ++i)
+    for (std::size_t j = 0; j < terms.size(); ++j) {
+      const std::int64_t s = terms[i].terms, t = terms[j].terms;
+      NodeId kernel = inner_products(b, left[2 * i], s, right[2 * j], t);
+      if (terms[i].right.valid()) kernel = b.times(kernel, inner_products(b, left[2 * i + 1], s, right[2 * j + 1], t));
+      kernel = b.sum(b.sum(kernel, 3), 1);
+      sum = sum.valid() ? b.plus(sum, kernel) : kernel;
+    }
+  return sum;
+}
+
+/// sum over parameters theta of lr_theta <df(x)/dtheta, df(x')/dtheta>.
+Value Lowerer::builtin_ntk(const ast::Call& call, Span span) {
+  const SampleModel f = sample_model(call, span);
+  ir::Builder& b = build(span);
+  NodeId sum;
+  for (const auto& name : variable_order_) {
+    const Variable& variable = variables_.at(name);
+    if (!variable.trained || !depends_on_current(f.output, name, span)) continue;
+    Result<std::vector<Derivative>> gradients = gradient(b, f.output, version_nodes(globals_.at(name).value));
+    if (!gradients) throw not_differentiable(gradients.errors()[0], span);
+    for (const Derivative& d : *gradients) {
+      const NodeId kernel = b.times(scalar(variable.rate, span, "a learning rate"), gradient_kernel(f, d));
+      sum = sum.valid() ? b.plus(sum, kernel) : kernel;
+    }
+  }
+  if (!sum.valid()) fail("E2328", "the model depends on no parameter", call.args[0]->span, "", "a value that is trained is declared with param");
+  return {Tensor{sum, {{false, f.rows}, {false, f.columns}}}};
+}
+
+/// The covariance of the Gaussian limit of f(x): f is linear in centred Gaussian readouts r that nothing else depends on, and the
+/// covariance is the sum over them of <df(x)/dr, df(x')/dr>, r of variance 1.
+Value Lowerer::builtin_nngp(const ast::Call& call, Span span) {
+  const SampleModel f = sample_model(call, span);
+  ir::Builder& b = build(span);
+  NodeId sum, rest = f.output;
+  const auto linear_part = [&](NodeId source, NodeId at_zero, std::optional<NodeId> deviation) {
+    if (!depends_on(b, rest, {source})) return;
+    Result<std::vector<Derivative>> d = gradient(b, rest, {source});
+    if (!d || !(*d)[0].tensor.valid() || depends_on(b, (*d)[0].tensor, {source})) return;
+    if (deviation) (*d)[0].tensor = b.times((*d)[0].tensor, *deviation);
+    const NodeId kernel = gradient_kernel(f, (*d)[0]);
+    sum = sum.valid() ? b.plus(sum, kernel) : kernel;
+    rest = substituted(b, rest, {{source, at_zero}});
+  };
+  // Later declarations first: readouts are declared last, and what they multiply is then not mistaken for a readout.
+  const auto is_gaussian = [&](std::size_t k) { return std::holds_alternative<ir::StandardNormal>(builder_.program().nodes[k].op); };
+  for (std::size_t k = builder_.program().size(); k-- > 0;)
+    if (is_gaussian(k)) {
+      const ir::Type type = builder_.program().nodes[k].type;
+      linear_part({static_cast<std::uint32_t>(k)}, b.zeros(true, type.dims), std::nullopt);
+    }
+  for (const auto& [name, variable] : variables_)
+    if (const Tensor* t = globals_.at(name).value.as<Tensor>(); t && variable.deviation && variable.old_versions.empty())
+      linear_part(t->node, b.zeros(false, builder_.type(t->node).dims), variable.deviation);
+  if (!sum.valid())
+    fail("E2132", "the output is not linear in a centred Gaussian", call.args[0]->span, "", "nngp needs a random readout such as v @ z / sqrt(n); the limit of v @ z / n is a number, not a Gaussian");
+  for (std::uint32_t k = 0; k < builder_.program().size(); ++k) {
+    if (is_gaussian(k) && depends_on(b, rest, {NodeId{k}}))
+      fail("E2132", "a part of the output is not linear in a centred Gaussian", call.args[0]->span, "", "its fluctuations are not covered by a kernel");
+  }
+  return {Tensor{sum, {{false, f.rows}, {false, f.columns}}}};
+}
+
+}  // namespace tplimit::lowering
