@@ -191,9 +191,11 @@ int check(const Options& options) {
   fmt::print(stderr, "{}", render(warnings, loaded.source));
   fmt::print("{}: {} instructions, Gaussian matrices and vectors: {}, expectations: {}\n\n", loaded.source.name(),
              module.program.size(), module.program.sources.size(), module.program.expectations.size());
+  const Result<std::vector<ReportMethod>> methods = tplimit::methods(module, options.evaluate);
+  if (!methods) return reject(methods.errors(), loaded.source);
   std::size_t width = 6;
   for (const ReportOrder& report : orders->reports) width = std::max(width, count_columns(report.name));
-  fmt::print("{:<{}}   {:>8}   order\n", "report", width, "numbers");
+  fmt::print("{:<{}}   {:>8}   {:<11}   order\n", "report", width, "numbers", "method");
   for (std::size_t k = 0; k < orders->reports.size(); ++k) {
     const ReportOrder& report = orders->reports[k];
     const auto& entries = module.program.reports.at(k).entries;
@@ -202,7 +204,14 @@ int check(const Options& options) {
     const std::string limit = report.proved_zero ? "0      proved to be exactly 0 in the limit"
                               : report.order < 0 ? fmt::format("{:<6} vanishes: the limit is 0", power_of_width(report.order))
                                                  : power_of_width(report.order);
-    fmt::print("{}{}   {:>8}   {}\n", report.name, std::string(width - count_columns(report.name), ' '), numbers, limit);
+    fmt::print("{}{}   {:>8}   {:<11}   {}\n", report.name, std::string(width - count_columns(report.name), ' '), numbers, to_string((*methods)[k].method), limit);
+  }
+  // Why not a stronger one.
+  for (std::size_t k = 0; k < orders->reports.size(); ++k) {
+    const ReportMethod& m = (*methods)[k];
+    if (m.why.empty()) continue;
+    const Location where = loaded.source.locate(m.culprit.begin);
+    fmt::print("\n{}: {}, for {}:{}:{}{}: {}\n", orders->reports[k].name, to_string(m.method), loaded.source.name(), where.line, where.column, m.iteration.empty() ? "" : " (" + m.iteration + ")", m.why);
   }
   return kDone;
 }

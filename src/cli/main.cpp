@@ -35,6 +35,14 @@ auto real(double least, double most) {
   return [=](const std::string& name, const std::string& text) { return parse_real(name, text, least, most); };
 }
 
+Engine parse_engine(const std::string& name, const std::string& text) {
+  if (text == "auto") return Engine::kAuto;
+  if (text == "exact") return Engine::kExact;
+  if (text == "moments") return Engine::kMoments;
+  if (text == "particles") return Engine::kParticles;
+  throw CLI::ValidationError(name, fmt::format("'{}' is not one of auto, exact, moments, particles", text));
+}
+
 Matrices parse_matrices(const std::string& name, const std::string& text) {
   if (text == "auto") return Matrices::kAuto;
   if (text == "dense") return Matrices::kDense;
@@ -69,7 +77,12 @@ void add_running(CLI::App& app, Options& o) {
   app.add_flag("--full", o.full, "Print every number of large arrays");
 }
 
+void add_engine(CLI::App& app, Options& o) {
+  add(app, "--engine", "NAME", o.evaluate.engine, "auto: the strongest method for each report; exact, moments (also closed forms and quadrature), particles; default auto", parse_engine);
+}
+
 void add_limit(CLI::App& app, Options& o, std::int64_t least_randomisations) {
+  add_engine(app, o);
   add(app, "--particles", "N", o.evaluate.particles, "Samples that stand for the infinite width, as in 65536, 64k or 1e5; default 16384",
       count(8, std::int64_t{1} << 31));
   add(app, "--randomisations", "N", o.evaluate.randomisations, "Independent repetitions, from which errors are estimated; default 8",
@@ -119,6 +132,7 @@ int dispatch(int argc, char** argv) {
 
   CLI::App& check_app = *app.add_subcommand("check", "Check a program and show the powers of the width, without numbers");
   add_program(check_app, for_check);
+  add_engine(check_app, for_check);
   check_app.add_flag("--quiet", for_check.quiet, "Print errors only");
 
   CLI::App& format_app = *app.add_subcommand("fmt", "Print programs in canonical layout");

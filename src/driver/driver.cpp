@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "engines/interpreter.hpp"
+#include "engines/moment_engine.hpp"
 #include "tplimit/data/table.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
@@ -321,7 +322,11 @@ class LimitEvaluation {
         if (const auto e = eigenvalues_behind(program_, entry.value)) outputs_.push_back(*e);
     std::sort(outputs_.begin(), outputs_.end());
     outputs_.erase(std::unique(outputs_.begin(), outputs_.end()), outputs_.end());
-    atoms_ = atoms_of(program_, outputs_);
+    find_moments();
+    std::vector<NodeId> left;  // for particles
+    for (const NodeId id : outputs_)
+      if (!known(id)) left.push_back(id);
+    atoms_ = atoms_of(program_, left);
     schedule_ = engines::make_schedule(program_, atoms_);
     // What depends on no average is exact.
     random_.assign(program_.size(), false);
@@ -370,15 +375,94 @@ class LimitEvaluation {
                                 count > 1 ? "raise --memory: runs of twice the particles remove it" : "use 2 randomisations or more: then it is removed by extrapolation", {}, false});
       }
     }
-    const Pooled pooled = pool(program_, atoms_, outputs_, *runs);
+    const Pooled pooled = with_moments(*runs);
     if (pooled.failure) return explain(program_, *pooled.failure);
     collect(pooled, out);
+    return out;
+  }
+
+  /// E4301 for the first report that the asked engine cannot do.
+  [[nodiscard]] std::optional<Diagnostic> refusal() const {
+    if (options_.engine != Engine::kExact && options_.engine != Engine::kMoments) return std::nullopt;
+    const Method weakest = options_.engine == Engine::kExact ? Method::kExact : Method::kQuadrature;
+    for (const Report& report : program_.reports) {
+      const ReportMethod m = method_of(report);
+      if (m.method <= weakest) continue;
+      Diagnostic d{Severity::kError, "E4301", fmt::format("report '{}' is beyond the engine '{}'", report.name, options_.engine == Engine::kExact ? "exact" : "moments"), report.span,
+                   m.why, "use --engine auto", {}, true};
+      if (m.culprit != report.span) d.notes.push_back({m.iteration.empty() ? "because of this" : "because of this, in the iteration " + m.iteration, m.culprit});
+      return d;
+    }
+    return std::nullopt;
+  }
+
+  [[nodiscard]] ReportMethod method_of(const Report& report) const {
+    ReportMethod out{Method::kExact, "", report.span, ""};
+    for (const auto& entry : report.entries) {
+      const Method own = method_of(entry.value);
+      if (own <= out.method) continue;
+      out.method = own;
+      if (moments_ && !known(entry.value)) {
+        const engines::MomentValue& v = (*moments_)[entry.value];
+        out.why = v.why;
+        out.culprit = program_[v.culprit].span;
+        out.iteration = program_.contexts[program_[v.culprit].context];
+      } else if (own == Method::kQuadrature) {
+        out.why = "no closed form is known for its functions";
+      } else if (own == Method::kClosedForm) {
+        out.why = "its functions are not polynomials";
+      }
+    }
     return out;
   }
 
   [[nodiscard]] bool exact() const { return atoms_.empty(); }
 
  private:
+  /// Everything that needs no sampling.
+  void find_moments() {
+    if (options_.engine == Engine::kParticles) return;
+    std::vector<bool> needed(program_.size(), false);
+    for (const NodeId id : outputs_) needed[id.value] = true;
+    for (std::size_t k = program_.size(); k-- > 0;)
+      if (needed[k])
+        for (const NodeId in : program_.nodes[k].in) needed[in.value] = true;
+    executor_.emplace(threads_);
+    moments_.emplace(program_, needed, *executor_);
+    moments_->run();
+  }
+  [[nodiscard]] bool known(NodeId id) const { return moments_ && (*moments_)[id].known(); }
+  [[nodiscard]] Method method_of(NodeId id) const {
+    if (known(id)) {
+      switch ((*moments_)[id].method) {
+        case engines::MomentMethod::kExact: return Method::kExact;
+        case engines::MomentMethod::kClosedForm: return Method::kClosedForm;
+        case engines::MomentMethod::kQuadrature: return Method::kQuadrature;
+      }
+    }
+    return sampled_[id.value] ? Method::kSamples : random_[id.value] ? Method::kParticles : Method::kExact;
+  }
+  /// Values and errors of all outputs: known moments, and averages over the runs.
+  [[nodiscard]] Pooled with_moments(const std::vector<RunResult>& runs) const {
+    std::vector<NodeId> left;
+    for (const NodeId id : outputs_)
+      if (!known(id)) left.push_back(id);
+    Pooled particles = pool(program_, atoms_, left, runs), out;
+    if (particles.failure) return particles;
+    for (std::size_t k = 0, next = 0; k < outputs_.size(); ++k) {
+      if (known(outputs_[k])) {
+        out.value.push_back((*moments_)[outputs_[k]].value);
+        out.error.push_back((*moments_)[outputs_[k]].error);
+        if (!all_finite({out.value.back()})) out.failure = RunFailure{{"E4101", "a number is not finite", ""}, outputs_[k]};
+      } else {
+        out.value.push_back(std::move(particles.value[next]));
+        out.error.push_back(particles.error.empty() ? std::vector<double>{} : std::move(particles.error[next]));
+        ++next;
+      }
+    }
+    return out;
+  }
+
   [[nodiscard]] std::uint64_t key(std::int64_t k) const { return mix_key(mix_key(0x6c696d6974ULL, options_.seed), static_cast<std::uint64_t>(k)); }
 
   [[nodiscard]] bool runs_side_by_side(std::int64_t particles) const { return threads_ > 1 && options_.randomisations > 1 && particles <= 4 * engines::kChunkRows; }
@@ -416,40 +500,41 @@ class LimitEvaluation {
   void collect(const Pooled& pooled, LimitResult& out) const {
     for (const Report& report : program_.reports) {
       ReportResult r = skeleton(program_, report);
-      bool random = false, sampled = false, eigen = false;
+      r.method = Method::kExact;
+      bool eigen = false;
       for (const auto& entry : report.entries) {
-        random = random || random_[entry.value.value];
-        sampled = sampled || sampled_[entry.value.value];
+        r.method = std::max(r.method, method_of(entry.value));
         eigen = eigen || eigenvalues_behind(program_, entry.value).has_value();
       }
-      r.method = sampled ? Method::kSamples : random ? Method::kParticles : Method::kExact;
+      const bool sampled = r.method == Method::kSamples;
       for (const auto& entry : report.entries) {
         const std::size_t k = slot(entry.value);
         r.value.insert(r.value.end(), pooled.value[k].begin(), pooled.value[k].end());
-        if (r.method == Method::kExact) r.error.resize(r.value.size(), 0.0);
-        else if (!pooled.error.empty() && !sampled) r.error.insert(r.error.end(), pooled.error[k].begin(), pooled.error[k].end());
+        if (method_of(entry.value) == Method::kExact && !sampled) r.error.resize(r.value.size(), 0.0);
+        else if (!pooled.error[k].empty() && !sampled) r.error.insert(r.error.end(), pooled.error[k].begin(), pooled.error[k].end());
         if (eigen) {
           std::vector<double> flags(pooled.value[k].size(), 0.0);
           if (const auto e = eigenvalues_behind(program_, entry.value)) {
             const std::size_t j = slot(*e);
-            flags = unresolved_flags(pooled.value[j], pooled.error.empty() ? std::vector<double>{} : pooled.error[j], program_[*e].type.dims.back(), options_.rank_tol);
+            flags = unresolved_flags(pooled.value[j], pooled.error[j], program_[*e].type.dims.back(), options_.rank_tol);
             // Selections copy flags as they copy eigenvalues.
             if (*e != entry.value) flags = FiniteEvaluator(program_, {*e}, {entry.value}).evaluate({flags.data()})[0];
           }
           for (const double f : flags) r.unresolved.push_back(f != 0);
         }
       }
+      if (r.error.size() < r.value.size()) r.error.clear();  // one randomisation
       for (const double e : r.error) out.largest_error = std::max(out.largest_error, e);
       out.reports.push_back(std::move(r));
     }
     for (const Expectation& e : program_.expectations) {
       const std::size_t left = slot(e.left), right = slot(e.right), between = slot(e.difference);
-      const bool random = random_[e.difference.value];
+      const bool random = method_of(e.difference) != Method::kExact;
       ExpectResult result{e.span, program_.contexts[e.context], ExpectStatus::kPassed, 0, 0, 0, e.tolerance};
       double worst = -1;
       for (std::size_t j = 0; j < pooled.value[left].size(); ++j) {
         const double a = pooled.value[left][j], b = pooled.value[right][j];
-        const double error = !random ? 0 : pooled.error.empty() ? std::numeric_limits<double>::infinity() : pooled.error[between][j];
+        const double error = !random ? 0 : pooled.error[between].empty() ? std::numeric_limits<double>::infinity() : pooled.error[between][j];
         const double difference = std::abs(a - b);
         const ExpectStatus status = difference + 2 * error <= e.tolerance ? ExpectStatus::kPassed
                                     : difference > e.tolerance + 3 * error ? ExpectStatus::kFailed
@@ -470,6 +555,8 @@ class LimitEvaluation {
   const Program& program_;
   const EvaluateOptions& options_;
   int threads_;
+  std::optional<Executor> executor_;
+  std::optional<engines::MomentEngine> moments_;
   std::vector<NodeId> outputs_, atoms_;
   Schedule schedule_;
   std::vector<bool> random_, sampled_;
@@ -486,6 +573,7 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
   if (!limit) return limit.errors();
   verify(limit->program);
   LimitEvaluation evaluation(*limit, options);
+  if (const auto refused = evaluation.refusal()) return *refused;
   constexpr std::int64_t kMostParticles = std::int64_t{1} << 24;
   ProgressCounter progress(options.progress, options.randomisations);
   std::int64_t particles = options.particles;
@@ -506,6 +594,15 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
   result->time_s = seconds_since(start);
   result->peak_memory_bytes = peak_memory();
   return result;
+}
+
+Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOptions& options) {
+  auto limit = leading_order(module.program);
+  if (!limit) return limit.errors();
+  const LimitEvaluation evaluation(*limit, options);
+  std::vector<ReportMethod> out;
+  for (const Report& report : limit->program.reports) out.push_back(evaluation.method_of(report));
+  return out;
 }
 
 Result<SimulationResult> simulate(const Module& module, const SimulateOptions& options) {

@@ -63,7 +63,7 @@ Comparison compare(LimitResult limit, std::vector<SimulationResult> networks) {
     TPLIMIT_CHECK(report.error.size() == report.value.size(), "an error for every number of '{}'", report.name);
     std::vector<WidthSamples> samples;
     for (const SimulationResult& width : networks) samples.push_back(samples_of(width, k));
-    const double dof = report.method == Method::kExact ? std::numeric_limits<double>::infinity()
+    const double dof = report.method == Method::kExact || report.method == Method::kClosedForm || report.method == Method::kQuadrature ? std::numeric_limits<double>::infinity()
                                                        : static_cast<double>(limit.engine.randomisations - 1);
     out.reports.back() = assess(report, samples, dof);
     verdicts.push_back(out.reports.back()->verdict);

@@ -80,6 +80,8 @@ const char* error_kind(const ReportResult& r) {
   if (r.method == Method::kExact) return "exact";
   if (r.method == Method::kSamples) return "samples";
   if (r.error.empty()) return "none";
+  if (r.method == Method::kClosedForm) return "rounding_bound";
+  if (r.method == Method::kQuadrature) return "quadrature_estimate";
   return "standard_error";
 }
 

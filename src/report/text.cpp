@@ -173,6 +173,8 @@ bool has_unresolved(const ReportResult& r) { return std::find(r.unresolved.begin
 std::string method_note(const ReportResult& r) {
   switch (r.method) {
     case Method::kExact: return "   exact";
+    case Method::kClosedForm: return "   closed form";
+    case Method::kQuadrature: return "   quadrature";
     case Method::kSamples: return "   draws of coordinates";
     case Method::kParticles: return r.error.empty() ? "   no error estimate: one randomisation" : "";
     case Method::kNetworks: return "";

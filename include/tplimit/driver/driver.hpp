@@ -33,7 +33,16 @@ Result<Module> parse_file(const std::filesystem::path& file, LowerOptions option
 /// Called with the fraction of the work done, from the calling thread or a worker, never concurrently.
 using Progress = std::function<void(double)>;
 
+/// How strong a method a report must get.
+enum class Engine {
+  kAuto,       ///< the strongest that applies, report by report
+  kExact,      ///< exact algebra only; else E4301
+  kMoments,    ///< exact algebra, closed forms or quadrature; else E4301
+  kParticles,  ///< particles for everything random
+};
+
 struct EvaluateOptions {
+  Engine engine = Engine::kAuto;
   std::int64_t particles = 16384;
   int randomisations = 8;
   std::optional<double> tolerance;   ///< double the particles until every error is below this
@@ -44,14 +53,24 @@ struct EvaluateOptions {
   Progress progress;
 };
 
-/// The infinite-width limit by particles.
+/// The infinite-width limit: each report by exact algebra, closed forms or quadrature where these apply, else by particles.
 ///
-/// Every number is computed from averages pooled over `randomisations` independent runs; its error is one standard error
+/// By particles, every number is computed from averages pooled over `randomisations` independent runs; its error is one standard error
 /// by jackknife over them.  Reproducible: the same seed gives the same bits for any number of threads.
 /// Errors: E3.. where the limit does not exist or is not carried by this engine; E4101 a number is not finite; E4201 too few
-/// particles; E4202 not enough memory.
+/// particles; E4202 not enough memory; E4301 the asked engine cannot do a report.
 /// Cost: O(randomisations * instructions * particles * rank).
 Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& options = {});
+
+/// How `evaluate` would find a report.
+struct ReportMethod {
+  Method method;      ///< the weakest over the entries of the report
+  std::string why;    ///< why no stronger method applies; empty if none is stronger
+  Span culprit;       ///< what is to blame
+  std::string iteration;
+};
+/// One per report, in order.  Evaluates what needs no sampling.
+Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOptions& options = {});
 
 enum class Matrices { kAuto, kDense, kLazy };
 

@@ -12,7 +12,9 @@ namespace tplimit {
 
 /// How the numbers of a report were found and what their error means.
 enum class Method {
-  kExact,      ///< finite algebra or a proof: error 0
+  kExact,      ///< exact algebra or a proof: error 0 (rounding apart)
+  kClosedForm, ///< closed forms of Gaussian moments: error is a bound on rounding
+  kQuadrature, ///< error: estimated from two levels of the rule
   kParticles,  ///< error: one standard error over independent randomisations
   kNetworks,   ///< finite networks: error is the standard error of the mean over seeds
   kSamples,    ///< draws of coordinates: no error

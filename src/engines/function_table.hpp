@@ -1,0 +1,67 @@
+#pragma once
+
+#include <deque>
+#include <optional>
+#include <string>
+#include <unordered_map>
+#include <variant>
+#include <vector>
+
+#include "tplimit/ir/program.hpp"
+#include "tplimit/math/dual_kernels.hpp"
+
+namespace tplimit::engines {
+
+/// factor * g(scale x) with g of a closed form.
+struct Recognised {
+  DualFunction g;
+  double factor = 1, scale = 1;
+};
+
+/// Functions of one number, composed from the coordinatewise functions of the IR; equal compositions get equal numbers.
+class FunctionTable {
+ public:
+  using Id = int;
+  static constexpr Id kIdentity = 0;
+
+  FunctionTable();
+
+  /// x -> map(operands), each operand a function of x or a constant.
+  Id compose(const ir::Map& map, const std::vector<std::variant<Id, double>>& operands);
+  Id times(Id a, Id b) { return compose({ir::Fn::kMul, 0}, {a, b}); }
+  Id scaled(double factor, Id f) { return compose({ir::Fn::kMul, 0}, {factor, f}); }
+  /// Almost everywhere.
+  Id derivative(Id f);
+
+  /// y[i] = f(x[i]).  Thread-safe.
+  void evaluate(Id f, std::int64_t count, const double* x, double* y) const;
+
+  /// The closed form of f's Gaussian moments, also if f was written by hand: x (1 + erf(x / sqrt(2))) / 2 is gelu.
+  [[nodiscard]] const std::optional<Recognised>& closed_form(Id f) const { return functions_[static_cast<std::size_t>(f)].closed; }
+  /// c_0, c_1, .. if f is a polynomial.
+  [[nodiscard]] const std::optional<std::vector<double>>& polynomial(Id f) const { return functions_[static_cast<std::size_t>(f)].polynomial; }
+  /// Where f or a derivative jumps.
+  [[nodiscard]] const std::vector<double>& kinks(Id f) const { return functions_[static_cast<std::size_t>(f)].kinks; }
+  /// False if f has more kinks or poles than quadrature can split at.
+  [[nodiscard]] bool integrable(Id f) const { return functions_[static_cast<std::size_t>(f)].integrable; }
+
+ private:
+  struct Function {
+    ir::Program program;  ///< node 0 is x
+    ir::NodeId out;
+    std::optional<Recognised> closed;
+    std::optional<std::vector<double>> polynomial;
+    std::vector<double> kinks;
+    bool integrable = true;
+    Id derivative = -1;
+  };
+  Id intern(ir::Program program, ir::NodeId out);
+  static void run(const ir::Program& program, std::int64_t count, const double* x, std::vector<std::vector<double>>& values, ir::NodeId out);
+  static void recognise(Function& f);
+  static void find_kinks(Function& f);
+
+  std::deque<Function> functions_;  // references stay good
+  std::unordered_map<std::string, Id> known_;
+};
+
+}  // namespace tplimit::engines

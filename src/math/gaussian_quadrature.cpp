@@ -1,0 +1,1019 @@
+#include "tplimit/math/gaussian_quadrature.hpp"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <limits>
+#include <numbers>
+#include <utility>
+
+#include <boost/math/quadrature/gauss.hpp>
+#include <boost/math/quadrature/gauss_kronrod.hpp>
+
+#include "math/simd.hpp"
+#include "tplimit/math/tall_products.hpp"
+#include "tplimit/support/check.hpp"
+
+namespace tplimit {
+namespace {
+
+using Index = std::int64_t;
+using Vector = std::vector<double>;
+
+constexpr int kLargestRank = 3;
+constexpr Index kPoints = 4096;  // per call of an integrand
+constexpr double kEps = std::numeric_limits<double>::epsilon();
+constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+// The density of a standard normal relative to its peak is below 1e-21 at 10 and the smallest double at 38.
+constexpr double kRadius = 10;
+constexpr double kLargestRadius = 37;
+const double kDensity = 1 / std::sqrt(2 * std::numbers::pi);
+
+std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+double density(double z) { return kDensity * std::exp(-0.5 * z * z); }
+
+// ---- x = L z with independent standard normals z ----
+
+struct Whitened {
+  QuadratureStatus status = QuadratureStatus::kConverged;
+  Index dim = 0;
+  int rank = 0;
+  Vector L;  ///< dim x rank, column-major
+  double operator()(Index i, int k) const { return L[at(i + k * dim)]; }
+};
+
+/// Pivoted Cholesky factorisation of the correlations, rows scaled back to the covariances.
+Whitened whiten(std::span<const double> covariance) {
+  Whitened w;
+  w.dim = static_cast<Index>(std::llround(std::sqrt(static_cast<double>(covariance.size()))));
+  const Index d = w.dim;
+  TPLIMIT_CHECK(d > 0 && at(d * d) == covariance.size(), "a square covariance, not {} entries", covariance.size());
+  const auto fail = [&](QuadratureStatus status) {
+    w.status = status;
+    return w;
+  };
+  Vector scale(at(d)), R(at(d * d)), pivot_row(at(d));
+  for (Index i = 0; i < d; ++i) {
+    const double variance = covariance[at(i + i * d)];
+    if (!(variance >= 0) || !std::isfinite(variance)) return fail(QuadratureStatus::kNotACovariance);
+    scale[at(i)] = std::sqrt(variance);
+  }
+  // Covariances are computed numbers: 1e-10 is the disagreement that dual_kernel clamps too.
+  for (Index j = 0; j < d; ++j)
+    for (Index i = 0; i < d; ++i) {
+      const double c = covariance[at(i + j * d)], bound = scale[at(i)] * scale[at(j)];
+      if (!std::isfinite(c) || std::abs(c) > bound * (1 + kLargestExcess) || std::abs(c - covariance[at(j + i * d)]) > kLargestExcess * bound)
+        return fail(QuadratureStatus::kNotACovariance);
+      R[at(i + j * d)] = bound > 0 ? c / bound : 0;
+    }
+  const double noise = 8 * kEps * static_cast<double>(d);
+  for (;;) {
+    Index p = 0;
+    double smallest = 0, largest_rest = 0;
+    for (Index i = 0; i < d; ++i) {
+      if (R[at(i + i * d)] > R[at(p + p * d)]) p = i;
+      smallest = std::min(smallest, R[at(i + i * d)]);
+    }
+    if (smallest < -kLargestExcess) return fail(QuadratureStatus::kNotACovariance);
+    const double pivot = R[at(p + p * d)];
+    if (pivot <= noise) {
+      for (const double r : R) largest_rest = std::max(largest_rest, std::abs(r));
+      if (largest_rest > std::sqrt(kLargestExcess)) return fail(QuadratureStatus::kNotACovariance);
+      return w;
+    }
+    if (w.rank == kLargestRank) return fail(QuadratureStatus::kRankTooLarge);
+    const double root = std::sqrt(pivot);
+    for (Index i = 0; i < d; ++i) pivot_row[at(i)] = R[at(i + p * d)] / root;
+    for (Index j = 0; j < d; ++j)
+      for (Index i = 0; i < d; ++i) R[at(i + j * d)] = std::fma(-pivot_row[at(i)], pivot_row[at(j)], R[at(i + j * d)]);
+    for (Index i = 0; i < d; ++i) R[at(i + p * d)] = R[at(p + i * d)] = 0;
+    for (Index i = 0; i < d; ++i) w.L.push_back(scale[at(i)] * pivot_row[at(i)]);
+    ++w.rank;
+  }
+}
+
+/// Collects points z, evaluates f on blocks of them and hands the values on.
+class PointBlock {
+ public:
+  PointBlock(const Whitened& w, const Integrand& f, int outputs)
+      : w_(w), f_(f), z_(at(kPoints * w.rank)), x_(at(kPoints * w.dim)), values_(at(kPoints * outputs)) {}
+
+  Index size() const { return size_; }
+  bool full() const { return size_ == kPoints; }
+  void push(const double* z) {
+    for (int k = 0; k < w_.rank; ++k) z_[at(size_ * w_.rank + k)] = z[k];
+    ++size_;
+  }
+  /// Values of output o at o size(); valid until clear().
+  const double* evaluate() {
+    for (Index i = 0; i < w_.dim; ++i)
+      for (Index n = 0; n < size_; ++n) {
+        double x = 0;
+        for (int k = 0; k < w_.rank; ++k) x += w_(i, k) * z_[at(n * w_.rank + k)];
+        x_[at(n + i * size_)] = x;
+      }
+    f_(size_, x_.data(), values_.data());
+    return values_.data();
+  }
+  const double* point(Index n) const { return z_.data() + n * w_.rank; }
+  void clear() { size_ = 0; }
+
+ private:
+  const Whitened& w_;
+  const Integrand& f_;
+  Vector z_, x_, values_;
+  Index size_ = 0;
+};
+
+QuadratureResult at_origin(const Whitened& w, const Integrand& f, int outputs) {
+  QuadratureResult result;
+  result.values.assign(at(outputs), 0);
+  result.errors.assign(at(outputs), 0);
+  const Vector origin(at(w.dim), 0);
+  f(1, origin.data(), result.values.data());
+  result.evaluations = 1;
+  for (const double v : result.values)
+    if (!std::isfinite(v)) result.status = QuadratureStatus::kNotFinite;
+  return result;
+}
+
+// ---- Trapezoid rule ----
+
+/// The sums of one rule, not yet multiplied by h^rank.
+struct BallSums {
+  Vector value, magnitude;
+  Vector shell;  ///< the part of `magnitude` in the outermost unit of the radius: more than what lies outside the ball
+  bool finite = true;
+};
+
+/// Adds the points of the grid with step h in the ball that are not on the grid with step 2h (first: all points).
+Index add_level(const Whitened& w, PointBlock& block, int outputs, double h, double radius, bool first, BallSums& sums) {
+  Index evaluations = 0;
+  const auto flush = [&] {
+    const Index n = block.size();
+    const double* values = block.evaluate();
+    evaluations += n;
+    for (Index i = 0; i < n; ++i) {
+      double square = 0, weight = 1;
+      for (int k = 0; k < w.rank; ++k) {
+        square += block.point(i)[k] * block.point(i)[k];
+        weight *= density(block.point(i)[k]);
+      }
+      const bool outer = square > (radius - 1) * (radius - 1);
+      for (int o = 0; o < outputs; ++o) {
+        const double term = weight * values[i + o * n];
+        sums.value[at(o)] += term;
+        sums.magnitude[at(o)] += std::abs(term);
+        if (outer) sums.shell[at(o)] += std::abs(term);
+        sums.finite &= std::isfinite(term);
+      }
+    }
+    block.clear();
+  };
+  std::array<double, kLargestRank> z{};
+  const auto walk = [&](const auto& self, int k, double rest, bool odd) -> void {
+    const auto last = static_cast<Index>(std::floor(std::sqrt(rest) / h));
+    const bool innermost = k + 1 == w.rank;
+    for (Index n = -last; n <= last; ++n) {
+      const bool now_odd = odd || n % 2 != 0;
+      if (innermost && !first && !now_odd) continue;
+      z[at(k)] = static_cast<double>(n) * h;
+      if (innermost) {
+        block.push(z.data());
+        if (block.full()) flush();
+      } else {
+        self(self, k + 1, std::max(0.0, rest - z[at(k)] * z[at(k)]), now_odd);
+      }
+    }
+  };
+  walk(walk, 0, radius * radius, false);
+  if (block.size() > 0) flush();
+  return evaluations;
+}
+
+// ---- Kinks: one coordinate inside the other ----
+
+struct Plane {
+  std::array<double, kLargestRank> normal{};
+  double offset = 0;
+};
+
+/// Gauss-Kronrod rule with 31 points on [-1, 1]; `gauss` holds the weights of the 15-point rule, 0 at the other points.
+struct PairedRule {
+  static constexpr int kNodes = 31;
+  std::array<double, kNodes> x{}, kronrod{}, gauss{};
+  PairedRule() {
+    using Kronrod = boost::math::quadrature::gauss_kronrod<double, kNodes>;
+    using Gauss = boost::math::quadrature::gauss<double, 15>;
+    for (int side : {-1, 1})
+      for (std::size_t k = 0; k < Kronrod::abscissa().size(); ++k) {
+        const std::size_t slot = side < 0 ? 15 - k : 15 + k;
+        x[slot] = side * Kronrod::abscissa()[k];
+        kronrod[slot] = Kronrod::weights()[k];
+        for (std::size_t g = 0; g < Gauss::abscissa().size(); ++g)
+          if (std::abs(Gauss::abscissa()[g] - Kronrod::abscissa()[k]) < 1e-12) gauss[slot] = Gauss::weights()[g];
+      }
+  }
+};
+
+class NestedIntegral {
+ public:
+  NestedIntegral(const Whitened& w, const Integrand& f, int outputs, std::span<const Hyperplane> kinks, const QuadratureOptions& options)
+      : w_(w), outputs_(outputs), options_(options), block_(w, f, outputs), planes_(at(w.rank)) {
+    for (const Hyperplane& kink : kinks) {
+      TPLIMIT_CHECK(static_cast<Index>(kink.normal.size()) == w.dim, "a normal with {} entries, not {}", w.dim, kink.normal.size());
+      Plane p;
+      double size = 0;
+      for (int k = 0; k < w.rank; ++k)
+        for (Index i = 0; i < w.dim; ++i) {
+          p.normal[at(k)] += w(i, k) * kink.normal[at(i)];
+          size += std::abs(w(i, k) * kink.normal[at(i)]);
+        }
+      p.offset = kink.offset;
+      add_plane(w.rank - 1, p, kParallel * size);
+    }
+    for (int k = w.rank - 1; k > 0; --k) project(k);
+  }
+
+  /// Per output: value, error, magnitude (of the absolute value), tail (estimate of what lies beyond the radius).
+  struct Sums {
+    Vector value, error, magnitude, tail;
+    explicit Sums(int outputs) : value(at(outputs)), error(at(outputs)), magnitude(at(outputs)), tail(at(outputs)) {}
+  };
+
+  /// Absolute budgets for the error of each output; infinite ones take each piece as it comes.
+  Sums run(const Vector& budget, double radius) {
+    radius_ = radius;
+    Sums sums(outputs_);
+    std::array<double, kLargestRank> z{};
+    integrate(0, z, budget, sums);
+    return sums;
+  }
+  Index evaluations() const { return evaluations_; }
+  bool exhausted() const { return exhausted_; }
+  bool finite() const { return finite_; }
+
+ private:
+  // Rounding makes components, distances and angles of this size of what is zero.
+  static constexpr double kParallel = 1e-13;
+  static constexpr double kWidest = 3;  // standard deviations: the density alone is then integrated to rounding error
+  struct Panel {
+    double from, to;
+    bool first, last;
+  };
+
+  void add_plane(int k, Plane p, double noise) {
+    double norm = 0;
+    for (const double n : p.normal) norm = std::hypot(norm, n);
+    if (norm <= noise) return;
+    for (double& n : p.normal) n /= norm;
+    p.offset /= norm;
+    if (!(std::abs(p.offset) < kLargestRadius * 2)) return;
+    for (const Plane& q : planes_[at(k)])
+      for (const double sign : {-1.0, 1.0}) {
+        double distance = std::abs(p.offset - sign * q.offset);
+        for (std::size_t j = 0; j < p.normal.size(); ++j) distance = std::max(distance, std::abs(p.normal[j] - sign * q.normal[j]));
+        if (distance <= kParallel) return;
+      }
+    planes_[at(k)].push_back(p);
+  }
+
+  /// What the integral over coordinate k makes of its planes: cuts of the integrals over the coordinates before k.
+  void project(int k) {
+    const auto& all = planes_[at(k)];
+    for (std::size_t i = 0; i < all.size(); ++i) {
+      const Plane& p = all[i];
+      const double last = p.normal[at(k)];
+      // A steep plane crosses all of coordinate k within a narrow strip, which is best found from its middle.
+      if (std::abs(last) < 0.1) {
+        Plane strip = p;
+        strip.normal[at(k)] = 0;
+        add_plane(k - 1, strip, kParallel);
+      }
+      if (std::abs(last) <= kParallel) continue;
+      for (std::size_t j = 0; j < i; ++j) {
+        const Plane& q = all[j];
+        if (std::abs(q.normal[at(k)]) <= kParallel) continue;
+        Plane meeting;
+        for (int m = 0; m < k; ++m) meeting.normal[at(m)] = p.normal[at(m)] * q.normal[at(k)] - q.normal[at(m)] * last;
+        meeting.offset = p.offset * q.normal[at(k)] - q.offset * last;
+        add_plane(k - 1, meeting, kParallel);
+      }
+    }
+  }
+
+  std::vector<Panel> first_panels(int k, const std::array<double, kLargestRank>& z) const {
+    Vector cuts = {-radius_, radius_};
+    for (const Plane& p : planes_[at(k)]) {
+      if (std::abs(p.normal[at(k)]) <= kParallel) continue;
+      double rest = p.offset;
+      for (int j = 0; j < k; ++j) rest -= p.normal[at(j)] * z[at(j)];
+      const double cut = rest / p.normal[at(k)];
+      if (std::abs(cut) < radius_) cuts.push_back(cut);
+    }
+    std::sort(cuts.begin(), cuts.end());
+    std::vector<Panel> panels;
+    for (std::size_t c = 1; c < cuts.size(); ++c) {
+      const double from = cuts[c - 1], width = cuts[c] - from;
+      if (width <= kParallel) continue;  // what is lost is of the size of rounding errors
+      const auto parts = static_cast<int>(std::ceil(width / kWidest));
+      for (int i = 0; i < parts; ++i) panels.push_back({from + width * i / parts, i + 1 == parts ? cuts[c] : from + width * (i + 1) / parts, false, false});
+    }
+    if (!panels.empty()) {
+      panels.front().first = true;
+      panels.back().last = true;
+    }
+    return panels;
+  }
+
+  /// E over z_k, z_(k+1), .. given z_0 .. z_(k-1), added to `sums`.
+  void integrate(int k, std::array<double, kLargestRank> z, const Vector& budget, Sums& sums) {
+    constexpr int kNodes = PairedRule::kNodes;
+    static const PairedRule rule;
+    const bool innermost = k + 1 == w_.rank;
+    std::vector<Panel> active = first_panels(k, z), refined;
+    Vector values, errors, magnitudes, tails;  // node n of a generation, output o: n outputs + o
+    while (!active.empty()) {
+      const std::size_t size = active.size() * at(kNodes) * at(outputs_);
+      values.assign(size, 0);
+      errors.assign(size, 0);
+      magnitudes.assign(size, 0);
+      tails.assign(size, 0);
+      const auto node = [&](std::size_t n) {
+        const Panel& p = active[n / at(kNodes)];
+        return 0.5 * (p.from + p.to) + 0.5 * (p.to - p.from) * rule.x[n % at(kNodes)];
+      };
+      const std::size_t nodes = active.size() * at(kNodes);
+      if (innermost) {
+        for (std::size_t n = 0; n < nodes;) {
+          const std::size_t begin = n;
+          for (; n < nodes && !block_.full(); ++n) {
+            z[at(k)] = node(n);
+            block_.push(z.data());
+          }
+          const double* block_values = block_.evaluate();
+          for (std::size_t i = begin; i < n; ++i)
+            for (int o = 0; o < outputs_; ++o) {
+              const double v = block_values[i - begin + at(o) * (n - begin)];
+              finite_ &= std::isfinite(v);
+              values[i * at(outputs_) + at(o)] = v;
+              magnitudes[i * at(outputs_) + at(o)] = std::abs(v);
+            }
+          evaluations_ += block_.size();
+          block_.clear();
+        }
+      } else {
+        Vector inner_budget(at(outputs_));
+        for (std::size_t n = 0; n < nodes; ++n) {
+          z[at(k)] = node(n);
+          // Constant in z_k, so that the tails may be coarse; a tenth, so that its noise cannot make the outer integral refine.
+          for (int o = 0; o < outputs_; ++o) inner_budget[at(o)] = 0.1 * budget[at(o)] / (2 * radius_ * density(z[at(k)]));
+          Sums inner(outputs_);
+          integrate(k + 1, z, inner_budget, inner);
+          for (int o = 0; o < outputs_; ++o) {
+            values[n * at(outputs_) + at(o)] = inner.value[at(o)];
+            errors[n * at(outputs_) + at(o)] = inner.error[at(o)];
+            magnitudes[n * at(outputs_) + at(o)] = inner.magnitude[at(o)];
+            tails[n * at(outputs_) + at(o)] = inner.tail[at(o)];
+          }
+        }
+      }
+      exhausted_ |= evaluations_ >= options_.max_evaluations;
+      refined.clear();
+      for (std::size_t a = 0; a < active.size(); ++a) {
+        const Panel& p = active[a];
+        const double half = 0.5 * (p.to - p.from);
+        bool accept = true;
+        Sums piece(outputs_);
+        for (int o = 0; o < outputs_; ++o) {
+          double fine = 0, coarse = 0, inner_error = 0, magnitude = 0, tail = 0;
+          for (int j = 0; j < kNodes; ++j) {
+            const std::size_t slot = (a * at(kNodes) + at(j)) * at(outputs_) + at(o);
+            const double weight = half * density(node(a * at(kNodes) + at(j)));
+            fine += weight * rule.kronrod[at(j)] * values[slot];
+            coarse += weight * rule.gauss[at(j)] * values[slot];
+            inner_error += weight * rule.kronrod[at(j)] * errors[slot];
+            magnitude += weight * rule.kronrod[at(j)] * magnitudes[slot];
+            tail += weight * rule.kronrod[at(j)] * tails[slot];
+          }
+          const double difference = std::abs(fine - coarse);
+          // Wide gaps only: a panel of rounding size cannot be halved.  50 eps: the rounding of sums of 31 terms.
+          accept &= difference <= budget[at(o)] * half / radius_ || difference <= 50 * kEps * magnitude || !std::isfinite(difference);
+          if (p.first) tail += density(p.from) * magnitudes[a * at(kNodes) * at(outputs_) + at(o)];
+          if (p.last) tail += density(p.to) * magnitudes[((a + 1) * at(kNodes) - 1) * at(outputs_) + at(o)];
+          piece.value[at(o)] = fine;
+          piece.error[at(o)] = difference + inner_error;
+          piece.magnitude[at(o)] = magnitude;
+          piece.tail[at(o)] = tail;
+        }
+        if (accept || exhausted_ || half <= kParallel) {
+          for (int o = 0; o < outputs_; ++o) {
+            sums.value[at(o)] += piece.value[at(o)];
+            sums.error[at(o)] += piece.error[at(o)];
+            sums.magnitude[at(o)] += piece.magnitude[at(o)];
+            sums.tail[at(o)] += piece.tail[at(o)];
+          }
+        } else {
+          const double middle = 0.5 * (p.from + p.to);
+          refined.push_back({p.from, middle, p.first, false});
+          refined.push_back({middle, p.to, false, p.last});
+        }
+      }
+      std::swap(active, refined);
+    }
+  }
+
+  const Whitened& w_;
+  int outputs_;
+  QuadratureOptions options_;
+  PointBlock block_;
+  std::vector<std::vector<Plane>> planes_;
+  double radius_ = kRadius;
+  Index evaluations_ = 0;
+  bool exhausted_ = false, finite_ = true;
+};
+
+}  // namespace
+
+void serial_for(Index count, const std::function<void(Index)>& body) {
+  for (Index i = 0; i < count; ++i) body(i);
+}
+
+QuadratureResult smooth_expectation(std::span<const double> covariance, const Integrand& f, int outputs, const QuadratureOptions& options) {
+  TPLIMIT_CHECK(outputs >= 1, "an integrand with values, not {}", outputs);
+  const Whitened w = whiten(covariance);
+  QuadratureResult result;
+  result.status = w.status;
+  if (!result.converged()) return result;
+  if (w.rank == 0) return at_origin(w, f, outputs);
+  result.rank = w.rank;
+  PointBlock block(w, f, outputs);
+  constexpr std::array<double, 4> kBall = {1, 2, std::numbers::pi, 4 * std::numbers::pi / 3};
+  for (double radius = kRadius;; radius = std::min(radius + 6, kLargestRadius)) {
+    BallSums sums{Vector(at(outputs)), Vector(at(outputs)), Vector(at(outputs))};
+    Vector before;
+    double volume = 1;  // h^rank
+    bool agreed = false;
+    for (double h = 1; !agreed; h /= 2, volume = std::pow(h, w.rank)) {
+      const double points = kBall[at(w.rank)] * std::pow(radius, w.rank) / volume;
+      if (static_cast<double>(result.evaluations) + points > static_cast<double>(options.max_evaluations)) break;
+      result.evaluations += add_level(w, block, outputs, h, radius, h == 1, sums);
+      Vector now = sums.value;
+      for (double& v : now) v *= volume;
+      // h = 1/4 is the first that may end it: two very coarse rules agree too easily.
+      agreed = !before.empty() && h <= 0.25;
+      result.errors.assign(at(outputs), std::numeric_limits<double>::infinity());
+      for (int o = 0; o < outputs && !before.empty(); ++o) {
+        result.errors[at(o)] = std::abs(now[at(o)] - before[at(o)]) + volume * sums.shell[at(o)];
+        agreed &= std::abs(now[at(o)] - before[at(o)]) <= options.tolerance * volume * sums.magnitude[at(o)];
+      }
+      result.values = before = now;
+      if (!sums.finite) {
+        result.status = QuadratureStatus::kNotFinite;
+        return result;
+      }
+    }
+    if (!agreed) {
+      result.status = QuadratureStatus::kNotConverged;
+      result.values.resize(at(outputs), 0);
+      result.errors.resize(at(outputs), std::numeric_limits<double>::infinity());
+      return result;
+    }
+    bool wide_enough = true;
+    for (int o = 0; o < outputs; ++o) wide_enough &= sums.shell[at(o)] <= 0.1 * options.tolerance * sums.magnitude[at(o)];
+    if (wide_enough) return result;
+    if (radius >= kLargestRadius) {
+      result.status = QuadratureStatus::kNotFinite;
+      return result;
+    }
+  }
+}
+
+QuadratureResult kinked_expectation(std::span<const double> covariance, const Integrand& f, int outputs,
+                                    std::span<const Hyperplane> kinks, const QuadratureOptions& options) {
+  TPLIMIT_CHECK(outputs >= 1, "an integrand with values, not {}", outputs);
+  const Whitened w = whiten(covariance);
+  QuadratureResult result;
+  result.status = w.status;
+  if (!result.converged()) return result;
+  if (w.rank == 0) return at_origin(w, f, outputs);
+  result.rank = w.rank;
+  NestedIntegral integral(w, f, outputs, kinks, options);
+  Vector budget(at(outputs), std::numeric_limits<double>::infinity());
+  for (double radius = kRadius;;) {
+    const auto sums = integral.run(budget, radius);
+    result.values = sums.value;
+    result.errors = sums.error;
+    result.evaluations = integral.evaluations();
+    bool accurate = true, wide_enough = true;
+    for (int o = 0; o < outputs; ++o) {
+      const double bound = options.tolerance * sums.magnitude[at(o)];
+      accurate &= sums.error[at(o)] <= bound;
+      wide_enough &= sums.tail[at(o)] <= 0.1 * bound;
+      result.errors[at(o)] += sums.tail[at(o)];
+    }
+    if (!integral.finite()) {
+      result.status = QuadratureStatus::kNotFinite;
+      return result;
+    }
+    if (accurate && wide_enough) return result;
+    // The first run only finds the size of the integral; one with a budget that still fails has met the limit on evaluations.
+    const bool budgeted = std::isfinite(budget[0]);
+    if (integral.exhausted() || (budgeted && wide_enough)) {
+      result.status = QuadratureStatus::kNotConverged;
+      return result;
+    }
+    if (!wide_enough && radius >= kLargestRadius) {
+      result.status = QuadratureStatus::kNotFinite;
+      return result;
+    }
+    if (!wide_enough) {
+      radius = std::min(radius + 6, kLargestRadius);
+      budget.assign(at(outputs), std::numeric_limits<double>::infinity());
+    } else {
+      // Half: the inner integrals' errors come on top.
+      for (int o = 0; o < outputs; ++o) budget[at(o)] = 0.5 * options.tolerance * sums.magnitude[at(o)];
+    }
+  }
+}
+
+// ---- Arrays of kernels ----
+
+namespace {
+
+using simd::kLanes;
+using simd::Pack;
+
+constexpr Index kChunk = 16;  // rows (columns) whose coefficients lie together: two packs of eight, or four of four
+constexpr Index kTailStep = 32;
+constexpr Index kLargestOrder = 4096;
+constexpr Index kLargestGrid = 8192;
+
+/// A trapezoid rule on x >= 0 for coefficients of orders below `order`: even and odd parts of a function apart.
+struct HermiteGrid {
+  Index order = 0;   ///< even
+  double step = 0, radius = 0;
+  Index half = 0;    ///< points k step, k = 0 .. half - 1
+  Vector weights;    ///< step phi(x_k), half as much at 0
+  Vector even, odd;  ///< half x order/2, column-major: weights he_2m(x_k), weights he_(2m+1)(x_k)
+};
+
+HermiteGrid make_grid(Index order, double step, double radius) {
+  HermiteGrid g{order, step, radius};
+  g.half = static_cast<Index>(std::floor(radius / step)) + 1;
+  g.weights.resize(at(g.half));
+  g.even.resize(at(g.half * order / 2));
+  g.odd.resize(at(g.half * order / 2));
+  for (Index k = 0; k < g.half; ++k) {
+    const double x = static_cast<double>(k) * step, weight = (k == 0 ? 0.5 : 1.0) * step * density(x);
+    g.weights[at(k)] = weight;
+    double before = 0, now = weight;
+    for (Index l = 0; l < order; ++l) {
+      (l % 2 == 0 ? g.even : g.odd)[at(k + l / 2 * g.half)] = now;
+      const double next = (x * now - std::sqrt(static_cast<double>(l)) * before) / std::sqrt(static_cast<double>(l + 1));
+      before = now;
+      now = next;
+    }
+  }
+  return g;
+}
+
+/// Coefficients of a function of variables with variances, all in chunks.
+struct Side {
+  std::span<const double> variances;
+  const UnaryFunctions* f = nullptr;
+  int functions = 0;
+  Index count = 0, chunks = 0, order = 0;
+  Vector coefficients;  ///< [o][chunk][l][lane]
+  Vector second;        ///< [o][i]: E f_o^2
+  Vector tails;         ///< [o][i][l / kTailStep]: sqrt(sum of squares from l on / E f^2), for l a multiple of kTailStep
+  bool finite = true;
+
+  double* chunk(int o, Index c) { return coefficients.data() + ((o * chunks + c) * order) * kChunk; }
+  const double* chunk(int o, Index c) const { return coefficients.data() + ((o * chunks + c) * order) * kChunk; }
+  double moment(int o, Index i) const { return second[at(o * count + i)]; }
+  Index tail_steps() const { return order / kTailStep + 1; }
+  double tail(int o, Index i, Index step) const { return tails[at((o * count + i) * tail_steps() + step)]; }
+};
+
+bool valid_variance(double v) { return v >= 0 && std::isfinite(v); }
+
+/// Values at all grid points of the members of a chunk, even and odd parts: [o][part]: kChunk x half.
+struct ChunkValues {
+  Vector even, odd;
+  bool wide_enough = true;  ///< nothing that counts lies beyond the radius
+  bool finite = true;
+};
+
+ChunkValues chunk_values(const Side& side, const HermiteGrid& grid, std::span<const Index> members, Vector& second) {
+  const Index n = 2 * grid.half - 1, middle = grid.half - 1;
+  ChunkValues out;
+  out.even.assign(at(side.functions * kChunk * grid.half), 0);
+  out.odd.assign(at(side.functions * kChunk * grid.half), 0);
+  second.assign(at(side.functions * kChunk), 0);
+  Vector x(at(n)), values(at(n * side.functions));
+  for (std::size_t lane = 0; lane < members.size(); ++lane) {
+    const double variance = side.variances[at(members[lane])];
+    const double root = valid_variance(variance) ? std::sqrt(variance) : 0;
+    for (Index k = 0; k < n; ++k) x[at(k)] = root * (static_cast<double>(k - middle) * grid.step);
+    (*side.f)(n, x.data(), values.data());
+    for (int o = 0; o < side.functions; ++o) {
+      const double* v = values.data() + o * n;
+      double square = 0;
+      for (Index k = 0; k < grid.half; ++k) {
+        const double plus = v[middle + k], minus = v[middle - k];
+        const std::size_t slot = at((o * grid.half + k) * kChunk) + lane;
+        out.even[slot] = plus + minus;
+        out.odd[slot] = plus - minus;
+        square += grid.weights[at(k)] * (plus * plus + minus * minus);
+      }
+      second[at(o * kChunk) + lane] = square;
+      out.finite &= std::isfinite(square);
+      // Coefficients contain f phi he_l, and phi^(1/2) he_l is bounded by about 1.
+      const double edge = std::max(std::abs(v[0]), std::abs(v[n - 1])) * std::sqrt(density(grid.radius));
+      out.wide_enough &= edge <= 1e-15 * std::sqrt(square) || !std::isfinite(square);
+    }
+  }
+  return out;
+}
+
+/// The coefficients of one chunk: [l][lane] for each function.
+void chunk_coefficients(const Side& side, const HermiteGrid& grid, const ChunkValues& values, int o, double* out) {
+  std::fill_n(out, grid.order * kChunk, 0.0);
+  const double* even = values.even.data() + o * grid.half * kChunk;
+  const double* odd = values.odd.data() + o * grid.half * kChunk;
+  static_cast<void>(side);
+  add_product(kChunk, even, kChunk, grid.half, grid.even.data(), grid.half, grid.order / 2, out, 2 * kChunk);
+  add_product(kChunk, odd, kChunk, grid.half, grid.odd.data(), grid.half, grid.order / 2, out + kChunk, 2 * kChunk);
+}
+
+/// Largest sqrt(remainder of Parseval's identity) relative to the norm, of the members of a chunk.
+double remainder_of(const double* coefficients, Index order, std::size_t members, const double* second) {
+  double worst = 0;
+  for (std::size_t lane = 0; lane < members; ++lane) {
+    double sum = 0;
+    for (Index l = order; l-- > 0;) sum += coefficients[at(l * kChunk) + lane] * coefficients[at(l * kChunk) + lane];
+    if (second[lane] > 0) worst = std::max(worst, std::sqrt(std::max(0.0, second[lane] - sum) / second[lane]));
+  }
+  return worst;
+}
+
+/// Steps that resolve f he_l phi: he_l has frequencies up to sqrt(l), f needs about as many again, and as far must the next alias
+/// be away.  16: the width of the density's spectrum.
+double step_for(Index order) { return 2 * std::numbers::pi / (4 * std::sqrt(static_cast<double>(order)) + 16); }
+
+struct GridChoice {
+  HermiteGrid grid;
+  double error = 0;  ///< of coefficients, relative to the norm of the function: the step and the radius
+};
+
+/// Order, step and radius from the smallest, the middle and the largest variance of each side.
+GridChoice choose_grid(std::span<const Side* const> sides, double tolerance) {
+  struct Sample {
+    const Side* side;
+    std::vector<Index> members;
+  };
+  std::vector<Sample> samples;
+  for (const Side* side : sides) {
+    std::vector<Index> sorted;
+    for (Index i = 0; i < side->count; ++i)
+      if (valid_variance(side->variances[at(i)])) sorted.push_back(i);
+    if (sorted.empty()) continue;
+    std::stable_sort(sorted.begin(), sorted.end(), [&](Index i, Index j) { return side->variances[at(i)] < side->variances[at(j)]; });
+    samples.push_back({side, {sorted.front(), sorted[sorted.size() / 2], sorted.back()}});
+  }
+  GridChoice choice;
+  double radius = 13;  // phi^(1/2) there is 3e-19 of its peak
+  double refinement = 1;
+  for (Index order = 64;;) {
+    choice.grid = make_grid(order, refinement * step_for(order), radius);
+    double remainder = 0;
+    bool wide_enough = true, finite = true;
+    choice.error = 0;
+    const HermiteGrid fine = make_grid(order, 0.5 * choice.grid.step, radius);
+    for (const Sample& s : samples) {
+      Vector second, second_fine, a(at(order * kChunk)), b(at(order * kChunk));
+      const ChunkValues values = chunk_values(*s.side, choice.grid, s.members, second);
+      const ChunkValues fine_values = chunk_values(*s.side, fine, s.members, second_fine);
+      wide_enough &= values.wide_enough;
+      finite &= values.finite && fine_values.finite;
+      for (int o = 0; o < s.side->functions; ++o) {
+        chunk_coefficients(*s.side, choice.grid, values, o, a.data());
+        chunk_coefficients(*s.side, fine, fine_values, o, b.data());
+        remainder = std::max(remainder, remainder_of(b.data(), order, s.members.size(), second_fine.data() + o * kChunk));
+        for (std::size_t lane = 0; lane < s.members.size(); ++lane) {
+          double difference = 0;
+          for (Index l = 0; l < order; ++l) difference += std::pow(a[at(l * kChunk) + lane] - b[at(l * kChunk) + lane], 2);
+          const double norm = second_fine[at(o * kChunk) + lane];
+          const double of_norm = std::abs(second[at(o * kChunk) + lane] - norm);
+          if (norm > 0) choice.error = std::max({choice.error, std::sqrt(difference / norm), of_norm / norm});
+        }
+      }
+    }
+    if (!finite) {
+      choice.error = std::numeric_limits<double>::infinity();
+      return choice;
+    }
+    if (!wide_enough && radius < kLargestRadius) {
+      radius = std::min(radius + 4, kLargestRadius);
+    } else if (remainder * remainder > 0.25 * tolerance && order < kLargestOrder) {
+      order *= 2;
+    } else if (choice.error > 0.1 * tolerance && 2 * choice.grid.half <= kLargestGrid) {
+      refinement *= 0.5;
+    } else {
+      if (!wide_enough) choice.error = 1;
+      return choice;
+    }
+  }
+}
+
+void fill_side(Side& side, const HermiteGrid& grid, const ParallelFor& parallel_for) {
+  side.order = grid.order;
+  side.coefficients.assign(at(side.functions * side.chunks * side.order * kChunk), 0);
+  side.second.assign(at(side.functions * side.count), 0);
+  side.tails.assign(at(side.functions * side.count * side.tail_steps()), 0);
+  std::vector<char> finite(at(side.chunks), 1);
+  parallel_for(side.chunks, [&](Index c) {
+    std::vector<Index> members;
+    for (Index i = c * kChunk; i < std::min(side.count, (c + 1) * kChunk); ++i) members.push_back(i);
+    Vector second;
+    const ChunkValues values = chunk_values(side, grid, members, second);
+    finite[at(c)] = values.finite && values.wide_enough;
+    for (int o = 0; o < side.functions; ++o) {
+      double* coefficients = side.chunk(o, c);
+      chunk_coefficients(side, grid, values, o, coefficients);
+      for (std::size_t lane = 0; lane < members.size(); ++lane) {
+        const Index i = members[lane];
+        const double norm = second[at(o * kChunk) + lane];
+        side.second[at(o * side.count + i)] = norm;
+        if (!(norm > 0)) continue;
+        double sum = 0;
+        for (Index l = 0; l < side.order; ++l) sum += coefficients[at(l * kChunk) + lane] * coefficients[at(l * kChunk) + lane];
+        double rest = std::max(0.0, norm - sum);
+        for (Index l = side.order; l-- > 0;) {
+          if ((l + 1) % kTailStep == 0) side.tails[at((o * side.count + i) * side.tail_steps() + (l + 1) / kTailStep)] = std::sqrt(rest / norm);
+          rest += coefficients[at(l * kChunk) + lane] * coefficients[at(l * kChunk) + lane];
+        }
+        side.tails[at((o * side.count + i) * side.tail_steps())] = 1;
+      }
+    }
+  });
+  side.finite = std::all_of(finite.begin(), finite.end(), [](char ok) { return ok != 0; });
+}
+
+/// sum_l left[l][lane] right[l][j] rho^l for kChunk lanes and 4 columns j, l < order.
+void sum_series(Index order, const double* left, const double* right, const double* rho, double* out) {
+  constexpr Index kPacks = kChunk / static_cast<Index>(kLanes);
+  constexpr Index kGroup = kPacks <= 4 ? kPacks : 4;
+  for (Index p = 0; p < kPacks; p += kGroup) {
+    Pack sum[at(kGroup)][4] = {}, r[at(kGroup)][4];
+    const auto offset = [&](Index g) { return (p + g) * static_cast<Index>(kLanes); };
+    for (Index g = 0; g < kGroup; ++g)
+      for (Index j = 0; j < 4; ++j) r[g][j] = simd::load(rho + j * kChunk + offset(g));
+    for (Index l = order; l-- > 0;)
+      for (Index g = 0; g < kGroup; ++g) {
+        const Pack a = simd::load(left + l * kChunk + offset(g));
+        for (Index j = 0; j < 4; ++j) sum[g][j] = simd::mul_add(sum[g][j], r[g][j], a * right[l * kChunk + j]);
+      }
+    for (Index g = 0; g < kGroup; ++g)
+      for (Index j = 0; j < 4; ++j) simd::store(out + j * kChunk + offset(g), sum[g][j]);
+  }
+}
+
+/// c/sqrt(ab), without overflow or underflow of ab.
+double correlation(double a, double b, double c) {
+  const double product = a * b;
+  return product > 1e-290 && product < 1e290 ? c / std::sqrt(product) : c / (std::sqrt(a) * std::sqrt(b));
+}
+
+/// One entry by the two-dimensional trapezoid rule.
+struct SingleEntry {
+  double a, b, rho;
+  const UnaryFunctions* f;
+  const UnaryFunctions* g;
+  int functions;
+  double radius;
+  std::span<const double> scale;  ///< sqrt(E f^2 E g^2) per function
+  double tolerance;
+  Index limit;
+
+  Vector values;
+  double error = 0;  ///< relative to the scale
+  bool converged = false;
+  Index evaluations = 0;
+
+  void run() {
+    const double sine = std::sqrt(std::max(0.0, (1 - rho) * (1 + rho))), root_a = std::sqrt(a), root_b = std::sqrt(b);
+    const bool line = sine == 0;
+    Vector sums(at(functions)), before, x, outer, y, inner;
+    std::vector<double> weights;
+    for (double h = 0.5; !converged; h /= 2) {
+      const double points = line ? 4 * radius / h : std::numbers::pi * radius * radius / (h * h);
+      if (!before.empty() && points > static_cast<double>(limit)) break;
+      const auto last = static_cast<Index>(std::floor(radius / h));
+      const Index n = 2 * last + 1;
+      x.resize(at(n));
+      outer.resize(at(n * functions));
+      for (Index k = 0; k < n; ++k) x[at(k)] = root_a * (static_cast<double>(k - last) * h);
+      (*f)(n, x.data(), outer.data());
+      evaluations += n;
+      for (Index k = -last; k <= last; ++k) {
+        const double z = static_cast<double>(k) * h;
+        const bool all = before.empty() || k % 2 != 0;
+        if (line && !all) continue;
+        const auto reach = line ? 0 : static_cast<Index>(std::floor(std::sqrt(std::max(0.0, radius * radius - z * z)) / h));
+        y.clear();
+        weights.clear();
+        for (Index m = -reach; m <= reach; ++m) {
+          if (!all && m % 2 == 0) continue;
+          const double t = static_cast<double>(m) * h;
+          y.push_back(root_b * (rho * z + sine * t));
+          weights.push_back(line ? 1 : density(t));
+        }
+        if (y.empty()) continue;
+        const auto count = static_cast<Index>(y.size());
+        inner.resize(at(count * functions));
+        (*g)(count, y.data(), inner.data());
+        evaluations += count;
+        for (int o = 0; o < functions; ++o) {
+          double sum = 0;
+          for (Index m = 0; m < count; ++m) sum += weights[at(m)] * inner[at(m + o * count)];
+          sums[at(o)] += density(z) * outer[at(k + last + o * n)] * sum;
+        }
+      }
+      values = sums;
+      for (double& v : values) v *= line ? h : h * h;
+      if (!before.empty()) {
+        error = 0;
+        for (int o = 0; o < functions; ++o)
+          if (scale[at(o)] > 0 || values[at(o)] != 0) {
+            const double difference = std::abs(values[at(o)] - before[at(o)]);
+            error = std::max(error, std::isfinite(difference) && scale[at(o)] > 0 ? difference / scale[at(o)] : std::numeric_limits<double>::infinity());
+          }
+        converged = error <= tolerance;
+      }
+      before = values;
+    }
+  }
+};
+
+}  // namespace
+
+GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, const UnaryFunctions& g, int functions,
+                           std::span<double> values, const ParallelFor& parallel_for, const GramOptions& options) {
+  const Index P = input.rows, Q = input.columns;
+  TPLIMIT_CHECK(functions >= 1 && P >= 0 && Q >= 0 && static_cast<Index>(values.size()) == P * Q * functions,
+                "room for {} x {} x {} values, not {}", P, Q, functions, values.size());
+  TPLIMIT_CHECK(static_cast<Index>(input.row_variances.size()) == P && static_cast<Index>(input.column_variances.size()) == Q && input.leading >= P,
+                "variances of {} rows and {} columns", P, Q);
+  TPLIMIT_CHECK(!input.symmetric || (P == Q && !g), "a symmetric matrix is square and of one function");
+  GramResult result;
+  if (P == 0 || Q == 0) return result;
+  // Parseval's remainder is a difference: below this its rounding decides.
+  const double tolerance = std::max(options.tolerance, 2e-14);
+
+  const auto make_side = [&](std::span<const double> variances, const UnaryFunctions& u) {
+    Side side;
+    side.variances = variances;
+    side.f = &u;
+    side.functions = functions;
+    side.count = static_cast<Index>(variances.size());
+    side.chunks = (side.count + kChunk - 1) / kChunk;
+    return side;
+  };
+  Side left = make_side(input.row_variances, f), other;
+  if (!input.symmetric) other = make_side(input.column_variances, g ? g : f);
+  Side& right = input.symmetric ? left : other;
+  const std::array<const Side*, 2> both = {&left, &right};
+  const GridChoice choice = choose_grid(std::span(both).first(input.symmetric ? 1 : 2), tolerance);
+  fill_side(left, choice.grid, parallel_for);
+  if (!input.symmetric) fill_side(right, choice.grid, parallel_for);
+  const double grid_error = left.finite && right.finite ? 2 * choice.error : std::numeric_limits<double>::infinity();
+  const Index order = choice.grid.order;
+
+  struct Part {
+    MomentStatus status;
+    double error = 0;
+    std::vector<std::pair<Index, Index>> singles;
+  };
+  std::vector<Part> parts(at(left.chunks * right.chunks));
+  parallel_for(left.chunks * right.chunks, [&](Index tile) {
+    const Index ci = tile % left.chunks, cj = tile / left.chunks;
+    if (input.symmetric && ci < cj) return;
+    Part& part = parts[at(tile)];
+    const Index i0 = ci * kChunk, i1 = std::min(P, i0 + kChunk), j0 = cj * kChunk, j1 = std::min(Q, j0 + kChunk);
+    alignas(simd::kBytes) double rho[kChunk * kChunk] = {};
+    alignas(simd::kBytes) double sums[kChunk * kChunk];
+    bool bad[kChunk * kChunk] = {};
+    double largest = 0;
+    for (Index j = j0; j < j1; ++j)
+      for (Index i = i0; i < i1; ++i) {
+        if (input.symmetric && i < j) continue;
+        const double a = input.row_variances[at(i)], b = input.column_variances[at(j)], c = input.covariance[i + j * input.leading];
+        const std::size_t slot = at(i - i0 + (j - j0) * kChunk);
+        double r = a == 0 || b == 0 ? 0 : correlation(a, b, c);
+        const double excess = (std::abs(r) - 1) * (std::abs(r) + 1);
+        bad[slot] = !valid_variance(a) || !valid_variance(b) || !(excess <= kLargestExcess) || ((a == 0 || b == 0) && c != 0);
+        if (bad[slot]) {
+          part.status.merge({0, at(i + j * P), false});
+          continue;
+        }
+        if (excess > 0) {
+          part.status.largest_excess = std::max(part.status.largest_excess, excess);
+          r = std::copysign(1.0, r);
+        }
+        rho[slot] = r;
+        largest = std::max(largest, std::abs(r));
+      }
+    // The largest tails of the tile decide how many terms it needs.
+    const auto bound = [&](int o, Index step) {
+      double row = 0, column = 0;
+      for (Index i = i0; i < i1; ++i) row = std::max(row, left.tail(o, i, step));
+      for (Index j = j0; j < j1; ++j) column = std::max(column, right.tail(o, j, step));
+      return std::pow(largest, static_cast<double>(step * kTailStep)) * row * column;
+    };
+    Index terms = order;
+    for (int o = 0; o < functions; ++o) {
+      Index low = 0, high = order / kTailStep;  // the bound decreases
+      while (low < high) {
+        const Index middle = (low + high) / 2;
+        if (bound(o, middle) <= 0.1 * tolerance)
+          high = middle;
+        else
+          low = middle + 1;
+      }
+      if (o == 0) terms = 0;
+      terms = std::max(terms, low * kTailStep);
+    }
+    terms = std::min(std::max(terms, kTailStep), order);
+    bool needs_single[kChunk * kChunk] = {};
+    for (int o = 0; o < functions; ++o) {
+      double worst = bound(o, terms / kTailStep);
+      const bool doubtful = worst > 0.5 * tolerance || grid_error > 0.5 * tolerance;
+      if (doubtful) worst = 0;
+      for (Index j = 0; j < kChunk; j += 4) sum_series(terms, left.chunk(o, ci), right.chunk(o, cj) + j, rho + j * kChunk, sums + j * kChunk);
+      for (Index j = j0; j < j1; ++j)
+        for (Index i = i0; i < i1; ++i) {
+          if (input.symmetric && i < j) continue;
+          const std::size_t slot = at(i - i0 + (j - j0) * kChunk);
+          const double value = bad[slot] ? kNan : sums[slot];
+          values[at(i + j * P + o * P * Q)] = value;
+          if (input.symmetric) values[at(j + i * P + o * P * Q)] = value;
+          if (bad[slot] || !doubtful) continue;
+          const double own = std::pow(std::abs(rho[slot]), static_cast<double>(terms)) * left.tail(o, i, terms / kTailStep) * right.tail(o, j, terms / kTailStep);
+          if (own > 0.5 * tolerance || grid_error > 0.5 * tolerance)
+            needs_single[slot] = true;
+          else
+            worst = std::max(worst, own);
+        }
+      part.error = std::max(part.error, worst + (grid_error > 0.5 * tolerance ? 0 : grid_error));
+    }
+    for (Index slot = 0; slot < kChunk * kChunk; ++slot)
+      if (needs_single[slot]) part.singles.emplace_back(i0 + slot % kChunk, j0 + slot / kChunk);
+  });
+  std::vector<std::pair<Index, Index>> singles;
+  for (const Part& part : parts) {
+    result.status.merge(part.status);
+    result.largest_error = std::max(result.largest_error, part.error);
+    singles.insert(singles.end(), part.singles.begin(), part.singles.end());
+  }
+  result.evaluations = (left.count + (input.symmetric ? 0 : right.count)) * (2 * choice.grid.half - 1);
+
+  result.single_entries = static_cast<Index>(singles.size());
+  struct SingleReport {
+    double error = 0;
+    bool converged = true;
+    Index evaluations = 0;
+  };
+  std::vector<SingleReport> reports(singles.size());
+  parallel_for(result.single_entries, [&](Index s) {
+    const auto [i, j] = singles[at(s)];
+    Vector scale(at(functions));
+    for (int o = 0; o < functions; ++o) scale[at(o)] = std::sqrt(left.moment(o, i)) * std::sqrt(right.moment(o, j));
+    const double a = input.row_variances[at(i)], b = input.column_variances[at(j)];
+    double rho = a == 0 || b == 0 ? 0 : correlation(a, b, input.covariance[i + j * input.leading]);
+    rho = std::clamp(rho, -1.0, 1.0);
+    SingleEntry entry{a, b, rho, left.f, right.f, functions, choice.grid.radius > 13 ? choice.grid.radius : kRadius, scale, tolerance,
+                      options.max_evaluations / result.single_entries};
+    entry.run();
+    reports[at(s)] = {entry.error, entry.converged, entry.evaluations};
+    for (int o = 0; o < functions; ++o) {
+      values[at(i + j * P + o * P * Q)] = entry.values[at(o)];
+      if (input.symmetric) values[at(j + i * P + o * P * Q)] = entry.values[at(o)];
+    }
+  });
+  for (const SingleReport& r : reports) {
+    result.largest_error = std::max(result.largest_error, r.error);
+    result.converged &= r.converged;
+    result.evaluations += r.evaluations;
+  }
+  for (std::size_t s = 0; s < singles.size(); ++s)
+    for (int o = 0; o < functions; ++o)
+      if (!std::isfinite(values[at(singles[s].first + singles[s].second * P + o * P * Q)])) {
+        result.status.overflow = true;
+        result.converged = false;
+      }
+  return result;
+}
+
+}  // namespace tplimit
