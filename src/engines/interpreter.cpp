@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <deque>
+#include <set>
 
 #include "tplimit/math/normals.hpp"
 #include "tplimit/support/overloaded.hpp"
@@ -413,8 +414,9 @@ std::vector<std::vector<double>> FiniteEvaluator::evaluate(const std::vector<con
 
 double estimate_memory(const Schedule& schedule, const RunSettings& settings) {
   const Program& program = *schedule.program;
-  const double rows = static_cast<double>(settings.rows);
-  double bytes = 0, live = 0, peak = 0;
+  // Blocks reserve whole chunks.
+  const double rows = static_cast<double>(settings.rows <= kChunkRows ? settings.rows : (settings.rows + kChunkRows - 1) / kChunkRows * kChunkRows);
+  double bytes = 0, live = 0, peak = 0, chunk_columns = 0;
   const bool dense = !settings.limit && settings.dense;
   if (dense) {
     // Matrix versions alive at once; an update in place adds none.
@@ -434,17 +436,50 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings) {
       for (const auto& source : program.sources)
         if (!source.matrix) bytes += static_cast<double>(size_of(source.dims)) * rows * 8;
   }
+  // As Run does: the results of a group of row-by-row operations are allocated before its operands are released, and what
+  // only the group needs takes no block.
+  std::vector<NodeId> group;
+  const auto size = [&](NodeId id) { return program[id].type.width ? static_cast<double>(size_of(program[id].type.dims)) : 0.0; };
+  const auto release = [&](NodeId id) {
+    const auto& in = program[id].in;
+    for (auto operand = in.begin(); operand != in.end(); ++operand)
+      if (schedule.last_use[operand->value] == id.value && std::find(in.begin(), operand, *operand) == operand) live -= size(*operand);
+  };
+  const auto flush = [&] {
+    double scratch = 0;
+    std::set<NodeId> inside;
+    for (const NodeId id : group)
+      if (std::binary_search(group.begin(), group.end(), NodeId{schedule.last_use[id.value]})) {
+        scratch += size(id);
+        inside.insert(id);
+      } else {
+        live += size(id);
+      }
+    peak = std::max(peak, live);
+    chunk_columns = std::max(chunk_columns, scratch);
+    for (const NodeId id : group) release(id);
+    for (const NodeId id : inside) live += size(id);  // released above, never allocated
+    group.clear();
+  };
   for (std::uint32_t k = 0; k < program.size(); ++k) {
     if (!schedule.needed[k]) continue;
     const Node& node = program.nodes[k];
-    if (node.type.width) live += static_cast<double>(size_of(node.type.dims));
-    peak = std::max(peak, live);
-    for (std::size_t j = 0; j < node.in.size(); ++j) {
-      const NodeId in = node.in[j];
-      const bool repeated = std::find(node.in.begin(), node.in.begin() + static_cast<std::ptrdiff_t>(j), in) != node.in.begin() + static_cast<std::ptrdiff_t>(j);
-      if (program[in].type.width && schedule.last_use[in.value] == k && !repeated) live -= static_cast<double>(size_of(program[in].type.dims));
+    if (is_average(node.op) || (node.type.width && is_rowwise(node.op) && !std::holds_alternative<StandardNormal>(node.op))) {
+      group.push_back({k});
+      continue;
     }
+    if (!node.type.width && !node.type.matrix) continue;
+    flush();
+    live += size({k});
+    // A product projects a copy of its vector; so does an update.
+    double copies = 0;
+    for (const NodeId in : node.in) copies = std::max(copies, node.type.matrix || std::holds_alternative<MatMul>(node.op) ? size(in) : 0.0);
+    peak = std::max(peak, live + copies);
+    release({k});
   }
+  flush();
+  const double spaces = settings.limit ? schedule.spaces.count : 0;
+  bytes += (spaces * rows + chunk_columns * std::min(rows, static_cast<double>(kChunkRows))) * 8;
   return bytes + peak * rows * 8;
 }
 

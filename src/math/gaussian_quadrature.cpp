@@ -29,7 +29,7 @@ constexpr double kRadius = 10;
 constexpr double kLargestRadius = 37;
 const double kDensity = 1 / std::sqrt(2 * std::numbers::pi);
 
-std::size_t at(Index i) { return static_cast<std::size_t>(i); }
+constexpr std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 double density(double z) { return kDensity * std::exp(-0.5 * z * z); }
 
 // ---- x = L z with independent standard normals z ----
@@ -330,6 +330,7 @@ class NestedIntegral {
   void integrate(int k, std::array<double, kLargestRank> z, const Vector& budget, Sums& sums) {
     constexpr int kNodes = PairedRule::kNodes;
     static const PairedRule rule;
+    if (k >= kLargestRank) return;  // never, but it bounds the recursion for the compiler
     const bool innermost = k + 1 == w_.rank;
     std::vector<Panel> active = first_panels(k, z), refined;
     Vector values, errors, magnitudes, tails;  // node n of a generation, output o: n outputs + o
@@ -638,11 +639,10 @@ ChunkValues chunk_values(const Side& side, const HermiteGrid& grid, std::span<co
 }
 
 /// The coefficients of one chunk: [l][lane] for each function.
-void chunk_coefficients(const Side& side, const HermiteGrid& grid, const ChunkValues& values, int o, double* out) {
+void chunk_coefficients(const HermiteGrid& grid, const ChunkValues& values, int o, double* out) {
   std::fill_n(out, grid.order * kChunk, 0.0);
   const double* even = values.even.data() + o * grid.half * kChunk;
   const double* odd = values.odd.data() + o * grid.half * kChunk;
-  static_cast<void>(side);
   add_product(kChunk, even, kChunk, grid.half, grid.even.data(), grid.half, grid.order / 2, out, 2 * kChunk);
   add_product(kChunk, odd, kChunk, grid.half, grid.odd.data(), grid.half, grid.order / 2, out + kChunk, 2 * kChunk);
 }
@@ -698,8 +698,8 @@ GridChoice choose_grid(std::span<const Side* const> sides, double tolerance) {
       wide_enough &= values.wide_enough;
       finite &= values.finite && fine_values.finite;
       for (int o = 0; o < s.side->functions; ++o) {
-        chunk_coefficients(*s.side, choice.grid, values, o, a.data());
-        chunk_coefficients(*s.side, fine, fine_values, o, b.data());
+        chunk_coefficients(choice.grid, values, o, a.data());
+        chunk_coefficients(fine, fine_values, o, b.data());
         remainder = std::max(remainder, remainder_of(b.data(), order, s.members.size(), second_fine.data() + o * kChunk));
         for (std::size_t lane = 0; lane < s.members.size(); ++lane) {
           double difference = 0;
@@ -741,7 +741,7 @@ void fill_side(Side& side, const HermiteGrid& grid, const ParallelFor& parallel_
     finite[at(c)] = values.finite && values.wide_enough;
     for (int o = 0; o < side.functions; ++o) {
       double* coefficients = side.chunk(o, c);
-      chunk_coefficients(side, grid, values, o, coefficients);
+      chunk_coefficients(grid, values, o, coefficients);
       for (std::size_t lane = 0; lane < members.size(); ++lane) {
         const Index i = members[lane];
         const double norm = second[at(o * kChunk) + lane];

@@ -44,6 +44,7 @@ Run options_of(const std::string& text) {
     if (name == "set") run.lower.constants.push_back(assignment);
     else if (name == "data") run.lower.data_files.push_back(assignment);
     else if (name == "particles") run.evaluate.particles = std::stoll(value);
+    else if (name == "engine") run.evaluate.engine = value == "particles" ? Engine::kParticles : value == "moments" ? Engine::kMoments : Engine::kExact;
     else if (name == "randomisations") run.evaluate.randomisations = std::stoi(value);
     else if (name == "memory") run.evaluate.memory_bytes = std::stod(value);
     else if (name == "tolerance") run.evaluate.tolerance = std::stod(value);

@@ -29,6 +29,7 @@ inline LimitResult limit_of(const std::string& text, const EvaluateOptions& opti
 
 inline EvaluateOptions particles(std::int64_t count, int randomisations = 8, std::uint64_t seed = 0) {
   EvaluateOptions options;
+  options.engine = Engine::kParticles;
   options.particles = count;
   options.randomisations = randomisations;
   options.seed = seed;
