@@ -23,6 +23,64 @@ MomentMethod weaker(MomentMethod a, MomentMethod b) { return std::max(a, b); }
 std::size_t at(int i) { return static_cast<std::size_t>(i); }
 }  // namespace
 
+// ---- polynomials in up to 16 independent standard normals: exponents packed into bytes, coefficients by exponent ----------
+
+namespace {
+using Monomial = std::array<std::uint64_t, 2>;
+using Sparse = std::vector<std::pair<Monomial, double>>;
+constexpr int kMostSymbols = 16;
+constexpr std::size_t kMostProducts = 30'000'000;
+
+std::uint64_t exponent(const Monomial& m, int k) { return m[at(k / 8)] >> (8 * (k % 8)) & 0xff; }
+
+/// The product of two monomials; a degree above 255 does not fit.
+Monomial multiplied(const Monomial& a, const Monomial& b, bool& fits) {
+  constexpr std::uint64_t kLow = 0x7f7f7f7f7f7f7f7fULL;
+  // Exponents below 128 cannot carry into the next byte.
+  for (const std::size_t h : {0u, 1u}) fits = fits && ((a[h] | b[h]) & ~kLow) == 0;
+  return {a[0] + b[0], a[1] + b[1]};
+}
+
+/// E of a monomial: prod (e - 1)!! over even exponents, 0 if one is odd.
+double expectation(const Monomial& m) {
+  static const std::vector<double> table = [] {
+    std::vector<double> t(256, 0.0);
+    t[0] = 1;
+    for (std::size_t e = 2; e < t.size(); e += 2) t[e] = t[e - 2] * static_cast<double>(e - 1);
+    return t;
+  }();
+  constexpr std::uint64_t kOdd = 0x0101010101010101ULL;
+  if (((m[0] | m[1]) & kOdd) != 0) return 0;
+  double out = 1;
+  for (int k = 0; k < kMostSymbols; ++k) out *= table[exponent(m, k)];
+  return out;
+}
+
+Sparse collected(Sparse terms) {
+  std::sort(terms.begin(), terms.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::size_t kept = 0;
+  for (std::size_t i = 0; i < terms.size(); ++kept) {
+    terms[kept] = terms[i];
+    for (++i; i < terms.size() && terms[i].first == terms[kept].first; ++i) terms[kept].second += terms[i].second;
+    if (terms[kept].second == 0) --kept;
+  }
+  terms.resize(kept);
+  return terms;
+}
+
+/// Empty optional: too large.
+std::optional<Sparse> product(const Sparse& a, const Sparse& b) {
+  if (a.size() * b.size() > kMostProducts) return std::nullopt;
+  bool fits = true;
+  Sparse out;
+  out.reserve(a.size() * b.size());
+  for (const auto& [m, c] : a)
+    for (const auto& [n, d] : b) out.emplace_back(multiplied(m, n, fits), c * d);
+  if (!fits) return std::nullopt;
+  return collected(std::move(out));
+}
+}  // namespace
+
 /// Rows of an affine block over one family: row i is scale[i] times member index[i], or row i of `dense`.
 struct MomentEngine::Part {
   int family;
@@ -54,12 +112,14 @@ struct MomentEngine::Term {
   std::vector<Factor> factors;
   [[nodiscard]] double at_column(int i) const { return coefficient.size() == 1 ? coefficient[0] : coefficient[at(i)]; }
 };
-/// columns[i] = sum over terms of coefficient[i] prod_f f(affine[column(i)]).
+/// columns[i] = sum over terms of coefficient[i] prod_f f(affine[column(i)]), or a polynomial in independent standard normals.
 struct MomentEngine::Field {
   int columns = 0;
   std::vector<Term> terms;
   double relative = 0;  ///< error of the coefficients, relative to the field
   MomentMethod method = MomentMethod::kExact;
+  std::shared_ptr<const Polynomials> polynomials{};  ///< then there are no terms
+  [[nodiscard]] bool constant() const { return !polynomials && std::all_of(terms.begin(), terms.end(), [](const Term& t) { return t.factors.empty(); }); }
 };
 /// scale W + sum_k c_k sum_p D_k[p] X_k[p]' / n.
 struct MomentEngine::Version {
@@ -206,6 +266,12 @@ MomentEngine::Field MomentEngine::of_affine(int affine) const { return {affines_
 
 MomentEngine::Field MomentEngine::remap(const Field& x, const std::vector<int>& index) {
   Field out{static_cast<int>(index.size()), {}, x.relative, x.method};
+  if (x.polynomials) {
+    Polynomials columns;
+    for (const int i : index) columns.push_back(i < 0 ? Sparse{} : (*x.polynomials)[at(i)]);
+    out.polynomials = std::make_shared<const Polynomials>(std::move(columns));
+    return out;
+  }
   const bool zeros = std::find(index.begin(), index.end(), -1) != index.end();
   bool in_order = static_cast<int>(index.size()) == x.columns;
   for (std::size_t i = 0; i < index.size() && in_order; ++i) in_order = index[i] == static_cast<int>(i);
@@ -230,7 +296,7 @@ MomentEngine::Field MomentEngine::remap(const Field& x, const std::vector<int>& 
 }
 
 bool MomentEngine::linear(const Field& x) const {
-  return std::all_of(x.terms.begin(), x.terms.end(), [](const Term& t) { return t.factors.empty() || (t.factors.size() == 1 && t.factors[0].f == FunctionTable::kIdentity); });
+  return !x.polynomials && std::all_of(x.terms.begin(), x.terms.end(), [](const Term& t) { return t.factors.empty() || (t.factors.size() == 1 && t.factors[0].f == FunctionTable::kIdentity); });
 }
 
 /// A block of Gaussians equal to a linear field.
@@ -300,7 +366,74 @@ MomentEngine::Field MomentEngine::simplified(Field x) {
   return x;
 }
 
+std::shared_ptr<const MomentEngine::Polynomials> MomentEngine::polynomials(const Field& x) {
+  if (x.polynomials) return x.polynomials;
+  for (const Term& t : x.terms)
+    for (const Factor& f : t.factors) {
+      if (!functions_.polynomial(f.f)) return nullptr;
+      for (const Part& p : affines_[at(f.affine)].parts) {
+        if (families_[at(p.family)].matrix >= 0 || families_[at(p.family)].size > kMostSymbols) return nullptr;
+        for (int k = 0; k < families_[at(p.family)].size; ++k)
+          if (static_cast<int>(symbols_.size()) < kMostSymbols || symbols_.contains({p.family, k})) symbols_.try_emplace({p.family, k}, static_cast<int>(symbols_.size()));
+          else return nullptr;
+      }
+    }
+  Polynomials columns(at(x.columns));
+  for (int i = 0; i < x.columns; ++i)
+    for (const Term& t : x.terms) {
+      Sparse whole{{Monomial{}, t.at_column(i)}};
+      for (const Factor& f : t.factors) {
+        const Affine& affine = affines_[at(f.affine)];
+        const int row = f.column(i);
+        Sparse g;
+        if (affine.mean.size() > 0) g.push_back({Monomial{}, affine.mean(row)});
+        for (const Part& p : affine.parts)
+          for (int k = 0; k < families_[at(p.family)].size; ++k) {
+            const double c = p.selection() ? (p.index[at(row)] == k ? p.scale(row) : 0.0) : p.dense(row, k);
+            const int symbol = symbols_.at({p.family, k});
+            Monomial m{};
+            m[at(symbol / 8)] = std::uint64_t{1} << (8 * (symbol % 8));
+            if (c != 0) g.push_back({m, c});
+          }
+        g = collected(std::move(g));
+        // Horner's rule
+        const std::vector<double>& c = *functions_.polynomial(f.f);
+        Sparse value;
+        for (std::size_t j = c.size(); j-- > 0;) {
+          auto next = product(value, g);
+          if (!next) return nullptr;
+          next->push_back({Monomial{}, c[j]});
+          value = collected(std::move(*next));
+        }
+        auto next = product(whole, value);
+        if (!next) return nullptr;
+        whole = std::move(*next);
+      }
+      columns[at(i)].insert(columns[at(i)].end(), whole.begin(), whole.end());
+    }
+  for (Sparse& column : columns) column = collected(std::move(column));
+  return std::make_shared<const Polynomials>(std::move(columns));
+}
+
+MomentEngine::Field MomentEngine::of_polynomials(Polynomials columns, const Field& x, const Field& y) const {
+  Field out{static_cast<int>(columns.size()), {}, x.relative + y.relative, weaker(x.method, y.method)};
+  out.polynomials = std::make_shared<const Polynomials>(std::move(columns));
+  return out;
+}
+
 MomentEngine::Field MomentEngine::add(Field x, const Field& y, double sign) {
+  if (x.polynomials || y.polynomials) {
+    const auto p = polynomials(x), q = polynomials(y);
+    if (!p || !q) throw Unknown{"a polynomial beside another function of several Gaussians", {}};
+    Polynomials columns = *p;
+    for (std::size_t i = 0; i < columns.size(); ++i) {
+      for (const auto& [m, c] : (*q)[i]) columns[i].emplace_back(m, sign * c);
+      columns[i] = collected(std::move(columns[i]));
+    }
+    Field out = of_polynomials(std::move(columns), x, y);
+    out.relative = std::max(x.relative, y.relative);
+    return out;
+  }
   for (Term t : y.terms) {
     if (sign != 1) for (double& c : t.coefficient) c *= sign;
     const auto same = std::find_if(x.terms.begin(), x.terms.end(), [&](const Term& o) {
@@ -321,6 +454,18 @@ MomentEngine::Field MomentEngine::add(Field x, const Field& y, double sign) {
 }
 
 MomentEngine::Field MomentEngine::times(const Field& x, const Field& y) {
+  const bool plain = x.constant() || y.constant();
+  if (const auto p = plain && !x.polynomials && !y.polynomials ? nullptr : polynomials(x))
+    if (const auto q = polynomials(y)) {
+      Polynomials columns;
+      for (std::size_t i = 0; i < p->size(); ++i) {
+        auto own = product((*p)[i], (*q)[i]);
+        if (!own) throw Unknown{"a polynomial of too high a degree or with too many terms", {}};
+        columns.push_back(std::move(*own));
+      }
+      return of_polynomials(std::move(columns), x, y);
+    }
+  if (x.polynomials || y.polynomials) throw Unknown{"a polynomial times another function of several Gaussians", {}};
   Field out{x.columns, {}, x.relative + y.relative, weaker(x.method, y.method)};
   if (x.terms.size() * y.terms.size() > kMostTerms) throw Unknown{"a product of sums with too many terms", {}};
   for (const Term& s : x.terms)
@@ -370,6 +515,7 @@ MomentEngine::Field MomentEngine::combine(const Matrix& weights, const Field& y)
 
 std::optional<MomentEngine::Unary> MomentEngine::as_unary(const Field& x) {
   std::optional<Unary> out;
+  if (x.polynomials) return out;
   FunctionTable::Id sum = -1;
   double shift = 0;
   for (const Term& t : x.terms) {
@@ -510,7 +656,7 @@ MomentEngine::Field MomentEngine::map(const Map& m, const Node& node) {
     std::vector<std::variant<FunctionTable::Id, double>> operands;
     std::optional<Unary> of;
     for (Field& x : in) {
-      if (x.terms.empty()) {
+      if (x.terms.empty() && !x.polynomials) {
         operands.emplace_back(0.0);
       } else if (x.terms.size() == 1 && x.terms[0].factors.empty() && x.terms[0].coefficient.size() == 1) {
         operands.emplace_back(x.terms[0].coefficient[0]);
@@ -536,7 +682,7 @@ MomentEngine::Field MomentEngine::map(const Map& m, const Node& node) {
       break;
     case Fn::kMul:
       for (const std::size_t k : {0u, 1u})
-        if (std::all_of(in[k].terms.begin(), in[k].terms.end(), [](const Term& t) { return t.factors.empty(); })) return times(in[1 - k], in[k]);
+        if (in[k].constant()) return times(in[1 - k], in[k]);
       break;
     case Fn::kDiv: {
       if (in[1].terms.size() == 1 && in[1].terms[0].factors.empty()) {
@@ -568,7 +714,7 @@ MomentEngine::Field MomentEngine::map(const Map& m, const Node& node) {
       break;
     default: break;
   }
-  const bool finite = std::all_of(in.begin(), in.end(), [](const Field& x) { return std::all_of(x.terms.begin(), x.terms.end(), [](const Term& t) { return t.factors.empty(); }); });
+  const bool finite = std::all_of(in.begin(), in.end(), [](const Field& x) { return x.constant(); });
   if (finite) {  // constant over the coordinates
     std::vector<std::vector<double>> values;
     std::vector<View> views;
@@ -805,6 +951,24 @@ MomentEngine::Moment MomentEngine::mean_of(const Field& x) { return cross(x, {1,
 
 MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
   Moment out{Matrix::Zero(x.columns, y.columns)};
+  if (x.polynomials || y.polynomials) {
+    const auto p = polynomials(x), q = polynomials(y);
+    if (!p || !q) throw Unknown{"a moment of a polynomial with another function of several Gaussians", {}};
+    for (int j = 0; j < y.columns; ++j)
+      for (int i = 0; i < x.columns; ++i) {
+        const Sparse &a = (*p)[at(i)], &b = (*q)[at(j)];
+        if (a.size() * b.size() > 20 * kMostProducts) throw Unknown{"a polynomial with too many terms", {}};
+        bool fits = true;
+        long double sum = 0;  // terms of high degree cancel
+        for (const auto& [m, c] : a)
+          for (const auto& [n, d] : b) sum += static_cast<long double>(c * d) * expectation(multiplied(m, n, fits));
+        if (!fits) throw Unknown{"a polynomial of too high a degree", {}};
+        out.value(i, j) = static_cast<double>(sum);
+      }
+    out.method = weaker(x.method, y.method);
+    out.error = out.value.cwiseAbs().maxCoeff() * (x.relative + y.relative);
+    return out;
+  }
   double size = 0;
   for (const Term& s : x.terms)
     for (const Term& t : y.terms) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <map>
 #include <memory>
 #include <string>
@@ -54,6 +55,7 @@ class MomentEngine {
   struct Version;
   struct Covariance;
   struct Component;
+  using Polynomials = std::vector<std::vector<std::pair<std::array<std::uint64_t, 2>, double>>>;
   struct Moment;   ///< a matrix of moments with its error and method
   struct Unknown;  ///< thrown inside
 
@@ -76,6 +78,8 @@ class MomentEngine {
   int affine_of(const Field& x);
   struct Unary { FunctionTable::Id f; int affine; Columns columns; };
   std::optional<Unary> as_unary(const Field& x);
+  std::shared_ptr<const Polynomials> polynomials(const Field& x);     ///< null if x is none
+  Field of_polynomials(Polynomials columns, const Field& x, const Field& y) const;
   Field constant(std::vector<double> values) const;
   Field of_affine(int affine) const;
 
@@ -102,6 +106,7 @@ class MomentEngine {
   std::vector<Affine> affines_;
   std::vector<Family> families_;
   std::map<std::pair<int, int>, Covariance> covariances_, family_covariances_;
+  std::map<std::pair<int, int>, int> symbols_;                        ///< member of a family of independent normals -> variable of polynomials
   std::map<std::tuple<std::uint32_t, bool, std::uint32_t>, int> hats_;  ///< source, transposed, vector -> family
   double excess_ = 0;
 };

@@ -454,8 +454,8 @@ QuadratureResult smooth_expectation(std::span<const double> covariance, const In
     BallSums sums{Vector(at(outputs)), Vector(at(outputs)), Vector(at(outputs))};
     Vector before;
     double volume = 1;  // h^rank
-    bool agreed = false;
-    for (double h = 1; !agreed; h /= 2, volume = std::pow(h, w.rank)) {
+    bool agreed = false, wide_enough = true;
+    for (double h = 1; !agreed && wide_enough; h /= 2, volume = std::pow(h, w.rank)) {
       const double points = kBall[at(w.rank)] * std::pow(radius, w.rank) / volume;
       if (static_cast<double>(result.evaluations) + points > static_cast<double>(options.max_evaluations)) break;
       result.evaluations += add_level(w, block, outputs, h, radius, h == 1, sums);
@@ -467,6 +467,8 @@ QuadratureResult smooth_expectation(std::span<const double> covariance, const In
       for (int o = 0; o < outputs && !before.empty(); ++o) {
         result.errors[at(o)] = std::abs(now[at(o)] - before[at(o)]) + volume * sums.shell[at(o)];
         agreed &= std::abs(now[at(o)] - before[at(o)]) <= options.tolerance * volume * sums.magnitude[at(o)];
+        // A ball that cuts off what counts leaves a jump, for which the rule would never converge.
+        wide_enough &= sums.shell[at(o)] <= 0.1 * options.tolerance * sums.magnitude[at(o)];
       }
       result.values = before = now;
       if (!sums.finite) {
@@ -474,17 +476,11 @@ QuadratureResult smooth_expectation(std::span<const double> covariance, const In
         return result;
       }
     }
-    if (!agreed) {
-      result.status = QuadratureStatus::kNotConverged;
+    if (agreed && wide_enough) return result;
+    if (wide_enough || radius >= kLargestRadius) {
+      result.status = wide_enough ? QuadratureStatus::kNotConverged : QuadratureStatus::kNotFinite;
       result.values.resize(at(outputs), 0);
       result.errors.resize(at(outputs), std::numeric_limits<double>::infinity());
-      return result;
-    }
-    bool wide_enough = true;
-    for (int o = 0; o < outputs; ++o) wide_enough &= sums.shell[at(o)] <= 0.1 * options.tolerance * sums.magnitude[at(o)];
-    if (wide_enough) return result;
-    if (radius >= kLargestRadius) {
-      result.status = QuadratureStatus::kNotFinite;
       return result;
     }
   }
