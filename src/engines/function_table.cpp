@@ -90,6 +90,12 @@ std::optional<double> only_power(const Expansion& e, int power) {
   return e.size() == 1 && e.begin()->first == key ? std::optional<double>(e.begin()->second) : std::nullopt;
 }
 
+/// 1[x > 0] or 1 - 1[x > 0].
+bool is_indicator(const Expansion& e) {
+  const Key one{0, {}}, step{0, {Atom::Kind::kStep, 0, 0}};
+  return e == Expansion{{step, 1.0}} || e == Expansion{{one, 1.0}, {step, -1.0}};
+}
+
 MaybeExpansion expand_map(const Map& m, const std::vector<MaybeExpansion>& in) {
   for (const auto& e : in)
     if (!e) return std::nullopt;
@@ -132,11 +138,8 @@ MaybeExpansion expand_map(const Map& m, const std::vector<MaybeExpansion>& in) {
       if (in[1]->empty()) return two_slope(1, 0);
       if (const auto s = only_power(*in[1], 1); s && in[0]->empty()) return product(in[1], step(-*s));
       return std::nullopt;
-    case Fn::kWhere: {  // the condition must be 0 or 1
-      const Expansion& c = *in[0];
-      const bool indicator = (c.size() == 1 && c.begin()->first.atom.kind == Atom::Kind::kStep && c.begin()->first.power == 0 && c.begin()->second == 1) || c == *sum(constant(1), atom(Atom::Kind::kStep, 0), -1);
-      return indicator ? sum(in[2], product(in[0], sum(in[1], in[2], -1))) : std::nullopt;
-    }
+    case Fn::kNotEqual: return in[1]->empty() && is_indicator(*y) ? y : std::nullopt;
+    case Fn::kWhere: return is_indicator(*y) ? sum(in[2], product(in[0], sum(in[1], in[2], -1))) : std::nullopt;
     case Fn::kErf: return slope ? atom(Atom::Kind::kErf, *slope) : std::nullopt;
     case Fn::kGelu: {
       if (!slope) return std::nullopt;

@@ -16,7 +16,7 @@ namespace tplimit::engines {
 using namespace ir;
 
 namespace {
-constexpr std::size_t kMostTerms = 512;
+constexpr std::size_t kMostTerms = 512, kFewTerms = 8;
 constexpr double kClosedFormError = 1e-14;  ///< of dual_kernel, relative to sqrt(K(a,a) K(b,b))
 
 MomentMethod weaker(MomentMethod a, MomentMethod b) { return std::max(a, b); }
@@ -454,8 +454,9 @@ MomentEngine::Field MomentEngine::add(Field x, const Field& y, double sign) {
 }
 
 MomentEngine::Field MomentEngine::times(const Field& x, const Field& y) {
-  const bool plain = x.constant() || y.constant();
-  if (const auto p = plain && !x.polynomials && !y.polynomials ? nullptr : polynomials(x))
+  // Sums of products are kept as they are while they are short: other functions may still multiply them.
+  const bool brief = x.constant() || y.constant() || x.terms.size() * y.terms.size() <= kFewTerms;
+  if (const auto p = brief && !x.polynomials && !y.polynomials ? nullptr : polynomials(x))
     if (const auto q = polynomials(y)) {
       Polynomials columns;
       for (std::size_t i = 0; i < p->size(); ++i) {
@@ -703,6 +704,15 @@ MomentEngine::Field MomentEngine::map(const Map& m, const Node& node) {
       if (m.parameter == 2 || m.parameter == 3) {
         Field out = times(in[0], in[0]);
         return m.parameter == 2 ? out : times(out, in[0]);
+      }
+      break;
+    case Fn::kWhere:  // 1[c] a + (1 - 1[c]) b
+      if (const auto u = as_unary(in[0])) {
+        const auto indicator = functions_.compose({Fn::kNotEqual, 0}, {u->f, 0.0});
+        Field yes = quality, no = quality;
+        yes.terms = {{{1.0}, {{indicator, u->affine, u->columns}}}};
+        no.terms = {{{1.0}, {{functions_.compose({Fn::kSub, 0}, {1.0, indicator}), u->affine, u->columns}}}};
+        return add(times(yes, in[1]), times(no, in[2]), 1);
       }
       break;
     case Fn::kDiv:
@@ -1021,7 +1031,11 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
     } else if (own.size() == 2 && own[0].first != own[1].first) {
       parts.push_back(pair(own[0].second, rows, own[1].second, columns));
     } else {
-      parts.push_back(single_entries(own, rows, columns));
+      std::optional<Moment> closed;
+      if (own.size() == 2) closed = same_side(own[0].second, own[1].second, own[0].first == 0 ? rows : columns);
+      if (closed && own[0].first == 1) closed->value.transposeInPlace();
+      if (!closed) closed = polynomial_moment(own, rows, columns);
+      parts.push_back(closed ? std::move(*closed) : single_entries(own, rows, columns));
     }
     if (parts.back().method == MomentMethod::kExact && (parts.back().value.array() == 0).all()) return {Matrix::Zero(1, 1)};
   }
@@ -1061,6 +1075,46 @@ double MomentEngine::amplification(FunctionTable::Id f, const Eigen::VectorXd& v
     if (k[0] > 0) largest = std::max(largest, std::abs(k[1] / k[0] - 1) / kShift);
   }
   return largest;
+}
+
+/// The moment of factors that are all polynomials in independent normals.
+std::optional<MomentEngine::Moment> MomentEngine::polynomial_moment(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns) {
+  std::array<Field, 2> sides{Field{1, {{{1.0}, {}}}}, Field{1, {{{1.0}, {}}}}};
+  for (const auto& [side, f] : factors) {
+    Field& field = sides[at(side)];
+    field.columns = side == 0 ? rows : columns;
+    field.terms[0].factors.push_back(f);
+  }
+  for (Field& field : sides) {
+    field.polynomials = polynomials(field);
+    if (!field.polynomials) return std::nullopt;
+    field.terms.clear();
+  }
+  return cross(sides[0], sides[1]);
+}
+
+/// E f(u_i) f(v_i) for two Gaussians behind each column, if there is a closed form.
+std::optional<MomentEngine::Moment> MomentEngine::same_side(const Factor& s, const Factor& t, int rows) {
+  const auto& closed = functions_.closed_form(s.f);
+  if (s.f != t.f || !closed || affines_[at(s.affine)].mean.size() > 0 || affines_[at(t.affine)].mean.size() > 0) return std::nullopt;
+  const double scale = closed->scale * closed->scale;
+  std::array<std::vector<double>, 3> arrays;  // a, b, c
+  Moment out{Matrix(rows, 1)};
+  double relative = 0;
+  for (std::size_t k = 0; k < 3; ++k) {
+    const Factor &p = k == 1 ? t : s, &q = k == 0 ? s : t;
+    const Covariance& c = covariance(p.affine, q.affine);
+    for (int i = 0; i < rows; ++i) arrays[k].push_back(c.value ? scale * (*c.value)(p.column(i), q.column(i)) : 0.0);
+    relative = std::max(relative, c.relative);
+    out.method = weaker(out.method, c.method);
+  }
+  std::vector<double> value(at(rows));
+  note(dual_kernel(closed->g, arrays[0], arrays[1], arrays[2], value));
+  for (int i = 0; i < rows; ++i) out.value(i, 0) = closed->factor * closed->factor * value[at(i)];
+  const bool exact = functions_.polynomial(s.f).has_value();
+  if (!exact) out.method = weaker(out.method, MomentMethod::kClosedForm);
+  out.error = ((exact ? 0 : kClosedFormError) + relative * amplification(s.f, Eigen::Map<const Eigen::VectorXd>(arrays[0].data(), rows) / scale)) * out.value.cwiseAbs().maxCoeff();
+  return out;
 }
 
 MomentEngine::Moment MomentEngine::mean(const Factor& s, int rows) {

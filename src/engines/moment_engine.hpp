@@ -90,6 +90,8 @@ class MomentEngine {
   Moment cross(const Field& x, const Field& y);
   Moment term_moment(const Term& s, int rows, const Term& t, int columns);
   Moment pair(const Factor& s, int rows, const Factor& t, int columns);
+  std::optional<Moment> polynomial_moment(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
+  std::optional<Moment> same_side(const Factor& s, const Factor& t, int rows);
   Moment mean(const Factor& s, int rows);
   Moment single_entries(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   Moment mean_of(const Field& x);

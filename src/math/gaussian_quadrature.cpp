@@ -284,12 +284,15 @@ class NestedIntegral {
     for (std::size_t i = 0; i < all.size(); ++i) {
       const Plane& p = all[i];
       const double last = p.normal[at(k)];
-      // A steep plane crosses all of coordinate k within a narrow strip, which is best found from its middle.
-      if (std::abs(last) < 0.1) {
-        Plane strip = p;
-        strip.normal[at(k)] = 0;
-        add_plane(k - 1, strip, kParallel);
-      }
+      // A steep plane crosses all of coordinate k within a narrow strip, too narrow perhaps for any node to fall into it: its
+      // middle and its edges, at 8 standard deviations of z_k.
+      if (std::abs(last) < 0.1)
+        for (const double edge : {-8.0, 0.0, 8.0}) {
+          Plane strip = p;
+          strip.normal[at(k)] = 0;
+          strip.offset -= last * edge;
+          add_plane(k - 1, strip, kParallel);
+        }
       if (std::abs(last) <= kParallel) continue;
       for (std::size_t j = 0; j < i; ++j) {
         const Plane& q = all[j];
@@ -794,7 +797,7 @@ struct SingleEntry {
   Index limit;
 
   Vector values;
-  double error = 0;  ///< relative to the scale
+  double error = std::numeric_limits<double>::infinity();  ///< relative to the scale
   bool converged = false;
   Index evaluations = 0;
 
@@ -982,7 +985,7 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
     Index evaluations = 0;
   };
   std::vector<SingleReport> reports(singles.size());
-  parallel_for(result.single_entries, [&](Index s) {
+  const auto integrate_single = [&](Index s) {
     const auto [i, j] = singles[at(s)];
     Vector scale(at(functions));
     for (int o = 0; o < functions; ++o) scale[at(o)] = std::sqrt(left.moment(o, i)) * std::sqrt(right.moment(o, j));
@@ -997,7 +1000,8 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
       values[at(i + j * P + o * P * Q)] = entry.values[at(o)];
       if (input.symmetric) values[at(j + i * P + o * P * Q)] = entry.values[at(o)];
     }
-  });
+  };
+  if (!singles.empty()) parallel_for(result.single_entries, integrate_single);
   for (const SingleReport& r : reports) {
     result.largest_error = std::max(result.largest_error, r.error);
     result.converged &= r.converged;

@@ -49,6 +49,30 @@ double seeds_factor() {
   return factor ? std::strtod(factor, nullptr) : 1;
 }
 
+// What the moment engine knows of the same programs agrees with particles.
+TEST(MomentsAgainstParticles, RandomProgramsAgree) {
+  const auto programs = static_cast<std::uint64_t>(80 * seeds_factor());
+  std::size_t known = 0;
+  for (std::uint64_t seed = 0; seed < programs; ++seed) {
+    Dice dice(1000 + seed);
+    const std::string text = random_program(dice);
+    SCOPED_TRACE(fmt::format("seed {}\n{}", seed, text));
+    const Module module = parsed(text);
+    const LimitResult moments = limit_of(module, [] { EvaluateOptions o; o.particles = 1024; o.randomisations = 2; return o; }());
+    const LimitResult sampled = limit_of(module, particles(kParticles, 16, seed));
+    for (std::size_t k = 0; k < moments.reports.size(); ++k) {
+      if (moments.reports[k].method > Method::kQuadrature) continue;
+      for (std::size_t j = 0; j < moments.reports[k].value.size(); ++j) {
+        ++known;
+        // 6 errors of 15 degrees of freedom: once in 10^5; and particles may have a bias of order 1 / particles.
+        const double value = moments.reports[k].value[j];
+        EXPECT_NEAR(value, sampled.reports[k].value[j], 6 * sampled.reports[k].error[j] + moments.reports[k].error[j] + 1e-9 * std::abs(value) + 1e-12) << moments.reports[k].name << ' ' << j;
+      }
+    }
+  }
+  EXPECT_GT(known, 100u * static_cast<std::size_t>(seeds_factor()));
+}
+
 TEST(LimitAgainstNetworks, ZScoresOfRandomProgramsAreInRange) {
   const auto programs = static_cast<std::uint64_t>(60 * seeds_factor());
   std::vector<double> scores;

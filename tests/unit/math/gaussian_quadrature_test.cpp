@@ -483,7 +483,8 @@ TEST(GramQuadrature, ThreadsAndSymmetryDoNotMatter) {
   const Gram gram(variances);
   const ParallelFor backwards = [](Index count, const std::function<void(Index)>& body) {
     std::thread odd([&] { for (Index i = 1; i < count; i += 2) body(i); });
-    for (Index i = (count - 1) / 2 * 2; i >= 0; i -= 2) body(i);
+    for (Index i = count - 1; i >= 0; --i)
+      if (i % 2 == 0) body(i);
     odd.join();
   };
   const auto size = static_cast<std::size_t>(gram.n * gram.n);
