@@ -1,3 +1,5 @@
+#include <malloc.h>
+
 #include <cstdio>
 #include <exception>
 #include <limits>
@@ -162,6 +164,11 @@ int dispatch(int argc, char** argv) {
 
 int main(int argc, char** argv) {
   using namespace tplimit::cli;
+#ifdef __GLIBC__
+  // Large kernels free and allocate arrays of the same size again and again: keep them, the kernel need not clear them anew.
+  mallopt(M_MMAP_THRESHOLD, 1 << 30);
+  mallopt(M_TRIM_THRESHOLD, 1 << 30);
+#endif
   try {
     const int code = dispatch(argc, argv);
     if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return code;

@@ -422,13 +422,8 @@ class LimitEvaluation {
   /// Everything that needs no sampling.
   void find_moments() {
     if (options_.engine == Engine::kParticles) return;
-    std::vector<bool> needed(program_.size(), false);
-    for (const NodeId id : outputs_) needed[id.value] = true;
-    for (std::size_t k = program_.size(); k-- > 0;)
-      if (needed[k])
-        for (const NodeId in : program_.nodes[k].in) needed[in.value] = true;
     executor_.emplace(threads_);
-    moments_.emplace(program_, needed, *executor_);
+    moments_.emplace(program_, outputs_, *executor_);
     moments_->run();
   }
   [[nodiscard]] bool known(NodeId id) const { return moments_ && (*moments_)[id].known(); }
@@ -453,7 +448,7 @@ class LimitEvaluation {
       if (known(outputs_[k])) {
         out.value.push_back((*moments_)[outputs_[k]].value);
         out.error.push_back((*moments_)[outputs_[k]].error);
-        if (!all_finite({out.value.back()})) out.failure = RunFailure{{"E4101", "a number is not finite", ""}, first_not_finite_moment(outputs_[k])};
+        if (!all_finite({out.value.back()})) out.failure = RunFailure{{"E4101", "a number is not finite", ""}, moments_->first_not_finite()};
       } else {
         out.value.push_back(std::move(particles.value[next]));
         out.error.push_back(particles.error.empty() ? std::vector<double>{} : std::move(particles.error[next]));
@@ -461,13 +456,6 @@ class LimitEvaluation {
       }
     }
     return out;
-  }
-
-  /// The first value behind an output that is not finite.  An infinite constant may be meant, as in max(x, -inf).
-  [[nodiscard]] NodeId first_not_finite_moment(NodeId output) const {
-    for (std::uint32_t k = 0; k < output.value; ++k)
-      if (!program_.nodes[k].type.width && !std::holds_alternative<Constant>(program_.nodes[k].op) && known({k}) && !all_finite({(*moments_)[{k}].value})) return {k};
-    return output;
   }
 
   [[nodiscard]] std::uint64_t key(std::int64_t k) const { return mix_key(mix_key(0x6c696d6974ULL, options_.seed), static_cast<std::uint64_t>(k)); }

@@ -146,8 +146,13 @@ struct MomentEngine::Unknown {
   NodeId culprit{};
 };
 
-MomentEngine::MomentEngine(const Program& program, const std::vector<bool>& needed, const Executor& executor)
-    : program_(program), needed_(needed), executor_(executor), finite_(program.size()), fields_(program.size()), versions_(program.size()) {}
+MomentEngine::MomentEngine(const Program& program, const std::vector<NodeId>& outputs, const Executor& executor)
+    : program_(program), needed_(program.size(), false), kept_(program.size(), false), executor_(executor), finite_(program.size()), fields_(program.size()), versions_(program.size()) {
+  for (const NodeId id : outputs) needed_[id.value] = kept_[id.value] = true;
+  for (std::size_t k = program.size(); k-- > 0;)
+    if (needed_[k])
+      for (const NodeId in : program.nodes[k].in) needed_[in.value] = true;
+}
 MomentEngine::~MomentEngine() = default;
 
 void MomentEngine::run() {
@@ -155,8 +160,11 @@ void MomentEngine::run() {
   for (std::uint32_t k = 0; k < program_.size(); ++k)
     if (needed_[k]) {
       step({k});
-      for (const NodeId in : program_.nodes[k].in)
-        if (last[in.value] == k) fields_[in.value] = nullptr;  // families keep what they need
+      for (const NodeId in : program_.nodes[k].in) {
+        if (last[in.value] != k) continue;
+        fields_[in.value] = nullptr;  // families keep what they need
+        if (!kept_[in.value]) finite_[in.value].value = finite_[in.value].error = std::vector<double>();  // {} would keep the memory
+      }
     }
 }
 
@@ -196,6 +204,8 @@ void MomentEngine::step(NodeId id) {
     } else {
       finite_step(id, node);
     }
+    // Infinite constants may be meant, as in max(x, -inf).
+    if (!not_finite_.valid() && !std::holds_alternative<Constant>(node.op) && !std::all_of(out.value.begin(), out.value.end(), [](double x) { return std::isfinite(x); })) not_finite_ = id;
   } catch (const Unknown& unknown) {
     out.why = unknown.why;
     out.culprit = unknown.culprit.valid() ? unknown.culprit : id;
@@ -212,23 +222,46 @@ void MomentEngine::finite_step(NodeId id, const Node& node) {
   }
   if (std::holds_alternative<Samples>(node.op)) throw Unknown{"samples are drawn by the particle engine", {}};
   std::vector<const Type*> types;
-  std::vector<std::vector<double>> in;
+  std::vector<View> given;
   for (const NodeId k : node.in) {
     types.push_back(&program_[k].type);
-    in.push_back(finite_[k.value].value);
+    given.push_back({finite_[k.value].value.data(), 1, 1});
     out.method = weaker(out.method, finite_[k.value].method);
   }
-  const auto evaluate = [&] {
-    std::vector<View> views;
-    for (const auto& v : in) views.push_back({v.data(), 1, 1});
+  const auto evaluate_at = [&](const std::vector<View>& views) {
     std::vector<double> result(static_cast<std::size_t>(size_of(node.type.dims)));
     evaluate_rows(node, types, views, {result.data(), 1, 1});
     return result;
   };
-  out.value = evaluate();
+  out.value = evaluate_at(given);
+  if (out.method == MomentMethod::kExact) {
+    out.error.assign(out.value.size(), 0.0);
+    return;
+  }
+  // Cheap for what large kernels go through: copies, multiples, sums and products of equal shapes.
+  const auto* m = std::get_if<Map>(&node.op);
+  const auto error_of = [&](std::size_t k) -> const std::vector<double>& { return finite_[node.in[k].value].error; };
+  const auto value_of = [&](std::size_t k) -> const std::vector<double>& { return finite_[node.in[k].value].value; };
+  if (node.in.size() == 1 && !m && !std::holds_alternative<ReduceMax>(node.op) && !std::holds_alternative<Eigvals>(node.op)) {
+    out.error = evaluate_at({{error_of(0).data(), 1, 1}});
+    for (double& e : out.error) e = std::abs(e);
+    return;
+  }
+  if (m && (m->fn == Fn::kAdd || m->fn == Fn::kSub || m->fn == Fn::kMul) && value_of(0).size() == out.value.size() && value_of(1).size() == out.value.size()) {
+    out.error.resize(out.value.size());
+    for (std::size_t j = 0; j < out.error.size(); ++j)
+      out.error[j] = m->fn == Fn::kMul ? std::abs(value_of(0)[j]) * error_of(1)[j] + std::abs(value_of(1)[j]) * error_of(0)[j] : error_of(0)[j] + error_of(1)[j];
+    return;
+  }
   out.error.assign(out.value.size(), 0.0);
-  if (out.method == MomentMethod::kExact) return;
-  const bool bilinear = std::holds_alternative<Contract>(node.op) || std::holds_alternative<ReduceSum>(node.op);
+  std::vector<std::vector<double>> in;
+  for (const NodeId k : node.in) in.push_back(finite_[k.value].value);
+  const auto evaluate = [&] {
+    std::vector<View> views;
+    for (const auto& v : in) views.push_back({v.data(), 1, 1});
+    return evaluate_at(views);
+  };
+  const bool bilinear = std::holds_alternative<Contract>(node.op);
   if (bilinear)
     for (auto& v : in)
       for (double& x : v) x = std::abs(x);
@@ -960,8 +993,9 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
 MomentEngine::Moment MomentEngine::mean_of(const Field& x) { return cross(x, {1, {{{1.0}, {}}}}); }
 
 MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
-  Moment out{Matrix::Zero(x.columns, y.columns)};
+  Moment out;
   if (x.polynomials || y.polynomials) {
+    out.value.setZero(x.columns, y.columns);
     const auto p = polynomials(x), q = polynomials(y);
     if (!p || !q) throw Unknown{"a moment of a polynomial with another function of several Gaussians", {}};
     for (int j = 0; j < y.columns; ++j)
@@ -980,6 +1014,17 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
     return out;
   }
   double size = 0;
+  if (x.terms.size() == 1 && y.terms.size() == 1 && x.terms[0].coefficient.size() == 1 && y.terms[0].coefficient.size() == 1) {
+    Moment m = term_moment(x.terms[0], x.columns, y.terms[0], y.columns);
+    const double c = x.terms[0].coefficient[0] * y.terms[0].coefficient[0];
+    if (c != 1) m.value *= c;
+    if (m.value.rows() == 1 && x.columns > 1) m.value = m.value.replicate(x.columns, 1).eval();
+    if (m.value.cols() == 1 && y.columns > 1) m.value = m.value.replicate(1, y.columns).eval();
+    m.error = std::abs(c) * m.error + m.value.cwiseAbs().maxCoeff() * (x.relative + y.relative);
+    m.method = weaker(m.method, weaker(x.method, y.method));
+    return m;
+  }
+  out.value.setZero(x.columns, y.columns);
   for (const Term& s : x.terms)
     for (const Term& t : y.terms) {
       const Moment m = term_moment(s, x.columns, t, y.columns);
@@ -1017,7 +1062,6 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
           changed = true;
         }
   }
-  Moment out{Matrix::Ones(1, 1)};
   std::vector<Moment> parts;
   for (std::size_t g = 0; g < factors.size(); ++g) {
     std::vector<std::pair<int, Factor>> own;
@@ -1039,15 +1083,24 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
     }
     if (parts.back().method == MomentMethod::kExact && (parts.back().value.array() == 0).all()) return {Matrix::Zero(1, 1)};
   }
-  for (const Moment& m : parts) {
+  if (parts.empty()) return {Matrix::Ones(1, 1)};
+  std::sort(parts.begin(), parts.end(), [](const Moment& a, const Moment& b) { return a.value.size() > b.value.size(); });
+  Moment out = std::move(parts[0]);
+  for (std::size_t k = 1; k < parts.size(); ++k) {
+    const Moment& m = parts[k];
     const double old_size = out.value.cwiseAbs().maxCoeff(), size = m.value.cwiseAbs().maxCoeff();
+    out.method = weaker(out.method, m.method);
+    if (m.value.size() == 1) {
+      out.error = out.error * size + m.error * old_size;
+      out.value *= m.value(0, 0);
+      continue;
+    }
     Matrix next(std::max(out.value.rows(), m.value.rows()), std::max(out.value.cols(), m.value.cols()));
     for (Eigen::Index j = 0; j < next.cols(); ++j)
       for (Eigen::Index i = 0; i < next.rows(); ++i)
         next(i, j) = out.value(out.value.rows() == 1 ? 0 : i, out.value.cols() == 1 ? 0 : j) * m.value(m.value.rows() == 1 ? 0 : i, m.value.cols() == 1 ? 0 : j);
     out.error = out.error * size + m.error * old_size;
     out.value = std::move(next);
-    out.method = weaker(out.method, m.method);
   }
   return out;
 }

@@ -35,11 +35,14 @@ struct MomentValue {
 /// Cost: gram matrices of P columns O(P^2) per pair of values; memory linear in their entries.
 class MomentEngine {
  public:
-  MomentEngine(const ir::Program& program, const std::vector<bool>& needed, const Executor& executor);
+  MomentEngine(const ir::Program& program, const std::vector<ir::NodeId>& outputs, const Executor& executor);
   ~MomentEngine();
-  /// Evaluates all needed nodes.
+  /// Evaluates what the outputs need.
   void run();
+  /// An output, or why something else is unknown; other numbers are released.
   [[nodiscard]] const MomentValue& operator[](ir::NodeId id) const { return finite_[id.value]; }
+  /// The first node with a number that is not finite; invalid if there is none.
+  [[nodiscard]] ir::NodeId first_not_finite() const { return not_finite_; }
   /// Largest c^2/(ab) - 1 of a covariance that was clamped as rounding.
   [[nodiscard]] double largest_excess() const { return excess_; }
 
@@ -99,7 +102,8 @@ class MomentEngine {
   void note(const MomentStatus& status);
 
   const ir::Program& program_;
-  std::vector<bool> needed_;
+  std::vector<bool> needed_, kept_;
+  ir::NodeId not_finite_;
   const Executor& executor_;
   FunctionTable functions_;
   std::vector<MomentValue> finite_;
