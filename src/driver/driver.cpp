@@ -447,7 +447,8 @@ class LimitEvaluation {
     for (std::size_t k = 0, next = 0; k < outputs_.size(); ++k) {
       if (known(outputs_[k])) {
         out.value.push_back((*moments_)[outputs_[k]].value);
-        out.error.push_back((*moments_)[outputs_[k]].error);
+        const engines::MomentValue& v = (*moments_)[outputs_[k]];
+        out.error.push_back(v.error.size() == 1 ? std::vector<double>(v.value.size(), v.error[0]) : v.error);
         if (!all_finite({out.value.back()})) out.failure = RunFailure{{"E4101", "a number is not finite", ""}, moments_->first_not_finite()};
       } else {
         out.value.push_back(std::move(particles.value[next]));

@@ -184,7 +184,7 @@ void MomentEngine::step(NodeId id) {
       const auto scalar = [&](NodeId c) {
         const MomentValue& x = finite_[c.value];
         v->method = weaker(v->method, x.method);
-        if (x.value[0] != 0) v->relative += x.error[0] / std::abs(x.value[0]);
+        if (x.value[0] != 0) v->relative += x.error_at(0) / std::abs(x.value[0]);
         return x.value[0];
       };
       if (const auto* g = std::get_if<GaussianMatrix>(&node.op)) v->source = g->source.value;
@@ -217,7 +217,7 @@ void MomentEngine::finite_step(NodeId id, const Node& node) {
   MomentValue& out = finite_[id.value];
   if (const auto* c = std::get_if<Constant>(&node.op)) {
     out.value = *c->values;
-    out.error.assign(out.value.size(), 0.0);
+    out.error = {0.0};
     return;
   }
   if (std::holds_alternative<Samples>(node.op)) throw Unknown{"samples are drawn by the particle engine", {}};
@@ -235,7 +235,7 @@ void MomentEngine::finite_step(NodeId id, const Node& node) {
   };
   out.value = evaluate_at(given);
   if (out.method == MomentMethod::kExact) {
-    out.error.assign(out.value.size(), 0.0);
+    out.error = {0.0};
     return;
   }
   // Cheap for what large kernels go through: copies, multiples, sums and products of equal shapes.
@@ -243,14 +243,28 @@ void MomentEngine::finite_step(NodeId id, const Node& node) {
   const auto error_of = [&](std::size_t k) -> const std::vector<double>& { return finite_[node.in[k].value].error; };
   const auto value_of = [&](std::size_t k) -> const std::vector<double>& { return finite_[node.in[k].value].value; };
   if (node.in.size() == 1 && !m && !std::holds_alternative<ReduceMax>(node.op) && !std::holds_alternative<Eigvals>(node.op)) {
-    out.error = evaluate_at({{error_of(0).data(), 1, 1}});
+    if (error_of(0).size() == 1 && !std::holds_alternative<ScatterAdd>(node.op)) {
+      const auto* s = std::get_if<Scale>(&node.op);
+      const double copies = std::holds_alternative<ReduceSum>(node.op) ? static_cast<double>(value_of(0).size()) / static_cast<double>(std::max<std::size_t>(1, std::min(value_of(0).size(), out.value.size()))) : 1;
+      out.error = {error_of(0)[0] * (s ? std::abs(s->factor) : copies)};
+      return;
+    }
+    const std::vector<double> errors = error_of(0).size() == 1 ? std::vector<double>(value_of(0).size(), error_of(0)[0]) : error_of(0);
+    out.error = evaluate_at({{errors.data(), 1, 1}});
     for (double& e : out.error) e = std::abs(e);
     return;
   }
   if (m && (m->fn == Fn::kAdd || m->fn == Fn::kSub || m->fn == Fn::kMul) && value_of(0).size() == out.value.size() && value_of(1).size() == out.value.size()) {
+    if (error_of(0).size() == 1 && error_of(1).size() == 1) {
+      const auto largest = [](const std::vector<double>& v) { return std::accumulate(v.begin(), v.end(), 0.0, [](double a, double x) { return std::max(a, std::abs(x)); }); };
+      const double a = error_of(0)[0], b = error_of(1)[0];
+      out.error = {m->fn == Fn::kMul ? (b > 0 ? largest(value_of(0)) * b : 0) + (a > 0 ? largest(value_of(1)) * a : 0) : a + b};
+      return;
+    }
     out.error.resize(out.value.size());
     for (std::size_t j = 0; j < out.error.size(); ++j)
-      out.error[j] = m->fn == Fn::kMul ? std::abs(value_of(0)[j]) * error_of(1)[j] + std::abs(value_of(1)[j]) * error_of(0)[j] : error_of(0)[j] + error_of(1)[j];
+      out.error[j] = m->fn == Fn::kMul ? std::abs(value_of(0)[j]) * finite_[node.in[1].value].error_at(j) + std::abs(value_of(1)[j]) * finite_[node.in[0].value].error_at(j)
+                                          : finite_[node.in[0].value].error_at(j) + finite_[node.in[1].value].error_at(j);
     return;
   }
   out.error.assign(out.value.size(), 0.0);
@@ -268,8 +282,7 @@ void MomentEngine::finite_step(NodeId id, const Node& node) {
   const std::vector<double> base = bilinear ? evaluate() : out.value;
   for (std::size_t k = 0; k < in.size(); ++k) {
     const auto saved = in[k];
-    const auto& error = finite_[node.in[k].value].error;
-    for (std::size_t j = 0; j < saved.size(); ++j) in[k][j] += error[j];
+    for (std::size_t j = 0; j < saved.size(); ++j) in[k][j] += finite_[node.in[k].value].error_at(j);
     const auto moved = evaluate();
     for (std::size_t j = 0; j < base.size(); ++j) out.error[j] += std::abs(moved[j] - base[j]);
     in[k] = saved;
@@ -284,7 +297,7 @@ MomentEngine::Field MomentEngine::operand(NodeId id) const {
   Field out = constant(v.value);
   out.method = v.method;
   for (std::size_t j = 0; j < v.value.size(); ++j)
-    if (v.value[j] != 0) out.relative = std::max(out.relative, v.error[j] / std::abs(v.value[j]));
+    if (v.value[j] != 0) out.relative = std::max(out.relative, v.error_at(j) / std::abs(v.value[j]));
   return out;
 }
 
@@ -887,11 +900,10 @@ MomentEngine::Field MomentEngine::multiply(const Version& w, NodeId x_node, bool
 MomentValue MomentEngine::average(const Node& node) {
   MomentValue out;
   out.value.assign(static_cast<std::size_t>(size_of(node.type.dims)), 0.0);
-  out.error.assign(out.value.size(), 0.0);
   if (std::holds_alternative<Average>(node.op)) {
     const Moment m = mean_of(operand(node.in[0]));
     for (std::size_t j = 0; j < out.value.size(); ++j) out.value[j] = m.value(static_cast<Eigen::Index>(j), 0);
-    out.error.assign(out.value.size(), m.error);
+    out.error = {m.error};
     out.method = m.method;
     return out;
   }
@@ -901,6 +913,7 @@ MomentValue MomentEngine::average(const Node& node) {
   const auto batch = static_cast<int>(size_of({a.begin(), a.begin() + c->batch})), depth = static_cast<int>(size_of({a.end() - c->contracted, a.end()}));
   const auto rows = static_cast<int>(size_of(a)) / batch / depth, columns = static_cast<int>(size_of(b)) / batch / depth;
   const Field x = operand(node.in[0]), y = operand(node.in[1]);
+  std::vector<double> error(at(batch), 0.0);
   for (int p = 0; p < batch; ++p)
     for (int l = 0; l < depth; ++l) {
       std::vector<int> left, right;
@@ -909,12 +922,12 @@ MomentValue MomentEngine::average(const Node& node) {
       const Moment m = cross(remap(x, left), remap(y, right));
       for (int i = 0; i < rows; ++i)
         for (int j = 0; j < columns; ++j) {
-          const std::size_t k = at((p * rows + i) * columns + j);
-          out.value[k] += m.value(i, j);
-          out.error[k] += m.error;
+          out.value[at((p * rows + i) * columns + j)] += m.value(i, j);
         }
+      error[at(p)] += m.error;
       out.method = weaker(out.method, m.method);
     }
+  out.error = {*std::max_element(error.begin(), error.end())};
   return out;
 }
 

@@ -19,7 +19,9 @@ enum class MomentMethod { kExact, kClosedForm, kQuadrature };
 
 /// A finite value, or why it needs particles.
 struct MomentValue {
-  std::vector<double> value, error;  ///< error: absolute; 0 for exact algebra
+  std::vector<double> value;
+  std::vector<double> error;  ///< absolute, one for all numbers or one each; 0 for exact algebra
+  [[nodiscard]] double error_at(std::size_t j) const { return error.size() == 1 ? error[0] : error[j]; }
   MomentMethod method = MomentMethod::kExact;
   std::string why;                   ///< not empty: unknown
   ir::NodeId culprit;                ///< where the unknown begins
