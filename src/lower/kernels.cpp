@@ -99,10 +99,11 @@ Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
   return out;
 }
 
-/// <df(x)/dtheta, df(x')/dtheta> [P, Q] for one tensor or matrix theta.
+/// <df(x)/dtheta, df(x')/dtheta> [P, Q] for one tensor or matrix theta; invalid if f does not depend on it.
 NodeId Lowerer::gradient_kernel(const SampleModel& f, const Derivative& d) {
   ir::Builder& b = builder_;
   const std::vector<GradientTerm> terms = terms_of(b, d);
+  if (terms.empty()) return {};
   std::vector<NodeId> factors;
   for (const GradientTerm& t : terms) {
     factors.push_back(t.left);
@@ -132,7 +133,9 @@ Value Lowerer::builtin_ntk(const ast::Call& call, Span span) {
     Result<std::vector<Derivative>> gradients = gradient(b, f.output, version_nodes(globals_.at(name).value));
     if (!gradients) throw not_differentiable(gradients.errors()[0], span);
     for (const Derivative& d : *gradients) {
-      const NodeId kernel = b.times(scalar(variable.rate, span, "a learning rate"), gradient_kernel(f, d));
+      const NodeId own = gradient_kernel(f, d);
+      if (!own.valid()) continue;  // a matrix of an array that the model does not use
+      const NodeId kernel = b.times(scalar(variable.rate, span, "a learning rate"), own);
       sum = sum.valid() ? b.plus(sum, kernel) : kernel;
     }
   }
