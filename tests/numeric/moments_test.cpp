@@ -41,7 +41,7 @@ for t in 0..{} {{
 }
 
 TEST(ExactTraining, LinearNetworkGivesTheKnownRationals) {
-  // docs/theory.md, "Exact values".
+  // docs/sources.md, S9.
   const double expected[] = {0, -1.5, 103.0 / 256, -8197425647993.0 / 8796093022208.0, 0.1456009885, -0.5341454106};
   const auto result = limit_of(one_sample_a_step("z", 6), engine(Engine::kExact));
   EXPECT_EQ(result.reports[0].method, Method::kExact);
