@@ -715,10 +715,7 @@ MomentEngine::Field MomentEngine::map(const Map& m, const Node& node) {
         operands.emplace_back(u->f);
       }
     }
-    if (!of) {
-      if (std::any_of(operands.begin(), operands.end(), [](const auto& o) { return std::holds_alternative<FunctionTable::Id>(o); })) return std::nullopt;
-      return std::nullopt;
-    }
+    if (!of) return std::nullopt;
     Field out = quality;
     out.terms = {{{1.0}, {{functions_.compose(m, operands), of->affine, of->columns}}}};
     return out;
