@@ -39,22 +39,6 @@ report out, gram(z)
 )", map, layers - 1, steps, eta);
 }
 
-std::string one_sample_a_step(const std::string& map, const std::string& eta, int steps) {
-  return fmt::format(R"(width n
-data xi = [1, -1, 1, -1, 1, -1]
-data y = [1, -1, 1, 1, 1, 1]
-fn phi(z) = {}
-param U : [n] ~ normal(0, 1), lr = n
-param W : [n, n] ~ normal(0, 1 / n)
-param v : [n] ~ normal(0, 1), lr = n
-for t in 0..{} {{
-  out = v @ phi(W @ phi(U * xi[t])) / n
-  report out
-  step sgd((out - y[t])^2 / 2, lr = {})
-}}
-)", map, steps, eta);
-}
-
 TEST(WorkedExample, LinearNetworkIsExactForAnyNumberOfParticles) {
   const double expected[] = {1.22433, -0.67730, 0.04784, -0.09600};
   const auto reference = limit_of(mlp(2, "z", 0.4, 9), particles(4096, 2)).reports[0].value;

@@ -24,26 +24,10 @@ EvaluateOptions engine(Engine name) {
 
 // ---- training ---------------------------------------------------------------------------------------
 
-std::string one_sample_a_step(const std::string& map, int steps) {
-  return fmt::format(R"(width n
-data xi = [1, -1, 1, -1, 1, -1]
-data y = [1, -1, 1, 1, 1, 1]
-fn phi(z) = {}
-param U : [n] ~ normal(0, 1), lr = n
-param W : [n, n] ~ normal(0, 1 / n)
-param v : [n] ~ normal(0, 1), lr = n
-for t in 0..{} {{
-  out = v @ phi(W @ phi(U * xi[t])) / n
-  report out
-  step sgd((out - y[t])^2 / 2, lr = 1/2)
-}}
-)", map, steps);
-}
-
 TEST(ExactTraining, LinearNetworkGivesTheKnownRationals) {
   // docs/sources.md, S9.
   const double expected[] = {0, -1.5, 103.0 / 256, -8197425647993.0 / 8796093022208.0, 0.1456009885, -0.5341454106};
-  const auto result = limit_of(one_sample_a_step("z", 6), engine(Engine::kExact));
+  const auto result = limit_of(one_sample_a_step("z", "1/2", 6), engine(Engine::kExact));
   EXPECT_EQ(result.reports[0].method, Method::kExact);
   for (std::size_t t = 0; t < 4; ++t) EXPECT_NEAR(result.reports[0].value[t], expected[t], 1e-12) << t;
   for (std::size_t t = 4; t < 6; ++t) EXPECT_NEAR(result.reports[0].value[t], expected[t], 0.6e-10) << t;  // ten digits are known

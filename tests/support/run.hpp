@@ -7,11 +7,30 @@
 #include <utility>
 #include <vector>
 
+#include <fmt/format.h>
+
 #include "tplimit/driver/driver.hpp"
 
 /// Programs in the text of a test, run in one line.  A program that is rejected throws its diagnostics as text, so that
 /// a test shows what the user would see.
 namespace tplimit::test {
+
+/// Two hidden layers, one input, one sample a step: the network whose exact values are known (docs/sources.md, S9).
+inline std::string one_sample_a_step(const std::string& map, const std::string& eta, int steps) {
+  return fmt::format(R"(width n
+data xi = [1, -1, 1, -1, 1, -1]
+data y = [1, -1, 1, 1, 1, 1]
+fn phi(z) = {}
+param U : [n] ~ normal(0, 1), lr = n
+param W : [n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0, 1), lr = n
+for t in 0..{} {{
+  out = v @ phi(W @ phi(U * xi[t])) / n
+  report out
+  step sgd((out - y[t])^2 / 2, lr = {})
+}}
+)", map, steps, eta);
+}
 
 inline Module parsed(const std::string& text, const LowerOptions& options = {}) {
   const Source source("test.tp", text);
