@@ -1,6 +1,7 @@
 #include "engines/function_table.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <map>
 #include <numbers>
@@ -351,6 +352,20 @@ void FunctionTable::recognise(Function& f) {
   f.closed = match(*expansions[f.out.value]);
   if (f.closed)
     if (const auto* p = std::get_if<Polynomial>(&f.closed->g)) f.polynomial = p->coefficients;
+}
+
+std::vector<std::pair<double, double>> FunctionTable::jumps(Id f) const {
+  std::vector<std::pair<double, double>> out;
+  for (const double position : kinks(f)) {
+    // f(c + h) - f(c - h) = J + O(h), and the O(h) is extrapolated away.
+    const double h = 1e-6 * std::max(1.0, std::abs(position));
+    const std::array<double, 4> x{position - h, position - h / 2, position + h / 2, position + h};
+    std::array<double, 4> y{};
+    evaluate(f, 4, x.data(), y.data());
+    const double height = 2 * (y[2] - y[1]) - (y[3] - y[0]);
+    if (std::abs(height) > 1e-10 * (1 + std::abs(y[1]) + std::abs(y[2]))) out.emplace_back(position, height);
+  }
+  return out;
 }
 
 void FunctionTable::find_kinks(Function& f) {

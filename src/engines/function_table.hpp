@@ -42,6 +42,8 @@ class FunctionTable {
   [[nodiscard]] const std::optional<std::vector<double>>& polynomial(Id f) const { return functions_[static_cast<std::size_t>(f)].polynomial; }
   /// Where f or a derivative jumps.
   [[nodiscard]] const std::vector<double>& kinks(Id f) const { return functions_[static_cast<std::size_t>(f)].kinks; }
+  /// (position, height) where f itself jumps; heights to 1e-13.
+  [[nodiscard]] std::vector<std::pair<double, double>> jumps(Id f) const;
   /// False if f has more kinks or poles than quadrature can split at.
   [[nodiscard]] bool integrable(Id f) const { return functions_[static_cast<std::size_t>(f)].integrable; }
 

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 #include <numeric>
 #include <set>
 
@@ -17,6 +18,8 @@ using namespace ir;
 
 namespace {
 constexpr std::size_t kMostTerms = 512, kFewTerms = 8;
+constexpr double kLooseError = 1e-9;
+constexpr std::uint64_t kDisturbedRuns = 4;
 constexpr double kClosedFormError = 1e-14;  ///< of dual_kernel, relative to sqrt(K(a,a) K(b,b))
 
 MomentMethod weaker(MomentMethod a, MomentMethod b) { return std::max(a, b); }
@@ -147,7 +150,7 @@ struct MomentEngine::Unknown {
 };
 
 MomentEngine::MomentEngine(const Program& program, const std::vector<NodeId>& outputs, const Executor& executor)
-    : program_(program), needed_(program.size(), false), kept_(program.size(), false), executor_(executor), finite_(program.size()), fields_(program.size()), versions_(program.size()) {
+    : program_(program), outputs_(outputs), needed_(program.size(), false), kept_(program.size(), false), executor_(executor), finite_(program.size()), fields_(program.size()), versions_(program.size()) {
   for (const NodeId id : outputs) needed_[id.value] = kept_[id.value] = true;
   for (std::size_t k = program.size(); k-- > 0;)
     if (needed_[k])
@@ -156,6 +159,45 @@ MomentEngine::MomentEngine(const Program& program, const std::vector<NodeId>& ou
 MomentEngine::~MomentEngine() = default;
 
 void MomentEngine::run() {
+  evaluate();
+  measure_errors();
+}
+
+void MomentEngine::measure_errors() {
+  const auto largest = [](const std::vector<double>& v) { return std::accumulate(v.begin(), v.end(), 0.0, [](double a, double x) { return std::max(a, std::abs(x)); }); };
+  std::vector<NodeId> loose;
+  for (const NodeId id : outputs_) {
+    const MomentValue& v = finite_[id.value];
+    if (v.known() && largest(v.error) > kLooseError * largest(v.value)) loose.push_back(id);
+  }
+  if (loose.empty() || not_finite_.valid()) return;
+  std::vector<double> change(loose.size(), 0.0);
+  for (std::uint64_t k = 1; k <= kDisturbedRuns; ++k) {
+    MomentEngine other(program_, loose, executor_);
+    other.disturbance_ = k;
+    other.evaluate();
+    for (std::size_t i = 0; i < loose.size(); ++i) {
+      const MomentValue &a = finite_[loose[i].value], &b = other[loose[i]];
+      if (!b.known()) return;  // the bounds stand
+      for (std::size_t j = 0; j < a.value.size(); ++j) change[i] = std::max(change[i], std::abs(a.value[j] - b.value[j]));
+    }
+  }
+  for (std::size_t i = 0; i < loose.size(); ++i)
+    for (double& e : finite_[loose[i].value].error) e = std::min(e, 4 * change[i]);
+}
+
+/// Moves values by +-error.
+void MomentEngine::disturb(Matrix& values, double error) {
+  if (disturbance_ == 0) return;
+  for (double& x : values.reshaped()) {
+    std::uint64_t z = disturbance_ += 0x9e3779b97f4a7c15ULL;  // SplitMix64
+    z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ULL;
+    z = (z ^ (z >> 27)) * 0x94d049bb133111ebULL;
+    x += ((z >> 40) & 1) != 0 ? error : -error;
+  }
+}
+
+void MomentEngine::evaluate() {
   const std::vector<std::uint32_t> last = last_uses(program_);
   for (std::uint32_t k = 0; k < program_.size(); ++k)
     if (needed_[k]) {
@@ -857,21 +899,22 @@ MomentEngine::Field MomentEngine::multiply(const Version& w, NodeId x_node, bool
     MomentMethod method = MomentMethod::kExact;
     double error = 0;
     for (const Term& t : x->terms)
-      for (std::size_t k = 0; k < t.factors.size(); ++k)
-        for (const Part& p : Affine(affines_[at(t.factors[k].affine)]).parts) {
+      for (std::size_t k = 0; k < t.factors.size(); ++k) {
+        const Affine block = affines_[at(t.factors[k].affine)];  // a copy: the list grows
+        std::optional<Moment> m;
+        for (const Part& p : block.parts) {
           if (p.family != g) continue;
-          Term d = t;
-          d.factors[k].f = functions_.derivative(d.factors[k].f);
-          const Moment m = term_moment(d, x->columns, {{1.0}, {}}, 1);
-          method = weaker(method, m.method);
-          error = std::max(error, m.error);
+          if (!m) m = slope(t.factors, k, x->columns);
+          method = weaker(method, m->method);
+          error = std::max(error, m->error);
           for (int j = 0; j < x->columns; ++j) {
-            const double e = m.value(m.value.rows() == 1 ? 0 : j, 0) * d.at_column(j);
+            const double e = m->value(m->value.rows() == 1 ? 0 : j, 0) * t.at_column(j);
             const int column = t.factors[k].column(j);
             if (p.selection()) derivative(j, p.index[at(column)]) += e * p.scale(column);
             else derivative.row(j) += e * p.dense.row(column);
           }
         }
+      }
     if ((derivative.array() == 0).all()) continue;
     Field correction = combine(derivative, *opposite.x);
     correction.method = weaker(correction.method, method);
@@ -1089,6 +1132,7 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
       if (own.size() == 2) closed = same_side(own[0].second, own[1].second, own[0].first == 0 ? rows : columns);
       if (closed && own[0].first == 1) closed->value.transposeInPlace();
       if (!closed) closed = polynomial_moment(own, rows, columns);
+      if (!closed) closed = stein(own, rows, columns);
       parts.push_back(closed ? std::move(*closed) : single_entries(own, rows, columns));
     }
     if (parts.back().method == MomentMethod::kExact && (parts.back().value.array() == 0).all()) return {Matrix::Zero(1, 1)};
@@ -1156,27 +1200,28 @@ std::optional<MomentEngine::Moment> MomentEngine::polynomial_moment(const std::v
   return cross(sides[0], sides[1]);
 }
 
-/// E f(u_i) f(v_i) for two Gaussians behind each column, if there is a closed form.
+/// E f(u_i) g(v_i), g a multiple of f, for two Gaussians behind each column, if there is a closed form.
 std::optional<MomentEngine::Moment> MomentEngine::same_side(const Factor& s, const Factor& t, int rows) {
-  const auto& closed = functions_.closed_form(s.f);
-  if (s.f != t.f || !closed || affines_[at(s.affine)].mean.size() > 0 || affines_[at(t.affine)].mean.size() > 0) return std::nullopt;
-  const double scale = closed->scale * closed->scale;
+  const auto &closed = functions_.closed_form(s.f), &other = functions_.closed_form(t.f);
+  if (!closed || !other || !(closed->g == other->g) || affines_[at(s.affine)].mean.size() > 0 || affines_[at(t.affine)].mean.size() > 0) return std::nullopt;
   std::array<std::vector<double>, 3> arrays;  // a, b, c
   Moment out{Matrix(rows, 1)};
   double relative = 0;
   for (std::size_t k = 0; k < 3; ++k) {
     const Factor &p = k == 1 ? t : s, &q = k == 0 ? s : t;
     const Covariance& c = covariance(p.affine, q.affine);
+    const double scale = (k == 1 ? other : closed)->scale * (k == 0 ? closed : other)->scale;
     for (int i = 0; i < rows; ++i) arrays[k].push_back(c.value ? scale * (*c.value)(p.column(i), q.column(i)) : 0.0);
     relative = std::max(relative, c.relative);
     out.method = weaker(out.method, c.method);
   }
   std::vector<double> value(at(rows));
   note(dual_kernel(closed->g, arrays[0], arrays[1], arrays[2], value));
-  for (int i = 0; i < rows; ++i) out.value(i, 0) = closed->factor * closed->factor * value[at(i)];
-  const bool exact = functions_.polynomial(s.f).has_value();
+  for (int i = 0; i < rows; ++i) out.value(i, 0) = closed->factor * other->factor * value[at(i)];
+  const bool exact = functions_.polynomial(s.f) && functions_.polynomial(t.f);
   if (!exact) out.method = weaker(out.method, MomentMethod::kClosedForm);
-  out.error = ((exact ? 0 : kClosedFormError) + relative * amplification(s.f, Eigen::Map<const Eigen::VectorXd>(arrays[0].data(), rows) / scale)) * out.value.cwiseAbs().maxCoeff();
+  if (!exact) disturb(out.value, kClosedFormError * out.value.cwiseAbs().maxCoeff());
+  out.error = ((exact ? 0 : kClosedFormError) + relative * amplification(s.f, Eigen::Map<const Eigen::VectorXd>(arrays[0].data(), rows) / (closed->scale * closed->scale))) * out.value.cwiseAbs().maxCoeff();
   return out;
 }
 
@@ -1200,6 +1245,7 @@ MomentEngine::Moment MomentEngine::mean(const Factor& s, int rows) {
   if (!functions_.polynomial(s.f)) {
     out.method = weaker(out.method, MomentMethod::kClosedForm);
     out.error = kClosedFormError * out.value.cwiseAbs().maxCoeff();
+    disturb(out.value, out.error);
   }
   const Eigen::VectorXd all = Eigen::Map<const Eigen::VectorXd>(variance.data(), rows);
   out.error += c.relative * amplification(s.f, all) * out.value.cwiseAbs().maxCoeff();
@@ -1211,7 +1257,11 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
   const auto entry = [](const Covariance& c, int i, int j) { return c.value ? (*c.value)(i, j) : 0.0; };
   const Covariance c = covariance(s.affine, t.affine);
   const bool identities = s.f == FunctionTable::kIdentity && t.f == FunctionTable::kIdentity;
-  if (!identities && (x.mean.size() > 0 || y.mean.size() > 0)) return single_entries({{0, s}, {1, t}}, rows, columns);
+  if (!identities && (x.mean.size() > 0 || y.mean.size() > 0)) {
+    const std::vector<std::pair<int, Factor>> both{{0, s}, {1, t}};
+    const auto reduced = stein(both, rows, columns);
+    return reduced ? *reduced : single_entries(both, rows, columns);
+  }
   Moment out{Matrix(rows, columns), 0, c.method};
   const auto gather = [&] {
     if (c.value && !s.columns && !t.columns && c.value->rows() == rows && c.value->cols() == columns) {
@@ -1229,6 +1279,8 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
         if (x.mean.size() > 0 && y.mean.size() > 0) out.value(i, j) += x.mean(s.column(i)) * y.mean(t.column(j));
     return out;
   }
+  const auto &p = functions_.polynomial(s.f), &q = functions_.polynomial(t.f);
+  if (!(p && q) && (s.f == FunctionTable::kIdentity || t.f == FunctionTable::kIdentity)) return *stein({{0, s}, {1, t}}, rows, columns);
   const Covariance cx = covariance(s.affine, s.affine), cy = covariance(t.affine, t.affine);
   Eigen::VectorXd a(rows), b(columns);
   for (int i = 0; i < rows; ++i) a(i) = entry(cx, s.column(i), s.column(i));
@@ -1236,7 +1288,6 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
   const double relative = std::max({c.relative, cx.relative, cy.relative});
   out.method = weaker(out.method, weaker(cx.method, cy.method));
 
-  const auto &p = functions_.polynomial(s.f), &q = functions_.polynomial(t.f);
   if (p && q) {  // E f(u) g(v) = sum_l c^l / l! E f^(l)(u) E g^(l)(v)
     Matrix sum = Matrix::Zero(rows, columns), power = Matrix::Ones(rows, columns);
     FunctionTable::Id f = s.f, g = t.f;
@@ -1253,13 +1304,13 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
     out.error = relative * static_cast<double>(p->size() + q->size() - 2) * out.value.cwiseAbs().maxCoeff();
     return out;
   }
-  if (const auto& closed = functions_.closed_form(s.f); closed && s.f == t.f) {
-    const double scale = closed->scale * closed->scale, factor = closed->factor * closed->factor;
-    out.value *= scale;
-    const Eigen::VectorXd av = a * scale;
+  if (const auto &closed = functions_.closed_form(s.f), &other = functions_.closed_form(t.f); closed && other && closed->g == other->g) {
+    const double scale = closed->scale * other->scale, factor = closed->factor * other->factor;
+    if (scale != 1) out.value *= scale;
+    const Eigen::VectorXd av = a * (closed->scale * closed->scale);
     std::vector<MomentStatus> status(static_cast<std::size_t>(columns));
     executor_.parallel(columns, [&](std::int64_t j) {
-      const double bj = b(j) * scale;
+      const double bj = b(j) * other->scale * other->scale;
       const std::span<double> column(out.value.col(j).data(), static_cast<std::size_t>(rows));
       status[static_cast<std::size_t>(j)] = dual_kernel(closed->g, {av.data(), static_cast<std::size_t>(rows)}, {&bj, 1}, column, column);
     });
@@ -1267,6 +1318,7 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
     if (factor != 1) out.value *= factor;
     const double largest = out.value.cwiseAbs().maxCoeff();
     out.method = weaker(out.method, MomentMethod::kClosedForm);
+    disturb(out.value, kClosedFormError * largest);
     out.error = (kClosedFormError + relative * amplification(s.f, a)) * largest;
     return out;
   }
@@ -1290,10 +1342,97 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
     out.value = std::move(value);
     const double largest = out.value.cwiseAbs().maxCoeff();
     out.method = MomentMethod::kQuadrature;
+    disturb(out.value, r.largest_error * largest);
     out.error = (r.largest_error + relative * 2) * largest;
     return out;
   }
   return single_entries({{0, s}, {1, t}}, rows, columns);
+}
+
+/// E d/du_k of a product of functions of Gaussians, column by column.  A jump of height J at c adds J E[delta(u_k - c) rest]: the
+/// density of u_k at c times E[rest | u_k = c], where the other Gaussians are u_l - Cov(u_l, u_k) / Var(u_k) (u_k - c).
+MomentEngine::Moment MomentEngine::slope(const std::vector<Factor>& factors, std::size_t k, int rows) {
+  Term d{{1.0}, factors};
+  d.factors[k].f = functions_.derivative(factors[k].f);
+  const auto& polynomial = functions_.polynomial(d.factors[k].f);
+  const bool flat = polynomial && std::all_of(polynomial->begin(), polynomial->end(), [](double c) { return c == 0; });
+  Moment out = flat ? Moment{Matrix::Zero(1, 1)} : term_moment(d, rows, {{1.0}, {}}, 1);
+  for (const auto& [position, height] : functions_.jumps(factors[k].f)) {
+    const Factor u{FunctionTable::kIdentity, factors[k].affine, factors[k].columns};
+    const Covariance own = covariance(u.affine, u.affine);
+    const Eigen::VectorXd means = affines_[at(u.affine)].mean;
+    Eigen::VectorXd density(rows), variance(rows);
+    for (int i = 0; i < rows; ++i) {
+      const double distance = position - (means.size() > 0 ? means(u.column(i)) : 0.0);
+      variance(i) = own.value ? (*own.value)(u.column(i), u.column(i)) : own.identity ? 1.0 : 0.0;
+      if (!(variance(i) > 0) && distance == 0) throw Unknown{"the derivative of a function at its jump", {}};
+      density(i) = variance(i) > 0 ? std::exp(-0.5 * distance * distance / variance(i)) / std::sqrt(2 * std::numbers::pi * variance(i)) : 0.0;
+    }
+    Term rest{{1.0}, {}};
+    double relative = own.relative;
+    for (std::size_t l = 0; l < factors.size(); ++l) {
+      if (l == k) continue;
+      if (!related(factors[l].affine, u.affine)) {
+        rest.factors.push_back(factors[l]);
+        continue;
+      }
+      const Covariance& c = covariance(factors[l].affine, u.affine);
+      relative = std::max(relative, c.relative);
+      std::vector<double> onto(at(rows)), shift(at(rows));
+      for (int i = 0; i < rows; ++i) {
+        const double both = c.value ? (*c.value)(factors[l].column(i), u.column(i)) : 0.0;
+        onto[at(i)] = variance(i) > 0 ? -both / variance(i) : 0.0;
+        shift[at(i)] = -onto[at(i)] * position;
+      }
+      Field given{rows, {{{1.0}, {{FunctionTable::kIdentity, factors[l].affine, factors[l].columns}}}, {std::move(onto), {u}}}};
+      if (position != 0) given.terms.push_back({std::move(shift), {}});
+      rest.factors.push_back({factors[l].f, affine_of(given), nullptr});
+    }
+    const Moment conditional = term_moment(rest, rows, {{1.0}, {}}, 1);
+    if (out.value.rows() == 1 && rows > 1) out.value = out.value.replicate(rows, 1).eval();
+    for (int i = 0; i < rows; ++i) out.value(i, 0) += height * density(i) * conditional.value(conditional.value.rows() == 1 ? 0 : i, 0);
+    const double largest = std::abs(height) * density.maxCoeff();
+    out.error += largest * (conditional.error + 2 * relative * conditional.value.cwiseAbs().maxCoeff());
+    out.method = weaker(weaker(out.method, own.method), weaker(conditional.method, MomentMethod::kClosedForm));
+  }
+  return out;
+}
+
+/// Stein's lemma: E x F(u) = E x E F(u) + sum_k Cov(x, u_k) E dF/du_k, for a Gaussian alone on its side.
+std::optional<MomentEngine::Moment> MomentEngine::stein(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns) {
+  for (const int side : {0, 1}) {
+    std::vector<Factor> alone, others;
+    for (const auto& [own, f] : factors) (own == side ? alone : others).push_back(f);
+    if (alone.size() != 1 || alone[0].f != FunctionTable::kIdentity || others.empty()) continue;
+    const Factor& x = alone[0];
+    const int count = side == 0 ? rows : columns, other = side == 0 ? columns : rows;
+    Moment out{Matrix::Zero(other, count)};  // rows: the other side
+    for (std::size_t k = 0; k < others.size(); ++k) {
+      if (!related(others[k].affine, x.affine)) continue;
+      const Moment m = slope(others, k, other);
+      const Covariance c = covariance(others[k].affine, x.affine);
+      if (!c.value) continue;
+      double largest = 0;
+      for (int j = 0; j < count; ++j)
+        for (int i = 0; i < other; ++i) {
+          const double both = (*c.value)(others[k].column(i), x.column(j));
+          largest = std::max(largest, std::abs(both));
+          out.value(i, j) += both * m.value(m.value.rows() == 1 ? 0 : i, 0);
+        }
+      out.error += largest * (m.error + c.relative * m.value.cwiseAbs().maxCoeff());
+      out.method = weaker(out.method, weaker(m.method, c.method));
+    }
+    if (const Eigen::VectorXd mean = affines_[at(x.affine)].mean; mean.size() > 0) {
+      const Moment m = term_moment({{1.0}, others}, other, {{1.0}, {}}, 1);
+      for (int j = 0; j < count; ++j)
+        for (int i = 0; i < other; ++i) out.value(i, j) += mean(x.column(j)) * m.value(m.value.rows() == 1 ? 0 : i, 0);
+      out.error += mean.cwiseAbs().maxCoeff() * m.error;
+      out.method = weaker(out.method, m.method);
+    }
+    if (side == 0) out.value.transposeInPlace();
+    return out;
+  }
+  return std::nullopt;
 }
 
 /// One quadrature per entry, over the different Gaussians behind the factors.
@@ -1365,6 +1504,7 @@ MomentEngine::Moment MomentEngine::single_entries(const std::vector<std::pair<in
   });
   for (const std::string& f : failures)
     if (!f.empty()) throw Unknown{f, {}};
+  disturb(out.value, *std::max_element(errors.begin(), errors.end()));
   out.error = *std::max_element(errors.begin(), errors.end()) + 2 * relative * out.value.cwiseAbs().maxCoeff();
   return out;
 }

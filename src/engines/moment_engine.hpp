@@ -39,7 +39,9 @@ class MomentEngine {
  public:
   MomentEngine(const ir::Program& program, const std::vector<ir::NodeId>& outputs, const Executor& executor);
   ~MomentEngine();
-  /// Evaluates what the outputs need.
+  /// Evaluates what the outputs need.  First-order bounds of errors multiply along a program; where one exceeds 1e-9 of the value,
+  /// the error is measured instead: 4 times the largest change in kDisturbedRuns runs in which every closed form and quadrature
+  /// is moved by its own error with random signs.
   void run();
   /// An output, or why something else is unknown; other numbers are released.
   [[nodiscard]] const MomentValue& operator[](ir::NodeId id) const { return finite_[id.value]; }
@@ -64,6 +66,9 @@ class MomentEngine {
   struct Moment;   ///< a matrix of moments with its error and method
   struct Unknown;  ///< thrown inside
 
+  void evaluate();
+  void measure_errors();
+  void disturb(Matrix& values, double error);
   void step(ir::NodeId id);
   void finite_step(ir::NodeId id, const ir::Node& node);
   Field field_step(ir::NodeId id, const ir::Node& node);
@@ -98,13 +103,17 @@ class MomentEngine {
   std::optional<Moment> polynomial_moment(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   std::optional<Moment> same_side(const Factor& s, const Factor& t, int rows);
   Moment mean(const Factor& s, int rows);
+  Moment slope(const std::vector<Factor>& factors, std::size_t k, int rows);
+  std::optional<Moment> stein(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   Moment single_entries(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   Moment mean_of(const Field& x);
   double amplification(FunctionTable::Id f, const Eigen::VectorXd& variances);
   void note(const MomentStatus& status);
 
   const ir::Program& program_;
+  std::vector<ir::NodeId> outputs_;
   std::vector<bool> needed_, kept_;
+  std::uint64_t disturbance_ = 0;  ///< state of the random signs; 0: none
   ir::NodeId not_finite_;
   const Executor& executor_;
   FunctionTable functions_;

@@ -236,6 +236,26 @@ TEST(Kernels, AfterTrainingTheyAreAveragesOverParticles) {
 
 // ---- choice of methods ------------------------------------------------------------------------------
 
+// A jump in a function is a delta in its derivative: E step'(h) = density of h at 0.
+TEST(Corrections, OfFunctionsWithJumpsContainTheirDeltas) {
+  const char* program = R"(width n
+random x : [2, n] ~ normal(0, [[1, 0.6], [0.6, 2]])
+param W : [n, n] ~ normal(0, 1 / n)
+h = W @ x
+u = W' @ step(h[0])
+w = W' @ (step(h[0]) * relu(h[1]))
+s = W' @ (where(h[0] > 0.5, 2, -1) * sin(h[1]))
+report E(u * x[0]), E(u * x[1]), E(w * x[0]), E(w * x[1]), E(s * x[0]), E(s * x[1])
+)";
+  const auto exact = limit_of(program, engine(Engine::kMoments));
+  const double density = 1 / std::sqrt(2 * std::numbers::pi);
+  EXPECT_NEAR(exact.reports[0].value[0], density, 1e-14);
+  EXPECT_NEAR(exact.reports[1].value[0], 0.6 * density, 1e-14);
+  const auto sampled = limit_of(program, particles(65536, 8));
+  for (std::size_t k = 0; k < exact.reports.size(); ++k)
+    EXPECT_NEAR(exact.reports[k].value[0], sampled.reports[k].value[0], 6 * sampled.reports[k].error[0] + 1e-9) << k;
+}
+
 TEST(Methods, AreTheStrongestThatApply) {
   const Module module = parsed(R"(width n
 random x : [4, n] ~ normal(0, 1)

@@ -16,6 +16,7 @@ struct TwoSlope {
   double below = 0;
   double above = 1;
   double slope_at_zero = 0;  ///< f'(0); matters only where a or b is 0
+  friend bool operator==(const TwoSlope&, const TwoSlope&) = default;
 };
 
 /// `below` for x < 0, `above` for x > 0, `at_zero` at 0: sign (-1, 1, 0), step (0, 1, 0), the derivative of a TwoSlope.
@@ -23,11 +24,13 @@ struct TwoStep {
   double below = 0;
   double above = 1;
   double at_zero = 0;
+  friend bool operator==(const TwoStep&, const TwoStep&) = default;
 };
 
 /// max(x, 0)^n for n >= 0; n = 0 is 1[x > 0].
 struct ReluPower {
   int n = 1;
+  friend bool operator==(const ReluPower&, const ReluPower&) = default;
 };
 
 /// A erf(B x) + C.
@@ -35,22 +38,26 @@ struct ScaledErf {
   double A = 1;
   double B = 1;
   double C = 0;
+  friend bool operator==(const ScaledErf&, const ScaledErf&) = default;
 };
 
 /// A exp(-B x^2).  B < 0 is allowed where the moments exist (1 + 2 B (a + b) + 4 B^2 (ab - c^2) > 0); elsewhere infinite.
 struct GaussBell {
   double A = 1;
   double B = 1;
+  friend bool operator==(const GaussBell&, const GaussBell&) = default;
 };
 
 /// A x Phi(x), Phi the standard normal distribution function.
 struct Gelu {
   double A = 1;
+  friend bool operator==(const Gelu&, const Gelu&) = default;
 };
 
 /// A (Phi(x) + x phi(x)), the derivative of Gelu{A}.
 struct GeluDerivative {
   double A = 1;
+  friend bool operator==(const GeluDerivative&, const GeluDerivative&) = default;
 };
 
 /// A sin(w x + p); the cosine has p = pi/2.
@@ -58,17 +65,20 @@ struct Sine {
   double A = 1;
   double w = 1;
   double p = 0;
+  friend bool operator==(const Sine&, const Sine&) = default;
 };
 
 /// A exp(B x).
 struct ScaledExp {
   double A = 1;
   double B = 1;
+  friend bool operator==(const ScaledExp&, const ScaledExp&) = default;
 };
 
 /// sum_j coefficients[j] x^j, any degree; no coefficients is 0.
 struct Polynomial {
   std::vector<double> coefficients;
+  friend bool operator==(const Polynomial&, const Polynomial&) = default;
 };
 
 using DualFunction =
