@@ -8,6 +8,7 @@
 #include <tuple>
 #include <vector>
 
+#include <Eigen/Dense>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
 
@@ -235,6 +236,117 @@ TEST(Kernels, AfterTrainingTheyAreAveragesOverParticles) {
 }
 
 // ---- choice of methods ------------------------------------------------------------------------------
+
+// ---- the pi-limit -----------------------------------------------------------------------------------
+
+using Rows = Eigen::MatrixXd;
+
+std::string literal(const Rows& m) {
+  std::string out = "[";
+  for (Eigen::Index i = 0; i < m.rows(); ++i) {
+    out += i == 0 ? "[" : ", [";
+    for (Eigen::Index j = 0; j < m.cols(); ++j) out += fmt::format("{}{:.17g}", j == 0 ? "" : ", ", m(i, j));
+    out += "]";
+  }
+  return out + "]";
+}
+
+struct PiNetwork {
+  static constexpr double lr = 0.05, decay = 0.02, f1 = 0.5, fL = 0.3, fb = 0.7, fa = 1.5, la = 0.8, beta = 0.4;
+  Rows X, Y, A1;
+  std::vector<Rows> A, B, bias;  // of layers 1 .. H; biases of layers 1 .. H + 1
+};
+
+/// Outputs before each step by the recursion for g in R^r (docs/sources.md, S10).
+std::vector<Rows> pi_recursion(PiNetwork s, int batch, int steps) {
+  using N = PiNetwork;
+  const std::size_t H = s.A.size();
+  std::vector<Rows> out, m(H);
+  for (std::size_t k = 0; k < H; ++k) m[k] = s.B[k].rowwise().norm(), s.B[k] = m[k].asDiagonal().inverse() * s.B[k];
+  for (int t = 0; t < steps; ++t) {
+    const Rows x = s.X.middleRows(t * batch, batch), y = s.Y.middleRows(t * batch, batch);
+    std::vector<Rows> g{N::fa * x * s.A1 + N::beta * s.bias[0].replicate(batch, 1)}, norms, unit, q;
+    for (std::size_t k = 0; k < H; ++k) {
+      norms.push_back(g[k].rowwise().norm());
+      unit.push_back(norms[k].asDiagonal().inverse() * g[k]);
+      q.push_back((unit[k] * s.B[k].transpose()).cwiseMax(-1).cwiseMin(1));
+      Rows j00 = q[k].unaryExpr([](double c) { return (std::sqrt(1 - c * c) + c * std::acos(-c)) / (2 * std::numbers::pi); });
+      j00 = norms[k].col(0).asDiagonal() * j00 * m[k].col(0).asDiagonal();
+      g.push_back(j00 * s.A[k] + N::beta * s.bias[k + 1].replicate(batch, 1));
+    }
+    out.push_back(N::la * g[H]);
+    std::vector<Rows> d(H + 1);
+    d[H] = N::la * (out.back() - y) / batch;
+    for (std::size_t k = H; k-- > 0;) {
+      const Rows dg = d[k + 1] * s.A[k].transpose() * m[k].col(0).asDiagonal();
+      const Rows j11 = q[k].unaryExpr([](double c) { return std::acos(-c) / (2 * std::numbers::pi); });
+      const Rows j02 = norms[k].col(0).asDiagonal().inverse() * q[k].unaryExpr([](double c) { return std::sqrt(1 - c * c) / (2 * std::numbers::pi); });
+      const Rows along = dg.cwiseProduct(j02).rowwise().sum();
+      d[k] = dg.cwiseProduct(j11) * s.B[k] + along.col(0).asDiagonal() * g[k];
+    }
+    s.A1 = (1 - N::lr * N::decay * N::f1) * s.A1 - N::lr * N::f1 * N::fa * x.transpose() * d[0];
+    for (std::size_t k = 0; k <= H; ++k) s.bias[k] = ((1 - N::lr * N::decay * N::fb) * s.bias[k] - N::lr * N::fb * N::beta * d[k].colwise().sum()).eval();
+    for (std::size_t k = 0; k < H; ++k) {
+      const double c = k + 1 == H ? N::fL : 1;
+      const Rows a = s.A[k], b = s.B[k], old = m[k], added = norms[k].col(0).asDiagonal() * d[k + 1];
+      s.A[k].resize(a.rows() + batch, a.cols());
+      s.B[k].resize(b.rows() + batch, b.cols());
+      m[k].resize(a.rows() + batch, 1);
+      s.A[k] << a, added;
+      s.B[k] << b, unit[k];
+      m[k] << (1 - N::lr * N::decay * c) * old, Rows::Constant(batch, 1, -N::lr * c);
+    }
+  }
+  return out;
+}
+
+std::string pi_program(const PiNetwork& s, int batch, int steps) {
+  using N = PiNetwork;
+  const std::size_t H = s.A.size();
+  std::string out = fmt::format("width n\nconst lr = {}\nconst wd = {}\nfn project(O, d) = O @ gram(d, O')\ndata X = {}\ndata Y = {}\ndata A0 = {}\n", N::lr, N::decay, literal(s.X), literal(s.Y), literal(s.A1));
+  for (std::size_t k = 1; k <= H; ++k) out += fmt::format("data A{0} = {1}\ndata B{0} = {2}\nrandom O{0} : [n, {3}] ~ normal(0, 1)\n", k, literal(s.A[k - 1]), literal(s.B[k - 1]), s.B[0].cols());
+  for (std::size_t k = 1; k <= H + 1; ++k) out += fmt::format("data c{} = {}\n", k, literal(s.bias[k - 1]));
+  for (std::size_t k = 1; k <= H; ++k) out += fmt::format("b{0} = O{0} @ c{0}[0]\n", k);
+  out += fmt::format("b{0} = c{0}[0]\nU = (O1 @ A0)'\nv = einsum(\"mk,mn->kn\", A{1}, relu(O{1} @ B{1}))\n", H + 1, H);
+  for (std::size_t k = 2; k <= H; ++k) out += fmt::format("param W{0} : [n, n] ~ normal(0, 0)\nW{0} += outer(O{0} @ A{1}, relu(O{1} @ B{1})) / n\n", k, k - 1);
+  out += fmt::format("for t in 0..{0} {{\nx = X[t*{1}..(t+1)*{1}]\ny = Y[t*{1}..(t+1)*{1}]\nh1 = {2} * (U @ x) + {3} * b1\nz1 = relu(h1)\n", steps, batch, N::fa, N::beta);
+  for (std::size_t k = 2; k <= H; ++k) out += fmt::format("h{0} = W{0} @ z{1} + {2} * b{0}\nz{0} = relu(h{0})\n", k, k - 1, N::beta);
+  out += fmt::format("f = {} * (v @ z{} / n + {} * b{})\nreport f\ne = grad(mse(f, y), f)\n", N::la, H, N::beta, H + 1);
+  for (std::size_t k = 1; k <= H; ++k) out += fmt::format("d{0} = project(O{0}, n * grad(mse(f, y), h{0}))\n", k);
+  out += fmt::format("U = (1 - lr * wd * {0}) * U - lr * {0} * {1} * einsum(\"pn,pd->dn\", d1, x)'\n", N::f1, N::fa);
+  for (std::size_t k = 2; k <= H; ++k) out += fmt::format("W{0} *= 1 - lr * wd\nW{0} -= lr * outer(d{0}, z{1}) / n\n", k, k - 1);
+  out += fmt::format("v = (1 - lr * wd * {0}) * v - lr * {0} * {1} * einsum(\"pk,pn->kn\", e, z{2})\n", N::fL, N::la, H);
+  for (std::size_t k = 1; k <= H; ++k) out += fmt::format("b{0} = (1 - lr * wd * {1}) * b{0} - lr * {1} * {2} * sum(d{0}, axis = 0)\n", k, N::fb, N::beta);
+  return out + fmt::format("b{0} = (1 - lr * wd * {1}) * b{0} - lr * {1} * {2} * sum(e, axis = 0)\n}}\n", H + 1, N::fb, N::beta * N::la);
+}
+
+TEST(PiLimit, FollowsItsRecursion) {
+  const int d = 5, r = 6, batch = 3, steps = 10, rows = 4, outputs = 2;
+  unsigned state = 1;
+  const auto random = [&](int a, int b) {
+    return Rows(Rows::NullaryExpr(a, b, [&] { return static_cast<double>((state = state * 1664525U + 1013904223U) >> 8) / (1U << 23) - 1; }));
+  };
+  for (int layers = 1; layers <= 3; ++layers) {
+    PiNetwork s{random(batch * steps, d), random(batch * steps, outputs), random(d, r), {}, {}, {}};
+    for (int k = 1; k <= layers; ++k) {
+      s.A.push_back(random(rows, k == layers ? outputs : r));
+      s.B.push_back(random(rows, r));
+      s.bias.push_back(random(1, r));
+    }
+    s.bias.push_back(random(1, outputs));
+    const auto expected = pi_recursion(s, batch, steps);
+    const auto result = limit_of(pi_program(s, batch, steps), engine(Engine::kMoments));
+    ASSERT_EQ(result.reports[0].method, Method::kClosedForm);
+    for (int t = 0; t < steps; ++t)
+      for (int p = 0; p < batch; ++p)
+        for (int k = 0; k < outputs; ++k) {
+          const auto slot = static_cast<std::size_t>((t * batch + p) * outputs + k);
+          const double truth = expected[static_cast<std::size_t>(t)](p, k);
+          EXPECT_NEAR(result.reports[0].value[slot], truth, 1e-12 * (1 + std::abs(truth))) << layers << ' ' << t;
+          EXPECT_LT(result.reports[0].error[slot], 1e-8) << layers << ' ' << t;
+        }
+  }
+}
 
 // A jump in a function is a delta in its derivative: E step'(h) = density of h at 0.
 TEST(Corrections, OfFunctionsWithJumpsContainTheirDeltas) {
