@@ -55,7 +55,8 @@ std::uint64_t hash_of(const Op& op, const Type& type, const std::vector<NodeId>&
                         [&](const Parameter& p) { h.word(p.index); },
                         [&](const MatMul& m) { h.word(m.transposed); },
                         [&](const GaussianMatrix& g) { h.word(g.source.value); }, [&](const ScaleMatrix&) {},
-                        [&](const UpdateMatrix&) {}, [&](const Eigvals&) {}, [&](const Samples& s) { h.number(s.count); },
+                        [&](const UpdateMatrix&) {}, [&](const Eigvals&) {},
+                        [&](const TrainingOperator& t) { h.real(t.rate); h.real(t.time); h.real(t.ridge); h.word(t.flow); }, [&](const Samples& s) { h.number(s.count); },
                         [&](const Histogram& s) { h.real(s.low); h.real(s.high); h.number(s.bins); }},
              op);
   return h.value();
@@ -92,6 +93,7 @@ bool same_op(const Op& a, const Op& b) {
           [&](const ScaleMatrix&) { return true; },
           [&](const UpdateMatrix&) { return true; },
           [&](const Eigvals&) { return true; },
+          [&](const TrainingOperator& x) { return x == std::get<TrainingOperator>(b); },
           [&](const Samples& x) { return x.count == std::get<Samples>(b).count; },
           [&](const Histogram& x) {
             const auto& y = std::get<Histogram>(b);

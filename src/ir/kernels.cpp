@@ -292,6 +292,39 @@ void eigenvalues(const Dims& dims, const View& in, MutableView out) {
   }
 }
 
+/// h of TrainingOperator.
+double learned(const TrainingOperator& t, double z) {
+  if (t.flow) return z == 0 ? t.rate * t.time : -std::expm1(-t.rate * t.time * z) / z;
+  const double x = t.rate * z;
+  if (z == 0) return t.rate * t.time;
+  return x < 1 ? -std::expm1(t.time * std::log1p(-x)) / z : (1 - std::pow(1 - x, t.time)) / z;
+}
+
+void training_operator(const TrainingOperator& t, Index p, Index q, const View& kernel, const View& across, MutableView out) {
+  const RowMajor theta(kernel.data, p, p), theta_x(across.data, q, p);
+  Eigen::Map<Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>> result(out.data, q, p);
+  if (!theta.allFinite() || !theta_x.allFinite()) {
+    result.setConstant(std::numeric_limits<double>::quiet_NaN());
+    return;
+  }
+  Eigen::MatrixXd symmetric = 0.5 * (theta + theta.transpose());
+  symmetric.diagonal().array() += t.ridge * symmetric.trace() / static_cast<double>(p);
+  const double resolved = static_cast<double>(p) * std::numeric_limits<double>::epsilon();
+  if (std::isinf(t.time)) {
+    const Eigen::LLT<Eigen::MatrixXd> llt(symmetric);
+    if (llt.info() == Eigen::Success && llt.rcond() > 10 * resolved) {
+      result = llt.solve(theta_x.transpose()).transpose();
+      return;
+    }
+  }
+  // Repeated samples make kernels singular; what lies in the null space is not learned, and no output depends on it.
+  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(symmetric);
+  const Eigen::VectorXd& z = solver.eigenvalues();
+  Eigen::VectorXd h(p);
+  for (Index i = 0; i < p; ++i) h(i) = !std::isinf(t.time) ? learned(t, z(i)) : z(i) > 10 * resolved * z(p - 1) ? 1 / z(i) : 0;
+  result.noalias() = theta_x * (solver.eigenvectors() * h.asDiagonal() * solver.eigenvectors().transpose());
+}
+
 }  // namespace
 
 bool is_average(const Op& op) {
@@ -309,7 +342,7 @@ bool is_rowwise(const Op& op) {
                                [](const Expand&) { return true; }, [](const Concat&) { return true; },
                                [](const Stop&) { return true; }, [](const Parameter&) { return false; }, [](const MatMul&) { return false; },
                                [](const GaussianMatrix&) { return false; }, [](const ScaleMatrix&) { return false; },
-                               [](const UpdateMatrix&) { return false; }, [](const Eigvals&) { return true; },
+                               [](const UpdateMatrix&) { return false; }, [](const Eigvals&) { return true; }, [](const TrainingOperator&) { return true; },
                                [](const Samples&) { return false; }, [](const Histogram&) { return false; }},
                     op);
 }
@@ -385,6 +418,7 @@ void evaluate_rows(const Node& node, const std::vector<const Type*>& types, cons
           [&](const Stop&) { copy_all(); },
           [&](const Parameter&) { impossible(); },
           [&](const Eigvals&) { eigenvalues(types[0]->dims, in[0], out); },
+          [&](const TrainingOperator& t) { training_operator(t, types[0]->dims[0], types[1]->dims[0], in[0], in[1], out); },
           [&](const Constant&) { impossible(); },
           [&](const StandardNormal&) { impossible(); },
           [&](const Average&) { impossible(); },

@@ -44,6 +44,7 @@ const char* op_name(const Op& op) {
                  [](const MatMul& m) { return m.transposed ? "matmul_transposed" : "matmul"; },
                  [](const GaussianMatrix&) { return "gaussian_matrix"; }, [](const ScaleMatrix&) { return "scale_matrix"; },
                  [](const UpdateMatrix&) { return "update_matrix"; }, [](const Eigvals&) { return "eigvals"; },
+                 [](const TrainingOperator&) { return "training_operator"; },
                  [](const Samples&) { return "samples"; }, [](const Histogram&) { return "histogram"; }},
       op);
 }
@@ -196,6 +197,12 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
             type.dims.pop_back();
             return type;
           },
+          [&](const TrainingOperator&) {
+            const Type kernel = tensor(0), across = tensor(1);
+            TPLIMIT_CHECK(!kernel.width && !across.width && kernel.dims.size() == 2 && across.dims.size() == 2 && kernel.dims[0] == kernel.dims[1] && across.dims[1] == kernel.dims[0],
+                          "a kernel of the training samples, and one of other samples with these");
+            return across;
+          },
           [&](const Samples& s) {
             Type type = tensor(0);
             TPLIMIT_CHECK(type.width, "samples of coordinates");
@@ -266,6 +273,7 @@ std::string to_text(const Program& program) {
                    [&](const GaussianMatrix& g) { return " " + program.sources[g.source.value].name; },
                    [](const ScaleMatrix&) { return std::string(); }, [](const UpdateMatrix&) { return std::string(); },
                    [](const Eigvals&) { return std::string(); },
+                   [](const TrainingOperator& t) { return fmt::format(" {} {} {} {}", t.rate, t.time, t.ridge, t.flow); },
                    [](const Samples& s) { return fmt::format(" {}", s.count); },
                    [](const Histogram& h) { return fmt::format(" {} {} {}", h.low, h.high, h.bins); }},
         node.op);

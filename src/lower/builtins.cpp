@@ -39,6 +39,9 @@ std::string form_of(const std::string& name) {
       {"outer", "outer(d, x)"},
       {"einsum", "einsum(\"pk,k->p\", a, b)"},
       {"grad", "grad(loss, theta)"},
+      {"predict_gd", "predict_gd(Theta, Theta_x, y, lr = rate, steps = k), with time = t for gradient flow, with neither after convergence"},
+      {"predict_gd_covariance", "predict_gd_covariance(Theta, Theta_x, K, K_x, K_xx, lr = rate, steps = k)"},
+      {"largest_rate", "largest_rate(Theta)"},
       {"permutation", "permutation(size, seed)"},
       {"one_hot", "one_hot(labels, classes)"},
       {"leaky_relu", "leaky_relu(x) or leaky_relu(x, slope)"},
@@ -68,7 +71,8 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
       {"eigvals", &Lowerer::builtin_eigvals}, {"min_eig", &Lowerer::builtin_min_eig}, {"trace", &Lowerer::builtin_trace},
       {"norm", &Lowerer::builtin_norm},       {"samples", &Lowerer::builtin_samples}, {"hist", &Lowerer::builtin_hist},
       {"outer", &Lowerer::builtin_outer},     {"einsum", &Lowerer::builtin_einsum},   {"grad", &Lowerer::builtin_grad},
-      {"permutation", &Lowerer::builtin_permutation},                                 {"one_hot", &Lowerer::builtin_one_hot}};
+      {"permutation", &Lowerer::builtin_permutation},                                 {"one_hot", &Lowerer::builtin_one_hot},
+      {"predict_gd", &Lowerer::builtin_predict_gd}, {"predict_gd_covariance", &Lowerer::builtin_predict_gd_covariance}, {"largest_rate", &Lowerer::builtin_largest_rate}};
   return table;
 }
 

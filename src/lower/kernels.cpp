@@ -1,3 +1,6 @@
+#include <cmath>
+#include <limits>
+
 #include "lower/lowerer.hpp"
 #include "tplimit/passes/batch.hpp"
 
@@ -175,6 +178,74 @@ Value Lowerer::builtin_nngp(const ast::Call& call, Span span) {
       fail("E2132", "a part of the output is not linear in a centred Gaussian", call.args[0]->span, "", "its fluctuations are not covered by a kernel");
   }
   return {Tensor{sum, {{false, f.rows}, {false, f.columns}}}};
+}
+
+// ---- training under a fixed kernel -------------------------------------------------------------------
+
+/// A_t = Theta_x Theta^-1 (1 - G_t) [Q, P]; the loss is mse, so the rate per sample is lr / P.
+Tensor Lowerer::training_operator(Arguments& a, Tensor& kernel, Tensor& across) {
+  kernel = square_matrix(a);
+  across = finite(a.positional[1], a.spans[1], "a kernel of other samples with the training samples");
+  if (kernel.axes.size() != 2 || across.axes.size() != 2 || across.axes[1].size != kernel.axes[0].size)
+    fail("E2202", "kernels of training samples do not fit together", a.span, fmt::format("{} and {}", text(kernel.axes), text(across.axes)), "the first is [P, P], as ntk(f, X), the second [Q, P], as ntk(f, X2, X)");
+  const auto option = [&](const char* name, double otherwise) {
+    const auto it = a.named.find(name);
+    if (it == a.named.end()) return otherwise;
+    const double x = plain_number(it->second.first, it->second.second, name);
+    if (!(x >= 0)) fail("E2133", fmt::format("'{}' is negative or not a number", name), it->second.second, fmt::format("this is {}", x));
+    return x;
+  };
+  const double forever = std::numeric_limits<double>::infinity();
+  const bool flow = a.named.contains("time");
+  if (flow && a.named.contains("steps")) fail("E2133", "'steps' and 'time' exclude each other", a.named.at("time").second, "", "steps = k: gradient descent; time = t: gradient flow");
+  const double time = option(flow ? "time" : "steps", forever), lr = option("lr", 0), ridge = option("reg", 0);
+  if (!flow && std::isfinite(time) && time != std::floor(time)) fail("E2133", "the number of steps is an integer", a.named.at("steps").second, fmt::format("this is {}", time));
+  if (std::isfinite(time) && !a.named.contains("lr")) fail("E2133", "a rate is missing", a.span, "", "lr = rate; only the limit of long training does not depend on it");
+  if (std::isinf(lr) || std::isinf(ridge)) fail("E2133", "a rate or a regularisation is infinite", a.span);
+  return {build(a.span).add(ir::TrainingOperator{lr / static_cast<double>(kernel.axes[0].size), time, ridge, flow}, {kernel.node, across.node}), across.axes};
+}
+
+/// Mean of the ensemble of trained networks: A_t y.
+Value Lowerer::builtin_predict_gd(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 3, 3, {"lr", "steps", "time", "reg"});
+  Tensor kernel, across;
+  const Tensor op = training_operator(a, kernel, across);
+  const Tensor y = finite(a.positional[2], a.spans[2], "targets");
+  if (y.axes.empty() || y.axes.size() > 2 || y.axes[0].size != kernel.axes[0].size)
+    fail("E2202", "targets stand along the first axis, one for each training sample", a.spans[2], fmt::format("{} for {} samples", text(y.axes), kernel.axes[0].size));
+  ir::Builder& b = build(a.span);
+  Axes axes{op.axes[0]};
+  if (y.axes.size() == 2) axes.push_back(y.axes[1]);
+  return {Tensor{b.contract(op.node, y.axes.size() == 2 ? b.permute(y.node, {1, 0}) : y.node, 0, 1, false), axes}};
+}
+
+/// K_xx + A K A' - A K_x' - K_x A', K the covariance of the initial outputs.
+Value Lowerer::builtin_predict_gd_covariance(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 5, 5, {"lr", "steps", "time", "reg"});
+  Tensor kernel, across;
+  const Tensor op = training_operator(a, kernel, across);
+  const auto given = [&](std::size_t k, const Axes& axes) {
+    const Tensor x = finite(a.positional[k], a.spans[k], "a covariance of initial outputs");
+    if (x.axes != axes) fail("E2202", "covariances of initial outputs do not fit the kernels", a.spans[k], fmt::format("{}, expected {}", text(x.axes), text(axes)));
+    return x.node;
+  };
+  const NodeId k = given(2, kernel.axes), k_x = given(3, across.axes), k_xx = given(4, {across.axes[0], across.axes[0]});
+  ir::Builder& b = build(a.span);
+  const auto product = [&](NodeId x, NodeId y) { return b.contract(x, y, 0, 1, false); };  // x y'
+  const NodeId mixed = product(k_x, op.node);
+  const NodeId sum = b.plus(k_xx, product(product(op.node, k), op.node));
+  return {Tensor{b.minus(b.minus(sum, mixed), b.permute(mixed, {1, 0})), {across.axes[0], across.axes[0]}}};
+}
+
+/// 2 P / lambda_max: beyond, full-batch descent on mse diverges.
+Value Lowerer::builtin_largest_rate(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 1, {});
+  const Tensor kernel = square_matrix(a);
+  if (kernel.axes.size() != 2) fail("E2216", "'largest_rate' takes one kernel", a.spans[0], "this has shape " + text(kernel.axes));
+  ir::Builder& b = build(a.span);
+  const std::int64_t p = kernel.axes[0].size;
+  const NodeId largest = b.reshape(b.gather(b.add(ir::Eigvals{}, {kernel.node}), 0, {p - 1}), {});
+  return {Tensor{b.map(Fn::kDiv, {b.constant(2.0 * static_cast<double>(p)), largest}), {}}};
 }
 
 }  // namespace tplimit::lowering

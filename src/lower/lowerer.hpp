@@ -178,6 +178,10 @@ class Lowerer {
   NodeId gradient_kernel(const SampleModel& f, const Derivative& d);
   Value builtin_ntk(const ast::Call& call, Span span);
   Value builtin_nngp(const ast::Call& call, Span span);
+  Tensor training_operator(Arguments& a, Tensor& kernel, Tensor& across);
+  Value builtin_predict_gd(Arguments& a);
+  Value builtin_predict_gd_covariance(Arguments& a);
+  Value builtin_largest_rate(Arguments& a);
   Tensor square_matrix(Arguments& a);
   Tensor reduce(const Tensor& x, std::optional<std::size_t> axis, bool maximum);
   Tensor reduce_axis(const Tensor& x, std::size_t axis, bool maximum);

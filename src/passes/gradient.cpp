@@ -201,6 +201,7 @@ class Reverse {
             },
             [&](const UpdateMatrix&) { propagate_update(node, g.outer); },
             [&](const Eigvals&) { not_differentiable("eigvals"); },
+            [&](const TrainingOperator&) { not_differentiable("predict_gd"); },
             [&](const Samples&) { not_differentiable("samples"); },
             [&](const Histogram&) { not_differentiable("hist"); },
         },

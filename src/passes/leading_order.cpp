@@ -432,6 +432,18 @@ class Analysis {
     return to;
   }
   Order visit(const Eigvals& op, const Node& node) { return same_size(op, node); }
+  Order visit(const TrainingOperator& op, const Node& node) {
+    Order to;
+    const auto kept = keep_largest(to, node);
+    if (to.lead && *to.lead > 0) {
+      reject("E3103", "a kernel of 'predict_gd' explodes", fmt::format("it grows like {}", power(*to.lead)), "scale the kernel by a power of the width first");
+      return {};
+    }
+    no_parity(to);
+    to.positive = false;
+    to.out = builder_.add(op, kept);
+    return to;
+  }
   Order visit(const Samples& op, const Node& node) {
     Order to = same_size(op, node);
     to.odd = to.mixed = 0;

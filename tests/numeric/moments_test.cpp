@@ -237,6 +237,50 @@ TEST(Kernels, AfterTrainingTheyAreAveragesOverParticles) {
 
 // ---- choice of methods ------------------------------------------------------------------------------
 
+// ---- training under a fixed kernel ------------------------------------------------------------------
+
+// The third sample repeats the first: the kernel is singular, and their targets disagree.
+TEST(PredictGd, FollowsDescentFlowAndPosteriorOfASingularKernel) {
+  const auto result = limit_of(R"(width n
+data X = [[1, 0.5], [-0.3, 1], [1, 0.5], [0.2, -0.8]]
+data Z = [[0.4, 0.4], [1, 0.5]]
+data y = [1, -1, 0.6, 0.3]
+param U : [n, 2] ~ normal(0, 1)
+param v : [n] ~ normal(0, 1)
+model net(x) { return v @ relu(U @ x) / sqrt(n) }
+Theta = ntk(net, X)
+across = ntk(net, Z, X)
+K = nngp(net, X)
+K_across = nngp(net, Z, X)
+fn loop(T, lr) = predict_gd(Theta, across, y, lr = lr, steps = T)
+# S = f(X) - f_0(X) as a matrix that acts on y - f_0(X); A the same for Z.
+S = zeros(4, 4)
+A = zeros(2, 4)
+I = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
+for t in 0..7 {
+  R = 0.3 / 4 * (I - S)
+  A = A + across @ R'
+  S = S + Theta @ R'
+}
+report A @ y, predict_gd(Theta, across, y, lr = 0.3, steps = 7)
+report nngp(net, Z) + (A @ K) @ A - A @ K_across - (A @ K_across)', predict_gd_covariance(Theta, across, K, K_across, nngp(net, Z), lr = 0.3, steps = 7)
+report predict_gd(Theta, across, y, lr = 1e-4, steps = 20000), predict_gd(Theta, across, y, lr = 1, time = 2)
+report predict_gd(K, K_across, y), predict_gd(K, K_across, y, lr = 0.5, time = 1e6)
+report predict_gd(K, K, y)[0], largest_rate(Theta), 8 / max(eigvals(Theta))
+)", engine(Engine::kMoments));
+  const auto equal = [&](std::size_t a, std::size_t b, double tolerance) {
+    const auto &x = result.reports[a], &y = result.reports[b];
+    ASSERT_EQ(x.value.size(), y.value.size());
+    for (std::size_t k = 0; k < x.value.size(); ++k) EXPECT_NEAR(x.value[k], y.value[k], tolerance) << a << ' ' << k;
+  };
+  equal(0, 1, 1e-12);
+  equal(2, 3, 1e-12);
+  equal(4, 5, 1e-4);
+  equal(6, 7, 1e-8);
+  EXPECT_NEAR(result.reports[8].value[0], 0.8, 1e-9);  // least squares between contradicting targets
+  equal(9, 10, 1e-12);
+}
+
 // ---- the pi-limit -----------------------------------------------------------------------------------
 
 using Rows = Eigen::MatrixXd;

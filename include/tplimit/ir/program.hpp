@@ -78,12 +78,19 @@ struct ScaleMatrix {};                                                         /
 /// (W, c_1, D_1, X_1, c_2, ..) -> W + sum_k c_k sum_p D_k[p] X_k[p]' / n, p over all finite indices.
 struct UpdateMatrix {};
 struct Eigvals {};                                                             ///< symmetric [.., k, k] -> [.., k], ascending
+/// (Theta [p, p], Theta_x [q, p]) -> Theta_x h(Theta + ridge tr(Theta)/p I) [q, p], h(z) = (1 - g(z)) / z with g(z) = (1 - rate z)^time
+/// (descent) or exp(-rate time z) (flow), 1/z for time = inf: the outputs learned from targets under a fixed kernel.
+struct TrainingOperator {
+  double rate, time, ridge;
+  bool flow;
+  friend bool operator==(const TrainingOperator&, const TrainingOperator&) = default;
+};
 struct Samples { std::int64_t count; };                                        ///< the first `count` coordinates, as a last axis
 struct Histogram { double low, high; std::int64_t bins; };                     ///< fractions of coordinates per bin, as a last axis
 
 using Op = std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum, ReduceMax, Gather, ScatterAdd,
                         Permute, Reshape, Expand, Concat, Stop, Parameter, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix, Eigvals,
-                        Samples, Histogram>;
+                        TrainingOperator, Samples, Histogram>;
 
 [[nodiscard]] const char* op_name(const Op& op);
 
