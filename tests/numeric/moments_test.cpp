@@ -252,18 +252,17 @@ Theta = ntk(net, X)
 across = ntk(net, Z, X)
 K = nngp(net, X)
 K_across = nngp(net, Z, X)
-fn loop(T, lr) = predict_gd(Theta, across, y, lr = lr, steps = T)
 # S = f(X) - f_0(X) as a matrix that acts on y - f_0(X); A the same for Z.
 S = zeros(4, 4)
 A = zeros(2, 4)
 I = [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]
 for t in 0..7 {
   R = 0.3 / 4 * (I - S)
-  A = A + across @ R'
-  S = S + Theta @ R'
+  A = A + (across @ R')'
+  S = S + (Theta @ R')'
 }
 report A @ y, predict_gd(Theta, across, y, lr = 0.3, steps = 7)
-report nngp(net, Z) + (A @ K) @ A - A @ K_across - (A @ K_across)', predict_gd_covariance(Theta, across, K, K_across, nngp(net, Z), lr = 0.3, steps = 7)
+report nngp(net, Z) + A @ (A @ K)' - A @ K_across - (A @ K_across)', predict_gd_covariance(Theta, across, K, K_across, nngp(net, Z), lr = 0.3, steps = 7)
 report predict_gd(Theta, across, y, lr = 1e-4, steps = 20000), predict_gd(Theta, across, y, lr = 1, time = 2)
 report predict_gd(K, K_across, y), predict_gd(K, K_across, y, lr = 0.5, time = 1e6)
 report predict_gd(K, K, y)[0], largest_rate(Theta), 8 / max(eigvals(Theta))
