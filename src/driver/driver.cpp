@@ -423,7 +423,7 @@ class LimitEvaluation {
   void find_moments() {
     if (options_.engine == Engine::kParticles) return;
     executor_.emplace(threads_);
-    moments_.emplace(program_, outputs_, *executor_);
+    moments_.emplace(program_, outputs_, *executor_, options_.merge_rows);
     moments_->run();
   }
   [[nodiscard]] bool known(NodeId id) const { return moments_ && (*moments_)[id].known(); }

@@ -1,6 +1,6 @@
 #pragma once
 
-#include <array>
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -10,6 +10,7 @@
 
 #include "engines/executor.hpp"
 #include "engines/function_table.hpp"
+#include "engines/sparse_polynomial.hpp"
 #include "tplimit/ir/program.hpp"
 
 namespace tplimit::engines {
@@ -37,7 +38,8 @@ struct MomentValue {
 /// Cost: gram matrices of P columns O(P^2) per pair of values; memory linear in their entries.
 class MomentEngine {
  public:
-  MomentEngine(const ir::Program& program, const std::vector<ir::NodeId>& outputs, const Executor& executor);
+  /// merge_rows: rows of sums over f(block) whose directions differ by less, relative to their size, become one.
+  MomentEngine(const ir::Program& program, const std::vector<ir::NodeId>& outputs, const Executor& executor, double merge_rows);
   ~MomentEngine();
   /// Evaluates what the outputs need.  First-order bounds of errors multiply along a program; where one exceeds 1e-9 of the value,
   /// the error is measured instead: 4 times the largest change in kDisturbedRuns runs in which every closed form and quadrature
@@ -54,6 +56,10 @@ class MomentEngine {
   using Matrix = Eigen::MatrixXd;
   using Columns = std::shared_ptr<const std::vector<int>>;  ///< which columns of an affine block; null: all in order
   struct Part;
+  struct Sum;
+  struct Variances;
+  struct Joined;
+  struct Slope;
   struct Affine;
   struct Family;
   struct Factor;
@@ -62,7 +68,7 @@ class MomentEngine {
   struct Version;
   struct Covariance;
   struct Component;
-  using Polynomials = std::vector<std::vector<std::pair<std::array<std::uint64_t, 2>, double>>>;
+  using Polynomials = std::vector<Sparse>;
   struct Moment;   ///< a matrix of moments with its error and method
   struct Unknown;  ///< thrown inside
 
@@ -70,11 +76,13 @@ class MomentEngine {
   void measure_errors();
   void disturb(Matrix& values, double error);
   void step(ir::NodeId id);
+  void collect_garbage();
   void finite_step(ir::NodeId id, const ir::Node& node);
   Field field_step(ir::NodeId id, const ir::Node& node);
   Field map(const ir::Map& m, const ir::Node& node);
   Field contract(const ir::Contract& c, const ir::Node& node);
   Field multiply(const Version& w, ir::NodeId x_node, bool transposed);
+  Field gaussian_part(const Version& w, ir::NodeId x_node, const std::shared_ptr<const Field>& x, bool transposed);
   MomentValue average(const ir::Node& node);
 
   // ---- algebra of fields
@@ -82,9 +90,19 @@ class MomentEngine {
   static Field remap(const Field& x, const std::vector<int>& index);  ///< -1: zero
   Field add(Field x, const Field& y, double sign);
   Field times(const Field& x, const Field& y);
+  [[nodiscard]] bool one_product(const Field& x, int depth) const;
   Field combine(const Matrix& weights, const Field& y);               ///< sum_s weights(j, s) y_s
   Field simplified(Field x);
+  [[nodiscard]] Field expanded(const Field& x) const;                 ///< without sums over blocks
+
+  // ---- sums over the rows of blocks
+  void join_sums(Field& x);
+  void append(Version& v, double c, const Field& d, const Field& x);
+  std::optional<Joined> join(FunctionTable::Id f, int a, int b);
+  int stacked(int a, int b, const std::vector<int>& row, const std::vector<double>& factor, int rows);
   [[nodiscard]] bool linear(const Field& x) const;
+  [[nodiscard]] const Affine& block(int affine) const { return *affines_[static_cast<std::size_t>(affine)]; }
+  int insert(Affine affine);
   int affine_of(const Field& x);
   struct Unary { FunctionTable::Id f; int affine; Columns columns; };
   std::optional<Unary> as_unary(const Field& x);
@@ -96,6 +114,8 @@ class MomentEngine {
   // ---- moments
   const Covariance& covariance(int p, int q);
   const Covariance& family_covariance(int f, int g);
+  const Variances& variances(int p);
+  static Matrix times_covariance(const Part& a, const Covariance& c, int rows, int size);
   [[nodiscard]] bool related(int p, int q) const;
   Moment cross(const Field& x, const Field& y);
   Moment term_moment(const Term& s, int rows, const Term& t, int columns);
@@ -103,8 +123,16 @@ class MomentEngine {
   std::optional<Moment> polynomial_moment(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   std::optional<Moment> same_side(const Factor& s, const Factor& t, int rows);
   Moment mean(const Factor& s, int rows);
-  Moment slope(const std::vector<Factor>& factors, std::size_t k, int rows);
+  Moment normal_means(FunctionTable::Id f, const Matrix& means, const Matrix& variances);
+  Moment sum_moment(const Term& s, int rows, const Term& t, int columns);
+  Moment slope(const std::vector<std::pair<int, Factor>>& factors, std::size_t k, int rows, int columns);
+  std::vector<Slope> slopes(const Term& t, int rows, const std::function<bool(int)>& wanted);
+  Moment stein(const Term& t, int rows, const Factor& x, int columns);
   std::optional<Moment> stein(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
+  Moment conditional_means(const Factor& f, int columns, const Factor& u, const Eigen::VectorXd& a, const Eigen::VectorXd& distance);
+  static Moment row_sums(const Matrix& weights, const Moment& m);
+  struct Entry;
+  Moment entries(Eigen::Index rows, Eigen::Index columns, const std::function<Entry(Eigen::Index, Eigen::Index)>& entry_at);
   Moment single_entries(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   Moment mean_of(const Field& x);
   double amplification(FunctionTable::Id f, const Eigen::VectorXd& variances);
@@ -117,12 +145,15 @@ class MomentEngine {
   ir::NodeId not_finite_;
   const Executor& executor_;
   FunctionTable functions_;
+  double merge_rows_;
   std::vector<MomentValue> finite_;
   std::vector<std::shared_ptr<Field>> fields_;
   std::vector<std::shared_ptr<Version>> versions_;
-  std::vector<Affine> affines_;
+  std::vector<std::shared_ptr<const Affine>> affines_;  ///< references to blocks stay good
   std::vector<Family> families_;
   std::map<std::pair<int, int>, Covariance> covariances_, family_covariances_;
+  std::map<int, Variances> variances_;
+  std::size_t live_ = 0, sweep_at_ = 256;                             ///< blocks not known to be dead; how many start a sweep
   std::map<std::pair<int, int>, int> symbols_;                        ///< member of a family of independent normals -> variable of polynomials
   std::map<std::tuple<std::uint32_t, bool, std::uint32_t>, int> hats_;  ///< source, transposed, vector -> family
   double excess_ = 0;

@@ -49,6 +49,7 @@ struct EvaluateOptions {
   std::uint64_t seed = 0;
   int threads = 0;                   ///< 0: all cores
   double rank_tol = 1e-6;
+  double merge_rows = 1e-12;         ///< without sampling: rows of a sum over f(row) closer in direction than this become one
   double memory_bytes = 0;           ///< refuse to use more; 0: 80 % of the machine's memory
   Progress progress;
 };
