@@ -92,6 +92,7 @@ void add_limit(CLI::App& app, Options& o, std::int64_t least_randomisations) {
   add(app, "--tol", "X", o.evaluate.tolerance, "Double the particles until every error is below this",
       real(std::numeric_limits<double>::min(), kInfinity));
   add(app, "--rank-tol", "X", o.evaluate.rank_tol, "Drop new directions of a matrix below this relative size; default 1e-6", real(0, 1));
+  add(app, "--merge-rows", "X", o.evaluate.merge_rows, "Without sampling: rows of a sum over f(row) closer in direction than this become one; default 1e-12", real(0, 1));
 }
 
 void add_networks(CLI::App& app, Options& o, int seeds, int least_seeds) {

@@ -348,6 +348,11 @@ class LimitEvaluation {
                         "use fewer --particles, a larger --rank-tol, or raise --memory", {}, false};
     LimitResult out;
     out.engine = {"particles", particles, options_.randomisations, options_.seed, threads_, options_.rank_tol, 0};
+    out.engine.merge_rows = options_.merge_rows;
+    if (moments_) {
+      out.engine.rows_merged = moments_->rows_merged();
+      out.engine.clamped = moments_->largest_excess();
+    }
     const int count = atoms_.empty() ? 1 : options_.randomisations;
     auto runs = run_particles(particles, count, [&](std::int64_t k) { return std::vector{key(k)}; }, progress);
     if (!runs) return runs.errors();

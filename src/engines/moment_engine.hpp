@@ -51,6 +51,7 @@ class MomentEngine {
   [[nodiscard]] ir::NodeId first_not_finite() const { return not_finite_; }
   /// Largest c^2/(ab) - 1 of a covariance that was clamped as rounding.
   [[nodiscard]] double largest_excess() const { return excess_; }
+  [[nodiscard]] std::int64_t rows_merged() const { return rows_merged_; }
 
  private:
   using Matrix = Eigen::MatrixXd;
@@ -157,6 +158,7 @@ class MomentEngine {
   std::map<std::pair<int, int>, int> symbols_;                        ///< member of a family of independent normals -> variable of polynomials
   std::map<std::tuple<std::uint32_t, bool, std::uint32_t>, int> hats_;  ///< source, transposed, vector -> family
   double excess_ = 0;
+  std::int64_t rows_merged_ = 0;
 };
 
 }  // namespace tplimit::engines

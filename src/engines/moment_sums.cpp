@@ -108,6 +108,7 @@ std::optional<MomentEngine::Joined> MomentEngine::join(FunctionTable::Id f, int 
         out.row[at(s)] = c->in_b ? position[at(c->other)] : c->other;
         out.factor[at(s)] = degree ? std::pow(ratio, *degree) : 1.0;
         out.error = std::max(out.error, 2 * *distance);
+        ++rows_merged_;
       }
     }
     if (out.row[at(s)] < 0) out.row[at(s)] = position[at(s)] = rows++;

@@ -419,7 +419,8 @@ std::string to_text(const LimitResult& limit, const ProgramInfo& program, const 
   return heading(program, "limit of infinite width, " + particles_text(limit.engine)) +
          conditional(program, limit.engine.seed, limit.draws) + sections(limit.reports, options) +
          expectations(limit, program.source) + resources(limit.time_s, limit.peak_memory_bytes, limit.engine.largest_rank) +
-         (limit.engine.extrapolated ? " (bias extrapolated)" : "") + fmt::format(", largest error {}\n", two_digits(limit.largest_error));
+         (limit.engine.extrapolated ? " (bias extrapolated)" : "") + (limit.engine.rows_merged > 0 ? fmt::format(", {} merged", plural(limit.engine.rows_merged, "row")) : "") +
+         (limit.engine.clamped > 0 ? fmt::format(", correlations clamped to 1 (c^2/(ab) - 1 up to {})", two_digits(limit.engine.clamped)) : "") + fmt::format(", largest error {}\n", two_digits(limit.largest_error));
 }
 
 std::string to_text(const SimulationResult& networks, const ProgramInfo& program, const TextOptions& options) {

@@ -52,6 +52,9 @@ struct EngineInfo {
   double rank_tol = 0;
   std::int64_t largest_rank = 0;
   std::optional<double> tolerance{};  ///< of --tol
+  double merge_rows = 0;              ///< of --merge-rows
+  std::int64_t rows_merged = 0;
+  double clamped = 0;                 ///< largest c^2/(ab) - 1 of a covariance that was taken for rounding
   bool extrapolated = false;          ///< the bias of order rank / particles was removed by runs of twice the particles
 };
 
