@@ -165,7 +165,8 @@ MaybeExpansion expand_map(const Map& m, const std::vector<MaybeExpansion>& in) {
 
 bool near(double x, double y) { return std::abs(x - y) <= 4e-16 * std::max(std::abs(x), std::abs(y)); }
 
-std::optional<Recognised> match(const Expansion& e) {
+/// Scales and factors are taken out where that costs no accuracy, so that f and f(2 x) have one form.
+std::optional<Recognised> match(const Expansion& e, double at_zero) {
   using enum Atom::Kind;
   const auto at = [&](int power, Atom::Kind kind) -> std::pair<double, Atom> {
     for (const auto& [key, c] : e)
@@ -184,16 +185,19 @@ std::optional<Recognised> match(const Expansion& e) {
     for (const auto& [key, c] : e) p.coefficients[static_cast<std::size_t>(key.power)] = c;
     return Recognised{p};
   }
-  if (const double c = at(1, kStep).first; made_of({{1, kOne}, {1, kStep}})) return Recognised{TwoSlope{x, x + c, 0}};
-  if (const double c = at(0, kStep).first; made_of({{0, kOne}, {0, kStep}})) return Recognised{TwoStep{one, one + c, one}};
+  if (const double c = at(1, kStep).first; made_of({{1, kOne}, {1, kStep}})) {
+    if (x + c == 0) return Recognised{TwoSlope{0, 1, 0}, -x, -1};
+    return Recognised{TwoSlope{x / (x + c), 1, 0}, x + c};
+  }
+  if (const double c = at(0, kStep).first; made_of({{0, kOne}, {0, kStep}})) return Recognised{TwoStep{one / c, one / c + 1, at_zero / c}, c};
   if (e.size() == 1) {
     const auto& [key, c] = *e.begin();
     if (key.atom.kind == kStep) return Recognised{ReluPower{key.power}, c};
-    if (key.power == 0 && key.atom.kind == kBell) return Recognised{GaussBell{c, key.atom.a}};
+    if (key.power == 0 && key.atom.kind == kBell) return Recognised{GaussBell{1, 1}, c, std::sqrt(key.atom.a)};
     if (key.power == 0 && key.atom.kind == kExp) return Recognised{ScaledExp{c, key.atom.a}};
-    if (key.power == 0 && key.atom.kind == kSine) return Recognised{Sine{c, key.atom.a, key.atom.b}};
+    if (key.power == 0 && key.atom.kind == kSine) return Recognised{Sine{1, 1, key.atom.b}, c, key.atom.a};
   }
-  if (const auto [c, atom] = at(0, kErf); made_of({{0, kOne}, {0, kErf}})) return Recognised{ScaledErf{c, atom.a, one}};
+  if (const auto [c, atom] = at(0, kErf); made_of({{0, kOne}, {0, kErf}})) return Recognised{ScaledErf{1, 1, one / c}, c, atom.a};
   // s x Phi(s x) = x s/2 + x erf(s x / sqrt 2) s/2
   if (const auto [c, atom] = at(1, kErf); made_of({{1, kOne}, {1, kErf}})) {
     const double s = atom.a * std::numbers::sqrt2;
@@ -220,7 +224,7 @@ FunctionTable::FunctionTable() {
 FunctionTable::Id FunctionTable::intern(Program program, NodeId out) {
   std::string key = fmt::format("{} {}", to_text(program), out.value);
   if (const auto it = known_.find(key); it != known_.end()) return it->second;
-  Function f{std::move(program), out, {}, {}, {}, true, -1};
+  Function f{std::move(program), out, {}, {}, {}, {}, true, -1};
   recognise(f);
   find_kinks(f);
   functions_.push_back(std::move(f));
@@ -349,9 +353,32 @@ void FunctionTable::recognise(Function& f) {
     }
   }
   if (!expansions[f.out.value]) return;
-  f.closed = match(*expansions[f.out.value]);
+  const Expansion& e = *expansions[f.out.value];
+  const double zero = 0;
+  std::vector<std::vector<double>> values;
+  run(f.program, 1, &zero, values, f.out);
+  const double at_zero = values[f.out.value][0];
+  f.closed = match(e, at_zero);
+  if (std::all_of(e.begin(), e.end(), [](const auto& t) { return t.first.atom.kind == Atom::Kind::kOne || t.first.atom.kind == Atom::Kind::kStep; })) {
+    std::size_t size = 1;
+    for (const auto& [key, c] : e) size = std::max(size, static_cast<std::size_t>(key.power) + 1);
+    f.piecewise = PiecewisePolynomial{std::vector<double>(size, 0.0), std::vector<double>(size, 0.0), at_zero};
+    for (const auto& [key, c] : e) {
+      f.piecewise->above[static_cast<std::size_t>(key.power)] += c;
+      if (key.atom.kind == Atom::Kind::kOne) f.piecewise->below[static_cast<std::size_t>(key.power)] += c;
+    }
+  }
   if (f.closed)
     if (const auto* p = std::get_if<Polynomial>(&f.closed->g)) f.polynomial = p->coefficients;
+}
+
+std::optional<PairForm> FunctionTable::pair_form(Id f, Id g) const {
+  const auto &closed = closed_form(f), &other = closed_form(g);
+  if (closed && other && closed->g == other->g)
+    return PairForm{closed->scale, other->scale, closed->factor * other->factor, [&form = closed->g](auto a, auto b, auto c, auto K) { return dual_kernel(form, a, b, c, K); }};
+  if (const auto &p = piecewise(f), &q = piecewise(g); p && q)
+    return PairForm{1, 1, 1, [&p, &q](auto a, auto b, auto c, auto K) { return piecewise_kernel(*p, *q, a, b, c, K); }};
+  return std::nullopt;
 }
 
 std::vector<std::pair<double, double>> FunctionTable::jumps(Id f) const {

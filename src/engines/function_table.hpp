@@ -1,7 +1,9 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <optional>
+#include <span>
 #include <string>
 #include <unordered_map>
 #include <variant>
@@ -16,6 +18,12 @@ namespace tplimit::engines {
 struct Recognised {
   DualFunction g;
   double factor = 1, scale = 1;
+};
+
+/// E f(u) g(v) = factor * kernel(scale_f^2 a, scale_g^2 b, scale_f scale_g c).
+struct PairForm {
+  double scale_f = 1, scale_g = 1, factor = 1;
+  std::function<MomentStatus(std::span<const double> a, std::span<const double> b, std::span<const double> c, std::span<double> K)> kernel;
 };
 
 /// Functions of one number, composed from the coordinatewise functions of the IR; equal compositions get equal numbers.
@@ -38,6 +46,10 @@ class FunctionTable {
 
   /// The closed form of f's Gaussian moments, also if f was written by hand: x (1 + erf(x / sqrt(2))) / 2 is gelu.
   [[nodiscard]] const std::optional<Recognised>& closed_form(Id f) const { return functions_[static_cast<std::size_t>(f)].closed; }
+  /// Pieces of f if they are polynomials that meet at 0.
+  [[nodiscard]] const std::optional<PiecewisePolynomial>& piecewise(Id f) const { return functions_[static_cast<std::size_t>(f)].piecewise; }
+  /// The closed form of E f(u) g(v); refers to the table.
+  [[nodiscard]] std::optional<PairForm> pair_form(Id f, Id g) const;
   /// c_0, c_1, .. if f is a polynomial.
   [[nodiscard]] const std::optional<std::vector<double>>& polynomial(Id f) const { return functions_[static_cast<std::size_t>(f)].polynomial; }
   /// Where f or a derivative jumps.
@@ -52,6 +64,7 @@ class FunctionTable {
     ir::Program program;  ///< node 0 is x
     ir::NodeId out;
     std::optional<Recognised> closed;
+    std::optional<PiecewisePolynomial> piecewise;
     std::optional<std::vector<double>> polynomial;
     std::vector<double> kinks;
     bool integrable = true;

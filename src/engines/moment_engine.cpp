@@ -68,12 +68,12 @@ void MomentEngine::disturb(Matrix& values, double error) {
 }
 
 void MomentEngine::evaluate() {
-  const std::vector<std::uint32_t> last = last_uses(program_);
+  last_ = last_uses(program_);
   for (std::uint32_t k = 0; k < program_.size(); ++k)
     if (needed_[k]) {
       step({k});
       for (const NodeId in : program_.nodes[k].in) {
-        if (last[in.value] != k) continue;
+        if (last_[in.value] != k) continue;
         fields_[in.value] = nullptr;  // families keep what they need
         versions_[in.value] = nullptr;
         if (!kept_[in.value]) finite_[in.value].value = finite_[in.value].error = std::vector<double>();  // {} would keep the memory
@@ -153,6 +153,61 @@ void MomentEngine::step(NodeId id) {
   }
 }
 
+/// Copies, multiples, sums and products of large arrays in the memory of an operand that nothing else needs.
+bool MomentEngine::in_place(NodeId id, const Node& node) {
+  constexpr std::size_t kLarge = 4096;
+  const auto size = static_cast<std::size_t>(size_of(node.type.dims));
+  if (size < kLarge) return false;
+  const auto usable = [&](std::size_t k) { return last_[node.in[k].value] == id.value && !kept_[node.in[k].value] && finite_[node.in[k].value].value.size() == size; };
+  const auto each = [&](const std::function<void(std::size_t, std::size_t)>& body) {
+    each_column(static_cast<Eigen::Index>(kLarge), static_cast<Eigen::Index>((size + kLarge - 1) / kLarge), [&](int j) { body(at(j) * kLarge, std::min(size, (at(j) + 1) * kLarge)); });
+  };
+  MomentValue& out = finite_[id.value];
+  const auto multiply = [&](double factor) {
+    if (factor == 1) return;
+    each([&](std::size_t begin, std::size_t end) { for (std::size_t j = begin; j < end; ++j) out.value[j] *= factor; });
+    for (double& e : out.error) e *= std::abs(factor);
+  };
+  if (node.in.size() == 1) {
+    const auto* scale = std::get_if<Scale>(&node.op);
+    if (!usable(0) || !(scale || std::holds_alternative<Reshape>(node.op) || std::holds_alternative<ReduceSum>(node.op))) return false;
+    out = std::move(finite_[node.in[0].value]);
+    if (scale) multiply(scale->factor);
+    return true;
+  }
+  const auto* m = std::get_if<Map>(&node.op);
+  if (!m || (m->fn != Fn::kAdd && m->fn != Fn::kSub && m->fn != Fn::kMul) || node.in[0] == node.in[1]) return false;
+  const std::size_t k = usable(0) ? 0 : 1;
+  if (!usable(k)) return false;
+  const MomentValue& y = finite_[node.in[1 - k].value];
+  const MomentMethod method = weaker(finite_[node.in[k].value].method, y.method);
+  const auto largest = [](const std::vector<double>& v) { return std::accumulate(v.begin(), v.end(), 0.0, [](double a, double x) { return std::max(a, std::abs(x)); }); };
+  const double own_error = finite_[node.in[k].value].error.size() == 1 ? finite_[node.in[k].value].error[0] : largest(finite_[node.in[k].value].error);
+  const double its_error = y.error.size() == 1 ? y.error[0] : largest(y.error);
+  if (y.value.size() == 1 && m->fn == Fn::kMul) {
+    const double spread = its_error > 0 ? its_error * largest(finite_[node.in[k].value].value) : 0;
+    out = std::move(finite_[node.in[k].value]);
+    multiply(y.value[0]);
+    for (double& e : out.error) e += spread;
+  } else if (y.value.size() == size && program_[node.in[0]].type.dims == program_[node.in[1]].type.dims) {
+    const double error = m->fn == Fn::kMul ? (its_error > 0 ? its_error * largest(finite_[node.in[k].value].value) : 0) + (own_error > 0 ? own_error * largest(y.value) : 0) : own_error + its_error;
+    out = std::move(finite_[node.in[k].value]);
+    out.error = {error};
+    each([&](std::size_t begin, std::size_t end) {
+      double* to = out.value.data();
+      const double* from = y.value.data();
+      if (m->fn == Fn::kMul) for (std::size_t j = begin; j < end; ++j) to[j] *= from[j];
+      else if (m->fn == Fn::kAdd) for (std::size_t j = begin; j < end; ++j) to[j] += from[j];
+      else if (k == 0) for (std::size_t j = begin; j < end; ++j) to[j] -= from[j];
+      else for (std::size_t j = begin; j < end; ++j) to[j] = from[j] - to[j];
+    });
+  } else {
+    return false;
+  }
+  out.method = method;
+  return true;
+}
+
 /// Finite operations: first-order propagation of errors, operand by operand.
 void MomentEngine::finite_step(NodeId id, const Node& node) {
   MomentValue& out = finite_[id.value];
@@ -162,6 +217,7 @@ void MomentEngine::finite_step(NodeId id, const Node& node) {
     return;
   }
   if (std::holds_alternative<Samples>(node.op)) throw Unknown{"samples are drawn by the particle engine", {}};
+  if (in_place(id, node)) return;
   std::vector<const Type*> types;
   std::vector<View> given;
   for (const NodeId k : node.in) {

@@ -79,6 +79,7 @@ class MomentEngine {
   void step(ir::NodeId id);
   void collect_garbage();
   void finite_step(ir::NodeId id, const ir::Node& node);
+  bool in_place(ir::NodeId id, const ir::Node& node);
   Field field_step(ir::NodeId id, const ir::Node& node);
   Field map(const ir::Map& m, const ir::Node& node);
   Field contract(const ir::Contract& c, const ir::Node& node);
@@ -138,10 +139,13 @@ class MomentEngine {
   Moment mean_of(const Field& x);
   double amplification(FunctionTable::Id f, const Eigen::VectorXd& variances);
   void note(const MomentStatus& status);
+  void each_column(Eigen::Index rows, Eigen::Index columns, const std::function<void(int)>& body) const;  ///< threads if it is worth them
+  void symmetrise(Matrix& x) const;
 
   const ir::Program& program_;
   std::vector<ir::NodeId> outputs_;
   std::vector<bool> needed_, kept_;
+  std::vector<std::uint32_t> last_;  ///< the last node that uses each node
   std::uint64_t disturbance_ = 0;  ///< state of the random signs; 0: none
   ir::NodeId not_finite_;
   const Executor& executor_;

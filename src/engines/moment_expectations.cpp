@@ -12,10 +12,20 @@ namespace tplimit::engines {
 
 using namespace ir;
 
+namespace {
+std::string not_a_covariance(const std::array<double, 3>& entry) {
+  const auto [a, b, c] = entry;
+  if (!std::isfinite(a) || !std::isfinite(b) || !std::isfinite(c)) return "a covariance is infinite or not a number: values grow without bound";
+  if (a < 0 || b < 0) return fmt::format("a covariance is not positive semidefinite: a variance is {:.3g}", std::min(a, b));
+  if (a > 0 && b > 0) return fmt::format("a covariance is not positive semidefinite: a squared correlation is 1 + {:.2g}", c / a * (c / b) - 1);
+  return fmt::format("a covariance is not positive semidefinite: {:.3g} with a constant", c);
+}
+}  // namespace
+
 MomentValue MomentEngine::average(const Node& node) {
   MomentValue out;
-  out.value.assign(static_cast<std::size_t>(size_of(node.type.dims)), 0.0);
   if (std::holds_alternative<Average>(node.op)) {
+    out.value.resize(static_cast<std::size_t>(size_of(node.type.dims)));
     const Moment m = mean_of(operand(node.in[0]));
     for (std::size_t j = 0; j < out.value.size(); ++j) out.value[j] = m.value(static_cast<Eigen::Index>(j), 0);
     out.error = {m.error};
@@ -29,16 +39,20 @@ MomentValue MomentEngine::average(const Node& node) {
   const auto rows = static_cast<int>(size_of(a)) / batch / depth, columns = static_cast<int>(size_of(b)) / batch / depth;
   const Field x = operand(node.in[0]), y = operand(node.in[1]);
   std::vector<double> error(at(batch), 0.0);
+  if (batch * depth != 1) out.value.assign(static_cast<std::size_t>(size_of(node.type.dims)), 0.0);
   for (int p = 0; p < batch; ++p)
     for (int l = 0; l < depth; ++l) {
       std::vector<int> left, right;
       for (int i = 0; i < rows; ++i) left.push_back((p * rows + i) * depth + l);
       for (int j = 0; j < columns; ++j) right.push_back((p * columns + j) * depth + l);
-      const Moment m = cross(remap(x, left), remap(y, right));
-      for (int i = 0; i < rows; ++i)
-        for (int j = 0; j < columns; ++j) {
-          out.value[at((p * rows + i) * columns + j)] += m.value(i, j);
-        }
+      // The other way round: columns of the matrix are rows of the result.
+      const Moment m = cross(remap(y, right), remap(x, left));
+      if (batch == 1 && depth == 1) {
+        out.value.assign(m.value.data(), m.value.data() + m.value.size());
+      } else {
+        double* to = out.value.data() + static_cast<std::ptrdiff_t>(p) * m.value.size();
+        for (Eigen::Index k = 0; k < m.value.size(); ++k) to[k] += m.value.data()[k];
+      }
       error[at(p)] += m.error;
       out.method = weaker(out.method, m.method);
     }
@@ -68,7 +82,7 @@ const MomentEngine::Covariance& MomentEngine::family_covariance(int f, int g) {
       out.value = std::make_shared<const Matrix>(out.value->transpose());
     } else {
       Moment m = cross(*a.x, *b.x);
-      if (f == g) m.value = (0.5 * (m.value + m.value.transpose())).eval();
+      if (f == g) symmetrise(m.value);
       out.method = m.method;
       const double size = m.value.cwiseAbs().maxCoeff();
       out.relative = size > 0 ? m.error / size : 0;
@@ -76,6 +90,22 @@ const MomentEngine::Covariance& MomentEngine::family_covariance(int f, int g) {
     }
   }
   return family_covariances_.emplace(std::pair{f, g}, std::move(out)).first->second;
+}
+
+void MomentEngine::each_column(Eigen::Index rows, Eigen::Index columns, const std::function<void(int)>& body) const {
+  constexpr Eigen::Index kWorthThreads = 8192;
+  if (rows * columns < kWorthThreads) for (int j = 0; j < static_cast<int>(columns); ++j) body(j);
+  else executor_.parallel(columns, [&](std::int64_t j) { body(static_cast<int>(j)); });
+}
+
+void MomentEngine::symmetrise(Matrix& x) const {
+  constexpr int kTile = 64;  // both tiles fit the first-level cache
+  const int size = static_cast<int>(x.rows()), tiles = (size + kTile - 1) / kTile;
+  each_column(Eigen::Index{kTile} * size, tiles, [&](int q) {
+    for (int p = 0; p <= q; ++p)
+      for (int j = q * kTile; j < std::min(size, (q + 1) * kTile); ++j)
+        for (int i = p * kTile; i < std::min({size, (p + 1) * kTile, j}); ++i) x(i, j) = x(j, i) = 0.5 * (x(i, j) + x(j, i));
+  });
 }
 
 /// a C.
@@ -133,6 +163,19 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
       };
       if (x.parts.size() == 1 && y.parts.size() == 1 && c.value && whole(a) && whole(b) && c.value->rows() == x.rows && c.value->cols() == y.rows) {
         out.value = c.value;  // the matrix itself, no copy
+        continue;
+      }
+      if (a.selection() && b.selection() && !c.identity) {
+        const bool first = sum.size() == 0;
+        if (first) sum.resize(x.rows, y.rows);
+        each_column(x.rows, y.rows, [&](int j) {
+          const double* from = c.value->col(b.index[at(j)]).data();
+          double* to = sum.col(j).data();
+          for (int i = 0; i < x.rows; ++i) {
+            const double one = a.scale(i) * b.scale(j) * from[a.index[at(i)]];
+            to[i] = first ? one : to[i] + one;
+          }
+        });
         continue;
       }
       Matrix product(x.rows, y.rows);
@@ -269,7 +312,7 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
 
 void MomentEngine::note(const MomentStatus& status) {
   excess_ = std::max(excess_, status.largest_excess);
-  if (status.bad_index != kNoIndex) throw Unknown{"a covariance is not positive semidefinite", {}};
+  if (status.bad_index != kNoIndex) throw Unknown{not_a_covariance(status.bad_entry), {}};
   if (status.overflow) throw Unknown{"a moment overflows", {}};
 }
 
@@ -277,7 +320,7 @@ void MomentEngine::note(const MomentStatus& status) {
 double MomentEngine::amplification(FunctionTable::Id f, const Eigen::VectorXd& variances) {
   if (f == FunctionTable::kIdentity) return 1;
   const auto& closed = functions_.closed_form(f);
-  if (!closed) return 2;
+  if (!closed) return functions_.piecewise(f) ? static_cast<double>(std::max<std::size_t>(2, functions_.piecewise(f)->above.size())) : 2;
   constexpr double kShift = 1e-6;
   const std::size_t count = static_cast<std::size_t>(std::min<Eigen::Index>(variances.size(), 16));
   double largest = 0;
@@ -308,28 +351,29 @@ std::optional<MomentEngine::Moment> MomentEngine::polynomial_moment(const std::v
   return cross(sides[0], sides[1]);
 }
 
-/// E f(u_i) g(v_i), g a multiple of f, for two Gaussians behind each column, if there is a closed form.
+/// E f(u_i) g(v_i) for two Gaussians behind each column, if there is a closed form.
 std::optional<MomentEngine::Moment> MomentEngine::same_side(const Factor& s, const Factor& t, int rows) {
-  const auto &closed = functions_.closed_form(s.f), &other = functions_.closed_form(t.f);
-  if (!closed || !other || !(closed->g == other->g) || block(s.affine).mean.size() > 0 || block(t.affine).mean.size() > 0) return std::nullopt;
+  const auto form = functions_.pair_form(s.f, t.f);
+  if (!form || block(s.affine).mean.size() > 0 || block(t.affine).mean.size() > 0) return std::nullopt;
   std::array<std::vector<double>, 3> arrays;  // a, b, c
   Moment out{Matrix(rows, 1)};
   double relative = 0;
   for (std::size_t k = 0; k < 3; ++k) {
     const Factor &p = k == 1 ? t : s, &q = k == 0 ? s : t;
     const Covariance& c = covariance(p.affine, q.affine);
-    const double scale = (k == 1 ? other : closed)->scale * (k == 0 ? closed : other)->scale;
+    const double scale = (k == 1 ? form->scale_g : form->scale_f) * (k == 0 ? form->scale_f : form->scale_g);
     for (int i = 0; i < rows; ++i) arrays[k].push_back(c.value ? scale * (*c.value)(p.column(i), q.column(i)) : 0.0);
     relative = std::max(relative, c.relative);
     out.method = weaker(out.method, c.method);
   }
   std::vector<double> value(at(rows));
-  note(dual_kernel(closed->g, arrays[0], arrays[1], arrays[2], value));
-  for (int i = 0; i < rows; ++i) out.value(i, 0) = closed->factor * other->factor * value[at(i)];
+  note(form->kernel(arrays[0], arrays[1], arrays[2], value));
+  for (int i = 0; i < rows; ++i) out.value(i, 0) = form->factor * value[at(i)];
   const bool exact = functions_.polynomial(s.f) && functions_.polynomial(t.f);
   if (!exact) out.method = weaker(out.method, MomentMethod::kClosedForm);
   if (!exact) disturb(out.value, kClosedFormError * out.value.cwiseAbs().maxCoeff());
-  out.error = ((exact ? 0 : kClosedFormError) + relative * amplification(s.f, Eigen::Map<const Eigen::VectorXd>(arrays[0].data(), rows) / (closed->scale * closed->scale))) * out.value.cwiseAbs().maxCoeff();
+  const Eigen::VectorXd a = Eigen::Map<const Eigen::VectorXd>(arrays[0].data(), rows) / (form->scale_f * form->scale_f);
+  out.error = ((exact ? 0 : kClosedFormError) + relative * std::max(amplification(s.f, a), amplification(t.f, a))) * out.value.cwiseAbs().maxCoeff();
   return out;
 }
 
@@ -357,12 +401,17 @@ MomentEngine::Moment MomentEngine::mean(const Factor& s, int rows) {
 /// E f of normals, entry by entry; no means: 0.
 MomentEngine::Moment MomentEngine::normal_means(FunctionTable::Id f, const Matrix& means, const Matrix& variances) {
   const auto& closed = functions_.closed_form(f);
+  const auto& pieces = functions_.piecewise(f);
   Moment out{Matrix(variances.rows(), variances.cols())};
-  if (closed && means.size() == 0) {
-    const Matrix scaled = variances * (closed->scale * closed->scale);
-    const auto count = static_cast<std::size_t>(scaled.size());
-    note(gaussian_mean(closed->g, {scaled.data(), count}, {out.value.data(), count}));
-    out.value *= closed->factor;
+  if ((closed || pieces) && means.size() == 0) {
+    const auto count = static_cast<std::size_t>(variances.size());
+    if (closed) {
+      const Matrix scaled = variances * (closed->scale * closed->scale);
+      note(gaussian_mean(closed->g, {scaled.data(), count}, {out.value.data(), count}));
+      out.value *= closed->factor;
+    } else {
+      note(piecewise_mean(*pieces, {variances.data(), count}, {out.value.data(), count}));
+    }
     if (!functions_.polynomial(f)) {
       out.method = MomentMethod::kClosedForm;
       out.error = kClosedFormError * out.value.cwiseAbs().maxCoeff();
@@ -377,7 +426,6 @@ MomentEngine::Moment MomentEngine::normal_means(FunctionTable::Id f, const Matri
 
 MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor& t, int columns) {
   const Affine &x = block(s.affine), &y = block(t.affine);
-  const auto entry = [](const Covariance& c, int i, int j) { return c.value ? (*c.value)(i, j) : 0.0; };
   const Covariance c = covariance(s.affine, t.affine);
   const bool identities = s.f == FunctionTable::kIdentity && t.f == FunctionTable::kIdentity;
   if (!identities && (x.mean.size() > 0 || y.mean.size() > 0)) {
@@ -386,16 +434,19 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
     return reduced ? *reduced : single_entries(both, rows, columns);
   }
   Moment out{Matrix(rows, columns), 0, c.method};
-  const auto gather = [&] {
-    if (c.value && !s.columns && !t.columns && c.value->rows() == rows && c.value->cols() == columns) {
-      out.value = *c.value;
+  const auto gather = [&](int j, double factor) {  // column j of the covariances
+    double* to = out.value.col(j).data();
+    if (!c.value) {
+      std::fill_n(to, rows, 0.0);
       return;
     }
-    for (int j = 0; j < columns; ++j)
-      for (int i = 0; i < rows; ++i) out.value(i, j) = entry(c, s.column(i), t.column(j));
+    const double* from = c.value->col(t.column(j)).data();
+    if (s.columns) for (int i = 0; i < rows; ++i) to[i] = factor * from[s.column(i)];
+    else for (int i = 0; i < rows; ++i) to[i] = factor * from[i];
   };
-  gather();
+  const auto gather_all = [&] { each_column(rows, columns, [&](int j) { gather(j, 1); }); };
   if (identities) {
+    gather_all();
     out.error = c.relative * out.value.cwiseAbs().maxCoeff();
     for (int j = 0; j < columns; ++j)
       for (int i = 0; i < rows; ++i)
@@ -411,7 +462,8 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
   const double relative = std::max({c.relative, cx.relative, cy.relative});
   out.method = weaker(out.method, weaker(cx.method, cy.method));
 
-  if (p && q) {  // E f(u) g(v) = sum_l c^l / l! E f^(l)(u) E g^(l)(v)
+  if (p && q) {
+    gather_all();  // E f(u) g(v) = sum_l c^l / l! E f^(l)(u) E g^(l)(v)
     Matrix sum = Matrix::Zero(rows, columns), power = Matrix::Ones(rows, columns);
     FunctionTable::Id f = s.f, g = t.f;
     double factorial = 1;
@@ -427,24 +479,23 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
     out.error = relative * static_cast<double>(p->size() + q->size() - 2) * out.value.cwiseAbs().maxCoeff();
     return out;
   }
-  if (const auto &closed = functions_.closed_form(s.f), &other = functions_.closed_form(t.f); closed && other && closed->g == other->g) {
-    const double scale = closed->scale * other->scale, factor = closed->factor * other->factor;
-    if (scale != 1) out.value *= scale;
-    const Eigen::VectorXd av = a * (closed->scale * closed->scale);
-    std::vector<MomentStatus> status(static_cast<std::size_t>(columns));
-    executor_.parallel(columns, [&](std::int64_t j) {
-      const double bj = b(j) * other->scale * other->scale;
-      const std::span<double> column(out.value.col(j).data(), static_cast<std::size_t>(rows));
-      status[static_cast<std::size_t>(j)] = dual_kernel(closed->g, {av.data(), static_cast<std::size_t>(rows)}, {&bj, 1}, column, column);
+  if (const auto form = functions_.pair_form(s.f, t.f)) {
+    const Eigen::VectorXd av = a * (form->scale_f * form->scale_f), bv = b * (form->scale_g * form->scale_g);
+    std::vector<MomentStatus> status(at(columns));
+    each_column(rows, columns, [&](int j) {
+      gather(j, form->scale_f * form->scale_g);
+      const std::span<double> column(out.value.col(j).data(), at(rows));
+      status[at(j)] = form->kernel({av.data(), at(rows)}, {&bv(j), 1}, column, column);
+      if (form->factor != 1) out.value.col(j) *= form->factor;
     });
     for (const MomentStatus& one : status) note(one);
-    if (factor != 1) out.value *= factor;
     const double largest = out.value.cwiseAbs().maxCoeff();
     out.method = weaker(out.method, MomentMethod::kClosedForm);
     disturb(out.value, kClosedFormError * largest);
-    out.error = (kClosedFormError + relative * amplification(s.f, a)) * largest;
+    out.error = (kClosedFormError + relative * std::max(amplification(s.f, a), amplification(t.f, b))) * largest;
     return out;
   }
+  gather_all();
   if (functions_.kinks(s.f).empty() && functions_.kinks(t.f).empty() && functions_.integrable(s.f) && functions_.integrable(t.f)) {
     GramInput input;
     input.rows = rows;
@@ -740,7 +791,10 @@ MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index colum
       case QuadratureStatus::kConverged: break;
       case QuadratureStatus::kNotConverged: failures[slot] = "quadrature does not converge"; return;
       case QuadratureStatus::kRankTooLarge: failures[slot] = "a moment of more than 3 dependent Gaussians"; return;
-      case QuadratureStatus::kNotACovariance: failures[slot] = "a covariance is not positive semidefinite"; return;
+      case QuadratureStatus::kNotACovariance:
+        failures[slot] = std::all_of(entry.covariances.begin(), entry.covariances.end(), [](double x) { return std::isfinite(x); })
+                             ? "a covariance is not positive semidefinite" : not_a_covariance({std::numeric_limits<double>::infinity(), 0, 0});
+        return;
       case QuadratureStatus::kNotFinite: failures[slot] = "a moment overflows"; return;
     }
     out.value(i, j) = r.values[0];

@@ -96,6 +96,7 @@ void Block::prepare(MomentStatus& status) {
   Pack excess = {};
   for (std::size_t i = 0; i < padded; i += kLanes) {
     Pack A = load(a + i), B = load(b + i), C = load(c + i);
+    const Pack given_a = A, given_b = B, given_c = C;
     const auto valid_variances = (A >= 0.0) & (A <= kLargest) & (B >= 0.0) & (B <= kLargest);
     A = valid_variances ? simd::abs(A) : splat(1.0);
     B = valid_variances ? simd::abs(B) : splat(1.0);
@@ -131,6 +132,7 @@ void Block::prepare(MomentStatus& status) {
       for (std::size_t k = i; k < std::min(i + kLanes, size); ++k)
         if (poison[k] != 0) {
           status.bad_index = k;
+          status.bad_entry = {given_a[k - i], given_b[k - i], given_c[k - i]};
           break;
         }
   }
@@ -504,7 +506,10 @@ MomentStatus sweep_mean(std::span<const double> a, std::span<double> mean, const
   MomentStatus status;
   for (std::size_t i = 0; i < a.size(); ++i) {
     const bool valid = a[i] >= 0 && a[i] <= kLargest;
-    if (!valid && status.bad_index == kNoIndex) status.bad_index = i;
+    if (!valid && status.bad_index == kNoIndex) {
+      status.bad_index = i;
+      status.bad_entry = {a[i], a[i], a[i]};
+    }
     mean[i] = valid ? f(a[i]) : kNan;
     status.overflow |= valid && !std::isfinite(mean[i]);
   }
@@ -541,11 +546,77 @@ struct PolynomialMean {
   }
 };
 
+/// Both pieces as powers of u+ and (-u)+: x^k is (-1)^k (-x)^k below 0.
+struct PiecewiseKernel {
+  const PiecewisePolynomial &f, &g;
+
+  static double above(const PiecewisePolynomial& p, std::size_t k) { return k < p.above.size() ? p.above[k] : 0; }
+  static double below(const PiecewisePolynomial& p, std::size_t k) { return k < p.below.size() ? (k % 2 == 0 ? p.below[k] : -p.below[k]) : 0; }
+  static std::size_t size(const PiecewisePolynomial& p) { return std::max(p.below.size(), p.above.size()); }
+  static double mean(const PiecewisePolynomial& p, double a) {
+    if (a == 0) return p.at_zero;
+    double sum = 0;
+    for (std::size_t k = 0; k < size(p); ++k) sum += (above(p, k) + below(p, k)) * relu_power_mean(static_cast<int>(k)) * half_power(a, static_cast<int>(k));
+    return sum;
+  }
+
+  /// J[m + M k] = E x+^m y+^k of standard normals with correlation rho.
+  static void moments(double rho, double sine, std::size_t M, std::size_t N, const std::vector<double>& half, std::vector<double>& J) {
+    const double density = 1 / std::sqrt(2 * kPi);
+    const auto edge = [&](std::size_t k) -> double {  // E x+^k 1[y > 0]
+      if (k == 0) return std::atan2(sine, -rho) / (2 * kPi);
+      if (k == 1) return 0.5 * density * (rho < 0 ? sine * sine / (1 - rho) : 1 + rho);
+      return 0;
+    };
+    J.assign(M * N, 0.0);
+    for (std::size_t m = 0; m < M; ++m)
+      J[m] = m < 2 ? edge(m) : static_cast<double>(m - 1) * J[m - 2] + rho * density * std::pow(sine, static_cast<double>(m - 1)) * half[m - 1];
+    std::vector<double> other(N);
+    for (std::size_t k = 0; k < N; ++k) {
+      other[k] = k < 2 ? edge(k) : static_cast<double>(k - 1) * other[k - 2] + rho * density * std::pow(sine, static_cast<double>(k - 1)) * half[k - 1];
+      J[M * k] = other[k];
+    }
+    for (std::size_t k = 1; k < N; ++k)
+      for (std::size_t m = 1; m < M; ++m) {
+        const double lower = m == 1 ? density * std::pow(sine, static_cast<double>(k)) * half[k] : static_cast<double>(m - 1) * J[m - 2 + M * k];
+        J[m + M * k] = lower + rho * static_cast<double>(k) * J[m - 1 + M * (k - 1)];
+      }
+  }
+
+  void operator()(const Block& t, double* K, double*) const {
+    const std::size_t M = size(f), N = size(g);
+    std::vector<double> half, same, opposite;
+    for (std::size_t k = 0; k < std::max(M, N); ++k) half.push_back(relu_power_mean(static_cast<int>(k)));
+    std::fill_n(K, t.padded, 0.0);
+    for (std::size_t i = 0; i < t.size; ++i) {
+      if (t.a[i] == 0 || t.b[i] == 0) {
+        K[i] = mean(f, t.a[i]) * mean(g, t.b[i]);
+        continue;
+      }
+      moments(t.rho[i], t.sine[i], M, N, half, same);
+      moments(-t.rho[i], t.sine[i], M, N, half, opposite);
+      const double root_a = std::sqrt(t.a[i]), root_b = std::sqrt(t.b[i]);
+      double scale_b = 1;
+      for (std::size_t k = 0; k < N; ++k, scale_b *= root_b) {
+        double scale = scale_b;
+        for (std::size_t m = 0; m < M; ++m, scale *= root_a) {
+          const double both = above(f, m) * above(g, k) + below(f, m) * below(g, k), mixed = above(f, m) * below(g, k) + below(f, m) * above(g, k);
+          if (both != 0) K[i] += scale * both * same[m + M * k];
+          if (mixed != 0) K[i] += scale * mixed * opposite[m + M * k];
+        }
+      }
+    }
+  }
+};
+
 }  // namespace
 
 void MomentStatus::merge(const MomentStatus& part, std::size_t first) {
   largest_excess = std::max(largest_excess, part.largest_excess);
-  if (part.bad_index != kNoIndex) bad_index = std::min(bad_index, first + part.bad_index);
+  if (part.bad_index != kNoIndex && (bad_index == kNoIndex || first + part.bad_index < bad_index)) {
+    bad_index = first + part.bad_index;
+    bad_entry = part.bad_entry;
+  }
   overflow |= part.overflow;
 }
 
@@ -571,6 +642,19 @@ MomentStatus dual_kernel(const DualFunction& f, std::span<const double> a, std::
                                [&](const ScaledExp& g) { return run(ExpKernel{g}); },
                                [&](const Polynomial& g) { return run(PolynomialKernel(g)); }},
                     f);
+}
+
+MomentStatus piecewise_kernel(const PiecewisePolynomial& f, const PiecewisePolynomial& g, std::span<const double> a, std::span<const double> b,
+                              std::span<const double> c, std::span<double> K) {
+  const auto fits = [&](std::size_t size) { return size == c.size() || size == 1; };
+  TPLIMIT_CHECK(fits(a.size()) && fits(b.size()), "variances for {} covariances or one, not {} and {}", c.size(), a.size(), b.size());
+  TPLIMIT_CHECK(K.size() == c.size(), "room for {} results, not {}", c.size(), K.size());
+  return sweep(PiecewiseKernel{f, g}, a, b, c, K, {});
+}
+
+MomentStatus piecewise_mean(const PiecewisePolynomial& f, std::span<const double> a, std::span<double> mean) {
+  TPLIMIT_CHECK(a.size() == mean.size(), "as many means as variances, not {} and {}", mean.size(), a.size());
+  return sweep_mean(a, mean, [&](double v) { return PiecewiseKernel::mean(f, v); });
 }
 
 MomentStatus gaussian_mean(const DualFunction& f, std::span<const double> a, std::span<double> mean) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <limits>
 #include <span>
@@ -90,6 +91,7 @@ inline constexpr std::size_t kNoIndex = std::numeric_limits<std::size_t>::max();
 struct MomentStatus {
   double largest_excess = 0;          ///< largest c^2/(ab) - 1 that was above the bound by rounding and was clamped; else 0
   std::size_t bad_index = kNoIndex;   ///< first entry that is no covariance: a or b negative, NaN, infinite, or c^2 > ab(1 + 1e-10)
+  std::array<double, 3> bad_entry{};  ///< its a, b, c (of a mean: the variance, thrice)
   bool overflow = false;              ///< some result is infinite or not a number although its entry is a covariance
   [[nodiscard]] bool ok() const { return bad_index == kNoIndex && !overflow; }
   /// Joins the status of a part whose first entry is entry `first` of the whole.
@@ -111,6 +113,22 @@ inline constexpr double kLargestExcess = 1e-10;
 ///   K' = dK/dc, except TwoStep, whose derivative almost everywhere is 0 (as is ReluPower{0}'s).
 [[nodiscard]] MomentStatus dual_kernel(const DualFunction& f, std::span<const double> a, std::span<const double> b,
                                        std::span<const double> c, std::span<double> K, std::span<double> K_prime = {});
+
+/// sum_k below[k] x^k for x < 0, sum_k above[k] x^k for x > 0, at_zero at 0.
+struct PiecewisePolynomial {
+  std::vector<double> below, above;
+  double at_zero = 0;
+};
+
+/// K[i] = E f(u) g(v), for two functions that differ, such as a step and a relu; (u, v), shapes and status as in dual_kernel.
+/// Returns: absolute error <= 1e-14 sqrt(E F(u)^2 E G(v)^2), F and G with the absolute values of the coefficients.  K may be c.
+/// Cost: about 50 ns per entry for steps and relus; grows with the product of the degrees.
+/// Source: Stein's lemma, E u+^m v+^k = a (m - 1) E u+^(m-2) v+^k + c k E u+^(m-1) v+^(k-1).
+[[nodiscard]] MomentStatus piecewise_kernel(const PiecewisePolynomial& f, const PiecewisePolynomial& g, std::span<const double> a,
+                                            std::span<const double> b, std::span<const double> c, std::span<double> K);
+
+/// mean[i] = E f(u), u ~ N(0, a[i]); as gaussian_mean.
+[[nodiscard]] MomentStatus piecewise_mean(const PiecewisePolynomial& f, std::span<const double> a, std::span<double> mean);
 
 /// mean[i] = E f(u), u ~ N(0, a[i]).
 /// Returns: absolute error <= 1e-14 sqrt(E f(u)^2); largest_excess is 0.  mean may be the array a itself.
