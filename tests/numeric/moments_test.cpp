@@ -395,6 +395,32 @@ TEST(PiLimit, FollowsItsRecursion) {
   }
 }
 
+// Rows merged within an angle change the result by less than the error that is stated, and less rows cost more error.
+TEST(PiLimit, MergedRowsAreWithinTheStatedError) {
+  const int d = 5, r = 6, rows = 4, batch = 4, steps = 24;
+  unsigned state = 7;
+  const auto random = [&](int a, int b) {
+    return Rows(Rows::NullaryExpr(a, b, [&] { return static_cast<double>((state = state * 1664525U + 1013904223U) >> 8) / (1U << 23) - 1; }));
+  };
+  PiNetwork s{random(batch * steps, d), random(batch * steps, 1), random(d, r), {random(rows, 1)}, {random(rows, r)}, {random(1, r), random(1, 1)}};
+  for (int t = 2; t < steps; ++t) s.X.middleRows(t * batch, batch) = s.X.middleRows((t - 2) * batch, batch) + 1e-4 * random(batch, d);
+  const std::string program = pi_program(s, batch, steps);
+  const auto exact = limit_of(program, engine(Engine::kMoments));
+  EvaluateOptions options = engine(Engine::kMoments);
+  options.merge_rows = 0.02;
+  const auto merged = limit_of(program, options);
+  EXPECT_GT(merged.engine.rows_merged, 0);
+  EXPECT_EQ(exact.engine.rows_merged, 0);
+  const auto& value = exact.reports[0].value;
+  double change = 0;
+  for (std::size_t j = 0; j < value.size(); ++j) {
+    change = std::max(change, std::abs(merged.reports[0].value[j] - value[j]));
+    EXPECT_LE(std::abs(merged.reports[0].value[j] - value[j]), merged.reports[0].error[j] + exact.reports[0].error[j]) << j;
+  }
+  EXPECT_GT(change, 0);
+  EXPECT_LT(merged.reports[0].error.back(), 1);
+}
+
 // A jump in a function is a delta in its derivative: E step'(h) = density of h at 0.
 TEST(Corrections, OfFunctionsWithJumpsContainTheirDeltas) {
   const char* program = R"(width n
@@ -430,6 +456,20 @@ report three = E(tanh(x[0]) * tanh(x[0] + x[1]) * cos(x[1] + 0.5 * x[2])), parti
   EXPECT_EQ(result.reports[0].value[0], 3);
   EXPECT_EQ(result.reports[0].error[0], 0);
   for (std::size_t k = 1; k < 4; ++k) EXPECT_NEAR(result.reports[k].value[0], sampled.reports[k].value[0], 5 * sampled.reports[k].error[0]) << result.reports[k].name;
+}
+
+TEST(Methods, ClosedFormsOfDifferentFunctions) {
+  const Module module = parsed(R"(width n
+random x : [2, n] ~ normal(0, [[1, 0.6], [0.6, 2]])
+report a = E(step(x[0]) * relu(x[1])), b = E(abs(x[0]) * relu(x[1])), c = E(relu(x[0])^2 * step(-x[1])), d = E(relu(3 * x[0]) * abs(-2 * x[1]))
+report e = E(erf(2 * x[0]) * erf(0.5 * x[1])), f = E(relu(x[0])^3 * leaky_relu(x[1], 0.1)), g = E(sin(2 * x[0]) * sin(x[1])), h = E(exp(-x[0]^2) * exp(-3 * x[1]^2))
+)");
+  const auto exact = limit_of(module, engine(Engine::kMoments)), sampled = limit_of(module, particles(262144, 16));
+  EXPECT_NEAR(exact.reports[0].value[0], (0.6 + std::sqrt(2.0)) / (2 * std::sqrt(2 * std::numbers::pi)), 1e-15);
+  for (std::size_t k = 0; k < exact.reports.size(); ++k) {
+    EXPECT_EQ(exact.reports[k].method, Method::kClosedForm) << k;
+    EXPECT_NEAR(exact.reports[k].value[0], sampled.reports[k].value[0], 6 * sampled.reports[k].error[0] + 1e-12) << k;
+  }
 }
 
 TEST(Methods, SingularCovariancesAreNoProblem) {

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <boost/math/constants/constants.hpp>
+#include <boost/math/quadrature/gauss.hpp>
 #include <boost/multiprecision/cpp_bin_float.hpp>
 #include <gtest/gtest.h>
 
@@ -361,6 +362,55 @@ TEST(DualKernel, WrongSizesAreABug) {
   EXPECT_THROW(static_cast<void>(dual_kernel(TwoSlope{}, two, three, three, out)), InternalError);
   EXPECT_THROW(static_cast<void>(dual_kernel(TwoSlope{}, three, three, three, two)), InternalError);
   EXPECT_THROW(static_cast<void>(dual_kernel(ReluPower{-1}, three, three, three, out)), InternalError);
+}
+
+/// E x+^m y+^k of standard normals with correlation rho, in polar coordinates: the radius by its Gamma function, the angle by Gauss.
+Real power_moment(int m, int k, Real rho) {
+  const Real theta = 2 * std::atan2(std::sqrt(1 - rho), std::sqrt(1 + rho)), low = theta - kPi / 2, high = kPi / 2;
+  const auto angle = [&](Real t) { return std::pow(std::max<Real>(0, std::cos(t)), m) * std::pow(std::max<Real>(0, std::cos(t - theta)), k); };
+  const Real integral = high > low ? boost::math::quadrature::gauss<Real, 30>::integrate(angle, low, high) : 0;
+  return std::pow(2.0L, 0.5L * (m + k)) * std::tgamma(0.5L * (m + k) + 1) / (2 * kPi) * integral;
+}
+
+TEST(PiecewiseKernel, AgreesWithPolarQuadrature) {
+  const double rhos[] = {-1, -1 + 1e-12, -0.999, -0.5, 0, 0.3, 0.9, 1 - 1e-12, 1};
+  const double roots[] = {0x1p-13, 1, 0x1p13};  // exact products
+  const auto power = [](int m, bool above) {
+    PiecewisePolynomial p{std::vector<double>(static_cast<std::size_t>(m + 1), 0.0), {0.0}, 0};
+    p.below.back() = 1;
+    if (above) std::swap(p.below, p.above);
+    return p;
+  };
+  for (const double rho : rhos)
+    for (const double root_a : roots)
+      for (const double root_b : roots)
+        for (int m = 0; m < 5; ++m)
+          for (int k = 0; k < 5; ++k)
+            for (const int side : {0, 1}) {
+              const double a = root_a * root_a, b = root_b * root_b, c = rho * root_a * root_b;
+              double K = kNan;
+              ASSERT_TRUE(piecewise_kernel(power(m, true), power(k, side == 0), {&a, 1}, {&b, 1}, {&c, 1}, {&K, 1}).ok());
+              const Real unit = side == 0 ? power_moment(m, k, rho) : (k % 2 == 0 ? 1 : -1) * power_moment(m, k, -static_cast<Real>(rho));
+              const Real scale = std::pow(static_cast<Real>(root_a), m) * std::pow(static_cast<Real>(root_b), k);
+              const Real size = scale * std::sqrt(power_moment(2 * m, 0, 1) * power_moment(2 * k, 0, 1));
+              EXPECT_NEAR(static_cast<double>(K / size), static_cast<double>(scale * unit / size), 1e-14) << rho << ' ' << m << ' ' << k << ' ' << side;
+            }
+}
+
+TEST(PiecewiseKernel, ConstantsAndBadEntries) {
+  const PiecewisePolynomial step{{0}, {1}, 0.25}, relu{{0}, {0, 1}, 0};
+  const double a[] = {0, 1, 1, kNan}, b[] = {4, 0, 1, 1}, c[] = {0, 0, 2, 0};
+  double K[4];
+  const MomentStatus status = piecewise_kernel(step, relu, a, b, c, K);
+  EXPECT_NEAR(K[0], 0.25 * 2 / std::sqrt(2 * static_cast<double>(kPi)), 1e-16);
+  EXPECT_EQ(K[1], 0);
+  EXPECT_TRUE(std::isnan(K[2]));
+  EXPECT_TRUE(std::isnan(K[3]));
+  EXPECT_EQ(status.bad_index, 2U);
+  EXPECT_EQ(status.bad_entry, (std::array<double, 3>{1, 1, 2}));
+  double mean = kNan;
+  EXPECT_TRUE(piecewise_mean({{0, -1}, {1, 0, 1}, 7}, {a + 1, 1}, {&mean, 1}).ok());  // -x, 1 + x^2
+  EXPECT_NEAR(mean, 1 / std::sqrt(2 * static_cast<double>(kPi)) + 1, 1e-15);
 }
 
 }  // namespace
