@@ -395,6 +395,46 @@ TEST(PiLimit, FollowsItsRecursion) {
   }
 }
 
+// Factors before preactivations leave everything in closed form: x and the rate carry them instead.
+TEST(PiLimit, ScaledPreactivations) {
+  const auto program = [](const std::string& before, const std::string& rate, const std::string& x) {
+    return fmt::format(R"(width n
+data X = [[0.3, -1, 0.5], [1.2, 0.4, -0.1], [-0.7, 0.2, 0.9], [0.1, 0.8, -1.1]]
+data Y = [1, -0.5, 0.25, 2]
+random O1 : [n, 4] ~ normal(0, 1)
+random O2 : [n, 4] ~ normal(0, 1)
+random C : [3, 4] ~ normal(0, 1)
+random A : [5, 4] ~ normal(0, 1)
+random D : [5, 4] ~ normal(0, 1)
+param W : [n, n] ~ normal(0, 0)
+fn project(O, d) = O @ gram(d, O')
+U = (O1 @ C)'
+W += outer(O2 @ A, relu(O1 @ D)) / n
+v = O2 @ [1, 0.5, -1, 2]
+for epoch in 0..4 {{ for t in 0..2 {{
+  x = {2}X[2 * t..2 * t + 2]
+  h1 = {0}(U @ x)
+  z1 = relu(h1)
+  h2 = 0.5 * (W @ z1)
+  z2 = relu(h2)
+  f = z2 @ v / n
+  report f, cross = gram(step(h2), z2)
+  e = f - Y[2 * t..2 * t + 2]
+  d2 = project(O2, einsum("p,n->pn", e, v) * step(h2))
+  d1 = project(O1, 0.5 * (W' @ d2) * step(h1))
+  U = U - {1} * einsum("pn,pd->dn", d1, x)'
+  W -= 0.05 * outer(d2, z1) / n
+  v = v - 0.1 * einsum("p,pn->n", e, z2)
+}} }}
+)", before, rate, x);
+  };
+  const auto scaled = limit_of(program("0.7 * ", "0.7 * 0.1", ""), engine(Engine::kMoments)), plain = limit_of(program("", "0.1", "0.7 * "), engine(Engine::kMoments));
+  for (std::size_t k = 0; k < 2; ++k) {
+    EXPECT_EQ(scaled.reports[k].method, Method::kClosedForm);
+    for (std::size_t j = 0; j < plain.reports[k].value.size(); ++j) EXPECT_NEAR(scaled.reports[k].value[j], plain.reports[k].value[j], 1e-12 * (1 + std::abs(plain.reports[k].value[j]))) << j;
+  }
+}
+
 // Rows merged within an angle change the result by less than the error that is stated, and less rows cost more error.
 TEST(PiLimit, MergedRowsAreWithinTheStatedError) {
   const int d = 5, r = 6, rows = 4, batch = 4, steps = 24;
