@@ -502,7 +502,8 @@ class Analysis {
       Diagnostic d{Severity::kError, "E3102",
                    fmt::format("{} may depend on a term that this engine drops", what), span,
                    fmt::format("a term dropped on the way may have size {} here{}", power(*x.dropped), iteration),
-                   "the limit engine carries leading orders only; fluctuations and corrections of relative size n^(-1/2) are not followed", {}, true};
+                   fluctuation && *x.dropped == 0 ? "a centred sum over sqrt(n) tends to a Gaussian, not to a number: of a model, nngp(f, X) is its covariance, ntk and predict_gd its training"
+                                                  : "the limit engine carries leading orders only; fluctuations and corrections of relative size n^(-1/2) are not followed", {}, true};
       d.notes.push_back({(fluctuation ? "dropped here: the fluctuation of an average, n^(-1/2) times the size of its terms" : "dropped here: a term smaller than the one beside it") + where(x.culprit), culprit.span});
       return d;
     }
