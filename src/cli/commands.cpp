@@ -154,6 +154,7 @@ int compare(const Options& options) {
   double total = limit_cost;
   for (const std::int64_t width : options.widths) total += cost_of(width);
 
+  const Module networks_of = comparable(*loaded.module);
   std::vector<SimulationResult> networks;
   Result<LimitResult> limit = [&] {
     ProgressBar bar(show_progress());
@@ -165,7 +166,7 @@ int compare(const Options& options) {
       SimulateOptions simulation = options.simulate;
       simulation.width = width;
       simulation.progress = bar.stage(fmt::format("width {}", width), cost_of(width) / total);
-      Result<SimulationResult> own = tplimit::simulate(*loaded.module, simulation);
+      Result<SimulationResult> own = tplimit::simulate(networks_of, simulation);
       if (own) networks.push_back(std::move(*own));
       else result = own.errors();
     }
@@ -198,9 +199,8 @@ int check(const Options& options) {
   fmt::print("{:<{}}   {:>8}   {:<11}   order\n", "report", width, "numbers", "method");
   for (std::size_t k = 0; k < orders->reports.size(); ++k) {
     const ReportOrder& report = orders->reports[k];
-    const auto& entries = module.program.reports.at(k).entries;
     std::int64_t numbers = 0;
-    for (const auto& entry : entries) numbers += ir::size_of(module.program[entry.value].type.dims);
+    for (const auto& entry : orders->program.reports.at(k).entries) numbers += ir::size_of(orders->program[entry.value].type.dims);
     const std::string limit = report.proved_zero ? "0      proved to be exactly 0 in the limit"
                               : report.order < 0 ? fmt::format("{:<6} vanishes: the limit is 0", power_of_width(report.order))
                                                  : power_of_width(report.order);

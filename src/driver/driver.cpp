@@ -18,6 +18,7 @@
 #include "tplimit/data/table.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
+#include "tplimit/passes/gaussian_outputs.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/syntax/parser.hpp"
 
@@ -70,7 +71,34 @@ Result<Module> parse_file(const std::filesystem::path& file, LowerOptions option
   return parse(std::move(*source), options);
 }
 
-Result<LeadingOrder> check(const Module& module) { return leading_order(module.program); }
+namespace {
+
+std::optional<GaussianOutputs> gaussian_outputs_of(const Program& program) {
+  GaussianOutputs out = gaussian_outputs(program, fluctuating_reports(program));
+  if (out.notes.empty()) return std::nullopt;
+  return out;
+}
+
+/// The limit of the program; a report that tends to a Gaussian becomes its covariance.
+Result<LeadingOrder> limit_of(const Program& program) {
+  Result<LeadingOrder> limit = leading_order(program);
+  if (limit) return limit;
+  const auto gaussian = gaussian_outputs_of(program);
+  if (!gaussian) return limit;
+  limit = leading_order(gaussian->limit);
+  if (limit) limit->warnings.insert(limit->warnings.begin(), gaussian->notes.begin(), gaussian->notes.end());
+  return limit;
+}
+
+}  // namespace
+
+Result<LeadingOrder> check(const Module& module) { return limit_of(module.program); }
+
+Module comparable(Module module) {
+  if (leading_order(module.program)) return module;
+  if (auto gaussian = gaussian_outputs_of(module.program)) module.program = std::move(gaussian->networks);
+  return module;
+}
 
 namespace {
 
@@ -187,6 +215,7 @@ ReportResult skeleton(const Program& program, const Report& report) {
   out.name = report.name;
   out.span = report.span;
   out.index_names = report.index_names;
+  out.random = report.random;
   for (std::size_t k = 0; k < report.index_names.size(); ++k) {
     std::set<std::int64_t> values;
     for (const auto& entry : report.entries) values.insert(entry.index[k]);
@@ -570,7 +599,7 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
   if (options.particles < 8) return Diagnostic{Severity::kError, "E2701", fmt::format("{} particles are too few", options.particles), {}, "", "use at least 8; the default is 16384", {}, false};
   if (options.randomisations < 1) return Diagnostic{Severity::kError, "E2701", "at least one randomisation is needed", {}, "", "use 2 or more for an error estimate; the default is 8", {}, false};
   if (options.tolerance && options.randomisations < 2) return Diagnostic{Severity::kError, "E2701", "one randomisation has no standard error to compare with a tolerance", {}, "", "use 2 randomisations or more", {}, false};
-  auto limit = leading_order(module.program);
+  auto limit = limit_of(module.program);
   if (!limit) return limit.errors();
   verify(limit->program);
   LimitEvaluation evaluation(*limit, options);
@@ -598,7 +627,7 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
 }
 
 Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOptions& options) {
-  auto limit = leading_order(module.program);
+  auto limit = limit_of(module.program);
   if (!limit) return limit.errors();
   const LimitEvaluation evaluation(*limit, options);
   std::vector<ReportMethod> out;

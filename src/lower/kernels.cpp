@@ -3,6 +3,7 @@
 
 #include "lower/lowerer.hpp"
 #include "tplimit/passes/batch.hpp"
+#include "tplimit/passes/gaussian_outputs.hpp"
 
 // ntk(f, X, X2) and nngp(f, X, X2): written out as averages of gradients of one sample, batched over all samples.
 namespace tplimit::lowering {
@@ -152,25 +153,21 @@ Value Lowerer::builtin_nngp(const ast::Call& call, Span span) {
   const SampleModel f = sample_model(call, span);
   ir::Builder& b = build(span);
   NodeId sum, rest = f.output;
-  const auto linear_part = [&](NodeId source, NodeId at_zero, std::optional<NodeId> deviation) {
-    if (!depends_on(b, rest, {source})) return;
-    Result<std::vector<Derivative>> d = gradient(b, rest, {source});
-    if (!d || !(*d)[0].tensor.valid() || depends_on(b, (*d)[0].tensor, {source})) return;
-    if (deviation) (*d)[0].tensor = b.times((*d)[0].tensor, *deviation);
-    const NodeId kernel = gradient_kernel(f, (*d)[0]);
+  const auto take = [&](NodeId source, std::optional<NodeId> deviation) {
+    auto part = tplimit::linear_part(b, rest, source);
+    if (!part) return;
+    if (deviation) part->slope.tensor = b.times(part->slope.tensor, *deviation);
+    const NodeId kernel = gradient_kernel(f, part->slope);
     sum = sum.valid() ? b.plus(sum, kernel) : kernel;
-    rest = substituted(b, rest, {{source, at_zero}});
+    rest = part->at_zero;
   };
   // Later declarations first: readouts are declared last, and what they multiply is then not mistaken for a readout.
   const auto is_gaussian = [&](std::size_t k) { return std::holds_alternative<ir::StandardNormal>(builder_.program().nodes[k].op); };
   for (std::size_t k = builder_.program().size(); k-- > 0;)
-    if (is_gaussian(k)) {
-      const ir::Type type = builder_.program().nodes[k].type;
-      linear_part({static_cast<std::uint32_t>(k)}, b.zeros(true, type.dims), std::nullopt);
-    }
+    if (is_gaussian(k)) take({static_cast<std::uint32_t>(k)}, std::nullopt);
   for (const auto& [name, variable] : variables_)
     if (const Tensor* t = globals_.at(name).value.as<Tensor>(); t && variable.deviation && variable.old_versions.empty())
-      linear_part(t->node, b.zeros(false, builder_.type(t->node).dims), variable.deviation);
+      take(t->node, variable.deviation);
   if (!sum.valid())
     fail("E2132", "the output is not linear in a centred Gaussian", call.args[0]->span, "", "nngp needs a random readout such as v @ z / sqrt(n); the limit of v @ z / n is a number, not a Gaussian");
   for (std::uint32_t k = 0; k < builder_.program().size(); ++k) {

@@ -48,6 +48,19 @@ class Analysis {
   }
 
   Result<LeadingOrder> run() {
+    visit_all();
+    return error_ ? Result<LeadingOrder>(*error_) : finish();
+  }
+  std::vector<bool> fluctuating_reports() {
+    visit_all();
+    std::vector<bool> out(in_.reports.size(), false);
+    for (std::size_t k = 0; k < out.size() && !error_; ++k)
+      out[k] = std::any_of(in_.reports[k].entries.begin(), in_.reports[k].entries.end(), [&](const Report::Entry& e) { return fluctuates(order(e.value)); });
+    return out;
+  }
+
+ private:
+  void visit_all() {
     orders_.reserve(in_.size());
     for (std::uint32_t k = 0; k < in_.size(); ++k) {
       current_ = {k};
@@ -57,14 +70,12 @@ class Analysis {
       for (const MaybeExponent& size : {order.lead, order.dropped})
         if (size && !in_range(*size))
           reject("E3105", "a power of the width is out of range", "", "exponents lie between -10^6 and 10^6 with denominators that divide 40320; fewer nested roots and powers help");
-      if (error_) return *error_;
+      if (error_) return;
       if (!node.type.matrix && builder_.is_zero(order.out)) order.lead.reset();
       orders_.push_back(std::move(order));
     }
-    return finish();
   }
 
- private:
   static constexpr const char* kLargeMatrix = "the entries of this matrix exceed size n^(-1/2), so that its products grow";
   /// Sums, products and comparisons of such exponents do not overflow.
   static bool in_range(Exponent e) {
@@ -499,15 +510,20 @@ class Analysis {
     if (x.dropped && *x.dropped >= 0) {
       const Node& culprit = in_[x.culprit];
       const bool fluctuation = is_output_of_average(culprit);
+      const bool gaussian = fluctuates(x);
       Diagnostic d{Severity::kError, "E3102",
                    fmt::format("{} may depend on a term that this engine drops", what), span,
                    fmt::format("a term dropped on the way may have size {} here{}", power(*x.dropped), iteration),
-                   fluctuation && *x.dropped == 0 ? "a centred sum over sqrt(n) tends to a Gaussian, not to a number: of a model, nngp(f, X) is its covariance, ntk and predict_gd its training"
+                   gaussian ? "its limit is random. Where it is linear in a Gaussian readout, report the output itself: its covariance is shown; its training: ntk, predict_gd"
                                                   : "the limit engine carries leading orders only; fluctuations and corrections of relative size n^(-1/2) are not followed", {}, true};
       d.notes.push_back({(fluctuation ? "dropped here: the fluctuation of an average, n^(-1/2) times the size of its terms" : "dropped here: a term smaller than the one beside it") + where(x.culprit), culprit.span});
       return d;
     }
     return std::nullopt;
+  }
+  /// n^(-1/2) times a centred sum is all that is missing.
+  [[nodiscard]] bool fluctuates(const Order& x) const {
+    return x.dropped && *x.dropped == 0 && (!x.lead || *x.lead <= 0) && is_output_of_average(in_[x.culprit]);
   }
   static bool is_output_of_average(const Node& node) {
     const auto* c = std::get_if<Contract>(&node.op);
@@ -573,5 +589,6 @@ class Analysis {
 }  // namespace
 
 Result<LeadingOrder> leading_order(const Program& program) { return Analysis(program).run(); }
+std::vector<bool> fluctuating_reports(const Program& program) { return Analysis(program).fluctuating_reports(); }
 
 }  // namespace tplimit

@@ -27,7 +27,8 @@ WidthSamples samples_of(const SimulationResult& networks, std::size_t report) {
 /// Eigenvalues that meet 0 or a neighbour have no expansion in 1/n: they are shown, but decide nothing.
 Convergence assess(const ReportResult& report, const std::vector<WidthSamples>& samples, double limit_dof) {
   const VectorXd limit = to_vector(report.value), error = to_vector(report.error);
-  Convergence all = assess_convergence(limit, error, samples, limit_dof);
+  const double spread = report.random ? 0 : -0.5;
+  Convergence all = assess_convergence(limit, error, samples, limit_dof, spread);
   std::vector<Index> resolved;
   for (std::size_t j = 0; j < report.value.size(); ++j)
     if (report.unresolved.empty() || !report.unresolved[j]) resolved.push_back(static_cast<Index>(j));
@@ -37,7 +38,7 @@ Convergence assess(const ReportResult& report, const std::vector<WidthSamples>& 
   if (!resolved.empty()) {
     std::vector<WidthSamples> selected;
     for (const WidthSamples& sample : samples) selected.push_back({sample.width, sample.values(Eigen::all, resolved)});
-    some = assess_convergence(limit(resolved), error(resolved), selected, limit_dof);
+    some = assess_convergence(limit(resolved), error(resolved), selected, limit_dof, spread);
     some.reason += fmt::format("; {} of {} eigenvalues not resolved and left out", report.value.size() - resolved.size(), report.value.size());
   }
   some.entries = std::move(all.entries);

@@ -35,7 +35,8 @@ struct Summary {
   VectorXd inverse;              ///< smallest width / n_k, in (0, 1]
   VectorXd seeds;                ///< S_k
   MatrixXd mean, variance, rms;  ///< widths x entries
-  VectorXd scaled_variance;      ///< per entry: mean of n s^2 over widths, weighted by S_k - 1
+  VectorXd fall;                 ///< n^(-2 e) for an expected spread n^e: n, or 1 where the limit is random
+  VectorXd scaled_variance;      ///< per entry: mean of n^(-2 e) s^2 over widths, weighted by S_k - 1
   double dof = 0;                ///< sum of S_k - 1
   double rounding = 0;           ///< differences up to this are no differences
   Index smallest = 0, largest = 0;
@@ -60,7 +61,7 @@ void check_input(const VectorXd& limit, const VectorXd& limit_error, const std::
   }
 }
 
-Summary summarise(const VectorXd& limit, const std::vector<WidthSamples>& samples, double largest_number) {
+Summary summarise(const VectorXd& limit, const std::vector<WidthSamples>& samples, double largest_number, double spread) {
   const auto widths = static_cast<Index>(samples.size());
   Summary s;
   s.width.resize(widths);
@@ -84,7 +85,8 @@ Summary summarise(const VectorXd& limit, const std::vector<WidthSamples>& sample
   s.inverse = s.width[s.smallest] / s.width.array();
   s.rounding = kRounding * std::max(1.0, largest_number);
   s.dof = (s.seeds.array() - 1).sum();
-  s.scaled_variance = ((s.seeds.array() - 1) * s.width.array()).matrix().transpose() * s.variance / s.dof;
+  s.fall = s.width.array().pow(-2 * spread);
+  s.scaled_variance = ((s.seeds.array() - 1) * s.fall.array()).matrix().transpose() * s.variance / s.dof;
   return s;
 }
 
@@ -205,7 +207,7 @@ std::optional<SlopeFit> fit_spread(const Summary& s, const std::vector<WidthSamp
   // Entries that still move by more than rounding at the largest width.
   std::vector<Index> moving;
   for (Index e = 0; e < s.scaled_variance.size(); ++e) {
-    if (std::sqrt(s.scaled_variance[e] / s.width[s.largest]) > 4 * s.rounding) moving.push_back(e);
+    if (std::sqrt(s.scaled_variance[e] / s.fall[s.largest]) > 4 * s.rounding) moving.push_back(e);
   }
   if (moving.empty() || s.width.size() < 2) return std::nullopt;
   const auto entries = static_cast<Index>(moving.size());
@@ -218,7 +220,7 @@ std::optional<SlopeFit> fit_spread(const Summary& s, const std::vector<WidthSamp
   for (const WidthSamples& sample : samples) {
     MatrixXd d = sample.values(Eigen::all, moving);
     d = (d.rowwise() - Eigen::RowVectorXd(d.colwise().mean())).eval() * unit.asDiagonal();
-    all.middleRows(row, d.rows()) = d * std::sqrt(sample.width);
+    all.middleRows(row, d.rows()) = d * std::sqrt(s.fall[static_cast<Index>(deviations.size())]);
     row += d.rows();
     deviations.push_back(std::move(d));
   }
@@ -307,13 +309,13 @@ std::string slope_text(const std::optional<SlopeFit>& fit) {
 
 /// The numbers are in units of `unit`, which messages undo.
 Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std::vector<WidthSamples>& samples,
-                   double limit_dof, double unit) {
+                   double limit_dof, double spread, double unit) {
   Convergence result;
   if (limit.size() == 0) {
     result.reason = "the report has no entries";
     return result;
   }
-  const Summary s = summarise(limit, samples, largest_number(limit, samples));
+  const Summary s = summarise(limit, samples, largest_number(limit, samples), spread);
   const Index widths = s.width.size();
 
   MatrixXd mean_variance(widths, limit.size());
@@ -324,7 +326,7 @@ Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std
     const VectorXd bias = s.mean.col(e).array() - limit[e];
     // Equal to the limit, seed by seed: |value - limit| <= sqrt(S) rms.
     const bool equal = (s.rms.col(e).array() * s.seeds.array().sqrt()).maxCoeff() <= s.rounding;
-    mean_variance.col(e) = s.variance.col(e).array().max(s.scaled_variance[e] / s.width.array()) / s.seeds.array() +
+    mean_variance.col(e) = s.variance.col(e).array().max(s.scaled_variance[e] / s.fall.array()) / s.seeds.array() +
                            s.rounding * s.rounding;
     MeanTest test{1, 0};
     if (!equal) {
@@ -362,14 +364,14 @@ Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std
   } else if (result.p_value <= kSmallestP) {
     result.verdict = Verdict::kDisagrees;
     result.reason = off("mean does not tend to the limit") + ", " + slope;
-  } else if (result.sd_slope && result.sd_slope->slope > -0.5 + kErrors * result.sd_slope->error) {
+  } else if (result.sd_slope && result.sd_slope->slope > spread + kErrors * result.sd_slope->error) {
     result.verdict = Verdict::kDisagrees;
-    result.reason = fmt::format("sd does not fall like n^-1/2: {}; mean fits (p = {:.2g})", slope, result.p_value);
+    result.reason = fmt::format("{}: {}; mean fits (p = {:.2g})", spread == 0 ? "sd grows" : "sd does not fall like n^-1/2", slope, result.p_value);
   } else if (spread_has_power || mean_has_power) {
     result.verdict = Verdict::kAgrees;
-    const bool faster = result.sd_slope && result.sd_slope->slope < -0.5 - kErrors * result.sd_slope->error;
+    const bool faster = result.sd_slope && result.sd_slope->slope < spread - kErrors * result.sd_slope->error;
     result.reason =
-        fmt::format("mean fits (p = {:.2g}), {}{}", result.p_value, slope, faster ? ", faster than n^-1/2" : "");
+        fmt::format("mean fits (p = {:.2g}), {}{}", result.p_value, slope, !faster ? "" : spread == 0 ? ", falling" : ", faster than n^-1/2");
     if (widths == 1)
       result.reason = fmt::format("mean is within its error of the limit (p = {:.2g}); one width: rates not tested",
                                   result.p_value);
@@ -384,14 +386,14 @@ Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std
 }  // namespace
 
 Convergence assess_convergence(const VectorXd& limit, const VectorXd& limit_error,
-                               const std::vector<WidthSamples>& samples, double limit_dof) {
+                               const std::vector<WidthSamples>& samples, double limit_dof, double spread) {
   check_input(limit, limit_error, samples, limit_dof);
   constexpr double kSquaresOverflow = 1e100;  // far from it, but where networks of any use have stopped
   const double unit = std::max(largest_number(limit, samples), limit_error.size() > 0 ? limit_error.maxCoeff() : 0);
-  if (unit < kSquaresOverflow) return assess(limit, limit_error, samples, limit_dof, 1);
+  if (unit < kSquaresOverflow) return assess(limit, limit_error, samples, limit_dof, spread, 1);
   std::vector<WidthSamples> scaled = samples;
   for (WidthSamples& sample : scaled) sample.values /= unit;
-  Convergence result = assess(limit / unit, limit_error / unit, scaled, limit_dof, unit);
+  Convergence result = assess(limit / unit, limit_error / unit, scaled, limit_dof, spread, unit);
   for (EntryConvergence& entry : result.entries) {
     for (double* number : {&entry.limit, &entry.limit_error, &entry.resolution}) *number *= unit;
     for (VectorXd* numbers : {&entry.mean, &entry.mean_error, &entry.sd, &entry.rms}) *numbers *= unit;

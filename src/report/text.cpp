@@ -452,8 +452,9 @@ std::string to_text(const Comparison& all, const ProgramInfo& program, const Tex
   }
   if (std::any_of(all.limit.reports.begin(), all.limit.reports.end(), has_unresolved)) out += kUnresolvedNote;
   out += expectations(all.limit, program.source);
-  out += fmt::format("\noverall: {} ({} of {}); expected slopes: sd -0.5, bias |mean - limit| -1\n", word(all.verdict), agreeing,
-                     plural(compared, "report"));
+  const bool random = std::any_of(all.limit.reports.begin(), all.limit.reports.end(), [](const ReportResult& r) { return r.random; });
+  out += fmt::format("\noverall: {} ({} of {}); expected slopes: sd -0.5{}, bias |mean - limit| -1\n", word(all.verdict), agreeing,
+                     plural(compared, "report"), random ? " (0 for covariances)" : "");
   return out + fmt::format("time {}, memory {}\n", time_text(time_s), memory_text(bytes));
 }
 

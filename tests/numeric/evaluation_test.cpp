@@ -239,10 +239,74 @@ for t in 0..2 {
 )";
   EXPECT_EQ(first_code(ntk), "E3102");
   const std::string head = "width n\nrandom v : [n] ~ normal(0, 1)\nrandom x : [n] ~ normal(0, 1)\n";
-  EXPECT_EQ(first_code(head + "report v @ tanh(x) / sqrt(n)\n"), "E3102");
+  EXPECT_EQ(first_code(head + "report (v @ tanh(x))^2 / n\n"), "E3102");  // a chi-square variable
+  EXPECT_EQ(first_code(head + "report sqrt(n) * E(cos(x) * sin(v))\n"), "E3102");  // Gaussian, but not linear in one
   EXPECT_EQ(first_code(head + "report x @ x\n"), "E3101");
   EXPECT_EQ(first_code(head + "report E(tanh(n * x))\n"), "E3103");
   EXPECT_EQ(first_code(head + "report E(x^2) / E(x)\n"), "E3104");
+}
+
+/// A deep tanh network with ntk scaling, three inputs, `outputs` outputs.
+std::string random_output(const std::string& readout, const std::string& f, const std::string& report) {
+  return R"(width n
+data X = [[1, 0.5], [-0.3, 1], [1, 0.5]]
+random U : [n, 2] ~ normal(0, 1)
+random W : [n, n] ~ normal(0, 1)
+)" + readout + "model g(x) {\n  z = tanh(W @ tanh(U @ x) / sqrt(n))\n  return " + f + "\n}\n" + report;
+}
+
+TEST(RandomOutputs, TheReportIsTheCovariance) {
+  const std::string v = "random v : [n] ~ normal(0, 2)\n", f = "v @ z / sqrt(n)";
+  const auto result = limit_of(random_output(v, f, "report f = g(X), K = nngp(g, X)\n"), EvaluateOptions{});
+  ASSERT_EQ(result.reports.size(), 2u);
+  const auto &covariance = result.reports[0], &kernel = result.reports[1];
+  EXPECT_EQ(covariance.name, "cov(f)");
+  EXPECT_EQ(covariance.shape, (std::vector<std::int64_t>{3, 3}));
+  EXPECT_EQ(covariance.method, Method::kQuadrature);
+  for (std::size_t k = 0; k < 9; ++k) EXPECT_NEAR(covariance.value[k], kernel.value[k], 1e-13);
+  ASSERT_EQ(result.warnings.size(), 1u);
+  EXPECT_EQ(result.warnings[0].code, "W5302");
+}
+
+// Entries of size n^(-1/2) in the readout itself; several outputs are independent; a loop keeps its index.
+TEST(RandomOutputs, SeveralOutputsAndLoops) {
+  const auto one = limit_of(random_output("random v : [n] ~ normal(0, 1)\n", "v @ z / sqrt(n)", "report f = g(X)\n"), EvaluateOptions{}).reports[0];
+  const auto two = limit_of(random_output("random V : [2, n] ~ normal(0, 1/n)\n", "V @ z", "for t in 0..2 { report f = g(X)[0..(t + 1) * 0 + 2] }\n"), EvaluateOptions{}).reports[0];
+  ASSERT_EQ(two.shape, (std::vector<std::int64_t>{2, 2, 2, 2, 2}));
+  for (std::size_t t = 0; t < 2; ++t)
+    for (std::size_t i = 0; i < 2; ++i)
+      for (std::size_t a = 0; a < 2; ++a)
+        for (std::size_t j = 0; j < 2; ++j)
+          for (std::size_t b = 0; b < 2; ++b)
+            EXPECT_NEAR(two.value[(((t * 2 + i) * 2 + a) * 2 + j) * 2 + b], a == b ? one.value[i * 3 + j] : 0, 1e-13);
+}
+
+TEST(RandomOutputs, AMeanThatIsNotZeroIsReportedBeside) {
+  const auto result = limit_of(random_output("random v : [n] ~ normal(0, 1)\n", "v @ z / sqrt(n) + E(z^2)", "report f = g(X)\n"), EvaluateOptions{});
+  ASSERT_EQ(result.reports.size(), 2u);
+  EXPECT_EQ(result.reports[1].name, "mean(f)");
+  for (std::size_t k = 0; k < 3; ++k) EXPECT_NEAR(result.reports[1].value[k], result.reports[0].value[4 * k], 1e-13);  // E z^2 is also the variance
+}
+
+// A tied readout: v is in the hidden layer as well, so the output is not linear in it.
+TEST(RandomOutputs, ATiedReadoutIsRefused) {
+  EXPECT_EQ(first_code(random_output("random v : [n] ~ normal(0, 1)\n", "v @ (z * cos(v)) / sqrt(n)", "report g(X)\n")), "E3102");
+}
+
+TEST(RandomOutputs, NetworksTendToTheCovariance) {
+  const Module module = parsed(random_output("random v : [n] ~ normal(0, 1)\n", "v @ z / sqrt(n) + E(z^2)", "report f = g(X)\n"));
+  const auto limit = evaluate(module);
+  ASSERT_TRUE(limit);
+  SimulateOptions options;
+  options.width = 512;
+  options.seeds = 400;
+  const auto networks = simulate(comparable(module), options);
+  ASSERT_TRUE(networks);
+  for (std::size_t r = 0; r < 2; ++r) {
+    ASSERT_EQ(networks->reports[r].name, limit->reports[r].name);
+    for (std::size_t k = 0; k < limit->reports[r].value.size(); ++k)
+      EXPECT_NEAR(networks->reports[r].value[k], limit->reports[r].value[k], 4 * networks->reports[r].error[k] + 4.0 / 512);
+  }
 }
 
 TEST(Refusals, TooManyDirectionsAndNonFiniteNumbers) {

@@ -88,6 +88,10 @@ struct SimulateOptions {
 /// Finite networks of one width.  Errors: E4101, E4202.
 Result<SimulationResult> simulate(const Module& module, const SimulateOptions& options);
 
+/// The module whose networks report what `evaluate` does: where the limit of a report f is Gaussian, (f - mean) (f - mean)' instead
+/// of f; its average over networks tends to the covariance.
+Module comparable(Module module);
+
 /// Exponents of the reports and what would be refused, without computing numbers.
 Result<LeadingOrder> check(const Module& module);
 

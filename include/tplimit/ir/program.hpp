@@ -119,6 +119,7 @@ struct Report {
   std::vector<std::string> index_names;  ///< loop variables, outermost first
   std::vector<Entry> entries;
   Span span;
+  bool random = false;  ///< networks: the value stays random as the width grows, and the limit is that of its mean
 };
 
 /// `expect left == right within tolerance`, entrywise; both sides have one shape.

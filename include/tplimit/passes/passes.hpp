@@ -39,6 +39,8 @@ struct LeadingOrder {
 /// E3104 division by something that vanishes; E3105 not homogeneous in its operands' orders.
 /// Cost: O(nodes).
 Result<LeadingOrder> leading_order(const ir::Program& program);
+/// Which reports are refused with E3102 because fluctuations of averages reach them at size exactly 1: their limits may be Gaussian.
+std::vector<bool> fluctuating_reports(const ir::Program& program);
 
 /// Which probability space each value lives in: two values share one if a coordinatewise map or an average joins them.
 /// Distinct spaces are independent given the finite values, so their normals may use the same quasi-random dimensions.

@@ -49,7 +49,8 @@ struct Convergence {
 /// Needs: limit and limit_error of one size, the columns of all values; errors >= 0; all numbers finite; widths
 /// positive and different, in any order; at least 2 seeds each.  Samples of different seeds and widths are taken as
 /// independent, entries of one sample are not.  `limit_dof`: degrees of freedom behind limit_error (randomisations less
-/// one); infinite if the error is exact.
+/// one); infinite if the error is exact.  `spread`: the power of n that the standard deviation over seeds should follow, -1/2, or
+/// 0 where the limit itself is random and `limit` is its mean; read n^spread for n^-1/2 below.
 ///
 /// - Equal: an entry whose values all lie within 64 eps max(1, largest number of the report) of the limit agrees and
 ///   takes no further part.
@@ -70,7 +71,7 @@ struct Convergence {
 /// Cost: O(entries (seeds + widths)) + O(entries (all seeds)^2).
 Convergence assess_convergence(const Eigen::VectorXd& limit, const Eigen::VectorXd& limit_error,
                                const std::vector<WidthSamples>& samples,
-                               double limit_dof = std::numeric_limits<double>::infinity());
+                               double limit_dof = std::numeric_limits<double>::infinity(), double spread = -0.5);
 
 /// kDisagrees if any disagrees; else kAgrees if any agrees; else kInconclusive.
 Verdict overall(const std::vector<Verdict>& verdicts);

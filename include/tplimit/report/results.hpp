@@ -32,6 +32,7 @@ struct ReportResult {
   std::vector<double> error;                            ///< empty if there is none (one randomisation, samples)
   std::vector<bool> unresolved;                         ///< eigenvalues that cannot be told from 0 or a neighbour; else empty
   Method method = Method::kParticles;
+  bool random = false;                                  ///< of one network it stays random as the width grows: `value` is of the mean
   std::vector<double> spread{};                         ///< standard deviation over draws of the random scalars; empty for one draw
 };
 

@@ -1,0 +1,31 @@
+#pragma once
+
+#include <optional>
+#include <vector>
+
+#include "tplimit/ir/program.hpp"
+#include "tplimit/passes/gradient.hpp"
+
+namespace tplimit {
+
+/// f = <slope, source> + at_zero, a finite scalar f that is linear in `source`.
+struct LinearPart {
+  Derivative slope;    ///< does not depend on the source
+  ir::NodeId at_zero;  ///< f with the source replaced by zeros
+};
+/// Empty if f does not depend on the source or not linearly.  Appends nodes.
+std::optional<LinearPart> linear_part(ir::Builder& builder, ir::NodeId f, ir::NodeId source);
+
+/// A program with some reports f [d..] replaced by what they tend to in law.
+struct GaussianOutputs {
+  ir::Program limit;     ///< reports cov(f) [d.., d..], and mean(f) [d..] unless it is 0
+  ir::Program networks;  ///< reports (f - mean) (f - mean)' of one network, whose average over networks tends to cov(f)
+  Diagnostics notes;     ///< W5302 for each report that was replaced
+};
+
+/// Where f = J r + f_0 with r ~ N(0, 1) initial vectors and neither J nor f_0 computed from r, f tends to a Gaussian with the mean
+/// lim f_0 and the covariance lim J J' (NNGP of any architecture, DESIGN of readouts in docs/theory.md, "Random outputs").
+/// `reports[k]`: replace report k; one that is not of this form stays.  Needs: erase_identities.  Cost: O(nodes) per entry.
+GaussianOutputs gaussian_outputs(const ir::Program& program, const std::vector<bool>& reports);
+
+}  // namespace tplimit

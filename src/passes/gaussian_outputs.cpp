@@ -1,0 +1,112 @@
+#include <algorithm>
+
+#include "tplimit/passes/batch.hpp"
+#include "tplimit/passes/gaussian_outputs.hpp"
+#include "tplimit/passes/passes.hpp"
+
+namespace tplimit {
+
+using namespace ir;
+
+std::optional<LinearPart> linear_part(Builder& b, NodeId f, NodeId source) {
+  if (!depends_on(b, f, {source})) return std::nullopt;
+  Result<std::vector<Derivative>> d = gradient(b, f, {source});
+  if (!d || !(*d)[0].tensor.valid() || depends_on(b, (*d)[0].tensor, {source})) return std::nullopt;
+  const Type type = b.type(source);
+  return LinearPart{std::move((*d)[0]), substituted(b, f, {{source, b.zeros(type.width, type.dims)}})};
+}
+
+namespace {
+
+/// A value of size N with a Gaussian limit.
+struct GaussianOutput {
+  NodeId covariance;  ///< [N, N]: sum over readouts r of <df/dr, df/dr'>, r ~ N(0, 1)
+  NodeId mean;        ///< f at r = 0, of f's shape
+};
+
+/// Fails if f is not linear in Gaussian vectors plus something that holds none.
+std::optional<GaussianOutput> split(Builder& b, NodeId f) {
+  const Dims dims = b.type(f).dims;
+  const std::int64_t size = size_of(dims);
+  // One row of the Jacobian is the gradient of f[k]; batched over the unit vectors it is all rows.
+  const auto weight = b.add(Parameter{0}, {b.constant(1, dims)});
+  NodeId sum = b.reshape(b.times(weight, f), {size});
+  sum = b.sum(sum, 0);
+  std::vector<NodeId> slopes;
+  NodeId rest = f, scalar_rest = sum;
+  // Later declarations first, as in nngp: what a readout multiplies is not mistaken for the readout.
+  for (std::size_t k = b.program().size(); k-- > 0;) {
+    const NodeId source{static_cast<std::uint32_t>(k)};
+    if (!std::holds_alternative<StandardNormal>(b.node(source).op)) continue;
+    const auto part = linear_part(b, scalar_rest, source);
+    if (!part) continue;
+    slopes.push_back(part->slope.tensor);
+    scalar_rest = part->at_zero;
+    const Type type = b.type(source);
+    rest = substituted(b, rest, {{source, b.zeros(true, type.dims)}});
+  }
+  if (slopes.empty()) return std::nullopt;
+  std::vector<double> unit(static_cast<std::size_t>(size * size), 0.0);
+  for (std::int64_t k = 0; k < size; ++k) unit[static_cast<std::size_t>(k * size + k)] = 1;
+  Dims rows = dims;
+  rows.insert(rows.begin(), size);
+  GaussianOutput out{{}, rest};
+  for (NodeId row : batched(b, slopes, size, {{weight, b.constant(std::move(unit), rows)}})) {
+    row = b.reshape(row, {size, size_of(b.type(row).dims) / size});
+    const NodeId own = b.scale(1, 1, b.contract(row, row, 0, 1, true));  // a sum over n coordinates
+    out.covariance = out.covariance.valid() ? b.plus(out.covariance, own) : own;
+  }
+  return out;
+}
+
+}  // namespace
+
+GaussianOutputs gaussian_outputs(const Program& program, const std::vector<bool>& reports) {
+  GaussianOutputs out{program, program, {}};
+  out.limit.reports.clear();
+  out.networks.reports.clear();
+  Builder b(out.limit);
+  std::vector<Report> limit, networks;
+  for (std::size_t k = 0; k < program.reports.size(); ++k) {
+    const Report& report = program.reports[k];
+    Report covariance = report, mean = report, square = report;
+    bool convertible = reports[k], centred = true;
+    for (std::size_t j = 0; j < report.entries.size() && convertible; ++j) {
+      const NodeId f = report.entries[j].value;
+      b.set_origin(report.span, program[f].context);
+      const auto parts = split(b, f);
+      convertible = parts.has_value();
+      if (!parts) break;
+      Dims twice = program[f].type.dims;
+      twice.insert(twice.end(), program[f].type.dims.begin(), program[f].type.dims.end());
+      const NodeId deviation = b.reshape(b.minus(f, parts->mean), {size_of(program[f].type.dims)});
+      covariance.entries[j].value = b.reshape(parts->covariance, twice);
+      mean.entries[j].value = parts->mean;
+      square.entries[j].value = b.reshape(b.contract(deviation, deviation, 0, 0, false), twice);
+      centred = centred && b.is_zero(parts->mean);
+    }
+    if (!convertible) {
+      limit.push_back(report);
+      networks.push_back(report);
+      continue;
+    }
+    covariance.random = square.random = true;
+    covariance.name = square.name = "cov(" + report.name + ")";
+    mean.name = "mean(" + report.name + ")";
+    limit.push_back(covariance);
+    networks.push_back(square);
+    if (!centred) {
+      limit.push_back(mean);
+      networks.push_back(mean);
+    }
+    out.notes.push_back({Severity::kWarning, "W5302", fmt::format("report '{}' tends to a Gaussian, not to a number: its covariance is reported", report.name), report.span, "", "", {}, true});
+  }
+  out.networks = out.limit;  // both meanings share one program text; dead code is dropped below
+  out.limit.reports = std::move(limit);
+  out.networks.reports = std::move(networks);
+  out.limit = erase_identities(out.limit);
+  out.networks = erase_identities(out.networks);
+  return out;
+}
+
+}  // namespace tplimit
