@@ -40,7 +40,7 @@ const char* op_name(const Op& op) {
                  [](const ReduceMax&) { return "reduce_max"; }, [](const Gather&) { return "gather"; },
                  [](const ScatterAdd&) { return "scatter_add"; }, [](const Permute&) { return "permute"; },
                  [](const Reshape&) { return "reshape"; }, [](const Expand&) { return "expand"; },
-                 [](const Concat&) { return "concat"; }, [](const Stop&) { return "stop"; }, [](const Parameter&) { return "parameter"; },
+                 [](const Concat&) { return "concat"; }, [](const Stop&) { return "stop"; }, [](const Parameter&) { return "parameter"; }, [](const Change&) { return "change"; },
                  [](const MatMul& m) { return m.transposed ? "matmul_transposed" : "matmul"; },
                  [](const GaussianMatrix&) { return "gaussian_matrix"; }, [](const ScaleMatrix&) { return "scale_matrix"; },
                  [](const UpdateMatrix&) { return "update_matrix"; }, [](const Eigvals&) { return "eigvals"; },
@@ -173,6 +173,7 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
           },
           [&](const Stop&) { return tensor(0); },
           [&](const Parameter&) { return *in.at(0); },
+          [&](const Change&) { return *in.at(0); },
           [&](const MatMul&) {
             (void)matrix();
             TPLIMIT_CHECK(tensor(1).width, "a width matrix multiplies values with a width axis");
@@ -269,6 +270,7 @@ std::string to_text(const Program& program) {
                    [](const Expand&) { return std::string(); },
                    [](const Concat& c) { return fmt::format(" axis={}", c.axis); }, [](const Stop&) { return std::string(); },
                    [](const Parameter& p) { return fmt::format(" {}", p.index); },
+                   [](const Change& c) { return fmt::format(" {}", c.variable); },
                    [](const MatMul&) { return std::string(); },
                    [&](const GaussianMatrix& g) { return " " + program.sources[g.source.value].name; },
                    [](const ScaleMatrix&) { return std::string(); }, [](const UpdateMatrix&) { return std::string(); },

@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "lower/lowerer.hpp"
+#include "tplimit/syntax/parser.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/support/check.hpp"
 
@@ -249,6 +250,7 @@ Value Lowerer::builtin_mse(Arguments& in) {
   const Tensor f = finite(a.positional[0], a.spans[0], "mse"), y = finite(a.positional[1], a.spans[1], "mse");
   if (f.axes != y.axes) fail("E2202", "mse compares values of one shape", a.span, fmt::format("{} and {}", text(f.axes), text(y.axes)));
   build(a.span);
+  program_.predictions.push_back({canonical_text(source_, a.spans[0]), f.node, 0, a.spans[0], context_, static_cast<std::uint32_t>(program_.steps.size())});
   Tensor square{builder_.map(Fn::kPower, {builder_.minus(f.node, y.node)}, 2), f.axes};
   // [.., k] with k outputs: squared errors add over outputs, the mean is over samples.
   std::int64_t samples = 1;

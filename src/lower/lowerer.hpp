@@ -43,6 +43,7 @@ class Lowerer {
     Axes axes;
     Value rate;                    ///< lr of the declaration: Number or Tensor
     std::set<NodeId> old_versions;
+    std::uint32_t index = 0;       ///< in Program::variables
     std::optional<NodeId> deviation{};  ///< without a width axis: standard deviation of its entries, if they are independent
   };
 
@@ -86,6 +87,8 @@ class Lowerer {
   Value initial_value(const ast::Param& s, const Axes& axes, Span span);
   std::vector<Value> read_data(const ast::Call& call, const ast::Data& s);
   Value opaque(Value value);
+  NodeId change_of(const std::string& name, NodeId value);
+  NodeId marked_change(const std::string& name, NodeId old, NodeId now);
 
   // ---- steps
   struct Sgd { NodeId loss; Value rate; std::vector<std::string> names; std::map<std::string, Value> scales; Span span; };

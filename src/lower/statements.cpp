@@ -143,6 +143,7 @@ void Lowerer::rebind(const ast::Identifier& name, Value value, Span span) {
           for (const Matrix& m : a->items) whole.items.push_back(materialise(m, span));
           next = {std::move(whole)};
         }
+        if (const auto* t = next.as<Tensor>()) next = {Tensor{marked_change(name.name, it->second.value.as<Tensor>()->node, t->node), t->axes}};
         // The new version is a variable of its own, even where its value is that of another node.
         if (version_nodes(next) != version_nodes(it->second.value)) next = opaque(std::move(next));
         set_version(name.name, std::move(next));
@@ -286,6 +287,19 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
   if (read->target) add(*read->target);
   TPLIMIT_CHECK(out.size() == expected, "a data reader returns the target that was asked for");
   return out;
+}
+
+/// Marks what an update adds to a variable; a change of 0 stays plain, so that the version stays the same.
+NodeId Lowerer::change_of(const std::string& name, NodeId value) {
+  return builder_.is_zero(value) ? value : builder_.add(ir::Change{variables_.at(name).index}, {value});
+}
+
+/// v + c or v - c as a new version of v.
+NodeId Lowerer::marked_change(const std::string& name, NodeId old, NodeId now) {
+  const ir::Node node = builder_.node(now);
+  const auto* map = std::get_if<ir::Map>(&node.op);
+  if (!map || (map->fn != Fn::kAdd && map->fn != Fn::kSub) || node.in[0] != old) return now;
+  return builder_.map(map->fn, {old, change_of(name, node.in[1])});
 }
 
 /// Wraps a value in a node that is never shared, so that it stays a variable of its own for `grad`.
@@ -434,6 +448,10 @@ void Lowerer::on(const ast::Param& s, Span span) {
   Value value = opaque(initial_value(s, axes, span));
   bind(s.name, value, Kind::kParam);
   Variable variable{s.name, s.trained, axes, rate, {}};
+  variable.index = static_cast<std::uint32_t>(program_.variables.size());
+  if (const auto* array = value.as<MatrixArray>())
+    for (std::size_t k = 0; k < array->items.size(); ++k) program_.variables.push_back(fmt::format("{}[{}]", s.name.name, k));
+  else program_.variables.push_back(s.name.name);
   if (widths == 0) {
     const Tensor variance = tensor(evaluate(*std::get<ast::Call>(s.law->node).args[1]), span);
     if (fits(variance.axes, axes)) variable.deviation = build(span).map(Fn::kSqrt, {variance.node});
@@ -483,7 +501,11 @@ void Lowerer::on(const ast::Assign& s, Span) {
   if (values.size() != s.targets.size())
     fail("E2129", fmt::format("{} value{} for {} name{}", values.size(), values.size() == 1 ? "" : "s", s.targets.size(), s.targets.size() == 1 ? "" : "s"),
          s.values.front()->span.to(s.values.back()->span), "", values.size() > s.targets.size() ? "name every value that the model returns" : "write as many names as there are values");
-  for (std::size_t k = 0; k < values.size(); ++k) rebind(s.targets[k], std::move(values[k]), s.values[std::min(k, s.values.size() - 1)]->span);
+  for (std::size_t k = 0; k < values.size(); ++k) {
+    const Span span = s.values[std::min(k, s.values.size() - 1)]->span;
+    if (const auto* t = values[k].as<Tensor>()) program_.names.push_back({s.targets[k].name, t->node, 0, span, context_, static_cast<std::uint32_t>(program_.steps.size())});
+    rebind(s.targets[k], std::move(values[k]), span);
+  }
 }
 
 void Lowerer::on(const ast::Return& s, Span) {
@@ -600,6 +622,7 @@ void Lowerer::on(const ast::Update& s, Span span) {
   } else {
     next = arithmetic(s.op == ast::UpdateOp::kAdd ? ast::BinaryOp::kAdd : ast::BinaryOp::kSub, current, value, span);
   }
+  if (variables_.contains(name->name)) program_.steps.push_back({{}, span, context_});
   if (const auto* m = next.as<Matrix>()) next = {materialise(*m, span)};
   if (const auto *now = current.as<Tensor>(), *then = next.as<Tensor>(); now && then && now->axes != then->axes)
     fail("E2120", "an update may not change the shape", s.value->span, fmt::format("{} would become {}", text(now->axes), text(then->axes)));
@@ -722,10 +745,12 @@ void Lowerer::on(const ast::Step& s, Span span) {
   if (!outside_models()) fail("E2605", "steps stand outside models", span, "", "return the loss and step in the main script");
   // Simultaneous: all gradients first, at the same versions, then all updates.
   std::vector<std::pair<std::string, Value>> changes;
+  std::vector<NodeId> losses;
   for (const auto& update : s.updates) {
     const auto* call = std::get_if<ast::Call>(&update->node);
     if (!call) fail("E2324", "a step names an optimiser", update->span, "", "write: step sgd(loss, lr = ..)");
     const Sgd sgd = read_sgd(*call, update->span);
+    losses.push_back(sgd.loss);
     std::vector<NodeId> targets;
     for (const auto& name : sgd.names)
       for (const NodeId id : version_nodes(globals_.at(name).value)) targets.push_back(id);
@@ -744,7 +769,7 @@ void Lowerer::on(const ast::Step& s, Span span) {
       };
       const Value& now = globals_.at(name).value;
       Value change;
-      if (const auto* t = now.as<Tensor>()) change = {Tensor{builder_.times(factor, (*gradients)[next++].tensor), t->axes}};
+      if (const auto* t = now.as<Tensor>()) change = {Tensor{change_of(name, builder_.times(factor, (*gradients)[next++].tensor)), t->axes}};
       else if (now.as<Matrix>()) change = {matrix_change((*gradients)[next++])};
       else {
         MatrixArray array{now.as<MatrixArray>()->dims, {}};
@@ -761,6 +786,7 @@ void Lowerer::on(const ast::Step& s, Span span) {
     else same->second = updated(same->second, change, span);
   }
   for (auto& [name, value] : versions) set_version(name, std::move(value));
+  program_.steps.push_back({std::move(losses), span, context_});
 }
 
 // ---- results ---------------------------------------------------------------------------------------

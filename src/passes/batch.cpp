@@ -72,7 +72,7 @@ class Batch {
     b_.set_origin(node.span, node.context);
     std::vector<NodeId> in;
     for (const NodeId k : node.in) in.push_back(out_.at(k));
-    if (std::holds_alternative<Parameter>(node.op)) out_[id] = in[0];  // its value is no longer that of the variable
+    if (std::holds_alternative<Parameter>(node.op) || std::holds_alternative<Change>(node.op)) out_[id] = in[0];  // its value is no longer that of the variable
     else out_[id] = any ? std::visit([&](const auto& op) { return make(op, node, in); }, node.op) : b_.add(node.op, in);
   }
 

@@ -20,6 +20,7 @@ Program erase_identities(const Program& program) {
   out.contexts = program.contexts;
   out.width_name = program.width_name;
   out.has_random_scalars = program.has_random_scalars;
+  out.variables = program.variables;
   Builder builder(out);
   std::vector<NodeId> map(program.size());
   for (std::size_t k = 0; k < program.size(); ++k) {
@@ -27,7 +28,7 @@ Program erase_identities(const Program& program) {
     const Node& node = program.nodes[k];
     std::vector<NodeId> in;
     for (const NodeId id : node.in) in.push_back(map[id.value]);
-    if (std::holds_alternative<Stop>(node.op) || std::holds_alternative<Parameter>(node.op)) {
+    if (std::holds_alternative<Stop>(node.op) || std::holds_alternative<Parameter>(node.op) || std::holds_alternative<Change>(node.op)) {
       map[k] = in[0];
       continue;
     }
@@ -46,6 +47,17 @@ Program erase_identities(const Program& program) {
     copy.right = map[copy.right.value];
     copy.difference = map[copy.difference.value];
     out.expectations.push_back(copy);
+  }
+  const auto keep_live = [&](const std::vector<NamedValue>& from, std::vector<NamedValue>& to) {
+    for (NamedValue value : from)
+      if ((value.value = map[value.value.value]).valid()) to.push_back(std::move(value));
+  };
+  keep_live(program.names, out.names);
+  keep_live(program.predictions, out.predictions);
+  for (TrainingStep step : program.steps) {
+    for (NodeId& loss : step.losses) loss = map[loss.value];
+    std::erase_if(step.losses, [](NodeId id) { return !id.valid(); });
+    out.steps.push_back(std::move(step));
   }
   return out;
 }

@@ -153,6 +153,7 @@ class Reverse {
               if (node.type.matrix) for (const OuterTerm& t : g.outer) accumulate_outer(node.in[0], t);
               else accumulate(node.in[0], dy);
             },
+            [&](const Change&) { accumulate(node.in[0], dy); },
             [&](const Scale& s) { accumulate(node.in[0], b_.scale(s.factor, s.power, dy)); },
             [&](const Map& m) { propagate_map(m, node, id, dy); },
             [&](const Contract& c) { propagate_contract(c, node, dy); },

@@ -380,6 +380,7 @@ class Analysis {
   Order visit(const Expand& op, const Node& node) { return same_size(op, node); }
   Order visit(const Stop& op, const Node& node) { return same_size(op, node); }
   Order visit(const Parameter& op, const Node& node) { return same_size(op, node); }
+  Order visit(const Change& op, const Node& node) { return same_size(op, node); }
   Order visit(const Concat& op, const Node& node) {
     Order to;
     const auto kept = keep_largest(to, node);
@@ -574,6 +575,20 @@ class Analysis {
       out_.expectations.push_back(copy);
     }
     if (!errors.empty()) return errors;
+    out_.variables = in_.variables;
+    out_.steps = in_.steps;
+    for (TrainingStep& step : out_.steps)
+      for (NodeId& loss : step.losses) loss = order(loss).out;
+    const auto keep = [&](const std::vector<NamedValue>& from, std::vector<NamedValue>& to) {
+      for (NamedValue value : from) {
+        const Order& x = order(value.value);
+        if (x.lead) value.order = *x.lead;
+        value.value = x.out;
+        to.push_back(std::move(value));
+      }
+    };
+    keep(in_.names, out_.names);
+    keep(in_.predictions, out_.predictions);
     result.program = erase_identities(out_);  // what was replaced by zeros is needed no more
     return result;
   }

@@ -72,6 +72,7 @@ struct Expand { bool width; Dims dims; };                                      /
 struct Concat { std::int32_t axis; };
 struct Stop {};                                                                ///< identity whose derivative is 0
 struct Parameter { std::uint32_t index; };                                     ///< identity that is never shared or folded, so that equal initial values stay distinct variables
+struct Change { std::uint32_t variable; };                                     ///< identity around what an update adds to Program::variables[variable]
 struct MatMul { bool transposed; };                                            ///< (W, x) -> W x or W' x, on every finite index
 struct GaussianMatrix { SourceId source; };                                    ///< i.i.d. N(0, 1/n) entries
 struct ScaleMatrix {};                                                         ///< (W, c) -> c W
@@ -89,7 +90,7 @@ struct Samples { std::int64_t count; };                                        /
 struct Histogram { double low, high; std::int64_t bins; };                     ///< fractions of coordinates per bin, as a last axis
 
 using Op = std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum, ReduceMax, Gather, ScatterAdd,
-                        Permute, Reshape, Expand, Concat, Stop, Parameter, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix, Eigvals,
+                        Permute, Reshape, Expand, Concat, Stop, Parameter, Change, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix, Eigvals,
                         TrainingOperator, Samples, Histogram>;
 
 [[nodiscard]] const char* op_name(const Op& op);
@@ -131,6 +132,23 @@ struct Expectation {
   std::uint32_t context = 0;
 };
 
+/// A value that the program text names.
+struct NamedValue {
+  std::string name;
+  NodeId value;            ///< times n^order
+  Exponent order;          ///< 0 before leading_order
+  Span span;               ///< of the expression
+  std::uint32_t context = 0;
+  std::uint32_t step = 0;  ///< steps and updates made before
+};
+
+/// A `step` or update statement.
+struct TrainingStep {
+  std::vector<NodeId> losses;   ///< none for W += ..
+  Span span;
+  std::uint32_t context = 0;
+};
+
 struct Program {
   std::vector<Node> nodes;
   std::vector<GaussianSource> sources;
@@ -138,6 +156,11 @@ struct Program {
   std::vector<Expectation> expectations;
   std::vector<std::string> contexts;  ///< "", "t = 3", "t = 3, l = 0": innermost last
   std::string width_name = "n";
+  // What analyses need to know of the text; nothing here keeps a node alive.
+  std::vector<NamedValue> names;      ///< in the order of the text
+  std::vector<NamedValue> predictions;  ///< first arguments of mse; name: their text
+  std::vector<TrainingStep> steps;
+  std::vector<std::string> variables; ///< params and randoms, in the order of declaration; W[2, n, n] is W[0], W[1]
   bool has_random_scalars = false;    ///< some finite values were drawn from the seed: results are conditional on them
 
   [[nodiscard]] const Node& operator[](NodeId id) const { return nodes[id.value]; }

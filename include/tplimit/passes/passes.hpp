@@ -9,8 +9,8 @@
 
 namespace tplimit {
 
-/// Drops Stop and Parameter nodes (derivatives have been taken) and everything no report or expectation needs.
-/// Keeps: every output at every width.  Cost: O(nodes).
+/// Drops Stop, Parameter and Change nodes (derivatives have been taken) and everything no report or expectation needs.
+/// Keeps: every output at every width; names of what is left.  Cost: O(nodes).
 ir::Program erase_identities(const ir::Program& program);
 
 /// The program at one width: powers of n become numbers.  Needs: erase_identities.  Cost: O(nodes).

@@ -66,7 +66,7 @@ std::vector<NodeId> different_nodes(const Sample& s, Builder& b) {
       b.gather(z, 0, {1, 0}), b.gather(z, 1, {1, 0}), b.gather(z, 1, {0, 1}),
       scatter(b, z, 0, 2, {1, 0}), scatter(b, z, 0, 3, {1, 0}), scatter(b, z, 0, 2, {1, 1}), scatter(b, z, 1, 3, {1, 0, 2}),
       b.permute(z, {1, 0}), b.reshape(z, {3, 2}), b.reshape(z, {6}), b.expand(x, true, {2, 3}), b.expand(s.finite, true, {3}), b.expand(s.finite, false, {1, 3}),
-      b.add(Concat{0}, {z, z}), b.add(Concat{1}, {z, z}), b.add(Stop{}, {x}), b.add(Parameter{0}, {x}), b.add(Parameter{1}, {x}), b.add(Parameter{0}, {y}),
+      b.add(Concat{0}, {z, z}), b.add(Concat{1}, {z, z}), b.add(Stop{}, {x}), b.add(Parameter{0}, {x}), b.add(Parameter{1}, {x}), b.add(Change{0}, {x}), b.add(Change{1}, {x}), b.add(Parameter{0}, {y}),
       W, b.add(GaussianMatrix{{4}}, {}), b.matmul(W, x, false), b.matmul(W, x, true), b.matmul(W, y, false),
       b.add(ScaleMatrix{}, {W, c}), b.add(UpdateMatrix{}, {W, c, x, y}), b.add(UpdateMatrix{}, {W, c, y, x}), b.add(UpdateMatrix{}, {W, c, x, y, c, x, y}),
       b.add(Eigvals{}, {square}), b.add(TrainingOperator{1, 2, 0, false}, {square, square}), b.add(TrainingOperator{1, 2, 0, true}, {square, square}),
