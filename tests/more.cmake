@@ -3,3 +3,5 @@ tplimit_test(gradient_test LABEL property LINK tplimit::driver tplimit::math
   SOURCES property/gradient_test.cpp)
 tplimit_test(limit_against_networks_test LABEL property LINK tplimit::driver tplimit::math
   SOURCES property/limit_against_networks_test.cpp)
+tplimit_test(regime_test LABEL property LINK tplimit::driver
+  SOURCES property/regime_test.cpp)

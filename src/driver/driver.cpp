@@ -51,6 +51,7 @@ Result<Module> parse(Source source, const LowerOptions& options) {
   module.constants = options.constants;
   module.program = erase_identities(lowered->program);
   verify(module.program);
+  module.written = std::make_shared<const Program>(std::move(lowered->program));
   module.warnings = std::move(lowered->warnings);
   module.source = std::move(source);
   return module;
@@ -93,6 +94,8 @@ Result<LeadingOrder> limit_of(const Program& program) {
 }  // namespace
 
 Result<LeadingOrder> check(const Module& module) { return limit_of(module.program); }
+
+RegimeReport regime(const Module& module) { return count_powers(*module.written); }
 
 Module comparable(Module module) {
   if (leading_order(module.program)) return module;

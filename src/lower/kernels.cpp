@@ -139,7 +139,7 @@ Value Lowerer::builtin_ntk(const ast::Call& call, Span span) {
     for (const Derivative& d : *gradients) {
       const NodeId own = gradient_kernel(f, d);
       if (!own.valid()) continue;  // a matrix of an array that the model does not use
-      const NodeId kernel = b.times(scalar(variable.rate, span, "a learning rate"), own);
+      const NodeId kernel = b.times(scalar(rate_of(variable, span), span, "a learning rate"), own);
       sum = sum.valid() ? b.plus(sum, kernel) : kernel;
     }
   }

@@ -11,6 +11,7 @@
 
 #include "lower/value.hpp"
 #include "tplimit/lower/lower.hpp"
+#include "tplimit/lower/parametrization.hpp"
 #include "tplimit/passes/gradient.hpp"
 
 namespace tplimit::lowering {
@@ -44,6 +45,7 @@ class Lowerer {
     Value rate;                    ///< lr of the declaration: Number or Tensor
     std::set<NodeId> old_versions;
     std::uint32_t index = 0;       ///< in Program::variables
+    std::optional<Role> role{};
     std::optional<NodeId> deviation{};  ///< without a width axis: standard deviation of its entries, if they are independent
   };
 
@@ -87,6 +89,10 @@ class Lowerer {
   Value initial_value(const ast::Param& s, const Axes& axes, Span span);
   std::vector<Value> read_data(const ast::Call& call, const ast::Data& s);
   Value opaque(Value value);
+  std::optional<Role> role_of(const ast::Param& s, const Axes& axes, const Value& rate);
+  [[nodiscard]] Abc effective(Role role, bool has_width, bool first) const;
+  Value rate_of(const Variable& variable, Span span);
+  Value scaled(const Value& value, Number factor, Span span);
   NodeId change_of(const std::string& name, NodeId value);
   NodeId marked_change(const std::string& name, NodeId old, NodeId now);
 
@@ -216,6 +222,7 @@ class Lowerer {
   std::map<std::pair<const ast::Report*, std::size_t>, std::size_t> report_slots_;
   std::set<std::string> used_constants_, used_data_;
   bool width_declared_ = false;
+  std::optional<Parametrization> parametrization_;
 };
 
 /// The nearest known name within edit distance 2, as a help line; empty if there is none.

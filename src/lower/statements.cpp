@@ -419,7 +419,6 @@ void Lowerer::on(const ast::Param& s, Span span) {
   const char* what = s.trained ? "param" : "random";
   if (!outside_models() || !loops_.empty())
     fail("E2603", fmt::format("'{}' stands outside models and loops", what), span, "it is drawn once", "declare it above and use it here");
-  if (!s.role.empty()) fail("E2105", "roles and parametrizations are not available in this version", s.role[0].span, "", "write the powers of the width out");
   Axes axes;
   for (const auto& axis : s.axes) {
     const Value v = evaluate(*axis);
@@ -445,13 +444,37 @@ void Lowerer::on(const ast::Param& s, Span span) {
     rate = evaluate(*option.value);
     (void)scalar(rate, option.value->span, "a learning rate");
   }
-  Value value = opaque(initial_value(s, axes, span));
-  bind(s.name, value, Kind::kParam);
+  const std::optional<Role> role = role_of(s, axes, rate);
+  Value initial = initial_value(s, axes, span);
   Variable variable{s.name, s.trained, axes, rate, {}};
+  variable.role = role;
   variable.index = static_cast<std::uint32_t>(program_.variables.size());
-  if (const auto* array = value.as<MatrixArray>())
-    for (std::size_t k = 0; k < array->items.size(); ++k) program_.variables.push_back(fmt::format("{}[{}]", s.name.name, k));
-  else program_.variables.push_back(s.name.name);
+  ir::Variable known{s.name.name, s.trained, s.name.span, role ? to_string(*role) : "", {}, {}, 1, 1};
+  if (const auto* r = rate.as<Number>()) {
+    known.rate = r->power;
+    known.rate_factor = r->value;
+  }
+  const Value law = evaluate(*std::get<ast::Call>(s.law->node).args[1]);
+  if (const auto* v = law.as<Number>()) {
+    known.variance = v->power;
+    known.variance_factor = v->value;
+  }
+  if (role) {
+    const Abc x = effective(*role, widths > 0, false);
+    if (x.b != 0) initial = scaled(initial, Number{1, -x.b}, span);
+    if (known.variance) *known.variance += -2 * x.b;
+    if (known.rate) *known.rate += -x.c;
+  }
+  Value value = opaque(initial);
+  bind(s.name, value, Kind::kParam);
+  if (const auto* array = value.as<MatrixArray>()) {
+    for (std::size_t k = 0; k < array->items.size(); ++k) {
+      program_.variables.push_back(known);
+      program_.variables.back().name = fmt::format("{}[{}]", s.name.name, k);
+    }
+  } else {
+    program_.variables.push_back(known);
+  }
   if (widths == 0) {
     const Tensor variance = tensor(evaluate(*std::get<ast::Call>(s.law->node).args[1]), span);
     if (fits(variance.axes, axes)) variable.deviation = build(span).map(Fn::kSqrt, {variance.node});
@@ -544,8 +567,108 @@ void Lowerer::on(const ast::For& s, Span) {
   if (const auto it = scope.find(s.variable.name); it != scope.end()) it->second.kind = Kind::kLocal;  // free to be used again
 }
 
-void Lowerer::on(const ast::Parametrization& s, Span) {
-  fail("E2105", "parametrizations are not available in this version", s.value->span, "", "write the powers of the width out, as in programs/mlp_mup.tp");
+// ---- parametrisations ------------------------------------------------------------------------------
+
+namespace {
+constexpr const char* kAbcForm = "for instance abc(a = (0, 1/2, 1/2), b = 0, c = 0): input, hidden and output weights, or one number for all";
+}
+
+void Lowerer::on(const ast::Parametrization& s, Span span) {
+  if (!outside_models() || !loops_.empty()) fail("E2602", "a parametrization is chosen at top level", span, "", "move it in front of the loop or model");
+  if (parametrization_) fail("E2140", "a program has one parametrization", span, "", fmt::format("'{}' was chosen before", parametrization_->name));
+  if (!variable_order_.empty()) fail("E2140", "the parametrization stands before the first parameter", span, fmt::format("'{}' is declared above", variable_order_.front()), "move this line up");
+  const auto known = [&] { return fmt::format("known: {}, or abc(a = .., b = .., c = ..)", fmt::join(known_parametrizations(), ", ")); };
+  if (const auto* name = std::get_if<ast::Name>(&s.value->node)) {
+    parametrization_ = known_parametrization(name->name, false);
+    if (!parametrization_) {
+      std::string help = did_you_mean(name->name, known_parametrizations());
+      fail("E2141", fmt::format("unknown parametrization '{}'", name->name), s.value->span, "", help.empty() ? known() : help);
+    }
+    return;
+  }
+  const auto& call = std::get<ast::Call>(s.value->node);
+  if (call.callee.name != "abc") fail("E2141", fmt::format("unknown parametrization '{}'", call.callee.name), call.callee.span, "", known());
+  if (!call.args.empty()) fail("E2142", "exponents are named", call.args[0]->span, "", kAbcForm);
+  check_once(call.named);
+  Parametrization out{"abc", false, {}};
+  std::set<std::string> given;
+  for (const auto& option : call.named) {
+    const std::string& name = option.name.name;
+    if (name != "a" && name != "b" && name != "c") fail("E2112", fmt::format("'abc' has no option '{}'", name), option.name.span, "", kAbcForm);
+    given.insert(name);
+    std::vector<const ast::Expr*> items;
+    if (const auto* t = std::get_if<ast::Tuple>(&option.value->node)) for (const auto& e : t->items) items.push_back(e.get());
+    else if (const auto* l = std::get_if<ast::List>(&option.value->node)) for (const auto& e : l->items) items.push_back(e.get());
+    else items.assign(3, option.value.get());
+    if (items.size() != 3) fail("E2142", fmt::format("'{}' has {} exponents", name, items.size()), option.value->span, "three are needed: input, hidden, output", kAbcForm);
+    for (std::size_t k = 0; k < 3; ++k) {
+      const Value v = evaluate(*items[k]);
+      const auto* number = v.as<Number>();
+      if (!number || number->power != 0) fail("E2142", "an exponent is a number", items[k]->span, "this is " + describe(v), kAbcForm);
+      const auto exponent = exponent_from_double(number->value);
+      if (!exponent) fail("E2142", "an exponent is a fraction with a small denominator", items[k]->span, fmt::format("this is {}", number->value), "denominators go up to 48");
+      (name == "a" ? out.weights[k].a : name == "b" ? out.weights[k].b : out.weights[k].c) = *exponent;
+    }
+  }
+  if (given.size() != 3) fail("E2142", "abc needs a, b and c", s.value->span, "", kAbcForm);
+  parametrization_ = out;
+}
+
+/// The role of a parameter, checked against its shape.
+std::optional<Role> Lowerer::role_of(const ast::Param& s, const Axes& axes, const Value& rate) {
+  if (s.role.empty()) {
+    if (parametrization_ && s.trained)
+      fail("E2143", fmt::format("'{}' has no role in the parametrization '{}'", s.name.name, parametrization_->name), s.name.span, "", fmt::format("write: param {} : input, hidden, output or bias before its shape", s.name.name));
+    return std::nullopt;
+  }
+  const ast::Identifier& name = s.role[0];
+  const std::optional<Role> role = role_from(name.name);
+  if (!role) fail("E2143", fmt::format("unknown role '{}'", name.name), name.span, "", "roles: input, hidden, output, bias");
+  if (!parametrization_) fail("E2143", "a role needs a parametrization", name.span, "", "write for example: parametrization mup, above the first parameter");
+  const auto widths = std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; });
+  const bool fits_shape = *role == Role::kHidden ? widths == 2 : *role == Role::kBias ? widths <= 1 : widths == 1;
+  if (!fits_shape)
+    fail("E2144", fmt::format("the role '{}' does not fit the shape {}", name.name, text(axes)), name.span, "",
+         fmt::format("input: [{0}, d]; hidden: [{0}, {0}]; output: [{0}] or [k, {0}]; bias: [{0}], or finite after the readout", program_.width_name));
+  if (parametrization_->name == "mean_field" && *role == Role::kHidden)
+    fail("E2144", "mean_field is for one hidden layer", name.span, "this is a matrix between hidden layers", "deeper networks of this kind: ip; with features that move: mup");
+  const auto no_power = [&](const Value& v, Span span, const char* what) {
+    if (const auto* number = v.as<Number>(); number && number->power != 0)
+      fail("E2145", fmt::format("{} contains a power of the width, and so does the role", what), span, "", "give the constant factor only, or leave the role out and write all powers");
+  };
+  no_power(rate, s.options.empty() ? s.name.span : s.options[0].value->span, "the rate");
+  if (const auto* law = s.law ? std::get_if<ast::Call>(&s.law->node) : nullptr)
+    for (const auto& argument : law->args) no_power(evaluate(*argument), argument->span, "the law");
+  return role;
+}
+
+/// The form with a = 0, in which n^-a w is the variable: `first` for the rate of the first step.
+Abc Lowerer::effective(Role role, bool has_width, bool first) const {
+  Abc x = parametrization_->of(role, has_width);
+  if (first) {
+    std::int64_t layers = 1;
+    for (const ir::Variable& v : program_.variables) layers += v.role == to_string(Role::kHidden) ? 1 : 0;
+    x.c = parametrization_->first_rate(role, has_width, layers);
+  }
+  return shifted(x, -x.a, parametrization_->entrywise);
+}
+
+/// The rate of a variable at the next step: what its declaration says, times n^-c of its role.
+Value Lowerer::rate_of(const Variable& variable, Span span) {
+  if (!variable.role) return variable.rate;
+  const bool first = std::all_of(program_.steps.begin(), program_.steps.end(), [](const ir::TrainingStep& t) { return t.losses.empty(); });
+  return arithmetic(ast::BinaryOp::kMul, variable.rate, {Number{1, -effective(*variable.role, has_width(variable.axes), first).c}}, span);
+}
+
+/// factor * value, matrices as one version each.
+Value Lowerer::scaled(const Value& value, Number factor, Span span) {
+  if (const auto* m = value.as<Matrix>()) return {materialise(*arithmetic(ast::BinaryOp::kMul, {*m}, {factor}, span).as<Matrix>(), span)};
+  if (const auto* array = value.as<MatrixArray>()) {
+    MatrixArray out{array->dims, {}};
+    for (const Matrix& m : array->items) out.items.push_back(*scaled({m}, factor, span).as<Matrix>());
+    return {out};
+  }
+  return arithmetic(ast::BinaryOp::kMul, value, {factor}, span);
 }
 
 // ---- updates ---------------------------------------------------------------------------------------
@@ -759,8 +882,9 @@ void Lowerer::on(const ast::Step& s, Span span) {
     if (!gradients) throw not_differentiable(gradients.errors()[0], update->span);
     std::size_t next = 0;
     for (const auto& name : sgd.names) {
-      const Value& rate_of = sgd.scales.contains(name) ? sgd.scales.at(name) : variables_.at(name).rate;
-      const Value rate = arithmetic(ast::BinaryOp::kMul, sgd.rate, rate_of, update->span);
+      const Variable& variable = variables_.at(name);
+      const Value own = sgd.scales.contains(name) ? sgd.scales.at(name) : rate_of(variable, update->span);
+      const Value rate = arithmetic(ast::BinaryOp::kMul, sgd.rate, own, update->span);
       const NodeId factor = build(update->span).negate(scalar(rate, update->span, "a learning rate"));
       const auto matrix_change = [&](const Derivative& d) {
         Matrix m;

@@ -3,12 +3,14 @@
 #include <filesystem>
 #include <functional>
 #include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "tplimit/lower/lower.hpp"
 #include "tplimit/passes/passes.hpp"
+#include "tplimit/passes/regime.hpp"
 #include "tplimit/report/results.hpp"
 
 /// tplimit as a library: parse, evaluate, simulate.  Nothing here prints, exits or reads the environment.
@@ -20,6 +22,7 @@ struct Module {
   std::string sha256;                                          ///< of the text
   std::vector<std::pair<std::string, std::string>> constants;  ///< what --set changed
   ir::Program program;                                         ///< at any width, dead code removed
+  std::shared_ptr<const ir::Program> written;                  ///< as lowered, with all that the text names: for counting
   Diagnostics warnings;
 };
 
@@ -94,6 +97,9 @@ Module comparable(Module module);
 
 /// Exponents of the reports and what would be refused, without computing numbers.
 Result<LeadingOrder> check(const Module& module);
+
+/// Sizes of all values in powers of n, and the regime that follows.
+RegimeReport regime(const Module& module);
 
 /// Bytes of main memory of this machine.
 double machine_memory();

@@ -142,6 +142,16 @@ struct NamedValue {
   std::uint32_t step = 0;  ///< steps and updates made before
 };
 
+/// A param or random; each matrix of an array is one of its own.
+struct Variable {
+  std::string name;
+  bool trained = false;
+  Span span;
+  std::string role;                                 ///< of a parametrization; else empty
+  std::optional<Exponent> rate{}, variance{};       ///< powers of n of the declared rate and variance, where they are numbers
+  double rate_factor = 1, variance_factor = 1;      ///< rate_factor n^rate, variance_factor n^variance
+};
+
 /// A `step` or update statement.
 struct TrainingStep {
   std::vector<NodeId> losses;   ///< none for W += ..
@@ -160,7 +170,7 @@ struct Program {
   std::vector<NamedValue> names;      ///< in the order of the text
   std::vector<NamedValue> predictions;  ///< first arguments of mse; name: their text
   std::vector<TrainingStep> steps;
-  std::vector<std::string> variables; ///< params and randoms, in the order of declaration; W[2, n, n] is W[0], W[1]
+  std::vector<Variable> variables;    ///< in the order of declaration; W[2, n, n] is W[0], W[1]
   bool has_random_scalars = false;    ///< some finite values were drawn from the seed: results are conditional on them
 
   [[nodiscard]] const Node& operator[](NodeId id) const { return nodes[id.value]; }

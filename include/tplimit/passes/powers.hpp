@@ -1,0 +1,78 @@
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <tuple>
+#include <unordered_map>
+#include <vector>
+
+#include "tplimit/ir/program.hpp"
+
+namespace tplimit {
+
+/// How a value behaves under flipping the sign of one Gaussian family at a time (the first 64).
+struct Parity {
+  std::uint64_t odd = 0;    ///< changes sign
+  std::uint64_t mixed = 0;  ///< neither even nor odd; `odd` is then 0
+  friend auto operator<=>(const Parity&, const Parity&) = default;
+};
+
+/// One summand of a value: its coordinates are of size n^order.  It is a random scalar times a vector, whose parities are
+/// followed apart: an average sees the vector's only.
+struct Part {
+  Exponent order;
+  std::uint64_t causes = 0;  ///< variables whose updates it needs: bit min(variable, 63).  Parts without causes make up the initial value
+  Parity scalar, vector;
+};
+
+/// Sums of parts and what programs do with them, by value: equal sums have one id, and each operation is computed once.
+/// Of parts with the same causes and parities the largest is kept.  0 is the empty sum, the value zero.
+class PartSums {
+ public:
+  using Id = std::uint32_t;
+  PartSums() { (void)intern({}); }
+
+  [[nodiscard]] const std::vector<Part>& operator[](Id id) const { return sums_[id]; }
+  /// Largest order; empty for zero.
+  [[nodiscard]] std::optional<Exponent> size(Id id) const;
+
+  Id one(Parity vector = {}, Exponent order = 0);
+  Id plus(Id a, Id b);
+  Id times(Id a, Id b);
+  Id shifted(Id a, Exponent power);
+  /// n^power a inverse: the leading part decides, smaller ones change it relatively.
+  Id inverse(Id a);
+  /// Mean over coordinates: a vector odd under a flip averages to n^(-1/2) of its size, a random scalar.
+  Id average(Id a);
+  Id map(const ir::Map& map, Id a);
+  /// A function of several arguments about which nothing more is known: of the size of the largest.
+  Id general(const std::vector<Id>& in);
+  /// 1 or 0 from comparing: of size 1, changes relative to what is compared.
+  Id comparison(Id a, Id b);
+  Id without_parity(Id a);
+  /// The same with causes only {variable}.
+  Id caused_by(Id a, std::uint64_t causes);
+  /// Parts that need no update, or only those that do.
+  Id initial(Id a);
+  Id changed(Id a);
+  /// Largest order among the parts whose causes include `cause`, or are exactly it.
+  [[nodiscard]] std::optional<Exponent> size_caused_by(Id a, std::uint64_t cause, bool alone) const;
+  /// W x: what changes sign with W beside what x does.
+  Id flipped(Id a, std::uint32_t family);
+
+ private:
+  Id intern(std::vector<Part> parts);
+  [[nodiscard]] std::vector<Part> smooth(const ir::Map& map, const std::vector<Part>& x) const;
+  [[nodiscard]] std::vector<Part> homogeneous(const ir::Map& map, Exponent degree, const std::vector<Part>& x) const;
+  template <class Key, class Memo, class Make>
+  Id once(Memo& memo, const Key& key, Make make);
+
+  std::vector<std::vector<Part>> sums_;
+  std::map<std::vector<std::tuple<std::uint64_t, Parity, Parity, std::int64_t, std::int64_t>>, Id> ids_;
+  std::map<std::tuple<int, Id, Id>, Id> binary_;
+  std::map<std::tuple<int, double, Id>, Id> maps_;
+  std::map<std::tuple<Id, std::int64_t, std::int64_t>, Id> shifts_;
+};
+
+}  // namespace tplimit

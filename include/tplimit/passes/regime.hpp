@@ -1,0 +1,71 @@
+#pragma once
+
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "tplimit/ir/program.hpp"
+
+namespace tplimit {
+
+/// Sizes of one value of the text at one step, as powers of n; empty: exactly 0.
+struct StepSize {
+  std::optional<Exponent> value;
+  std::optional<Exponent> change;                               ///< of what the updates of parameters add to it
+  std::vector<std::optional<Exponent>> by_variable;             ///< of the part of the change that the updates of one variable are needed for
+};
+
+/// A named value, followed through training.
+struct Feature {
+  std::string name;        ///< "z", or "z, l = 1" where the text names it several times between two steps
+  Span span;
+  bool prediction = false; ///< what a loss compares with targets
+  std::vector<StepSize> steps;  ///< before the first step, after it, ..
+};
+
+/// What the updates of one variable do where the variable is used.
+struct VariableEffect {
+  std::uint32_t variable = 0;              ///< in Program::variables
+  Span span;                               ///< where it is used
+  bool readout = false;                    ///< its first use gives a finite value
+  std::optional<Exponent> initial;         ///< of W z, or of v z / n term by term: before cancellation
+  std::optional<Exponent> update;          ///< of dW z, the largest over steps; empty: never updated
+  [[nodiscard]] bool maximal() const { return update && *update == 0; }
+};
+
+enum class Regime { kUntrained, kUnstable, kTrivial, kKernel, kFeatures };
+[[nodiscard]] const char* to_string(Regime regime);
+
+/// What to change in a declaration.
+struct Fix {
+  std::uint32_t variable = 0;
+  Exponent initial = 0;  ///< factor n^initial of the initial value
+  Exponent rate = 0;     ///< factor n^rate of the rate
+};
+
+struct RegimeReport {
+  Regime regime = Regime::kUntrained;
+  bool maximal = false;               ///< every trained variable moves its layer by order 1
+  int steps = 0;                      ///< steps counted
+  std::vector<Feature> features;
+  std::vector<VariableEffect> effects;
+  std::vector<std::optional<Exponent>> reports;  ///< size of each report: the largest over its entries
+  std::optional<Diagnostic> unstable; ///< W5310: which value grows, where and when
+  bool gaussian_start = false;        ///< a prediction of size 1 at the start is random (Gaussian), not a constant
+  std::vector<Fix> fixes;             ///< smallest change that makes it maximal; empty if it is, or none was found
+};
+
+/// Factors n^power put on initial values and rates, by variable.
+struct Adjustment {
+  std::map<std::uint32_t, Exponent> initial, rate;
+};
+
+/// Sizes of all values in powers of n, by counting through the program (docs/theory.md, "Counting"): each value is a sum of
+/// parts n^e Z that need the updates of certain variables; a mean over coordinates of a part that changes sign with a Gaussian family is
+/// n^(-1/2) times smaller; a function acts on parts by its expansion around what has size 1.  Values are generic: no data
+/// are looked at, and coefficients are taken to be nonzero unless a symmetry says otherwise.
+/// Needs: the lowered program, Change nodes in place.  Cost: O(nodes), times the number of variables for the fixes.
+RegimeReport count_powers(const ir::Program& program);
+
+}  // namespace tplimit

@@ -1,0 +1,535 @@
+#include "tplimit/passes/regime.hpp"
+
+#include <algorithm>
+#include <set>
+
+#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/passes/passes.hpp"
+#include "tplimit/passes/powers.hpp"
+#include "tplimit/support/check.hpp"
+#include "tplimit/support/overloaded.hpp"
+
+namespace tplimit {
+
+using namespace ir;
+
+const char* to_string(Regime regime) {
+  switch (regime) {
+    case Regime::kUntrained: return "untrained";
+    case Regime::kUnstable: return "unstable";
+    case Regime::kTrivial: return "trivial";
+    case Regime::kKernel: return "kernel regime";
+    case Regime::kFeatures: return "feature learning";
+  }
+  return "";
+}
+
+namespace {
+
+using Sum = PartSums::Id;
+
+std::optional<Exponent> larger(std::optional<Exponent> a, std::optional<Exponent> b) { return !a ? b : !b ? a : std::max(*a, *b); }
+
+std::uint64_t bit(std::uint32_t variable) { return std::uint64_t{1} << std::min<std::uint32_t>(variable, 63); }
+
+class Counting {
+ public:
+  Counting(const Program& program, const Adjustment& adjustment) : in_(program), adjust_(adjustment), start_(initial_program_) {
+    initial_program_.sources = program.sources;
+    initial_program_.contexts = program.contexts;
+    for (std::uint32_t v = 0; v < program.variables.size(); ++v) variable_of_name_.emplace(program.variables[v].name, v);
+    mark_initial_versions();
+    sums_.assign(program.size(), 0);
+    initial_.assign(program.size(), NodeId{});
+    for (std::uint32_t k = 0; k < program.size(); ++k) {
+      const NodeId id{k};
+      find_initial(id);
+      if (in_[id].type.matrix) continue;
+      Sum own = visit(id);
+      // A difference of equal initial values is none: z_t - z_0.
+      if (start_.is_zero(initial_[k])) own = parts_.changed(own);
+      sums_[k] = own;
+    }
+  }
+
+  RegimeReport report();
+
+ private:
+  // ---- counting
+  /// Matrix versions below a Parameter node were made by the declaration, those above by training.
+  void mark_initial_versions() {
+    declared_.assign(in_.size(), false);
+    for (const Node& node : in_.nodes)
+      if (std::holds_alternative<Parameter>(node.op) && node.type.matrix)
+        for (NodeId id = node.in[0];; id = in_[id].in[0]) {
+          declared_[id.value] = true;
+          if (in_[id].in.empty()) break;
+        }
+  }
+
+  /// The same value with no update made, in a program where equal values are one node.
+  void find_initial(NodeId id) {
+    const Node& node = in_[id];
+    std::vector<NodeId> in;
+    for (const NodeId k : node.in) in.push_back(initial_[k.value]);
+    NodeId out;
+    if (std::holds_alternative<Change>(node.op)) out = start_.zeros(node.type.width, node.type.dims);
+    else if (node.type.matrix && !declared_[id.value] && (std::holds_alternative<UpdateMatrix>(node.op) || std::holds_alternative<ScaleMatrix>(node.op))) out = in[0];
+    else if (const auto* c = std::get_if<Constant>(&node.op)) out = start_.constant(*c->values, node.type.dims);
+    else out = start_.add(node.op, std::move(in));
+    if (!node.type.matrix && start_.type(out) != node.type) out = start_.expand(out, node.type.width, node.type.dims);
+    initial_[id.value] = out;
+  }
+
+  [[nodiscard]] Sum of(NodeId id) const { return sums_[id.value]; }
+  [[nodiscard]] Sum of(const Node& node, std::size_t k) const { return sums_[node.in[k].value]; }
+  [[nodiscard]] Exponent factor(const std::map<std::uint32_t, Exponent>& factors, std::uint32_t variable) const {
+    const auto it = factors.find(variable);
+    return it == factors.end() ? Exponent(0) : it->second;
+  }
+  [[nodiscard]] std::uint32_t variable_of(SourceId source) const {
+    const auto it = variable_of_name_.find(in_.sources[source.value].name);
+    return it == variable_of_name_.end() ? 0xffffffff : it->second;
+  }
+  Exponent initial_factor(SourceId source) const { return factor(adjust_.initial, variable_of(source)); }
+
+  /// What is added to a matrix: terms c d x' / n, each a sum of parts caused by `causes`.
+  struct Term {
+    std::uint64_t causes;
+    Sum c, d, x;
+    friend auto operator<=>(const Term&, const Term&) = default;
+  };
+  struct Matrix {
+    Sum scale = 0;  ///< of the Gaussian matrix, its change by weight decay included
+    SourceId source;
+    std::set<Term> terms;
+  };
+  const Matrix& matrix(NodeId id) {
+    // Versions follow each other: what is asked for was mostly found before.
+    if (const auto it = matrices_.find(id); it != matrices_.end()) return it->second;
+    std::vector<NodeId> chain{id};
+    while (!matrices_.contains(chain.back()) && !in_[chain.back()].in.empty()) chain.push_back(in_[chain.back()].in[0]);
+    for (std::size_t k = chain.size(); k-- > 0;) {
+      if (matrices_.contains(chain[k])) continue;
+      const Node& node = in_[chain[k]];
+      Matrix m;
+      if (const auto* g = std::get_if<GaussianMatrix>(&node.op)) {
+        m.source = g->source;
+        m.scale = parts_.one({}, initial_factor(g->source));
+      } else {
+        m = matrices_.at(node.in[0]);
+        const std::uint32_t variable = variable_of(m.source);
+        const bool declared = declared_[chain[k].value];
+        if (std::holds_alternative<ScaleMatrix>(node.op)) {
+          const Sum c = of(node, 1);
+          const Sum scaled = parts_.times(m.scale, c);
+          m.scale = declared ? scaled : parts_.plus(m.scale, parts_.caused_by(scaled, bit(variable)));
+          std::set<Term> terms;
+          for (Term t : m.terms) {
+            t.c = parts_.times(t.c, c);
+            terms.insert(t);
+          }
+          m.terms = std::move(terms);
+        } else if (std::holds_alternative<UpdateMatrix>(node.op)) {
+          const std::uint64_t causes = declared ? 0 : bit(variable);
+          for (std::size_t j = 1; j < node.in.size(); j += 3) {
+            Sum c = parts_.shifted(of(node, j), declared ? initial_factor(m.source) : factor(adjust_.rate, variable));
+            m.terms.insert({causes, parts_.caused_by(c, 0), parts_.caused_by(of(node, j + 1), 0), parts_.caused_by(of(node, j + 2), 0)});
+          }
+        }
+      }
+      matrices_.emplace(chain[k], std::move(m));
+    }
+    return matrices_.at(id);
+  }
+
+  /// W x or W' x; `updates` only: the part that its updates make.
+  Sum apply(const Matrix& w, Sum x, bool transposed, bool updates_only = false) {
+    Sum out = updates_only ? 0 : parts_.times(w.scale, parts_.flipped(x, w.source.value));
+    for (const Term& t : w.terms) {
+      const Sum product = parts_.times(parts_.times(t.c, transposed ? t.x : t.d), parts_.average(parts_.times(transposed ? t.d : t.x, x)));
+      out = parts_.plus(out, t.causes ? parts_.times(product, cause(t.causes)) : product);
+    }
+    return out;
+  }
+  /// 1 with causes, which a product inherits.
+  Sum cause(std::uint64_t causes) { return parts_.caused_by(parts_.one(), causes); }
+
+  Sum visit(NodeId id) {
+    const Node& node = in_[id];
+    return std::visit(
+        overloaded{
+            [&](const Constant& c) -> Sum { return std::any_of(c.values->begin(), c.values->end(), [](double x) { return x != 0; }) ? parts_.one() : 0; },
+            [&](const StandardNormal& s) { return parts_.flipped(parts_.one({}, initial_factor(s.source)), s.source.value); },
+            [&](const Scale& s) { return s.factor == 0 ? Sum{0} : parts_.shifted(of(node, 0), s.power); },
+            [&](const Map& m) { return map(m, node); },
+            [&](const Contract& c) {
+              const Sum product = parts_.times(of(node, 0), of(node, 1));
+              return c.average ? parts_.average(product) : product;
+            },
+            [&](const Average&) { return parts_.average(of(node, 0)); },
+            [&](const Change& c) {
+              const Sum x = parts_.shifted(of(node, 0), factor(adjust_.rate, c.variable));
+              return parts_.caused_by(x, bit(c.variable));
+            },
+            [&](const MatMul& m) { return apply(matrix(node.in[0]), of(node, 1), m.transposed); },
+            [&](const Concat&) {
+              Sum out = 0;
+              for (std::size_t k = 0; k < node.in.size(); ++k) out = parts_.plus(out, of(node, k));
+              return out;
+            },
+            [&](const ReduceMax&) { return parts_.without_parity(of(node, 0)); },
+            [&](const Eigvals&) { return parts_.without_parity(of(node, 0)); },
+            [&](const TrainingOperator&) { return parts_.general({of(node, 0), of(node, 1)}); },
+            [&](const Samples&) { return parts_.without_parity(of(node, 0)); },
+            [&](const Histogram&) { return parts_.comparison(of(node, 0), 0); },
+            [&](const GaussianMatrix&) -> Sum { return 0; }, [&](const ScaleMatrix&) -> Sum { return 0; }, [&](const UpdateMatrix&) -> Sum { return 0; },
+            [&](const auto&) { return of(node, 0); },  // moves entries along finite axes, or sums them
+        },
+        node.op);
+  }
+
+  Sum map(const Map& m, const Node& node) {
+    if (node.in.size() == 1) return parts_.map(m, of(node, 0));
+    switch (m.fn) {
+      case Fn::kAdd: case Fn::kSub: return parts_.plus(of(node, 0), of(node, 1));
+      case Fn::kMul: return parts_.times(of(node, 0), of(node, 1));
+      case Fn::kDiv: return parts_.times(of(node, 0), parts_.inverse(of(node, 1)));
+      case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: return parts_.comparison(of(node, 0), of(node, 1));
+      default: break;
+    }
+    std::vector<Sum> in;
+    for (std::size_t k = m.fn == Fn::kWhere ? 1 : 0; k < node.in.size(); ++k) in.push_back(of(node, k));
+    return parts_.general(in);
+  }
+
+  // ---- what is reported
+  struct Step {  ///< the forward pass between two steps
+    std::vector<NodeId> predictions, losses;
+    std::vector<bool> forward;  ///< what the predictions are computed from, back to the versions of the variables
+  };
+  void find_forward_passes();
+  void find_versions();
+  void find_effects();
+  [[nodiscard]] StepSize sizes(NodeId id) const;
+  std::vector<Feature> features() const;
+  std::optional<Diagnostic> growth() const;
+
+  const Program& in_;
+  const Adjustment& adjust_;
+  Program initial_program_;
+  Builder start_;
+  PartSums parts_;
+  std::vector<Sum> sums_;
+  std::vector<NodeId> initial_;
+  std::vector<bool> declared_;
+  std::map<std::string, std::uint32_t> variable_of_name_;
+  std::map<NodeId, Matrix> matrices_;
+
+  std::map<NodeId, std::uint32_t> version_;   ///< nodes that are versions of variables
+  std::vector<std::uint32_t> step_of_;        ///< first forward pass a node takes part in; none: kNoStep
+  std::vector<bool> feature_;
+  std::vector<std::vector<NodeId>> outputs_;  ///< predictions by step
+  std::vector<VariableEffect> effects_;
+  static constexpr std::uint32_t kNoStep = 0xffffffff;
+};
+
+/// Parameter nodes, matrix updates above them, and sums with a Change.
+void Counting::find_versions() {
+  std::map<std::uint32_t, std::uint32_t> variable_of_parameter;
+  for (std::uint32_t k = 0; k < in_.size(); ++k) {
+    const Node& node = in_.nodes[k];
+    const NodeId id{k};
+    if (std::holds_alternative<Parameter>(node.op)) {
+      // The source below it, if there is one.
+      NodeId below = node.in[0];
+      std::vector<NodeId> stack{below};
+      std::set<NodeId> seen;
+      while (!stack.empty()) {
+        below = stack.back();
+        stack.pop_back();
+        if (!seen.insert(below).second) continue;
+        std::optional<SourceId> source;
+        if (const auto* s = std::get_if<StandardNormal>(&in_[below].op)) source = s->source;
+        if (const auto* g = std::get_if<GaussianMatrix>(&in_[below].op)) source = g->source;
+        if (source && variable_of(*source) != 0xffffffff) version_[id] = variable_of(*source);
+        for (const NodeId in : in_[below].in) stack.push_back(in);
+      }
+    } else if (node.type.matrix && !node.in.empty() && !declared_[k]) {
+      if (const auto it = version_.find(node.in[0]); it != version_.end()) version_[id] = it->second;
+    } else if (std::holds_alternative<Map>(node.op)) {
+      for (const NodeId in : node.in)
+        if (const auto* c = std::get_if<Change>(&in_[in].op)) version_[id] = c->variable;
+    }
+  }
+}
+
+/// Values that predictions are computed from, step by step, ending at versions of variables.
+void Counting::find_forward_passes() {
+  outputs_.assign(in_.steps.size() + 1, {});
+  for (const NamedValue& p : in_.predictions) outputs_[p.step].push_back(p.value);
+  // Losses that are written without mse: what they compute from averages.
+  for (std::uint32_t s = 0; s < in_.steps.size(); ++s)
+    if (outputs_[s].empty()) outputs_[s] = in_.steps[s].losses;
+  step_of_.assign(in_.size(), kNoStep);
+  feature_.assign(in_.size(), false);
+  for (std::uint32_t s = 0; s < outputs_.size(); ++s) {
+    std::vector<NodeId> stack = outputs_[s];
+    while (!stack.empty()) {
+      const NodeId id = stack.back();
+      stack.pop_back();
+      if (version_.contains(id) || step_of_[id.value] != kNoStep) continue;
+      step_of_[id.value] = s;
+      const Node& node = in_[id];
+      const auto* m = std::get_if<Map>(&node.op);
+      const auto* c = std::get_if<Contract>(&node.op);
+      const bool nonlinear = m && node.in.size() == 1;
+      const bool contracts = (c && c->average) || std::holds_alternative<Average>(node.op) || std::holds_alternative<MatMul>(node.op);
+      for (const NodeId in : node.in) {
+        // Features: what nonlinear maps, matrices and readouts act on, but not the readout's own weights.
+        if (in_[in].type.width && (nonlinear || contracts)) {
+          NodeId source = in;
+          while (!version_.contains(source) && in_[source].in.size() == 1) source = in_[source].in[0];
+          if (!version_.contains(source)) feature_[in.value] = true;
+        }
+        stack.push_back(in);
+      }
+    }
+  }
+}
+
+void Counting::find_effects() {
+  std::map<std::uint32_t, VariableEffect> effects;
+  // Users of each node within forward passes, to follow n^-1 behind a product.
+  std::vector<std::vector<NodeId>> users(in_.size());
+  for (std::uint32_t k = 0; k < in_.size(); ++k)
+    if (step_of_[k] != kNoStep)
+      for (const NodeId in : in_.nodes[k].in) users[in.value].push_back({k});
+  const auto behind = [&](NodeId id) {  // through scales, selections and sums of entries
+    Exponent power = 0;
+    for (;;) {
+      NodeId next;
+      for (const NodeId user : users[id.value])
+        if (in_[user].in.size() == 1 && !std::holds_alternative<Map>(in_[user].op) && !std::holds_alternative<Average>(in_[user].op)) next = user;
+      if (!next.valid()) return power;
+      if (const auto* s = std::get_if<Scale>(&in_[next].op)) power += s->power;
+      id = next;
+    }
+  };
+  for (const auto& [version, variable] : version_) {
+    const std::uint64_t own = bit(variable);
+    // Scaled or selected first, as in v / n @ z.
+    std::vector<std::pair<NodeId, Exponent>> stack{{version, 0}};
+    while (!stack.empty()) {
+      const auto [id, before] = stack.back();
+      stack.pop_back();
+      for (const NodeId user : users[id.value]) {
+        const Node& node = in_[user];
+        if (node.in.size() == 1 && !std::holds_alternative<Map>(node.op) && !std::holds_alternative<Average>(node.op)) {
+          const auto* s = std::get_if<Scale>(&node.op);
+          stack.emplace_back(user, before + (s ? s->power : Exponent(0)));
+          continue;
+        }
+        auto [it, fresh] = effects.try_emplace(variable);
+        VariableEffect& effect = it->second;
+        if (fresh) effect = {variable, node.span, !node.type.width, {}, {}};
+        // Sizes before cancellation: of the product, term by term.
+        std::optional<Exponent> initial, update;
+        const Exponent after = before + behind(user);
+        if (const auto* m = std::get_if<MatMul>(&node.op)) {
+          const Matrix& w = matrix(node.in[0]);
+          const Sum x = sums_[node.in[1].value];
+          initial = parts_.size_caused_by(apply(w, parts_.initial(x), m->transposed), 0, true);
+          update = parts_.size_caused_by(apply(w, x, m->transposed, true), own, false);
+          if (const auto decay = parts_.size_caused_by(w.scale, own, true); decay && x != 0) update = larger(update, *decay + *parts_.size(x));
+        } else if (const auto* c = std::get_if<Contract>(&node.op); c && c->average) {
+          const Sum v = sums_[id.value];
+          const Sum z = sums_[(node.in[0] == id ? node.in[1] : node.in[0]).value];
+          const auto vi = parts_.size_caused_by(v, 0, true), zi = larger(parts_.size_caused_by(z, 0, true), parts_.size(z));
+          if (vi && zi) initial = *vi + *zi;
+          update = parts_.size_caused_by(parts_.average(parts_.times(v, parts_.caused_by(z, 0))), own, true);
+        } else {
+          initial = parts_.size_caused_by(sums_[user.value], 0, true);
+          update = parts_.size_caused_by(sums_[user.value], own, true);
+          if (std::holds_alternative<Contract>(node.op) || std::holds_alternative<Map>(node.op)) {
+            // The variable's own part only: a bias beside other terms.
+              Sum own_part = sums_[id.value];
+            if (std::holds_alternative<Contract>(node.op) || std::get<Map>(node.op).fn == Fn::kMul)
+              own_part = parts_.times(own_part, parts_.caused_by(sums_[(node.in[0] == id ? node.in[1] : node.in[0]).value], 0));
+            initial = parts_.size_caused_by(own_part, 0, true);
+            update = parts_.size_caused_by(own_part, own, true);
+          }
+        }
+        // `before` is part of the operand's own size already.
+        const Exponent power = after - before;
+        if (initial) effect.initial = larger(effect.initial, *initial + power);
+        if (update) effect.update = larger(effect.update, *update + power);
+      }
+    }
+  }
+  for (auto& [variable, effect] : effects) effects_.push_back(effect);
+}
+
+StepSize Counting::sizes(NodeId id) const {
+  StepSize out;
+  const Sum s = sums_[id.value];
+  out.value = parts_.size(s);
+  for (const Part& p : parts_[s])
+    if (p.causes) out.change = larger(out.change, p.order);
+  for (std::uint32_t v = 0; v < in_.variables.size(); ++v) out.by_variable.push_back(parts_.size_caused_by(s, bit(v), false));
+  return out;
+}
+
+/// Named values by the place in the text and, between two steps, by occurrence.
+std::vector<Feature> Counting::features() const {
+  std::vector<Feature> out;
+  std::map<std::tuple<std::uint32_t, std::uint32_t, std::size_t, bool>, std::size_t> slot;
+  std::map<std::tuple<std::uint32_t, std::uint32_t, bool, std::uint32_t>, std::size_t> occurrences;
+  std::vector<std::vector<std::uint32_t>> contexts;
+  const auto add = [&](const NamedValue& named, bool prediction) {
+    const Node& node = in_[named.value];
+    if (node.type.matrix || (!prediction && !node.type.width) || step_of_[named.value.value] == kNoStep) return;
+    const std::size_t occurrence = occurrences[{named.span.begin, named.span.end, prediction, named.step}]++;
+    const auto [it, fresh] = slot.try_emplace({named.span.begin, named.span.end, occurrence, prediction}, out.size());
+    if (fresh) {
+      out.push_back({named.name, named.span, prediction, {}});
+      contexts.emplace_back();
+    }
+    Feature& feature = out[it->second];
+    if (feature.steps.size() > named.step) return;
+    while (feature.steps.size() < named.step) feature.steps.push_back(feature.steps.empty() ? StepSize{} : feature.steps.back());
+    feature.steps.push_back(sizes(named.value));
+    contexts[it->second].push_back(named.context);
+  };
+  for (const NamedValue& named : in_.names) add(named, false);
+  for (const NamedValue& named : in_.predictions) add(named, true);
+  // "l = 1": the loop variables that stay the same from step to step.
+  for (std::size_t k = 0; k < out.size(); ++k) {
+    const auto fields = [&](std::uint32_t context) {
+      std::vector<std::string> parts;
+      const std::string& text = in_.contexts[context];
+      for (std::size_t from = 0; from < text.size();) {
+        const std::size_t to = std::min(text.find(", ", from), text.size());
+        parts.push_back(text.substr(from, to - from));
+        from = to + 2;
+      }
+      return parts;
+    };
+    if (contexts[k].empty()) continue;
+    std::vector<std::string> common = fields(contexts[k][0]);
+    for (const std::uint32_t context : contexts[k]) {
+      const std::vector<std::string> other = fields(context);
+      std::erase_if(common, [&](const std::string& field) { return std::find(other.begin(), other.end(), field) == other.end(); });
+    }
+    if (contexts[k].size() == 1 && in_.steps.size() > 1) common.clear();
+    const bool again = std::any_of(out.begin(), out.end(), [&](const Feature& f) { return &f != &out[k] && f.span == out[k].span && f.prediction == out[k].prediction; });
+    if (again && !common.empty()) out[k].name += ", " + common.back();
+  }
+  return out;
+}
+
+/// Where stability ends first: an argument of a function or matrix, or a prediction, that grows with n.
+std::optional<Diagnostic> Counting::growth() const {
+  for (std::uint32_t k = 0; k < in_.size(); ++k) {
+    const NodeId id{k};
+    if (step_of_[k] == kNoStep) continue;
+    const std::uint32_t s = step_of_[k];
+    const bool output = std::find(outputs_[s].begin(), outputs_[s].end(), id) != outputs_[s].end();
+    if (!output && !feature_[k]) continue;
+    const auto size = parts_.size(sums_[k]);
+    if (!size || *size <= 0) continue;
+    Diagnostic d{Severity::kWarning, "W5310", output ? "the output grows with the width" : "features grow with the width", in_[id].span,
+                 fmt::format("of size {}{}", power_of_width(*size, in_.width_name), s == 0 ? " at the start" : fmt::format(" after {} step{}", s, s == 1 ? "" : "s")), "", {}, true};
+    const auto start = parts_.size_caused_by(sums_[k], 0, true);
+    if (!(start && *start > 0))
+      for (std::uint32_t v = 0; v < in_.variables.size(); ++v)
+        if (const auto own = parts_.size_caused_by(sums_[k], bit(v), false); own && *own == *size) {
+          d.notes.push_back({fmt::format("through the updates of '{}'", in_.variables[v].name), in_.variables[v].span});
+          break;
+        }
+    return d;
+  }
+  return std::nullopt;
+}
+
+RegimeReport Counting::report() {
+  find_versions();
+  find_forward_passes();
+  find_effects();
+  RegimeReport out;
+  out.steps = static_cast<int>(in_.steps.size());
+  out.features = features();
+  out.effects = effects_;
+  for (const Report& report : in_.reports) {
+    std::optional<Exponent> size;
+    for (const auto& entry : report.entries) size = larger(size, parts_.size(of(entry.value)));
+    out.reports.push_back(size);
+  }
+  bool trained = false;
+  for (const TrainingStep& step : in_.steps) trained = trained || !step.losses.empty();
+  out.unstable = growth();
+  for (const NodeId id : outputs_[0])
+    for (const Part& p : parts_[of(id)])
+      if (p.order == 0 && (p.scalar.odd | p.scalar.mixed)) out.gaussian_start = true;
+  if (!trained) return out;
+  std::optional<Exponent> output_change, feature_change;
+  for (std::uint32_t k = 0; k < in_.size(); ++k) {
+    if (step_of_[k] == kNoStep) continue;
+    const bool output = std::find(outputs_[step_of_[k]].begin(), outputs_[step_of_[k]].end(), NodeId{k}) != outputs_[step_of_[k]].end();
+    if (!output && !feature_[k]) continue;
+    for (const Part& p : parts_[sums_[k]])
+      if (p.causes) (output ? output_change : feature_change) = larger(output ? output_change : feature_change, p.order);
+  }
+  const auto moves = [](std::optional<Exponent> change) { return change && *change >= 0; };
+  out.regime = out.unstable ? Regime::kUnstable : !moves(output_change) ? Regime::kTrivial : moves(feature_change) ? Regime::kFeatures : Regime::kKernel;
+  out.maximal = out.regime == Regime::kFeatures && std::all_of(effects_.begin(), effects_.end(), [&](const VariableEffect& e) { return !in_.variables[e.variable].trained || e.maximal(); });
+  return out;
+}
+
+/// Initial values so that preactivations have size 1 and readouts n^-1 per term, then rates so that every update moves its layer by order 1.
+std::vector<Fix> find_fixes(const Program& program, const RegimeReport& first) {
+  if (first.regime == Regime::kUntrained || first.maximal) return {};
+  Adjustment adjustment;
+  RegimeReport now = first;
+  const auto recount = [&] { now = Counting(program, adjustment).report(); };
+  // In the order of the network: a layer's input must be right before the layer is.
+  std::vector<VariableEffect> order = first.effects;
+  std::sort(order.begin(), order.end(), [](const VariableEffect& a, const VariableEffect& b) { return a.span.begin < b.span.begin; });
+  for (const VariableEffect& e : order) {
+    const auto current = std::find_if(now.effects.begin(), now.effects.end(), [&](const VariableEffect& x) { return x.variable == e.variable; });
+    // A readout that starts smaller does no harm; a bias may start at 0.
+    if (current == now.effects.end() || !current->initial || *current->initial == 0 || (current->readout && *current->initial < 0)) continue;
+    if (!program.variables[e.variable].variance) continue;
+    adjustment.initial[e.variable] = -*current->initial;
+    recount();
+  }
+  for (int round = 0; round < 4 && !now.maximal; ++round) {
+    bool any = false;
+    for (const VariableEffect& e : now.effects)
+      if (program.variables[e.variable].trained && e.update && *e.update != 0) {
+        adjustment.rate[e.variable] = (adjustment.rate.contains(e.variable) ? adjustment.rate[e.variable] : Exponent(0)) - *e.update;
+        any = true;
+      }
+    if (!any) break;
+    recount();
+  }
+  if (!now.maximal) return {};
+  std::vector<Fix> out;
+  for (std::uint32_t v = 0; v < program.variables.size(); ++v) {
+    Fix fix{v, 0, 0};
+    if (adjustment.initial.contains(v)) fix.initial = adjustment.initial[v];
+    if (adjustment.rate.contains(v)) fix.rate = adjustment.rate[v];
+    if (fix.initial != 0 || fix.rate != 0) out.push_back(fix);
+  }
+  return out;
+}
+
+}  // namespace
+
+RegimeReport count_powers(const Program& program) {
+  RegimeReport out = Counting(program, {}).report();
+  out.fixes = find_fixes(program, out);
+  return out;
+}
+
+}  // namespace tplimit
