@@ -11,6 +11,7 @@
 
 #include "cli/output_file.hpp"
 #include "cli/progress_bar.hpp"
+#include "cli/regime_text.hpp"
 #include "tplimit/report/comparison.hpp"
 #include "tplimit/report/json.hpp"
 #include "tplimit/report/text.hpp"
@@ -177,43 +178,59 @@ int compare(const Options& options) {
   return deliver(comparison, info(*loaded.module), comparison.limit.warnings, options, exit_code(comparison));
 }
 
-int check(const Options& options) {
-  const Loaded loaded = load(options);
-  if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
-  const Module& module = *loaded.module;
-  const Result<LeadingOrder> orders = tplimit::check(module);
-  if (!options.quiet) fmt::print(stderr, "{}", render(module.warnings, loaded.source));
-  if (!orders) return reject(orders.errors(), loaded.source);
-  if (options.quiet) return kDone;
+namespace {
 
-  // W5301 is what the table says.
-  Diagnostics warnings = orders->warnings;
-  std::erase_if(warnings, [](const Diagnostic& d) { return d.code == "W5301"; });
-  fmt::print(stderr, "{}", render(warnings, loaded.source));
-  fmt::print("{}: {} instructions, Gaussian matrices and vectors: {}, expectations: {}\n\n", loaded.source.name(),
-             module.program.size(), module.program.sources.size(), module.program.expectations.size());
+/// The limit's reports: how large they are, and how each is found.
+int print_limit(const Module& module, const LeadingOrder& orders, const Options& options) {
   const Result<std::vector<ReportMethod>> methods = tplimit::methods(module, options.evaluate);
-  if (!methods) return reject(methods.errors(), loaded.source);
+  if (!methods) return reject(methods.errors(), module.source);
   std::size_t width = 6;
-  for (const ReportOrder& report : orders->reports) width = std::max(width, count_columns(report.name));
+  for (const ReportOrder& report : orders.reports) width = std::max(width, count_columns(report.name));
   fmt::print("{:<{}}   {:>8}   {:<11}   order\n", "report", width, "numbers", "method");
-  for (std::size_t k = 0; k < orders->reports.size(); ++k) {
-    const ReportOrder& report = orders->reports[k];
+  for (std::size_t k = 0; k < orders.reports.size(); ++k) {
+    const ReportOrder& report = orders.reports[k];
     std::int64_t numbers = 0;
-    for (const auto& entry : orders->program.reports.at(k).entries) numbers += ir::size_of(orders->program[entry.value].type.dims);
+    for (const auto& entry : orders.program.reports.at(k).entries) numbers += ir::size_of(orders.program[entry.value].type.dims);
     const std::string limit = report.proved_zero ? "0      proved to be exactly 0 in the limit"
                               : report.order < 0 ? fmt::format("{:<6} vanishes: the limit is 0", power_of_width(report.order))
                                                  : power_of_width(report.order);
     fmt::print("{}{}   {:>8}   {:<11}   {}\n", report.name, std::string(width - count_columns(report.name), ' '), numbers, to_string((*methods)[k].method), limit);
   }
   // Why not a stronger one.
-  for (std::size_t k = 0; k < orders->reports.size(); ++k) {
+  for (std::size_t k = 0; k < orders.reports.size(); ++k) {
     const ReportMethod& m = (*methods)[k];
     if (m.why.empty()) continue;
-    const Location where = loaded.source.locate(m.culprit.begin);
-    fmt::print("\n{}: {}, for {}:{}:{}{}: {}\n", orders->reports[k].name, to_string(m.method), loaded.source.name(), where.line, where.column, m.iteration.empty() ? "" : " (" + m.iteration + ")", m.why);
+    const Location where = module.source.locate(m.culprit.begin);
+    fmt::print("\n{}: {}, for {}:{}:{}{}: {}\n", orders.reports[k].name, to_string(m.method), module.source.name(), where.line, where.column, m.iteration.empty() ? "" : " (" + m.iteration + ")", m.why);
   }
   return kDone;
+}
+
+}  // namespace
+
+int check(const Options& options) {
+  const Loaded loaded = load(options);
+  if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
+  const Module& module = *loaded.module;
+  const RegimeReport counted = regime(module);
+  const Result<LeadingOrder> orders = tplimit::check(module);
+  const int verdict = counted.regime == Regime::kUnstable ? kUnstable : counted.regime == Regime::kTrivial || counted.regime == Regime::kKernel ? kNoFeatures : kDone;
+  if (!options.quiet) {
+    Diagnostics warnings = module.warnings;
+    if (orders) std::copy_if(orders->warnings.begin(), orders->warnings.end(), std::back_inserter(warnings), [](const Diagnostic& d) { return d.code != "W5301"; });  // the table says it
+    if (counted.unstable && orders) warnings.push_back(*counted.unstable);
+    fmt::print(stderr, "{}", render(warnings, loaded.source));
+    fmt::print("{}: {} instructions, Gaussian matrices and vectors: {}, expectations: {}\n\n", loaded.source.name(),
+               module.program.size(), module.program.sources.size(), module.program.expectations.size());
+    if (orders)
+      if (const int code = print_limit(module, *orders, options); code != kDone) return code;
+    fmt::print("{}", regime_text(counted, *module.written, module.source));
+  }
+  if (orders) return verdict;
+  // What has no limit, or none that is carried yet, is still counted.
+  if (!options.quiet && counted.unstable) fmt::print(stderr, "{}", render(*counted.unstable, loaded.source));
+  const int rejected = reject(orders.errors(), loaded.source);
+  return verdict == kDone ? rejected : verdict;
 }
 
 int format(const Options& options) {

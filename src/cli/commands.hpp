@@ -17,6 +17,8 @@ enum ExitCode : int {
   kToleranceMissed = 3,
   kFailed = 4,
   kUndecided = 5,
+  kNoFeatures = 6,
+  kUnstable = 7,
   kOurBug = 70,
 };
 

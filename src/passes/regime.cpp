@@ -38,6 +38,7 @@ class Counting {
     initial_program_.sources = program.sources;
     initial_program_.contexts = program.contexts;
     for (std::uint32_t v = 0; v < program.variables.size(); ++v) variable_of_name_.emplace(program.variables[v].name, v);
+    for (const TrainingStep& step : program.steps) trained_ = trained_ || !step.losses.empty();
     mark_initial_versions();
     sums_.assign(program.size(), 0);
     initial_.assign(program.size(), NodeId{});
@@ -217,6 +218,7 @@ class Counting {
 
   const Program& in_;
   const Adjustment& adjust_;
+  bool trained_ = false;
   Program initial_program_;
   Builder start_;
   PartSums parts_;
@@ -388,10 +390,15 @@ std::vector<Feature> Counting::features() const {
   std::vector<std::vector<std::uint32_t>> contexts;
   const auto add = [&](const NamedValue& named, bool prediction) {
     const Node& node = in_[named.value];
-    if (node.type.matrix || (!prediction && !node.type.width) || step_of_[named.value.value] == kNoStep) return;
+    if (node.type.matrix || (!prediction && !node.type.width) || (trained_ && step_of_[named.value.value] == kNoStep)) return;
     const std::size_t occurrence = occurrences[{named.span.begin, named.span.end, prediction, named.step}]++;
     const auto [it, fresh] = slot.try_emplace({named.span.begin, named.span.end, occurrence, prediction}, out.size());
     if (fresh) {
+      // After training the same network is often evaluated again: it was named before.
+      if (named.step > 0 && std::any_of(out.begin(), out.end(), [&](const Feature& f) { return f.name == named.name; })) {
+        slot.erase(it);
+        return;
+      }
       out.push_back({named.name, named.span, prediction, {}});
       contexts.emplace_back();
     }
@@ -465,13 +472,11 @@ RegimeReport Counting::report() {
     for (const auto& entry : report.entries) size = larger(size, parts_.size(of(entry.value)));
     out.reports.push_back(size);
   }
-  bool trained = false;
-  for (const TrainingStep& step : in_.steps) trained = trained || !step.losses.empty();
   out.unstable = growth();
   for (const NodeId id : outputs_[0])
     for (const Part& p : parts_[of(id)])
       if (p.order == 0 && (p.scalar.odd | p.scalar.mixed)) out.gaussian_start = true;
-  if (!trained) return out;
+  if (!trained_) return out;
   std::optional<Exponent> output_change, feature_change;
   for (std::uint32_t k = 0; k < in_.size(); ++k) {
     if (step_of_[k] == kNoStep) continue;

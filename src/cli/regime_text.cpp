@@ -1,0 +1,117 @@
+#include "cli/regime_text.hpp"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+#include "tplimit/report/text.hpp"
+#include "tplimit/syntax/parser.hpp"
+
+namespace tplimit::cli {
+namespace {
+
+using Row = std::vector<std::string>;
+
+std::string table(const std::vector<Row>& rows) {
+  std::vector<std::size_t> widths;
+  for (const Row& row : rows)
+    for (std::size_t k = 0; k < row.size(); ++k) {
+      if (widths.size() <= k) widths.push_back(0);
+      widths[k] = std::max(widths[k], count_columns(row[k]));
+    }
+  std::string out;
+  for (const Row& row : rows) {
+    std::string line;
+    for (std::size_t k = 0; k < row.size(); ++k) line += row[k] + std::string(widths[k] - count_columns(row[k]) + (k + 1 < row.size() ? 2 : 0), ' ');
+    line.erase(line.find_last_not_of(' ') + 1);
+    out += line + "\n";
+  }
+  return out;
+}
+
+/// factor n^power as in a declaration.
+std::string number(double factor, Exponent power, const std::string& width) {
+  const std::string p = power_of_width(power, width);
+  if (factor == 1) return p;
+  return power == 0 ? fmt::format("{:g}", factor) : fmt::format("{:g} {}", factor, p);
+}
+
+std::string verdict(const RegimeReport& r) {
+  switch (r.regime) {
+    case Regime::kUntrained: return "";
+    case Regime::kUnstable: return "unstable";
+    case Regime::kTrivial: return "trivial: stable, but the output does not move as the width grows";
+    case Regime::kKernel: return "kernel regime: stable, the output moves by order 1, but no feature does";
+    case Regime::kFeatures: return r.maximal ? "feature learning, and every update moves its layer by order 1" : "feature learning: stable, output and features move by order 1";
+  }
+  return "";
+}
+
+}  // namespace
+
+std::string regime_text(const RegimeReport& report, const ir::Program& program, const Source& source) {
+  const std::string& width = program.width_name;
+  const auto size = [&](const std::optional<Exponent>& e) { return e ? power_of_width(*e, width) : std::string("-"); };
+  std::string out;
+
+  // As many columns as the sizes keep changing from step to step.
+  std::size_t steps = 0;
+  for (const Feature& f : report.features)
+    for (std::size_t t = 1; t < f.steps.size(); ++t)
+      if (t == 1 || f.steps[t].change != f.steps[t - 1].change || f.steps[t].by_variable != f.steps[t - 1].by_variable) steps = std::max(steps, t);
+  constexpr std::size_t kMostSteps = 6, kMostVariables = 8;
+  steps = std::min(steps, kMostSteps);
+  std::vector<std::uint32_t> trained;
+  for (const VariableEffect& e : report.effects)
+    if (program.variables[e.variable].trained) trained.push_back(e.variable);
+  const bool attributed = steps > 0 && trained.size() <= kMostVariables;
+
+  std::vector<Row> rows{{"value", "start"}};
+  for (std::size_t t = 1; t <= steps; ++t) rows[0].push_back(fmt::format("{}{}{}", t == 1 ? "change: " : "", t, t == steps && static_cast<int>(t) < report.steps ? ".." : ""));
+  if (attributed)
+    for (const std::uint32_t v : trained) rows[0].push_back("by " + program.variables[v].name);
+  for (const Feature& f : report.features) {
+    if (f.steps.empty()) continue;
+    rows.push_back({f.name, size(f.steps[0].value)});
+    const auto at = [&](std::size_t t) -> const StepSize& { return f.steps[std::min(t, f.steps.size() - 1)]; };
+    for (std::size_t t = 1; t <= steps; ++t) rows.back().push_back(f.steps.size() > t || t > 1 ? size(at(t).change) : "");
+    if (attributed)
+      for (const std::uint32_t v : trained) rows.back().push_back(size(at(steps).by_variable[v]));
+  }
+  if (rows.size() > 1) out += "\n" + table(rows);
+
+  if (report.regime == Regime::kUntrained) return out;
+  rows = {{"parameter", "used in", "size", "update", ""}};
+  for (const VariableEffect& e : report.effects) {
+    const ir::Variable& v = program.variables[e.variable];
+    const std::string what = !v.trained ? "not trained" : !e.update ? "never updated" : *e.update == 0 ? "maximal" : *e.update < 0 ? "vanishes" : "explodes";
+    std::string text = canonical_text(source, e.span);
+    if (text.size() > 40) text = fmt::format("line {}", source.locate(e.span.begin).line);
+    rows.push_back({v.name, text, size(e.initial), v.trained ? size(e.update) : "", what});
+  }
+  if (rows.size() > 1) out += "\n" + table(rows);
+  if (report.gaussian_start) out += "\nThe output is random (Gaussian) at the start, not a constant: its limit is conditional on its value.\n";
+  out += fmt::format("\nverdict: {}\n", verdict(report));
+
+  // The same change of all matrices of an array is one line.
+  std::vector<std::string> said;
+  for (const Fix& fix : report.fixes) {
+    const ir::Variable& v = program.variables[fix.variable];
+    const std::string name = v.name.substr(0, v.name.find('['));
+    std::string line = fmt::format("param {}: use ", name);
+    if (fix.initial != 0) line += fmt::format("variance {} instead of {}", number(v.variance_factor, *v.variance + 2 * fix.initial, width), number(v.variance_factor, *v.variance, width));
+    if (fix.initial != 0 && fix.rate != 0) line += ", ";
+    if (fix.rate != 0) {
+      if (v.rate) line += fmt::format("lr = {} instead of {}", number(v.rate_factor, *v.rate + fix.rate, width), number(v.rate_factor, *v.rate, width));
+      else line += fmt::format("lr times {}", power_of_width(fix.rate, width));
+    }
+    if (std::find(said.begin(), said.end(), line) == said.end()) said.push_back(line);
+  }
+  if (!said.empty()) {
+    out += "\nmuP needs\n";
+    for (const std::string& line : said) out += "  " + line + "\n";
+  }
+  return out;
+}
+
+}  // namespace tplimit::cli
