@@ -244,7 +244,7 @@ std::vector<Part> PartSums::homogeneous(const Map& map, Exponent degree, const s
 }
 
 /// A function that is smooth, or at least has derivatives almost everywhere: around what has size 1, else around 0.
-std::vector<Part> PartSums::smooth(const Map& map, const std::vector<Part>& x) const {
+std::vector<Part> PartSums::smooth(const Map& map, std::vector<Part> x) {
   const FunctionTraits traits = traits_of(map);
   const auto parity = traits.parity;
   std::vector<Part> out;
@@ -268,28 +268,19 @@ std::vector<Part> PartSums::smooth(const Map& map, const std::vector<Part>& x) c
   /// phi(0) + phi'(0) x + phi''(0)/2 x^2 + .. of small parts.
   const auto at_zero = [&](const std::vector<Part>& parts, bool changes_only) {
     if (traits.at_zero != 0 && !changes_only) out.push_back({0, 0, {}, {}});
-    const bool linear = traits.slope_at_zero != 0;
-    const bool quadratic = parity != FunctionTraits::Parity::kOdd;
-    for (const Part& p : parts) {
-      if (linear && (!changes_only || p.causes)) out.push_back(p);
-      for (const Part& q : parts) {
-        if (changes_only && !(p.causes | q.causes)) continue;
-        if (quadratic) out.push_back(product(p, q));
-        if (parity != FunctionTraits::Parity::kEven)
-          for (const Part& r : parts)
-            if (!changes_only || (p.causes | q.causes | r.causes)) out.push_back(product(product(p, q), r));
-      }
-    }
+    const Id linear = intern(parts), square = times(linear, linear);
+    const auto add = [&](Id power) { std::copy_if(sums_[power].begin(), sums_[power].end(), std::back_inserter(out), [&](const Part& p) { return !changes_only || p.causes; }); };
+    if (traits.slope_at_zero != 0) add(linear);
+    if (parity != FunctionTraits::Parity::kOdd) add(square);
+    if (parity != FunctionTraits::Parity::kEven) add(times(square, linear));
   };
   const std::vector<Part> small_start = without_causes(small);
-  /// Small parts beside a background of size 1.
-  const auto around = [&](const Background& ground, Exponent order, bool initial_only) {
-    for (const Part& p : small) {
-      if (initial_only && p.causes) continue;
-      out.push_back(product(ground.image(parity, 1, image_order(order)), p));
-      for (const Part& q : small)
-        if (!initial_only || !q.causes) out.push_back(product(ground.image(parity, 2, image_order(order)), product(p, q)));
-    }
+  /// phi'(ground) x + phi''(ground)/2 x^2 of small parts beside a background of size 1.
+  const auto around = [&](const Background& ground, Exponent order) {
+    const Id linear = intern(small), square = times(linear, linear);
+    const Part slope = ground.image(parity, 1, image_order(order)), curvature = ground.image(parity, 2, image_order(order));
+    for (const Part& p : sums_[linear]) out.push_back(product(slope, p));
+    for (const Part& p : sums_[square]) out.push_back(product(curvature, p));
   };
 
   if (large.empty()) {
@@ -300,7 +291,7 @@ std::vector<Part> PartSums::smooth(const Map& map, const std::vector<Part>& x) c
   if (start.empty) at_zero(small_start, false);
   else {
     out.push_back(start.image(parity, 0, image_order(start_order)));
-    around(start, start_order, false);  // and small changes of it
+    around(start, start_order);  // and small changes of it
   }
   // .. each large change beside it ..
   for (const Part& p : large) {
@@ -316,7 +307,7 @@ std::vector<Part> PartSums::smooth(const Map& map, const std::vector<Part>& x) c
     }
   }
   // .. and small parts beside all of it.
-  if (all.causes) around(all, all_order, false);
+  if (all.causes) around(all, all_order);
   if (start.empty) at_zero(small, true);
   return out;
 }

@@ -89,5 +89,132 @@ TEST(Counting, AgreesWithTheClassificationOnRandomExponents) {
   for (const Regime regime : {Regime::kUnstable, Regime::kTrivial, Regime::kKernel, Regime::kFeatures}) EXPECT_GT(seen[regime], 30) << to_string(regime);
 }
 
+const Feature& feature(const RegimeReport& report, const std::string& name) {
+  const auto it = std::find_if(report.features.begin(), report.features.end(), [&](const Feature& f) { return f.name == name; });
+  EXPECT_NE(it, report.features.end()) << name;
+  return *it;
+}
+
+TEST(Counting, NamedParametrisations) {
+  const auto found = [](const char* name, int hidden) { return std::string(to_string(counted(network(name, hidden, 2)).regime)); };
+  for (int hidden = 1; hidden <= 4; ++hidden) {
+    EXPECT_EQ(found("mup", hidden), "feature learning");
+    EXPECT_TRUE(counted(network("mup", hidden, 2)).maximal);
+    EXPECT_EQ(found("ntk", hidden), "kernel regime");
+    EXPECT_EQ(found("standard", hidden), "kernel regime");
+    EXPECT_EQ(found("ip", hidden), hidden < 3 ? "feature learning" : "trivial");
+    EXPECT_EQ(found("ip_llr", hidden), "feature learning");
+  }
+  EXPECT_EQ(found("mean_field", 1), "feature learning");
+}
+
+// [IP]: h^l_0 ~ n^(-(l-1)/2); first change from W^l ~ n^(-(L-l)/2-(l-2)), from W^1 ~ n^(-(L-1)/2), from the readout
+// ~ n^(-(L-1)); of the output n^(-(L-2)) for L >= 2.
+TEST(Counting, IntegrableParametrisationLayerByLayer) {
+  for (int L = 2; L <= 5; ++L) {
+    const RegimeReport r = counted(network("ip", L, 2));
+    for (int l = 1; l <= L; ++l) {
+      const StepSize start = feature(r, fmt::format("h{}", l)).steps[0], first = feature(r, fmt::format("h{}", l)).steps[1];
+      EXPECT_EQ(start.value, -Exponent(l - 1, 2)) << L << " " << l;
+      const Exponent own = l == 1 ? -Exponent(L - 1, 2) : -Exponent(L - l, 2) - (l - 2);
+      EXPECT_EQ(first.by_variable[static_cast<std::size_t>(l - 1)], own) << L << " " << l;
+      EXPECT_EQ(first.change, own) << L << " " << l;
+    }
+    const StepSize output = feature(r, "f").steps[1];
+    EXPECT_EQ(output.change, Exponent(2 - L)) << L;
+    EXPECT_EQ(output.by_variable.back(), -Exponent(L - 1)) << L;
+  }
+}
+
+// What check advises makes the program maximal.
+TEST(Counting, FixesLeadToMaximalUpdates) {
+  const auto written = [](const std::string& u, const std::string& w, const std::string& v, const std::string& f) {
+    return "width n\ndata X = [[1, 0.5], [-0.3, 1]]\ndata y = [1, -1]\nparam U : [n, 2] ~ normal(0, 1)" + u + "\nparam W : [n, n] ~ normal(0, " + w + "\nparam v : [n] ~ normal(0, " + v +
+           "\nfor t in 0..3 {\n  loss = mse(" + f + ", y)\n  report loss\n  step sgd(loss, lr = 0.1)\n}\n";
+  };
+  const RegimeReport right = counted(written(", lr = n", "1/n)", "1), lr = n", "v @ tanh(W @ tanh(U @ X)) / n"));
+  EXPECT_TRUE(right.maximal);
+  EXPECT_TRUE(right.fixes.empty());
+  const RegimeReport rate = counted(written(", lr = n", "1/n)", "1)", "v @ tanh(W @ tanh(U @ X)) / n"));
+  EXPECT_EQ(rate.regime, Regime::kFeatures);
+  EXPECT_FALSE(rate.maximal);
+  ASSERT_EQ(rate.fixes.size(), 1u);
+  EXPECT_EQ(rate.fixes[0].variable, 2u);
+  EXPECT_EQ(rate.fixes[0].rate, Exponent(1));
+  EXPECT_EQ(rate.fixes[0].initial, Exponent(0));
+  const RegimeReport ntk = counted(written("", "1)", "1)", "v @ tanh(W @ tanh(U @ X) / sqrt(n)) / sqrt(n)"));
+  EXPECT_EQ(ntk.regime, Regime::kKernel);
+  EXPECT_TRUE(ntk.gaussian_start);
+  std::map<std::uint32_t, std::pair<Exponent, Exponent>> fixes;
+  for (const Fix& fix : ntk.fixes) fixes[fix.variable] = {fix.initial, fix.rate};
+  EXPECT_EQ(fixes, (std::map<std::uint32_t, std::pair<Exponent, Exponent>>{{0, {0, 1}}, {1, {0, 1}}, {2, {Exponent(-1, 2), 0}}}));
+}
+
+TEST(Counting, SaysWhereItBecomesUnstable) {
+  const RegimeReport large = counted(network("abc(a = (0, 0, 0), b = (0, 1/2, 1/2), c = 0)", 2, 2));  // standard with a constant rate
+  EXPECT_EQ(large.regime, Regime::kUnstable);
+  ASSERT_TRUE(large.unstable);
+  EXPECT_EQ(large.unstable->label, "of size n^(1/2) after 1 step");
+  EXPECT_EQ(counted(network("abc(a = (0, 0, 1), b = (0, 0, 0), c = 0)", 2, 2)).unstable->label, "of size n^(1/2) at the start");
+}
+
+/// Root mean squares of features and output at the start and of their changes after one and two steps, as reports.
+std::string measured_network(const std::string& parametrization, int hidden) {
+  std::string text = network(parametrization, hidden, 2);
+  const std::size_t loop = text.find("for t");
+  std::string forward, reports;
+  for (int l = 1; l <= hidden; ++l) forward += l == 1 ? "h1T = U @ X\n" : fmt::format("h{0}T = W{0} @ tanh(h{1}T)\n", l, l - 1);
+  forward += fmt::format("fT = v @ tanh(h{}T)\n", hidden);
+  const auto at = [&](const std::string& tag) {
+    std::string out = forward;
+    for (std::size_t k; (k = out.find('T')) != std::string::npos;) out.replace(k, 1, tag);
+    return out;
+  };
+  for (int l = 1; l <= hidden; ++l) {
+    reports += fmt::format("report start{0} = sqrt(mean(E(h{0}a^2)))\n", l);
+    for (const char* t : {"b", "c"}) reports += fmt::format("report change{0}{1} = sqrt(mean(E((h{0}{1} - h{0}a)^2)))\n", l, t);
+  }
+  reports += "report start_f = sqrt(mean(fa^2)), change_fb = sqrt(mean((fb - fa)^2)), change_fc = sqrt(mean((fc - fa)^2))\n";
+  const std::string step = "step sgd(mse(f{}, y), lr = 1)\n";  // a large rate: terms that lead by one power of n are not hidden by small factors
+  return text.substr(0, loop) + at("a") + fmt::format(fmt::runtime(step), "a") + at("b") + fmt::format(fmt::runtime(step), "b") + at("c") + reports;
+}
+
+TEST(Counting, AgreesWithSlopesOfNetworks) {
+  const std::vector<std::pair<std::string, int>> cases{{"mup", 2}, {"ntk", 2}, {"standard", 2}, {"mean_field", 1}, {"ip", 2}, {"ip", 3}, {"ip_llr", 2}};
+  const std::vector<std::int64_t> widths{64, 256, 1024, 4096};
+  for (const auto& [name, hidden] : cases) {
+    auto module = parse(Source("test.tp", measured_network(name, hidden)));
+    ASSERT_TRUE(module) << render(module.errors(), Source("test.tp", measured_network(name, hidden)));
+    const RegimeReport counted = regime(*module);
+    const std::size_t reports = counted.reports.size();
+    std::vector<std::vector<double>> size(reports);  // log of the root mean square over networks
+    for (const std::int64_t width : widths) {
+      SimulateOptions options;
+      options.width = width;
+      options.seeds = 200;
+      const auto networks = simulate(*module, options);
+      ASSERT_TRUE(networks) << networks.errors()[0].message;
+      for (std::size_t r = 0; r < reports; ++r) {
+        double square = 0;
+        for (const auto& run : networks->runs[r]) square += run[0] * run[0] / options.seeds;
+        size[r].push_back(0.5 * std::log(square));
+      }
+    }
+    for (std::size_t r = 0; r < reports; ++r) {
+      double x = 0, y = 0, xx = 0, xy = 0;
+      const double count = static_cast<double>(widths.size());
+      for (std::size_t k = 0; k < widths.size(); ++k) {
+        const double log_width = std::log(static_cast<double>(widths[k]));
+        x += log_width / count;
+        y += size[r][k] / count;
+        xx += log_width * log_width / count;
+        xy += log_width * size[r][k] / count;
+      }
+      ASSERT_TRUE(counted.reports[r]);
+      EXPECT_NEAR((xy - x * y) / (xx - x * x), to_double(*counted.reports[r]), 0.1) << name << ", hidden layers: " << hidden << ", " << module->program.reports[r].name;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace tplimit

@@ -63,7 +63,7 @@ class PartSums {
 
  private:
   Id intern(std::vector<Part> parts);
-  [[nodiscard]] std::vector<Part> smooth(const ir::Map& map, const std::vector<Part>& x) const;
+  [[nodiscard]] std::vector<Part> smooth(const ir::Map& map, std::vector<Part> x);
   [[nodiscard]] std::vector<Part> homogeneous(const ir::Map& map, Exponent degree, const std::vector<Part>& x) const;
   template <class Key, class Memo, class Make>
   Id once(Memo& memo, const Key& key, Make make);
