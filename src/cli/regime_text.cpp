@@ -114,4 +114,27 @@ std::string regime_text(const RegimeReport& report, const ir::Program& program, 
   return out;
 }
 
+std::string parametrization_text(const RegimeReport& report, const ir::Program& program) {
+  const std::string& width = program.width_name;
+  std::string out;
+  struct Form { const char* title; Exponent (*shift)(Exponent b, Exponent c); };
+  const Form forms[]{{"multiplier 1", [](Exponent, Exponent) { return Exponent(0); }},
+                     {"variance without powers of the width", [](Exponent b, Exponent) { return b; }},
+                     {"SGD rate without powers of the width", [](Exponent, Exponent c) { return c / 2; }}};
+  for (const Form& form : forms) {
+    std::vector<Row> rows{{"parameter", "role", "multiplier", "variance", "SGD rate", "Adam rate"}};
+    for (const VariableEffect& e : report.effects) {
+      const ir::Variable& v = program.variables[e.variable];
+      if (!v.trained || !v.variance || !v.rate) continue;
+      // W = n^-a w: (0, b, c) -> (t, b - t, c - 2 t), for Adam c - t.
+      const Exponent b = -*v.variance / 2, c = -*v.rate, t = form.shift(b, c);
+      rows.push_back({v.name, v.role, power_of_width(-t, width), number(v.variance_factor, -2 * (b - t), width), number(v.rate_factor, -(c - 2 * t), width),
+                      e.entry ? power_of_width(*e.entry + t, width) : "-"});
+    }
+    if (rows.size() > 1) out += fmt::format("{}{}\n{}", out.empty() ? "" : "\n", form.title, table(rows));
+  }
+  if (out.empty()) return "no parameter with a plain variance and rate is trained\n";
+  return out + "\nRates are factors of the base rate. Adam: the rate that makes updates as large as those of SGD, entry by entry.\n";
+}
+
 }  // namespace tplimit::cli

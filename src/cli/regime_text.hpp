@@ -10,4 +10,8 @@ namespace tplimit::cli {
 /// Sizes of features, their changes and the effects of updates as tables, the verdict, and what to change.
 std::string regime_text(const RegimeReport& report, const ir::Program& program, const Source& source);
 
+/// Initial variance, multiplier and rates of every parameter in the three equivalent forms W = n^-a w, w ~ n^-b N(0, s^2): a = 0,
+/// b = 0, and an SGD rate without n.
+std::string parametrization_text(const RegimeReport& report, const ir::Program& program);
+
 }  // namespace tplimit::cli

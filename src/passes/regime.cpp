@@ -334,7 +334,7 @@ void Counting::find_effects() {
         }
         auto [it, fresh] = effects.try_emplace(variable);
         VariableEffect& effect = it->second;
-        if (fresh) effect = {variable, node.span, !node.type.width, {}, {}};
+        if (fresh) effect = {variable, node.span, !node.type.width, {}, {}, {}};
         // Sizes before cancellation: of the product, term by term.
         std::optional<Exponent> initial, update;
         const Exponent after = before + behind(user);
@@ -367,6 +367,18 @@ void Counting::find_effects() {
         if (initial) effect.initial = larger(effect.initial, *initial + power);
         if (update) effect.update = larger(effect.update, *update + power);
       }
+    }
+  }
+  for (std::uint32_t k = 0; k < in_.size(); ++k) {
+    const Node& node = in_.nodes[k];
+    if (const auto* c = std::get_if<Change>(&node.op)) {
+      if (const auto it = effects.find(c->variable); it != effects.end()) it->second.entry = larger(it->second.entry, parts_.size(sums_[k]));
+    } else if (std::holds_alternative<UpdateMatrix>(node.op) && !declared_[k]) {
+      const Matrix& w = matrix({k});
+      const auto it = effects.find(variable_of(w.source));
+      if (it == effects.end()) continue;
+      for (const Term& t : w.terms)
+        if (const auto size = parts_.size(parts_.times(t.c, parts_.times(t.d, t.x))); size && t.causes) it->second.entry = larger(it->second.entry, *size - 1);
     }
   }
   for (auto& [variable, effect] : effects) effects_.push_back(effect);

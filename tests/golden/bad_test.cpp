@@ -16,7 +16,7 @@
 /// `cmake --build . --target update-golden` rewrites the expected texts; the diff is then to be read, not trusted.
 ///
 /// A first line `#! OPTION VALUE` (several may follow each other) gives what else stands on the command line: set, data,
-/// particles, randomisations, tolerance, memory, width (runs a network instead of the limit).
+/// particles, randomisations, tolerance, memory, width (runs a network instead of the limit), check (true: counts powers instead).
 namespace tplimit {
 namespace {
 
@@ -29,6 +29,7 @@ struct Run {
   LowerOptions lower;
   EvaluateOptions evaluate;
   std::optional<std::int64_t> width;
+  bool check = false;  ///< what `check` says beside the limit
 };
 
 Run options_of(const std::string& text) {
@@ -48,6 +49,7 @@ Run options_of(const std::string& text) {
     else if (name == "randomisations") run.evaluate.randomisations = std::stoi(value);
     else if (name == "memory") run.evaluate.memory_bytes = std::stod(value);
     else if (name == "tolerance") run.evaluate.tolerance = std::stod(value);
+    else if (name == "check") run.check = value == "true";
     else if (name == "width") run.width = std::stoll(value);
     else ADD_FAILURE() << "unknown option " << line;
   }
@@ -71,6 +73,10 @@ std::string told_about(const std::string& name, const std::string& text) {
   const Source source(name, text);
   auto module = parse(source, run.lower);
   if (!module) return render(module.errors(), source);
+  if (run.check) {
+    const RegimeReport counted = regime(*module);
+    return (counted.unstable ? render(*counted.unstable, source) : "") + to_string(counted.regime) + "\n";
+  }
   if (run.width) {
     SimulateOptions options;
     options.width = *run.width;

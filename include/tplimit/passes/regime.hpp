@@ -31,6 +31,7 @@ struct VariableEffect {
   bool readout = false;                    ///< its first use gives a finite value
   std::optional<Exponent> initial;         ///< of W z, or of v z / n term by term: before cancellation
   std::optional<Exponent> update;          ///< of dW z, the largest over steps; empty: never updated
+  std::optional<Exponent> entry;           ///< of one entry of dW: the rate of an optimiser whose steps have size rate
   [[nodiscard]] bool maximal() const { return update && *update == 0; }
 };
 
