@@ -658,7 +658,11 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
     std::int64_t directions = 0;
     for (const auto& d : schedule.spaces.directions) directions = std::max({directions, d[0], d[1]});
     settings.dense = true;
-    if (4 * directions < options.width || copies * engines::estimate_memory(schedule, settings) > limit) settings.dense = false;
+    const bool stored = std::any_of(program.nodes.begin(), program.nodes.end(), [](const Node& node) {
+      const auto* update = std::get_if<UpdateMatrix>(&node.op);
+      return update && update->entrywise;
+    });
+    if (!stored && (4 * directions < options.width || copies * engines::estimate_memory(schedule, settings) > limit)) settings.dense = false;
   }
   const double bytes = copies * engines::estimate_memory(schedule, settings);
   if (bytes > limit)

@@ -336,14 +336,16 @@ class Run {
       return;
     }
     std::vector<UpdateTerm> terms;
-    for (std::size_t k = 1; k < node.in.size(); k += 3) {
+    for (std::size_t k = 1; k + 2 < node.in.size(); k += 3) {
       const std::size_t operand = 2 * ((k - 1) / 3);
       const auto& columns = s_.spaces.columns[id.value];
       terms.push_back({scalar(node.in[k]), &blocks_[node.in[k + 1].value], &blocks_[node.in[k + 2].value], node.in[k + 1].value, node.in[k + 2].value,
                        columns[operand].first, columns[operand + 1].first});
       if (!std::isfinite(terms.back().c)) throw EvaluationStop{"E4101", "a number is not finite", ""};
     }
-    versions_[id.value] = matrix(source_[id.value]).update(std::move(old), terms);
+    const auto& update = std::get<UpdateMatrix>(node.op);
+    versions_[id.value] = update.entrywise ? matrix(source_[id.value]).update_entrywise(std::move(old), terms, scalar(node.in.back()), update.epsilon)
+                                           : matrix(source_[id.value]).update(std::move(old), terms);
   }
 
   /// Throws if a value of the node is not finite.

@@ -204,7 +204,8 @@ void DenseMatrix::apply(const MatrixVersion& w, bool transposed, const Block& x,
   });
 }
 
-MatrixVersion DenseMatrix::update(MatrixVersion w, const std::vector<UpdateTerm>& terms) {
+template <class Change>
+MatrixVersion DenseMatrix::changed(MatrixVersion w, Change change) {
   if (w.entries.use_count() > 1) {  // an older version is still needed
     auto copy = std::make_shared<Block>(n_, n_);
     executor_.parallel(copy->chunks(), [&](std::int64_t c) { all_columns(*copy, c) = all_columns(*w.entries, c); });
@@ -215,12 +216,26 @@ MatrixVersion DenseMatrix::update(MatrixVersion w, const std::vector<UpdateTerm>
     for (std::int64_t k = 0; k < e.chunks(); ++k) {
       auto part = columns_of(e, c, k * kChunkRows, e.chunk_rows(k));
       if (w.scale != 1) part *= w.scale;
-      for (const UpdateTerm& t : terms)
-        part.noalias() += (t.c / static_cast<double>(n_) * all_columns(*t.d, c)) * all_columns(*t.x, k).transpose();
+      change(part, c, k);
     }
   });
   w.scale = 1;
   return w;
+}
+
+MatrixVersion DenseMatrix::update(MatrixVersion w, const std::vector<UpdateTerm>& terms) {
+  return changed(std::move(w), [&](auto& part, std::int64_t c, std::int64_t k) {
+    for (const UpdateTerm& t : terms) part.noalias() += (t.c / static_cast<double>(n_) * all_columns(*t.d, c)) * all_columns(*t.x, k).transpose();
+  });
+}
+
+MatrixVersion DenseMatrix::update_entrywise(MatrixVersion w, const std::vector<UpdateTerm>& terms, double c, double epsilon) {
+  return changed(std::move(w), [&](auto& part, std::int64_t row, std::int64_t column) {
+    Matrix g = Matrix::Zero(part.rows(), part.cols());
+    for (const UpdateTerm& t : terms) g.noalias() += (t.c * all_columns(*t.d, row)) * all_columns(*t.x, column).transpose();
+    if (epsilon == 0) part.array() += c * g.array().sign();
+    else part.array() += c * g.array() / (g.array().square() + epsilon * epsilon).sqrt();
+  });
 }
 
 }  // namespace tplimit::engines

@@ -40,6 +40,8 @@ class WidthMatrix {
   virtual void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node, std::uint64_t dimension, Block& y) = 0;
   /// `w` may be changed in place: the caller hands over the old version or a copy of it.
   virtual MatrixVersion update(MatrixVersion w, const std::vector<UpdateTerm>& terms) = 0;
+  /// W + c psi(sum_k c_k D_k X_k'), without the 1/n, psi(g) = g / sqrt(g^2 + epsilon^2) entry by entry.
+  virtual MatrixVersion update_entrywise(MatrixVersion w, const std::vector<UpdateTerm>& terms, double c, double epsilon) = 0;
   /// Directions kept for W and W'.
   [[nodiscard]] virtual std::array<std::int64_t, 2> ranks() const { return {0, 0}; }
 };
@@ -54,6 +56,9 @@ class LazyMatrix final : public WidthMatrix {
   MatrixVersion initial() override { return {}; }
   void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node, std::uint64_t dimension, Block& y) override;
   MatrixVersion update(MatrixVersion w, const std::vector<UpdateTerm>& terms) override;
+  MatrixVersion update_entrywise(MatrixVersion, const std::vector<UpdateTerm>&, double, double) override {
+    throw EvaluationStop{"E4204", "an entrywise update needs stored matrices", "use --matrices dense and a smaller width"};
+  }
   [[nodiscard]] std::array<std::int64_t, 2> ranks() const override { return {sides_[0].q.columns(), sides_[1].q.columns()}; }
 
  private:
@@ -83,8 +88,13 @@ class DenseMatrix final : public WidthMatrix {
   MatrixVersion initial() override;
   void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node, std::uint64_t dimension, Block& y) override;
   MatrixVersion update(MatrixVersion w, const std::vector<UpdateTerm>& terms) override;
+  MatrixVersion update_entrywise(MatrixVersion w, const std::vector<UpdateTerm>& terms, double c, double epsilon) override;
 
  private:
+  /// Every n x kChunkRows tile of a version that may be changed, with its scale applied: change(tile, row chunk, column chunk).
+  template <class Change>
+  MatrixVersion changed(MatrixVersion w, Change change);
+
   const Executor& executor_;
   std::int64_t n_;
   std::uint64_t key_;

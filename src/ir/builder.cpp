@@ -56,7 +56,7 @@ std::uint64_t hash_of(const Op& op, const Type& type, const std::vector<NodeId>&
                         [&](const Change& c) { h.word(c.variable); },
                         [&](const MatMul& m) { h.word(m.transposed); },
                         [&](const GaussianMatrix& g) { h.word(g.source.value); }, [&](const ScaleMatrix&) {},
-                        [&](const UpdateMatrix&) {}, [&](const Eigvals&) {},
+                        [&](const UpdateMatrix& u) { h.word(u.entrywise); h.word(std::bit_cast<std::uint64_t>(u.epsilon)); }, [&](const Eigvals&) {},
                         [&](const TrainingOperator& t) { h.real(t.rate); h.real(t.time); h.real(t.ridge); h.word(t.flow); }, [&](const Samples& s) { h.number(s.count); },
                         [&](const Histogram& s) { h.real(s.low); h.real(s.high); h.number(s.bins); }},
              op);
@@ -93,7 +93,7 @@ bool same_op(const Op& a, const Op& b) {
           [&](const MatMul& x) { return x.transposed == std::get<MatMul>(b).transposed; },
           [&](const GaussianMatrix& x) { return x.source == std::get<GaussianMatrix>(b).source; },
           [&](const ScaleMatrix&) { return true; },
-          [&](const UpdateMatrix&) { return true; },
+          [&](const UpdateMatrix& x) { return x == std::get<UpdateMatrix>(b); },
           [&](const Eigvals&) { return true; },
           [&](const TrainingOperator& x) { return x == std::get<TrainingOperator>(b); },
           [&](const Samples& x) { return x.count == std::get<Samples>(b).count; },
@@ -299,6 +299,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
   }
   if (std::holds_alternative<MatMul>(op)) return is_zero(in[1]) ? std::optional(in[1]) : std::nullopt;
   if (std::holds_alternative<ScaleMatrix>(op)) return is_constant(node(in[1]), 1) ? std::optional(in[0]) : std::nullopt;
+  if (const auto* update = std::get_if<UpdateMatrix>(&op); update && update->entrywise) return is_zero(in.back()) ? std::optional(in[0]) : std::nullopt;
   if (std::holds_alternative<UpdateMatrix>(op)) {
     std::vector<NodeId> kept{in[0]};
     for (std::size_t k = 1; k + 2 < in.size(); k += 3)

@@ -184,9 +184,9 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
             TPLIMIT_CHECK(tensor(1) == Type{}, "a matrix is scaled by a scalar");
             return matrix();
           },
-          [&](const UpdateMatrix&) {
-            TPLIMIT_CHECK(in.size() % 3 == 1, "an update has terms of three operands");
-            for (std::size_t k = 1; k < in.size(); k += 3)
+          [&](const UpdateMatrix& u) {
+            TPLIMIT_CHECK(in.size() % 3 == (u.entrywise ? 2 : 1), "an update has terms of three operands");
+            for (std::size_t k = 1; k + 2 < in.size(); k += 3)
               TPLIMIT_CHECK(tensor(k) == Type{} && tensor(k + 1) == tensor(k + 2) && in[k + 1]->width,
                             "update terms are (scalar, block, block of the same type)");
             return matrix();
@@ -273,7 +273,7 @@ std::string to_text(const Program& program) {
                    [](const Change& c) { return fmt::format(" {}", c.variable); },
                    [](const MatMul&) { return std::string(); },
                    [&](const GaussianMatrix& g) { return " " + program.sources[g.source.value].name; },
-                   [](const ScaleMatrix&) { return std::string(); }, [](const UpdateMatrix&) { return std::string(); },
+                   [](const ScaleMatrix&) { return std::string(); }, [](const UpdateMatrix& u) { return u.entrywise ? fmt::format(" entrywise {}", u.epsilon) : std::string(); },
                    [](const Eigvals&) { return std::string(); },
                    [](const TrainingOperator& t) { return fmt::format(" {} {} {} {}", t.rate, t.time, t.ridge, t.flow); },
                    [](const Samples& s) { return fmt::format(" {}", s.count); },

@@ -90,14 +90,15 @@ class Lowerer {
   std::vector<Value> read_data(const ast::Call& call, const ast::Data& s);
   Value opaque(Value value);
   std::optional<Role> role_of(const ast::Param& s, const Axes& axes, const Value& rate);
-  [[nodiscard]] Abc effective(Role role, bool has_width, bool first) const;
-  Value rate_of(const Variable& variable, Span span);
+  [[nodiscard]] Abc effective(Role role, bool has_width, bool first, bool entrywise) const;
+  Value rate_of(const Variable& variable, Span span, bool entrywise = false);
+  Value entrywise_update(const std::string& name, const std::vector<Derivative>& gradients, NodeId factor, double epsilon);
   Value scaled(const Value& value, Number factor, Span span);
   NodeId change_of(const std::string& name, NodeId value);
   NodeId marked_change(const std::string& name, NodeId old, NodeId now);
 
   // ---- steps
-  struct Sgd { NodeId loss; Value rate; std::vector<std::string> names; std::map<std::string, Value> scales; Span span; };
+  struct Sgd { NodeId loss; Value rate; std::vector<std::string> names; std::map<std::string, Value> scales; Span span; std::optional<double> epsilon{}; };  ///< epsilon: an entrywise optimiser
   Sgd read_sgd(const ast::Call& call, Span span);
   bool depends_on_current(NodeId loss, const std::string& name, Span span);
   void check_once(const std::vector<ast::NamedArgument>& options) const;  ///< E2113 if an option is given twice

@@ -460,7 +460,7 @@ void Lowerer::on(const ast::Param& s, Span span) {
     known.variance_factor = v->value;
   }
   if (role) {
-    const Abc x = effective(*role, widths > 0, false);
+    const Abc x = effective(*role, widths > 0, false, parametrization_->entrywise);
     if (x.b != 0) initial = scaled(initial, Number{1, -x.b}, span);
     if (known.variance) *known.variance += -2 * x.b;
     if (known.rate) *known.rate += -x.c;
@@ -577,7 +577,7 @@ void Lowerer::on(const ast::Parametrization& s, Span span) {
   if (!outside_models() || !loops_.empty()) fail("E2602", "a parametrization is chosen at top level", span, "", "move it in front of the loop or model");
   if (parametrization_) fail("E2140", "a program has one parametrization", span, "", fmt::format("'{}' was chosen before", parametrization_->name));
   if (!variable_order_.empty()) fail("E2140", "the parametrization stands before the first parameter", span, fmt::format("'{}' is declared above", variable_order_.front()), "move this line up");
-  const auto known = [&] { return fmt::format("known: {}, or abc(a = .., b = .., c = ..)", fmt::join(known_parametrizations(), ", ")); };
+  const auto known = [&] { return fmt::format("known: {}, or abc(a = .., b = .., c = ..), abcd(.., d = ..)", fmt::join(known_parametrizations(), ", ")); };
   if (const auto* name = std::get_if<ast::Name>(&s.value->node)) {
     parametrization_ = known_parametrization(name->name, false);
     if (!parametrization_) {
@@ -587,30 +587,33 @@ void Lowerer::on(const ast::Parametrization& s, Span span) {
     return;
   }
   const auto& call = std::get<ast::Call>(s.value->node);
-  if (call.callee.name != "abc") fail("E2141", fmt::format("unknown parametrization '{}'", call.callee.name), call.callee.span, "", known());
-  if (!call.args.empty()) fail("E2142", "exponents are named", call.args[0]->span, "", kAbcForm);
+  const bool entrywise = call.callee.name == "abcd";
+  const char* letters = entrywise ? "abcd" : "abc";
+  const char* form = entrywise ? "for instance abcd(a = (0, 0, 1), b = (0, 1/2, 0), c = (0, 1, 0), d = 1), for entrywise optimisers" : kAbcForm;
+  if (call.callee.name != "abc" && !entrywise) fail("E2141", fmt::format("unknown parametrization '{}'", call.callee.name), call.callee.span, "", known());
+  if (!call.args.empty()) fail("E2142", "exponents are named", call.args[0]->span, "", form);
   check_once(call.named);
-  Parametrization out{"abc", false, {}};
+  Parametrization out{letters, entrywise, {}};
   std::set<std::string> given;
   for (const auto& option : call.named) {
     const std::string& name = option.name.name;
-    if (name != "a" && name != "b" && name != "c") fail("E2112", fmt::format("'abc' has no option '{}'", name), option.name.span, "", kAbcForm);
+    if (name.size() != 1 || std::string(letters).find(name) == std::string::npos) fail("E2112", fmt::format("'{}' has no option '{}'", letters, name), option.name.span, "", form);
     given.insert(name);
     std::vector<const ast::Expr*> items;
     if (const auto* t = std::get_if<ast::Tuple>(&option.value->node)) for (const auto& e : t->items) items.push_back(e.get());
     else if (const auto* l = std::get_if<ast::List>(&option.value->node)) for (const auto& e : l->items) items.push_back(e.get());
     else items.assign(3, option.value.get());
-    if (items.size() != 3) fail("E2142", fmt::format("'{}' has {} exponents", name, items.size()), option.value->span, "three are needed: input, hidden, output", kAbcForm);
+    if (items.size() != 3) fail("E2142", fmt::format("'{}' has {} exponents", name, items.size()), option.value->span, "three are needed: input, hidden, output", form);
     for (std::size_t k = 0; k < 3; ++k) {
       const Value v = evaluate(*items[k]);
       const auto* number = v.as<Number>();
-      if (!number || number->power != 0) fail("E2142", "an exponent is a number", items[k]->span, "this is " + describe(v), kAbcForm);
+      if (!number || number->power != 0) fail("E2142", "an exponent is a number", items[k]->span, "this is " + describe(v), form);
       const auto exponent = exponent_from_double(number->value);
       if (!exponent) fail("E2142", "an exponent is a fraction with a small denominator", items[k]->span, fmt::format("this is {}", number->value), "denominators go up to 48");
-      (name == "a" ? out.weights[k].a : name == "b" ? out.weights[k].b : out.weights[k].c) = *exponent;
+      (name == "a" ? out.weights[k].a : name == "b" ? out.weights[k].b : name == "c" ? out.weights[k].c : out.weights[k].d) = *exponent;
     }
   }
-  if (given.size() != 3) fail("E2142", "abc needs a, b and c", s.value->span, "", kAbcForm);
+  if (given.size() != std::string(letters).size()) fail("E2142", entrywise ? "abcd needs a, b, c and d" : "abc needs a, b and c", s.value->span, "", form);
   parametrization_ = out;
 }
 
@@ -643,21 +646,24 @@ std::optional<Role> Lowerer::role_of(const ast::Param& s, const Axes& axes, cons
 }
 
 /// The form with a = 0, in which n^-a w is the variable: `first` for the rate of the first step.
-Abc Lowerer::effective(Role role, bool has_width, bool first) const {
-  Abc x = parametrization_->of(role, has_width);
+Abc Lowerer::effective(Role role, bool has_width, bool first, bool entrywise) const {
+  const Parametrization own = entrywise == parametrization_->entrywise ? *parametrization_ : known_parametrization(parametrization_->name, entrywise).value_or(*parametrization_);
+  Abc x = own.of(role, has_width);
   if (first) {
     std::int64_t layers = 1;
     for (const ir::Variable& v : program_.variables) layers += v.role == to_string(Role::kHidden) ? 1 : 0;
-    x.c = parametrization_->first_rate(role, has_width, layers);
+    x.c = own.first_rate(role, has_width, layers);
   }
-  return shifted(x, -x.a, parametrization_->entrywise);
+  return shifted(x, -x.a, own.entrywise);
 }
 
 /// The rate of a variable at the next step: what its declaration says, times n^-c of its role.
-Value Lowerer::rate_of(const Variable& variable, Span span) {
+Value Lowerer::rate_of(const Variable& variable, Span span, bool entrywise) {
   if (!variable.role) return variable.rate;
+  if (entrywise != parametrization_->entrywise && !known_parametrization(parametrization_->name, entrywise))
+    fail("E2147", fmt::format("the parametrization '{}' is not for this optimiser", parametrization_->name), span, "", entrywise ? "for entrywise optimisers: mup, ntk, standard, depth_mup, abcd(a = .., b = .., c = .., d = ..)" : "for sgd: a known name, or abc(a = .., b = .., c = ..)");
   const bool first = std::all_of(program_.steps.begin(), program_.steps.end(), [](const ir::TrainingStep& t) { return t.losses.empty(); });
-  return arithmetic(ast::BinaryOp::kMul, variable.rate, {Number{1, -effective(*variable.role, has_width(variable.axes), first).c}}, span);
+  return arithmetic(ast::BinaryOp::kMul, variable.rate, {Number{1, -effective(*variable.role, has_width(variable.axes), first, entrywise).c}}, span);
 }
 
 /// factor * value, matrices as one version each.
@@ -769,14 +775,16 @@ void Lowerer::on(const ast::Update& s, Span span) {
 }
 
 Lowerer::Sgd Lowerer::read_sgd(const ast::Call& call, Span span) {
-  if (call.callee.name != "sgd") {
-    if (call.callee.name == "adam" || call.callee.name == "signsgd" || call.callee.name == "flow")
-      fail("E2105", fmt::format("optimiser '{}' is not available in this version", call.callee.name), call.callee.span, "", "write: step sgd(loss, lr = ..)");
+  const std::string& optimiser = call.callee.name;
+  if (optimiser != "sgd" && optimiser != "signsgd") {
+    if (optimiser == "adam" || optimiser == "flow")
+      fail("E2105", fmt::format("optimiser '{}' is not available in this version", optimiser), call.callee.span, "", optimiser == "adam" ? "step signsgd(loss, lr = ..) has the same powers of n" : "write: step sgd(loss, lr = ..)");
     fail("E2324", fmt::format("unknown optimiser '{}'", call.callee.name), call.callee.span, "", "write: step sgd(loss, lr = ..)");
   }
-  if (call.args.size() != 1) fail("E2109", fmt::format("sgd takes one loss, got {}", call.args.size()), span, "", "write: step sgd(loss, lr = ..)");
+  if (call.args.size() != 1) fail("E2109", fmt::format("{} takes one loss, got {}", optimiser, call.args.size()), span, "", fmt::format("write: step {}(loss, lr = ..)", optimiser));
   check_once(call.named);
   Sgd out{{}, {}, {}, {}, call.args[0]->span};
+  if (optimiser == "signsgd") out.epsilon = 0;
   bool has_rate = false;
   std::optional<std::vector<const ast::Expr*>> only;
   std::vector<const ast::MapEntry*> scaled;
@@ -804,11 +812,14 @@ Lowerer::Sgd Lowerer::read_sgd(const ast::Call& call, Span span) {
         (void)scalar(rate, entry.value->span, "a learning rate");
         out.scales[key->name] = rate;
       }
+    } else if (name == "eps" && out.epsilon) {
+      out.epsilon = plain_number(evaluate(*option.value), option.value->span, "eps");
+      if (!(*out.epsilon >= 0 && std::isfinite(*out.epsilon))) fail("E2146", "'eps' is negative or not finite", option.value->span, fmt::format("this is {}", *out.epsilon));
     } else {
-      fail("E2112", fmt::format("'sgd' has no option '{}'", name), option.name.span, "", "its options: lr, only, scale");
+      fail("E2112", fmt::format("'{}' has no option '{}'", optimiser, name), option.name.span, "", out.epsilon ? "its options: lr, eps, only, scale" : "its options: lr, only, scale");
     }
   }
-  if (!has_rate) fail("E2327", "sgd needs a learning rate", span, "", "write: step sgd(loss, lr = 0.1)");
+  if (!has_rate) fail("E2327", fmt::format("{} needs a learning rate", optimiser), span, "", fmt::format("write: step {}(loss, lr = 0.1)", optimiser));
   out.loss = scalar({finite(evaluate(*call.args[0]), out.span, "a loss")}, out.span, "a loss");
   if (only) {
     for (const ast::Expr* e : *only) {
@@ -864,10 +875,34 @@ Rejection Lowerer::not_differentiable(Diagnostic d, Span span) {
   return {std::move(d), false};
 }
 
+/// theta + factor psi(n^d g), psi(g) = g / sqrt(g^2 + eps^2) on each entry of the gradient g.
+Value Lowerer::entrywise_update(const std::string& name, const std::vector<Derivative>& gradients, NodeId factor, double epsilon) {
+  const Variable& variable = variables_.at(name);
+  ir::Builder& b = builder_;
+  const Exponent d = variable.role ? effective(*variable.role, has_width(variable.axes), false, true).d : Exponent(0);
+  const Value& now = globals_.at(name).value;
+  if (const auto* t = now.as<Tensor>()) {
+    const NodeId g = b.scale(1, d, gradients[0].tensor);
+    const NodeId psi = epsilon == 0 ? b.map(Fn::kSign, {g}) : b.map(Fn::kDiv, {g, b.map(Fn::kSqrt, {b.plus(b.map(Fn::kPower, {g}, 2), b.constant(epsilon * epsilon))})});
+    return elementwise(Fn::kAdd, {now, {Tensor{change_of(name, b.times(factor, psi)), t->axes}}}, b.span());
+  }
+  const auto one = [&](const Matrix& m, const Derivative& g) {
+    std::vector<NodeId> in{m.terms[0].w};
+    for (const OuterTerm& t : g.outer) in.insert(in.end(), {b.scale(1, d, t.coefficient), t.d, t.x});
+    if (in.size() == 1) return m;
+    in.push_back(factor);
+    return Matrix{{MatrixTerm{b.constant(1), b.add(ir::UpdateMatrix{true, epsilon}, std::move(in)), false, {}, {}}}};
+  };
+  if (const auto* m = now.as<Matrix>()) return {one(*m, gradients[0])};
+  MatrixArray out = *now.as<MatrixArray>();
+  for (std::size_t k = 0; k < out.items.size(); ++k) out.items[k] = one(out.items[k], gradients[k]);
+  return {out};
+}
+
 void Lowerer::on(const ast::Step& s, Span span) {
   if (!outside_models()) fail("E2605", "steps stand outside models", span, "", "return the loss and step in the main script");
   // Simultaneous: all gradients first, at the same versions, then all updates.
-  std::vector<std::pair<std::string, Value>> changes;
+  std::vector<std::pair<std::string, Value>> changes, entrywise;
   std::vector<NodeId> losses;
   for (const auto& update : s.updates) {
     const auto* call = std::get_if<ast::Call>(&update->node);
@@ -883,7 +918,7 @@ void Lowerer::on(const ast::Step& s, Span span) {
     std::size_t next = 0;
     for (const auto& name : sgd.names) {
       const Variable& variable = variables_.at(name);
-      const Value own = sgd.scales.contains(name) ? sgd.scales.at(name) : rate_of(variable, update->span);
+      const Value own = sgd.scales.contains(name) ? sgd.scales.at(name) : rate_of(variable, update->span, sgd.epsilon.has_value());
       const Value rate = arithmetic(ast::BinaryOp::kMul, sgd.rate, own, update->span);
       const NodeId factor = build(update->span).negate(scalar(rate, update->span, "a learning rate"));
       const auto matrix_change = [&](const Derivative& d) {
@@ -892,6 +927,13 @@ void Lowerer::on(const ast::Step& s, Span span) {
         return m;
       };
       const Value& now = globals_.at(name).value;
+      if (sgd.epsilon) {
+        const auto count = now.as<MatrixArray>() ? now.as<MatrixArray>()->items.size() : 1;
+        const std::vector<Derivative> own_gradients(gradients->begin() + static_cast<std::ptrdiff_t>(next), gradients->begin() + static_cast<std::ptrdiff_t>(next + count));
+        next += count;
+        entrywise.emplace_back(name, entrywise_update(name, own_gradients, factor, *sgd.epsilon));
+        continue;
+      }
       Value change;
       if (const auto* t = now.as<Tensor>()) change = {Tensor{change_of(name, builder_.times(factor, (*gradients)[next++].tensor)), t->axes}};
       else if (now.as<Matrix>()) change = {matrix_change((*gradients)[next++])};
@@ -903,7 +945,7 @@ void Lowerer::on(const ast::Step& s, Span span) {
       changes.emplace_back(name, std::move(change));
     }
   }
-  std::vector<std::pair<std::string, Value>> versions;
+  std::vector<std::pair<std::string, Value>> versions = std::move(entrywise);
   for (auto& [name, change] : changes) {
     const auto same = std::find_if(versions.begin(), versions.end(), [&](const auto& v) { return v.first == name; });
     if (same == versions.end()) versions.emplace_back(name, updated(globals_.at(name).value, change, span));

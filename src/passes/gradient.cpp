@@ -200,7 +200,12 @@ class Reverse {
                 if (active(c)) accumulate(c, b_.times(t.coefficient, inner_product(t.d, b_.matmul(w, t.x, false))));
               }
             },
-            [&](const UpdateMatrix&) { propagate_update(node, g.outer); },
+            [&](const UpdateMatrix& u) {
+              if (!u.entrywise) return propagate_update(node, g.outer);
+              for (const OuterTerm& t : g.outer) accumulate_outer(node.in[0], t);
+              for (std::size_t k = 1; k < node.in.size(); ++k)
+                if (active(node.in[k])) not_differentiable("an entrywise update");
+            },
             [&](const Eigvals&) { not_differentiable("eigvals"); },
             [&](const TrainingOperator&) { not_differentiable("predict_gd"); },
             [&](const Samples&) { not_differentiable("samples"); },

@@ -410,6 +410,10 @@ class Analysis {
     return to;
   }
   Order visit(const UpdateMatrix& op, const Node& node) {
+    if (op.entrywise) {
+      reject("E3106", "entrywise updates of width matrices are not carried by the limit engine", "the update is no sum of few outer products", "check counts its powers of n, simulate runs networks");
+      return {};
+    }
     const Order& w = operand(node, 0);
     // Entries of c d x'/n beside entries of size n^(-1/2) of W: relative to W's order 0, a term has the order of c d x.
     std::vector<Order> terms;

@@ -186,6 +186,17 @@ PartSums::Id PartSums::caused_by(Id a, std::uint64_t causes) {
   return intern(std::move(out));
 }
 
+PartSums::Id PartSums::leading(Id a) {
+  const auto top = size(a);
+  std::vector<Part> out;
+  for (Part p : sums_[a])
+    if (p.order == *top) {
+      p.order = 0;
+      out.push_back(p);
+    }
+  return intern(std::move(out));
+}
+
 PartSums::Id PartSums::initial(Id a) {
   return once(binary_, std::tuple<int, Id, Id>(kInitial, a, 0), [&] { return without_causes(sums_[a]); });
 }

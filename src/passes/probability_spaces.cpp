@@ -45,7 +45,7 @@ ProbabilitySpaces probability_spaces(const Program& program) {
       sets.join(node.in[1].value, m->transposed ? output(s) : input(s));
       sets.join(k, m->transposed ? input(s) : output(s));
     } else if (std::holds_alternative<UpdateMatrix>(node.op)) {
-      for (std::size_t t = 1; t < node.in.size(); t += 3) {
+      for (std::size_t t = 1; t + 2 < node.in.size(); t += 3) {
         sets.join(node.in[t + 1].value, output(source[k]));
         sets.join(node.in[t + 2].value, input(source[k]));
       }
@@ -96,7 +96,7 @@ ProbabilitySpaces probability_spaces(const Program& program) {
     } else if (const auto* m = std::get_if<MatMul>(&node.op)) {
       allocate(k, source[node.in[0].value], m->transposed ? 1 : 0, node.in[1]);
     } else if (std::holds_alternative<UpdateMatrix>(node.op)) {
-      for (std::size_t t = 1; t < node.in.size(); t += 3) {
+      for (std::size_t t = 1; t + 2 < node.in.size(); t += 3) {
         allocate(k, source[k], 1, node.in[t + 1]);
         allocate(k, source[k], 0, node.in[t + 2]);
       }

@@ -98,7 +98,8 @@ class Counting {
   struct Term {
     std::uint64_t causes;
     Sum c, d, x;
-    friend auto operator<=>(const Term&, const Term&) = default;
+    Exponent entries = -1;  ///< n^entries c d x' is what is added to an entry: an outer product over n, or psi(..) of size 1
+    friend bool operator<(const Term& a, const Term& b) { return std::tie(a.causes, a.c, a.d, a.x, a.entries) < std::tie(b.causes, b.c, b.d, b.x, b.entries); }
   };
   struct Matrix {
     Sum scale = 0;  ///< of the Gaussian matrix, its change by weight decay included
@@ -131,10 +132,24 @@ class Counting {
             terms.insert(t);
           }
           m.terms = std::move(terms);
+        } else if (const auto* update = std::get_if<UpdateMatrix>(&node.op); update && update->entrywise) {
+          // psi(s d x') is odd in d and in x, and of size 1, or of size s d x where that vanishes and epsilon does not.
+          Sum product = 0, d = 0, x = 0;
+          for (std::size_t j = 1; j + 2 < node.in.size(); j += 3) {
+            product = parts_.plus(product, parts_.times(of(node, j), parts_.times(of(node, j + 1), of(node, j + 2))));
+            d = parts_.plus(d, parts_.caused_by(of(node, j + 1), 0));
+            x = parts_.plus(x, parts_.caused_by(of(node, j + 2), 0));
+          }
+          const auto argument = parts_.size(product);
+          if (argument) {
+            const Exponent size = update->epsilon == 0 ? Exponent(0) : std::min(*argument, Exponent(0));
+            const Sum c = parts_.shifted(parts_.caused_by(of(node, node.in.size() - 1), 0), factor(adjust_.rate, variable));
+            m.terms.insert({bit(variable), parts_.shifted(c, size), parts_.leading(d), parts_.leading(x), 0});
+          }
         } else if (std::holds_alternative<UpdateMatrix>(node.op)) {
           const std::uint64_t causes = declared ? 0 : bit(variable);
-          for (std::size_t j = 1; j < node.in.size(); j += 3) {
-            Sum c = parts_.shifted(of(node, j), declared ? initial_factor(m.source) : factor(adjust_.rate, variable));
+          for (std::size_t j = 1; j + 2 < node.in.size(); j += 3) {
+            const Sum c = parts_.shifted(of(node, j), declared ? initial_factor(m.source) : factor(adjust_.rate, variable));
             m.terms.insert({causes, parts_.caused_by(c, 0), parts_.caused_by(of(node, j + 1), 0), parts_.caused_by(of(node, j + 2), 0)});
           }
         }
@@ -148,7 +163,8 @@ class Counting {
   Sum apply(const Matrix& w, Sum x, bool transposed, bool updates_only = false) {
     Sum out = updates_only ? 0 : parts_.times(w.scale, parts_.flipped(x, w.source.value));
     for (const Term& t : w.terms) {
-      const Sum product = parts_.times(parts_.times(t.c, transposed ? t.x : t.d), parts_.average(parts_.times(transposed ? t.d : t.x, x)));
+      const Sum mean = parts_.shifted(parts_.average(parts_.times(transposed ? t.d : t.x, x)), t.entries + 1);
+      const Sum product = parts_.times(parts_.times(t.c, transposed ? t.x : t.d), mean);
       out = parts_.plus(out, t.causes ? parts_.times(product, cause(t.causes)) : product);
     }
     return out;
@@ -378,7 +394,7 @@ void Counting::find_effects() {
       const auto it = effects.find(variable_of(w.source));
       if (it == effects.end()) continue;
       for (const Term& t : w.terms)
-        if (const auto size = parts_.size(parts_.times(t.c, parts_.times(t.d, t.x))); size && t.causes) it->second.entry = larger(it->second.entry, *size - 1);
+        if (const auto size = parts_.size(parts_.times(t.c, parts_.times(t.d, t.x))); size && t.causes) it->second.entry = larger(it->second.entry, *size + t.entries);
     }
   }
   for (auto& [variable, effect] : effects) effects_.push_back(effect);

@@ -16,7 +16,7 @@
 /// `cmake --build . --target update-golden` rewrites the expected texts; the diff is then to be read, not trusted.
 ///
 /// A first line `#! OPTION VALUE` (several may follow each other) gives what else stands on the command line: set, data,
-/// particles, randomisations, tolerance, memory, width (runs a network instead of the limit), check (true: counts powers instead).
+/// particles, randomisations, tolerance, memory, width (runs a network instead of the limit), matrices, check (true: counts powers instead).
 namespace tplimit {
 namespace {
 
@@ -29,6 +29,7 @@ struct Run {
   LowerOptions lower;
   EvaluateOptions evaluate;
   std::optional<std::int64_t> width;
+  Matrices matrices = Matrices::kAuto;
   bool check = false;  ///< what `check` says beside the limit
 };
 
@@ -49,6 +50,7 @@ Run options_of(const std::string& text) {
     else if (name == "randomisations") run.evaluate.randomisations = std::stoi(value);
     else if (name == "memory") run.evaluate.memory_bytes = std::stod(value);
     else if (name == "tolerance") run.evaluate.tolerance = std::stod(value);
+    else if (name == "matrices") run.matrices = value == "lazy" ? Matrices::kLazy : Matrices::kDense;
     else if (name == "check") run.check = value == "true";
     else if (name == "width") run.width = std::stoll(value);
     else ADD_FAILURE() << "unknown option " << line;
@@ -82,6 +84,7 @@ std::string told_about(const std::string& name, const std::string& text) {
     options.width = *run.width;
     options.seeds = 1;
     options.threads = 1;
+    options.matrices = run.matrices;
     const auto result = simulate(*module, options);
     return result ? render(result->warnings, source) + "accepted\n" : render(result.errors(), source);
   }

@@ -9,7 +9,7 @@ namespace tplimit {
 namespace {
 
 struct Exponents {
-  Exponent a, b, c;
+  Exponent a, b, c, d{};
 };
 
 std::string list(const std::vector<Exponents>& layers, Exponent Exponents::* member) {
@@ -20,14 +20,14 @@ std::string list(const std::vector<Exponents>& layers, Exponent Exponents::* mem
 }
 
 /// A tanh network with `hidden` hidden layers, `steps` steps on two samples.
-std::string network(const std::string& parametrization, int hidden, int steps) {
+std::string network(const std::string& parametrization, int hidden, int steps, const std::string& optimiser = "sgd") {
   std::string out = "width n\ndata X = [[1, 0.5], [-0.3, 1]]\ndata y = [1, -1]\nparametrization " + parametrization + "\nparam U : input [n, 2] ~ normal(0, 1)\n";
   std::string last = "h1";
   for (int l = 2; l <= hidden; ++l) out += fmt::format("param W{} : hidden [n, n] ~ normal(0, 1)\n", l);
   out += "param v : output [n] ~ normal(0, 1)\n";
   out += fmt::format("for t in 0..{} {{\n  h1 = U @ X\n", steps + 1);
   for (int l = 2; l <= hidden; ++l) out += fmt::format("  h{} = W{} @ tanh(h{})\n", l, l, l - 1);
-  out += fmt::format("  f = v @ tanh(h{})\n  loss = mse(f, y)\n  report loss\n  step sgd(loss, lr = 0.1)\n}}\n", hidden);
+  out += fmt::format("  f = v @ tanh(h{})\n  loss = mse(f, y)\n  report loss\n  step {}(loss, lr = 0.1)\n}}\n", hidden, optimiser);
   return out;
 }
 
@@ -87,6 +87,48 @@ TEST(Counting, AgreesWithTheClassificationOnRandomExponents) {
     ASSERT_EQ(to_string(counted(network(other, hidden, 2)).regime), std::string(to_string(expected))) << other;
   }
   for (const Regime regime : {Regime::kUnstable, Regime::kTrivial, Regime::kKernel, Regime::kFeatures}) EXPECT_GT(seen[regime], 30) << to_string(regime);
+}
+
+// [TP4b]: r_l = c_l + a_l - 1(l > 1), r = min over l <= L.
+TEST(Counting, AgreesWithTheClassificationForEntrywiseOptimisers) {
+  std::mt19937 random(11);
+  const auto quarter = [&](int low, int high) { return Exponent(std::uniform_int_distribution<int>(low, high)(random), 4); };
+  const auto least = [](Exponent x, Exponent y) { return x < y ? x : y; };
+  std::map<Regime, int> seen;
+  for (int trial = 0; trial < 600; ++trial) {
+    const int hidden = 1 + trial % 3;
+    const std::size_t last = static_cast<std::size_t>(hidden);
+    std::vector<Exponents> w(last + 1);
+    for (std::size_t l = 0; l <= last; ++l) {
+      w[l].a = quarter(-2, 4);
+      w[l].b = (l == 0 ? Exponent(0) : l == last ? quarter(2, 6) : Exponent(1, 2)) - w[l].a;
+      const Exponent r = trial % 4 == 0 ? quarter(-1, 3) : quarter(0, 2);
+      w[l].c = (trial % 3 && l == last ? Exponent(0) : r) - w[l].a + (l > 0 ? 1 : 0);
+    }
+    for (std::size_t l = 2; l < last; ++l) w[l] = w[1];
+    for (std::size_t l = 0; l <= last; ++l) w[l].d = l == last ? w[l].a : w[l].a + w[last].a + w[last].b;
+    Exponent r = w[0].c + w[0].a, all = r;
+    for (std::size_t l = 1; l <= last; ++l) {
+      const Exponent own = w[l].c + w[l].a - 1;
+      all = least(all, own);
+      if (l < last) r = least(r, own);
+    }
+    const Exponent start = w[last].a + w[last].b;
+    if (w[last].b > w[last].c) continue;  // outside of the classification
+    const bool stable = all >= 0 && start + r >= 1 && start >= Exponent(1, 2);
+    const bool trivial = w[last].a + w[last].c != 1 && start + r != 1;
+    const Regime expected = !stable ? Regime::kUnstable : trivial ? Regime::kTrivial : r == 0 ? Regime::kFeatures : Regime::kKernel;
+    ++seen[expected];
+    const std::string text = fmt::format("abcd(a = {}, b = {}, c = {}, d = {})", list(w, &Exponents::a), list(w, &Exponents::b), list(w, &Exponents::c), list(w, &Exponents::d));
+    ASSERT_EQ(to_string(counted(network(text, hidden, 2, "signsgd")).regime), std::string(to_string(expected))) << text << ", hidden layers: " << hidden;
+  }
+  for (const Regime regime : {Regime::kUnstable, Regime::kTrivial, Regime::kKernel, Regime::kFeatures}) EXPECT_GT(seen[regime], 20) << to_string(regime);
+  EXPECT_EQ(counted(network("mup", 2, 2, "signsgd")).regime, Regime::kFeatures);
+  EXPECT_TRUE(counted(network("mup", 2, 2, "signsgd")).maximal);
+  EXPECT_EQ(counted(network("ntk", 2, 2, "signsgd")).regime, Regime::kKernel);
+  // Standard with rate 1/n: features move by order 1 for two hidden layers and more, and the output by n^(1/2).
+  EXPECT_EQ(counted(network("standard", 2, 2, "signsgd")).unstable->label, "of size n^(1/2) after 1 step");
+  EXPECT_EQ(counted(network("standard", 1, 2, "signsgd")).regime, Regime::kKernel);
 }
 
 const Feature& feature(const RegimeReport& report, const std::string& name) {
@@ -159,7 +201,7 @@ TEST(Counting, SaysWhereItBecomesUnstable) {
 }
 
 /// Root mean squares of features and output at the start and of their changes after one and two steps, as reports.
-std::string measured_network(const std::string& parametrization, int hidden) {
+std::string measured_network(const std::string& parametrization, int hidden, const std::string& optimiser) {
   std::string text = network(parametrization, hidden, 2);
   const std::size_t loop = text.find("for t");
   std::string forward, reports;
@@ -175,23 +217,26 @@ std::string measured_network(const std::string& parametrization, int hidden) {
     for (const char* t : {"b", "c"}) reports += fmt::format("report change{0}{1} = sqrt(mean(E((h{0}{1} - h{0}a)^2)))\n", l, t);
   }
   reports += "report start_f = sqrt(mean(fa^2)), change_fb = sqrt(mean((fb - fa)^2)), change_fc = sqrt(mean((fc - fa)^2))\n";
-  const std::string step = "step sgd(mse(f{}, y), lr = 1)\n";  // a large rate: terms that lead by one power of n are not hidden by small factors
+  const std::string step = "step " + optimiser + "(mse(f{}, y), lr = 1)\n";  // a large rate: terms that lead by one power of n are not hidden by small factors
   return text.substr(0, loop) + at("a") + fmt::format(fmt::runtime(step), "a") + at("b") + fmt::format(fmt::runtime(step), "b") + at("c") + reports;
 }
 
 TEST(Counting, AgreesWithSlopesOfNetworks) {
-  const std::vector<std::pair<std::string, int>> cases{{"mup", 2}, {"ntk", 2}, {"standard", 2}, {"mean_field", 1}, {"ip", 2}, {"ip", 3}, {"ip_llr", 2}};
-  const std::vector<std::int64_t> widths{64, 256, 1024, 4096};
-  for (const auto& [name, hidden] : cases) {
-    auto module = parse(Source("test.tp", measured_network(name, hidden)));
-    ASSERT_TRUE(module) << render(module.errors(), Source("test.tp", measured_network(name, hidden)));
+  struct Case { std::string name; int hidden; std::string optimiser; std::vector<std::int64_t> widths; int seeds; };
+  const std::vector<std::int64_t> wide{64, 256, 1024, 4096}, stored{64, 128, 256, 512};
+  const std::vector<Case> cases{{"mup", 2, "sgd", wide, 200}, {"ntk", 2, "sgd", wide, 200}, {"standard", 2, "sgd", wide, 200}, {"mean_field", 1, "sgd", wide, 200},
+                                {"ip", 2, "sgd", wide, 200}, {"ip", 3, "sgd", wide, 200}, {"ip_llr", 2, "sgd", wide, 200}, {"mup", 2, "signsgd", stored, 60}};
+  for (const auto& [name, hidden, optimiser, widths, seeds] : cases) {
+    const std::string text = measured_network(name, hidden, optimiser);
+    auto module = parse(Source("test.tp", text));
+    ASSERT_TRUE(module) << render(module.errors(), Source("test.tp", text));
     const RegimeReport counted = regime(*module);
     const std::size_t reports = counted.reports.size();
     std::vector<std::vector<double>> size(reports);  // log of the root mean square over networks
     for (const std::int64_t width : widths) {
       SimulateOptions options;
       options.width = width;
-      options.seeds = 200;
+      options.seeds = seeds;
       const auto networks = simulate(*module, options);
       ASSERT_TRUE(networks) << networks.errors()[0].message;
       for (std::size_t r = 0; r < reports; ++r) {
@@ -211,7 +256,7 @@ TEST(Counting, AgreesWithSlopesOfNetworks) {
         xy += log_width * size[r][k] / count;
       }
       ASSERT_TRUE(counted.reports[r]);
-      EXPECT_NEAR((xy - x * y) / (xx - x * x), to_double(*counted.reports[r]), 0.1) << name << ", hidden layers: " << hidden << ", " << module->program.reports[r].name;
+      EXPECT_NEAR((xy - x * y) / (xx - x * x), to_double(*counted.reports[r]), 0.1) << name << ", " << optimiser << ", hidden layers: " << hidden << ", " << module->program.reports[r].name;
     }
   }
 }

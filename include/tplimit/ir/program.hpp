@@ -77,7 +77,12 @@ struct MatMul { bool transposed; };                                            /
 struct GaussianMatrix { SourceId source; };                                    ///< i.i.d. N(0, 1/n) entries
 struct ScaleMatrix {};                                                         ///< (W, c) -> c W
 /// (W, c_1, D_1, X_1, c_2, ..) -> W + sum_k c_k sum_p D_k[p] X_k[p]' / n, p over all finite indices.
-struct UpdateMatrix {};
+/// Entrywise: (W, c_1, D_1, X_1, .., c) -> W + c psi(sum_k c_k sum_p D_k[p] X_k[p]'), psi(g) = g / sqrt(g^2 + epsilon^2) on each entry.
+struct UpdateMatrix {
+  bool entrywise = false;
+  double epsilon = 0;
+  friend bool operator==(const UpdateMatrix&, const UpdateMatrix&) = default;
+};
 struct Eigvals {};                                                             ///< symmetric [.., k, k] -> [.., k], ascending
 /// (Theta [p, p], Theta_x [q, p]) -> Theta_x h(Theta + ridge tr(Theta)/p I) [q, p], h(z) = (1 - g(z)) / z with g(z) = (1 - rate z)^time
 /// (descent) or exp(-rate time z) (flow), 1/z for time = inf: the outputs learned from targets under a fixed kernel.

@@ -51,6 +51,8 @@ class PartSums {
   /// 1 or 0 from comparing: of size 1, changes relative to what is compared.
   Id comparison(Id a, Id b);
   Id without_parity(Id a);
+  /// Its largest parts, of size 1: what a function of degree 0 keeps.
+  Id leading(Id a);
   /// The same with causes only {variable}.
   Id caused_by(Id a, std::uint64_t causes);
   /// Parts that need no update, or only those that do.
