@@ -5,3 +5,5 @@ tplimit_test(limit_against_networks_test LABEL property LINK tplimit::driver tpl
   SOURCES property/limit_against_networks_test.cpp)
 tplimit_test(regime_test LABEL property LINK tplimit::driver
   SOURCES property/regime_test.cpp)
+tplimit_test(ablations_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/ablations_test.cpp)

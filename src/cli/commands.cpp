@@ -49,12 +49,12 @@ Loaded load(const Options& options, std::uint64_t draw = 0) {
   LowerOptions lower = options.lower;
   lower.base_directory = file.parent_path();
   lower.draw = draw;
-  Result<Module> module = parse(*source, lower);
+  Result<Module> module = parse(*source, lower, options.ablations);
   return {std::move(*source), std::move(module)};
 }
 
 ProgramInfo info(const Module& module) {
-  return {module.source, module.sha256, module.constants, module.program.has_random_scalars};
+  return {module.source, module.sha256, module.constants, module.program.has_random_scalars, to_string(module.ablations)};
 }
 
 TextOptions text_options(const Options& options) {

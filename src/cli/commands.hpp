@@ -26,6 +26,7 @@ enum ExitCode : int {
 struct Options {
   std::vector<std::string> files;    ///< one, but for fmt
   LowerOptions lower;
+  Ablations ablations;
   EvaluateOptions evaluate;
   SimulateOptions simulate;
   std::vector<std::int64_t> widths;  ///< compare

@@ -71,6 +71,9 @@ void add_program(CLI::App& app, Options& o) {
 }
 
 void add_running(CLI::App& app, Options& o) {
+  app.add_option("--decouple", o.ablations.decouple, "Ablation: products with the transpose of this matrix use an independent copy; may be repeated")->type_name("W")->allow_extra_args(false);
+  app.add_flag("--no-correction", o.ablations.no_correction, "Ablation: --decouple for all matrices, no correction terms are left");
+  app.add_flag("--lazy", o.ablations.lazy, "Ablation: train the linearisation at the start");
   add(app, "--seed", "N", o.lower.seed, "Of everything random; default 0", parse_seed);
   add(app, "--threads", "N", o.evaluate.threads, "Default 0: all cores.  Results do not depend on it", small_count(0));
   add(app, "--memory", "BYTES", o.evaluate.memory_bytes, "Refuse to use more, as in 4G; default: 80 % of the machine's", parse_bytes);

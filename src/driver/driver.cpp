@@ -40,13 +40,34 @@ double peak_memory() {
   return static_cast<double>(usage.ru_maxrss) * 1024;
 }
 
-Result<Module> parse(Source source, const LowerOptions& options) {
+namespace {
+
+Result<Program> ablated(Program program, const Ablations& ablations) {
+  if (ablations.lazy) {
+    Result<Program> lazy = linearised(program);
+    if (!lazy) return lazy;
+    program = std::move(*lazy);
+  }
+  if (!ablations.decouple.empty() || ablations.no_correction) return decoupled(program, ablations);
+  return program;
+}
+
+}  // namespace
+
+Result<Module> parse(Source source, const LowerOptions& options, const Ablations& ablations) {
   auto ast = parse_syntax(source);
   if (!ast) return ast.errors();
   auto lowered = lower(*ast, source, options);
   if (!lowered) return lowered.errors();
   verify(lowered->program);
   Module module;
+  if (ablations.any()) {
+    Result<Program> changed = ablated(std::move(lowered->program), ablations);
+    if (!changed) return changed.errors();
+    lowered->program = std::move(*changed);
+    verify(lowered->program);
+    module.ablations = ablations;
+  }
   module.sha256 = sha256(source.text());
   module.constants = options.constants;
   module.program = erase_identities(lowered->program);

@@ -68,12 +68,9 @@ std::string to_string(const Json& json) {
 Json head(const ProgramInfo& program) {
   Json set = Json::object();
   for (const auto& [name, value] : program.constants) set[name] = value;
-  return {{"tplimit", version()},
-          {"program",
-           {{"file", program.source.name()},
-            {"sha256", program.sha256},
-            {"set", set},
-            {"random_scalars", program.random_scalars}}}};
+  Json own{{"file", program.source.name()}, {"sha256", program.sha256}, {"set", set}, {"random_scalars", program.random_scalars}};
+  if (!program.ablations.empty()) own["ablations"] = program.ablations;
+  return {{"tplimit", version()}, {"program", std::move(own)}};
 }
 
 const char* error_kind(const ReportResult& r) {

@@ -305,6 +305,7 @@ std::string particles_text(const EngineInfo& engine) {
 std::string heading(const ProgramInfo& program, std::string_view what) {
   std::string out = fmt::format("{}: {}\n", program.source.name(), what);
   for (const auto& [name, value] : program.constants) out += fmt::format("with {} = {}\n", name, value);
+  if (!program.ablations.empty()) out += fmt::format("ablation: {}; these are not the results of the program as written\n", program.ablations);
   return out;
 }
 

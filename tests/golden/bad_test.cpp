@@ -16,7 +16,7 @@
 /// `cmake --build . --target update-golden` rewrites the expected texts; the diff is then to be read, not trusted.
 ///
 /// A first line `#! OPTION VALUE` (several may follow each other) gives what else stands on the command line: set, data,
-/// particles, randomisations, tolerance, memory, width (runs a network instead of the limit), matrices, check (true: counts powers instead).
+/// particles, randomisations, tolerance, memory, width (runs a network instead of the limit), matrices, decouple, lazy, check (true: counts powers instead).
 namespace tplimit {
 namespace {
 
@@ -30,6 +30,7 @@ struct Run {
   EvaluateOptions evaluate;
   std::optional<std::int64_t> width;
   Matrices matrices = Matrices::kAuto;
+  Ablations ablations;
   bool check = false;  ///< what `check` says beside the limit
 };
 
@@ -51,6 +52,8 @@ Run options_of(const std::string& text) {
     else if (name == "memory") run.evaluate.memory_bytes = std::stod(value);
     else if (name == "tolerance") run.evaluate.tolerance = std::stod(value);
     else if (name == "matrices") run.matrices = value == "lazy" ? Matrices::kLazy : Matrices::kDense;
+    else if (name == "decouple") run.ablations.decouple.push_back(value);
+    else if (name == "lazy") run.ablations.lazy = value == "true";
     else if (name == "check") run.check = value == "true";
     else if (name == "width") run.width = std::stoll(value);
     else ADD_FAILURE() << "unknown option " << line;
@@ -73,7 +76,7 @@ std::string expectations_of(const LimitResult& result, const Source& source) {
 std::string told_about(const std::string& name, const std::string& text) {
   const Run run = options_of(text);
   const Source source(name, text);
-  auto module = parse(source, run.lower);
+  auto module = parse(source, run.lower, run.ablations);
   if (!module) return render(module.errors(), source);
   if (run.check) {
     const RegimeReport counted = regime(*module);

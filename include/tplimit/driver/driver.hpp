@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "tplimit/lower/lower.hpp"
+#include "tplimit/passes/ablations.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/passes/regime.hpp"
 #include "tplimit/report/results.hpp"
@@ -24,10 +25,11 @@ struct Module {
   ir::Program program;                                         ///< at any width, dead code removed
   std::shared_ptr<const ir::Program> written;                  ///< as lowered, with all that the text names: for counting
   Diagnostics warnings;
+  Ablations ablations;                                         ///< what was changed in it
 };
 
 /// Reads and checks a program: syntax, names, shapes, data files.  `options.base_directory` is where data paths start.
-Result<Module> parse(Source source, const LowerOptions& options = {});
+Result<Module> parse(Source source, const LowerOptions& options = {}, const Ablations& ablations = {});
 /// The text of a program; E5001 if the file cannot be read.
 Result<Source> read_source(const std::filesystem::path& file);
 /// Both in one call.  The base directory is the file's.

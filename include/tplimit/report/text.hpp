@@ -17,6 +17,7 @@ struct ProgramInfo {
   std::string sha256;                                          ///< of the text
   std::vector<std::pair<std::string, std::string>> constants;  ///< what --set changed: name, value
   bool random_scalars = false;                                 ///< results are conditional on values drawn from the seed
+  std::string ablations{};                                     ///< what was changed in the program; empty: nothing
 };
 
 /// A number known exactly: up to 12 significant digits.
