@@ -19,6 +19,7 @@
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
+#include "tplimit/passes/graded.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/syntax/parser.hpp"
 
@@ -101,20 +102,25 @@ std::optional<GaussianOutputs> gaussian_outputs_of(const Program& program) {
   return out;
 }
 
-/// The limit of the program; a report that tends to a Gaussian becomes its covariance.
-Result<LeadingOrder> limit_of(const Program& program) {
+/// The limit of the program by leading orders; a report that tends to a Gaussian becomes its covariance.  Where that is not enough, by graded
+/// values, conditional on random outputs drawn from the seed.
+Result<LeadingOrder> limit_of(const Program& program, const EvaluateOptions& options) {
   Result<LeadingOrder> limit = leading_order(program);
-  if (limit) return limit;
-  const auto gaussian = gaussian_outputs_of(program);
-  if (!gaussian) return limit;
-  limit = leading_order(gaussian->limit);
-  if (limit) limit->warnings.insert(limit->warnings.begin(), gaussian->notes.begin(), gaussian->notes.end());
-  return limit;
+  if (limit || limit.errors()[0].code != "E3102") return limit;
+  if (const auto gaussian = gaussian_outputs_of(program)) {
+    Result<LeadingOrder> covariances = leading_order(gaussian->limit);
+    if (covariances) {
+      covariances->warnings.insert(covariances->warnings.begin(), gaussian->notes.begin(), gaussian->notes.end());
+      return covariances;
+    }
+  }
+  Result<LeadingOrder> graded = graded_limit(program, {options.seed, options.draw, Exponent(1, 2)});
+  return graded ? graded : limit;
 }
 
 }  // namespace
 
-Result<LeadingOrder> check(const Module& module) { return limit_of(module.program); }
+Result<LeadingOrder> check(const Module& module) { return limit_of(module.program, {}); }
 
 RegimeReport regime(const Module& module) { return count_powers(*module.written); }
 
@@ -623,7 +629,7 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
   if (options.particles < 8) return Diagnostic{Severity::kError, "E2701", fmt::format("{} particles are too few", options.particles), {}, "", "use at least 8; the default is 16384", {}, false};
   if (options.randomisations < 1) return Diagnostic{Severity::kError, "E2701", "at least one randomisation is needed", {}, "", "use 2 or more for an error estimate; the default is 8", {}, false};
   if (options.tolerance && options.randomisations < 2) return Diagnostic{Severity::kError, "E2701", "one randomisation has no standard error to compare with a tolerance", {}, "", "use 2 randomisations or more", {}, false};
-  auto limit = limit_of(module.program);
+  auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
   verify(limit->program);
   LimitEvaluation evaluation(*limit, options);
@@ -651,7 +657,7 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
 }
 
 Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOptions& options) {
-  auto limit = limit_of(module.program);
+  auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
   const LimitEvaluation evaluation(*limit, options);
   std::vector<ReportMethod> out;

@@ -240,7 +240,7 @@ void MomentEngine::finite_step(NodeId id, const Node& node) {
   const auto* m = std::get_if<Map>(&node.op);
   const auto error_of = [&](std::size_t k) -> const std::vector<double>& { return finite_[node.in[k].value].error; };
   const auto value_of = [&](std::size_t k) -> const std::vector<double>& { return finite_[node.in[k].value].value; };
-  if (node.in.size() == 1 && !m && !std::holds_alternative<ReduceMax>(node.op) && !std::holds_alternative<Eigvals>(node.op)) {
+  if (node.in.size() == 1 && !m && !std::holds_alternative<ReduceMax>(node.op) && !std::holds_alternative<Eigvals>(node.op) && !std::holds_alternative<Cholesky>(node.op)) {
     if (error_of(0).size() == 1 && !std::holds_alternative<ScatterAdd>(node.op)) {
       const auto* s = std::get_if<Scale>(&node.op);
       const double copies = std::holds_alternative<ReduceSum>(node.op) ? static_cast<double>(value_of(0).size()) / static_cast<double>(std::max<std::size_t>(1, std::min(value_of(0).size(), out.value.size()))) : 1;

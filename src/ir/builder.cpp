@@ -56,7 +56,7 @@ std::uint64_t hash_of(const Op& op, const Type& type, const std::vector<NodeId>&
                         [&](const Change& c) { h.word(c.variable); },
                         [&](const MatMul& m) { h.word(m.transposed); },
                         [&](const GaussianMatrix& g) { h.word(g.source.value); }, [&](const ScaleMatrix&) {},
-                        [&](const UpdateMatrix& u) { h.word(u.entrywise); h.word(std::bit_cast<std::uint64_t>(u.epsilon)); }, [&](const Eigvals&) {},
+                        [&](const UpdateMatrix& u) { h.word(u.entrywise); h.word(std::bit_cast<std::uint64_t>(u.epsilon)); }, [&](const Cholesky&) {}, [&](const Eigvals&) {},
                         [&](const TrainingOperator& t) { h.real(t.rate); h.real(t.time); h.real(t.ridge); h.word(t.flow); }, [&](const Samples& s) { h.number(s.count); },
                         [&](const Histogram& s) { h.real(s.low); h.real(s.high); h.number(s.bins); }},
              op);
@@ -94,6 +94,7 @@ bool same_op(const Op& a, const Op& b) {
           [&](const GaussianMatrix& x) { return x.source == std::get<GaussianMatrix>(b).source; },
           [&](const ScaleMatrix&) { return true; },
           [&](const UpdateMatrix& x) { return x == std::get<UpdateMatrix>(b); },
+          [&](const Cholesky&) { return true; },
           [&](const Eigvals&) { return true; },
           [&](const TrainingOperator& x) { return x == std::get<TrainingOperator>(b); },
           [&](const Samples& x) { return x.count == std::get<Samples>(b).count; },

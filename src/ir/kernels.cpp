@@ -292,6 +292,19 @@ void eigenvalues(const Dims& dims, const View& in, MutableView out) {
   }
 }
 
+/// Dependent rows get no direction of their own: 1e-10 of the row's own variance is what rounding and sampling leave of them.
+void cholesky(Index k, const View& in, MutableView out) {
+  const RowMajor a(in.data, k, k);
+  Eigen::Map<Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>> l(out.data, k, k);
+  l.setZero();
+  for (Index i = 0; i < k; ++i)
+    for (Index j = 0; j <= i; ++j) {
+      const double rest = 0.5 * (a(i, j) + a(j, i)) - l.row(i).head(j).dot(l.row(j).head(j));
+      if (i > j) l(i, j) = l(j, j) > 0 ? rest / l(j, j) : 0;
+      else l(i, i) = rest > 1e-10 * a(i, i) ? std::sqrt(rest) : std::isnan(rest) ? rest : 0;
+    }
+}
+
 /// h of TrainingOperator.
 double learned(const TrainingOperator& t, double z) {
   if (t.flow) return z == 0 ? t.rate * t.time : -std::expm1(-t.rate * t.time * z) / z;
@@ -342,7 +355,7 @@ bool is_rowwise(const Op& op) {
                                [](const Expand&) { return true; }, [](const Concat&) { return true; },
                                [](const Stop&) { return true; }, [](const Parameter&) { return false; }, [](const Change&) { return false; }, [](const MatMul&) { return false; },
                                [](const GaussianMatrix&) { return false; }, [](const ScaleMatrix&) { return false; },
-                               [](const UpdateMatrix&) { return false; }, [](const Eigvals&) { return true; }, [](const TrainingOperator&) { return true; },
+                               [](const UpdateMatrix&) { return false; }, [](const Cholesky&) { return true; }, [](const Eigvals&) { return true; }, [](const TrainingOperator&) { return true; },
                                [](const Samples&) { return false; }, [](const Histogram&) { return false; }},
                     op);
 }
@@ -418,6 +431,7 @@ void evaluate_rows(const Node& node, const std::vector<const Type*>& types, cons
           [&](const Stop&) { copy_all(); },
           [&](const Parameter&) { impossible(); },
           [&](const Change&) { impossible(); },
+          [&](const Cholesky&) { cholesky(types[0]->dims[0], in[0], out); },
           [&](const Eigvals&) { eigenvalues(types[0]->dims, in[0], out); },
           [&](const TrainingOperator& t) { training_operator(t, types[0]->dims[0], types[1]->dims[0], in[0], in[1], out); },
           [&](const Constant&) { impossible(); },

@@ -43,7 +43,7 @@ const char* op_name(const Op& op) {
                  [](const Concat&) { return "concat"; }, [](const Stop&) { return "stop"; }, [](const Parameter&) { return "parameter"; }, [](const Change&) { return "change"; },
                  [](const MatMul& m) { return m.transposed ? "matmul_transposed" : "matmul"; },
                  [](const GaussianMatrix&) { return "gaussian_matrix"; }, [](const ScaleMatrix&) { return "scale_matrix"; },
-                 [](const UpdateMatrix&) { return "update_matrix"; }, [](const Eigvals&) { return "eigvals"; },
+                 [](const UpdateMatrix&) { return "update_matrix"; }, [](const Cholesky&) { return "cholesky"; }, [](const Eigvals&) { return "eigvals"; },
                  [](const TrainingOperator&) { return "training_operator"; },
                  [](const Samples&) { return "samples"; }, [](const Histogram&) { return "histogram"; }},
       op);
@@ -191,6 +191,10 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
                             "update terms are (scalar, block, block of the same type)");
             return matrix();
           },
+          [&](const Cholesky&) {
+            TPLIMIT_CHECK(!tensor(0).width && tensor(0).dims.size() == 2 && tensor(0).dims[0] == tensor(0).dims[1], "a finite square matrix");
+            return tensor(0);
+          },
           [&](const Eigvals&) {
             Type type = tensor(0);
             TPLIMIT_CHECK(!type.width && type.dims.size() >= 2 && type.dims.back() == type.dims[type.dims.size() - 2],
@@ -274,7 +278,7 @@ std::string to_text(const Program& program) {
                    [](const MatMul&) { return std::string(); },
                    [&](const GaussianMatrix& g) { return " " + program.sources[g.source.value].name; },
                    [](const ScaleMatrix&) { return std::string(); }, [](const UpdateMatrix& u) { return u.entrywise ? fmt::format(" entrywise {}", u.epsilon) : std::string(); },
-                   [](const Eigvals&) { return std::string(); },
+                   [](const Cholesky&) { return std::string(); }, [](const Eigvals&) { return std::string(); },
                    [](const TrainingOperator& t) { return fmt::format(" {} {} {} {}", t.rate, t.time, t.ridge, t.flow); },
                    [](const Samples& s) { return fmt::format(" {}", s.count); },
                    [](const Histogram& h) { return fmt::format(" {} {} {}", h.low, h.high, h.bins); }},

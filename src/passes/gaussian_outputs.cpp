@@ -16,6 +16,36 @@ std::optional<LinearPart> linear_part(Builder& b, NodeId f, NodeId source) {
   return LinearPart{std::move((*d)[0]), substituted(b, f, {{source, b.zeros(type.width, type.dims)}})};
 }
 
+std::optional<ReadoutParts> readouts_of(Builder& b, NodeId f) {
+  const Dims dims = b.type(f).dims;
+  const std::int64_t size = size_of(dims);
+  // One row of the Jacobian is the gradient of f[k]; batched over the unit vectors it is all rows.
+  const auto weight = b.add(Parameter{0}, {b.constant(1, dims)});
+  NodeId scalar = b.sum(b.reshape(b.times(weight, f), {size}), 0);
+  ReadoutParts out{{}, f};
+  std::vector<NodeId> sources, slopes;
+  // Later declarations first, as in nngp: what a readout multiplies is not mistaken for the readout.
+  for (std::size_t k = b.program().size(); k-- > 0;) {
+    const NodeId source{static_cast<std::uint32_t>(k)};
+    if (!std::holds_alternative<StandardNormal>(b.node(source).op)) continue;
+    const auto part = linear_part(b, scalar, source);
+    if (!part) continue;
+    sources.push_back(source);
+    slopes.push_back(part->slope.tensor);
+    scalar = part->at_zero;
+    const Type type = b.type(source);
+    out.rest = substituted(b, out.rest, {{source, b.zeros(true, type.dims)}});
+  }
+  if (slopes.empty()) return std::nullopt;
+  std::vector<double> unit(static_cast<std::size_t>(size * size), 0.0);
+  for (std::int64_t k = 0; k < size; ++k) unit[static_cast<std::size_t>(k * size + k)] = 1;
+  Dims rows = dims;
+  rows.insert(rows.begin(), size);
+  const std::vector<NodeId> jacobians = batched(b, slopes, size, {{weight, b.constant(std::move(unit), rows)}});
+  for (std::size_t k = 0; k < sources.size(); ++k) out.slopes.emplace_back(sources[k], jacobians[k]);
+  return out;
+}
+
 namespace {
 
 /// A value of size N with a Gaussian limit.
@@ -24,35 +54,13 @@ struct GaussianOutput {
   NodeId mean;        ///< f at r = 0, of f's shape
 };
 
-/// Fails if f is not linear in Gaussian vectors plus something that holds none.
 std::optional<GaussianOutput> split(Builder& b, NodeId f) {
-  const Dims dims = b.type(f).dims;
-  const std::int64_t size = size_of(dims);
-  // One row of the Jacobian is the gradient of f[k]; batched over the unit vectors it is all rows.
-  const auto weight = b.add(Parameter{0}, {b.constant(1, dims)});
-  NodeId sum = b.reshape(b.times(weight, f), {size});
-  sum = b.sum(sum, 0);
-  std::vector<NodeId> slopes;
-  NodeId rest = f, scalar_rest = sum;
-  // Later declarations first, as in nngp: what a readout multiplies is not mistaken for the readout.
-  for (std::size_t k = b.program().size(); k-- > 0;) {
-    const NodeId source{static_cast<std::uint32_t>(k)};
-    if (!std::holds_alternative<StandardNormal>(b.node(source).op)) continue;
-    const auto part = linear_part(b, scalar_rest, source);
-    if (!part) continue;
-    slopes.push_back(part->slope.tensor);
-    scalar_rest = part->at_zero;
-    const Type type = b.type(source);
-    rest = substituted(b, rest, {{source, b.zeros(true, type.dims)}});
-  }
-  if (slopes.empty()) return std::nullopt;
-  std::vector<double> unit(static_cast<std::size_t>(size * size), 0.0);
-  for (std::int64_t k = 0; k < size; ++k) unit[static_cast<std::size_t>(k * size + k)] = 1;
-  Dims rows = dims;
-  rows.insert(rows.begin(), size);
-  GaussianOutput out{{}, rest};
-  for (NodeId row : batched(b, slopes, size, {{weight, b.constant(std::move(unit), rows)}})) {
-    row = b.reshape(row, {size, size_of(b.type(row).dims) / size});
+  const auto parts = readouts_of(b, f);
+  if (!parts) return std::nullopt;
+  const std::int64_t size = size_of(b.type(f).dims);
+  GaussianOutput out{{}, parts->rest};
+  for (const auto& [source, slope] : parts->slopes) {
+    const NodeId row = b.reshape(slope, {size, size_of(b.type(slope).dims) / size});
     const NodeId own = b.scale(1, 1, b.contract(row, row, 0, 1, true));  // a sum over n coordinates
     out.covariance = out.covariance.valid() ? b.plus(out.covariance, own) : own;
   }

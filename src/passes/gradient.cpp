@@ -206,6 +206,7 @@ class Reverse {
               for (std::size_t k = 1; k < node.in.size(); ++k)
                 if (active(node.in[k])) not_differentiable("an entrywise update");
             },
+            [&](const Cholesky&) { not_differentiable("a random output"); },
             [&](const Eigvals&) { not_differentiable("eigvals"); },
             [&](const TrainingOperator&) { not_differentiable("predict_gd"); },
             [&](const Samples&) { not_differentiable("samples"); },

@@ -447,6 +447,10 @@ class Analysis {
     to.out = builder_.add(op, std::move(in));
     return to;
   }
+  Order visit(const Cholesky&, const Node&) {
+    TPLIMIT_CHECK(false, "factors stand in limit programs only");
+    return {};
+  }
   Order visit(const Eigvals& op, const Node& node) { return same_size(op, node); }
   Order visit(const TrainingOperator& op, const Node& node) {
     Order to;

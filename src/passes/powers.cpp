@@ -116,6 +116,12 @@ enum Binary { kPlus, kTimes, kInverse, kAverage, kComparison, kNoParity, kInitia
 
 PartSums::Id PartSums::one(Parity vector, Exponent order) { return intern({{order, 0, {}, vector}}); }
 
+Part PartSums::image(const Map& map, const Part& at, int derivative, Exponent order) {
+  Background ground;
+  ground.add(at);
+  return ground.image(traits_of(map).parity, derivative, order);
+}
+
 PartSums::Id PartSums::plus(Id a, Id b) {
   if (a == 0 || b == 0 || a == b) return a == 0 ? b : a;
   return once(binary_, std::tuple<int, Id, Id>(kPlus, std::min(a, b), std::max(a, b)), [&] {

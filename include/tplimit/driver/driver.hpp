@@ -52,6 +52,7 @@ struct EvaluateOptions {
   int randomisations = 8;
   std::optional<double> tolerance;   ///< double the particles until every error is below this
   std::uint64_t seed = 0;
+  std::uint64_t draw = 0;            ///< which draw of random outputs
   int threads = 0;                   ///< 0: all cores
   double rank_tol = 1e-6;
   double merge_rows = 1e-12;         ///< without sampling: rows of a sum over f(row) closer in direction than this become one

@@ -83,6 +83,8 @@ struct UpdateMatrix {
   double epsilon = 0;
   friend bool operator==(const UpdateMatrix&, const UpdateMatrix&) = default;
 };
+/// Positive semidefinite [k, k] -> lower triangular L, L L' = K, in the order of rows; a row that depends on earlier ones has 0 on the diagonal.
+struct Cholesky {};
 struct Eigvals {};                                                             ///< symmetric [.., k, k] -> [.., k], ascending
 /// (Theta [p, p], Theta_x [q, p]) -> Theta_x h(Theta + ridge tr(Theta)/p I) [q, p], h(z) = (1 - g(z)) / z with g(z) = (1 - rate z)^time
 /// (descent) or exp(-rate time z) (flow), 1/z for time = inf: the outputs learned from targets under a fixed kernel.
@@ -95,7 +97,7 @@ struct Samples { std::int64_t count; };                                        /
 struct Histogram { double low, high; std::int64_t bins; };                     ///< fractions of coordinates per bin, as a last axis
 
 using Op = std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum, ReduceMax, Gather, ScatterAdd,
-                        Permute, Reshape, Expand, Concat, Stop, Parameter, Change, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix, Eigvals,
+                        Permute, Reshape, Expand, Concat, Stop, Parameter, Change, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix, Cholesky, Eigvals,
                         TrainingOperator, Samples, Histogram>;
 
 [[nodiscard]] const char* op_name(const Op& op);

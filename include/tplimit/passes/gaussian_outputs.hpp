@@ -16,6 +16,14 @@ struct LinearPart {
 /// Empty if f does not depend on the source or not linearly.  Appends nodes.
 std::optional<LinearPart> linear_part(ir::Builder& builder, ir::NodeId f, ir::NodeId source);
 
+/// A finite f [d..] that is linear in initial vectors r: f = rest + sum over r of <J_r, r>, a sum over coordinates.
+struct ReadoutParts {
+  std::vector<std::pair<ir::NodeId, ir::NodeId>> slopes;  ///< StandardNormal node r, J_r [size of f, dims of r..] with a width axis
+  ir::NodeId rest;                                        ///< f at r = 0
+};
+/// Empty if f is linear in no initial vector.  Appends nodes.
+std::optional<ReadoutParts> readouts_of(ir::Builder& builder, ir::NodeId f);
+
 /// A program with some reports f [d..] replaced by what they tend to in law.
 struct GaussianOutputs {
   ir::Program limit;     ///< reports cov(f) [d.., d..], and mean(f) [d..] unless it is 0

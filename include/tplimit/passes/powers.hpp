@@ -38,6 +38,9 @@ class PartSums {
   [[nodiscard]] std::optional<Exponent> size(Id id) const;
 
   Id one(Parity vector = {}, Exponent order = 0);
+  Id one(const Part& part) { return intern({part}); }
+  /// phi^(derivative) at one part, of the given order.
+  [[nodiscard]] static Part image(const ir::Map& map, const Part& at, int derivative, Exponent order);
   Id plus(Id a, Id b);
   Id times(Id a, Id b);
   Id shifted(Id a, Exponent power);

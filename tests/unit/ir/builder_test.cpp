@@ -69,7 +69,7 @@ std::vector<NodeId> different_nodes(const Sample& s, Builder& b) {
       b.add(Concat{0}, {z, z}), b.add(Concat{1}, {z, z}), b.add(Stop{}, {x}), b.add(Parameter{0}, {x}), b.add(Parameter{1}, {x}), b.add(Change{0}, {x}), b.add(Change{1}, {x}), b.add(Parameter{0}, {y}),
       W, b.add(GaussianMatrix{{4}}, {}), b.matmul(W, x, false), b.matmul(W, x, true), b.matmul(W, y, false),
       b.add(ScaleMatrix{}, {W, c}), b.add(UpdateMatrix{}, {W, c, x, y}), b.add(UpdateMatrix{}, {W, c, y, x}), b.add(UpdateMatrix{}, {W, c, x, y, c, x, y}),
-      b.add(Eigvals{}, {square}), b.add(TrainingOperator{1, 2, 0, false}, {square, square}), b.add(TrainingOperator{1, 2, 0, true}, {square, square}),
+      b.add(Eigvals{}, {square}), b.add(Cholesky{}, {square}), b.add(TrainingOperator{1, 2, 0, false}, {square, square}), b.add(TrainingOperator{1, 2, 0, true}, {square, square}),
       b.add(TrainingOperator{1, 3, 0, false}, {square, square}), b.add(TrainingOperator{1, 2, 1, false}, {square, square}), b.add(Samples{2}, {x}), b.add(Samples{3}, {x}),
       b.add(Histogram{-1, 1, 4}, {x}), b.add(Histogram{-2, 1, 4}, {x}), b.add(Histogram{-1, 2, 4}, {x}), b.add(Histogram{-1, 1, 5}, {x}),
   };

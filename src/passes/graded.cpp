@@ -1,0 +1,500 @@
+#include "tplimit/passes/graded.hpp"
+
+#include <algorithm>
+#include <map>
+#include <set>
+
+#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/passes/gaussian_outputs.hpp"
+#include "tplimit/passes/powers.hpp"
+#include "tplimit/math/normals.hpp"
+#include "tplimit/support/check.hpp"
+#include "tplimit/support/overloaded.hpp"
+
+namespace tplimit {
+
+using namespace ir;
+
+namespace {
+
+using Sum = PartSums::Id;
+const std::uint64_t kOutputWord = mix_key(0x6f7574707574ULL, 1);
+
+/// n^order times a coefficient of the limit program.
+struct Term {
+  Exponent order;
+  NodeId out;
+  Parity scalar, vector;
+  [[nodiscard]] Part part() const { return {order, 0, scalar, vector}; }
+};
+
+/// A value as a short series and a bound on the rest.
+struct Series {
+  std::vector<Term> terms;  ///< orders descend
+  Sum dropped = 0;
+  NodeId culprit;           ///< in the input program: where the largest dropped part was left out
+};
+
+class Grading {
+ public:
+  Grading(const Program& program, const GradedOptions& options) : in_(program), options_(options), b_(out_) {
+    out_.sources = program.sources;
+    out_.contexts = program.contexts;
+    out_.width_name = program.width_name;
+    out_.has_random_scalars = program.has_random_scalars;
+    out_.variables = program.variables;
+  }
+
+  Result<LeadingOrder> run() {
+    series_.resize(in_.size());
+    for (std::uint32_t k = 0; k < in_.size() && !error_; ++k) {
+      current_ = {k};
+      const Node& node = in_.nodes[k];
+      b_.set_origin(node.span, node.context);
+      if (node.type.matrix) matrix_step(node);
+      else series_[k] = std::visit([&](const auto& op) { return visit(op, node); }, node.op);
+    }
+    if (error_) return *error_;
+    return finish();
+  }
+
+ private:
+  // ---- series
+  [[nodiscard]] const Series& operand(const Node& node, std::size_t k) const { return series_[node.in[k].value]; }
+  [[nodiscard]] Sum kept(const Series& s, std::size_t first = 0) {
+    Sum out = 0;
+    for (std::size_t k = first; k < s.terms.size(); ++k) out = parts_.plus(out, parts_.one(s.terms[k].part()));
+    return out;
+  }
+  [[nodiscard]] Sum all(const Series& s) { return parts_.plus(kept(s), s.dropped); }
+  void drop(Series& to, Sum parts, NodeId culprit) {
+    if (parts == 0) return;
+    const auto before = parts_.size(to.dropped), now = parts_.size(parts);
+    if (!before || *now > *before) to.culprit = culprit;
+    to.dropped = parts_.plus(to.dropped, parts);
+  }
+  void inherit(Series& to, const Series& from, Sum factor) { drop(to, parts_.times(from.dropped, factor), from.culprit); }
+
+  NodeId shaped(NodeId out, const Type& type) { return b_.type(out) == type ? out : b_.expand(out, type.width, type.dims); }
+
+  /// Terms of one order are added, zeros left out, and what lies below the depth dropped.
+  Series gather(std::vector<Term> terms, const Type& type, Series rest = {}) {
+    std::stable_sort(terms.begin(), terms.end(), [](const Term& a, const Term& b) { return a.order > b.order; });
+    for (Term& t : terms) {
+      t.out = shaped(t.out, type);
+      if (b_.is_zero(t.out)) continue;
+      if (!rest.terms.empty() && rest.terms.back().order == t.order) {
+        Term& same = rest.terms.back();
+        same.out = b_.plus(same.out, t.out);
+        same.scalar = joint(same.scalar, t.scalar);
+        same.vector = joint(same.vector, t.vector);
+        if (b_.is_zero(same.out)) rest.terms.pop_back();
+      } else if (!rest.terms.empty() && t.order < rest.terms.front().order - options_.depth) {
+        drop(rest, parts_.one(t.part()), current_);
+      } else {
+        rest.terms.push_back(t);
+      }
+    }
+    return rest;
+  }
+  static Parity joint(Parity a, Parity b) {
+    const std::uint64_t mixed = a.mixed | b.mixed | (a.odd ^ b.odd);
+    return {a.odd & ~mixed, mixed};
+  }
+  static Parity product(Parity a, Parity b) {
+    const std::uint64_t mixed = a.mixed | b.mixed;
+    return {(a.odd ^ b.odd) & ~mixed, mixed};
+  }
+
+  void reject(const char* code, std::string message, std::string label, std::string help) {
+    if (error_) return;
+    const Node& node = in_[current_];
+    error_ = Diagnostic{Severity::kError, code, std::move(message), node.span, std::move(label), std::move(help), {}, true};
+    if (node.context) error_->notes.push_back({"in the iteration " + in_.contexts[node.context], node.span});
+  }
+
+  /// All pairs of terms, `make` for each.
+  template <class Make>
+  Series bilinear(const Series& a, const Series& b, const Type& type, Make make) {
+    std::vector<Term> terms;
+    Series rest;
+    for (const Term& x : a.terms)
+      for (const Term& y : b.terms) terms.push_back({x.order + y.order, make(x.out, y.out), product(x.scalar, y.scalar), product(x.vector, y.vector)});
+    inherit(rest, a, all(b));
+    inherit(rest, b, kept(a));
+    return gather(std::move(terms), type, std::move(rest));
+  }
+  template <class Make>
+  Series linear(const Series& a, const Type& type, Make make) {
+    std::vector<Term> terms;
+    for (const Term& x : a.terms) terms.push_back({x.order, make(x.out), x.scalar, x.vector});
+    Series rest;
+    inherit(rest, a, parts_.one());
+    return gather(std::move(terms), type, std::move(rest));
+  }
+  Series plain(NodeId out, Parity vector = {}) { return {{{0, out, {}, vector}}, 0, {}}; }
+
+  // ---- means over coordinates
+  /// Means of terms, each for itself: what is odd under a sign flip has mean 0 and leaves a random number of relative size n^(-1/2).
+  Series averaged(const std::vector<Term>& terms, Series rest, const Type& type) {
+    std::vector<Term> means;
+    for (const Term& t : terms) {
+      if (b_.is_zero(t.out)) continue;
+      const Parity whole = product(t.scalar, t.vector);
+      const Exponent fluctuation = t.order - Exponent(1, 2);
+      if ((t.vector.odd) == 0) {
+        means.push_back({t.order, t.out, t.scalar, {}});
+        drop(rest, parts_.one({fluctuation, 0, whole, {}}), current_);
+      } else if (const NodeId drawn = random_number(t.out); drawn.valid()) {
+        means.push_back({fluctuation, drawn, whole, {}});
+        // Its covariance E J J' fluctuates as well.
+        drop(rest, parts_.one({fluctuation - Exponent(1, 2), 0, {0, ~std::uint64_t{0}}, {}}), current_);
+      } else {
+        drop(rest, parts_.one({fluctuation, 0, whole, {}}), current_);
+      }
+    }
+    return gather(std::move(means), type, std::move(rest));
+  }
+
+  /// sqrt(n) E(J r), r a readout that J does not depend on: N(0, E J J'), jointly with all others of the same readout.
+  NodeId random_number(NodeId mean) {
+    if (const auto it = drawn_.find(mean); it != drawn_.end()) return it->second;
+    const Type type = b_.type(mean);
+    NodeId out;
+    if (const auto parts = readouts_of(b_, b_.scale(1, 1, mean)); parts && b_.is_zero(parts->rest)) {
+      for (const auto& [source, slope] : parts->slopes) {
+        const std::int64_t size = size_of(type.dims), width = size_of(b_.type(slope).dims) / std::max<std::int64_t>(1, size);
+        const NodeId rows = b_.reshape(slope, {size, width});
+        Readout& readout = readouts_[source];
+        readout.rows = readout.rows.valid() ? b_.add(Concat{0}, {readout.rows, rows}) : rows;
+        readout.count += size;
+        std::vector<double> normals(static_cast<std::size_t>(readout.count));
+        const std::string& name = out_.sources[std::get<StandardNormal>(b_.node(source).op).source.value].name;
+        plain_normals(mix_key(mix_key(mix_key(kOutputWord, options_.seed), options_.draw), hash_text(name.data(), name.size())), 0, normals);
+        const NodeId factor = b_.add(Cholesky{}, {b_.contract(readout.rows, readout.rows, 0, 1, true)});
+        const NodeId values = b_.contract(factor, b_.constant(std::move(normals), {readout.count}), 0, 1, false);
+        std::vector<std::int64_t> last;
+        for (std::int64_t k = readout.count - size; k < readout.count; ++k) last.push_back(k);
+        const NodeId own = b_.reshape(b_.gather(values, 0, std::move(last)), type.dims);
+        out = out.valid() ? b_.plus(out, own) : own;
+      }
+      out_.has_random_scalars = true;
+    }
+    drawn_[mean] = out;
+    return out;
+  }
+
+  // ---- operations
+  Series visit(const Constant& op, const Node& node) { return gather({{0, b_.constant(*op.values, node.type.dims), {}, {}}}, node.type); }
+  Series visit(const StandardNormal& op, const Node&) {
+    Parity odd;
+    if (op.source.value < 64) odd.odd = std::uint64_t{1} << op.source.value;
+    else odd.mixed = 0;
+    return plain(b_.add(op, {}), odd);
+  }
+  Series visit(const Scale& op, const Node& node) {
+    Series out = operand(node, 0);
+    for (Term& t : out.terms) {
+      t.order += op.power;
+      t.out = b_.scale(op.factor, 0, t.out);
+    }
+    out.dropped = parts_.shifted(out.dropped, op.power);
+    return out;
+  }
+  Series visit(const Average& op, const Node& node) {
+    const Series& x = operand(node, 0);
+    std::vector<Term> terms;
+    for (const Term& t : x.terms) terms.push_back({t.order, b_.add(op, {t.out}), t.scalar, t.vector});
+    Series rest;
+    drop(rest, parts_.average(x.dropped), x.culprit);
+    return averaged(terms, std::move(rest), node.type);
+  }
+  Series visit(const Contract& op, const Node& node) {
+    const Series &a = operand(node, 0), &b = operand(node, 1);
+    const auto make = [&](NodeId x, NodeId y) { return b_.add(op, {x, y}); };
+    if (!op.average) return bilinear(a, b, node.type, make);
+    std::vector<Term> terms;
+    for (const Term& x : a.terms)
+      for (const Term& y : b.terms) terms.push_back({x.order + y.order, make(x.out, y.out), product(x.scalar, y.scalar), product(x.vector, y.vector)});
+    Series rest;
+    drop(rest, parts_.average(parts_.times(a.dropped, all(b))), a.culprit);
+    drop(rest, parts_.average(parts_.times(kept(a), b.dropped)), b.culprit);
+    return averaged(terms, std::move(rest), node.type);
+  }
+  Series visit(const Map& op, const Node& node) {
+    if (node.in.size() == 1) return unary(op, operand(node, 0), node.type);
+    const Series &a = operand(node, 0), &b = operand(node, 1);
+    switch (op.fn) {
+      case Fn::kAdd: case Fn::kSub: {
+        std::vector<Term> terms = a.terms;
+        for (Term t : b.terms) {
+          if (op.fn == Fn::kSub) t.out = b_.negate(t.out);
+          terms.push_back(t);
+        }
+        for (Term& t : terms) t.out = shaped(t.out, node.type);
+        Series rest;
+        inherit(rest, a, parts_.one());
+        inherit(rest, b, parts_.one());
+        return gather(std::move(terms), node.type, std::move(rest));
+      }
+      case Fn::kMul: return bilinear(a, b, node.type, [&](NodeId x, NodeId y) { return b_.times(x, y); });
+      case Fn::kDiv: {
+        Series inverse = unary(Map{Fn::kPower, -1}, b, in_[node.in[1]].type);
+        return bilinear(a, inverse, node.type, [&](NodeId x, NodeId y) { return b_.times(x, y); });
+      }
+      default: return leading_only(op, node);
+    }
+  }
+
+  /// Functions of which only the value at the leading terms is carried.
+  Series leading_only(const Op& op, const Node& node) {
+    std::vector<NodeId> in;
+    std::optional<Exponent> top;
+    for (const NodeId id : node.in)
+      if (!series_[id.value].terms.empty()) top = top ? std::max(*top, series_[id.value].terms[0].order) : series_[id.value].terms[0].order;
+    const auto* m = std::get_if<Map>(&op);
+    const bool compares = m && (m->fn == Fn::kLess || m->fn == Fn::kLessEqual || m->fn == Fn::kEqual || m->fn == Fn::kNotEqual);
+    const bool homogeneous = compares || !m || m->fn == Fn::kMin || m->fn == Fn::kMax;
+    if (top && *top != 0 && !homogeneous) {
+      reject("E3105", "this function needs arguments of size 1 in a graded limit", fmt::format("an argument has size {}", power_of_width(*top, in_.width_name)), "scale the arguments by powers of the width first");
+      return {};
+    }
+    Series out;
+    Sum rest = 0;
+    for (const NodeId id : node.in) {
+      const Series& x = series_[id.value];
+      const bool leads = !x.terms.empty() && x.terms[0].order == *top;
+      in.push_back(leads ? x.terms[0].out : b_.zeros(in_[id].type.width, in_[id].type.dims));
+      rest = parts_.plus(rest, parts_.plus(kept(x, leads ? 1 : 0), x.dropped));
+    }
+    const Exponent order = compares || !top ? Exponent(0) : *top;
+    drop(out, parts_.without_parity(parts_.shifted(rest, compares && top ? -*top : Exponent(0))), current_);
+    Parity mixed{0, ~std::uint64_t{0}};
+    return gather({{order, b_.add(op, std::move(in)), mixed, node.type.width ? mixed : Parity{}}}, node.type, std::move(out));
+  }
+
+  Series unary(const Map& op, const Series& x, const Type& type) {
+    const FunctionTraits traits = traits_of(op);
+    Series out;
+    if (x.terms.empty() && x.dropped != 0 && (traits.degree && *traits.degree <= 0)) {
+      reject("E3104", "a function that jumps at 0 of something that vanishes in the limit", "its argument is 0 in the limit", "the theory covers arguments with a nonzero limit only");
+      return {};
+    }
+    const auto top = x.terms.empty() ? std::optional<Exponent>() : std::optional(x.terms[0].order);
+    if (!traits.degree && top && *top > 0) {
+      reject("E3103", fmt::format("the argument of '{}' explodes", name(op.fn)), fmt::format("it grows like {}", power_of_width(*top, in_.width_name)), "scale the initial variance, the multiplier or the learning rate by a power of the width");
+      return {};
+    }
+    if (!traits.finite_everywhere && !traits.degree && (!top || *top != 0)) {
+      reject("E3105", fmt::format("'{}' needs an argument of size 1", name(op.fn)), "", "scale the argument by a power of the width first");
+      return {};
+    }
+    if (top && (traits.degree || *top == 0)) {
+      // phi(n^e x0 + d) = n^(k e) (phi(x0) + phi'(x0) n^-e d + ..); without a degree e = 0.
+      const Exponent degree = traits.degree.value_or(0), start = degree * *top;
+      const NodeId x0 = x.terms[0].out, y0 = b_.map(op.fn, {x0}, op.parameter);
+      const Sum image = parts_.map(op, parts_.one({*top, 0, x.terms[0].scalar, x.terms[0].vector}));
+      const Part value = parts_[image].empty() ? Part{start, 0, {}, {}} : parts_[image].front();
+      std::vector<Term> terms{{start, y0, value.scalar, value.vector}};
+      const Part slope = PartSums::image(op, {*top, 0, x.terms[0].scalar, x.terms[0].vector}, 1, start - *top), curvature = PartSums::image(op, {*top, 0, x.terms[0].scalar, x.terms[0].vector}, 2, start - *top - *top);
+      const NodeId derivative = x.terms.size() > 1 ? derivative_of(b_, op, x0, y0) : NodeId{};
+      for (std::size_t k = 1; k < x.terms.size(); ++k)
+        terms.push_back({x.terms[k].order + slope.order, b_.times(derivative, x.terms[k].out), product(slope.scalar, x.terms[k].scalar), product(slope.vector, x.terms[k].vector)});
+      drop(out, parts_.times(parts_.one(slope), x.dropped), x.culprit);
+      const Sum small = parts_.plus(kept(x, 1), x.dropped);
+      drop(out, parts_.times(parts_.one(curvature), parts_.times(small, small)), current_);
+      return gather(std::move(terms), type, std::move(out));
+    }
+    // phi(0) + phi'(0) d + ..
+    std::vector<Term> terms{{0, b_.expand(b_.constant(traits.at_zero, type.dims), type.width, type.dims), {}, {}}};
+    const bool two_slopes = op.fn == Fn::kElu && op.parameter != 1;
+    if (two_slopes) return unary(Map{Fn::kLeakyRelu, op.parameter}, x, type);
+    for (const Term& t : x.terms) terms.push_back({t.order, b_.scale(traits.slope_at_zero, 0, t.out), t.scalar, t.vector});
+    const Sum whole = all(x), square = parts_.times(whole, whole);
+    if (traits.degree) drop(out, parts_.map(op, x.dropped), x.culprit);
+    else {
+      if (traits.slope_at_zero != 0) drop(out, x.dropped, x.culprit);
+      drop(out, traits.parity == FunctionTraits::Parity::kOdd ? parts_.times(square, whole) : square, current_);
+    }
+    return gather(std::move(terms), type, std::move(out));
+  }
+
+  template <class T>
+  Series visit(const T& op, const Node& node) {
+    if constexpr (std::is_same_v<T, ReduceSum> || std::is_same_v<T, Gather> || std::is_same_v<T, ScatterAdd> || std::is_same_v<T, Permute> || std::is_same_v<T, Reshape> || std::is_same_v<T, Expand> ||
+                  std::is_same_v<T, Stop> || std::is_same_v<T, Parameter> || std::is_same_v<T, Change>)
+      return linear(operand(node, 0), node.type, [&](NodeId x) { return b_.add(op, {x}); });
+    else return leading_only(op, node);
+  }
+  Series visit(const Concat& op, const Node& node) {
+    std::set<Exponent> orders;
+    for (std::size_t k = 0; k < node.in.size(); ++k)
+      for (const Term& t : operand(node, k).terms) orders.insert(t.order);
+    std::vector<Term> terms;
+    Series rest;
+    for (const Exponent order : orders) {
+      std::vector<NodeId> in;
+      Term whole{order, {}, {}, {}};
+      bool fresh = true;
+      for (std::size_t k = 0; k < node.in.size(); ++k) {
+        const Series& x = operand(node, k);
+        const auto it = std::find_if(x.terms.begin(), x.terms.end(), [&](const Term& t) { return t.order == order; });
+        const Type& type = in_[node.in[k]].type;
+        in.push_back(it == x.terms.end() ? b_.zeros(type.width, type.dims) : it->out);
+        if (it == x.terms.end()) continue;
+        whole.scalar = fresh ? it->scalar : joint(whole.scalar, it->scalar);
+        whole.vector = fresh ? it->vector : joint(whole.vector, it->vector);
+        fresh = false;
+      }
+      whole.out = b_.add(op, std::move(in));
+      terms.push_back(whole);
+    }
+    for (std::size_t k = 0; k < node.in.size(); ++k) inherit(rest, operand(node, k), parts_.one());
+    return gather(std::move(terms), node.type, std::move(rest));
+  }
+
+  // ---- matrices
+  struct Matrix {
+    NodeId out;               ///< the Gaussian matrix, scaled
+    Exponent order;           ///< times n^order
+    SourceId source;
+    struct Update { Series c, d, x; Dims dims; };
+    std::vector<Update> updates;  ///< + sum c d x' / n
+  };
+  void matrix_step(const Node& node) {
+    Matrix m;
+    if (const auto* g = std::get_if<GaussianMatrix>(&node.op)) {
+      m = {b_.add(*g, {}), 0, g->source, {}};
+    } else {
+      m = matrices_.at(node.in[0]);
+      if (const auto* update = std::get_if<UpdateMatrix>(&node.op)) {
+        if (update->entrywise) return reject("E3106", "entrywise updates of width matrices are not carried by the limit engine", "the update is no sum of few outer products", "check counts its powers of n, simulate runs networks");
+        for (std::size_t k = 1; k < node.in.size(); k += 3) m.updates.push_back({operand(node, k), operand(node, k + 1), operand(node, k + 2), in_[node.in[k + 1]].type.dims});
+      } else {
+        const Series& c = operand(node, 1);
+        if (c.terms.size() != 1 || c.dropped != 0) return reject("E3102", "a matrix is scaled by something that is no plain power of the width", "", "scale by constants");
+        m.order += c.terms[0].order;
+        m.out = b_.add(ScaleMatrix{}, {m.out, c.terms[0].out});
+        for (auto& u : m.updates) u.c = bilinear(u.c, c, {}, [&](NodeId x, NodeId y) { return b_.times(x, y); });
+      }
+    }
+    matrices_[current_] = std::move(m);
+  }
+  Series visit(const MatMul& op, const Node& node) {
+    const Matrix& w = matrices_.at(node.in[0]);
+    const Series& x = operand(node, 1);
+    Series sum;
+    std::vector<Term> terms;
+    for (const Term& t : x.terms) {
+      const Sum flipped = parts_.flipped(parts_.one(t.part()), w.source.value);
+      const Part& p = parts_[flipped].front();
+      terms.push_back({t.order + w.order, b_.matmul(w.out, t.out, op.transposed), p.scalar, p.vector});
+      drop(sum, parts_.one({t.order + w.order - Exponent(1, 2), 0, p.scalar, p.vector}), current_);  // its inner averages fluctuate
+    }
+    drop(sum, parts_.shifted(parts_.flipped(x.dropped, w.source.value), w.order), x.culprit);
+    const std::int64_t columns = size_of(node.type.dims);
+    const auto flat = [&](const Series& s, std::int64_t size) { return linear(s, {false, true, {size}}, [&](NodeId v) { return b_.reshape(v, {size}); }); };
+    const Series z = flat(x, columns);
+    for (const Matrix::Update& u : w.updates) {
+      const std::int64_t size = size_of(u.dims);
+      const Series left = flat(op.transposed ? u.x : u.d, size), right = flat(op.transposed ? u.d : u.x, size);
+      // c D E(X z): [columns, size] by [size].
+      std::vector<Term> products;
+      for (const Term& a : z.terms)
+        for (const Term& b : right.terms) products.push_back({a.order + b.order, b_.contract(a.out, b.out, 0, 0, true), product(a.scalar, b.scalar), product(a.vector, b.vector)});
+      Series rest;
+      drop(rest, parts_.average(parts_.times(z.dropped, all(right))), z.culprit);
+      drop(rest, parts_.average(parts_.times(kept(z), right.dropped)), right.culprit);
+      const Series mean = averaged(products, std::move(rest), {false, false, {columns, size}});
+      const Series coefficient = bilinear(mean, u.c, {false, false, {columns, size}}, [&](NodeId a, NodeId b) { return b_.times(a, b); });
+      const Series term = bilinear(coefficient, left, {false, true, {columns}}, [&](NodeId a, NodeId b) { return b_.contract(a, b, 0, 1, false); });
+      for (const Term& t : term.terms) terms.push_back({t.order, b_.reshape(t.out, node.type.dims), t.scalar, t.vector});
+      drop(sum, term.dropped, term.culprit);
+    }
+    return gather(std::move(terms), node.type, std::move(sum));
+  }
+
+  // ---- results
+  std::optional<Diagnostic> fault(NodeId id, Span span, const std::string& what, const std::string& iteration) {
+    const Series& x = series_[id.value];
+    if (!x.terms.empty() && x.terms[0].order > 0)
+      return Diagnostic{Severity::kError, "E3101", fmt::format("{} explodes", what), span, fmt::format("of size {}{}", power_of_width(x.terms[0].order, in_.width_name), iteration),
+                        "divide by a power of the width, or change the initial variance or the learning rate", {}, true};
+    if (const auto size = parts_.size(x.dropped); size && *size >= 0) {
+      Diagnostic d{Severity::kError, "E3102", fmt::format("{} may depend on a term that this engine drops", what), span, fmt::format("a term dropped on the way may have size {} here{}", power_of_width(*size, in_.width_name), iteration),
+                   "terms down to n^(-1/2) of the largest are carried, and random outputs that are linear in a Gaussian readout", {}, true};
+      const Node& culprit = in_[x.culprit];
+      d.notes.push_back({"dropped here" + (culprit.context ? fmt::format(" (in the iteration {})", in_.contexts[culprit.context]) : std::string()), culprit.span});
+      return d;
+    }
+    return std::nullopt;
+  }
+  NodeId limit_of(NodeId id) {
+    const Series& x = series_[id.value];
+    return !x.terms.empty() && x.terms[0].order == 0 ? x.terms[0].out : b_.zeros(in_[id].type.width, in_[id].type.dims);
+  }
+
+  Result<LeadingOrder> finish() {
+    LeadingOrder result;
+    Diagnostics errors;
+    for (const Report& report : in_.reports) {
+      Report copy = report;
+      ReportOrder summary{report.name, report.span, 0, true};
+      for (std::size_t k = 0; k < report.entries.size(); ++k) {
+        const NodeId id = report.entries[k].value;
+        std::string iteration;
+        for (std::size_t j = 0; j < report.index_names.size(); ++j) iteration += fmt::format("{}{} = {}", j ? ", " : ", at ", report.index_names[j], report.entries[k].index[j]);
+        if (auto error = fault(id, report.span, fmt::format("report '{}'", report.name), iteration)) {
+          errors.push_back(std::move(*error));
+          break;
+        }
+        if (!series_[id.value].terms.empty()) {
+          const Exponent order = series_[id.value].terms[0].order;
+          summary.order = summary.proved_zero ? order : std::max(summary.order, order);
+          summary.proved_zero = false;
+        }
+        b_.set_origin(report.span, 0);
+        copy.entries[k].value = limit_of(id);
+      }
+      if (!summary.proved_zero && summary.order < 0)
+        result.warnings.push_back({Severity::kWarning, "W5301", fmt::format("report '{}' vanishes like {}: its limit is 0", report.name, power_of_width(summary.order, in_.width_name)), report.span, "", "", {}, true});
+      result.reports.push_back(std::move(summary));
+      out_.reports.push_back(std::move(copy));
+    }
+    for (const Expectation& expectation : in_.expectations) {
+      Expectation copy = expectation;
+      for (const NodeId id : {expectation.left, expectation.right})
+        if (auto error = fault(id, expectation.span, "an expectation", "")) errors.push_back(std::move(*error));
+      b_.set_origin(expectation.span, expectation.context);
+      copy.left = limit_of(expectation.left);
+      copy.right = limit_of(expectation.right);
+      copy.difference = b_.minus(copy.left, copy.right);
+      out_.expectations.push_back(copy);
+    }
+    if (!errors.empty()) return errors;
+    result.program = erase_identities(out_);
+    return result;
+  }
+
+  const Program& in_;
+  const GradedOptions& options_;
+  Program out_;
+  Builder b_;
+  PartSums parts_;
+  std::vector<Series> series_;
+  std::map<NodeId, Matrix> matrices_;
+  struct Readout {
+    NodeId rows;             ///< J of all random numbers so far [count, ..]
+    std::int64_t count = 0;
+  };
+  std::map<NodeId, Readout> readouts_;  ///< by source
+  std::map<NodeId, NodeId> drawn_;
+  std::optional<Diagnostic> error_;
+  NodeId current_;
+};
+
+}  // namespace
+
+Result<LeadingOrder> graded_limit(const Program& program, const GradedOptions& options) { return Grading(program, options).run(); }
+
+}  // namespace tplimit
