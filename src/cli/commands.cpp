@@ -98,6 +98,26 @@ int exit_code(const Comparison& comparison) {
 /// "" or why the command need not start.
 std::string output_fault(const Options& options) { return options.out.empty() ? "" : why_not_writable(options.out); }
 
+/// One evaluation, or one for each draw of what is random in the limit.
+Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Options& options, ProgressBar& bar, double share, int draws) {
+  std::vector<LimitResult> out;
+  EvaluateOptions evaluation = options.evaluate;
+  for (int draw = 0; draw < draws; ++draw) {
+    const Loaded own = draw == 0 ? first : load(options, static_cast<std::uint64_t>(draw));
+    if (!own.module) return own.module.errors();
+    evaluation.draw = static_cast<std::uint64_t>(draw);
+    evaluation.progress = bar.stage(draws > 1 ? fmt::format("draw {} of {}", draw + 1, draws) : "limit", share / draws);
+    Result<LimitResult> result = evaluate(*own.module, evaluation);
+    if (!result) return result.errors();
+    out.push_back(std::move(*result));
+    if (draws > 1 && !own.module->program.has_random_scalars && !out.back().random_outputs) {
+      if (!options.quiet) fmt::print(stderr, "tplimit: nothing is random in the limit, so draws change nothing: one is evaluated\n");
+      break;
+    }
+  }
+  return out;
+}
+
 }  // namespace
 
 // ---- commands --------------------------------------------------------------------------------------
@@ -106,25 +126,12 @@ int run(const Options& options) {
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded first = load(options);
   if (!first.module) return reject(first.module.errors(), first.source);
-  int draws = options.draws;
-  if (draws > 1 && !first.module->program.has_random_scalars) {
-    if (!options.quiet) fmt::print(stderr, "tplimit: the program has no random scalars, so draws change nothing: one is evaluated\n");
-    draws = 1;
-  }
-  std::vector<LimitResult> results;
-  {
+  Result<std::vector<LimitResult>> results = [&] {
     ProgressBar bar(show_progress());
-    EvaluateOptions evaluation = options.evaluate;
-    for (int draw = 0; draw < draws; ++draw) {
-      const Loaded own = draw == 0 ? first : load(options, static_cast<std::uint64_t>(draw));
-      if (!own.module) return reject(own.module.errors(), own.source);
-      evaluation.progress = bar.stage(draws > 1 ? fmt::format("draw {} of {}", draw + 1, draws) : "limit", 1.0 / draws);
-      Result<LimitResult> result = evaluate(*own.module, evaluation);
-      if (!result) return reject(result.errors(), own.source);
-      results.push_back(std::move(*result));
-    }
-  }
-  const LimitResult limit = average_draws(std::move(results));
+    return evaluate_draws(first, options, bar, 1.0, options.draws);
+  }();
+  if (!results) return reject(results.errors(), first.source);
+  const LimitResult limit = average_draws(std::move(*results));
   return deliver(limit, info(*first.module), limit.warnings, options, exit_code(limit));
 }
 
@@ -159,9 +166,16 @@ int compare(const Options& options) {
   std::vector<SimulationResult> networks;
   Result<LimitResult> limit = [&] {
     ProgressBar bar(show_progress());
-    EvaluateOptions evaluation = options.evaluate;
-    evaluation.progress = bar.stage("limit", limit_cost / total);
-    Result<LimitResult> result = evaluate(*loaded.module, evaluation);
+    Result<LimitResult> result = [&]() -> Result<LimitResult> {
+      Result<std::vector<LimitResult>> one = evaluate_draws(loaded, options, bar, limit_cost / total, 1);
+      if (!one) return one.errors();
+      if (!(*one)[0].random_outputs) return std::move((*one)[0]);
+      // Networks have outputs of their own: their mean is set beside the mean over draws.
+      constexpr int kDraws = 64;
+      Result<std::vector<LimitResult>> all = evaluate_draws(loaded, options, bar, 0, kDraws);
+      if (!all) return all.errors();
+      return mean_over_draws(average_draws(std::move(*all)));
+    }();
     for (const std::int64_t width : options.widths) {
       if (!result) break;
       SimulateOptions simulation = options.simulate;

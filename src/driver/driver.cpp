@@ -96,10 +96,18 @@ Result<Module> parse_file(const std::filesystem::path& file, LowerOptions option
 
 namespace {
 
-std::optional<GaussianOutputs> gaussian_outputs_of(const Program& program) {
-  GaussianOutputs out = gaussian_outputs(program, fluctuating_reports(program));
-  if (out.notes.empty()) return std::nullopt;
-  return out;
+/// Where leading orders do not suffice, but covariances of random reports do.
+struct CovarianceLimit {
+  GaussianOutputs programs;
+  LeadingOrder limit;
+};
+std::optional<CovarianceLimit> covariance_limit(const Program& program) {
+  GaussianOutputs programs = gaussian_outputs(program, fluctuating_reports(program));
+  if (programs.notes.empty()) return std::nullopt;
+  Result<LeadingOrder> limit = leading_order(programs.limit);
+  if (!limit) return std::nullopt;
+  limit->warnings.insert(limit->warnings.begin(), programs.notes.begin(), programs.notes.end());
+  return CovarianceLimit{std::move(programs), std::move(*limit)};
 }
 
 /// The limit of the program by leading orders; a report that tends to a Gaussian becomes its covariance.  Where that is not enough, by graded
@@ -107,13 +115,7 @@ std::optional<GaussianOutputs> gaussian_outputs_of(const Program& program) {
 Result<LeadingOrder> limit_of(const Program& program, const EvaluateOptions& options) {
   Result<LeadingOrder> limit = leading_order(program);
   if (limit || limit.errors()[0].code != "E3102") return limit;
-  if (const auto gaussian = gaussian_outputs_of(program)) {
-    Result<LeadingOrder> covariances = leading_order(gaussian->limit);
-    if (covariances) {
-      covariances->warnings.insert(covariances->warnings.begin(), gaussian->notes.begin(), gaussian->notes.end());
-      return covariances;
-    }
-  }
+  if (auto covariances = covariance_limit(program)) return std::move(covariances->limit);
   Result<LeadingOrder> graded = graded_limit(program, {options.seed, options.draw, Exponent(1, 2)});
   return graded ? graded : limit;
 }
@@ -126,7 +128,7 @@ RegimeReport regime(const Module& module) { return count_powers(*module.written)
 
 Module comparable(Module module) {
   if (leading_order(module.program)) return module;
-  if (auto gaussian = gaussian_outputs_of(module.program)) module.program = std::move(gaussian->networks);
+  if (auto covariances = covariance_limit(module.program)) module.program = std::move(covariances->programs.networks);
   return module;
 }
 
@@ -649,6 +651,7 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
     result = std::move(next);
   }
   result->engine.tolerance = options.tolerance;
+  result->random_outputs = limit->random_outputs;
   result->warnings.insert(result->warnings.begin(), limit->warnings.begin(), limit->warnings.end());
   result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
   result->time_s = seconds_since(start);

@@ -178,7 +178,7 @@ class Grading {
         const NodeId own = b_.reshape(b_.gather(values, 0, std::move(last)), type.dims);
         out = out.valid() ? b_.plus(out, own) : own;
       }
-      out_.has_random_scalars = true;
+      random_outputs_ = true;
     }
     drawn_[mean] = out;
     return out;
@@ -473,6 +473,7 @@ class Grading {
     }
     if (!errors.empty()) return errors;
     result.program = erase_identities(out_);
+    result.random_outputs = random_outputs_;
     return result;
   }
 
@@ -489,6 +490,7 @@ class Grading {
   };
   std::map<NodeId, Readout> readouts_;  ///< by source
   std::map<NodeId, NodeId> drawn_;
+  bool random_outputs_ = false;
   std::optional<Diagnostic> error_;
   NodeId current_;
 };

@@ -64,7 +64,7 @@ Comparison compare(LimitResult limit, std::vector<SimulationResult> networks) {
     TPLIMIT_CHECK(report.error.size() == report.value.size(), "an error for every number of '{}'", report.name);
     std::vector<WidthSamples> samples;
     for (const SimulationResult& width : networks) samples.push_back(samples_of(width, k));
-    const double dof = report.method == Method::kExact || report.method == Method::kClosedForm || report.method == Method::kQuadrature ? std::numeric_limits<double>::infinity()
+    const double dof = limit.draws > 1 ? limit.draws - 1 : report.method == Method::kExact || report.method == Method::kClosedForm || report.method == Method::kQuadrature ? std::numeric_limits<double>::infinity()
                                                        : static_cast<double>(limit.engine.randomisations - 1);
     out.reports.back() = assess(report, samples, dof);
     verdicts.push_back(out.reports.back()->verdict);
@@ -73,6 +73,19 @@ Comparison compare(LimitResult limit, std::vector<SimulationResult> networks) {
   out.limit = std::move(limit);
   out.networks = std::move(networks);
   return out;
+}
+
+LimitResult mean_over_draws(LimitResult limit) {
+  for (ReportResult& report : limit.reports) {
+    if (report.spread.empty() || report.method == Method::kSamples) continue;
+    report.error.resize(report.value.size(), 0.0);
+    for (std::size_t j = 0; j < report.value.size(); ++j) {
+      report.random = report.random || report.spread[j] > 10 * report.error[j] + 1e-12 * std::abs(report.value[j]);
+      report.error[j] = std::hypot(report.spread[j] / std::sqrt(static_cast<double>(limit.draws)), report.error[j]);
+    }
+    report.spread.clear();
+  }
+  return limit;
 }
 
 LimitResult average_draws(std::vector<LimitResult> draws) {

@@ -309,10 +309,11 @@ std::string heading(const ProgramInfo& program, std::string_view what) {
   return out;
 }
 
-std::string conditional(const ProgramInfo& program, std::uint64_t seed, int draws) {
-  if (!program.random_scalars) return "";
-  if (draws > 1) return fmt::format("mean over {} draws of the random scalars from --seed {}; spread: their standard deviation\n", draws, seed);
-  return fmt::format("conditional on the random scalars drawn from --seed {}\n", seed);
+std::string conditional(const ProgramInfo& program, bool random_outputs, std::uint64_t seed, int draws) {
+  if (!program.random_scalars && !random_outputs) return "";
+  const char* what = !random_outputs ? "random scalars" : program.random_scalars ? "random scalars and outputs" : "random outputs";
+  if (draws > 1) return fmt::format("mean over {} draws of the {} from --seed {}; spread: their standard deviation\n", draws, what, seed);
+  return fmt::format("conditional on the {} drawn from --seed {}\n", what, seed);
 }
 
 std::string memory_text(double bytes) {
@@ -418,7 +419,7 @@ std::string format_number(double value, double error) {
 
 std::string to_text(const LimitResult& limit, const ProgramInfo& program, const TextOptions& options) {
   return heading(program, "limit of infinite width, " + particles_text(limit.engine)) +
-         conditional(program, limit.engine.seed, limit.draws) + sections(limit.reports, options) +
+         conditional(program, limit.random_outputs, limit.engine.seed, limit.draws) + sections(limit.reports, options) +
          expectations(limit, program.source) + resources(limit.time_s, limit.peak_memory_bytes, limit.engine.largest_rank) +
          (limit.engine.extrapolated ? " (bias extrapolated)" : "") + (limit.engine.rows_merged > 0 ? fmt::format(", {} merged", plural(limit.engine.rows_merged, "row")) : "") +
          (limit.engine.clamped > 0 ? fmt::format(", correlations clamped to 1 (c^2/(ab) - 1 up to {})", two_digits(limit.engine.clamped)) : "") + fmt::format(", largest error {}\n", two_digits(limit.largest_error));
@@ -428,7 +429,7 @@ std::string to_text(const SimulationResult& networks, const ProgramInfo& program
   const std::string what = fmt::format("{} of width {}, {} matrices, seed {}", plural(networks.seeds, "network"), networks.width,
                                        words::matrices(networks), networks.engine.seed);
   return heading(program, what) + (networks.seeds > 1 ? "mean over networks, its standard error in parentheses\n" : "") +
-         conditional(program, networks.engine.seed, 1) + sections(networks.reports, options) +
+         conditional(program, false, networks.engine.seed, 1) + sections(networks.reports, options) +
          resources(networks.time_s, networks.peak_memory_bytes, networks.engine.largest_rank) + '\n';
 }
 
@@ -444,7 +445,7 @@ std::string to_text(const Comparison& all, const ProgramInfo& program, const Tex
   out += fmt::format("limit: {}\n", particles_text(all.limit.engine));
   if (!all.networks.empty())
     out += fmt::format("networks: {} at each width ({})\n", plural(all.networks[0].seeds, "seed"), widths);
-  out += conditional(program, all.limit.engine.seed, 1);
+  out += conditional(program, all.limit.random_outputs, all.limit.engine.seed, all.limit.draws);
   std::size_t compared = 0, agreeing = 0;
   for (std::size_t k = 0; k < all.reports.size(); ++k) {
     out += section(all.limit.reports[k], all.reports[k], all, options);
@@ -455,7 +456,7 @@ std::string to_text(const Comparison& all, const ProgramInfo& program, const Tex
   out += expectations(all.limit, program.source);
   const bool random = std::any_of(all.limit.reports.begin(), all.limit.reports.end(), [](const ReportResult& r) { return r.random; });
   out += fmt::format("\noverall: {} ({} of {}); expected slopes: sd -0.5{}, bias |mean - limit| -1\n", word(all.verdict), agreeing,
-                     plural(compared, "report"), random ? " (0 for covariances)" : "");
+                     plural(compared, "report"), random ? " (0 where the limit is random)" : "");
   return out + fmt::format("time {}, memory {}\n", time_text(time_s), memory_text(bytes));
 }
 

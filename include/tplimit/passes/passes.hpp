@@ -27,6 +27,7 @@ struct ReportOrder {
 struct LeadingOrder {
   ir::Program program;      ///< the limit: no Scale with a power is left
   std::vector<ReportOrder> reports;
+  bool random_outputs = false;  ///< conditional on numbers that graded_limit drew
   Diagnostics warnings;     ///< W5301: a report vanishes
 };
 

@@ -28,4 +28,7 @@ Comparison compare(LimitResult limit, std::vector<SimulationResult> networks);
 /// Needs: at least one; all of the same program.
 LimitResult average_draws(std::vector<LimitResult> draws);
 
+/// Of average_draws: the mean over draws as the value, its standard error as the error; reports that differ between draws become `random`.
+LimitResult mean_over_draws(LimitResult averaged);
+
 }  // namespace tplimit

@@ -69,7 +69,8 @@ struct LimitResult {
   double peak_memory_bytes = 0;
   bool tolerance_missed = false;  ///< --tol could not be reached
   double largest_error = 0;
-  int draws = 1;                  ///< of the random scalars, over which values are averaged
+  bool random_outputs = false;    ///< conditional on random outputs of networks that were drawn from the seed
+  int draws = 1;                  ///< of the random scalars and outputs, over which values are averaged
 };
 
 /// Networks of one width, several seeds.
