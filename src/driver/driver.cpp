@@ -116,8 +116,7 @@ Result<LeadingOrder> limit_of(const Program& program, const EvaluateOptions& opt
   Result<LeadingOrder> limit = leading_order(program);
   if (limit || limit.errors()[0].code != "E3102") return limit;
   if (auto covariances = covariance_limit(program)) return std::move(covariances->limit);
-  Result<LeadingOrder> graded = graded_limit(program, {options.seed, options.draw, Exponent(1, 2)});
-  return graded ? graded : limit;
+  return graded_limit(program, {options.seed, options.draw, Exponent(1, 2)});
 }
 
 }  // namespace

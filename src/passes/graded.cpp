@@ -422,9 +422,11 @@ class Grading {
                         "divide by a power of the width, or change the initial variance or the learning rate", {}, true};
     if (const auto size = parts_.size(x.dropped); size && *size >= 0) {
       Diagnostic d{Severity::kError, "E3102", fmt::format("{} may depend on a term that this engine drops", what), span, fmt::format("a term dropped on the way may have size {} here{}", power_of_width(*size, in_.width_name), iteration),
-                   "terms down to n^(-1/2) of the largest are carried, and random outputs that are linear in a Gaussian readout", {}, true};
+                   "carried are terms down to n^(-1/2) of the largest, and random numbers that are linear in a Gaussian readout; training in the kernel regime also follows ntk and predict_gd", {}, true};
       const Node& culprit = in_[x.culprit];
-      d.notes.push_back({"dropped here" + (culprit.context ? fmt::format(" (in the iteration {})", in_.contexts[culprit.context]) : std::string()), culprit.span});
+      const auto* c = std::get_if<Contract>(&culprit.op);
+      const bool fluctuation = std::holds_alternative<Average>(culprit.op) || std::holds_alternative<MatMul>(culprit.op) || (c && c->average);
+      d.notes.push_back({(fluctuation ? "dropped here: the fluctuation of an average, n^(-1/2) times the size of its terms" : "dropped here: a term smaller than the one beside it") + (culprit.context ? fmt::format(" (in the iteration {})", in_.contexts[culprit.context]) : std::string()), culprit.span});
       return d;
     }
     return std::nullopt;

@@ -237,9 +237,9 @@ for t in 0..2 {
   step sgd(mse(f, y), lr = 1)
 }
 )";
-  EXPECT_EQ(first_code(ntk), "E3102");
+  EXPECT_EQ(first_code(ntk), "");  // graded values carry it (graded_test)
   const std::string head = "width n\nrandom v : [n] ~ normal(0, 1)\nrandom x : [n] ~ normal(0, 1)\n";
-  EXPECT_EQ(first_code(head + "report (v @ tanh(x))^2 / n\n"), "E3102");  // a chi-square variable
+  EXPECT_EQ(first_code(head + "report (v @ tanh(x))^2 / n\n"), "");  // a chi-square variable: drawn
   EXPECT_EQ(first_code(head + "report sqrt(n) * E(cos(x) * sin(v))\n"), "E3102");  // Gaussian, but not linear in one
   EXPECT_EQ(first_code(head + "report x @ x\n"), "E3101");
   EXPECT_EQ(first_code(head + "report E(tanh(n * x))\n"), "E3103");

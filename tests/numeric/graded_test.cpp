@@ -1,0 +1,77 @@
+#include <gtest/gtest.h>
+
+#include "tplimit/driver/driver.hpp"
+
+// Limits that need more than leading orders: networks in the kernel regime, from random outputs at the start.
+namespace tplimit {
+namespace {
+
+LimitResult limit_of(const std::string& program, const EvaluateOptions& options = {}) {
+  auto module = parse(Source("test.tp", program));
+  EXPECT_TRUE(module) << render(module.errors(), Source("test.tp", program));
+  auto result = evaluate(*module, options);
+  EXPECT_TRUE(result) << render(result.errors(), module->source);
+  return std::move(*result);
+}
+
+/// Trained outputs, and what the tangent kernel makes of the same outputs at the start.
+std::string kernel_regime(const std::string& parametrization, const std::string& phi, int hidden, int steps) {
+  std::string out = "width n\ndata X = [[1, 0.5], [-0.3, 1], [0.2, -0.7]]\ndata y = [1, -1, 0.5]\nparametrization " + parametrization + "\nparam U : input [n, 2] ~ normal(0, 1)\n";
+  std::string z = phi + "(U @ x)";
+  for (int l = 2; l <= hidden; ++l) {
+    out += fmt::format("param W{} : hidden [n, n] ~ normal(0, 1.5)\n", l);
+    z = fmt::format("{}(W{} @ {})", phi, l, z);
+  }
+  out += "param v : output [n] ~ normal(0, 1)\nmodel f(x) { return v @ " + z + " }\nK = ntk(f, X)\npredicted = f(X)\n";
+  return out + fmt::format("for t in 0..{} {{\n  out = f(X)\n  report out, predicted, loss = mse(out, y)\n  step sgd(mse(out, y), lr = 0.3)\n  predicted = predicted - 0.1 * K @ (predicted - y)\n}}\n", steps);
+}
+
+TEST(Graded, TrainingInTheKernelRegimeFollowsTheTangentKernel) {
+  for (const auto& [parametrization, phi, hidden] : std::vector<std::tuple<std::string, std::string, int>>{{"ntk", "tanh", 2}, {"ntk", "relu", 2}, {"ntk", "erf", 3}, {"standard", "tanh", 2}, {"standard", "tanh", 1}}) {
+    const auto result = limit_of(kernel_regime(parametrization, phi, hidden, 4));
+    EXPECT_TRUE(result.random_outputs);
+    const auto &out = result.reports[0], &predicted = result.reports[1];
+    for (std::size_t k = 0; k < out.value.size(); ++k) EXPECT_NEAR(out.value[k], predicted.value[k], 1e-9) << parametrization << " " << phi << " " << hidden << " " << k;
+    EXPECT_GT(std::abs(out.value[9] - out.value[0]), 1e-3);
+  }
+}
+
+TEST(Graded, ParticlesAgreeWithQuadrature) {
+  EvaluateOptions particles;
+  particles.engine = Engine::kParticles;
+  const std::string program = kernel_regime("ntk", "tanh", 2, 3);
+  const auto exact = limit_of(program).reports[0], sampled = limit_of(program, particles).reports[0];
+  EXPECT_EQ(sampled.method, Method::kParticles);
+  for (std::size_t k = 0; k < exact.value.size(); ++k) EXPECT_NEAR(sampled.value[k], exact.value[k], 5 * sampled.error[k] + 1e-12);
+}
+
+// Draws of the output have the covariance of the readout; the loss of a random output is random as well.
+TEST(Graded, DrawsHaveTheCovarianceOfTheLimit) {
+  const std::string head = "width n\ndata X = [[1, 0.5], [-0.3, 1]]\nrandom U : [n, 2] ~ normal(0, 1)\nrandom v : [n] ~ normal(0, 1)\nmodel f(x) { return v @ tanh(U @ x) / sqrt(n) }\n";
+  const auto kernel = limit_of(head + "report nngp(f, X)\n").reports[0];
+  auto module = parse(Source("test.tp", head + "report f = f(X), loss = mse(f(X), [0, 0])\n"));
+  ASSERT_TRUE(module);
+  constexpr int kDraws = 500;
+  std::vector<double> covariance(4, 0.0);
+  EvaluateOptions options;
+  for (int d = 0; d < kDraws; ++d) {
+    options.draw = static_cast<std::uint64_t>(d);
+    const auto result = evaluate(*module, options);
+    ASSERT_TRUE(result);
+    const auto& f = result->reports[0].value;
+    for (std::size_t i = 0; i < 4; ++i) covariance[i] += f[i / 2] * f[i % 2] / kDraws;
+    EXPECT_NEAR(result->reports[1].value[0], (f[0] * f[0] + f[1] * f[1]) / 4, 1e-12);
+  }
+  for (std::size_t i = 0; i < 4; ++i)
+    EXPECT_NEAR(covariance[i], kernel.value[i], 4 * std::sqrt((kernel.value[0] * kernel.value[3] + kernel.value[i] * kernel.value[i]) / kDraws));
+}
+
+// The same sample twice has the same output.
+TEST(Graded, RepeatedInputsShareTheirDraw) {
+  const auto f = limit_of("width n\ndata X = [[1, 0.5], [-0.3, 1], [1, 0.5]]\nrandom U : [n, 2] ~ normal(0, 1)\nrandom v : [n] ~ normal(0, 1)\nf = v @ tanh(U @ X) / sqrt(n)\nreport f^2, f + 0\n").reports[1];
+  EXPECT_NEAR(f.value[0], f.value[2], 1e-9);
+  EXPECT_GT(std::abs(f.value[0] - f.value[1]), 1e-3);
+}
+
+}  // namespace
+}  // namespace tplimit
