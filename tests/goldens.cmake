@@ -9,3 +9,12 @@ tplimit_test(front_end_fuzz_test LABEL property LINK tplimit::driver
 add_custom_target(update-golden
   COMMAND ${CMAKE_COMMAND} -E env TPLIMIT_UPDATE_GOLDEN=1 $<TARGET_FILE:bad_test> --gtest_filter=BadPrograms.AreToldWhatIsWrong
   USES_TERMINAL)
+
+# What commands print, byte by byte; TPLIMIT_UPDATE_GOLDEN=1 rewrites the expected texts.
+function(tplimit_output_test name code)
+  add_test(NAME output_${name} COMMAND ${CMAKE_COMMAND} -DTPLIMIT=$<TARGET_FILE:tplimit_cli> "-DARGS=${ARGN}" -DCODE=${code}
+    -DFOLDER=${CMAKE_CURRENT_SOURCE_DIR}/golden/cli -DEXPECTED=${CMAKE_CURRENT_SOURCE_DIR}/golden/cli/${name}.expected -P ${CMAKE_CURRENT_SOURCE_DIR}/golden/compare_output.cmake)
+  set_tests_properties(output_${name} PROPERTIES LABELS golden TIMEOUT 60)
+endfunction()
+tplimit_output_test(check 6 "check network.tp")
+tplimit_output_test(explain_parametrization 0 "explain network.tp --parametrization")

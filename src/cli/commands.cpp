@@ -12,6 +12,7 @@
 #include "cli/output_file.hpp"
 #include "cli/progress_bar.hpp"
 #include "cli/regime_text.hpp"
+#include "tplimit/passes/theory_checks.hpp"
 #include "tplimit/report/comparison.hpp"
 #include "tplimit/report/json.hpp"
 #include "tplimit/report/text.hpp"
@@ -232,6 +233,8 @@ int check(const Options& options) {
   if (!options.quiet) {
     Diagnostics warnings = module.warnings;
     if (orders) std::copy_if(orders->warnings.begin(), orders->warnings.end(), std::back_inserter(warnings), [](const Diagnostic& d) { return d.code != "W5301"; });  // the table says it
+    const Diagnostics hypotheses = theory_checks(module.program);
+    warnings.insert(warnings.end(), hypotheses.begin(), hypotheses.end());
     if (counted.unstable && orders) warnings.push_back(*counted.unstable);
     fmt::print(stderr, "{}", render(warnings, loaded.source));
     fmt::print("{}: {} instructions, Gaussian matrices and vectors: {}, expectations: {}\n\n", loaded.source.name(),
@@ -245,6 +248,19 @@ int check(const Options& options) {
   if (!options.quiet && counted.unstable) fmt::print(stderr, "{}", render(*counted.unstable, loaded.source));
   const int rejected = reject(orders.errors(), loaded.source);
   return verdict == kDone ? rejected : verdict;
+}
+
+int explain(const Options& options) {
+  const Loaded loaded = load(options);
+  if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
+  const Module& module = *loaded.module;
+  const std::string text = parametrization_text(regime(module), *module.written);
+  if (!options.out.empty()) {
+    if (const std::string failure = write_file(options.out, text); !failure.empty()) return complain(failure);
+  } else {
+    fmt::print("{}", text);
+  }
+  return kDone;
 }
 
 int format(const Options& options) {

@@ -40,6 +40,7 @@ int run(const Options& options);
 int simulate(const Options& options);
 int compare(const Options& options);
 int check(const Options& options);
+int explain(const Options& options);
 int format(const Options& options);
 
 }  // namespace tplimit::cli

@@ -113,7 +113,7 @@ int dispatch(int argc, char** argv) {
   app.failure_message([](const CLI::App*, const CLI::Error& error) {
     return fmt::format("tplimit: {}\nRun with --help for more information.\n", error.what());
   });
-  Options for_run, for_simulate, for_compare, for_check, for_format;
+  Options for_run, for_simulate, for_compare, for_check, for_explain, for_format;
 
   CLI::App& run_app = *app.add_subcommand("run", "Compute the limit of infinite width");
   add_program(run_app, for_run);
@@ -141,6 +141,12 @@ int dispatch(int argc, char** argv) {
   add_engine(check_app, for_check);
   check_app.add_flag("--quiet", for_check.quiet, "Print errors only");
 
+  CLI::App& explain_app = *app.add_subcommand("explain", "Show what a program is in other words");
+  add_program(explain_app, for_explain);
+  bool parametrization = false;
+  explain_app.add_flag("--parametrization", parametrization, "Variance, multiplier and rates of every parameter, in three equivalent forms")->required();
+  explain_app.add_option("--out", for_explain.out, "Write to this file")->type_name("FILE");
+
   CLI::App& format_app = *app.add_subcommand("fmt", "Print programs in canonical layout");
   format_app.add_option("FILE", for_format.files, "Programs (.tp)")->required()->type_name("");
   CLI::Option* in_place = format_app.add_flag("--in-place", for_format.in_place, "Rewrite the files");
@@ -160,6 +166,7 @@ int dispatch(int argc, char** argv) {
   if (simulate_app) return simulate(for_simulate);
   if (compare_app) return compare(for_compare);
   if (check_app) return check(for_check);
+  if (explain_app) return explain(for_explain);
   return format(for_format);
 }
 

@@ -11,12 +11,13 @@
 
 #include "golden/text_files.hpp"
 #include "tplimit/driver/driver.hpp"
+#include "tplimit/passes/theory_checks.hpp"
 
 /// Programs with mistakes and what the user is told about each, byte by byte: bad/NAME.tp beside bad/NAME.expected.
 /// `cmake --build . --target update-golden` rewrites the expected texts; the diff is then to be read, not trusted.
 ///
 /// A first line `#! OPTION VALUE` (several may follow each other) gives what else stands on the command line: set, data,
-/// particles, randomisations, tolerance, memory, width (runs a network instead of the limit), matrices, decouple, lazy, check (true: counts powers instead).
+/// particles, randomisations, tolerance, memory, width (runs a network instead of the limit), matrices, decouple, lazy, check (true: counts powers and names what the theory does not cover).
 namespace tplimit {
 namespace {
 
@@ -80,7 +81,7 @@ std::string told_about(const std::string& name, const std::string& text) {
   if (!module) return render(module.errors(), source);
   if (run.check) {
     const RegimeReport counted = regime(*module);
-    return (counted.unstable ? render(*counted.unstable, source) : "") + to_string(counted.regime) + "\n";
+    return render(theory_checks(module->program), source) + (counted.unstable ? render(*counted.unstable, source) : "") + to_string(counted.regime) + "\n";
   }
   if (run.width) {
     SimulateOptions options;
