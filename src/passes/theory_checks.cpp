@@ -43,10 +43,15 @@ Diagnostics theory_checks(const Program& program) {
     for (const NodeId in : node.in)
       if (program[in].type.width && (product || multiplied[k])) multiplied[in.value] = true;
   }
+  // step and sign as derivatives of what was named already.
+  std::set<NodeId> arguments;
+  for (const Node& node : program.nodes)
+    if (const auto* map = std::get_if<Map>(&node.op); map && kinked(*map) && map->fn != Fn::kStep && map->fn != Fn::kSign) arguments.insert(node.in.begin(), node.in.end());
   for (std::size_t k = 0; k < program.size(); ++k) {
     const Node& node = program.nodes[k];
     const auto* map = std::get_if<Map>(&node.op);
     if (!map || !node.type.width) continue;
+    if ((map->fn == Fn::kStep || map->fn == Fn::kSign) && arguments.contains(node.in[0])) continue;
     if (const char* what = kinked(*map); what && corrections && multiplied[k])
       warn(node, "W5311", fmt::format("'{}' is not smooth", what), "the theorem's proof takes derivatives of this", "the corrections are taken by Stein's lemma, which needs no derivative; networks agree with them, but no theorem says so");
     if (map->fn == Fn::kExp)
