@@ -25,6 +25,9 @@ struct Term {
   Exponent order;
   NodeId out;
   Parity scalar, vector;
+  // Initial vectors (the first 64) that its coordinates hold, and those in which it is linear and homogeneous: only their means can be
+  // random numbers that are drawn.
+  std::uint64_t holds = 0, linear = 0;
   [[nodiscard]] Part part() const { return {order, 0, scalar, vector}; }
 };
 
@@ -88,6 +91,8 @@ class Grading {
         same.out = b_.plus(same.out, t.out);
         same.scalar = joint(same.scalar, t.scalar);
         same.vector = joint(same.vector, t.vector);
+        same.holds |= t.holds;
+        same.linear &= t.linear;
         if (b_.is_zero(same.out)) rest.terms.pop_back();
       } else if (!rest.terms.empty() && t.order < rest.terms.front().order - options_.depth) {
         drop(rest, parts_.one(t.part()), current_);
@@ -113,13 +118,17 @@ class Grading {
     if (node.context) error_->notes.push_back({"in the iteration " + in_.contexts[node.context], node.span});
   }
 
+  template <class Make>
+  Term multiplied(const Term& x, const Term& y, Make make) {
+    return {x.order + y.order, make(x.out, y.out), product(x.scalar, y.scalar), product(x.vector, y.vector), x.holds | y.holds, (x.linear & ~y.holds) | (y.linear & ~x.holds)};
+  }
   /// All pairs of terms, `make` for each.
   template <class Make>
   Series bilinear(const Series& a, const Series& b, const Type& type, Make make) {
     std::vector<Term> terms;
     Series rest;
     for (const Term& x : a.terms)
-      for (const Term& y : b.terms) terms.push_back({x.order + y.order, make(x.out, y.out), product(x.scalar, y.scalar), product(x.vector, y.vector)});
+      for (const Term& y : b.terms) terms.push_back(multiplied(x, y, make));
     inherit(rest, a, all(b));
     inherit(rest, b, kept(a));
     return gather(std::move(terms), type, std::move(rest));
@@ -127,17 +136,19 @@ class Grading {
   template <class Make>
   Series linear(const Series& a, const Type& type, Make make) {
     std::vector<Term> terms;
-    for (const Term& x : a.terms) terms.push_back({x.order, make(x.out), x.scalar, x.vector});
+    for (const Term& x : a.terms) terms.push_back({x.order, make(x.out), x.scalar, x.vector, x.holds, x.linear});
     Series rest;
     inherit(rest, a, parts_.one());
     return gather(std::move(terms), type, std::move(rest));
   }
-  Series plain(NodeId out, Parity vector = {}) { return {{{0, out, {}, vector}}, 0, {}}; }
 
   // ---- means over coordinates
   /// Means of terms, each for itself: what is odd under a sign flip has mean 0 and leaves a random number of relative size n^(-1/2).
   Series averaged(const std::vector<Term>& terms, Series rest, const Type& type) {
     std::vector<Term> means;
+    std::optional<Exponent> top;  // random numbers that lie below the depth need not be found
+    for (const Term& t : terms)
+      if (t.vector.odd == 0 && !b_.is_zero(t.out)) top = top ? std::max(*top, t.order) : t.order;
     for (const Term& t : terms) {
       if (b_.is_zero(t.out)) continue;
       const Parity whole = product(t.scalar, t.vector);
@@ -145,7 +156,7 @@ class Grading {
       if ((t.vector.odd) == 0) {
         means.push_back({t.order, t.out, t.scalar, {}});
         drop(rest, parts_.one({fluctuation, 0, whole, {}}), current_);
-      } else if (const NodeId drawn = random_number(t.out); drawn.valid()) {
+      } else if (const NodeId drawn = (t.linear & t.vector.odd) && !(top && fluctuation < *top - options_.depth) ? random_number(t.out) : NodeId{}; drawn.valid()) {
         means.push_back({fluctuation, drawn, whole, {}});
         // Its covariance E J J' fluctuates as well.
         drop(rest, parts_.one({fluctuation - Exponent(1, 2), 0, {0, ~std::uint64_t{0}}, {}}), current_);
@@ -189,8 +200,7 @@ class Grading {
   Series visit(const StandardNormal& op, const Node&) {
     Parity odd;
     if (op.source.value < 64) odd.odd = std::uint64_t{1} << op.source.value;
-    else odd.mixed = 0;
-    return plain(b_.add(op, {}), odd);
+    return {{{0, b_.add(op, {}), {}, odd, odd.odd, odd.odd}}, 0, {}};
   }
   Series visit(const Scale& op, const Node& node) {
     Series out = operand(node, 0);
@@ -204,7 +214,7 @@ class Grading {
   Series visit(const Average& op, const Node& node) {
     const Series& x = operand(node, 0);
     std::vector<Term> terms;
-    for (const Term& t : x.terms) terms.push_back({t.order, b_.add(op, {t.out}), t.scalar, t.vector});
+    for (const Term& t : x.terms) terms.push_back({t.order, b_.add(op, {t.out}), t.scalar, t.vector, t.holds, t.linear});
     Series rest;
     drop(rest, parts_.average(x.dropped), x.culprit);
     return averaged(terms, std::move(rest), node.type);
@@ -215,7 +225,7 @@ class Grading {
     if (!op.average) return bilinear(a, b, node.type, make);
     std::vector<Term> terms;
     for (const Term& x : a.terms)
-      for (const Term& y : b.terms) terms.push_back({x.order + y.order, make(x.out, y.out), product(x.scalar, y.scalar), product(x.vector, y.vector)});
+      for (const Term& y : b.terms) terms.push_back(multiplied(x, y, make));
     Series rest;
     drop(rest, parts_.average(parts_.times(a.dropped, all(b))), a.culprit);
     drop(rest, parts_.average(parts_.times(kept(a), b.dropped)), b.culprit);
@@ -270,7 +280,7 @@ class Grading {
     const Exponent order = compares || !top ? Exponent(0) : *top;
     drop(out, parts_.without_parity(parts_.shifted(rest, compares && top ? -*top : Exponent(0))), current_);
     Parity mixed{0, ~std::uint64_t{0}};
-    return gather({{order, b_.add(op, std::move(in)), mixed, node.type.width ? mixed : Parity{}}}, node.type, std::move(out));
+    return gather({{order, b_.add(op, std::move(in)), mixed, node.type.width ? mixed : Parity{}, ~std::uint64_t{0}, 0}}, node.type, std::move(out));
   }
 
   Series unary(const Map& op, const Series& x, const Type& type) {
@@ -295,11 +305,12 @@ class Grading {
       const NodeId x0 = x.terms[0].out, y0 = b_.map(op.fn, {x0}, op.parameter);
       const Sum image = parts_.map(op, parts_.one({*top, 0, x.terms[0].scalar, x.terms[0].vector}));
       const Part value = parts_[image].empty() ? Part{start, 0, {}, {}} : parts_[image].front();
-      std::vector<Term> terms{{start, y0, value.scalar, value.vector}};
+      std::vector<Term> terms{{start, y0, value.scalar, value.vector, x.terms[0].holds, 0}};
       const Part slope = PartSums::image(op, {*top, 0, x.terms[0].scalar, x.terms[0].vector}, 1, start - *top), curvature = PartSums::image(op, {*top, 0, x.terms[0].scalar, x.terms[0].vector}, 2, start - *top - *top);
       const NodeId derivative = x.terms.size() > 1 ? derivative_of(b_, op, x0, y0) : NodeId{};
       for (std::size_t k = 1; k < x.terms.size(); ++k)
-        terms.push_back({x.terms[k].order + slope.order, b_.times(derivative, x.terms[k].out), product(slope.scalar, x.terms[k].scalar), product(slope.vector, x.terms[k].vector)});
+        terms.push_back({x.terms[k].order + slope.order, b_.times(derivative, x.terms[k].out), product(slope.scalar, x.terms[k].scalar), product(slope.vector, x.terms[k].vector),
+                         x.terms[k].holds | x.terms[0].holds, x.terms[k].linear & ~x.terms[0].holds});
       drop(out, parts_.times(parts_.one(slope), x.dropped), x.culprit);
       const Sum small = parts_.plus(kept(x, 1), x.dropped);
       drop(out, parts_.times(parts_.one(curvature), parts_.times(small, small)), current_);
@@ -309,7 +320,7 @@ class Grading {
     std::vector<Term> terms{{0, b_.expand(b_.constant(traits.at_zero, type.dims), type.width, type.dims), {}, {}}};
     const bool two_slopes = op.fn == Fn::kElu && op.parameter != 1;
     if (two_slopes) return unary(Map{Fn::kLeakyRelu, op.parameter}, x, type);
-    for (const Term& t : x.terms) terms.push_back({t.order, b_.scale(traits.slope_at_zero, 0, t.out), t.scalar, t.vector});
+    for (const Term& t : x.terms) terms.push_back({t.order, b_.scale(traits.slope_at_zero, 0, t.out), t.scalar, t.vector, t.holds, t.linear});
     const Sum whole = all(x), square = parts_.times(whole, whole);
     if (traits.degree) drop(out, parts_.map(op, x.dropped), x.culprit);
     else {
@@ -344,6 +355,8 @@ class Grading {
         if (it == x.terms.end()) continue;
         whole.scalar = fresh ? it->scalar : joint(whole.scalar, it->scalar);
         whole.vector = fresh ? it->vector : joint(whole.vector, it->vector);
+        whole.linear = fresh ? it->linear : whole.linear & it->linear;
+        whole.holds |= it->holds;
         fresh = false;
       }
       whole.out = b_.add(op, std::move(in));
@@ -388,7 +401,7 @@ class Grading {
     for (const Term& t : x.terms) {
       const Sum flipped = parts_.flipped(parts_.one(t.part()), w.source.value);
       const Part& p = parts_[flipped].front();
-      terms.push_back({t.order + w.order, b_.matmul(w.out, t.out, op.transposed), p.scalar, p.vector});
+      terms.push_back({t.order + w.order, b_.matmul(w.out, t.out, op.transposed), p.scalar, p.vector, t.holds, t.linear});
       drop(sum, parts_.one({t.order + w.order - Exponent(1, 2), 0, p.scalar, p.vector}), current_);  // its inner averages fluctuate
     }
     drop(sum, parts_.shifted(parts_.flipped(x.dropped, w.source.value), w.order), x.culprit);
@@ -401,14 +414,14 @@ class Grading {
       // c D E(X z): [columns, size] by [size].
       std::vector<Term> products;
       for (const Term& a : z.terms)
-        for (const Term& b : right.terms) products.push_back({a.order + b.order, b_.contract(a.out, b.out, 0, 0, true), product(a.scalar, b.scalar), product(a.vector, b.vector)});
+        for (const Term& b : right.terms) products.push_back(multiplied(a, b, [&](NodeId x, NodeId y) { return b_.contract(x, y, 0, 0, true); }));
       Series rest;
       drop(rest, parts_.average(parts_.times(z.dropped, all(right))), z.culprit);
       drop(rest, parts_.average(parts_.times(kept(z), right.dropped)), right.culprit);
       const Series mean = averaged(products, std::move(rest), {false, false, {columns, size}});
       const Series coefficient = bilinear(mean, u.c, {false, false, {columns, size}}, [&](NodeId a, NodeId b) { return b_.times(a, b); });
       const Series term = bilinear(coefficient, left, {false, true, {columns}}, [&](NodeId a, NodeId b) { return b_.contract(a, b, 0, 1, false); });
-      for (const Term& t : term.terms) terms.push_back({t.order, b_.reshape(t.out, node.type.dims), t.scalar, t.vector});
+      for (const Term& t : term.terms) terms.push_back({t.order, b_.reshape(t.out, node.type.dims), t.scalar, t.vector, t.holds, t.linear});
       drop(sum, term.dropped, term.culprit);
     }
     return gather(std::move(terms), node.type, std::move(sum));
