@@ -563,6 +563,7 @@ Value Lowerer::builtin_grad(Arguments& in) {
   if (nodes.size() != expected)
     fail("E2502", "a gradient is taken with respect to a named value", a.spans[1], "this is " + describe(target), "name a parameter, a random value or a variable");
   build(a.span);
+  differentiated_.push_back(loss);
   Result<std::vector<Derivative>> result = gradient(builder_, loss, nodes);
   if (!result) throw not_differentiable(result.errors()[0], a.span);
   const auto as_matrix = [](const Derivative& d) {

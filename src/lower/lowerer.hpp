@@ -224,6 +224,7 @@ class Lowerer {
   std::set<std::string> used_constants_, used_data_;
   bool width_declared_ = false;
   std::optional<Parametrization> parametrization_;
+  std::vector<NodeId> differentiated_;  ///< by grad since the last step: losses of updates written by hand
 };
 
 /// The nearest known name within edit distance 2, as a help line; empty if there is none.

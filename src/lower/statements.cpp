@@ -751,7 +751,7 @@ void Lowerer::on(const ast::Update& s, Span span) {
   } else {
     next = arithmetic(s.op == ast::UpdateOp::kAdd ? ast::BinaryOp::kAdd : ast::BinaryOp::kSub, current, value, span);
   }
-  if (variables_.contains(name->name)) program_.steps.push_back({{}, span, context_});
+  if (variables_.contains(name->name)) program_.steps.push_back({std::exchange(differentiated_, {}), span, context_});
   if (const auto* m = next.as<Matrix>()) next = {materialise(*m, span)};
   if (const auto *now = current.as<Tensor>(), *then = next.as<Tensor>(); now && then && now->axes != then->axes)
     fail("E2120", "an update may not change the shape", s.value->span, fmt::format("{} would become {}", text(now->axes), text(then->axes)));
@@ -952,6 +952,7 @@ void Lowerer::on(const ast::Step& s, Span span) {
     else same->second = updated(same->second, change, span);
   }
   for (auto& [name, value] : versions) set_version(name, std::move(value));
+  differentiated_.clear();
   program_.steps.push_back({std::move(losses), span, context_});
 }
 

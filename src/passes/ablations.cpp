@@ -159,8 +159,13 @@ class Linearisation : Rewriting {
     for (const NodeId id : node.in) in.push_back(map_[id.value]);
     const bool trained = !node.in.empty() && started_.contains(node.in[0]);
     if (std::holds_alternative<Parameter>(node.op) || trained) started_.insert({k});
-    if (!trained || std::holds_alternative<Parameter>(node.op)) {
+    if (!trained) {
       map_[k] = copy(node, std::move(in));
+      return;
+    }
+    if (std::holds_alternative<Parameter>(node.op)) {  // a version that the script assigned
+      map_[k] = in[0];
+      tangent_[k] = tangent_[node.in[0].value];
       return;
     }
     // A version: theta_0 stays; its difference from theta_t is a matrix of its own, 0 W + updates.

@@ -57,15 +57,13 @@ class Counting {
 
  private:
   // ---- counting
-  /// Matrix versions below a Parameter node were made by the declaration, those above by training.
+  /// Matrix versions below the first Parameter node were made by the declaration, those above by training.
   void mark_initial_versions() {
     declared_.assign(in_.size(), false);
-    for (const Node& node : in_.nodes)
-      if (std::holds_alternative<Parameter>(node.op) && node.type.matrix)
-        for (NodeId id = node.in[0];; id = in_[id].in[0]) {
-          declared_[id.value] = true;
-          if (in_[id].in.empty()) break;
-        }
+    for (std::size_t k = 0; k < in_.size(); ++k) {
+      const Node& node = in_.nodes[k];
+      declared_[k] = node.type.matrix && !std::holds_alternative<Parameter>(node.op) && (node.in.empty() || declared_[node.in[0].value]);
+    }
   }
 
   /// The same value with no update made, in a program where equal values are one node.
@@ -260,6 +258,10 @@ void Counting::find_versions() {
     const NodeId id{k};
     if (std::holds_alternative<Parameter>(node.op)) {
       // The source below it, if there is one.
+      if (const auto it = version_.find(node.in[0]); it != version_.end()) {  // assigned by the script
+        version_[id] = it->second;
+        continue;
+      }
       NodeId below = node.in[0];
       std::vector<NodeId> stack{below};
       std::set<NodeId> seen;

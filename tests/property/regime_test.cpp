@@ -192,6 +192,29 @@ TEST(Counting, FixesLeadToMaximalUpdates) {
   EXPECT_EQ(fixes, (std::map<std::uint32_t, std::pair<Exponent, Exponent>>{{0, {0, 1}}, {1, {0, 1}}, {2, {Exponent(-1, 2), 0}}}));
 }
 
+// Updates written by hand, weight decay, and a readout that starts at 0.
+TEST(Counting, FollowsUpdatesWrittenByHand) {
+  const RegimeReport r = counted(R"(width n
+data x = [1, 0.5]
+param U : [n, 2] ~ normal(0, 1)
+param W : [n, n] ~ normal(0, 1/n)
+param v : [n] ~ normal(0, 0)
+for t in 0..3 {
+  h = U @ x
+  f = v @ tanh(W @ tanh(h)) / n
+  loss = (f - 1)^2 / 2
+  report loss
+  step sgd(loss, lr = 0.1, only = (W, v), scale = {v: n})
+  U -= n * 0.1 * grad(loss, U)
+  W *= 0.9
+}
+)");
+  EXPECT_EQ(r.regime, Regime::kFeatures);
+  EXPECT_TRUE(r.maximal);
+  EXPECT_EQ(r.effects.size(), 3u);
+  for (const VariableEffect& e : r.effects) EXPECT_EQ(e.update, Exponent(0)) << e.variable;
+}
+
 TEST(Counting, SaysWhereItBecomesUnstable) {
   const RegimeReport large = counted(network("abc(a = (0, 0, 0), b = (0, 1/2, 1/2), c = 0)", 2, 2));  // standard with a constant rate
   EXPECT_EQ(large.regime, Regime::kUnstable);

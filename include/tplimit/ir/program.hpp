@@ -161,7 +161,7 @@ struct Variable {
 
 /// A `step` or update statement.
 struct TrainingStep {
-  std::vector<NodeId> losses;   ///< none for W += ..
+  std::vector<NodeId> losses;   ///< of W += ..: what was differentiated for it, if anything
   Span span;
   std::uint32_t context = 0;
 };
