@@ -439,7 +439,9 @@ std::vector<Feature> Counting::features() const {
     contexts[it->second].push_back(named.context);
   };
   for (const NamedValue& named : in_.names) add(named, false);
-  for (const NamedValue& named : in_.predictions) add(named, true);
+  std::set<std::pair<std::string, NodeId>> predicted;  // reported and trained on: one output
+  for (const NamedValue& named : in_.predictions)
+    if (predicted.emplace(named.name, named.value).second) add(named, true);
   // "l = 1": the loop variables that stay the same from step to step.
   for (std::size_t k = 0; k < out.size(); ++k) {
     const auto fields = [&](std::uint32_t context) {
