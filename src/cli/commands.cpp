@@ -224,10 +224,13 @@ int print_limit(const Module& module, const LeadingOrder& orders, const Options&
 }  // namespace
 
 int check(const Options& options) {
+  if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
   const Module& module = *loaded.module;
   const RegimeReport counted = regime(module);
+  if (!options.out.empty())
+    if (const std::string failure = write_file(options.out, regime_json(counted, *module.written, module.source)); !failure.empty()) return complain(failure);
   const Result<LeadingOrder> orders = tplimit::check(module);
   const int verdict = counted.regime == Regime::kUnstable ? kUnstable : counted.regime == Regime::kTrivial || counted.regime == Regime::kKernel ? kNoFeatures : kDone;
   if (!options.quiet) {

@@ -139,6 +139,7 @@ int dispatch(int argc, char** argv) {
   CLI::App& check_app = *app.add_subcommand("check", "Check a program and show the powers of the width, without numbers");
   add_program(check_app, for_check);
   add_engine(check_app, for_check);
+  check_app.add_option("--out", for_check.out, "Write sizes, verdict and advice to this JSON file")->type_name("FILE");
   check_app.add_flag("--quiet", for_check.quiet, "Print errors only");
 
   CLI::App& explain_app = *app.add_subcommand("explain", "Show what a program is in other words");

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include <fmt/format.h>
+#include <nlohmann/json.hpp>
 
 #include "tplimit/report/text.hpp"
 #include "tplimit/syntax/parser.hpp"
@@ -112,6 +113,35 @@ std::string regime_text(const RegimeReport& report, const ir::Program& program, 
     for (const std::string& line : said) out += "  " + line + "\n";
   }
   return out;
+}
+
+std::string regime_json(const RegimeReport& report, const ir::Program& program, const Source& source) {
+  using Json = nlohmann::ordered_json;
+  const auto power = [](const std::optional<Exponent>& e) { return e ? Json(to_double(*e)) : Json(nullptr); };
+  Json features = Json::array(), parameters = Json::array(), reports = Json::array(), fixes = Json::array();
+  for (const Feature& f : report.features) {
+    Json steps = Json::array();
+    for (const StepSize& s : f.steps) {
+      Json by = Json::object();
+      for (std::size_t v = 0; v < s.by_variable.size(); ++v)
+        if (program.variables[v].trained) by[program.variables[v].name] = power(s.by_variable[v]);
+      steps.push_back({{"size", power(s.value)}, {"change", power(s.change)}, {"by", std::move(by)}});
+    }
+    features.push_back({{"name", f.name}, {"line", source.locate(f.span.begin).line}, {"output", f.prediction}, {"steps", std::move(steps)}});
+  }
+  for (const VariableEffect& e : report.effects) {
+    const ir::Variable& v = program.variables[e.variable];
+    parameters.push_back({{"name", v.name}, {"role", v.role}, {"trained", v.trained}, {"size", power(e.initial)}, {"update", power(e.update)}, {"entry", power(e.entry)}, {"maximal", e.maximal()}});
+  }
+  for (std::size_t k = 0; k < report.reports.size(); ++k) reports.push_back({{"name", program.reports[k].name}, {"order", power(report.reports[k])}});
+  for (const Fix& f : report.fixes) fixes.push_back({{"name", program.variables[f.variable].name}, {"variance", to_double(2 * f.initial)}, {"rate", to_double(f.rate)}});
+  Json out{{"file", source.name()}, {"regime", to_string(report.regime)}, {"maximal", report.maximal}, {"random_start", report.gaussian_start}, {"steps", report.steps}};
+  out["unstable"] = report.unstable ? Json{{"message", report.unstable->message}, {"label", report.unstable->label}, {"line", source.locate(report.unstable->span.begin).line}} : Json(nullptr);
+  out["features"] = std::move(features);
+  out["parameters"] = std::move(parameters);
+  out["reports"] = std::move(reports);
+  out["fixes"] = std::move(fixes);
+  return out.dump(2) + "\n";
 }
 
 std::string parametrization_text(const RegimeReport& report, const ir::Program& program) {

@@ -135,6 +135,7 @@ Json limit_json(const LimitResult& limit, const ProgramInfo& program) {
                    {"rows_merged", engine.rows_merged},
                    {"clamped", engine.clamped},
                    {"extrapolated", engine.extrapolated},
+                   {"random_outputs", limit.random_outputs},
                    {"draws", limit.draws},
                    {"tolerance", engine.tolerance ? number(*engine.tolerance) : Json(nullptr)},
                    {"tolerance_missed", limit.tolerance_missed},
