@@ -702,7 +702,7 @@ MomentEngine::Moment MomentEngine::row_sums(const Matrix& weights, const Moment&
 
 /// The moment of terms of which at least one has a sum.
 MomentEngine::Moment MomentEngine::sum_moment(const Term& s, int rows, const Term& t, int columns) {
-  if (!s.sum || (t.sum && t.factors.empty())) {
+  if (!s.sum || (t.sum && t.factors.empty() && !s.factors.empty())) {  // plain sums go first
     Moment out = sum_moment(t, columns, s, rows);
     out.value.transposeInPlace();
     return out;

@@ -45,6 +45,76 @@ TEST(Graded, ParticlesAgreeWithQuadrature) {
   for (std::size_t k = 0; k < exact.value.size(); ++k) EXPECT_NEAR(sampled.value[k], exact.value[k], 5 * sampled.error[k] + 1e-12);
 }
 
+// Several outputs, skip connections, W' in the forward pass, layer normalisation, minibatches, weight decay: the mean over draws is that of networks.
+TEST(Graded, ArchitecturesAgreeWithNetworks) {
+  const std::string several = R"(width n
+data X = [[1, 0.5], [-0.3, 1]]
+data y = [[1, 0], [-1, 1]]
+parametrization ntk
+param U : input [n, 2] ~ normal(0, 1)
+param V : output [2, n] ~ normal(0, 1)
+for t in 0..4 {
+  out = V @ gelu(U @ X)
+  report out, out * out
+  step sgd(mse(out, y), lr = 0.3)
+}
+)";
+  const std::string residual = R"(width n
+data X = [[1, 0.5], [-0.3, 1], [0.2, 0.9], [1, 1]]
+data y = [1, -1, 0, 1]
+parametrization ntk
+param U : input [n, 2] ~ normal(0, 1)
+param W : hidden [n, n] ~ normal(0, 1)
+param v : output [n] ~ normal(0, 1)
+param c : bias [] ~ normal(0, 0)
+model f(x) {
+  h = U @ x
+  h = h + tanh(W @ h) + W' @ h
+  h = h / sqrt(E(h^2) + 0.1)
+  return v @ h + c
+}
+for t in 0..2 {
+  b = permutation(4, t)[0..2]
+  report f(X), f(X)^2
+  step sgd(mse(f(X[b]), y[b]), lr = 0.3)
+  W *= 0.99
+}
+)";
+  for (const auto& [program, kDraws] : {std::pair{several, 100}, std::pair{residual, 12}}) {
+    auto module = parse(Source("test.tp", program));
+    ASSERT_TRUE(module) << render(module.errors(), Source("test.tp", program));
+    std::vector<std::vector<double>> mean(2), square(2);
+    EvaluateOptions options;
+    options.particles = 2048;
+    options.engine = Engine::kParticles;
+    options.randomisations = 2;
+    for (int d = 0; d < kDraws; ++d) {
+      options.draw = static_cast<std::uint64_t>(d);
+      const auto result = evaluate(*module, options);
+      ASSERT_TRUE(result) << render(result.errors(), module->source);
+      for (std::size_t r = 0; r < 2; ++r) {
+        const auto& v = result->reports[r].value;
+        mean[r].resize(v.size());
+        square[r].resize(v.size());
+        for (std::size_t k = 0; k < v.size(); ++k) {
+          mean[r][k] += v[k] / kDraws;
+          square[r][k] += v[k] * v[k] / kDraws;
+        }
+      }
+    }
+    SimulateOptions networks;
+    networks.width = 512;
+    networks.seeds = 200;
+    const auto found = simulate(*module, networks);
+    ASSERT_TRUE(found);
+    for (std::size_t r = 0; r < 2; ++r)
+      for (std::size_t k = 0; k < mean[r].size(); ++k) {
+        const double deviation = std::sqrt(std::max(0.0, square[r][k] - mean[r][k] * mean[r][k]) / kDraws);
+        EXPECT_NEAR(mean[r][k], found->reports[r].value[k], 4.5 * std::hypot(deviation, found->reports[r].error[k]) + 4.0 / 512) << r << " " << k;
+      }
+  }
+}
+
 // Draws of the output have the covariance of the readout; the loss of a random output is random as well.
 TEST(Graded, DrawsHaveTheCovarianceOfTheLimit) {
   const std::string head = "width n\ndata X = [[1, 0.5], [-0.3, 1]]\nrandom U : [n, 2] ~ normal(0, 1)\nrandom v : [n] ~ normal(0, 1)\nmodel f(x) { return v @ tanh(U @ x) / sqrt(n) }\n";
