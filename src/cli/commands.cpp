@@ -253,15 +253,46 @@ int check(const Options& options) {
   return verdict == kDone ? rejected : verdict;
 }
 
+namespace {
+
+int deliver_text(const std::string& text, const Options& options) {
+  if (options.out.empty()) {
+    fmt::print("{}", text);
+    return kDone;
+  }
+  const std::string failure = write_file(options.out, text);
+  return failure.empty() ? kDone : complain(failure);
+}
+
+}  // namespace
+
 int explain(const Options& options) {
+  if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
   const Module& module = *loaded.module;
-  const std::string text = parametrization_text(regime(module), *module.written);
-  if (!options.out.empty()) {
-    if (const std::string failure = write_file(options.out, text); !failure.empty()) return complain(failure);
-  } else {
-    fmt::print("{}", text);
+  if (options.parametrization) return deliver_text(parametrization_text(regime(module), *module.written), options);
+
+  Result<LimitFormulas> limit = limit_formulas(module, options.evaluate);
+  if (!limit) return reject(limit.errors(), loaded.source);
+  for (const std::string& name : options.selection.names)
+    if (!explain::is_name(limit->formulas, name)) return complain(fmt::format("--vector {}: no value of this name is in the limit", name));
+  const explain::View view = explain::view_of(limit->formulas, options.selection);
+  std::vector<explain::Number> numbers;
+  if (options.numbers) {
+    ProgressBar bar(show_progress());
+    EvaluateOptions evaluation = options.evaluate;
+    evaluation.progress = bar.stage("numbers", 1);
+    Result<std::vector<explain::Number>> found = numbers_of(*limit, view.numbers, evaluation);
+    if (!found) return reject(found.errors(), loaded.source);
+    numbers = std::move(*found);
+  }
+  if (!options.quiet) fmt::print(stderr, "{}", render(theory_checks(module.program), loaded.source));
+  const std::string title = loaded.source.name();
+  switch (options.format) {
+    case Format::kText: return deliver_text(to_text(limit->formulas, view, numbers, title), options);
+    case Format::kLatex: return deliver_text(to_latex(limit->formulas, view, numbers, title), options);
+    case Format::kJson: return deliver_text(to_json(limit->formulas, view, numbers, title), options);
   }
   return kDone;
 }

@@ -22,6 +22,8 @@ enum ExitCode : int {
   kOurBug = 70,
 };
 
+enum class Format { kText, kLatex, kJson };
+
 /// The command line, checked number by number.  `lower.seed`, `evaluate.*` and `simulate.*` share --seed, --threads and --memory.
 struct Options {
   std::vector<std::string> files;    ///< one, but for fmt
@@ -33,6 +35,9 @@ struct Options {
   int draws = 1;                     ///< run
   std::string out;                   ///< JSON file; empty: none
   bool quiet = false, full = false;
+  bool parametrization = false, numbers = false;  ///< explain
+  Format format = Format::kText;
+  explain::Selection selection;
   bool in_place = false, only_check = false;  ///< fmt
 };
 

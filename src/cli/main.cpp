@@ -52,6 +52,21 @@ Matrices parse_matrices(const std::string& name, const std::string& text) {
   throw CLI::ValidationError(name, fmt::format("'{}' is not one of auto, dense, lazy", text));
 }
 
+Format parse_format(const std::string& name, const std::string& text) {
+  if (text == "text") return Format::kText;
+  if (text == "latex") return Format::kLatex;
+  if (text == "json") return Format::kJson;
+  throw CLI::ValidationError(name, fmt::format("'{}' is not one of text, latex, json", text));
+}
+
+std::pair<std::int64_t, std::int64_t> parse_steps(const std::string& name, const std::string& text) {
+  const auto dots = text.find("..");
+  if (dots == std::string::npos) throw CLI::ValidationError(name, fmt::format("'{}' is not a range, as in 0..2", text));
+  const auto first = parse_count(name, text.substr(0, dots), 0, kMost), last = parse_count(name, text.substr(dots + 2), 0, kMost);
+  if (last <= first) throw CLI::ValidationError(name, fmt::format("'{}' is an empty range", text));
+  return {first, last};
+}
+
 void add_assignments(CLI::App& app, const std::string& name, const char* type, Assignments& target, const std::string& help) {
   const auto take = [name, &target](const std::vector<std::string>& texts) {
     for (const std::string& text : texts) {
@@ -142,11 +157,15 @@ int dispatch(int argc, char** argv) {
   check_app.add_option("--out", for_check.out, "Write sizes, verdict and advice to this JSON file")->type_name("FILE");
   check_app.add_flag("--quiet", for_check.quiet, "Print errors only");
 
-  CLI::App& explain_app = *app.add_subcommand("explain", "Show what a program is in other words");
+  CLI::App& explain_app = *app.add_subcommand("explain", "Write the limit as formulas");
   add_program(explain_app, for_explain);
-  bool parametrization = false;
-  explain_app.add_flag("--parametrization", parametrization, "Variance, multiplier and rates of every parameter, in three equivalent forms")->required();
-  explain_app.add_option("--out", for_explain.out, "Write to this file")->type_name("FILE");
+  explain_app.add_flag("--parametrization", for_explain.parametrization, "Instead: variance, multiplier and rates of every parameter, in three equivalent forms");
+  add(explain_app, "--format", "NAME", for_explain.format, "text, latex (a document) or json; default text", parse_format);
+  explain_app.add_option("--vector", for_explain.selection.names, "Only values of this name, and what stands in their formulas; may be repeated")->type_name("NAME")->allow_extra_args(false);
+  add(explain_app, "--steps", "A..B", for_explain.selection.steps, "Only what belongs to these steps of training (half-open)", parse_steps);
+  explain_app.add_flag("--numbers", for_explain.numbers, "Evaluate every mean and coefficient that is shown");
+  add_limit(explain_app, for_explain, 2);
+  add_running(explain_app, for_explain);
 
   CLI::App& format_app = *app.add_subcommand("fmt", "Print programs in canonical layout");
   format_app.add_option("FILE", for_format.files, "Programs (.tp)")->required()->type_name("");
@@ -158,7 +177,7 @@ int dispatch(int argc, char** argv) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kDone : kUsage;
   }
-  for (Options* o : {&for_run, &for_simulate, &for_compare}) {
+  for (Options* o : {&for_run, &for_simulate, &for_compare, &for_explain}) {
     o->evaluate.seed = o->simulate.seed = o->lower.seed;
     o->simulate.threads = o->evaluate.threads;
     o->simulate.memory_bytes = o->evaluate.memory_bytes;

@@ -161,7 +161,7 @@ class ProgressCounter {
 };
 
 /// Turns a stop of an engine into a diagnostic: which line, which iteration, which report is lost.
-Diagnostic explain(const Program& program, const RunFailure& failure) {
+Diagnostic diagnose(const Program& program, const RunFailure& failure) {
   const Node& node = program[failure.node];
   Diagnostic d{Severity::kError, failure.stop.code, failure.stop.message, node.span, "", failure.stop.help, {}, true};
   if (failure.stop.code == "E4101") {
@@ -218,7 +218,7 @@ Result<std::vector<RunResult>> run_all(const Schedule& schedule, int count, cons
       auto traced = engines::run_program(schedule, own, Executor(threads));
       if (auto* earlier = std::get_if<RunFailure>(&traced)) failure = *earlier;
     }
-    return explain(*schedule.program, failure);
+    return diagnose(*schedule.program, failure);
   }
   return results;
 }
@@ -441,7 +441,7 @@ class LimitEvaluation {
       }
     }
     const Pooled pooled = with_moments(*runs);
-    if (pooled.failure) return explain(program_, *pooled.failure);
+    if (pooled.failure) return diagnose(program_, *pooled.failure);
     collect(pooled, out);
     return out;
   }
@@ -625,15 +625,27 @@ class LimitEvaluation {
 
 }  // namespace
 
+namespace {
+Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOptions& options);
+}
+
 Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& options) {
-  const auto start = Clock::now();
   if (options.particles < 8) return Diagnostic{Severity::kError, "E2701", fmt::format("{} particles are too few", options.particles), {}, "", "use at least 8; the default is 16384", {}, false};
   if (options.randomisations < 1) return Diagnostic{Severity::kError, "E2701", "at least one randomisation is needed", {}, "", "use 2 or more for an error estimate; the default is 8", {}, false};
   if (options.tolerance && options.randomisations < 2) return Diagnostic{Severity::kError, "E2701", "one randomisation has no standard error to compare with a tolerance", {}, "", "use 2 randomisations or more", {}, false};
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
-  verify(limit->program);
-  LimitEvaluation evaluation(*limit, options);
+  Result<LimitResult> result = evaluate_limit(*limit, options);
+  if (result) result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
+  return result;
+}
+
+namespace {
+
+Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOptions& options) {
+  const auto start = Clock::now();
+  verify(limit.program);
+  LimitEvaluation evaluation(limit, options);
   if (const auto refused = evaluation.refusal()) return *refused;
   constexpr std::int64_t kMostParticles = std::int64_t{1} << 24;
   ProgressCounter progress(options.progress, options.randomisations);
@@ -650,12 +662,44 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
     result = std::move(next);
   }
   result->engine.tolerance = options.tolerance;
-  result->random_outputs = limit->random_outputs;
-  result->warnings.insert(result->warnings.begin(), limit->warnings.begin(), limit->warnings.end());
-  result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
+  result->random_outputs = limit.random_outputs;
+  result->warnings.insert(result->warnings.begin(), limit.warnings.begin(), limit.warnings.end());
   result->time_s = seconds_since(start);
   result->peak_memory_bytes = peak_memory();
   return result;
+}
+
+}  // namespace
+
+Result<LimitFormulas> limit_formulas(const Module& module, const EvaluateOptions& options) {
+  // All that the text names is shown, not only what reports need, if it has a limit.
+  Result<LeadingOrder> limit = leading_order(erase_identities(*module.written, true), true);
+  if (!limit) limit = limit_of(module.program, options);
+  if (!limit) return limit.errors();
+  LimitFormulas out{explain::formulas_of(limit->program), std::move(limit->program), limit->random_outputs};
+  return out;
+}
+
+Result<LimitResult> evaluate_formulas(LimitFormulas& formulas, const std::vector<explain::Expr>& wanted, const EvaluateOptions& options, std::vector<bool>* possible) {
+  explain::Evaluable evaluable = explain::evaluable(formulas.formulas, formulas.limit, wanted);
+  if (possible) *possible = std::move(evaluable.possible);
+  LeadingOrder limit;
+  limit.program = std::move(evaluable.program);
+  limit.random_outputs = formulas.random_outputs;
+  return evaluate_limit(limit, options);
+}
+
+Result<std::vector<explain::Number>> numbers_of(LimitFormulas& formulas, const std::vector<explain::Expr>& wanted, const EvaluateOptions& options) {
+  std::vector<bool> possible;
+  Result<LimitResult> result = evaluate_formulas(formulas, wanted, options, &possible);
+  if (!result) return result.errors();
+  std::vector<explain::Number> out;
+  const std::size_t first = result->reports.size() - wanted.size();
+  for (std::size_t k = 0; k < wanted.size(); ++k) {
+    ReportResult& own = result->reports[first + k];
+    out.push_back({wanted[k], possible[k], own.method, std::move(own.value), std::move(own.error)});
+  }
+  return out;
 }
 
 Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOptions& options) {

@@ -102,6 +102,7 @@ class Lowerer {
   Sgd read_sgd(const ast::Call& call, Span span);
   bool depends_on_current(NodeId loss, const std::string& name, Span span);
   void check_once(const std::vector<ast::NamedArgument>& options) const;  ///< E2113 if an option is given twice
+  void record_name(const std::string& name, const Value& value, Span span, ir::NamedValue::Kind kind);
   void set_version(const std::string& name, Value value);
   static Rejection not_differentiable(Diagnostic d, Span span);
   Value updated(const Value& current, const Value& change, Span span);  ///< current + change
@@ -215,6 +216,7 @@ class Lowerer {
   std::vector<std::string> variable_order_;
   std::vector<std::pair<std::string, std::int64_t>> loops_;
   std::uint32_t context_ = 0;
+  std::set<NodeId> named_;  ///< values and versions that the text has named so far
   int call_depth_ = 0;
   int nesting_ = 0;         ///< of expressions, through calls
   std::size_t work_ = 0;    ///< iterations and calls so far

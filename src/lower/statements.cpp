@@ -117,7 +117,17 @@ void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
     r.diagnostic.notes.push_back({"first declared here", it->second.span});
     throw r;
   }
+  if (kind == Kind::kData) record_name(name.name, value, name.span, ir::NamedValue::Kind::kData);
+  if (kind == Kind::kParam) record_name(name.name, value, name.span, ir::NamedValue::Kind::kVersion);
   scope[name.name] = {kind, std::move(value), name.span};
+}
+
+/// For those who read the program later: this is what the text calls the value.
+void Lowerer::record_name(const std::string& name, const Value& value, Span span, ir::NamedValue::Kind kind) {
+  const auto* t = value.as<Tensor>();
+  if (!t) return;
+  program_.names.push_back({name, t->node, 0, span, context_, static_cast<std::uint32_t>(program_.steps.size()), kind});
+  if (kind != ir::NamedValue::Kind::kData) named_.insert(t->node);
 }
 
 void Lowerer::rebind(const ast::Identifier& name, Value value, Span span) {
@@ -526,7 +536,7 @@ void Lowerer::on(const ast::Assign& s, Span) {
          s.values.front()->span.to(s.values.back()->span), "", values.size() > s.targets.size() ? "name every value that the model returns" : "write as many names as there are values");
   for (std::size_t k = 0; k < values.size(); ++k) {
     const Span span = s.values[std::min(k, s.values.size() - 1)]->span;
-    if (const auto* t = values[k].as<Tensor>()) program_.names.push_back({s.targets[k].name, t->node, 0, span, context_, static_cast<std::uint32_t>(program_.steps.size())});
+    record_name(s.targets[k].name, values[k], span, ir::NamedValue::Kind::kValue);
     rebind(s.targets[k], std::move(values[k]), span);
   }
 }
@@ -709,6 +719,7 @@ void Lowerer::set_version(const std::string& name, Value value) {
   for (const NodeId id : version_nodes(binding.value)) variable.old_versions.insert(id);
   // Reached again (lr = 0, W *= 1): then it is current once more.
   for (const NodeId id : version_nodes(value)) variable.old_versions.erase(id);
+  record_name(name, value, binding.span, ir::NamedValue::Kind::kVersion);
   binding.value = std::move(value);
 }
 
@@ -913,7 +924,11 @@ void Lowerer::on(const ast::Step& s, Span span) {
     for (const auto& name : sgd.names)
       for (const NodeId id : version_nodes(globals_.at(name).value)) targets.push_back(id);
     build(update->span);
-    Result<std::vector<Derivative>> gradients = gradient(builder_, sgd.loss, targets);
+    std::vector<std::pair<NodeId, NodeId>> cotangents;
+    Result<std::vector<Derivative>> gradients = gradient(builder_, sgd.loss, targets, &cotangents);
+    for (const auto& [of, value] : cotangents)
+      if (std::holds_alternative<ir::MatMul>(builder_.node(of).op) || named_.contains(of))
+        program_.names.push_back({"", value, 0, update->span, context_, static_cast<std::uint32_t>(program_.steps.size()), ir::NamedValue::Kind::kGradient, of});
     if (!gradients) throw not_differentiable(gradients.errors()[0], update->span);
     std::size_t next = 0;
     for (const auto& name : sgd.names) {

@@ -52,6 +52,7 @@ class Rewriting {
     for (const auto& [from, to] : {std::pair{&in_.names, &out_.names}, std::pair{&in_.predictions, &out_.predictions}})
       for (NamedValue value : *from) {
         value.value = of(value.value);
+        if (value.of.valid()) value.of = of(value.of);
         to->push_back(std::move(value));
       }
     for (TrainingStep step : in_.steps) {

@@ -8,9 +8,11 @@ namespace tplimit {
 
 using namespace ir;
 
-Program erase_identities(const Program& program) {
+Program erase_identities(const Program& program, bool keep_names) {
   std::vector<bool> needed(program.size(), false);
   for (const NodeId id : outputs_of(program)) needed[id.value] = true;
+  if (keep_names)
+    for (const NamedValue& named : program.names) needed[named.value.value] = true;
   for (std::size_t k = program.size(); k-- > 0;)
     if (needed[k])
       for (const NodeId in : program.nodes[k].in) needed[in.value] = true;
@@ -49,8 +51,11 @@ Program erase_identities(const Program& program) {
     out.expectations.push_back(copy);
   }
   const auto keep_live = [&](const std::vector<NamedValue>& from, std::vector<NamedValue>& to) {
-    for (NamedValue value : from)
-      if ((value.value = map[value.value.value]).valid()) to.push_back(std::move(value));
+    for (NamedValue value : from) {
+      value.value = map[value.value.value];
+      if (value.of.valid()) value.of = map[value.of.value];
+      if (value.value.valid() && (value.kind != NamedValue::Kind::kGradient || value.of.valid())) to.push_back(std::move(value));
+    }
   };
   keep_live(program.names, out.names);
   keep_live(program.predictions, out.predictions);

@@ -86,6 +86,16 @@ class Reverse {
     return out;
   }
 
+  /// After run(): what was found for the tensors with a width axis.
+  [[nodiscard]] std::vector<std::pair<NodeId, NodeId>> cotangents() const {
+    std::vector<std::pair<NodeId, NodeId>> out;
+    for (std::size_t k = 0; k < cotangents_.size(); ++k) {
+      const NodeId id{first_.value + static_cast<std::uint32_t>(k)};
+      if (active_[k] && cotangents_[k].tensor.valid() && b_.type(id).width) out.emplace_back(id, cotangents_[k].tensor);
+    }
+    return out;
+  }
+
  private:
   /// Nodes that depend on a target: the only ones whose cotangents matter.
   void find_active() {
@@ -349,10 +359,13 @@ class Reverse {
 
 }  // namespace
 
-Result<std::vector<Derivative>> gradient(Builder& builder, NodeId loss, const std::vector<NodeId>& targets) {
+Result<std::vector<Derivative>> gradient(Builder& builder, NodeId loss, const std::vector<NodeId>& targets, std::vector<std::pair<NodeId, NodeId>>* cotangents) {
   TPLIMIT_CHECK(builder.type(loss) == Type{}, "the loss is a finite scalar");
   if (targets.empty()) return std::vector<Derivative>{};
-  return Reverse(builder, loss, targets).run();
+  Reverse reverse(builder, loss, targets);
+  auto derivatives = reverse.run();
+  if (cotangents && derivatives) *cotangents = reverse.cotangents();
+  return derivatives;
 }
 
 }  // namespace tplimit

@@ -47,9 +47,9 @@ class Analysis {
     out_.has_random_scalars = program.has_random_scalars;
   }
 
-  Result<LeadingOrder> run() {
+  Result<LeadingOrder> run(bool keep_names) {
     visit_all();
-    return error_ ? Result<LeadingOrder>(*error_) : finish();
+    return error_ ? Result<LeadingOrder>(*error_) : finish(keep_names);
   }
   std::vector<bool> fluctuating_reports() {
     visit_all();
@@ -545,7 +545,7 @@ class Analysis {
     return x.lead && *x.lead == 0 ? x.out : zero_like(in_[id].type);
   }
 
-  Result<LeadingOrder> finish() {
+  Result<LeadingOrder> finish(bool keep_names) {
     LeadingOrder result;
     Diagnostics errors;
     for (const Report& report : in_.reports) {
@@ -590,14 +590,16 @@ class Analysis {
     const auto keep = [&](const std::vector<NamedValue>& from, std::vector<NamedValue>& to) {
       for (NamedValue value : from) {
         const Order& x = order(value.value);
+        if (x.lead && x.dropped && *x.dropped >= *x.lead) continue;  // its limit is not known
         if (x.lead) value.order = *x.lead;
         value.value = x.out;
+        if (value.of.valid()) value.of = order(value.of).out;
         to.push_back(std::move(value));
       }
     };
     keep(in_.names, out_.names);
     keep(in_.predictions, out_.predictions);
-    result.program = erase_identities(out_);  // what was replaced by zeros is needed no more
+    result.program = erase_identities(out_, keep_names);  // what was replaced by zeros is needed no more
     return result;
   }
 
@@ -611,7 +613,7 @@ class Analysis {
 
 }  // namespace
 
-Result<LeadingOrder> leading_order(const Program& program) { return Analysis(program).run(); }
+Result<LeadingOrder> leading_order(const Program& program, bool keep_names) { return Analysis(program).run(keep_names); }
 std::vector<bool> fluctuating_reports(const Program& program) { return Analysis(program).fluctuating_reports(); }
 
 }  // namespace tplimit

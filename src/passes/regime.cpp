@@ -438,7 +438,8 @@ std::vector<Feature> Counting::features() const {
     feature.steps.push_back(sizes(named.value));
     contexts[it->second].push_back(named.context);
   };
-  for (const NamedValue& named : in_.names) add(named, false);
+  for (const NamedValue& named : in_.names)
+    if (named.kind == NamedValue::Kind::kValue) add(named, false);
   std::set<std::pair<std::string, NodeId>> predicted;  // reported and trained on: one output
   for (const NamedValue& named : in_.predictions)
     if (predicted.emplace(named.name, named.value).second) add(named, true);

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "tplimit/explain/writing.hpp"
 #include "tplimit/lower/lower.hpp"
 #include "tplimit/passes/ablations.hpp"
 #include "tplimit/passes/passes.hpp"
@@ -103,6 +104,20 @@ Result<LeadingOrder> check(const Module& module);
 
 /// Sizes of all values in powers of n, and the regime that follows.
 RegimeReport regime(const Module& module);
+
+/// The limit of a program, value by value, as formulas.
+struct LimitFormulas {
+  explain::Formulas formulas;
+  ir::Program limit;
+  bool random_outputs = false;  ///< conditional on random outputs drawn from the seed
+};
+/// Errors: those of `evaluate` where there is no limit.
+Result<LimitFormulas> limit_formulas(const Module& module, const EvaluateOptions& options = {});
+/// Reports of the program computed by its formulas alone, then one for each wanted formula; `possible` (if given) says of which.
+/// Errors and cost: those of `evaluate`; coefficients cost O(particles P P') for blocks of P and P' vectors.
+Result<LimitResult> evaluate_formulas(LimitFormulas& formulas, const std::vector<explain::Expr>& wanted, const EvaluateOptions& options = {}, std::vector<bool>* possible = nullptr);
+/// The same for the wanted formulas only.
+Result<std::vector<explain::Number>> numbers_of(LimitFormulas& formulas, const std::vector<explain::Expr>& wanted, const EvaluateOptions& options = {});
 
 /// Bytes of main memory of this machine.
 double machine_memory();

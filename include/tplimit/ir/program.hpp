@@ -141,12 +141,20 @@ struct Expectation {
 
 /// A value that the program text names.
 struct NamedValue {
+  enum class Kind : std::uint8_t {
+    kValue,     ///< assigned in the text
+    kVersion,   ///< of a param or random: as declared, or after a step
+    kData,
+    kGradient,  ///< of the loss of a step with respect to `of`; its name is empty
+  };
   std::string name;
   NodeId value;            ///< times n^order
   Exponent order;          ///< 0 before leading_order
   Span span;               ///< of the expression
   std::uint32_t context = 0;
   std::uint32_t step = 0;  ///< steps and updates made before
+  Kind kind = Kind::kValue;
+  NodeId of{};
 };
 
 /// A param or random; each matrix of an array is one of its own.

@@ -10,8 +10,8 @@
 namespace tplimit {
 
 /// Drops Stop, Parameter and Change nodes (derivatives have been taken) and everything no report or expectation needs.
-/// Keeps: every output at every width; names of what is left.  Cost: O(nodes).
-ir::Program erase_identities(const ir::Program& program);
+/// Keeps: every output at every width; names of what is left, or with `keep_names` all values that have names.  Cost: O(nodes).
+ir::Program erase_identities(const ir::Program& program, bool keep_names = false);
 
 /// The program at one width: powers of n become numbers.  Needs: erase_identities.  Cost: O(nodes).
 ir::Program at_width(const ir::Program& program, double width);
@@ -39,7 +39,7 @@ struct LeadingOrder {
 /// Errors: E3101 an output explodes; E3102 a dropped term may still reach an output; E3103 the argument of a map explodes;
 /// E3104 division by something that vanishes; E3105 not homogeneous in its operands' orders.
 /// Cost: O(nodes).
-Result<LeadingOrder> leading_order(const ir::Program& program);
+Result<LeadingOrder> leading_order(const ir::Program& program, bool keep_names = false);
 /// Which reports are refused with E3102 because fluctuations of averages reach them at size exactly 1: their limits may be Gaussian.
 std::vector<bool> fluctuating_reports(const ir::Program& program);
 
