@@ -167,6 +167,12 @@ Expr Calculus::ref(std::uint32_t definition, Indices indices) {
     for (std::size_t k = 0; k < indices.size(); ++k) flat = flat * d.axes[k].size + indices[k].number();
     return number(d.values[static_cast<std::size_t>(flat)]);
   }
+  if (d.in_line || (d.value && d.value->kind == Kind::kNumber)) {
+    Substitution by;
+    for (std::size_t k = 0; k < d.axes.size(); ++k) by.emplace(d.axes[k].id, indices[k]);
+    const Expr value = d.value;
+    return substitute(value, by);
+  }
   Term t;
   t.kind = Kind::kRef;
   t.ref = definition;
@@ -330,6 +336,12 @@ Expr Calculus::function(const ir::Map& map, int order, Expr x) {
   }
   if (map.fn == Fn::kSqrt) return function({Fn::kPower, 0.5}, order, std::move(x));
   if (map.fn == Fn::kLog && order > 0) return function({Fn::kPower, -1}, order - 1, std::move(x));
+  // f(-x) = -f(x) or f(x)
+  if (const auto p = ir::traits_of(map).parity; p != ir::FunctionTraits::Parity::kNone && x->kind == Kind::kMul && x->args[0]->kind == Kind::kNumber && x->args[0]->number < 0) {
+    const bool odd = (p == ir::FunctionTraits::Parity::kOdd) == (order % 2 == 0);
+    const Expr f = function(map, order, mul({number(-1), x}));
+    return odd ? mul({number(-1), f}) : f;
+  }
   Term t;
   t.kind = Kind::kFunction;
   t.map = map;
@@ -574,24 +586,8 @@ std::optional<Expr> Calculus::covariance(const Expr& a, const Expr& b) {
   return mul({number(square), mean(mul({ref(x.operand, a->indices), ref(y.operand, b->indices)}))});
 }
 
-Expr Calculus::mean_of_product(std::vector<Expr> factors) {
-  // Vectors that are products with numbers are written out, once.
-  std::vector<Expr> spread_out;
-  for (const Expr& f : factors) spread_out.push_back(spread(f));
-  const Expr product = mul(std::move(spread_out));
-  if (product->kind == Kind::kNumber) return product;
-  factors = product->kind == Kind::kMul ? product->args : std::vector{product};
-  std::vector<Expr> out, random;
-  for (const Expr& f : factors) (f->width ? random : out).push_back(f);
-  // Sums over finite indices go outside.
-  for (std::size_t k = 0; k < random.size(); ++k)
-    if (random[k]->kind == Kind::kSum) {
-      const Expr own = refresh(random[k]);
-      random[k] = own->args[0];
-      out.push_back(sum(own->bound, mean(mul(std::move(random)))));
-      return mul(std::move(out));
-    }
-  // Factors that share no family of Gaussians are independent.
+/// Factors that share no family of Gaussians are independent.
+std::vector<std::vector<Expr>> Calculus::independent_groups(const std::vector<Expr>& random) {
   std::vector<std::size_t> group(random.size());
   std::iota(group.begin(), group.end(), 0);
   const std::function<std::size_t(std::size_t)> root = [&](std::size_t k) { return group[k] == k ? k : group[k] = root(group[k]); };
@@ -602,7 +598,34 @@ Expr Calculus::mean_of_product(std::vector<Expr> factors) {
     }
   std::map<std::size_t, std::vector<Expr>> groups;
   for (std::size_t k = 0; k < random.size(); ++k) groups[root(k)].push_back(random[k]);
-  for (auto& [first, members] : groups) {
+  std::vector<std::vector<Expr>> out;
+  for (auto& [first, members] : groups) out.push_back(std::move(members));
+  return out;
+}
+
+Expr Calculus::mean_of_product(const std::vector<Expr>& factors) {
+  std::vector<Expr> out, random;
+  const auto split = [&](const Expr& product) {
+    out.clear();
+    random.clear();
+    for (const Expr& f : product->kind == Kind::kMul ? product->args : std::vector{product}) (f->width ? random : out).push_back(f);
+    return independent_groups(random);
+  };
+  auto groups = split(mul(factors));
+  const std::size_t before = groups.size();
+  std::vector<Expr> spread_out;
+  for (const Expr& f : factors) spread_out.push_back(spread(f));
+  groups = split(mul(std::move(spread_out)));
+  if (groups.size() <= before && !random.empty()) groups = split(mul(factors));  // nothing falls apart: leave the names
+  // Sums over finite indices go outside.
+  for (std::size_t k = 0; k < random.size(); ++k)
+    if (random[k]->kind == Kind::kSum) {
+      const Expr own = refresh(random[k]);
+      random[k] = own->args[0];
+      out.push_back(sum(own->bound, mean(mul(std::move(random)))));
+      return mul(std::move(out));
+    }
+  for (const std::vector<Expr>& members : groups) {
     std::set<std::uint32_t> own;
     for (const Expr& m : members) own.insert(families(m).begin(), families(m).end());
     const std::vector<std::uint32_t> list(own.begin(), own.end());

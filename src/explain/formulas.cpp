@@ -19,7 +19,7 @@ using namespace ir;
 namespace {
 
 /// Helpers get a line of their own from this size on, if they are used twice or in any case.
-constexpr std::size_t kWorthSharing = 5, kTooLong = 24, kShortLabel = 3;
+constexpr std::size_t kWorthSharing = 5, kTooLong = 24;
 
 class Derivation {
  public:
@@ -65,7 +65,6 @@ class Derivation {
       if (std::holds_alternative<UpdateMatrix>(node.op))
         for (std::size_t k = 1; k + 2 < node.in.size(); k += 3) operand_[node.in[k + 1].value] = operand_[node.in[k + 2].value] = true;
     }
-    // What is only needed to write tanh'(x) is not needed.
     defined_.assign(size, kNone);
     names_.assign(size, nullptr);
     steps_.assign(size, 0);
@@ -74,10 +73,10 @@ class Derivation {
       taken_.insert(named.name);
       if (named.kind == NamedValue::Kind::kVersion) ++versions[named.name];
       if (!names_[named.value.value] && !in_[named.value].type.matrix) names_[named.value.value] = &named;
-      auto& step = steps_[named.value.value];
-      step = std::max(step, named.step);
     }
-    for (std::size_t k = 1; k < size; ++k) steps_[k] = std::max(steps_[k], steps_[k - 1]);
+    // What has no name belongs to the next value that has one.
+    std::uint32_t next = in_.steps.empty() ? 0 : static_cast<std::uint32_t>(in_.steps.size());
+    for (std::size_t k = size; k-- > 0;) steps_[k] = names_[k] ? next = names_[k]->step : next;
     for (const NamedValue& named : in_.names)
       if (named.kind == NamedValue::Kind::kVersion && versions[named.name] > 1) version_number_[&named] = version_count_[named.name]++;
     // The standard deviation of W: the factor of its first version, if all products go through it.
@@ -152,13 +151,10 @@ class Derivation {
     if (named->kind == NamedValue::Kind::kGradient) {
       d.role = Definition::Role::kGradient;
       const std::uint32_t of = defined_[named->of.value];
-      if (of != kNone && !definition(of).name.empty()) {
-        d.name = "d" + definition(of).name;
-        d.iteration = definition(of).iteration;
-        d.gradient_of = definition(of).name;
-      } else {
-        d.name = unused("d");
-      }
+      if (of != kNone && !definition(of).in_line) d.gradient_of = of;
+      if (d.gradient_of && definition(of).name.empty()) return;  // d[W x]
+      d.name = d.gradient_of ? "d" + definition(of).name : unused("d");
+      if (d.gradient_of) d.iteration = definition(of).iteration;
     }
     // Another value of the same name in the same iteration.
     const std::string base = d.name;
@@ -176,9 +172,15 @@ class Derivation {
     return static_cast<std::uint32_t>(c_.definitions.size() - 1);
   }
 
+  /// tanh(y) can stand in brackets as it is.
+  [[nodiscard]] bool is_label(const Expr& e) {
+    const Expr& x = e->kind == Kind::kFunction ? e->args[0] : e;
+    return x->kind == Kind::kRef && !definition(x->ref).name.empty() && e->kind != Kind::kNumber;
+  }
+
   void define(NodeId id) {
     const Node& node = in_[id];
-    if (node.type.matrix || slope_only(id)) return;
+    if (node.type.matrix) return;
     if (std::holds_alternative<StandardNormal>(node.op)) return define_source(id, id, 1);
     if (const auto* s = std::get_if<Scale>(&node.op); s && names_[id.value] && std::holds_alternative<StandardNormal>(in_[node.in[0]].op) && uses_[node.in[0].value] == 1)
       return define_source(id, node.in[0], s->factor);
@@ -216,17 +218,15 @@ class Derivation {
       d.matrix = in_.sources[source_of(in_, node.in[0]).value].name;
       d.transposed = product->transposed;
       d.operand = operand;
-      d.role = Definition::Role::kForward;
+      d.role = definition(operand).role == Definition::Role::kGradient ? Definition::Role::kGradient : Definition::Role::kForward;
       if (operand == kNone || !products_named_.insert({source_of(in_, node.in[0]), product->transposed, operand}).second) d.name = unused("x");
     } else if (!named) {
-      if (operand_[id.value] && weight <= kShortLabel) d.in_line = true;
+      if (operand_[id.value] && is_label(d.value)) d.in_line = true;
       else d.name = unused(d.value->width ? "x" : "s");
     }
+    if (const auto* s = std::get_if<Scale>(&node.op); named && s && defined_[node.in[0].value] == kNone) scaled_.try_emplace(node.in[0], std::pair{id, s->factor});
     defined_[id.value] = push(std::move(d));
   }
-
-  /// Used for nothing but tanh'(x), which is written as such.
-  [[nodiscard]] bool slope_only(NodeId) const { return false; }
 
   void define_source(NodeId id, NodeId normal, double scale) {
     if (scale == 1 && !names_[id.value] && uses_[id.value] == 1) {  // its only user, a named multiple, stands for it
@@ -261,39 +261,67 @@ class Derivation {
     data_.push_back(id);
   }
 
-  /// X[batch]: rows of data that has a name.
+  /// Rows, multiples and transposes of data that has a name: X[batch], -y / P.
+  struct FromData {
+    NodeId data;
+    double factor = 1;
+    bool transposed = false;
+    std::vector<std::int64_t> rows;  ///< of the data, or of its transpose
+  };
+
   bool rows_of_data(NodeId id, const std::vector<double>& values) {
     const Dims& dims = in_[id].type.dims;
     if (dims.empty()) return false;
-    for (const NodeId from : data_) {
-      const Dims& theirs = in_[from].type.dims;
-      if (theirs.size() != dims.size() || !std::equal(dims.begin() + 1, dims.end(), theirs.begin() + 1)) continue;
-      const std::vector<double>& all = *std::get<Constant>(in_[from].op).values;
-      const auto rows = static_cast<std::size_t>(dims[0]), count = static_cast<std::size_t>(theirs[0]), length = values.size() / rows;
-      const auto same = [&](std::size_t row, std::size_t other) {
-        return std::equal(values.begin() + static_cast<std::ptrdiff_t>(row * length), values.begin() + static_cast<std::ptrdiff_t>((row + 1) * length), all.begin() + static_cast<std::ptrdiff_t>(other * length));
-      };
-      std::vector<std::int64_t> found;
-      bool ambiguous = false;
-      for (std::size_t first = 0; first + rows <= count && found.empty(); ++first) {
-        std::size_t k = 0;
-        while (k < rows && same(k, first + k)) ++k;
-        if (k == rows)
-          for (std::size_t j = 0; j < rows; ++j) found.push_back(static_cast<std::int64_t>(first + j));
+    for (const NodeId from : data_)
+      for (const bool transposed : {false, true}) {
+        Dims theirs = in_[from].type.dims;
+        std::vector<double> all = *std::get<Constant>(in_[from].op).values;
+        if (transposed) {
+          if (theirs.size() != 2) continue;
+          std::vector<double> turned;
+          for (std::int64_t c = 0; c < theirs[1]; ++c)
+            for (std::int64_t r = 0; r < theirs[0]; ++r) turned.push_back(all[static_cast<std::size_t>(r * theirs[1] + c)]);
+          all = std::move(turned);
+          std::swap(theirs[0], theirs[1]);
+        }
+        if (theirs.size() != dims.size() || !std::equal(dims.begin() + 1, dims.end(), theirs.begin() + 1)) continue;
+        if (auto found = rows_of(values, dims[0], all, theirs[0])) {
+          data_rows_[id] = {from, found->first, transposed, std::move(found->second)};
+          return true;
+        }
       }
-      for (std::size_t row = 0; row < rows && found.size() < rows; ++row) {
-        std::vector<std::size_t> matches;
-        for (std::size_t other = 0; other < count; ++other)
-          if (same(row, other)) matches.push_back(other);
-        ambiguous = ambiguous || matches.size() != 1;
-        if (ambiguous) break;
-        found.push_back(static_cast<std::int64_t>(matches[0]));
-      }
-      if (ambiguous || found.size() != rows) continue;
-      data_rows_[id] = {from, std::move(found)};
-      return true;
-    }
     return false;
+  }
+
+  /// values = factor * rows of `all`: a run of them with any factor, or any rows as they are, if only one choice fits.
+  static std::optional<std::pair<double, std::vector<std::int64_t>>> rows_of(const std::vector<double>& values, std::int64_t rows, const std::vector<double>& all, std::int64_t count) {
+    const std::size_t length = values.size() / static_cast<std::size_t>(rows);
+    const auto at = [&](std::int64_t row, std::size_t k) { return all[static_cast<std::size_t>(row) * length + k]; };
+    for (std::int64_t first = 0; first + rows <= count; ++first) {
+      const auto pivot = static_cast<std::size_t>(std::find_if(values.begin(), values.end(), [](double v) { return v != 0; }) - values.begin());
+      const double below = at(first, pivot);
+      if (below == 0) continue;
+      const double factor = values[pivot] / below;
+      bool same = true;
+      for (std::size_t k = 0; k < values.size() && same; ++k) same = std::abs(values[k] - factor * at(first, k)) <= 1e-15 * std::abs(values[k]);
+      if (!same) continue;
+      std::vector<std::int64_t> out(static_cast<std::size_t>(rows));
+      std::iota(out.begin(), out.end(), first);
+      return std::pair{factor, std::move(out)};
+    }
+    std::vector<std::int64_t> out;
+    for (std::size_t row = 0; row < static_cast<std::size_t>(rows); ++row) {
+      std::optional<std::int64_t> match;
+      for (std::int64_t other = 0; other < count; ++other) {
+        bool same = true;
+        for (std::size_t k = 0; k < length && same; ++k) same = values[row * length + k] == at(other, k);
+        if (same && match) return std::nullopt;
+        if (same) match = other;
+      }
+      if (!match) return std::nullopt;
+      out.push_back(*match);
+    }
+    return std::pair{1.0, std::move(out)};
   }
 
   static bool is_operation(const Op& op) {
@@ -309,7 +337,7 @@ class Derivation {
     d.value = formula(id, as_indices(d.axes));
     d.step = steps_[id.value];
     d.context = in_[id].context;
-    if (Calculus::weight(d.value) <= kShortLabel) d.in_line = true;
+    if (is_label(d.value)) d.in_line = true;
     else d.name = unused(d.value->width ? "x" : "s");
     return defined_[id.value] = push(std::move(d));
   }
@@ -327,6 +355,8 @@ class Derivation {
       d.value = formula(entry.value, as_indices(d.axes));
       d.step = steps_[entry.value.value];
       d.context = in_[entry.value].context;
+      for (std::uint32_t s = 0; s < in_.steps.size(); ++s)  // a constant has no place of its own
+        if (!d.iteration.empty() && iteration_of(in_.steps[s].context) == d.iteration) d.step = s, d.context = in_.steps[s].context;
       own = push(std::move(d));
     }
     out_.reports.push_back({report.name, entry.index, own});
@@ -445,14 +475,12 @@ class Derivation {
   Expr formula(NodeId id, const Indices& indices) {
     if (const auto value = constant(id)) return c_.number(*value);
     const std::uint32_t known = defined_[id.value];
-    if (known != kNone) {
-      const Expr& value = definition(known).value;
-      return value && value->kind == Kind::kNumber ? value : c_.ref(known, indices);
-    }
+    if (known != kNone) return c_.ref(known, indices);
     if (const auto it = data_rows_.find(id); it != data_rows_.end()) {
-      Indices rows = indices;
-      rows[0] = composed(indices[0], it->second.second);
-      return c_.ref(defined_[it->second.first.value], std::move(rows));
+      Indices at = indices;
+      at[0] = composed(at[0], it->second.rows);
+      if (it->second.transposed) std::swap(at[0], at[1]);
+      return c_.mul({c_.number(it->second.factor), c_.ref(defined_[it->second.data.value], std::move(at))});
     }
     if (const auto it = slopes_.find(id); it != slopes_.end()) return c_.function(it->second.first, 1, broadcast(it->second.second, indices));
     const Node& node = in_[id];
@@ -461,6 +489,9 @@ class Derivation {
         overloaded{
             [&](const Scale& s) {
               TPLIMIT_CHECK(s.power == 0, "a limit program has no powers of the width");
+              // A multiple of a value without a name, of which another multiple has one.
+              if (const auto it = scaled_.find(operand(0)); it != scaled_.end() && it->second.first != id)
+                return c_.mul({c_.number(s.factor / it->second.second), formula(it->second.first, indices)});
               return c_.mul({c_.number(s.factor), formula(operand(0), indices)});
             },
             [&](const Map& m) {
@@ -622,7 +653,8 @@ class Derivation {
   std::set<std::pair<std::string, std::vector<std::string>>> full_names_;
   std::set<std::tuple<SourceId, bool, std::uint32_t>> products_named_;
   std::vector<NodeId> first_scale_, data_;
-  std::map<NodeId, std::pair<NodeId, std::vector<std::int64_t>>> data_rows_;
+  std::map<NodeId, std::pair<NodeId, double>> scaled_;  ///< value without a name -> a named multiple of it, the factor
+  std::map<NodeId, FromData> data_rows_;
   std::map<std::tuple<SourceId, bool, std::uint32_t>, Product> products_;
   std::map<std::pair<SourceId, bool>, std::vector<std::uint32_t>> gaussians_;
 };

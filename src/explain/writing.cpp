@@ -93,22 +93,28 @@ class Writer {
     const Definition& d = definitions_[k];
     switch (d.kind) {
       case Definition::Kind::kGaussian: return latex() ? fmt::format("\\hat{{Z}}^{{{}}}", product(d)) : fmt::format("G[{}]", product(d));
-      case Definition::Kind::kResponse: return fmt::format("∂{}/∂{}", label(d.operand), label(d.gaussian));
+      case Definition::Kind::kResponse: return fmt::format(fmt::runtime(latex() ? "\\partial {}/\\partial {}" : "∂{}/∂{}"), label(d.operand), label(d.gaussian));
       default: break;
     }
     if (d.in_line) return label_of_value(d);
-    if (d.name.empty()) return latex() ? fmt::format("Z^{{{}}}", product(d)) : fmt::format("[{}]", product(d));
     const std::string bare = bare_name(d);
     return latex() && d.width ? fmt::format("Z^{{{}}}", bare) : bare;
   }
+  /// h(0), [W z(0)], dh(0), d[W z(0)]
   std::string bare_name(const Definition& d) {
+    if (d.gradient_of && (latex() || d.name.empty())) {
+      const Definition& of = definitions_[*d.gradient_of];
+      return fmt::format("{}{}", latex() ? "\\mathrm{d}" : "d", of.name.empty() ? bracketed_product(of) : bare_name(of));
+    }
+    if (d.name.empty()) return bracketed_product(d);
     if (!latex()) return d.iteration.empty() ? d.name : fmt::format("{}({})", d.name, fmt::join(d.iteration, ","));
-    std::string name = !d.gradient_of.empty() ? "\\mathrm{d}" + letters_of_name(d.gradient_of) : letters_of_name(d.name);
+    const std::string name = letters_of_name(d.name);
     return d.iteration.empty() ? name : fmt::format("{}^{{({})}}", name, fmt::join(d.iteration, ","));
   }
+  std::string bracketed_product(const Definition& d) { return latex() ? fmt::format("({})", product(d)) : fmt::format("[{}]", product(d)); }
   std::string product(const Definition& d) {
     const Definition& x = definitions_[d.operand];
-    const std::string operand = x.in_line ? label_of_value(x) : x.name.empty() ? product(x) : bare_name(x);
+    const std::string operand = x.in_line ? label_of_value(x) : bare_name(x);
     std::string matrix = d.matrix;
     if (latex()) {
       const auto bracket = matrix.find('[');
@@ -123,6 +129,16 @@ class Writer {
     std::string out = write(d.value, letters, 2);
     hide_indices_ = false;
     return out;
+  }
+
+  /// The left side of its formula.
+  std::string head(std::uint32_t k, Letters& letters) {
+    Term t;
+    t.kind = Kind::kRef;
+    t.ref = k;
+    t.width = definitions_[k].width;
+    for (const Symbol& s : definitions_[k].axes) t.indices.emplace_back(s);
+    return reference(std::make_shared<const Term>(std::move(t)), letters);
   }
 
   std::string indices(const Indices& list, const std::vector<Symbol>& axes, Letters& letters) {
@@ -190,7 +206,7 @@ class Writer {
     };
     switch (e->kind) {
       case Kind::kNumber: return bracketed(e->number < 0 && level > 1, number(e->number));
-      case Kind::kRef: return reference(e, letters, level);
+      case Kind::kRef: return reference(e, letters);
       case Kind::kDelta: {
         const std::string a = index(e->indices[0], letters), b = index(e->indices[1], letters);
         return latex() ? fmt::format("\\delta_{{{}\\,{}}}", a, b) : fmt::format("[{}={}]", a, b);
@@ -205,7 +221,7 @@ class Writer {
         if (e->number < 0) return bracketed(level > 1, product_text({e}, letters));
         if (e->number == 0.5) return latex() ? fmt::format("\\sqrt{{{}}}", write(e->args[0], letters)) : fmt::format("sqrt({})", write(e->args[0], letters));
         const Kind inner = e->args[0]->kind;
-        const bool atom = inner == Kind::kMean || (inner == Kind::kRef && !latex());
+        const bool atom = inner == Kind::kMean || inner == Kind::kFunction || (inner == Kind::kRef && !latex());
         const std::string base = atom ? write(e->args[0], letters, 2) : bracketed(true, write(e->args[0], letters));
         const std::string exponent = latex() ? number(e->number) : number(e->number);
         return latex() ? fmt::format("{}^{{{}}}", base, exponent) : base + "^" + exponent;
@@ -235,7 +251,7 @@ class Writer {
         return bracketed(level > 1, out);
       }
       case Kind::kMean: return (latex() ? "\\mathbb{E}\\left[" : "E[") + write(e->args[0], letters) + (latex() ? "\\right]" : "]");
-      case Kind::kJump: return fmt::format("∂[{}]", write(e->args[0], letters));
+      case Kind::kJump: return fmt::format(fmt::runtime(latex() ? "\\partial[{}]" : "∂[{}]"), write(e->args[0], letters));
     }
     return "";
   }
@@ -251,13 +267,8 @@ class Writer {
   }
 
  private:
-  std::string reference(const Expr& e, Letters& letters, int level) {
+  std::string reference(const Expr& e, Letters& letters) {
     const Definition& d = definitions_[e->ref];
-    if (d.in_line) {
-      Substitution by;
-      for (std::size_t k = 0; k < d.axes.size(); ++k) by.emplace(d.axes[k].id, e->indices[k]);
-      return write(const_cast<Formulas&>(f_).calculus.substitute(d.value, by), letters, level);
-    }
     if (d.kind == Definition::Kind::kResponse) {
       const auto split = static_cast<std::ptrdiff_t>(definitions_[d.operand].axes.size());
       const std::string top = label(d.operand) + indices(Indices(e->indices.begin(), e->indices.begin() + split), definitions_[d.operand].axes, letters);
@@ -266,7 +277,7 @@ class Writer {
     }
     // Z^{h_i}: the indices belong to the vector.
     const std::string below = indices(e->indices, d.axes, letters);
-    if (latex() && d.width && d.kind != Definition::Kind::kGaussian && !d.name.empty()) return fmt::format("Z^{{{}{}}}", bare_name(d), below);
+    if (latex() && d.width && d.kind != Definition::Kind::kGaussian) return fmt::format("Z^{{{}{}}}", bare_name(d), below);
     return label(e->ref) + below;
   }
 
@@ -362,6 +373,7 @@ class Composition {
 
   std::vector<Section> sections() {
     std::vector<Section> out;
+    std::vector<std::uint32_t> covariances;
     const auto section = [&](const std::string& heading, const std::string& part) -> Section& {
       for (Section& s : out)
         if (s.heading == heading && s.part == part) return s;
@@ -377,11 +389,20 @@ class Composition {
       const Definition d = f_.calculus.definitions[k];
       if (d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kData) continue;
       if (d.kind == Definition::Kind::kGaussian) {
-        for (Line& line : covariance_lines(k)) section(heading(d), part_of(d)).lines.push_back(std::move(line));
+        covariances.push_back(k);
         continue;
       }
       section(heading(d), part_of(d)).lines.push_back(formula_line(k));
     }
+    for (const std::uint32_t k : covariances)
+      for (Line& line : covariance_lines(k)) section(heading(f_.calculus.definitions[k]), "covariances").lines.push_back(std::move(line));
+    // Parts of a step stay together, in the order of training.
+    const auto place = [](const std::string& part) { return part == "forward" ? 0 : part == "backward" ? 1 : part == "update" ? 2 : part.empty() ? 0 : 3; };
+    std::vector<std::string> headings;
+    for (const Section& s : out)
+      if (std::find(headings.begin(), headings.end(), s.heading) == headings.end()) headings.push_back(s.heading);
+    const auto rank = [&](const Section& s) { return std::pair{std::find(headings.begin(), headings.end(), s.heading) - headings.begin(), place(s.part)}; };
+    std::stable_sort(out.begin(), out.end(), [&](const Section& a, const Section& b) { return rank(a) < rank(b); });
     return out;
   }
 
@@ -402,8 +423,7 @@ class Composition {
       case Definition::Role::kForward: case Definition::Role::kReport: return last_ = "forward";
       case Definition::Role::kHelper: break;
     }
-    // Products with d in them go back.
-    if (d.kind == Definition::Kind::kGaussian || d.kind == Definition::Kind::kCoefficient || d.kind == Definition::Kind::kResponse)
+    if (d.kind == Definition::Kind::kCoefficient || d.kind == Definition::Kind::kResponse)
       return f_.calculus.definitions[d.operand].role == Definition::Role::kGradient ? "backward" : last_part(d);
     return last_part(d);
   }
@@ -413,7 +433,7 @@ class Composition {
     Letters letters;
     letters.declare(d.axes);
     Line line;
-    line.left = w_.write(reference_to(f_, k), letters);
+    line.left = w_.head(k, letters);
     line.relation = "=";
     if (d.kind == Definition::Kind::kOperation) {
       std::vector<std::string> operands;
@@ -423,7 +443,7 @@ class Composition {
     } else {
       line.terms = w_.terms(d.value, letters);
     }
-    if (!d.gradient_of.empty()) line.note = d.order == 0 ? fmt::format("the gradient with respect to {}", d.gradient_of) : fmt::format("{} times the gradient with respect to {}", power_of_width(-d.order), d.gradient_of);
+    if (d.gradient_of) line.note = "gradient" + (d.order == 0 ? "" : " times " + power_of_width(-d.order));
     else if (d.order != 0) line.note = fmt::format("the limit of {} {}", power_of_width(-d.order), d.name);
     if (d.kinked) line.note += std::string(line.note.empty() ? "" : "; ") + "derivatives in the sense of distributions";
     return line;
@@ -433,7 +453,7 @@ class Composition {
     const Definition d = f_.calculus.definitions[k];
     Letters letters;
     letters.declare(d.axes);
-    Line line{w_.write(reference_to(f_, k), letters), w_.latex() ? "\\sim" : "~", {}, ""};
+    Line line{w_.head(k, letters), w_.latex() ? "\\sim" : "~", {}, ""};
     std::vector<std::string> dims;
     for (const Symbol& s : d.axes) dims.push_back(fmt::format("{}", s.size));
     if (d.kind == Definition::Kind::kData) {
@@ -456,7 +476,8 @@ class Composition {
       Letters letters;
       letters.declare(free_symbols(f_.calculus.mul({x, y})));
       Line line;
-      line.left = w_.latex() ? fmt::format("\\operatorname{{Cov}}({}, {})", w_.write(x, letters), w_.write(y, letters)) : fmt::format("Cov({}, {})", w_.write(x, letters), w_.write(y, letters));
+      if (k == other && a.axes.empty()) line.left = w_.latex() ? fmt::format("\\operatorname{{Var}}({})", w_.write(x, letters)) : fmt::format("Var({})", w_.write(x, letters));
+      else line.left = w_.latex() ? fmt::format("\\operatorname{{Cov}}({}, {})", w_.write(x, letters), w_.write(y, letters)) : fmt::format("Cov({}, {})", w_.write(x, letters), w_.write(y, letters));
       line.relation = "=";
       line.terms = w_.terms(value, letters);
       out.push_back(std::move(line));
@@ -496,6 +517,12 @@ void collect_means(const Expr& e, std::vector<Expr>& out) {
   for (const Expr& a : e->args) collect_means(a, out);
 }
 
+std::string method_text(Method method) {
+  std::string out = to_string(method);
+  std::replace(out.begin(), out.end(), '_', ' ');
+  return out;
+}
+
 std::string values_text(const Number& n) {
   const auto one = [&](std::size_t k) {
     const bool exact = n.method == Method::kExact || n.method == Method::kClosedForm || n.error.empty();
@@ -503,6 +530,13 @@ std::string values_text(const Number& n) {
   };
   if (n.value.size() == 1) return one(0);
   std::vector<std::string> parts;
+  const auto axes = free_symbols(n.formula);
+  if (axes.size() == 2 && axes[0].size * axes[1].size <= 16) {  // a matrix, row by row
+    std::string out = "[";
+    const auto columns = static_cast<std::size_t>(axes[1].size);
+    for (std::size_t k = 0; k < n.value.size(); ++k) out += (k == 0 ? "" : k % columns == 0 ? "; " : ", ") + one(k);
+    return out + "]";
+  }
   constexpr std::size_t kMost = 6;
   for (std::size_t k = 0; k < std::min(n.value.size(), kMost); ++k) parts.push_back(one(k));
   if (n.value.size() > kMost) parts.push_back(fmt::format(".. {} more", n.value.size() - kMost));
@@ -529,7 +563,7 @@ View view_of(Formulas& f, const Selection& selection) {
         const Definition& d = definitions[e->ref];
         const bool helper = d.role == Definition::Role::kHelper || d.kind == Definition::Kind::kGaussian;
         if (helper && (d.kind == Definition::Kind::kGaussian || in_steps(d))) show(e->ref);
-        if ((d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kData) && !selection.names.empty()) show(e->ref);
+        if (d.kind == Definition::Kind::kData || (d.kind == Definition::Kind::kSource && !selection.names.empty())) show(e->ref);
       }
       for (const Expr& a : e->args) walk(a);
     };
@@ -539,7 +573,7 @@ View view_of(Formulas& f, const Selection& selection) {
     const Definition& d = definitions[k];
     const bool named = std::find(selection.names.begin(), selection.names.end(), d.name) != selection.names.end();
     if (selection.names.empty()) {
-      if (d.role != Definition::Role::kHelper && (in_steps(d) || d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kData)) show(k);
+      if (d.role != Definition::Role::kHelper && d.kind != Definition::Kind::kData && (in_steps(d) || d.kind == Definition::Kind::kSource)) show(k);
     } else if (named && (in_steps(d) || d.kind == Definition::Kind::kSource)) {
       show(k);
     }
@@ -556,7 +590,7 @@ View view_of(Formulas& f, const Selection& selection) {
     const Definition d = definitions[k];
     std::vector<Expr> means;
     if (d.kind == Definition::Kind::kGaussian) collect_means(covariances.covariance(k, k).value, means);
-    if (d.value) collect_means(d.value, means);
+    if (d.value && (d.width || d.value->kind != Kind::kMean)) collect_means(d.value, means);
     for (const Expr& m : means) want(m);
     if (!d.width && d.kind != Definition::Kind::kData && d.kind != Definition::Kind::kGaussian && !(d.kind == Definition::Kind::kResponse && d.kinked)) want(reference_to(f, k));
   }
@@ -612,7 +646,7 @@ std::string to_text(Formulas& f, const View& view, const std::vector<Number>& nu
     for (std::size_t k = 0; k < numbers.size(); ++k) {
       if (!numbers[k].possible) continue;
       const std::size_t own = count_columns(names[k]);
-      out += fmt::format("  {}{} = {}   ({})\n", names[k], std::string(own < width ? width - own : 0, ' '), values_text(numbers[k]), to_string(numbers[k].method));
+      out += fmt::format("  {}{} = {}   ({})\n", names[k], std::string(own < width ? width - own : 0, ' '), values_text(numbers[k]), method_text(numbers[k].method));
     }
     if (std::any_of(numbers.begin(), numbers.end(), [](const Number& n) { return !n.possible; }))
       out += "  means with δ are part of their coefficients theta, which are found by Stein's lemma\n";
@@ -655,7 +689,7 @@ std::string to_latex(Formulas& f, const View& view, const std::vector<Number>& n
       if (!n.possible) continue;
       Letters letters;
       letters.declare(free_symbols(n.formula));
-      out += fmt::format("{}{} &= \\text{{{}}} && \\text{{({})}}", first ? "" : " \\\\\n", composition.writer().write(n.formula, letters), Writer::escaped(values_text(n)), to_string(n.method));
+      out += fmt::format("{}{} &= \\text{{{}}} && \\text{{({})}}", first ? "" : " \\\\\n", composition.writer().write(n.formula, letters), Writer::escaped(values_text(n)), method_text(n.method));
       first = false;
     }
     out += "\n\\end{align*}\n";

@@ -109,7 +109,7 @@ struct Definition {
   std::set<std::uint32_t> families;   ///< of Gaussians it is made of
   std::uint32_t step = 0, context = 0;
   Exponent order;                     ///< the value in the text is n^order times this
-  std::string gradient_of;            ///< kGradient: the name of the vector
+  std::optional<std::uint32_t> gradient_of{};  ///< kGradient: with respect to this vector, whose name it takes
 
   // kGaussian: W x, scale W's initial standard deviation; kSource: family only.
   std::uint32_t family = 0, operand = 0;
@@ -136,7 +136,7 @@ class Calculus {
   std::vector<Symbol> fresh(const ir::Dims& dims);
 
   Expr number(double value);
-  Expr ref(std::uint32_t definition, Indices indices);
+  Expr ref(std::uint32_t definition, Indices indices);  ///< its value, if that is a number or stands in line
   Expr delta(const Index& a, const Index& b);
   Expr add(std::vector<Expr> terms);
   Expr mul(std::vector<Expr> factors);
@@ -163,7 +163,8 @@ class Calculus {
  private:
   enum class Parity : std::uint8_t { kEven, kOdd, kNone };
   Expr make(Term term);
-  Expr mean_of_product(std::vector<Expr> factors);
+  Expr mean_of_product(const std::vector<Expr>& factors);
+  std::vector<std::vector<Expr>> independent_groups(const std::vector<Expr>& random);
   std::optional<Expr> covariance(const Expr& a, const Expr& b);
   Expr spread(const Expr& factor);
   Parity parity(const Expr& e, const std::set<std::uint32_t>& flipped);
