@@ -3,6 +3,8 @@ tplimit_test(gradient_test LABEL property LINK tplimit::driver tplimit::math
   SOURCES property/gradient_test.cpp)
 tplimit_test(limit_against_networks_test LABEL property LINK tplimit::driver tplimit::math
   SOURCES property/limit_against_networks_test.cpp)
+tplimit_test(explain_test LABEL property LINK tplimit::driver tplimit::math
+  SOURCES property/explain_test.cpp)
 tplimit_test(regime_test LABEL property LINK tplimit::driver
   SOURCES property/regime_test.cpp)
 tplimit_test(ablations_test LABEL numeric LINK tplimit::driver

@@ -318,19 +318,24 @@ class Compiler {
   }
 
   Block function(const Map& map, int order, const Block& x) {
+    if (order == 0) return {b_.map(map.fn, {x.node}, map.parameter), x.axes};
     const auto slot = std::tuple{map.fn, map.parameter, x.node};
-    auto& known = derivatives_[slot];
-    if (known.empty()) known.push_back(b_.map(map.fn, {x.node}, map.parameter));
+    auto& [variable, known] = derivatives_[slot];
+    if (known.empty()) {
+      // A variable of its own: multiples of multiples are merged, past x.
+      variable = b_.add(Parameter{parameters_++}, {x.node});
+      known.push_back(b_.map(map.fn, {variable}, map.parameter));
+    }
     while (static_cast<int>(known.size()) <= order) {
       if (known.size() == 1) {
-        known.push_back(derivative_of(b_, map, x.node, known[0]));
+        known.push_back(derivative_of(b_, map, variable, known[0]));
         continue;
       }
       const bool width = b_.type(x.node).width;
       NodeId total = known.back();
       if (b_.type(total).width) total = b_.average(total);
       while (!b_.type(total).dims.empty()) total = b_.sum(total, 0);
-      auto slope = gradient(b_, total, {x.node});
+      auto slope = gradient(b_, total, {variable});
       TPLIMIT_CHECK(slope.ok(), "coordinatewise functions have derivatives");
       NodeId next = (*slope)[0].tensor;
       if (width) next = b_.scale(1, 1, next);
@@ -353,7 +358,8 @@ class Compiler {
   std::map<std::pair<std::uint32_t, std::uint32_t>, Solved> solved_;
   std::map<const Term*, Block> compiled_;
   std::vector<Expr> kept_;
-  std::map<std::tuple<Fn, double, NodeId>, std::vector<NodeId>> derivatives_;
+  std::map<std::tuple<Fn, double, NodeId>, std::pair<NodeId, std::vector<NodeId>>> derivatives_;  ///< variable, f, f', ..
+  std::uint32_t parameters_ = 0;
 };
 
 }  // namespace

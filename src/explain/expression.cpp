@@ -400,6 +400,8 @@ Expr Calculus::sum(Symbol s, const Expr& e) {
     for (const int side : {0, 1}) {
       const Index &own = factors[k]->indices[static_cast<std::size_t>(side)], &other = factors[k]->indices[static_cast<std::size_t>(1 - side)];
       if (!own.is_symbol() || own.symbols()[0] != s || other.contains(s)) continue;
+      const auto values = other.values();
+      if (std::any_of(values.begin(), values.end(), [&](std::int64_t v) { return v >= s.size; })) continue;  // 0 for some: a part of a larger axis
       std::vector<Expr> rest = factors;
       rest.erase(rest.begin() + static_cast<std::ptrdiff_t>(k));
       return substitute(mul(std::move(rest)), {{s.id, other}});

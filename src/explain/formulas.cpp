@@ -242,7 +242,11 @@ class Derivation {
     d.family = 2 * source.value;
     d.families = {d.family};
     give_name(d, id);
-    if (d.name.empty()) d.name = in_.sources[source.value].name, d.role = Definition::Role::kVersion;
+    if (d.name.empty()) {
+      const std::string& name = in_.sources[source.value].name;
+      d.name = taken_.contains(name) ? unused("g") : name;
+      d.role = Definition::Role::kVersion;
+    }
     d.operand = normal.value;
     defined_[id.value] = push(std::move(d));
   }

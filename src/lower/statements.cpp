@@ -926,8 +926,12 @@ void Lowerer::on(const ast::Step& s, Span span) {
     build(update->span);
     std::vector<std::pair<NodeId, NodeId>> cotangents;
     Result<std::vector<Derivative>> gradients = gradient(builder_, sgd.loss, targets, &cotangents);
+    // Not of multiples and rearrangements: the builder merges them with later ones, past the value.
+    const auto whole = [](const ir::Op& op) {
+      return std::holds_alternative<ir::Map>(op) || std::holds_alternative<ir::MatMul>(op) || std::holds_alternative<ir::Parameter>(op) || std::holds_alternative<ir::Contract>(op);
+    };
     for (const auto& [of, value] : cotangents)
-      if (std::holds_alternative<ir::MatMul>(builder_.node(of).op) || named_.contains(of))
+      if (whole(builder_.node(of).op) && (std::holds_alternative<ir::MatMul>(builder_.node(of).op) || named_.contains(of)))
         program_.names.push_back({"", value, 0, update->span, context_, static_cast<std::uint32_t>(program_.steps.size()), ir::NamedValue::Kind::kGradient, of});
     if (!gradients) throw not_differentiable(gradients.errors()[0], update->span);
     std::size_t next = 0;

@@ -15,34 +15,9 @@
 namespace tplimit::test {
 namespace {
 
-constexpr int kSamples = 3;
 constexpr int kSeeds = 96;
 constexpr std::int64_t kNarrow = 192, kWide = 768;
 constexpr std::int64_t kParticles = 8192;
-
-std::string random_program(Dice& dice) {
-  RandomModel::Allowed allowed;
-  for (const char* kinked : {"relu", "abs", "leaky_relu", "relu"}) allowed.maps.emplace_back(kinked);
-  const auto row = [&](int count) {
-    std::string out = "[";
-    for (int k = 0; k < count; ++k) out += (k ? ", " : "") + dice.number(-1.2, 1.2);
-    return out + "]";
-  };
-  std::string text = fmt::format("width n\nfn square(z) = z^2\ndata X = [{}, {}, {}]\ndata y = {}\n", row(2), row(2), row(2), row(3));
-  text += fmt::format("param U : [n, 2] ~ normal(0, 0.5), lr = n\nparam U2 : [n, 2] ~ normal(0.2, 1), lr = n\nparam W : [n, n] ~ normal(0, {}/n)\n", dice.number(0.5, 1.5));
-  text += fmt::format("param V : [n, n] ~ normal({}/n, 1/n)\nparam b : [n] ~ normal(0.1, 0.25), lr = n\nparam v : [n] ~ normal({}, 1), lr = n\n", dice.pick({"0", "0.3"}), dice.pick({"0", "0.5"}));
-  text += "param A : [3, 3] ~ normal(0, 0.3)\nparam c : [] ~ normal(0, 1)\nparam s : [] ~ normal(1, 0.2)\n";
-  RandomModel model(dice, kSamples, allowed);
-  for (int layers = dice.below(3); layers > 0; --layers) model.add_layer();
-  model.grow(1 + dice.below(5));
-  const std::string z = model.bounded();
-  text += fmt::format("model f(x) {{\n{}  return {}, {}\n}}\n", model.text(), "v @ " + z + " / n", z);
-  const int steps = dice.below(4);
-  text += fmt::format("for t in 0..{} {{\n  out, z = f(X)\n  step sgd(mse(out, y), lr = {})\n{}}}\n", steps, dice.number(0.2, 0.8), dice.chance(0.3) ? "  W *= 0.9\n" : "");
-  if (dice.chance(0.3)) text += "a, z = f(X)\nW += 0.5 / n * outer(z, tanh(W @ z))\n";
-  text += "out, z = f(X)\nreport out, mse(out, y), gram(z), E(z^3), last = E(sin(W' @ z) * (V @ tanh(W @ z)))\n";
-  return text;
-}
 
 double seeds_factor() {
   const char* factor = std::getenv("TPLIMIT_MORE");
@@ -55,7 +30,7 @@ TEST(MomentsAgainstParticles, RandomProgramsAgree) {
   std::size_t known = 0;
   for (std::uint64_t seed = 0; seed < programs; ++seed) {
     Dice dice(1000 + seed);
-    const std::string text = random_program(dice);
+    const std::string text = random_training(dice);
     SCOPED_TRACE(fmt::format("seed {}\n{}", seed, text));
     const Module module = parsed(text);
     const LimitResult moments = limit_of(module, [] { EvaluateOptions o; o.particles = 1024; o.randomisations = 2; return o; }());
@@ -79,7 +54,7 @@ TEST(LimitAgainstNetworks, ZScoresOfRandomProgramsAreInRange) {
   std::uint64_t used = 0;
   for (std::uint64_t seed = 0; seed < programs; ++seed) {
     Dice dice(seed);
-    const std::string text = random_program(dice);
+    const std::string text = random_training(dice);
     SCOPED_TRACE(fmt::format("seed {}\n{}", seed, text));
     const Module module = parsed(text);
     const LimitResult limit = limit_of(module, particles(kParticles, 8, seed));

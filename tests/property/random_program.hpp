@@ -140,4 +140,30 @@ class RandomModel {
   std::vector<std::string> features_, outputs_;
 };
 
+/// A network of random depth and maps, W and W' used again and again, trained for up to three steps, some matrices updated by hand.
+inline std::string random_training(Dice& dice) {
+  constexpr int kSamples = 3;
+  RandomModel::Allowed allowed;
+  for (const char* kinked : {"relu", "abs", "leaky_relu", "relu"}) allowed.maps.emplace_back(kinked);
+  const auto row = [&](int count) {
+    std::string out = "[";
+    for (int k = 0; k < count; ++k) out += (k ? ", " : "") + dice.number(-1.2, 1.2);
+    return out + "]";
+  };
+  std::string text = fmt::format("width n\nfn square(z) = z^2\ndata X = [{}, {}, {}]\ndata y = {}\n", row(2), row(2), row(2), row(3));
+  text += fmt::format("param U : [n, 2] ~ normal(0, 0.5), lr = n\nparam U2 : [n, 2] ~ normal(0.2, 1), lr = n\nparam W : [n, n] ~ normal(0, {}/n)\n", dice.number(0.5, 1.5));
+  text += fmt::format("param V : [n, n] ~ normal({}/n, 1/n)\nparam b : [n] ~ normal(0.1, 0.25), lr = n\nparam v : [n] ~ normal({}, 1), lr = n\n", dice.pick({"0", "0.3"}), dice.pick({"0", "0.5"}));
+  text += "param A : [3, 3] ~ normal(0, 0.3)\nparam c : [] ~ normal(0, 1)\nparam s : [] ~ normal(1, 0.2)\n";
+  RandomModel model(dice, kSamples, allowed);
+  for (int layers = dice.below(3); layers > 0; --layers) model.add_layer();
+  model.grow(1 + dice.below(5));
+  const std::string z = model.bounded();
+  text += fmt::format("model f(x) {{\n{}  return {}, {}\n}}\n", model.text(), "v @ " + z + " / n", z);
+  const int steps = dice.below(4);
+  text += fmt::format("for t in 0..{} {{\n  out, z = f(X)\n  step sgd(mse(out, y), lr = {})\n{}}}\n", steps, dice.number(0.2, 0.8), dice.chance(0.3) ? "  W *= 0.9\n" : "");
+  if (dice.chance(0.3)) text += "a, z = f(X)\nW += 0.5 / n * outer(z, tanh(W @ z))\n";
+  text += "out, z = f(X)\nreport out, mse(out, y), gram(z), E(z^3), last = E(sin(W' @ z) * (V @ tanh(W @ z)))\n";
+  return text;
+}
+
 }  // namespace tplimit::test
