@@ -19,7 +19,7 @@ using namespace ir;
 namespace {
 
 /// Helpers get a line of their own from this size on, if they are used twice or in any case.
-constexpr std::size_t kWorthSharing = 5, kTooLong = 24;
+constexpr std::size_t kWorthSharing = 4, kTooLong = 24;
 
 class Derivation {
  public:
@@ -59,6 +59,7 @@ class Derivation {
     const std::size_t size = in_.size();
     uses_.assign(size, 0);
     operand_.assign(size, false);
+    for (const auto& [slope, of] : slopes_) ++uses_[of.second.value];  // tanh'(x) beside tanh(x)
     for (const Node& node : in_.nodes) {
       for (const NodeId in : node.in) ++uses_[in.value];
       if (std::holds_alternative<MatMul>(node.op)) operand_[node.in[1].value] = true;
@@ -270,7 +271,8 @@ class Derivation {
     NodeId data;
     double factor = 1;
     bool transposed = false;
-    std::vector<std::int64_t> rows;  ///< of the data, or of its transpose
+    std::vector<std::int64_t> rows;         ///< of the data, or of its transpose
+    std::optional<std::int64_t> single{};   ///< one row of the data, or of its transpose
   };
 
   bool rows_of_data(NodeId id, const std::vector<double>& values) {
@@ -288,9 +290,15 @@ class Derivation {
           all = std::move(turned);
           std::swap(theirs[0], theirs[1]);
         }
+        if (theirs.size() == 2 && dims.size() == 1 && theirs[1] == dims[0]) {
+          if (const auto found = rows_of(values, 1, all, theirs[0])) {
+            data_rows_[id] = {from, found->first, transposed, {}, found->second[0]};
+            return true;
+          }
+        }
         if (theirs.size() != dims.size() || !std::equal(dims.begin() + 1, dims.end(), theirs.begin() + 1)) continue;
         if (auto found = rows_of(values, dims[0], all, theirs[0])) {
-          data_rows_[id] = {from, found->first, transposed, std::move(found->second)};
+          data_rows_[id] = {from, found->first, transposed, std::move(found->second), {}};
           return true;
         }
       }
@@ -482,7 +490,8 @@ class Derivation {
     if (known != kNone) return c_.ref(known, indices);
     if (const auto it = data_rows_.find(id); it != data_rows_.end()) {
       Indices at = indices;
-      at[0] = composed(at[0], it->second.rows);
+      if (it->second.single) at.insert(at.begin(), Index::number(*it->second.single));
+      else at[0] = composed(at[0], it->second.rows);
       if (it->second.transposed) std::swap(at[0], at[1]);
       return c_.mul({c_.number(it->second.factor), c_.ref(defined_[it->second.data.value], std::move(at))});
     }
