@@ -30,7 +30,7 @@ struct Formulas {
 
 /// Writes every value of a limit program (leading_order) as a formula.  A product W x becomes
 ///   G[W x]_i + sum_y sum_j s^2 E[d x_i / d G[W' y]_j] y_j + sum_k c_k sum_p D_k[p] E[X_k[p] x_i],
-/// G Gaussian with covariance s^2 E[x_i x_j], y over the earlier products with W' (docs/theory.md, "Products").
+/// G Gaussian with covariance s^2 E[x_i x_j], y over the earlier products with W' (docs/explain.md).
 /// Derivatives are in the sense of distributions: those of step functions leave deltas.
 /// Cost: O(products^2) derivatives.
 Formulas formulas_of(const ir::Program& limit);

@@ -37,7 +37,7 @@ View view_of(Formulas& formulas, const Selection& selection);
 std::string to_text(Formulas& formulas, const View& view, const std::vector<Number>& numbers, const std::string& title);
 /// A document for latex with amsmath.
 std::string to_latex(Formulas& formulas, const View& view, const std::vector<Number>& numbers, const std::string& title);
-/// docs/json.md, "Formulas".
+/// docs/json.md, "explain".
 std::string to_json(Formulas& formulas, const View& view, const std::vector<Number>& numbers, const std::string& title);
 
 }  // namespace tplimit::explain
