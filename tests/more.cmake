@@ -11,3 +11,5 @@ tplimit_test(ablations_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/ablations_test.cpp)
 tplimit_test(graded_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/graded_test.cpp)
+tplimit_test(widths_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/widths_test.cpp)

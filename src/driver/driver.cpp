@@ -715,7 +715,11 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
   const auto start = Clock::now();
   if (options.width < 1) return Diagnostic{Severity::kError, "E2701", fmt::format("a network of width {} cannot be run", options.width), {}, "", "use --width 128 or more", {}, false};
   if (options.seeds < 1) return Diagnostic{Severity::kError, "E2701", "at least one seed is needed", {}, "", "", {}, false};
-  const Program program = at_width(module.program, static_cast<double>(options.width));
+  const std::int64_t units = module.program.width_units;
+  if (options.width % units != 0)
+    return Diagnostic{Severity::kError, "E2701", fmt::format("a network of width {} cannot be run", options.width), {}, "",
+                      fmt::format("the ratios of its widths need a multiple of {}", units), {}, false};
+  const Program program = at_width(module.program, static_cast<double>(options.width / units));
   const std::vector<NodeId> wanted = outputs_of(program);
   const Schedule schedule = engines::make_schedule(program, wanted);
   const int threads = thread_count(options.threads);
@@ -724,7 +728,7 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
 
   RunSettings settings;
   settings.limit = false;
-  settings.rows = options.width;
+  settings.rows = options.width / units;
   settings.dense = options.matrices == Matrices::kDense;
   if (options.matrices == Matrices::kAuto) {
     // A lazy product costs about 8 n r P, a dense one 2 n^2 P, and the dense matrix must fit.

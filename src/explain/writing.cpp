@@ -424,7 +424,11 @@ class Composition {
       case Definition::Role::kHelper: break;
     }
     if (d.kind == Definition::Kind::kCoefficient || d.kind == Definition::Kind::kResponse)
-      return f_.calculus.definitions[d.operand].role == Definition::Role::kGradient ? "backward" : last_part(d);
+      switch (f_.calculus.definitions[d.operand].role) {
+        case Definition::Role::kGradient: return "backward";
+        case Definition::Role::kVersion: return "update";
+        default: return last_part(d);
+      }
     return last_part(d);
   }
 

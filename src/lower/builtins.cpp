@@ -262,9 +262,10 @@ Value Lowerer::builtin_mse(Arguments& in) {
 Value Lowerer::filled(Arguments& in, double value) {
   Arguments a = arguments(in.call, in.span, 0, 16, {});
   Axes axes;
+  std::size_t which = 0;
   for (std::size_t k = 0; k < a.positional.size(); ++k) {
-    const auto* n = a.positional[k].as<Number>();
-    if (n && n->power == 1 && n->value == 1) {
+    if (const auto width = width_of(a.positional[k])) {
+      which = *width;
       if (has_width(axes)) fail("E2207", "a value has at most one width axis", a.spans[k], "", fmt::format("a matrix is declared: param W : [{0}, {0}] ~ normal(0, 0)", program_.width_name));
       axes.push_back({true, 0});
     } else {
@@ -276,7 +277,8 @@ Value Lowerer::filled(Arguments& in, double value) {
   const Dims dims = finite_dims(axes);
   check_size(dims, a.span);
   const NodeId constant = build(a.span).constant(value, dims);
-  return {Tensor{builder_.expand(constant, has_width(axes), dims), axes}};
+  const Value out{Tensor{builder_.expand(constant, has_width(axes), dims), axes}};
+  return has_width(axes) ? joined({which}, std::vector<Value>(static_cast<std::size_t>(widths_[which].units), out)) : out;
 }
 Value Lowerer::builtin_zeros(Arguments& a) { return filled(a, 0); }
 Value Lowerer::builtin_ones(Arguments& a) { return filled(a, 1); }

@@ -32,6 +32,7 @@ std::string Lowerer::describe(const Value& value) const {
                                [&](const Flag& f) { return std::string(f.value ? "true" : "false"); },
                                [&](const Interval& i) { return fmt::format("the range {}..{}", i.begin, i.end); },
                                [&](const List&) { return std::string("a list"); },
+                               [&](const Blocks& blocks) { return (blocks.widths.size() == 2 ? "a matrix of shape " : "a value of shape ") + shape_text(blocks); },
                                [&](const Poison&) { return std::string("an undefined value"); }},
                     value.v);
 }
@@ -68,7 +69,9 @@ Tensor Lowerer::tensor(const Value& v, Span span) {
   if (const auto* n = v.as<Number>()) return {build(span).scale(1, n->power, builder_.constant(n->value)), {}};
   if (const auto* l = v.as<List>()) return list_tensor(*l, span);
   if (v.as<Poison>()) throw Rejection{{}, true};
-  if (v.as<Matrix>() || v.as<MatrixArray>())
+  if (const auto* blocks = v.as<Blocks>(); blocks && blocks->widths.size() == 1)
+    fail("E2305", "a value with a width axis cannot be used here", span, describe(v), "average over the coordinates with E(..) or gram(..) first");
+  if (v.as<Matrix>() || v.as<MatrixArray>() || v.as<Blocks>())
     fail("E2303", "a width matrix cannot be used here", span, describe(v), "multiply a vector by it first: W @ x");
   fail("E2304", "a number or an array is needed here", span, "this is " + describe(v));
 }
@@ -173,7 +176,8 @@ Value Lowerer::evaluate_name(const std::string& name, Span span) {
     if (binding->value.as<Poison>()) throw Rejection{{}, true};
     return binding->value;
   }
-  if (width_declared_ && name == program_.width_name) return {Number{1, 1}};
+  for (const Width& w : widths_)
+    if (name == w.name) return {Number{static_cast<double>(w.units), 1}};
   if (name == "pi") return {Number{3.14159265358979323846, 0}};
   if (name == "inf") return {Number{std::numeric_limits<double>::infinity(), 0}};
   if (functions_.contains(name) || models_.contains(name) || builtins().contains(name) || unary_functions().contains(name))
@@ -186,7 +190,7 @@ Value Lowerer::evaluate_name(const std::string& name, Span span) {
     for (const auto& [other, binding] : *locals_) known.push_back(other);
   for (const auto& [other, binding] : globals_)
     if (!locals_ || (binding.kind != Kind::kLocal && binding.kind != Kind::kLoop)) known.push_back(other);
-  if (width_declared_) known.push_back(program_.width_name);
+  for (const Width& w : widths_) known.push_back(w.name);
   std::sort(known.begin(), known.end());
   std::string help = did_you_mean(name, known);
   if (help.empty() && name == "n" && !width_declared_) help = "declare the width first: width n";
@@ -254,6 +258,7 @@ Value Lowerer::scaled_matrix(const Matrix& m, NodeId factor) {
 
 Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span) {
   if (a.as<Poison>() || b.as<Poison>()) throw Rejection{{}, true};
+  if (auto parts = part_by_part({a, b}, span, [&](const std::vector<Value>& args) { return arithmetic(op, args[0], args[1], span); })) return std::move(*parts);
   const auto *x = a.as<Number>(), *y = b.as<Number>();
   const auto defined = [&](Number result, Number left, Number right) {
     if (std::isnan(result.value) || (std::isinf(result.value) && std::isfinite(left.value) && std::isfinite(right.value)))
@@ -340,6 +345,7 @@ Value Lowerer::transpose(const Value& v, Span span) {
     return {out};
   }
   if (v.as<MatrixArray>()) fail("E2311", "an array of width matrices must be indexed first", span, "", "write W[0]'");
+  if (const auto* blocks = v.as<Blocks>()) return block_transpose(*blocks, span);
   const Tensor t = tensor(v, span);
   if (t.axes.size() < 2)
     fail("E2203", "a transpose needs at least two axes", span, "this has shape " + text(t.axes), "x' of a vector is not needed: v @ x contracts last axes, outer(d, x) is d x'");
@@ -381,6 +387,7 @@ Value Lowerer::apply_matrix(const Matrix& w, const Tensor& x, Span span) {
 Value Lowerer::matmul(const Value& a, const Value& x, Span span, Span a_span, Span x_span) {
   if (a.as<Poison>() || x.as<Poison>()) throw Rejection{{}, true};
   const std::string& n = program_.width_name;
+  if (a.as<Blocks>() || x.as<Blocks>()) return block_product(a, x, span, a_span, x_span);
   if (a.as<MatrixArray>() || x.as<MatrixArray>())
     fail("E2311", "an array of width matrices must be indexed first", a.as<MatrixArray>() ? a_span : x_span, "", "write W[0] @ x");
   if (x.as<Matrix>())
@@ -431,30 +438,29 @@ Value Lowerer::evaluate_binary(const ast::Binary& b, Span span) {
 
 // ---- indexing --------------------------------------------------------------------------------------
 
-Value Lowerer::evaluate_index(const ast::Index& index, Span span) {
-  // An item selects positions along one axis; a single number removes the axis.
-  struct Selection { std::vector<std::int64_t> positions; bool single; };
-  const auto select = [&](const ast::Expr& item, std::int64_t size) -> Selection {
-    const std::string entries = fmt::format("the axis has {} entr{}, counted from 0", size, size == 1 ? "y" : "ies");
-    if (const auto* range = std::get_if<ast::Range>(&item.node)) {
-      const std::int64_t begin = range->begin ? integer(evaluate(*range->begin), range->begin->span, "a bound") : 0;
-      const std::int64_t end = range->end ? integer(evaluate(*range->end), range->end->span, "a bound") : size;
-      if (begin < 0 || begin > size || end < 0 || end > size) fail("E2208", fmt::format("the slice {}..{} reaches outside the axis", begin, end), item.span, entries);
-      if (begin >= end) fail("E2209", "the slice is empty", item.span, fmt::format("{}..{} has no entry", begin, end), "ranges are half-open: a..b has the entries a to b - 1");
-      Selection s{std::vector<std::int64_t>(static_cast<std::size_t>(end - begin)), false};
-      std::iota(s.positions.begin(), s.positions.end(), begin);
-      return s;
-    }
-    const Value v = evaluate(item);
-    const bool single = v.as<Number>() || (v.as<Tensor>() && v.as<Tensor>()->axes.empty());
-    Selection s{integers(v, item.span, "an index"), single};
-    for (auto& i : s.positions) {
-      if (i < 0) i += size;
-      if (i < 0 || i >= size) fail("E2208", fmt::format("index {} is outside the axis", i < 0 ? i - size : i), item.span, entries);
-    }
+Lowerer::Selection Lowerer::selection(const ast::Expr& item, std::int64_t size) {
+  const std::string entries = fmt::format("the axis has {} entr{}, counted from 0", size, size == 1 ? "y" : "ies");
+  if (const auto* range = std::get_if<ast::Range>(&item.node)) {
+    const std::int64_t begin = range->begin ? integer(evaluate(*range->begin), range->begin->span, "a bound") : 0;
+    const std::int64_t end = range->end ? integer(evaluate(*range->end), range->end->span, "a bound") : size;
+    if (begin < 0 || begin > size || end < 0 || end > size) fail("E2208", fmt::format("the slice {}..{} reaches outside the axis", begin, end), item.span, entries);
+    if (begin >= end) fail("E2209", "the slice is empty", item.span, fmt::format("{}..{} has no entry", begin, end), "ranges are half-open: a..b has the entries a to b - 1");
+    Selection s{std::vector<std::int64_t>(static_cast<std::size_t>(end - begin)), false};
+    std::iota(s.positions.begin(), s.positions.end(), begin);
     return s;
-  };
+  }
+  const Value v = evaluate(item);
+  const bool single = v.as<Number>() || (v.as<Tensor>() && v.as<Tensor>()->axes.empty());
+  Selection s{integers(v, item.span, "an index"), single};
+  for (auto& i : s.positions) {
+    if (i < 0) i += size;
+    if (i < 0 || i >= size) fail("E2208", fmt::format("index {} is outside the axis", i < 0 ? i - size : i), item.span, entries);
+  }
+  return s;
+}
 
+Value Lowerer::evaluate_index(const ast::Index& index, Span span) {
+  const auto select = [&](const ast::Expr& item, std::int64_t size) { return selection(item, size); };
   // W[l] in a loop over layers: the whole array need not be copied for one of its matrices.
   if (const auto* name = std::get_if<ast::Name>(&index.base->node)) {
     const Binding* binding = find_or_null(name->name);
@@ -462,9 +468,14 @@ Value Lowerer::evaluate_index(const ast::Index& index, Span span) {
     if (array && array->dims.size() == 1 && index.items.size() == 1)
       if (const Selection s = select(*index.items[0], array->dims[0]); s.single) return {array->items[static_cast<std::size_t>(s.positions[0])]};
   }
-  Value base = evaluate(*index.base);
+  return index_value(evaluate(*index.base), index, span);
+}
+
+Value Lowerer::index_value(Value base, const ast::Index& index, Span span) {
+  const auto select = [&](const ast::Expr& item, std::int64_t size) { return selection(item, size); };
   if (const auto* l = base.as<List>()) base = {list_tensor(*l, index.base->span)};
   if (base.as<Poison>()) throw Rejection{{}, true};
+  if (auto parts = part_by_part({base}, span, [&](const std::vector<Value>& part) { return index_value(part[0], index, span); })) return std::move(*parts);
 
   if (const auto* array = base.as<MatrixArray>()) {
     MatrixArray now = *array;
@@ -528,6 +539,8 @@ Value Lowerer::evaluate(const ast::Expr& e) {
     Level& operator=(const Level&) = delete;
     int& depth_;
   } const level(nesting_);
+  if (!given_.empty())
+    if (const auto it = given_.find(&e); it != given_.end()) return it->second;
   if (nesting_ > kMaxNesting) fail("E2110", "calls and expressions are nested too deeply", e.span, "", "name a part of the expression in a statement of its own");
   return std::visit(
       overloaded{[&](const ast::Number& x) -> Value { return {Number{x.value, 0}}; },
@@ -536,6 +549,7 @@ Value Lowerer::evaluate(const ast::Expr& e) {
                  [&](const ast::Name& x) -> Value { return evaluate_name(x.name, e.span); },
                  [&](const ast::Negate& x) -> Value {
                    const Value v = evaluate(*x.operand);
+                   if (v.as<Blocks>()) return arithmetic(BinaryOp::kMul, {Number{-1, 0}}, v, e.span);
                    if (const auto* n = v.as<Number>()) return {Number{-n->value, n->power}};
                    if (v.as<MatrixArray>()) fail("E2311", "an array of width matrices must be indexed first", x.operand->span, "", "write W[0] for one of them");
                    if (const auto* m = v.as<Matrix>()) return scaled_matrix(*m, build(e.span).constant(-1));
@@ -585,6 +599,8 @@ Value Lowerer::evaluate_call(const ast::Call& call, Span span) {
       fail("E2104", fmt::format("model '{}' returns {} values", name, values.size()), span, "", "assign them to names first: a, b = f(x)");
     return values[0];
   }
+  if (several_widths() && given_.empty())
+    if (auto parts = block_call(call, span)) return std::move(*parts);
   if (const auto it = unary_functions().find(name); it != unary_functions().end()) return builtin_unary(call, span, it->second);
   if (const auto it = builtins().find(name); it != builtins().end()) {
     Arguments a{call, span, {}, {}, {}};

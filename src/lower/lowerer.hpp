@@ -46,6 +46,7 @@ class Lowerer {
     std::set<NodeId> old_versions;
     std::uint32_t index = 0;       ///< in Program::variables
     std::optional<Role> role{};
+    std::optional<std::pair<std::string, std::size_t>> part_of{};  ///< of a value of several widths: its name, which part
     std::optional<NodeId> deviation{};  ///< without a width axis: standard deviation of its entries, if they are independent
   };
 
@@ -53,7 +54,7 @@ class Lowerer {
   [[noreturn]] void fail(const char* code, std::string message, Span span, std::string label = "", std::string help = "") const;
   void warn(const char* code, std::string message, Span span, std::string help = "");
   [[nodiscard]] std::string describe(const Value& value) const;
-  [[nodiscard]] std::string text(const Axes& axes) const { return to_text(axes, program_.width_name); }
+  [[nodiscard]] std::string text(const Axes& axes) const { return to_text(axes, shown_width_.empty() ? program_.width_name : shown_width_); }
   void check_size(const Dims& dims, Span span) const;  ///< E2215 if a value would have more than 10^8 entries
   void count_work(Span span);                          ///< E2604 once loops and calls run away
 
@@ -86,7 +87,8 @@ class Lowerer {
   void check_defined(const Tensor& t, Span span) const;
 
   // ---- declarations
-  Value initial_value(const ast::Param& s, const Axes& axes, Span span);
+  Value initial_value(const ast::Param& s, const std::string& name, const Axes& axes, Span span);
+  Value declare(const ast::Param& s, const ast::Identifier& name, const Axes& axes, const Value& rate, std::optional<Role> role, Span span);
   std::vector<Value> read_data(const ast::Call& call, const ast::Data& s);
   Value opaque(Value value);
   std::optional<Role> role_of(const ast::Param& s, const Axes& axes, const Value& rate);
@@ -127,6 +129,32 @@ class Lowerer {
   Tensor combine(ir::Fn fn, const std::vector<Tensor>& in, Span span, double parameter = 0);
   Value scaled_matrix(const Matrix& m, NodeId factor);
   Binding* find_or_null(const std::string& name);
+
+  // ---- several widths (blocks.cpp)
+  struct Width {
+    std::string name;
+    std::int64_t units;  ///< how many times the unit of width
+  };
+  [[nodiscard]] std::optional<std::size_t> width_of(const Value& v) const;       ///< n, m as numbers: which width
+  [[nodiscard]] bool several_widths() const;
+  [[nodiscard]] std::string shape_text(const Blocks& b) const;
+  [[nodiscard]] Value joined(std::vector<std::size_t> widths, std::vector<Value> parts) const;
+  std::vector<Value> parts_of(const Value& v, std::size_t width, Span span) const;
+  using PartFunction = std::function<Value(const std::vector<Value>&)>;
+  std::optional<Value> part_by_part(const std::vector<Value>& args, Span span, const PartFunction& f);
+  Value block_product(const Value& a, const Value& x, Span span, Span a_span, Span x_span);
+  Value block_transpose(const Blocks& b, Span span);
+  std::optional<Value> block_call(const ast::Call& call, Span span);
+  Value block_outer(const Value& d, const Value& x, Span span, const PartFunction& f);
+  Value declare_blocks(const ast::Param& s, const Axes& axes, const std::vector<std::size_t>& widths, const Value& rate, std::optional<Role> role, Span span);
+  std::vector<std::string> variables_named(const std::string& name) const;       ///< itself, its parts, or none
+  /// An item selects positions along one axis; a single number removes the axis.
+  struct Selection {
+    std::vector<std::int64_t> positions;
+    bool single;
+  };
+  Selection selection(const ast::Expr& item, std::int64_t size);
+  Value index_value(Value base, const ast::Index& index, Span span);
 
   // ---- conversions (each fails with a message that says what was expected)
   Tensor tensor(const Value& v, Span span);
@@ -225,6 +253,9 @@ class Lowerer {
   std::map<std::pair<const ast::Report*, std::size_t>, std::size_t> report_slots_;
   std::set<std::string> used_constants_, used_data_;
   bool width_declared_ = false;
+  std::vector<Width> widths_;
+  std::string shown_width_;  ///< of the value that is worked on part by part
+  std::map<const ast::Expr*, Value> given_;  ///< arguments of a call that is made part by part
   std::optional<Parametrization> parametrization_;
   std::vector<NodeId> differentiated_;  ///< by grad since the last step: losses of updates written by hand
 };

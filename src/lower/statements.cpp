@@ -107,7 +107,7 @@ std::string Lowerer::names_of(Kind kind, const char* before) const {
 }
 
 void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
-  if (name.name == program_.width_name && width_declared_)
+  if (std::any_of(widths_.begin(), widths_.end(), [&](const Width& w) { return w.name == name.name; }))
     fail("E2116", fmt::format("'{}' is the width and has no value", name.name), name.span, "", "choose another name; finite networks get their width on the command line");
   if (functions_.contains(name.name) || models_.contains(name.name) || builtins().contains(name.name) || unary_functions().contains(name.name))
     fail("E2117", fmt::format("'{}' is a function already", name.name), name.span, "", "choose another name");
@@ -124,6 +124,8 @@ void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
 
 /// For those who read the program later: this is what the text calls the value.
 void Lowerer::record_name(const std::string& name, const Value& value, Span span, ir::NamedValue::Kind kind) {
+  if (const auto* blocks = value.as<Blocks>(); blocks && kind == ir::NamedValue::Kind::kValue)
+    for (std::size_t k = 0; k < blocks->parts.size(); ++k) record_name(fmt::format("{}.{}", name, k + 1), blocks->parts[k], span, kind);
   const auto* t = value.as<Tensor>();
   if (!t) return;
   program_.names.push_back({name, t->node, 0, span, context_, static_cast<std::uint32_t>(program_.steps.size()), kind});
@@ -140,6 +142,13 @@ void Lowerer::rebind(const ast::Identifier& name, Value value, Span span) {
       case Kind::kLoop: fail("E2119", fmt::format("'{}' is a loop variable and cannot be assigned", name.name), name.span);
       case Kind::kParam: {
         if (it->second.value.as<Poison>() || value.as<Poison>()) throw Rejection{{}, true};
+        if (const auto* whole = it->second.value.as<Blocks>()) {
+          const auto* next = value.as<Blocks>();
+          if (!next || next->widths != whole->widths) fail("E2120", fmt::format("a new version of '{}' has another shape", name.name), span, "this is " + describe(value));
+          const std::vector<std::string> names = variables_named(name.name);
+          for (std::size_t k = 0; k < names.size(); ++k) rebind({names[k], name.span}, next->parts[k], span);
+          return;
+        }
         const auto other_shape = [&](std::string label) { fail("E2120", fmt::format("a new version of '{}' has another shape", name.name), span, std::move(label)); };
         Value next = value;
         if (next.as<Number>() || next.as<List>()) next = {tensor(next, span)};
@@ -167,19 +176,6 @@ void Lowerer::rebind(const ast::Identifier& name, Value value, Span span) {
 
 // ---- declarations ----------------------------------------------------------------------------------
 
-void Lowerer::on(const ast::Width& s, Span span) {
-  if (!outside_models() || !loops_.empty()) fail("E2602", "the width is declared at top level", span, "", "move it in front of the loop or model");
-  if (width_declared_ || s.items.size() != 1 || s.items[0].value)
-    fail("E2105", "several widths are not available in this version", span, "", "declare one width: width n");
-  if (const auto it = globals_.find(s.items[0].name.name); it != globals_.end()) {
-    Rejection r{Diagnostic{Severity::kError, "E2118", fmt::format("'{}' is declared twice", it->first), s.items[0].name.span, "", "choose another name", {}, true}, false};
-    r.diagnostic.notes.push_back({"first declared here", it->second.span});
-    throw r;
-  }
-  check_new_function(s.items[0].name);
-  program_.width_name = s.items[0].name.name;
-  width_declared_ = true;
-}
 
 void Lowerer::on(const ast::Const& s, Span span) {
   if (!outside_models() || !loops_.empty()) fail("E2602", "constants are declared at top level", span, "", "move it in front of the loop or model, or write an assignment without 'const'");
@@ -338,7 +334,7 @@ bool fits(const Axes& own, const Axes& axes) {
 }
 }  // namespace
 
-Value Lowerer::initial_value(const ast::Param& s, const Axes& axes, Span span) {
+Value Lowerer::initial_value(const ast::Param& s, const std::string& name, const Axes& axes, Span span) {
   const auto* law = s.law ? std::get_if<ast::Call>(&s.law->node) : nullptr;
   if (!law) fail("E2125", fmt::format("'{}' has no law", s.name.name), s.name.span, "", "write: ~ normal(mean, variance)");
   if (law->callee.name != "normal") fail("E2125", fmt::format("unknown law '{}'", law->callee.name), law->callee.span, "", "write: ~ normal(mean, variance)");
@@ -357,8 +353,8 @@ Value Lowerer::initial_value(const ast::Param& s, const Axes& axes, Span span) {
     const Number m = number(mean, mean_span, "the mean of a width matrix");
     // sigma^2 = c n^p: entries of size sqrt(c) n^((p+1)/2) times those of N(0, 1/n).
     const NodeId size = b.scale(1, (v.power + 1) / 2, b.constant(std::sqrt(v.value)));
-    const auto one = [&](const std::string& name) {
-      program_.sources.push_back({name, true, {}, s.name.span});
+    const auto one = [&](const std::string& own) {
+      program_.sources.push_back({own, true, {}, s.name.span});
       NodeId w = b.add(ir::GaussianMatrix{{static_cast<std::uint32_t>(program_.sources.size() - 1)}}, {});
       w = b.add(ir::ScaleMatrix{}, {w, size});
       if (m.value != 0) {  // mean m = (m n) 1 1' / n
@@ -367,22 +363,22 @@ Value Lowerer::initial_value(const ast::Param& s, const Axes& axes, Span span) {
       }
       return Matrix{{MatrixTerm{b.constant(1), w, false, {}, {}}}};
     };
-    if (dims.empty()) return {one(s.name.name)};
+    if (dims.empty()) return {one(name)};
     if (ir::size_of(dims) > kMaxMatrices) fail("E2215", "too many matrices in one array", s.axes_span, fmt::format("{} of them, at most {}", ir::size_of(dims), kMaxMatrices));
     MatrixArray array{dims, {}};
-    for (std::int64_t k = 0; k < ir::size_of(dims); ++k) array.items.push_back(one(fmt::format("{}[{}]", s.name.name, k)));
+    for (std::int64_t k = 0; k < ir::size_of(dims); ++k) array.items.push_back(one(fmt::format("{}[{}]", name, k)));
     return {array};
   }
 
   // Vectors, and finite random values: mean + deviation * z, z standard normal.
   NodeId z;
   if (widths == 1) {
-    program_.sources.push_back({s.name.name, false, dims, s.name.span});
+    program_.sources.push_back({name, false, dims, s.name.span});
     z = b.add(ir::StandardNormal{{static_cast<std::uint32_t>(program_.sources.size() - 1)}}, {});
   } else {
     std::vector<double> values(static_cast<std::size_t>(ir::size_of(dims)));
     std::uint64_t key = mix_key(mix_key(kRandomScalarKey, options_.seed), options_.draw);
-    key = mix_key(key, hash_text(s.name.name.data(), s.name.name.size()));
+    key = mix_key(key, hash_text(name.data(), name.size()));
     plain_normals(key, 0, values);
     z = b.constant(std::move(values), dims);
   }
@@ -430,11 +426,12 @@ void Lowerer::on(const ast::Param& s, Span span) {
   if (!outside_models() || !loops_.empty())
     fail("E2603", fmt::format("'{}' stands outside models and loops", what), span, "it is drawn once", "declare it above and use it here");
   Axes axes;
+  std::vector<std::size_t> own_widths;
   for (const auto& axis : s.axes) {
     const Value v = evaluate(*axis);
-    const auto* n = v.as<Number>();
-    if (n && n->power == 1 && n->value == 1) {
+    if (const auto width = width_of(v)) {
       axes.push_back({true, 0});
+      own_widths.push_back(*width);
     } else {
       const std::int64_t size = integer(v, axis->span, "an axis");
       if (size < 1) fail("E2215", "an axis has at least one entry", axis->span, fmt::format("this is {}", size));
@@ -455,11 +452,18 @@ void Lowerer::on(const ast::Param& s, Span span) {
     (void)scalar(rate, option.value->span, "a learning rate");
   }
   const std::optional<Role> role = role_of(s, axes, rate);
-  Value initial = initial_value(s, axes, span);
-  Variable variable{s.name, s.trained, axes, rate, {}};
+  if (std::any_of(own_widths.begin(), own_widths.end(), [&](std::size_t w) { return widths_[w].units > 1; })) (void)declare_blocks(s, axes, own_widths, rate, role, span);
+  else (void)declare(s, s.name, axes, rate, role, span);
+}
+
+/// One variable whose width axes are one unit long.
+Value Lowerer::declare(const ast::Param& s, const ast::Identifier& name, const Axes& axes, const Value& rate, std::optional<Role> role, Span span) {
+  const auto widths = std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; });
+  Value initial = initial_value(s, name.name, axes, span);
+  Variable variable{name, s.trained, axes, rate, {}};
   variable.role = role;
   variable.index = static_cast<std::uint32_t>(program_.variables.size());
-  ir::Variable known{s.name.name, s.trained, s.name.span, role ? to_string(*role) : "", {}, {}, 1, 1};
+  ir::Variable known{name.name, s.trained, s.name.span, role ? to_string(*role) : "", {}, {}, 1, 1};
   if (const auto* r = rate.as<Number>()) {
     known.rate = r->power;
     known.rate_factor = r->value;
@@ -476,11 +480,11 @@ void Lowerer::on(const ast::Param& s, Span span) {
     if (known.rate) *known.rate += -x.c;
   }
   Value value = opaque(initial);
-  bind(s.name, value, Kind::kParam);
+  bind(name, value, Kind::kParam);
   if (const auto* array = value.as<MatrixArray>()) {
     for (std::size_t k = 0; k < array->items.size(); ++k) {
       program_.variables.push_back(known);
-      program_.variables.back().name = fmt::format("{}[{}]", s.name.name, k);
+      program_.variables.back().name = fmt::format("{}[{}]", name.name, k);
     }
   } else {
     program_.variables.push_back(known);
@@ -489,8 +493,9 @@ void Lowerer::on(const ast::Param& s, Span span) {
     const Tensor variance = tensor(evaluate(*std::get<ast::Call>(s.law->node).args[1]), span);
     if (fits(variance.axes, axes)) variable.deviation = build(span).map(Fn::kSqrt, {variance.node});
   }
-  variables_[s.name.name] = std::move(variable);
-  variable_order_.push_back(s.name.name);
+  variables_[name.name] = std::move(variable);
+  variable_order_.push_back(name.name);
+  return value;
 }
 
 void Lowerer::on(const ast::Function& s, Span span) {
@@ -509,7 +514,7 @@ void Lowerer::on(const ast::Model& s, Span span) {
 
 void Lowerer::check_new_function(const ast::Identifier& name) const {
   if (models_.contains(name.name) || functions_.contains(name.name) || builtins().contains(name.name) || unary_functions().contains(name.name) || globals_.contains(name.name) ||
-      (width_declared_ && name.name == program_.width_name))
+      std::any_of(widths_.begin(), widths_.end(), [&](const Width& w) { return w.name == name.name; }))
     fail("E2117", fmt::format("'{}' is defined already", name.name), name.span, "", "choose another name");
 }
 
@@ -721,6 +726,12 @@ void Lowerer::set_version(const std::string& name, Value value) {
   for (const NodeId id : version_nodes(value)) variable.old_versions.erase(id);
   record_name(name, value, binding.span, ir::NamedValue::Kind::kVersion);
   binding.value = std::move(value);
+  if (variable.part_of) {  // the whole sees it
+    const auto& [whole, part] = *variable.part_of;
+    Blocks blocks = *globals_.at(whole).value.as<Blocks>();
+    blocks.parts[part] = binding.value;
+    globals_.at(whole).value = {std::move(blocks)};
+  }
 }
 
 Value Lowerer::updated(const Value& current, const Value& change, Span span) {
@@ -762,7 +773,7 @@ void Lowerer::on(const ast::Update& s, Span span) {
   } else {
     next = arithmetic(s.op == ast::UpdateOp::kAdd ? ast::BinaryOp::kAdd : ast::BinaryOp::kSub, current, value, span);
   }
-  if (variables_.contains(name->name)) program_.steps.push_back({std::exchange(differentiated_, {}), span, context_});
+  if (!variables_named(name->name).empty()) program_.steps.push_back({std::exchange(differentiated_, {}), span, context_});
   if (const auto* m = next.as<Matrix>()) next = {materialise(*m, span)};
   if (const auto *now = current.as<Tensor>(), *then = next.as<Tensor>(); now && then && now->axes != then->axes)
     fail("E2120", "an update may not change the shape", s.value->span, fmt::format("{} would become {}", text(now->axes), text(then->axes)));
@@ -815,13 +826,14 @@ Lowerer::Sgd Lowerer::read_sgd(const ast::Call& call, Span span) {
       if (!map) fail("E2325", "'scale' maps parameters to rates", option.value->span, "", "for instance scale = {W: n^2, v: 1}");
       for (const auto& entry : map->entries) {
         const auto* key = std::get_if<ast::Name>(&entry.key->node);
-        if (!key || !variables_.contains(key->name)) fail("E2326", "this is not a parameter", entry.key->span, "", "scale = {..} maps names of parameters to rates");
-        if (!variables_.at(key->name).trained) fail("E2326", fmt::format("'{}' is random, not trained", key->name), entry.key->span, "", "declare it with param");
-        if (out.scales.contains(key->name)) fail("E2113", fmt::format("'{}' is scaled twice", key->name), entry.key->span);
+        const std::vector<std::string> names = key ? variables_named(key->name) : std::vector<std::string>{};
+        if (names.empty()) fail("E2326", "this is not a parameter", entry.key->span, "", "scale = {..} maps names of parameters to rates");
+        if (!variables_.at(names[0]).trained) fail("E2326", fmt::format("'{}' is random, not trained", key->name), entry.key->span, "", "declare it with param");
+        if (out.scales.contains(names[0])) fail("E2113", fmt::format("'{}' is scaled twice", key->name), entry.key->span);
         scaled.push_back(&entry);
         Value rate = evaluate(*entry.value);
         (void)scalar(rate, entry.value->span, "a learning rate");
-        out.scales[key->name] = rate;
+        for (const std::string& own : names) out.scales[own] = rate;
       }
     } else if (name == "eps" && out.epsilon) {
       out.epsilon = plain_number(evaluate(*option.value), option.value->span, "eps");
@@ -835,11 +847,14 @@ Lowerer::Sgd Lowerer::read_sgd(const ast::Call& call, Span span) {
   if (only) {
     for (const ast::Expr* e : *only) {
       const auto* name = std::get_if<ast::Name>(&e->node);
-      if (!name || !variables_.contains(name->name)) fail("E2326", "this is not a parameter", e->span, "", "only = (..) lists names of parameters");
-      if (std::find(out.names.begin(), out.names.end(), name->name) != out.names.end()) fail("E2113", fmt::format("'{}' is named twice", name->name), e->span);
-      if (!variables_.at(name->name).trained) fail("E2326", fmt::format("'{}' is random, not trained", name->name), e->span, "", "declare it with param");
-      out.names.push_back(name->name);
-      if (!depends_on_current(out.loss, name->name, out.span)) fail("E2328", fmt::format("the loss does not depend on '{}'", name->name), e->span);
+      const std::vector<std::string> names = name ? variables_named(name->name) : std::vector<std::string>{};
+      if (names.empty()) fail("E2326", "this is not a parameter", e->span, "", "only = (..) lists names of parameters");
+      if (std::find(out.names.begin(), out.names.end(), names[0]) != out.names.end()) fail("E2113", fmt::format("'{}' is named twice", name->name), e->span);
+      if (!variables_.at(names[0]).trained) fail("E2326", fmt::format("'{}' is random, not trained", name->name), e->span, "", "declare it with param");
+      for (const std::string& own : names) {
+        out.names.push_back(own);
+        if (!depends_on_current(out.loss, own, out.span)) fail("E2328", fmt::format("the loss does not depend on '{}'", name->name), e->span);
+      }
     }
   } else {
     for (const auto& name : variable_order_)
@@ -847,7 +862,7 @@ Lowerer::Sgd Lowerer::read_sgd(const ast::Call& call, Span span) {
     if (out.names.empty()) fail("E2328", "the loss depends on no parameter", call.args[0]->span, "", "a value that is trained is declared with param");
   }
   for (const ast::MapEntry* entry : scaled)
-    if (const auto& name = std::get<ast::Name>(entry->key->node).name; std::find(out.names.begin(), out.names.end(), name) == out.names.end())
+    if (const auto& name = std::get<ast::Name>(entry->key->node).name; std::find(out.names.begin(), out.names.end(), variables_named(name)[0]) == out.names.end())
       fail("E2328", fmt::format("this step does not update '{}'", name), entry->key->span, "", "the loss does not depend on it, or `only` leaves it out");
   return out;
 }

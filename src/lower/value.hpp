@@ -56,11 +56,17 @@ struct Flag { bool value; };
 struct Interval { std::int64_t begin, end; };
 struct Value;
 struct List { std::vector<Value> items; };
+/// A value of one or two widths that are multiples of the unit of width (lower/blocks.cpp): widths[0] (x widths[1]) parts, row-major,
+/// each a value of the ordinary kind whose width axis is one unit.
+struct Blocks {
+  std::vector<std::size_t> widths;
+  std::vector<Value> parts;
+};
 /// A name whose definition failed: errors that follow from it are not reported again.
 struct Poison {};
 
 struct Value {
-  std::variant<Number, Tensor, Matrix, MatrixArray, Text, Flag, Interval, List, Poison> v;
+  std::variant<Number, Tensor, Matrix, MatrixArray, Text, Flag, Interval, List, Blocks, Poison> v;
   template <class T>
   [[nodiscard]] const T* as() const { return std::get_if<T>(&v); }
 };

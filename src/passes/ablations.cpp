@@ -29,6 +29,7 @@ class Rewriting {
     out_.sources = program.sources;
     out_.contexts = program.contexts;
     out_.width_name = program.width_name;
+    out_.width_units = program.width_units;
     out_.has_random_scalars = program.has_random_scalars;
     out_.variables = program.variables;
     map_.resize(program.size());

@@ -21,6 +21,7 @@ Program erase_identities(const Program& program, bool keep_names) {
   out.sources = program.sources;
   out.contexts = program.contexts;
   out.width_name = program.width_name;
+  out.width_units = program.width_units;
   out.has_random_scalars = program.has_random_scalars;
   out.variables = program.variables;
   Builder builder(out);

@@ -407,7 +407,14 @@ class Parser {
     ast::Width width;
     do {
       ast::Width::Item item{identifier("the name of a width"), nullptr};
-      if (accept(TokenKind::kEqual)) item.value = expression();
+      if (accept(TokenKind::kEqual)) {
+        item.value = expression();
+        if (kind() == TokenKind::kIdentifier) {  // 2 n
+          ast::ExprPtr factor = std::move(item.value), width_name = expression();
+          const Span span = factor->span.to(width_name->span);
+          item.value = std::make_unique<ast::Expr>(ast::Expr{ast::Binary{ast::BinaryOp::kMul, std::move(factor), std::move(width_name), span}, span});
+        }
+      }
       width.items.push_back(std::move(item));
     } while (accept(TokenKind::kComma));
     return width;

@@ -181,6 +181,7 @@ struct Program {
   std::vector<Expectation> expectations;
   std::vector<std::string> contexts;  ///< "", "t = 3", "t = 3, l = 0": innermost last
   std::string width_name = "n";
+  std::int64_t width_units = 1;       ///< of the width that width_name names: the width axes here are n / width_units long
   // What analyses need to know of the text; nothing here keeps a node alive.
   std::vector<NamedValue> names;      ///< in the order of the text
   std::vector<NamedValue> predictions;  ///< first arguments of mse; name: their text
