@@ -605,6 +605,82 @@ std::vector<std::vector<Expr>> Calculus::independent_groups(const std::vector<Ex
   return out;
 }
 
+/// Of a sum of Gaussians of mean 0 with numbers as coefficients: how many, written out; else 0.
+std::size_t Calculus::gaussian_terms(const Expr& e) {
+  constexpr std::size_t kMost = 16;  // a longer sum is left under its name
+  if (!e->width) return 0;
+  switch (e->kind) {
+    case Kind::kRef: {
+      if (const auto it = gaussian_terms_.find(e->ref); it != gaussian_terms_.end()) return it->second;
+      const Definition& d = definitions[e->ref];
+      const bool gaussian = d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kGaussian;
+      const std::size_t out = gaussian ? 1 : d.value ? gaussian_terms(d.value) : 0;
+      return gaussian_terms_[e->ref] = out <= kMost ? out : 0;
+    }
+    case Kind::kAdd: {
+      std::size_t sum = 0;
+      for (const Expr& t : e->args) {
+        const std::size_t own = gaussian_terms(t);
+        if (own == 0) return 0;
+        sum += own;
+      }
+      return sum <= kMost ? sum : 0;
+    }
+    case Kind::kMul: {
+      const auto is_random = [](const Expr& f) { return f->width; };
+      return std::count_if(e->args.begin(), e->args.end(), is_random) == 1 ? gaussian_terms(*std::find_if(e->args.begin(), e->args.end(), is_random)) : 0;
+    }
+    case Kind::kSum: return gaussian_terms(e->args[0]);
+    default: return 0;
+  }
+}
+
+std::optional<Expr> Calculus::gaussian_covariance(const Expr& a, const Expr& b) {
+  if (gaussian_terms(a) == 0 || gaussian_terms(b) == 0) return std::nullopt;
+  // Bilinear: first a is taken apart, then b.
+  const auto apart = [&](const Expr& e, const std::function<std::optional<Expr>(const Expr&)>& f) -> std::optional<Expr> {
+    switch (e->kind) {
+      case Kind::kRef: {
+        const Definition& d = definitions[e->ref];
+        if (d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kGaussian || !d.value) return std::nullopt;
+        Substitution by;
+        for (std::size_t k = 0; k < d.axes.size(); ++k) by.emplace(d.axes[k].id, e->indices[k]);
+        const Expr value = d.value;
+        return f(substitute(value, by));
+      }
+      case Kind::kAdd: {
+        std::vector<Expr> terms;
+        for (const Expr& t : e->args) {
+          const auto own = f(t);
+          if (!own) return std::nullopt;
+          terms.push_back(*own);
+        }
+        return add(std::move(terms));
+      }
+      case Kind::kMul: {
+        std::vector<Expr> numbers, random;
+        for (const Expr& x : e->args) (x->width ? random : numbers).push_back(x);
+        if (random.size() != 1 || numbers.empty()) return std::nullopt;
+        const auto own = f(random[0]);
+        if (!own) return std::nullopt;
+        numbers.push_back(*own);
+        return mul(std::move(numbers));
+      }
+      case Kind::kSum: {
+        const Expr own = refresh(e);
+        const auto body = f(own->args[0]);
+        return body ? std::optional(sum(own->bound, *body)) : std::nullopt;
+      }
+      default: return std::nullopt;
+    }
+  };
+  if (auto known = covariance(a, b)) return known;
+  if (auto left = apart(a, [&](const Expr& x) { return gaussian_covariance(x, b); })) return left;
+  const bool whole = a->kind == Kind::kRef && (definitions[a->ref].kind == Definition::Kind::kSource || definitions[a->ref].kind == Definition::Kind::kGaussian);
+  if (!whole) return std::nullopt;
+  return apart(b, [&](const Expr& x) { return gaussian_covariance(a, x); });
+}
+
 Expr Calculus::mean_of_product(const std::vector<Expr>& factors) {
   std::vector<Expr> out, random;
   const auto split = [&](const Expr& product) {
@@ -641,8 +717,8 @@ Expr Calculus::mean_of_product(const std::vector<Expr>& factors) {
       if (parity(inside, flipped) == Parity::kOdd) return number(0);
     }
     std::optional<Expr> known;
-    if (members.size() == 2) known = covariance(members[0], members[1]);
-    if (members.size() == 1 && members[0]->kind == Kind::kPower && members[0]->number == 2) known = covariance(members[0]->args[0], members[0]->args[0]);
+    if (members.size() == 2) known = gaussian_covariance(members[0], members[1]);
+    if (members.size() == 1 && members[0]->kind == Kind::kPower && members[0]->number == 2) known = gaussian_covariance(members[0]->args[0], members[0]->args[0]);
     if (members.size() == 1 && members[0]->kind == Kind::kFunction && members[0]->map.fn == Fn::kStep && members[0]->order == 0 && parity(members[0]->args[0], own) == Parity::kOdd)
       known = number(0.5);  // continuous and symmetric
     if (!known) {

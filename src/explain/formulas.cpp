@@ -159,7 +159,7 @@ class Derivation {
     }
     // Another value of the same name in the same iteration.
     const std::string base = d.name;
-    for (int copy = 2; !full_names_.insert({d.name, d.iteration}).second; ++copy) d.name = fmt::format("{}.{}", base, copy);
+    for (int copy = 2; !full_names_.insert({d.name, d.iteration}).second; ++copy) d.name = fmt::format("{}#{}", base, copy);
   }
 
   Definition& definition(std::uint32_t k) { return c_.definitions[k]; }

@@ -9,6 +9,7 @@
 #include <fmt/ranges.h>
 #include <nlohmann/json.hpp>
 
+#include "tplimit/explain/closed_forms.hpp"
 #include "tplimit/report/text.hpp"
 #include "tplimit/support/source.hpp"
 
@@ -363,6 +364,7 @@ Expr reference_to(Formulas& f, std::uint32_t k) { return f.calculus.ref(k, own_i
 struct Section {
   std::string heading, part;  ///< "step 0 (t = 0)", "forward"
   std::vector<Line> lines;
+  bool notes_are_latex = false;
 };
 
 class Composition {
@@ -377,7 +379,7 @@ class Composition {
     const auto section = [&](const std::string& heading, const std::string& part) -> Section& {
       for (Section& s : out)
         if (s.heading == heading && s.part == part) return s;
-      out.push_back({heading, part, {}});
+      out.push_back({heading, part, {}, false});
       return out.back();
     };
     for (const std::uint32_t k : view_.definitions) {
@@ -403,6 +405,31 @@ class Composition {
       if (std::find(headings.begin(), headings.end(), s.heading) == headings.end()) headings.push_back(s.heading);
     const auto rank = [&](const Section& s) { return std::pair{std::find(headings.begin(), headings.end(), s.heading) - headings.begin(), place(s.part)}; };
     std::stable_sort(out.begin(), out.end(), [&](const Section& a, const Section& b) { return rank(a) < rank(b); });
+    if (auto forms = closed_forms(); !forms.empty()) out.push_back({"closed forms", "", std::move(forms), true});
+    return out;
+  }
+
+  /// Means with a closed form, each once.
+  std::vector<Line> closed_forms() {
+    std::vector<Line> out;
+    for (const Expr& mean : view_.means) {
+      const auto form = closed_form(f_.calculus, mean);
+      if (!form) continue;
+      Letters letters;
+      letters.declare(free_symbols(mean));
+      const auto moment = [&](const char* name, const Expr& value) {
+        return fmt::format(fmt::runtime(w_.latex() ? "${} = {}$" : "{} = {}"), name, w_.write(value, letters));
+      };
+      Line line{w_.write(mean, letters), "=", {std::string("+ ") + (w_.latex() ? form->latex : form->text)}, ""};
+      if (form->pair) {
+        const auto a = f_.calculus.gaussian_covariance(form->a, form->a), b = f_.calculus.gaussian_covariance(form->b, form->b);
+        line.note = fmt::format("{}, {}, {}", moment("A", *a), moment("B", *b), moment("C", form->covariance));
+        if (form->text.find("r") != std::string::npos && form->text.find("(r") != std::string::npos) line.note += w_.latex() ? ", $r = C/\\sqrt{AB}$" : ", r = C / sqrt(A B)";
+      } else if (form->text.find('C') != std::string::npos) {
+        line.note = moment("C", form->covariance);
+      }
+      out.push_back(std::move(line));
+    }
     return out;
   }
 
@@ -585,7 +612,7 @@ View view_of(Formulas& f, const Selection& selection) {
   View out;
   for (const std::uint32_t k : shown)
     if (!definitions[k].in_line) out.definitions.push_back(k);
-  std::set<std::string> met;
+  std::set<std::string> met, seen;
   const auto want = [&](const Expr& e) {
     if (e->kind != Kind::kNumber && met.insert(Calculus::key(e, true)).second) out.numbers.push_back(e);
   };
@@ -594,8 +621,12 @@ View view_of(Formulas& f, const Selection& selection) {
     const Definition d = definitions[k];
     std::vector<Expr> means;
     if (d.kind == Definition::Kind::kGaussian) collect_means(covariances.covariance(k, k).value, means);
-    if (d.value && (d.width || d.value->kind != Kind::kMean)) collect_means(d.value, means);
-    for (const Expr& m : means) want(m);
+    if (d.value) collect_means(d.value, means);
+    for (const Expr& m : means)
+      if (seen.insert(Calculus::key(m, true)).second) out.means.push_back(m);
+    const bool named = d.value && !d.width && d.value->kind == Kind::kMean;  // the mean has a name: its number stands there
+    for (const Expr& m : means)
+      if (!named || d.kind == Definition::Kind::kGaussian) want(m);
     if (!d.width && d.kind != Definition::Kind::kData && d.kind != Definition::Kind::kGaussian && !(d.kind == Definition::Kind::kResponse && d.kinked)) want(reference_to(f, k));
   }
   return out;
@@ -681,7 +712,7 @@ std::string to_latex(Formulas& f, const View& view, const std::vector<Number>& n
           const std::string& t = line.terms[k];
           out += k == 0 ? t[0] == '+' ? t.substr(2) : "-" + t.substr(2) : " \\\\\n  &\\quad " + t;
         }
-      if (!line.note.empty()) out += fmt::format(" && \\text{{({})}}", Writer::escaped(line.note));
+      if (!line.note.empty()) out += fmt::format(" && \\text{{({})}}", s.notes_are_latex ? line.note : Writer::escaped(line.note));
       out += l + 1 < s.lines.size() ? " \\\\\n" : "\n";
     }
     out += "\\end{align*}\n";
@@ -729,6 +760,10 @@ std::string to_json(Formulas& f, const View& view, const std::vector<Number>& nu
     if (d.kinked) own["deltas"] = true;
     out["definitions"].push_back(std::move(own));
   }
+  const std::vector<Line> forms = composition.closed_forms(), forms_in_latex = latex.closed_forms();
+  if (!forms.empty()) out["closed_forms"] = ordered_json::array();
+  for (std::size_t k = 0; k < forms.size(); ++k)
+    out["closed_forms"].push_back({{"left", forms[k].left}, {"right", join_terms(forms[k].terms)}, {"where", forms[k].note}, {"latex", forms_in_latex[k].left + " = " + join_terms(forms_in_latex[k].terms)}});
   if (!numbers.empty()) {
     out["numbers"] = ordered_json::array();
     for (const Number& n : numbers) {

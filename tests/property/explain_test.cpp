@@ -11,6 +11,7 @@
 
 #include "tests/property/random_program.hpp"
 #include "tests/support/run.hpp"
+#include "tplimit/explain/closed_forms.hpp"
 
 namespace tplimit::test {
 namespace {
@@ -159,7 +160,7 @@ TEST(Formulas, NumbersOfCoefficientsAreKnownMoments) {
   const auto numbers = numbers_of(formulas, view.numbers);
   ASSERT_TRUE(numbers.ok());
   std::map<std::string, double> by_text;
-  for (const explain::Number& n : *numbers) by_text[to_text(formulas.formulas, {{}, {}}, {n}, "")] = n.value[0];
+  for (const explain::Number& n : *numbers) by_text[to_text(formulas.formulas, {{}, {}, {}}, {n}, "")] = n.value[0];
   bool slope = false, square = false;
   for (const auto& [text, value] : by_text) {
     if (text.find("E[tanh'(y)] ") != std::string::npos) slope = std::abs(value - 0.60570550960217) < 1e-12;  // docs/sources.md
@@ -199,6 +200,59 @@ TEST(Formulas, LatexIsBalanced) {
     EXPECT_EQ(count("\\left"), count("\\right"));
     EXPECT_TRUE(std::all_of(latex.begin(), latex.end(), [](char c) { return static_cast<unsigned char>(c) < 128; }));  // no letter that LaTeX does not know
   }
+}
+
+TEST(Formulas, ClosedFormsAreTheMeansTheyStandFor) {
+  std::size_t found = 0;
+  for (const char* fn : {"relu", "abs", "erf", "sin", "cos", "exp", "step", "sign", "gelu", "sigmoid"}) {
+    SCOPED_TRACE(fn);
+    const std::string text = fmt::format(R"(width n
+data X = [[1, 0.5], [-0.3, 0.8], [0.4, -0.6]]
+param U : [n, 2] ~ normal(0, 0.7)
+h = U @ X
+z = {0}(h)
+report gram(z), E(z)
+L = E(sum({0}(0.5 * h), axis = 0))
+d = grad(L, U) * n
+report gram(d)
+report E(d)
+)", fn);
+    LimitFormulas formulas = formulas_of(parsed(text));
+    const explain::View view = view_of(formulas.formulas, {});
+    std::vector<explain::Expr> means, wanted;
+    std::vector<explain::ClosedForm> forms;
+    for (const explain::Expr& e : view.means) {
+      const auto form = closed_form(formulas.formulas.calculus, e);
+      if (!form) continue;
+      means.push_back(e);
+      forms.push_back(*form);
+      for (const auto& [x, y] : {std::pair{form->a, form->a}, std::pair{form->b, form->b}, std::pair{form->a, form->b}}) wanted.push_back(*formulas.formulas.calculus.gaussian_covariance(x, y));
+    }
+    const auto values = numbers_of(formulas, means), moments = numbers_of(formulas, wanted);
+    ASSERT_TRUE(values.ok()) << values.errors()[0].message;
+    ASSERT_TRUE(moments.ok()) << moments.errors()[0].message;
+    for (std::size_t k = 0; k < means.size(); ++k) {
+      ++found;
+      // Entry by entry: the letters of a moment are some of those of the mean.
+      const auto axes = explain::free_symbols(means[k]);
+      const auto entry = [&](const explain::Number& moment, std::size_t at) {
+        std::size_t position = 0;
+        for (const explain::Symbol& s : explain::free_symbols(moment.formula)) {
+          std::size_t inner = 1;
+          bool met = false;
+          for (const explain::Symbol& t : axes) {
+            if (met) inner *= static_cast<std::size_t>(t.size);
+            met = met || t == s;
+          }
+          position = position * static_cast<std::size_t>(s.size) + at / inner % static_cast<std::size_t>(s.size);
+        }
+        return moment.value[position];
+      };
+      for (std::size_t at = 0; at < (*values)[k].value.size(); ++at)
+        EXPECT_NEAR((*values)[k].value[at], forms[k].value(entry((*moments)[3 * k], at), entry((*moments)[3 * k + 1], at), entry((*moments)[3 * k + 2], at)), 1e-9) << forms[k].text << ' ' << at;
+    }
+  }
+  EXPECT_GE(found, 12u);
 }
 
 // ---- the algebra -------------------------------------------------------------------------------------

@@ -152,6 +152,9 @@ class Calculus {
   /// d definition_I / d gaussian_J as a formula in these symbols.
   Expr response(std::uint32_t definition, std::uint32_t gaussian, const Indices& own, const Indices& at);
 
+  /// E[a b] if both are linear in Gaussians of mean 0, with numbers as coefficients.
+  std::optional<Expr> gaussian_covariance(const Expr& a, const Expr& b);
+
   [[nodiscard]] const std::set<std::uint32_t>& families(const Expr& e);
   [[nodiscard]] static bool is_zero(const Expr& e) { return e->kind == Kind::kNumber && e->number == 0; }
   [[nodiscard]] static bool is_one(const Expr& e) { return e->kind == Kind::kNumber && e->number == 1; }
@@ -169,8 +172,10 @@ class Calculus {
   Expr spread(const Expr& factor);
   Parity parity(const Expr& e, const std::set<std::uint32_t>& flipped);
   Expr refresh(const Expr& e);
+  std::size_t gaussian_terms(const Expr& e);
 
   std::uint32_t next_symbol_ = 0;
+  std::map<std::uint32_t, std::size_t> gaussian_terms_;
   std::map<std::pair<std::uint32_t, std::set<std::uint32_t>>, Parity> parities_;
   std::map<std::pair<std::uint32_t, std::uint32_t>, std::pair<std::vector<Symbol>, Expr>> responses_;  ///< symbols: own, then the Gaussian's
   std::map<const Term*, std::pair<Expr, std::set<std::uint32_t>>> family_cache_;

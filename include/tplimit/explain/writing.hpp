@@ -28,6 +28,7 @@ struct Number {
 struct View {
   std::vector<std::uint32_t> definitions;
   std::vector<Expr> numbers;
+  std::vector<Expr> means;  ///< all that stand in the formulas, each once
 };
 /// Whether a shown value has this name.
 bool is_name(const Formulas& formulas, const std::string& name);
