@@ -8,6 +8,7 @@
 #include <string_view>
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "cli/output_file.hpp"
 #include "cli/progress_bar.hpp"
@@ -54,8 +55,10 @@ Loaded load(const Options& options, std::uint64_t draw = 0) {
   return {std::move(*source), std::move(module)};
 }
 
-ProgramInfo info(const Module& module) {
-  return {module.source, module.sha256, module.constants, module.program.has_random_scalars, to_string(module.ablations)};
+ProgramInfo info(const Module& module, const Options& options) {
+  ProgramInfo out{module.source, module.sha256, module.constants, module.program.has_random_scalars, to_string(module.ablations)};
+  if (const auto& given = options.evaluate.given) out.constants.emplace_back(given->name + " (given)", fmt::format("{}", fmt::join(given->values, ",")));
+  return out;
 }
 
 TextOptions text_options(const Options& options) {
@@ -133,7 +136,7 @@ int run(const Options& options) {
   }();
   if (!results) return reject(results.errors(), first.source);
   const LimitResult limit = average_draws(std::move(*results));
-  return deliver(limit, info(*first.module), limit.warnings, options, exit_code(limit));
+  return deliver(limit, info(*first.module, options), limit.warnings, options, exit_code(limit));
 }
 
 int simulate(const Options& options) {
@@ -147,7 +150,7 @@ int simulate(const Options& options) {
     return tplimit::simulate(*loaded.module, simulation);
   }();
   if (!networks) return reject(networks.errors(), loaded.source);
-  return deliver(*networks, info(*loaded.module), networks->warnings, options, kDone);
+  return deliver(*networks, info(*loaded.module, options), networks->warnings, options, kDone);
 }
 
 int compare(const Options& options) {
@@ -190,7 +193,7 @@ int compare(const Options& options) {
   }();
   if (!limit) return reject(limit.errors(), loaded.source);
   const Comparison comparison = tplimit::compare(std::move(*limit), std::move(networks));
-  return deliver(comparison, info(*loaded.module), comparison.limit.warnings, options, exit_code(comparison));
+  return deliver(comparison, info(*loaded.module, options), comparison.limit.warnings, options, exit_code(comparison));
 }
 
 namespace {

@@ -67,6 +67,17 @@ std::pair<std::int64_t, std::int64_t> parse_steps(const std::string& name, const
   return {first, last};
 }
 
+GradedOptions::Given parse_given(const std::string& name, const std::string& text) {
+  const auto [value, list] = parse_assignment(name, text);
+  GradedOptions::Given out{value, {}};
+  for (std::size_t from = 0; from <= list.size();) {
+    const std::size_t comma = std::min(list.find(',', from), list.size());
+    out.values.push_back(parse_real(name, list.substr(from, comma - from), -std::numeric_limits<double>::max(), std::numeric_limits<double>::max()));
+    from = comma + 1;
+  }
+  return out;
+}
+
 void add_assignments(CLI::App& app, const std::string& name, const char* type, Assignments& target, const std::string& help) {
   const auto take = [name, &target](const std::vector<std::string>& texts) {
     for (const std::string& text : texts) {
@@ -103,6 +114,7 @@ void add_engine(CLI::App& app, Options& o) {
 
 void add_limit(CLI::App& app, Options& o, std::int64_t least_randomisations) {
   add_engine(app, o);
+  add(app, "--given", "NAME=VALUES", o.evaluate.given, "A random output at the start is not drawn but has these values, as in out=0 or out=1,-0.5", parse_given);
   add(app, "--particles", "N", o.evaluate.particles, "Samples that stand for the infinite width, as in 65536, 64k or 1e5; default 16384",
       count(8, std::int64_t{1} << 31));
   add(app, "--randomisations", "N", o.evaluate.randomisations, "Independent repetitions, from which errors are estimated; default 8",

@@ -113,10 +113,12 @@ std::optional<CovarianceLimit> covariance_limit(const Program& program) {
 /// The limit of the program by leading orders; a report that tends to a Gaussian becomes its covariance.  Where that is not enough, by graded
 /// values, conditional on random outputs drawn from the seed.
 Result<LeadingOrder> limit_of(const Program& program, const EvaluateOptions& options) {
+  const GradedOptions graded{options.seed, options.draw, Exponent(1, 2), options.given};
+  if (options.given) return graded_limit(program, graded);
   Result<LeadingOrder> limit = leading_order(program);
   if (limit || limit.errors()[0].code != "E3102") return limit;
   if (auto covariances = covariance_limit(program)) return std::move(covariances->limit);
-  return graded_limit(program, {options.seed, options.draw, Exponent(1, 2)});
+  return graded_limit(program, graded);
 }
 
 }  // namespace
@@ -673,8 +675,8 @@ Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOpti
 
 Result<LimitFormulas> limit_formulas(const Module& module, const EvaluateOptions& options) {
   // All that the text names is shown, not only what reports need, if it has a limit.
-  Result<LeadingOrder> limit = leading_order(erase_identities(*module.written, true), true);
-  if (!limit) limit = limit_of(module.program, options);
+  Result<LeadingOrder> limit = options.given ? limit_of(module.program, options) : leading_order(erase_identities(*module.written, true), true);
+  if (!limit && !options.given) limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
   LimitFormulas out{explain::formulas_of(limit->program), std::move(limit->program), limit->random_outputs};
   return out;

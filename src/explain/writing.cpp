@@ -588,7 +588,9 @@ View view_of(Formulas& f, const Selection& selection) {
   std::set<std::uint32_t> shown;
   // What stands in a shown formula without a line of its own in the text of the program comes along.
   const std::function<void(std::uint32_t)> show = [&](std::uint32_t k) {
-    if (!shown.insert(k).second || !definitions[k].value) return;
+    if (!shown.insert(k).second) return;
+    for (const std::uint32_t o : definitions[k].operands) show(o);
+    if (!definitions[k].value) return;
     const std::function<void(const Expr&)> walk = [&](const Expr& e) {
       if (e->kind == Kind::kRef) {
         const Definition& d = definitions[e->ref];

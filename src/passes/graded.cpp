@@ -1,6 +1,8 @@
 #include "tplimit/passes/graded.hpp"
 
 #include <algorithm>
+#include <numeric>
+#include <limits>
 #include <map>
 #include <set>
 
@@ -51,18 +53,68 @@ class Grading {
 
   Result<LeadingOrder> run() {
     series_.resize(in_.size());
-    for (std::uint32_t k = 0; k < in_.size() && !error_; ++k) {
-      current_ = {k};
-      const Node& node = in_.nodes[k];
-      b_.set_origin(node.span, node.context);
-      if (node.type.matrix) matrix_step(node);
-      else series_[k] = std::visit([&](const auto& op) { return visit(op, node); }, node.op);
-    }
+    find_given();
+    // What is given comes before all else that is random.
+    for (const bool first : {true, false})
+      for (std::uint32_t k = 0; k < in_.size() && !error_; ++k) {
+        if (first != (target_.valid() && behind_target_[k])) continue;
+        current_ = {k};
+        const Node& node = in_.nodes[k];
+        b_.set_origin(node.span, node.context);
+        if (node.type.matrix) matrix_step(node);
+        else series_[k] = std::visit([&](const auto& op) { return visit(op, node); }, node.op);
+        if (current_ == target_ && !error_) check_given();
+      }
     if (error_) return *error_;
     return finish();
   }
 
+  /// What the given value has beside the random number: a constant.  To be taken off before the number is set.
+  [[nodiscard]] const std::optional<std::vector<double>>& beside() const { return beside_; }
+
  private:
+  // ---- given values
+  void refuse_given(std::string message, Span span, bool located = true) {
+    if (!error_) error_ = Diagnostic{Severity::kError, "E3107", std::move(message), span, "", "--given NAME=VALUE sets a random output such as v @ z / sqrt(n) at its first occurrence", {}, located};
+  }
+  void find_given() {
+    if (!options_.given) return;
+    for (const NamedValue& named : in_.names)
+      if (named.name == options_.given->name && named.kind == NamedValue::Kind::kValue && (!target_.valid() || named.value < target_)) target_ = named.value;
+    if (!target_.valid()) return refuse_given(fmt::format("no value '{}' reaches a report", options_.given->name), {}, false);
+    behind_target_.assign(in_.size(), false);
+    behind_target_[target_.value] = true;
+    for (std::size_t k = in_.size(); k-- > 0;)
+      if (behind_target_[k])
+        for (const NodeId in : in_.nodes[k].in) behind_target_[in.value] = true;
+  }
+  /// Stands for the random number that the target is.
+  NodeId given_number(const Type& type) {
+    const auto size = static_cast<std::size_t>(size_of(type.dims));
+    std::vector<double> values = options_.given->values;
+    if (values.size() == 1) values.assign(size, values[0]);
+    if (values.size() != size) {
+      refuse_given(fmt::format("'{}' has {} entries, given are {}", options_.given->name, size, values.size()), in_[target_].span);
+      values.assign(size, 0);
+    }
+    return given_ = b_.add(Parameter{0}, {b_.constant(std::move(values), type.dims)});
+  }
+  void check_given() {
+    const Series& x = series_[target_.value];
+    const NodeId out = x.terms.empty() ? NodeId{} : x.terms[0].out;
+    if (!given_.valid() || !out.valid() || x.terms[0].order != 0) return refuse_given(fmt::format("'{}' is not random in the limit", options_.given->name), in_[target_].span);
+    if (out == given_) return;
+    const auto* map = std::get_if<Map>(&b_.node(out).op);
+    if (map && map->fn == Fn::kAdd)
+      for (const std::size_t k : {0u, 1u})
+        if (b_.node(out).in[k] == given_)
+          if (const auto* values = b_.constant_values(b_.node(out).in[1 - k])) {
+            beside_ = *values;
+            return;
+          }
+    refuse_given(fmt::format("'{}' is not one random output plus a constant", options_.given->name), in_[target_].span);
+  }
+
   // ---- series
   [[nodiscard]] const Series& operand(const Node& node, std::size_t k) const { return series_[node.in[k].value]; }
   [[nodiscard]] Sum kept(const Series& s, std::size_t first = 0) {
@@ -178,13 +230,28 @@ class Grading {
         const std::int64_t size = size_of(type.dims), width = size_of(b_.type(slope).dims) / std::max<std::int64_t>(1, size);
         const NodeId rows = b_.reshape(slope, {size, width});
         Readout& readout = readouts_[source];
+        const bool first = target_.valid() && behind_target_[current_.value] && !given_.valid() && readout.count == 0 && parts->slopes.size() == 1;
         readout.rows = readout.rows.valid() ? b_.add(Concat{0}, {readout.rows, rows}) : rows;
         readout.count += size;
+        if (first) {
+          readout.given = size;
+          out = given_number(type);
+          continue;
+        }
         std::vector<double> normals(static_cast<std::size_t>(readout.count));
         const std::string& name = out_.sources[std::get<StandardNormal>(b_.node(source).op).source.value].name;
         plain_normals(mix_key(mix_key(mix_key(kOutputWord, options_.seed), options_.draw), hash_text(name.data(), name.size())), 0, normals);
-        const NodeId factor = b_.add(Cholesky{}, {b_.contract(readout.rows, readout.rows, 0, 1, true)});
-        const NodeId values = b_.contract(factor, b_.constant(std::move(normals), {readout.count}), 0, 1, false);
+        std::fill_n(normals.begin(), readout.given, 0.0);
+        const NodeId covariance = b_.contract(readout.rows, readout.rows, 0, 1, true);
+        const NodeId factor = b_.add(Cholesky{}, {covariance});
+        NodeId values = b_.contract(factor, b_.constant(std::move(normals), {readout.count}), 0, 1, false);
+        if (readout.given > 0) {
+          std::vector<std::int64_t> known(static_cast<std::size_t>(readout.given));
+          std::iota(known.begin(), known.end(), 0);
+          const NodeId across = b_.gather(covariance, 1, known), among = b_.gather(across, 0, known);
+          const NodeId regression = b_.add(TrainingOperator{1, std::numeric_limits<double>::infinity(), 0, false}, {among, across});
+          values = b_.plus(values, b_.contract(regression, b_.reshape(given_, {readout.given}), 0, 1, false));
+        }
         std::vector<std::int64_t> last;
         for (std::int64_t k = readout.count - size; k < readout.count; ++k) last.push_back(k);
         const NodeId own = b_.reshape(b_.gather(values, 0, std::move(last)), type.dims);
@@ -488,6 +555,23 @@ class Grading {
       out_.expectations.push_back(copy);
     }
     if (!errors.empty()) return errors;
+    for (NamedValue named : in_.names) {
+      if (in_[named.value].type.matrix) continue;
+      const Series& x = series_[named.value.value];
+      if (x.terms.empty()) continue;
+      named.order = x.terms[0].order;
+      named.value = x.terms[0].out;
+      if (named.of.valid()) {
+        const Series& of = series_[named.of.value];
+        if (of.terms.empty()) continue;
+        named.of = of.terms[0].out;
+      }
+      out_.names.push_back(std::move(named));
+    }
+    for (TrainingStep step : in_.steps) {
+      step.losses.clear();
+      out_.steps.push_back(std::move(step));
+    }
     // Slopes of readouts are taken of n times a mean: powers of n that cancel are left in them, and vanish at n = 1.
     result.program = erase_identities(at_width(erase_identities(out_), 1));
     result.random_outputs = random_outputs_;
@@ -504,7 +588,11 @@ class Grading {
   struct Readout {
     NodeId rows;             ///< J of all random numbers so far [count, ..]
     std::int64_t count = 0;
+    std::int64_t given = 0;  ///< of them, the first ones
   };
+  NodeId target_, given_;    ///< the value that is given (in_); the number that stands for it
+  std::vector<bool> behind_target_;
+  std::optional<std::vector<double>> beside_;
   std::map<NodeId, Readout> readouts_;  ///< by source
   std::map<NodeId, NodeId> drawn_;
   bool random_outputs_ = false;
@@ -514,6 +602,17 @@ class Grading {
 
 }  // namespace
 
-Result<LeadingOrder> graded_limit(const Program& program, const GradedOptions& options) { return Grading(program, options).run(); }
+Result<LeadingOrder> graded_limit(const Program& program, const GradedOptions& options) {
+  Grading grading(program, options);
+  Result<LeadingOrder> limit = grading.run();
+  if (!limit || !grading.beside()) return limit;
+  // f = random number + constant is given: the number is the rest.
+  GradedOptions shifted = options;
+  const std::vector<double>& constant = *grading.beside();
+  auto& values = shifted.given->values;
+  if (values.size() < constant.size()) values.assign(constant.size(), values[0]);
+  for (std::size_t k = 0; k < values.size(); ++k) values[k] -= constant[constant.size() == 1 ? 0 : k];
+  return Grading(program, shifted).run();
+}
 
 }  // namespace tplimit

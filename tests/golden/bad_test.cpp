@@ -17,7 +17,7 @@
 /// `cmake --build . --target update-golden` rewrites the expected texts; the diff is then to be read, not trusted.
 ///
 /// A first line `#! OPTION VALUE` (several may follow each other) gives what else stands on the command line: set, data,
-/// particles, randomisations, tolerance, memory, width (runs a network instead of the limit), matrices, decouple, lazy, check (true: counts powers and names what the theory does not cover).
+/// particles, randomisations, tolerance, memory, width (runs a network instead of the limit), matrices, decouple, lazy, given, check (true: counts powers and names what the theory does not cover).
 namespace tplimit {
 namespace {
 
@@ -54,6 +54,7 @@ Run options_of(const std::string& text) {
     else if (name == "tolerance") run.evaluate.tolerance = std::stod(value);
     else if (name == "matrices") run.matrices = value == "lazy" ? Matrices::kLazy : Matrices::kDense;
     else if (name == "decouple") run.ablations.decouple.push_back(value);
+    else if (name == "given") run.evaluate.given = {value.substr(0, value.find('=')), {std::stod(value.substr(value.find('=') + 1))}};
     else if (name == "lazy") run.ablations.lazy = value == "true";
     else if (name == "check") run.check = value == "true";
     else if (name == "width") run.width = std::stoll(value);

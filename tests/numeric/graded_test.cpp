@@ -36,6 +36,54 @@ TEST(Graded, TrainingInTheKernelRegimeFollowsTheTangentKernel) {
   }
 }
 
+// A value that was drawn and the same value given: one training.
+TEST(Graded, GivenOutputsTrainAsDrawnOnes) {
+  for (const auto& [parametrization, phi, hidden] : std::vector<std::tuple<std::string, std::string, int>>{{"ntk", "tanh", 2}, {"standard", "relu", 2}}) {
+    const std::string program = kernel_regime(parametrization, phi, hidden, 4);
+    const auto drawn = limit_of(program).reports[0];
+    EvaluateOptions options;
+    options.given = GradedOptions::Given{"out", {drawn.value.begin(), drawn.value.begin() + 3}};
+    const auto result = limit_of(program, options);
+    EXPECT_TRUE(result.random_outputs);
+    for (std::size_t k = 0; k < drawn.value.size(); ++k) EXPECT_NEAR(result.reports[0].value[k], drawn.value[k], 1e-9);
+  }
+}
+
+// Outputs at other points are Gaussian given those at the first: mean K21 K11^-1 f, covariance K22 - K21 K11^-1 K12.
+TEST(Graded, OtherOutputsAreConditionalOnGivenOnes) {
+  const std::string network = R"(width n
+data X = [[1, 0.5], [-0.3, 1]]
+data T = [[0.4, -0.2], [1, 0.5]]
+parametrization ntk
+param U : input [n, 2] ~ normal(0, 1)
+param v : output [n] ~ normal(0, 1)
+param c : bias [] ~ normal(0.25, 0)
+model f(x) { return v @ tanh(U @ x) + c }
+test = f(T)
+out = f(X)
+report out^2, test
+)";
+  const auto kernels = limit_of(network + "report predicted = predict_gd(nngp(f, X), nngp(f, T, X), [0.75, -1.25]), nngp(f, T), across = nngp(f, T, X), among = nngp(f, X)\n").reports;
+  const double mean = 0.25 + kernels[2].value[0];
+  const auto &k = kernels[3].value, &a = kernels[4].value, &g = kernels[5].value;
+  const double variance = k[0] - (a[0] * a[0] * g[3] - 2 * a[0] * a[1] * g[1] + a[1] * a[1] * g[0]) / (g[0] * g[3] - g[1] * g[2]);
+  const int draws = 300;
+  double sum = 0, squares = 0, repeated = 0;
+  for (int draw = 0; draw < draws; ++draw) {
+    EvaluateOptions options;
+    options.given = GradedOptions::Given{"out", {1, -1}};
+    options.draw = static_cast<std::uint64_t>(draw);
+    const auto r = limit_of(network, options).reports;
+    EXPECT_NEAR(r[0].value[0], 1, 1e-9);
+    sum += r[1].value[0] / draws;
+    squares += r[1].value[0] * r[1].value[0] / draws;
+    repeated = std::max(repeated, std::abs(r[1].value[1] - 1));  // the second test point is the first sample
+  }
+  EXPECT_NEAR(sum, mean, 5 * std::sqrt(variance / draws));
+  EXPECT_NEAR((squares - sum * sum) / variance, 1, 5 * std::sqrt(2.0 / draws));
+  EXPECT_LT(repeated, 1e-6);
+}
+
 TEST(Graded, ParticlesAgreeWithQuadrature) {
   EvaluateOptions particles;
   particles.engine = Engine::kParticles;

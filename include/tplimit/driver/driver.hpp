@@ -11,6 +11,7 @@
 #include "tplimit/explain/writing.hpp"
 #include "tplimit/lower/lower.hpp"
 #include "tplimit/passes/ablations.hpp"
+#include "tplimit/passes/graded.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/passes/regime.hpp"
 #include "tplimit/report/results.hpp"
@@ -54,6 +55,7 @@ struct EvaluateOptions {
   std::optional<double> tolerance;   ///< double the particles until every error is below this
   std::uint64_t seed = 0;
   std::uint64_t draw = 0;            ///< which draw of random outputs
+  std::optional<GradedOptions::Given> given{};  ///< a random output with this value instead
   int threads = 0;                   ///< 0: all cores
   double rank_tol = 1e-6;
   double merge_rows = 1e-12;         ///< without sampling: rows of a sum over f(row) closer in direction than this become one
