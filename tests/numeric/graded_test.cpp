@@ -58,7 +58,7 @@ parametrization ntk
 param U : input [n, 2] ~ normal(0, 1)
 param v : output [n] ~ normal(0, 1)
 param c : bias [] ~ normal(0.25, 0)
-model f(x) { return v @ tanh(U @ x) + c }
+model f(x) { return v @ erf(U @ x) + c }
 test = f(T)
 out = f(X)
 report out^2, test

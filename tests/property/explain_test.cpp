@@ -62,6 +62,12 @@ TEST(Formulas, OfRandomProgramsEvaluateToTheirLimits) {
     SCOPED_TRACE(fmt::format("seed {}\n{}", seed, text));
     const Module module = parsed(text);
     expect_same(limit_of(module, particles(8192, 16, seed)), by_formulas(module, particles(8192, 16, seed + 1)));
+    // And all of them can be written.
+    LimitFormulas formulas = formulas_of(module);
+    const explain::View view = view_of(formulas.formulas, {});
+    EXPECT_THAT(to_text(formulas.formulas, view, {}, "test.tp"), HasSubstr("v(0)"));
+    EXPECT_THAT(to_latex(formulas.formulas, view, {}, "test.tp"), ::testing::EndsWith("\\end{document}\n"));
+    EXPECT_THAT(to_json(formulas.formulas, view, {}, "test.tp"), ::testing::StartsWith("{"));
   }
 }
 
