@@ -65,7 +65,7 @@ TEST(Formulas, OfRandomProgramsEvaluateToTheirLimits) {
     // And all of them can be written.
     LimitFormulas formulas = formulas_of(module);
     const explain::View view = view_of(formulas.formulas, {});
-    EXPECT_THAT(to_text(formulas.formulas, view, {}, "test.tp"), HasSubstr("v(0)"));
+    EXPECT_THAT(to_text(formulas.formulas, view, {}, "test.tp"), HasSubstr("the limit of infinite width"));
     EXPECT_THAT(to_latex(formulas.formulas, view, {}, "test.tp"), ::testing::EndsWith("\\end{document}\n"));
     EXPECT_THAT(to_json(formulas.formulas, view, {}, "test.tp"), ::testing::StartsWith("{"));
   }
