@@ -72,7 +72,10 @@ class Derivation {
     std::map<std::string, int> versions;
     for (const NamedValue& named : in_.names) {
       taken_.insert(named.name);
-      if (named.kind == NamedValue::Kind::kVersion) ++versions[named.name];
+      if (named.kind == NamedValue::Kind::kVersion) {
+        ++versions[named.name];
+        first_version_.try_emplace(named.name, &named);
+      }
       if (!names_[named.value.value] && !in_[named.value].type.matrix) names_[named.value.value] = &named;
     }
     // What has no name belongs to the next value that has one.
@@ -147,6 +150,7 @@ class Derivation {
     if (named->kind == NamedValue::Kind::kVersion) {
       d.role = Definition::Role::kVersion;
       d.iteration.clear();
+      d.initial = first_version_.at(named->name) == named;
       if (const auto it = version_number_.find(named); it != version_number_.end()) d.iteration.push_back(fmt::format("{}", it->second));
     }
     if (named->kind == NamedValue::Kind::kGradient) {
@@ -661,6 +665,7 @@ class Derivation {
   std::vector<const NamedValue*> names_;
   std::vector<std::uint32_t> steps_;
   std::map<const NamedValue*, int> version_number_;
+  std::map<std::string, const NamedValue*> first_version_;
   std::map<std::string, int> version_count_, helpers_;
   std::set<std::string> taken_;
   std::set<std::pair<std::string, std::vector<std::string>>> full_names_;

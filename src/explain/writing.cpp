@@ -385,11 +385,11 @@ class Composition {
     for (const std::uint32_t k : view_.definitions) {
       const Definition d = f_.calculus.definitions[k];
       const bool start = d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kData;
-      if (start) section("start", "").lines.push_back(start_line(k));
+      if (start || d.initial) section("start", "").lines.push_back(start ? start_line(k) : formula_line(k));
     }
     for (const std::uint32_t k : view_.definitions) {
       const Definition d = f_.calculus.definitions[k];
-      if (d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kData) continue;
+      if (d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kData || d.initial) continue;
       if (d.kind == Definition::Kind::kGaussian) {
         covariances.push_back(k);
         continue;

@@ -105,6 +105,7 @@ struct Definition {
   std::vector<Symbol> axes;
   Expr value;
   bool width = false;
+  bool initial = false;               ///< a version as declared
   bool in_line = false;               ///< has no name: stands as its value in brackets
   std::set<std::uint32_t> families;   ///< of Gaussians it is made of
   std::uint32_t step = 0, context = 0;
