@@ -4,6 +4,7 @@
 #include <array>
 #include <cmath>
 #include <functional>
+#include <tuple>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
@@ -365,6 +366,7 @@ struct Section {
   std::string heading, part;  ///< "step 0 (t = 0)", "forward"
   std::vector<Line> lines;
   bool notes_are_latex = false;
+  std::uint32_t step = 0;
 };
 
 class Composition {
@@ -376,10 +378,10 @@ class Composition {
   std::vector<Section> sections() {
     std::vector<Section> out;
     std::vector<std::uint32_t> covariances;
-    const auto section = [&](const std::string& heading, const std::string& part) -> Section& {
+    const auto section = [&](const std::string& heading, const std::string& part, std::uint32_t step = 0) -> Section& {
       for (Section& s : out)
         if (s.heading == heading && s.part == part) return s;
-      out.push_back({heading, part, {}, false});
+      out.push_back({heading, part, {}, false, step});
       return out.back();
     };
     for (const std::uint32_t k : view_.definitions) {
@@ -394,18 +396,15 @@ class Composition {
         covariances.push_back(k);
         continue;
       }
-      section(heading(d), part_of(d)).lines.push_back(formula_line(k));
+      section(heading(d), part_of(d), d.step).lines.push_back(formula_line(k));
     }
     for (const std::uint32_t k : covariances)
-      for (Line& line : covariance_lines(k)) section(heading(f_.calculus.definitions[k]), "covariances").lines.push_back(std::move(line));
+      for (Line& line : covariance_lines(k)) section(heading(f_.calculus.definitions[k]), "covariances", f_.calculus.definitions[k].step).lines.push_back(std::move(line));
     // Parts of a step stay together, in the order of training.
     const auto place = [](const std::string& part) { return part == "forward" ? 0 : part == "backward" ? 1 : part == "update" ? 2 : part.empty() ? 0 : 3; };
-    std::vector<std::string> headings;
-    for (const Section& s : out)
-      if (std::find(headings.begin(), headings.end(), s.heading) == headings.end()) headings.push_back(s.heading);
-    const auto rank = [&](const Section& s) { return std::pair{std::find(headings.begin(), headings.end(), s.heading) - headings.begin(), place(s.part)}; };
+    const auto rank = [&](const Section& s) { return std::tuple{s.heading != "start", s.step, place(s.part)}; };
     std::stable_sort(out.begin(), out.end(), [&](const Section& a, const Section& b) { return rank(a) < rank(b); });
-    if (auto forms = closed_forms(); !forms.empty()) out.push_back({"closed forms", "", std::move(forms), true});
+    if (auto forms = closed_forms(); !forms.empty()) out.push_back({"closed forms", "", std::move(forms), true, 0});
     return out;
   }
 
