@@ -111,7 +111,7 @@ void NormalSpace::update(Opposite& o) const {
 
 /// Makes columns [first, end) orthogonal to all members and to the opposite basis.  The members N are orthonormal, Q is,
 /// but not to N: with K = <N, Q> the least-squares coefficients are w = (I - K'K)^+ (<Q, g> - K'<N, g>) for Q and <N, g> - K w for N.
-void NormalSpace::project(Block& g, std::int64_t first, Opposite* opposite) const {
+double NormalSpace::project(Block& g, std::int64_t first, Opposite* opposite) const {
   const std::int64_t count = g.columns() - first;
   std::vector<Matrix> a;
   for (const Member& m : members_)
@@ -133,6 +133,10 @@ void NormalSpace::project(Block& g, std::int64_t first, Opposite* opposite) cons
     for (std::size_t m = 0; m < members_.size(); ++m) add_times(columns, columns_of(*members_[m].block, c, 0, members_[m].columns), a[m], -1);
     if (w.size() > 0) add_times(columns, all_columns(*opposite->q, c), w, -1);
   });
+  Eigen::RowVectorXd squares = Eigen::RowVectorXd::Zero(count);
+  for (const Matrix& k : a) squares += k.colwise().squaredNorm();
+  if (w.size() > 0) squares += w.colwise().squaredNorm();
+  return squares.maxCoeff();
 }
 
 void NormalSpace::whiten(Block& g, std::int64_t first) const {
@@ -156,13 +160,16 @@ void NormalSpace::draw(Block& into, const std::vector<std::uint64_t>& dimensions
   into.append(count);
   fill(into, first, dimensions);
   if (!matching_) {
-    project(into, first, opposite);  // no members: only off the opposite basis
+    (void)project(into, first, opposite);  // no members: only off the opposite basis
     return;
   }
   if (opposite) update(*opposite);
-  for (int pass = 0; pass < 2; ++pass) {  // twice is enough (Kahan); the first pass leaves cancellation
-    project(into, first, opposite);
+  // Twice is enough (Kahan), and once where little was taken off: fresh normals are nearly orthogonal to what is there, and what cancels is no more than what was there.
+  constexpr double kLittle = 0.25;
+  for (int pass = 0; pass < 2; ++pass) {
+    const double removed = project(into, first, opposite);
     whiten(into, first);
+    if (removed < kLittle) break;
   }
   for (Member& m : members_)
     if (m.block == &into) {

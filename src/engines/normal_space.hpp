@@ -43,7 +43,7 @@ class NormalSpace {
 
   [[nodiscard]] std::int64_t part_rows() const { return rows_ / static_cast<std::int64_t>(keys_.size()); }
   void fill(Block& into, std::int64_t first, const std::vector<std::uint64_t>& dimensions) const;
-  void project(Block& into, std::int64_t first, Opposite* opposite) const;
+  double project(Block& into, std::int64_t first, Opposite* opposite) const;  ///< returns the largest sum of squares of a column's coefficients
   void whiten(Block& into, std::int64_t first) const;
   void update(Opposite& opposite) const;
 
