@@ -13,9 +13,9 @@
 
 namespace tplimit::engines {
 
-/// Rows per chunk.  Fixed, so that sums over chunks have one order whatever the number of threads.  1024 rows of 40
+/// Rows per chunk.  Fixed, so that sums over chunks have one order whatever the number of threads.  256 rows of 1,600
 /// columns are 320 kB: a chunk of a typical block and of its basis stay in the second-level cache.
-inline constexpr std::int64_t kChunkRows = 1024;
+inline constexpr std::int64_t kChunkRows = 256;
 
 /// Uninitialised memory for doubles.  Large pieces are reserved, not committed: untouched pages cost nothing, so a growing
 /// basis can reserve its largest possible size.  Freed pieces are kept for reuse by the thread-safe pool.

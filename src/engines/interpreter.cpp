@@ -135,7 +135,11 @@ class Run {
   void release(NodeId in, NodeId user) {
     if (s_.last_use[in.value] != user.value) return;
     if (type(in).matrix) versions_[in.value] = {};
-    else if (type(in).width) blocks_[in.value] = {};
+    else if (type(in).width) {
+      blocks_[in.value] = {};
+      for (const auto& m : matrices_)
+        if (m) m->forget(in.value);
+    }
   }
 
   // ---- groups of row-by-row operations
@@ -254,20 +258,17 @@ class Run {
 
   void draw_source(NodeId id, const Node& node) {
     const auto& columns = s_.spaces.columns[id.value][0];
-    Block block(settings_.rows, 0, static_cast<std::int64_t>(columns.count));
+    const auto count = static_cast<std::int64_t>(columns.count);
     if (settings_.limit) {
       // The space keeps its columns to match later ones against: they live as long as the run.
-      sources_.push_back(std::move(block));
+      sources_.emplace_back(settings_.rows, count, settings_.single_precision);
       std::vector<std::uint64_t> dimensions;
       for (std::uint64_t j = 0; j < columns.count; ++j) dimensions.push_back(columns.first + j);
-      spaces_[s_.spaces.of_node[id.value]].draw(sources_.back(), dimensions, nullptr);
-      Block copy(settings_.rows, sources_.back().columns());
-      executor_.parallel(copy.chunks(), [&](std::int64_t c) { all_columns(copy, c) = all_columns(sources_.back(), c); });
-      blocks_[id.value] = std::move(copy);
+      blocks_[id.value] = spaces_[s_.spaces.of_node[id.value]].draw(sources_.back(), dimensions, nullptr);
       return;
     }
     // Networks are the same whatever the matrices are kept as: initial vectors follow from their names.
-    block.append(static_cast<std::int64_t>(columns.count));
+    Block block(settings_.rows, count);
     const std::uint64_t key = source_key(std::get<StandardNormal>(node.op).source);
     executor_.parallel(block.chunks(), [&](std::int64_t c) {
       for (std::int64_t j = 0; j < block.columns(); ++j)
@@ -302,9 +303,9 @@ class Run {
         const std::string& name = program_.sources[source.value].name;
         m = std::make_unique<DenseMatrix>(executor_, settings_.rows, mix_key(mix_key(settings_.keys.front(), kMatrixWord), hash_text(name.data(), name.size())));
       } else {
-        const NormalLaw law = settings_.limit ? NormalLaw::kMatched : NormalLaw::kExact;
         // 1e-10: what rounding leaves of a vector in the span of earlier ones; networks are not truncated beyond that.
-        m = std::make_unique<LazyMatrix>(executor_, settings_.rows, law, settings_.limit ? settings_.rank_tol : 1e-10,
+        const LazySettings lazy = settings_.limit ? LazySettings{NormalLaw::kMatched, settings_.rank_tol, settings_.single_precision} : LazySettings{NormalLaw::kExact, 1e-10, settings_.single_precision};
+        m = std::make_unique<LazyMatrix>(executor_, settings_.rows, lazy,
                                          spaces_[s_.spaces.input_of_source[source.value]], spaces_[s_.spaces.output_of_source[source.value]],
                                          s_.spaces.directions[source.value]);
       }
@@ -364,7 +365,7 @@ class Run {
   std::vector<Block> blocks_;
   std::vector<MatrixVersion> versions_;
   std::deque<NormalSpace> spaces_;
-  std::deque<Block> sources_;
+  std::deque<Panel> sources_;
   std::vector<std::unique_ptr<WidthMatrix>> matrices_;
   std::vector<SourceId> source_;
   std::vector<NodeId> pending_;

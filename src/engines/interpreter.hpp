@@ -28,6 +28,7 @@ struct RunSettings {
   std::int64_t rows = 0;           ///< particles or width
   std::vector<std::uint64_t> keys; ///< of all random numbers of this run; several: the particles of as many runs joined, in equal parts
   double rank_tol = 1e-6;
+  bool single_precision = false;   ///< bases, normals and dense matrices are stored in single precision
   bool trace = false;              ///< check every value of every node, to find where the first bad number appears
 };
 

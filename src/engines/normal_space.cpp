@@ -1,71 +1,45 @@
 #include "engines/normal_space.hpp"
 
 #include <cmath>
-#include <numeric>
 
 #include <Eigen/Cholesky>
 
+#include "engines/cholesky.hpp"
 #include "tplimit/math/normals.hpp"
 
 namespace tplimit::engines {
-namespace {
 
-/// Some x with a x = b for a positive semidefinite `a` and b in its range: Cholesky with diagonal pivoting that ends when no
-/// diagonal entry is above `floor`, so that rounding noise is never divided by.  (A plain LDL' does divide by it.)
-Matrix solve_semidefinite(Matrix a, const Matrix& b, double floor) {
-  std::vector<Eigen::Index> order(static_cast<std::size_t>(a.rows()));
-  std::iota(order.begin(), order.end(), Eigen::Index{0});
-  Eigen::Index rank = 0;
-  for (; rank < a.rows(); ++rank) {
-    Eigen::Index pivot = 0;
-    if (!(a.diagonal().tail(a.rows() - rank).maxCoeff(&pivot) > floor)) break;
-    pivot += rank;
-    std::swap(order[static_cast<std::size_t>(rank)], order[static_cast<std::size_t>(pivot)]);
-    a.row(rank).swap(a.row(pivot));
-    a.col(rank).swap(a.col(pivot));
-    const Eigen::Index rest = a.rows() - rank - 1;
-    a(rank, rank) = std::sqrt(a(rank, rank));
-    a.col(rank).tail(rest) /= a(rank, rank);
-    a.bottomRightCorner(rest, rest).noalias() -= a.col(rank).tail(rest) * a.col(rank).tail(rest).transpose();
-  }
-  Matrix y(rank, b.cols());
-  for (Eigen::Index i = 0; i < rank; ++i) y.row(i) = b.row(order[static_cast<std::size_t>(i)]);
-  const auto factor = a.topLeftCorner(rank, rank).triangularView<Eigen::Lower>();
-  factor.solveInPlace(y);
-  factor.adjoint().solveInPlace(y);
-  Matrix x = Matrix::Zero(b.rows(), b.cols());
-  for (Eigen::Index i = 0; i < rank; ++i) x.row(order[static_cast<std::size_t>(i)]) = y.row(i);
-  return x;
-}
-
-}  // namespace
-
-void multiply_columns(const Executor& executor, Block& g, std::int64_t first, const Matrix& right) {
-  executor.parallel(g.chunks(), [&](std::int64_t c) {
-    auto columns = columns_of(g, c, first, g.columns() - first);
-    columns = (columns * right).eval();
-  });
+void multiply_columns(const Executor& executor, Block& g, const Matrix& right) {
+  executor.parallel(g.chunks(), [&](std::int64_t c) { all_columns(g, c) = (all_columns(g, c) * right).eval(); });
 }
 
 NormalSpace::NormalSpace(const Executor& executor, std::int64_t rows, NormalLaw law, std::vector<std::uint64_t> keys)
     : executor_(executor), rows_(rows), law_(law), keys_(std::move(keys)), matching_(law == NormalLaw::kMatched) {
   if (!matching_) return;
-  ones_ = Block(rows, 1);
-  for (std::int64_t c = 0; c < ones_.chunks(); ++c) std::fill_n(ones_.chunk(c), ones_.chunk_rows(c), 1.0);
-  members_.push_back({&ones_, 1});
+  ones_ = Panel(rows, 1, false);
+  Block ones(rows, 1);
+  for (std::int64_t c = 0; c < ones.chunks(); ++c) std::fill_n(ones.chunk(c), ones.chunk_rows(c), 1.0);
+  ones_.append(executor_, ones);
+  normals_.push_back({&ones_, 1, {}});
 }
 
-std::int64_t NormalSpace::kept_columns() const {
+void NormalSpace::watch(const Panel& q) {
+  if (matching_) directions_.push_back({&q, 0, {}});
+}
+
+std::int64_t NormalSpace::family_columns() const {
   std::int64_t count = 0;
-  for (const Member& m : members_) count += m.columns;
+  for (const Member& m : normals_) count += m.panel->columns();
+  for (const Member& m : directions_) count += m.panel->columns();
   return count;
 }
 
-void NormalSpace::fill(Block& into, std::int64_t first, const std::vector<std::uint64_t>& dimensions) const {
+Block NormalSpace::fill(const std::vector<std::uint64_t>& dimensions) const {
+  Block into(rows_, static_cast<std::int64_t>(dimensions.size()));
   executor_.parallel(into.chunks(), [&](std::int64_t c) {
     const std::int64_t begin = c * kChunkRows, end = begin + into.chunk_rows(c);
     for (std::size_t j = 0; j < dimensions.size(); ++j) {
-      double* column = into.chunk(c) + (first + static_cast<std::int64_t>(j)) * into.ld();
+      double* column = into.chunk(c) + static_cast<std::int64_t>(j) * into.ld();
       for (std::int64_t row = begin; row < end;) {
         const std::int64_t part = row / part_rows(), stop = std::min(end, (part + 1) * part_rows());
         const std::span<double> out(column + (row - begin), static_cast<std::size_t>(stop - row));
@@ -76,107 +50,159 @@ void NormalSpace::fill(Block& into, std::int64_t first, const std::vector<std::u
       }
     }
   });
+  return into;
 }
 
-/// Brings the products of an opposite basis with the space's members up to date: new rows for new members' columns, new
-/// columns for new directions.
-void NormalSpace::update(Opposite& o) const {
-  const Eigen::Index old_r = o.schur.rows(), r = o.q->columns();
-  o.k.resize(members_.size());
-  o.schur.conservativeResize(r, r);
-  for (std::size_t m = 0; m < members_.size(); ++m) {
-    const std::int64_t columns = members_[m].columns;
-    Matrix& k = o.k[m];
-    const Eigen::Index old_rows = k.rows();
-    k.conservativeResize(columns, r);
-    const auto products = [&](std::int64_t first_row, std::int64_t row_count, std::int64_t first, std::int64_t count) {
-      return Matrix(sum_over_chunks(executor_, o.q->chunks(), row_count, count, [&](std::int64_t c, Matrix& part) {
-               add_inner(part, columns_of(*members_[m].block, c, first_row, row_count), columns_of(*o.q, c, first, count));
-             }) / static_cast<double>(rows_));
-    };
-    if (columns > old_rows && old_r > 0) {
-      const Matrix fresh = products(old_rows, columns - old_rows, 0, old_r);
-      k.block(old_rows, 0, columns - old_rows, old_r) = fresh;
-      o.schur.topLeftCorner(old_r, old_r).noalias() -= fresh.transpose() * fresh;
+/// Takes columns of Q that came since into the factor.  normals_q: <N, q>; directions_q: <Q, q> for all columns of Q, in which `fresh`
+/// are the rows of the new q themselves.
+void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q, std::vector<std::int64_t> fresh) {
+  const auto known = static_cast<Eigen::Index>(kept_.size()), count = static_cast<Eigen::Index>(fresh.size());
+  std::vector<std::int64_t> first_row{0};
+  for (const Member& m : directions_) first_row.push_back(first_row.back() + m.panel->columns());
+  Matrix v(known, count);
+  for (Eigen::Index l = 0; l < known; ++l) v.row(l) = directions_q.row(first_row[kept_[static_cast<std::size_t>(l)].member] + kept_[static_cast<std::size_t>(l)].column);
+  std::int64_t first = 0;
+  for (Member& m : normals_) {
+    m.k.conservativeResizeLike(Matrix::Zero(m.panel->columns(), known));
+    v.noalias() -= m.k.transpose() * normals_q.middleRows(first, m.panel->columns());
+    first += m.panel->columns();
+  }
+  lower_.triangularView<Eigen::Lower>().solveInPlace(v);
+  Matrix rest(count, count);
+  for (Eigen::Index j = 0; j < count; ++j) rest.row(j) = directions_q.row(fresh[static_cast<std::size_t>(j)]);
+  rest.noalias() -= normals_q.transpose() * normals_q;
+  rest.noalias() -= v.transpose() * v;
+  // 1e-5: a smaller rest cannot be told from rounding noise twice over, and would be divided by.
+  const OrderedFactor factor = factor_in_order(rest, Eigen::VectorXd::Ones(count), 1e-5);
+  const auto more = static_cast<Eigen::Index>(factor.kept.size());
+  first = 0;
+  for (Member& m : normals_) {
+    m.k.conservativeResize(Eigen::NoChange, known + more);
+    for (Eigen::Index l = 0; l < more; ++l) m.k.col(known + l) = normals_q.col(factor.kept[static_cast<std::size_t>(l)]).segment(first, m.panel->columns());
+    first += m.panel->columns();
+  }
+  lower_.conservativeResizeLike(Matrix::Zero(known + more, known + more));
+  for (Eigen::Index l = 0; l < more; ++l) {
+    const Eigen::Index j = factor.kept[static_cast<std::size_t>(l)];
+    lower_.row(known + l).head(known) = v.col(j).transpose();
+    const std::int64_t row = fresh[static_cast<std::size_t>(j)];
+    const auto member = static_cast<std::size_t>(std::upper_bound(first_row.begin(), first_row.end(), row) - first_row.begin() - 1);
+    kept_.push_back({member, row - first_row[member]});
+  }
+  lower_.bottomRightCorner(more, more) = factor.lower();
+  for (Member& m : directions_) m.known = m.panel->columns();
+}
+
+/// Makes the columns orthogonal to all of N and Q, and orthonormal.  False: do it again.
+bool NormalSpace::project(Block& g) {
+  // One sweep for <N, .> and <Q, .> of g and of those columns q of Q that the factor does not know yet.
+  std::vector<std::int64_t> offset, own_first, fresh_rows;
+  std::int64_t normals = 0, rows = 0, fresh = 0;
+  for (const Member& m : normals_) normals += m.panel->columns();
+  rows = normals;
+  for (const Member& m : directions_) {
+    own_first.push_back(fresh);
+    for (std::int64_t j = m.known; j < m.panel->columns(); ++j) fresh_rows.push_back(rows - normals + j);
+    fresh += m.panel->columns() - m.known;
+    rows += m.panel->columns();
+  }
+  const std::int64_t count = g.columns(), columns = fresh + count, ld = g.ld();
+  Matrix products = sum_over_chunks(executor_, g.chunks(), rows, columns, [&](std::int64_t c, Matrix& part) {
+                      const Buffer copy(fresh > 0 ? columns * ld : 0);
+                      double* right = fresh > 0 ? copy.data() : g.chunk(c);
+                      if (fresh > 0) {
+                        for (std::size_t d = 0; d < directions_.size(); ++d)
+                          directions_[d].panel->read(c, directions_[d].known, directions_[d].panel->columns() - directions_[d].known, right + own_first[d] * ld);
+                        std::copy_n(g.chunk(c), count * ld, right + fresh * ld);
+                      }
+                      const auto right_columns = [&](std::int64_t first, std::int64_t many) { return ChunkMap(right + first * ld, g.chunk_rows(c), many, Eigen::OuterStride<>(ld)); };
+                      std::int64_t row = 0;
+                      for (const Member& m : normals_) {
+                        add_inner(part.middleRows(row, m.panel->columns()), *m.panel, c, right_columns(0, columns));
+                        row += m.panel->columns();
+                      }
+                      for (std::size_t d = 0; d < directions_.size(); ++d) {
+                        // A basis is orthonormal: its products with its own new columns are known.
+                        const std::int64_t size = directions_[d].panel->columns(), begin = own_first[d], end = begin + size - directions_[d].known;
+                        add_inner(part.block(row, 0, size, begin), *directions_[d].panel, c, right_columns(0, begin));
+                        add_inner(part.block(row, end, size, columns - end), *directions_[d].panel, c, right_columns(end, columns - end));
+                        row += size;
+                      }
+                    }) / static_cast<double>(rows_);
+  if (fresh > 0) {
+    for (std::int64_t j = 0; j < fresh; ++j) products(normals + fresh_rows[static_cast<std::size_t>(j)], j) = 1;
+    extend(products.topLeftCorner(normals, fresh), products.bottomLeftCorner(rows - normals, fresh), fresh_rows);
+  }
+  // With n = <N, g> and u = <Q, g>: <R, g> = L^-1 (u - K' n), and N n + R <R, g> is to be taken off.
+  Matrix on_normals = products.topRightCorner(normals, count), on_directions = Matrix::Zero(rows - normals, count);
+  // Twice is enough (Kahan), and once where little was taken off: fresh normals are nearly orthogonal to what is there, and what cancels
+  // is no more than what was there.  Unless coefficients of Q are large, as where Q is nearly in the span of N.
+  constexpr double kLittle = 0.25, kLarge = 10;
+  bool done = on_normals.colwise().squaredNorm().maxCoeff() < kLittle;
+  if (!kept_.empty()) {
+    std::vector<std::int64_t> first_row{0};
+    for (const Member& m : directions_) first_row.push_back(first_row.back() + m.panel->columns());
+    std::vector<std::int64_t> row;
+    for (const Kept& k : kept_) row.push_back(first_row[k.member] + k.column);
+    Matrix t(static_cast<Eigen::Index>(kept_.size()), count);
+    for (std::size_t l = 0; l < row.size(); ++l) t.row(static_cast<Eigen::Index>(l)) = products.row(normals + row[l]).tail(count);
+    std::int64_t first = 0;
+    for (const Member& m : normals_) {
+      t.noalias() -= m.k.transpose() * on_normals.middleRows(first, m.k.rows());
+      first += m.panel->columns();
     }
-    if (r > old_r) k.rightCols(r - old_r) = products(0, columns, old_r, r - old_r);
-  }
-  if (r > old_r) {
-    o.schur.rightCols(r - old_r).setZero();
-    o.schur.bottomRightCorner(r - old_r, r - old_r).setIdentity();
-    for (const Matrix& k : o.k) o.schur.rightCols(r - old_r).noalias() -= k.transpose() * k.rightCols(r - old_r);
-    o.schur.bottomLeftCorner(r - old_r, old_r) = o.schur.topRightCorner(old_r, r - old_r).transpose();
-  }
-}
-
-/// Makes columns [first, end) orthogonal to all members and to the opposite basis.  The members N are orthonormal, Q is,
-/// but not to N: with K = <N, Q> the least-squares coefficients are w = (I - K'K)^+ (<Q, g> - K'<N, g>) for Q and <N, g> - K w for N.
-double NormalSpace::project(Block& g, std::int64_t first, Opposite* opposite) const {
-  const std::int64_t count = g.columns() - first;
-  std::vector<Matrix> a;
-  for (const Member& m : members_)
-    a.push_back(sum_over_chunks(executor_, g.chunks(), m.columns, count, [&](std::int64_t c, Matrix& part) {
-                  add_inner(part, columns_of(*m.block, c, 0, m.columns), columns_of(g, c, first, count));
-                }) / static_cast<double>(rows_));
-  Matrix w;
-  if (opposite && opposite->q->columns() > 0) {
-    w = inner(executor_, *opposite->q, 0, g, first);
-    if (!members_.empty()) {
-      for (std::size_t m = 0; m < members_.size(); ++m) w.noalias() -= opposite->k[m].transpose() * a[m];
-      // 1e-10: directions of Q whose part outside the members is below 1e-5 cannot be told from rounding noise twice over.
-      w = solve_semidefinite(opposite->schur, w, 1e-10);
-      for (std::size_t m = 0; m < members_.size(); ++m) a[m].noalias() -= opposite->k[m] * w;
+    lower_.triangularView<Eigen::Lower>().solveInPlace(t);
+    done = (on_normals.colwise().squaredNorm() + t.colwise().squaredNorm()).maxCoeff() < kLittle;
+    lower_.triangularView<Eigen::Lower>().adjoint().solveInPlace(t);
+    done = done && t.cwiseAbs().maxCoeff() < kLarge;
+    first = 0;
+    for (const Member& m : normals_) {
+      on_normals.middleRows(first, m.k.rows()).noalias() -= m.k * t;
+      first += m.panel->columns();
     }
+    for (std::size_t l = 0; l < row.size(); ++l) on_directions.row(row[l]) = t.row(static_cast<Eigen::Index>(l));
   }
-  executor_.parallel(g.chunks(), [&](std::int64_t c) {
-    const auto columns = columns_of(g, c, first, count);
-    for (std::size_t m = 0; m < members_.size(); ++m) add_times(columns, columns_of(*members_[m].block, c, 0, members_[m].columns), a[m], -1);
-    if (w.size() > 0) add_times(columns, all_columns(*opposite->q, c), w, -1);
-  });
-  Eigen::RowVectorXd squares = Eigen::RowVectorXd::Zero(count);
-  for (const Matrix& k : a) squares += k.colwise().squaredNorm();
-  if (w.size() > 0) squares += w.colwise().squaredNorm();
-  return squares.maxCoeff();
+  const Matrix gram = sum_over_chunks(executor_, g.chunks(), count, count, [&](std::int64_t c, Matrix& part) {
+                        const auto own = all_columns(g, c);
+                        std::int64_t row = 0;
+                        for (const Member& m : normals_) {
+                          add_times(own, *m.panel, c, on_normals.middleRows(row, m.panel->columns()), -1);
+                          row += m.panel->columns();
+                        }
+                        row = 0;
+                        if (!kept_.empty())
+                          for (const Member& m : directions_) {
+                            add_times(own, *m.panel, c, on_directions.middleRows(row, m.panel->columns()), -1);
+                            row += m.panel->columns();
+                          }
+                        add_inner(part, own, own);
+                      }) / static_cast<double>(rows_);
+  multiply_columns(executor_, g, Eigen::LLT<Matrix>(gram).matrixU().solve(Matrix::Identity(count, count)));
+  return done;
 }
 
-void NormalSpace::whiten(Block& g, std::int64_t first) const {
-  const std::int64_t count = g.columns() - first;
-  const Matrix covariance = sum_over_chunks(executor_, g.chunks(), count, count, [&](std::int64_t c, Matrix& part) {
-                              const auto x = columns_of(g, c, first, count);
-                              add_inner(part, x, x);
-                            }) / static_cast<double>(rows_);
-  const Eigen::LLT<Matrix> llt(covariance);
-  multiply_columns(executor_, g, first, llt.matrixU().solve(Matrix::Identity(count, count)));
+void NormalSpace::project_off(Block& g, const Panel& q) const {
+  if (q.columns() == 0) return;
+  const Matrix w = sum_over_chunks(executor_, g.chunks(), q.columns(), g.columns(), [&](std::int64_t c, Matrix& part) { add_inner(part, q, c, all_columns(g, c)); }) / static_cast<double>(rows_);
+  executor_.parallel(g.chunks(), [&](std::int64_t c) { add_times(all_columns(g, c), q, c, w, -1); });
 }
 
-void NormalSpace::draw(Block& into, const std::vector<std::uint64_t>& dimensions, Opposite* opposite) {
-  const std::int64_t first = into.columns(), count = static_cast<std::int64_t>(dimensions.size());
-  if (count == 0) return;
-  const std::int64_t rank = opposite ? opposite->q->columns() : 0;
-  if (matching_ && 2 * (kept_columns() + rank + count) > part_rows()) {  // the same with joined particles, for the bias to be of one kind
+Block NormalSpace::draw(Panel& into, const std::vector<std::uint64_t>& dimensions, const Panel* opposite) {
+  Block g = fill(dimensions);
+  if (matching_ && 2 * (family_columns() + g.columns()) > part_rows()) {  // the same with joined particles, for the bias to be of one kind
     matching_ = false;
-    members_.clear();
+    normals_.clear();
+    directions_.clear();
+    kept_.clear();
   }
-  into.append(count);
-  fill(into, first, dimensions);
   if (!matching_) {
-    (void)project(into, first, opposite);  // no members: only off the opposite basis
-    return;
+    if (opposite) project_off(g, *opposite);
+  } else if (!dimensions.empty()) {
+    if (!project(g)) (void)project(g);
+    if (std::none_of(normals_.begin(), normals_.end(), [&](const Member& m) { return m.panel == &into; })) normals_.push_back({&into, 0, {}});
   }
-  if (opposite) update(*opposite);
-  // Twice is enough (Kahan), and once where little was taken off: fresh normals are nearly orthogonal to what is there, and what cancels is no more than what was there.
-  constexpr double kLittle = 0.25;
-  for (int pass = 0; pass < 2; ++pass) {
-    const double removed = project(into, first, opposite);
-    whiten(into, first);
-    if (removed < kLittle) break;
-  }
-  for (Member& m : members_)
-    if (m.block == &into) {
-      m.columns = into.columns();
-      return;
-    }
-  members_.push_back({&into, into.columns()});
+  into.append(executor_, g);
+  return g;
 }
 
 }  // namespace tplimit::engines

@@ -5,38 +5,11 @@
 
 #include <Eigen/Cholesky>
 
+#include "engines/cholesky.hpp"
 #include "tplimit/math/normals.hpp"
 
 namespace tplimit::engines {
 namespace {
-
-/// Cholesky factor of a Gram matrix in column order, dropping columns whose residual is below tol times their own norm.
-struct PivotedFactor {
-  std::vector<Eigen::Index> kept;
-  Matrix rows;  ///< all columns x kept: column j = sum_l rows(j, l) (direction l) + dropped residual
-};
-
-PivotedFactor factor_in_order(const Matrix& gram, const Eigen::VectorXd& squared_norms, double tol) {
-  const Eigen::Index n = gram.rows();
-  PivotedFactor out{{}, Matrix::Zero(n, n)};
-  for (Eigen::Index j = 0; j < n; ++j) {
-    double residual = gram(j, j);
-    for (std::size_t l = 0; l < out.kept.size(); ++l) {
-      const auto k = static_cast<Eigen::Index>(l);
-      const Eigen::Index p = out.kept[l];
-      const double coefficient = (gram(j, p) - out.rows.row(j).head(k).dot(out.rows.row(p).head(k))) / out.rows(p, k);
-      out.rows(j, k) = coefficient;
-      residual -= coefficient * coefficient;
-    }
-    // 1e-13: 450 eps; what is left of gram(j, j) after cancellation beyond that is noise (equal columns leave +-eps of it).
-    if (residual > std::max(tol * tol * squared_norms(j), 1e-13 * gram(j, j))) {
-      out.rows(j, static_cast<Eigen::Index>(out.kept.size())) = std::sqrt(residual);
-      out.kept.push_back(j);
-    }
-  }
-  out.rows.conservativeResize(n, static_cast<Eigen::Index>(out.kept.size()));
-  return out;
-}
 
 Matrix inverse_transposed(const Matrix& lower) {
   return lower.transpose().triangularView<Eigen::Upper>().solve(Matrix::Identity(lower.rows(), lower.rows()));
@@ -51,95 +24,116 @@ Matrix padded(const Matrix& b, Eigen::Index rows, Eigen::Index cols) {
 
 }  // namespace
 
-LazyMatrix::LazyMatrix(const Executor& executor, std::int64_t rows, NormalLaw law, double rank_tol, NormalSpace& input,
-                       NormalSpace& output, std::array<std::int64_t, 2> capacity)
-    : executor_(executor), rows_(rows), law_(law), rank_tol_(rank_tol) {
+LazyMatrix::LazyMatrix(const Executor& executor, std::int64_t rows, const LazySettings& settings, NormalSpace& input, NormalSpace& output,
+                       std::array<std::int64_t, 2> capacity)
+    : executor_(executor), rows_(rows), settings_(settings) {
   for (const std::size_t s : {0u, 1u}) {
     const std::int64_t most = std::max<std::int64_t>(1, std::min(capacity[s], rows));
-    sides_[s].q = Block(rows, 0, most);
-    sides_[s].f = Block(rows, 0, most);
+    sides_[s].q = Panel(rows, most, settings.single);
+    sides_[s].f = Panel(rows, most, settings.single);
   }
   sides_[0].fresh_space = &output;
   sides_[1].fresh_space = &input;
-  sides_[0].opposite.q = &sides_[1].q;
-  sides_[1].opposite.q = &sides_[0].q;
+  input.watch(sides_[0].q);
+  output.watch(sides_[1].q);
 }
 
-void LazyMatrix::check_rank(const Side& side, std::int64_t more) const {
-  const std::int64_t columns = side.q.columns() + more + side.opposite.q->columns();
-  if (law_ == NormalLaw::kMatched && 2 * columns > rows_)
+void LazyMatrix::check_rank(std::int64_t more) const {
+  const std::int64_t columns = sides_[0].q.columns() + sides_[1].q.columns() + more;
+  if (settings_.law == NormalLaw::kMatched && 2 * columns > rows_)
     throw EvaluationStop{"E4201", fmt::format("{} directions of one matrix are too many for {} particles", columns, rows_),
                          fmt::format("raise --particles to {} or more, or --rank-tol", std::int64_t{1} << static_cast<int>(std::ceil(std::log2(8.0 * static_cast<double>(columns)))))};
 }
 
-Matrix LazyMatrix::reveal(Side& side, const Block& x, std::uint32_t node, std::uint64_t dimension) {
-  if (const auto it = side.known.find(node); it != side.known.end()) return padded(it->second, side.q.columns(), x.columns());
-
-  const std::int64_t r = side.q.columns(), p = x.columns(), chunks = x.chunks();
+Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, std::uint64_t dimension, const Panel* also, Matrix* also_x) {
+  Side& side = sides_[static_cast<std::size_t>(side_index)];
+  const Panel& opposite = sides_[static_cast<std::size_t>(1 - side_index)].q;
+  const auto known = side.known.find(node);
+  const std::int64_t r = side.q.columns(), p = x.columns(), chunks = x.chunks(), more = also ? also->columns() : 0, own = known == side.known.end() ? r + 1 : 0;
   const double m = static_cast<double>(rows_);
-  // First sweep: <Q, x> and the norms of x.
-  Matrix first = sum_over_chunks(executor_, chunks, r + 1, p, [&](std::int64_t c, Matrix& part) {
-                   const auto xc = all_columns(x, c);
-                   add_inner(part.topRows(r), all_columns(side.q, c), xc);
-                   part.row(r) += xc.colwise().squaredNorm();
-                 }) / m;
+  // First sweep: <Q, x>, the norms of x, and <also, x>.
+  const Matrix first = sum_over_chunks(executor_, chunks, own + more, p, [&](std::int64_t c, Matrix& part) {
+                         const auto xc = all_columns(x, c);
+                         if (own > 0) {
+                           add_inner(part.topRows(r), side.q, c, xc);
+                           part.row(r) += xc.colwise().squaredNorm();
+                         }
+                         if (more > 0) add_inner(part.bottomRows(more), *also, c, xc);
+                       }) / m;
+  if (also) *also_x = first.bottomRows(more);
+  if (own == 0) return padded(known->second, r, p);
   const Eigen::VectorXd squared_norms = first.row(r).transpose();
   if (!squared_norms.allFinite()) throw EvaluationStop{"E4101", "a number is not finite", ""};
   Matrix a = first.topRows(r);
-  // Second sweep: the residual and its products with Q; third: again, and its Gram matrix.  Twice is enough.
-  Block residual(rows_, p);
-  const auto subtract = [&](const Matrix& coefficients, bool from_x, bool gram) {
-    return Matrix(sum_over_chunks(executor_, chunks, gram ? p : r, p, [&](std::int64_t c, Matrix& part) {
-             auto res = all_columns(residual, c);
-             if (from_x) res = all_columns(x, c);
-             add_times(res, columns_of(side.q, c, 0, r), coefficients, -1);
-             add_inner(part, gram ? res : columns_of(side.q, c, 0, r), res);
-           }) / m);
-  };
-  Matrix gram;
-  if (r > 0) {
-    const Matrix second = subtract(a, true, false);
-    gram = subtract(second, false, true);
-    a += second;
-  } else {
-    gram = subtract(a, true, true);
+
+  // What is left of x after a first projection, known up to cancellation.  Where all of it is to be dropped, that is enough; a rest that
+  // is small but kept needs a second projection ("twice is enough").
+  const Eigen::VectorXd left = squared_norms - a.colwise().squaredNorm().transpose();
+  const double tol2 = settings_.rank_tol * settings_.rank_tol;
+  constexpr double kCancelled = 1e-12;  // 4500 eps of the square
+  if (((left.array() + kCancelled * squared_norms.array() < tol2 * squared_norms.array()) || squared_norms.array() == 0).all()) {
+    side.known.emplace(node, a);
+    return a;
   }
-  const PivotedFactor factor = factor_in_order(gram, squared_norms, rank_tol_);
+  // eps |x| / |rest| of the rest is not orthogonal to Q after one projection; 1e-6: at most 2e-13.
+  const bool twice = r > 0 && (left.array() < 1e-6 * squared_norms.array() && squared_norms.array() > 0).any();
+  Block rest(rows_, p);
+  Matrix second = sum_over_chunks(executor_, chunks, (twice ? r : 0) + p, p, [&](std::int64_t c, Matrix& part) {
+                    auto own_rest = all_columns(rest, c);
+                    own_rest = all_columns(x, c);
+                    add_times(own_rest, side.q, c, a, -1);
+                    if (twice) add_inner(part.topRows(r), side.q, c, own_rest);
+                    add_inner(part.bottomRows(p), own_rest, own_rest);
+                  }) / m;
+  Matrix gram = second.bottomRows(p);
+  if (twice) {
+    second.conservativeResize(r, Eigen::NoChange);
+    gram.noalias() -= second.transpose() * second;
+    a += second;
+  }
+  const OrderedFactor factor = factor_in_order(gram, squared_norms, settings_.rank_tol);
   const auto fresh = static_cast<std::int64_t>(factor.kept.size());
   if (fresh > 0) {
-    check_rank(side, fresh);
+    check_rank(fresh);
     TPLIMIT_CHECK(r + fresh <= rows_, "no more directions than coordinates");
-    // New directions: the kept residuals, orthonormalised, then once more against Q and among themselves.
-    Matrix lower(fresh, fresh), select = Matrix::Zero(p, fresh);
+    // New directions: the kept rests, orthonormalised; where that magnifies what is left of Q in them, projected once more.
+    const Matrix lower = factor.lower();
+    Matrix to_directions = Matrix::Zero(p, fresh);
     std::vector<std::uint64_t> dimensions;
+    double magnified = 0;
+    const Matrix inverse = inverse_transposed(lower);
     for (std::int64_t l = 0; l < fresh; ++l) {
       const Eigen::Index j = factor.kept[static_cast<std::size_t>(l)];
-      lower.row(l) = factor.rows.row(j);
-      select(j, l) = 1;
+      to_directions.row(j) = inverse.row(l);
       dimensions.push_back(dimension + static_cast<std::uint64_t>(j));
+      magnified = std::max(magnified, std::sqrt(twice ? gram(j, j) : squared_norms(j)) / lower(l, l));
     }
-    const Matrix to_directions = select * inverse_transposed(lower.triangularView<Eigen::Lower>());
-    side.q.append(fresh);
-    const Matrix again = sum_over_chunks(executor_, chunks, r + fresh, fresh, [&](std::int64_t c, Matrix& part) {
-                           auto q = columns_of(side.q, c, r, fresh);
-                           q.setZero();
-                           add_times(q, all_columns(residual, c), to_directions);
-                           add_inner(part.topRows(r), columns_of(side.q, c, 0, r), q);
-                         }) / m;
-    const Matrix overlap = again.topRows(r);
-    const Matrix near_identity = sum_over_chunks(executor_, chunks, fresh, fresh, [&](std::int64_t c, Matrix& part) {
-                                   auto q = columns_of(side.q, c, r, fresh);
-                                   add_times(q, columns_of(side.q, c, 0, r), overlap, -1);
-                                   add_inner(part, q, q);
-                                 }) / m;
-    const Matrix second_lower = Eigen::LLT<Matrix>(near_identity).matrixL();
-    multiply_columns(executor_, side.q, r, inverse_transposed(second_lower));
-    // x = Q a + (Q overlap + q second_lower') rows' + dropped
+    const bool again = r > 0 && magnified > 1e4;  // 2e-12 of a direction
+    const Matrix off = twice ? Matrix(second * to_directions) : Matrix();
+    Block q(rows_, fresh);
+    Matrix third = sum_over_chunks(executor_, chunks, (again ? r : 0) + fresh, fresh, [&](std::int64_t c, Matrix& part) {
+                     auto own_q = all_columns(q, c);
+                     own_q.noalias() = all_columns(rest, c) * to_directions;
+                     if (twice) add_times(own_q, side.q, c, off, -1);
+                     if (again) add_inner(part.topRows(r), side.q, c, own_q);
+                     add_inner(part.bottomRows(fresh), own_q, own_q);
+                   }) / m;
+    Matrix near_identity = third.bottomRows(fresh);
+    // x = Q a + q rows' + dropped
     Matrix whole(r + fresh, p);
-    whole.topRows(r) = a + overlap * factor.rows.transpose();
-    whole.bottomRows(fresh) = second_lower.transpose() * factor.rows.transpose();
+    whole.topRows(r) = a;
+    if (again) {
+      third.conservativeResize(r, Eigen::NoChange);
+      near_identity.noalias() -= third.transpose() * third;
+      executor_.parallel(chunks, [&](std::int64_t c) { add_times(all_columns(q, c), side.q, c, third, -1); });
+      whole.topRows(r).noalias() += third * factor.rows.transpose();
+    }
+    const Matrix second_lower = Eigen::LLT<Matrix>(near_identity).matrixL();
+    whole.bottomRows(fresh).noalias() = second_lower.transpose() * factor.rows.transpose();
+    multiply_columns(executor_, q, inverse_transposed(second_lower));
+    side.q.append(executor_, q);
     a = std::move(whole);
-    side.fresh_space->draw(side.f, dimensions, &side.opposite);
+    (void)side.fresh_space->draw(side.f, dimensions, &opposite);
   }
   side.known.emplace(node, a);
   return a;
@@ -147,9 +141,10 @@ Matrix LazyMatrix::reveal(Side& side, const Block& x, std::uint32_t node, std::u
 
 void LazyMatrix::apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node, std::uint64_t dimension, Block& y) {
   Side &side = sides_[transposed ? 1 : 0], &other = sides_[transposed ? 0 : 1];
-  const Matrix a = reveal(side, x, x_node, dimension);
   // The correction term: products with the fresh normals of the opposite direction.
-  Matrix on_opposite = w.scale * inner(executor_, other.f, 0, x);
+  Matrix on_opposite;
+  const Matrix a = reveal(transposed ? 1 : 0, x, x_node, dimension, &other.f, &on_opposite);
+  on_opposite *= w.scale;
   if (w.coefficients.size() > 0) {
     const Matrix& c = w.coefficients;
     if (transposed) on_opposite.topRows(c.cols()).noalias() += c.transpose() * a.topRows(c.rows());
@@ -159,15 +154,15 @@ void LazyMatrix::apply(const MatrixVersion& w, bool transposed, const Block& x, 
   executor_.parallel(y.chunks(), [&](std::int64_t c) {
     auto out = all_columns(y, c);
     out.setZero();
-    add_times(out, all_columns(side.f, c), on_fresh);
-    add_times(out, all_columns(other.q, c), on_opposite);
+    add_times(out, side.f, c, on_fresh);
+    add_times(out, other.q, c, on_opposite);
   });
 }
 
 MatrixVersion LazyMatrix::update(MatrixVersion w, const std::vector<UpdateTerm>& terms) {
   for (const UpdateTerm& t : terms) {
-    const Matrix d = reveal(sides_[1], *t.d, t.d_node, t.d_dimension);
-    const Matrix x = reveal(sides_[0], *t.x, t.x_node, t.x_dimension);
+    const Matrix d = reveal(1, *t.d, t.d_node, t.d_dimension);
+    const Matrix x = reveal(0, *t.x, t.x_node, t.x_dimension);
     if (w.coefficients.rows() < sides_[1].q.columns() || w.coefficients.cols() < sides_[0].q.columns())
       w.coefficients = padded(w.coefficients, sides_[1].q.columns(), sides_[0].q.columns());
     w.coefficients.topLeftCorner(d.rows(), x.rows()).noalias() += t.c * d * x.transpose();

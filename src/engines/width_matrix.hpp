@@ -22,6 +22,12 @@ struct MatrixVersion {
   std::shared_ptr<Block> entries;   ///< dense: the matrix without `scale`, column-major rows in chunks
 };
 
+struct LazySettings {
+  NormalLaw law = NormalLaw::kMatched;
+  double rank_tol = 0;   ///< a new direction shorter than rank_tol times its vector is dropped
+  bool single = false;   ///< bases and normals are stored in single precision
+};
+
 /// A term c sum_p D_p X_p' / n of an update.  Nodes name the blocks, so that known products are not computed again.
 struct UpdateTerm {
   double c;
@@ -42,6 +48,8 @@ class WidthMatrix {
   virtual MatrixVersion update(MatrixVersion w, const std::vector<UpdateTerm>& terms) = 0;
   /// W + c psi(sum_k c_k D_k X_k'), without the 1/n, psi(g) = g / sqrt(g^2 + epsilon^2) entry by entry.
   virtual MatrixVersion update_entrywise(MatrixVersion w, const std::vector<UpdateTerm>& terms, double c, double epsilon) = 0;
+  /// The vector of this node will not be used again.
+  virtual void forget(std::uint32_t) {}
   /// Directions kept for W and W'.
   [[nodiscard]] virtual std::array<std::int64_t, 2> ranks() const { return {0, 0}; }
 };
@@ -50,8 +58,8 @@ class WidthMatrix {
 /// Cost of a product of P columns at rank r: O(rows r P).
 class LazyMatrix final : public WidthMatrix {
  public:
-  /// rank_tol: a new direction shorter than rank_tol times its vector is dropped.  capacity[side]: most directions of W (0) and W' (1).
-  LazyMatrix(const Executor& executor, std::int64_t rows, NormalLaw law, double rank_tol, NormalSpace& input, NormalSpace& output,
+  /// capacity[side]: most directions of W (0) and W' (1).
+  LazyMatrix(const Executor& executor, std::int64_t rows, const LazySettings& settings, NormalSpace& input, NormalSpace& output,
              std::array<std::int64_t, 2> capacity);
   MatrixVersion initial() override { return {}; }
   void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node, std::uint64_t dimension, Block& y) override;
@@ -59,25 +67,26 @@ class LazyMatrix final : public WidthMatrix {
   MatrixVersion update_entrywise(MatrixVersion, const std::vector<UpdateTerm>&, double, double) override {
     throw EvaluationStop{"E4204", "an entrywise update needs stored matrices", "use --matrices dense and a smaller width"};
   }
+  void forget(std::uint32_t node) override {
+    for (Side& side : sides_) side.known.erase(node);
+  }
   [[nodiscard]] std::array<std::int64_t, 2> ranks() const override { return {sides_[0].q.columns(), sides_[1].q.columns()}; }
 
  private:
   /// Side 0: vectors W was applied to (Q, on the input space) and fresh normals (F, on the output space); side 1 for W'.
   struct Side {
-    Block q, f;
+    Panel q, f;
     NormalSpace* fresh_space = nullptr;
-    Opposite opposite;  ///< the other side's q, which this side's new normals are made orthogonal to
     std::unordered_map<std::uint32_t, Matrix> known;  ///< node -> <Q, x>
   };
 
-  /// <Q, x> with Q extended so that x lies in its span (up to rank_tol).
-  Matrix reveal(Side& side, const Block& x, std::uint32_t node, std::uint64_t dimension);
-  void check_rank(const Side& side, std::int64_t more) const;
+  /// <Q, x> with Q extended so that x lies in its span (up to rank_tol).  `also`: <also, x> comes from the same sweep.
+  Matrix reveal(int side, const Block& x, std::uint32_t node, std::uint64_t dimension, const Panel* also = nullptr, Matrix* also_x = nullptr);
+  void check_rank(std::int64_t more) const;
 
   const Executor& executor_;
   std::int64_t rows_;
-  NormalLaw law_;
-  double rank_tol_;
+  LazySettings settings_;
   std::array<Side, 2> sides_;
 };
 
