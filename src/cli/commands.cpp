@@ -162,7 +162,7 @@ int compare(const Options& options) {
   const auto cost_of = [&](std::int64_t width) {
     return static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) * options.simulate.seeds;
   };
-  const double limit_cost = 256.0 * static_cast<double>(options.evaluate.particles) * options.evaluate.randomisations;
+  const double limit_cost = 256.0 * static_cast<double>(options.evaluate.particles.value_or(kDefaultParticles)) * options.evaluate.randomisations;
   double total = limit_cost;
   for (const std::int64_t width : options.widths) total += cost_of(width);
 

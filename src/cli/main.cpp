@@ -115,13 +115,13 @@ void add_engine(CLI::App& app, Options& o) {
 void add_limit(CLI::App& app, Options& o, std::int64_t least_randomisations) {
   add_engine(app, o);
   add(app, "--given", "NAME=VALUES", o.evaluate.given, "A random output at the start is not drawn but has these values, as in out=0 or out=1,-0.5", parse_given);
-  add(app, "--particles", "N", o.evaluate.particles, "Samples that stand for the infinite width, as in 65536, 64k or 1e5; default 16384",
+  add(app, "--particles", "N", o.evaluate.particles, "Samples that stand for the infinite width, as in 65536, 64k or 1e5; default 16384, with --tol as many as that needs",
       count(8, std::int64_t{1} << 31));
   add(app, "--randomisations", "N", o.evaluate.randomisations, "Independent repetitions, from which errors are estimated; default 8",
       small_count(least_randomisations));
-  add(app, "--tol", "X", o.evaluate.tolerance, "Double the particles until every error is below this",
+  add(app, "--tol", "X", o.evaluate.tolerance, "Raise particles, and directions kept, until every error is below this",
       real(std::numeric_limits<double>::min(), kInfinity));
-  add(app, "--rank-tol", "X", o.evaluate.rank_tol, "Drop new directions of a matrix below this relative size; default 1e-6", real(0, 1));
+  add(app, "--rank-tol", "X", o.evaluate.rank_tol, "Drop new directions of a matrix below this relative size; default 1e-6, with --tol as much as that allows", real(0, 1));
   add(app, "--merge-rows", "X", o.evaluate.merge_rows, "Without sampling: rows of a sum over f(row) closer in direction than this become one; default 1e-12", real(0, 1));
 }
 

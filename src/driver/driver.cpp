@@ -190,11 +190,12 @@ Diagnostic diagnose(const Program& program, const RunFailure& failure) {
 /// Runs with the given settings; `prepare(k)` sets what differs between runs.  On failure, the failing run is repeated in
 /// trace mode to find where the first bad number appears.
 template <class Prepare>
-Result<std::vector<RunResult>> run_all(const Schedule& schedule, int count, const RunSettings& settings, int threads, bool outer_parallel, Prepare prepare, ProgressCounter& progress) {
+Result<std::vector<RunResult>> run_all(const Schedule& schedule, int count, const RunSettings& settings, const Executor& executor, bool outer_parallel, Prepare prepare, ProgressCounter& progress) {
   std::vector<RunResult> results(static_cast<std::size_t>(count));
   std::vector<std::optional<RunFailure>> failures(static_cast<std::size_t>(count));
   std::atomic<bool> stop = false;
-  const Executor outer(outer_parallel ? threads : 1), inner(outer_parallel ? 1 : threads);
+  const Executor alone(1);
+  const Executor &outer = outer_parallel ? executor : alone, &inner = outer_parallel ? alone : executor;
   outer.parallel(count, [&](std::int64_t k) {
     if (stop) return;
     RunSettings own = settings;
@@ -209,6 +210,7 @@ Result<std::vector<RunResult>> run_all(const Schedule& schedule, int count, cons
     }
     progress.finished();
   });
+  if (outer_parallel) executor.count(alone.operations());
   engines::Buffer::release_pool();
   for (std::size_t k = 0; k < failures.size(); ++k) {
     if (!failures[k]) continue;
@@ -217,7 +219,7 @@ Result<std::vector<RunResult>> run_all(const Schedule& schedule, int count, cons
       RunSettings own = settings;
       prepare(own, static_cast<std::int64_t>(k));
       own.trace = true;
-      auto traced = engines::run_program(schedule, own, Executor(threads));
+      auto traced = engines::run_program(schedule, own, executor);
       if (auto* earlier = std::get_if<RunFailure>(&traced)) failure = *earlier;
     }
     return diagnose(*schedule.program, failure);
@@ -375,6 +377,9 @@ Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std:
   return out;
 }
 
+/// Runs of up to this many particles are too short to be divided among threads well: they run side by side.
+constexpr std::int64_t kSideBySide = 16384;
+
 class LimitEvaluation {
  public:
   LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options) : program_(limit.program), options_(options), threads_(thread_count(options.threads)) {
@@ -404,24 +409,55 @@ class LimitEvaluation {
     }
   }
 
-  Result<LimitResult> run(std::int64_t particles, ProgressCounter& progress) {
-    if (const double bytes = memory(particles); bytes > memory_limit(options_.memory_bytes))
+  /// How well the particles stand for the limit.
+  struct Resolution {
+    std::int64_t particles;
+    double rank_tol;
+  };
+
+  /// `target`: an error that is aimed at; where sampling alone misses it, only that is found out and `promising` is false.
+  struct Outcome {
+    LimitResult result;
+    bool promising = true;
+  };
+  Result<Outcome> run(const Resolution& resolution, std::optional<double> target, ProgressCounter& progress) {
+    const std::int64_t particles = resolution.particles;
+    if (const double bytes = memory(resolution); bytes > memory_limit(options_.memory_bytes))
       return Diagnostic{Severity::kError, "E4202", fmt::format("the run needs up to {} of memory, but {} may be used", bytes_text(bytes), bytes_text(memory_limit(options_.memory_bytes))), {}, "",
                         "use fewer --particles, a larger --rank-tol, or raise --memory", {}, false};
     LimitResult out;
-    out.engine = {"particles", particles, options_.randomisations, options_.seed, threads_, options_.rank_tol, 0};
+    out.engine = {"particles", particles, options_.randomisations, options_.seed, threads_, resolution.rank_tol, 0};
+    out.engine.single_precision = options_.single_precision;
     out.engine.merge_rows = options_.merge_rows;
     if (moments_) {
       out.engine.rows_merged = moments_->rows_merged();
       out.engine.clamped = moments_->largest_excess();
     }
     const int count = atoms_.empty() ? 1 : options_.randomisations;
-    auto runs = run_particles(particles, count, [&](std::int64_t k) { return std::vector{key(k)}; }, progress);
+    const auto one = [&](std::int64_t k) { return std::vector{key(k)}; };
+    auto runs = run_particles(resolution, count, one, progress);
     if (!runs) return runs.errors();
     bool stopped = false;
+    double dropped = 0;
     for (const RunResult& run : *runs) {
       stopped = stopped || run.matching_stopped;
-      out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank);
+      dropped = std::max(dropped, run.largest_dropped);
+      out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
+    }
+    ranks_ = {resolution.rank_tol, runs->front().ranks};
+    out.engine.memory_estimate = memory(resolution);
+    if (target && count > 1) {
+      const Pooled first = with_moments(*runs);
+      if (first.failure) return diagnose(program_, *first.failure);
+      out.engine.sampling_error = largest_reported(first.error);
+      if (out.engine.sampling_error > *target) return Outcome{std::move(out), false};
+    }
+    std::vector<std::vector<double>> truncation;
+    // Below 1e-5 of its vector, what was dropped cannot be told from the errors of sampling.
+    if (count > 1 && dropped > 1e-5) {
+      auto error = truncation_error(resolution, *runs, progress);
+      if (!error) return error.errors();
+      truncation = std::move(*error);
     }
     if (stopped)
       out.warnings.push_back({Severity::kWarning, "W5401", fmt::format("moment matching stopped: too many directions (rank {}) for {} particles", out.engine.largest_rank, particles), {}, "",
@@ -430,10 +466,12 @@ class LimitEvaluation {
     // ratio is no longer small (docs/theory.md, "Bias at high rank").
     const double rank = static_cast<double>(out.engine.largest_rank), bias = rank / static_cast<double>(particles);
     if (rank * rank * count > 4 * static_cast<double>(particles)) {
-      if (count > 1 && memory(2 * particles) <= memory_limit(options_.memory_bytes)) {
+      const Resolution twice{2 * particles, resolution.rank_tol};
+      if (count > 1 && memory(twice) <= memory_limit(options_.memory_bytes)) {
+        out.engine.memory_estimate = memory(twice);
         const int pairs = (count + 1) / 2;
         progress.extend(pairs);
-        auto joined = run_particles(2 * particles, pairs, [&](std::int64_t k) { return std::vector{key(2 * k), key((2 * k + 1) % count)}; }, progress);
+        auto joined = run_particles(twice, pairs, [&](std::int64_t k) { return std::vector{key(2 * k), key((2 * k + 1) % count)}; }, progress);
         if (!joined) return joined.errors();
         extrapolate(*runs, *joined);
         out.engine.extrapolated = true;
@@ -442,10 +480,15 @@ class LimitEvaluation {
                                 count > 1 ? "raise --memory: runs of twice the particles remove it" : "use 2 randomisations or more: then it is removed by extrapolation", {}, false});
       }
     }
-    const Pooled pooled = with_moments(*runs);
+    Pooled pooled = with_moments(*runs);
     if (pooled.failure) return diagnose(program_, *pooled.failure);
+    out.engine.sampling_error = largest_reported(pooled.error);
+    if (!truncation.empty()) out.engine.truncation_error = largest_reported(truncation);
+    for (std::size_t k = 0; k < truncation.size(); ++k)
+      for (std::size_t j = 0; j < pooled.error[k].size(); ++j) pooled.error[k][j] = std::hypot(pooled.error[k][j], truncation[k][j]);
     collect(pooled, out);
-    return out;
+    out.engine.product_flops = executor_->operations();
+    return Outcome{std::move(out)};
   }
 
   /// E4301 for the first report that the asked engine cannot do.
@@ -483,13 +526,43 @@ class LimitEvaluation {
     return out;
   }
 
-  [[nodiscard]] bool exact() const { return atoms_.empty(); }
+  /// Directions of one matrix and side if none were dropped.
+  [[nodiscard]] std::int64_t most_directions() const {
+    std::int64_t out = 0;
+    for (const auto& d : schedule_.spaces.directions) out = std::max({out, d[0], d[1]});
+    return out;
+  }
 
  private:
+  /// Over all entries of reports, of errors of outputs.
+  [[nodiscard]] double largest_reported(const std::vector<std::vector<double>>& errors) const {
+    double out = 0;
+    for (const Report& report : program_.reports)
+      for (const auto& entry : report.entries)
+        for (const double e : errors[slot(entry.value)]) out = std::max(out, e);
+    return out;
+  }
+
+  /// Dropping directions leaves an error that grows at least in proportion to rank_tol: half of what a threefold rank_tol changes, in
+  /// the same randomisations, whose errors of sampling nearly cancel.
+  Result<std::vector<std::vector<double>>> truncation_error(const Resolution& resolution, const std::vector<RunResult>& runs, ProgressCounter& progress) const {
+    const int count = (static_cast<int>(runs.size()) + 1) / 2;
+    progress.extend(count);
+    auto coarse = run_particles({resolution.particles, std::min(0.5, 3 * resolution.rank_tol)}, count, [&](std::int64_t k) { return std::vector{key(k)}; }, progress);
+    if (!coarse) return coarse.errors();
+    const Pooled fine = with_moments({runs.begin(), runs.begin() + count}), rough = with_moments(*coarse);
+    for (const Pooled* pooled : {&fine, &rough})
+      if (pooled->failure) return diagnose(program_, *pooled->failure);
+    std::vector<std::vector<double>> out = rough.value;
+    for (std::size_t k = 0; k < out.size(); ++k)
+      for (std::size_t j = 0; j < out[k].size(); ++j) out[k][j] = std::abs(out[k][j] - fine.value[k][j]) / 2;
+    return out;
+  }
+
   /// Everything that needs no sampling.
   void find_moments() {
-    if (options_.engine == Engine::kParticles) return;
     executor_.emplace(threads_);
+    if (options_.engine == Engine::kParticles) return;
     moments_.emplace(program_, outputs_, *executor_, options_.merge_rows);
     moments_->run();
   }
@@ -528,23 +601,38 @@ class LimitEvaluation {
 
   [[nodiscard]] std::uint64_t key(std::int64_t k) const { return mix_key(mix_key(0x6c696d6974ULL, options_.seed), static_cast<std::uint64_t>(k)); }
 
-  [[nodiscard]] bool runs_side_by_side(std::int64_t particles) const { return threads_ > 1 && options_.randomisations > 1 && particles <= 4 * engines::kChunkRows; }
+  [[nodiscard]] bool runs_side_by_side(std::int64_t particles) const { return threads_ > 1 && options_.randomisations > 1 && particles <= kSideBySide; }
 
-  [[nodiscard]] RunSettings settings(std::int64_t particles) const {
+  [[nodiscard]] RunSettings settings(const Resolution& resolution) const {
     RunSettings out;
     out.limit = true;
-    out.rows = particles;
-    out.rank_tol = options_.rank_tol;
+    out.rows = resolution.particles;
+    out.rank_tol = resolution.rank_tol;
+    out.single_precision = options_.single_precision;
     return out;
   }
 
-  [[nodiscard]] double memory(std::int64_t particles) const {
-    return engines::estimate_memory(schedule_, settings(particles)) * (runs_side_by_side(particles) ? std::min(threads_, options_.randomisations) : 1);
+  /// Bytes of runs at this resolution: by ranks that an earlier run found, or, where the largest possible ranks would not do, a small one.
+  [[nodiscard]] double memory(const Resolution& resolution) {
+    const double copies = runs_side_by_side(resolution.particles) ? std::min(threads_, options_.randomisations) : 1;
+    const auto bytes = [&](const std::vector<std::array<std::int64_t, 2>>* ranks) { return copies * engines::estimate_memory(schedule_, settings(resolution), ranks); };
+    if (ranks_ && ranks_->rank_tol <= resolution.rank_tol) return bytes(&ranks_->of_source);
+    const double most = bytes(nullptr);
+    if (most <= memory_limit(options_.memory_bytes)) return most;
+    for (std::int64_t pilot = 1024; 4 * pilot <= resolution.particles; pilot *= 2) {
+      ProgressCounter unseen({}, 1);
+      // Particles do not change ranks much; too few are refused.
+      if (const auto run = run_particles({pilot, resolution.rank_tol}, 1, [&](std::int64_t) { return std::vector{key(0)}; }, unseen)) {
+        ranks_ = {resolution.rank_tol, run->front().ranks};
+        return bytes(&ranks_->of_source);
+      }
+    }
+    return most;
   }
 
   template <class Keys>
-  Result<std::vector<RunResult>> run_particles(std::int64_t particles, int count, Keys keys, ProgressCounter& progress) const {
-    return run_all(schedule_, count, settings(particles), threads_, runs_side_by_side(particles), [&](RunSettings& own, std::int64_t k) { own.keys = keys(k); }, progress);
+  Result<std::vector<RunResult>> run_particles(const Resolution& resolution, int count, Keys keys, ProgressCounter& progress) const {
+    return run_all(schedule_, count, settings(resolution), *executor_, runs_side_by_side(resolution.particles), [&](RunSettings& own, std::int64_t k) { own.keys = keys(k); }, progress);
   }
 
   /// Runs i and j of M particles and the run of their 2 M joined particles, which has half their bias: by grouped jackknife,
@@ -579,7 +667,7 @@ class LimitEvaluation {
           std::vector<double> flags(pooled.value[k].size(), 0.0);
           if (const auto e = eigenvalues_behind(program_, entry.value)) {
             const std::size_t j = slot(*e);
-            flags = unresolved_flags(pooled.value[j], pooled.error[j], program_[*e].type.dims.back(), options_.rank_tol);
+            flags = unresolved_flags(pooled.value[j], pooled.error[j], program_[*e].type.dims.back(), out.engine.rank_tol);
             // Selections copy flags as they copy eigenvalues.
             if (*e != entry.value) flags = FiniteEvaluator(program_, {*e}, {entry.value}).evaluate({flags.data()})[0];
           }
@@ -623,6 +711,11 @@ class LimitEvaluation {
   std::vector<NodeId> outputs_, atoms_;
   Schedule schedule_;
   std::vector<bool> random_, sampled_;
+  struct Ranks {
+    double rank_tol;
+    std::vector<std::array<std::int64_t, 2>> of_source;
+  };
+  std::optional<Ranks> ranks_;  ///< of the last run
 };
 
 }  // namespace
@@ -632,7 +725,7 @@ Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOpti
 }
 
 Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& options) {
-  if (options.particles < 8) return Diagnostic{Severity::kError, "E2701", fmt::format("{} particles are too few", options.particles), {}, "", "use at least 8; the default is 16384", {}, false};
+  if (options.particles && *options.particles < 8) return Diagnostic{Severity::kError, "E2701", fmt::format("{} particles are too few", *options.particles), {}, "", "use at least 8; the default is 16384", {}, false};
   if (options.randomisations < 1) return Diagnostic{Severity::kError, "E2701", "at least one randomisation is needed", {}, "", "use 2 or more for an error estimate; the default is 8", {}, false};
   if (options.tolerance && options.randomisations < 2) return Diagnostic{Severity::kError, "E2701", "one randomisation has no standard error to compare with a tolerance", {}, "", "use 2 randomisations or more", {}, false};
   auto limit = limit_of(module.program, options);
@@ -650,25 +743,55 @@ Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOpti
   LimitEvaluation evaluation(limit, options);
   if (const auto refused = evaluation.refusal()) return *refused;
   constexpr std::int64_t kMostParticles = std::int64_t{1} << 24;
-  ProgressCounter progress(options.progress, options.randomisations);
-  std::int64_t particles = options.particles;
-  Result<LimitResult> result = evaluation.run(particles, progress);
-  if (!result) return result.errors();
-  while (options.tolerance && result->largest_error > *options.tolerance) {
-    particles *= 2;
-    ProgressCounter again(options.progress, options.randomisations);
-    Result<LimitResult> next = particles <= kMostParticles ? evaluation.run(particles, again) : result;
-    result->tolerance_missed = particles > kMostParticles || (!next && next.errors()[0].code == "E4202");  // say what was reached
-    if (result->tolerance_missed) break;
-    if (!next) return next.errors();
-    result = std::move(next);
+  LimitEvaluation::Resolution now{options.particles.value_or(options.tolerance ? 2048 : kDefaultParticles), options.rank_tol.value_or(1e-6)};
+  // Few directions cost little: only where there may be many, some of the tolerance is spent on dropping them.  The error of dropping
+  // is of second order in rank_tol where what is dropped is new in each product, of first order at worst: it is measured.
+  constexpr std::int64_t kFewDirections = 256;
+  const bool free_rank = options.tolerance && !options.rank_tol && evaluation.most_directions() > kFewDirections;
+  if (free_rank) now.rank_tol = std::clamp(std::sqrt(*options.tolerance) / 3, 1e-6, 1e-2);
+  std::optional<double> target = options.tolerance;
+  std::optional<LimitResult> result;
+  std::optional<LimitEvaluation::Resolution> unfinished;  // the last one of which only the error of sampling is known
+  for (;;) {
+    ProgressCounter progress(options.progress, options.randomisations);
+    Result<LimitEvaluation::Outcome> latest = evaluation.run(now, target, progress);
+    const bool too_few = !latest && target && latest.errors()[0].code == "E4201";
+    // Each part may have 0.7 of the tolerance: in squares, half.
+    const double most = 0.7 * options.tolerance.value_or(0);
+    if (latest && !latest->promising) {
+      unfinished = now;
+      // Errors fall like M^-1/2 to M^-0.9.
+      const double factor = std::pow(latest->result.engine.sampling_error / most, 1 / 0.7);
+      now.particles *= std::int64_t{1} << std::clamp(std::lround(std::log2(factor)), 1L, 6L);
+    } else if (latest) {
+      result = std::move(latest->result);
+      unfinished.reset();
+      if (!target || result->largest_error <= *options.tolerance) break;
+      const bool truncates = free_rank && result->engine.truncation_error > most;
+      if (truncates) now.rank_tol /= 3;
+      if (!truncates || result->engine.sampling_error > most) now.particles *= 2;
+    } else if (too_few) {
+      now.particles *= 2;
+    } else if ((!result && !unfinished) || latest.errors()[0].code != "E4202") {
+      return latest.errors();
+    }
+    if ((latest || too_few) && now.particles <= kMostParticles) continue;
+    // Say what was reached.
+    if (unfinished) {
+      now = *unfinished;
+      target.reset();
+      continue;
+    }
+    if (!result) return latest.errors();
+    break;
   }
+  result->tolerance_missed = options.tolerance && result->largest_error > *options.tolerance;
   result->engine.tolerance = options.tolerance;
   result->random_outputs = limit.random_outputs;
   result->warnings.insert(result->warnings.begin(), limit.warnings.begin(), limit.warnings.end());
   result->time_s = seconds_since(start);
   result->peak_memory_bytes = peak_memory();
-  return result;
+  return std::move(*result);
 }
 
 }  // namespace
@@ -749,7 +872,7 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
                       settings.dense ? "use --matrices lazy, a smaller width, or raise --memory" : "use a smaller width, or raise --memory", {}, false};
 
   ProgressCounter progress(options.progress, options.seeds);
-  auto runs = run_all(schedule, options.seeds, settings, threads, outer,
+  auto runs = run_all(schedule, options.seeds, settings, Executor(threads), outer,
                       [&](RunSettings& own, std::int64_t k) {
                         own.keys = {mix_key(mix_key(mix_key(0x6e6574776f726bULL, options.seed), static_cast<std::uint64_t>(options.width)), static_cast<std::uint64_t>(k))};
                       }, progress);
@@ -757,7 +880,7 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
 
   SimulationResult out;
   out.engine = {"networks", 0, 0, options.seed, threads, 0, 0};
-  for (const RunResult& run : *runs) out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank);
+  for (const RunResult& run : *runs) out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
   out.width = options.width;
   out.seeds = options.seeds;
   out.dense = settings.dense;

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 
 #include <tbb/parallel_for.h>
@@ -27,7 +28,12 @@ class Executor {
     });
   }
 
+  /// Counts a sweep's floating-point operations.
+  void count(double operations) const { operations_ += operations; }
+  [[nodiscard]] double operations() const { return operations_; }
+
  private:
+  mutable std::atomic<double> operations_ = 0;
   int threads_;
   mutable tbb::task_arena arena_;
 };

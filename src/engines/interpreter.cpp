@@ -80,8 +80,10 @@ class Run {
       result.values.emplace_back(b.chunk(0), b.chunk(0) + b.columns());
     }
     for (const auto& space : spaces_) result.matching_stopped = result.matching_stopped || space.matching_stopped();
-    for (const auto& m : matrices_)
-      if (m) result.largest_rank = std::max({result.largest_rank, m->ranks()[0], m->ranks()[1]});
+    for (const auto& m : matrices_) {
+      result.ranks.push_back(m ? m->ranks() : std::array<std::int64_t, 2>{});
+      if (m) result.largest_dropped = std::max(result.largest_dropped, m->largest_dropped());
+    }
     return result;
   }
 
@@ -374,6 +376,12 @@ class Run {
 
 }  // namespace
 
+std::int64_t RunResult::largest_rank() const {
+  std::int64_t out = 0;
+  for (const auto& r : ranks) out = std::max({out, r[0], r[1]});
+  return out;
+}
+
 std::variant<RunResult, RunFailure> run_program(const Schedule& schedule, const RunSettings& settings, const Executor& executor) {
   return Run(schedule, settings, executor).run();
 }
@@ -415,7 +423,7 @@ std::vector<std::vector<double>> FiniteEvaluator::evaluate(const std::vector<con
   return out;
 }
 
-double estimate_memory(const Schedule& schedule, const RunSettings& settings) {
+double estimate_memory(const Schedule& schedule, const RunSettings& settings, const std::vector<std::array<std::int64_t, 2>>* ranks) {
   const Program& program = *schedule.program;
   // Blocks reserve whole chunks.
   const double rows = static_cast<double>(settings.rows <= kChunkRows ? settings.rows : (settings.rows + kChunkRows - 1) / kChunkRows * kChunkRows);
@@ -432,12 +440,15 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings) {
     }
     bytes += most * rows * rows * 8;
   } else {
+    const double storage = settings.single_precision ? 4 : 8;
     for (std::size_t s = 0; s < program.sources.size(); ++s)
-      for (const auto directions : schedule.spaces.directions[s])
-        bytes += 2 * std::min(static_cast<double>(directions), settings.limit ? rows / 2 : rows) * rows * 8;
+      for (const std::size_t side : {0u, 1u}) {
+        const double most = std::min(static_cast<double>(schedule.spaces.directions[s][side]), settings.limit ? rows / 2 : rows);
+        bytes += 2 * (ranks ? std::min(static_cast<double>((*ranks)[s][side]), most) : most) * rows * storage;
+      }
     if (settings.limit)
       for (const auto& source : program.sources)
-        if (!source.matrix) bytes += static_cast<double>(size_of(source.dims)) * rows * 8;
+        if (!source.matrix) bytes += static_cast<double>(size_of(source.dims)) * rows * storage;
   }
   // As Run does: the results of a group of row-by-row operations are allocated before its operands are released, and what
   // only the group needs takes no block.

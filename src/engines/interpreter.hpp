@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <map>
 #include <optional>
 #include <unordered_map>
@@ -35,7 +36,9 @@ struct RunSettings {
 struct RunResult {
   std::vector<std::vector<double>> values;              ///< one per wanted node, row-major
   bool matching_stopped = false;
-  std::int64_t largest_rank = 0;
+  std::vector<std::array<std::int64_t, 2>> ranks;       ///< per source: directions of W and W'
+  double largest_dropped = 0;                           ///< largest |rest| / |x| of a direction that was dropped
+  [[nodiscard]] std::int64_t largest_rank() const;
 };
 
 struct RunFailure {
@@ -61,7 +64,7 @@ class FiniteEvaluator {
   std::unordered_map<std::uint32_t, std::vector<double>> values_;
 };
 
-/// Estimated largest memory of one run in bytes: live blocks, bases and normals at their largest possible rank, dense matrices.
-double estimate_memory(const Schedule& schedule, const RunSettings& settings);
+/// Estimated largest memory of one run in bytes: live blocks, bases and normals, dense matrices.  `ranks` of an earlier run; null: the largest possible.
+double estimate_memory(const Schedule& schedule, const RunSettings& settings, const std::vector<std::array<std::int64_t, 2>>* ranks = nullptr);
 
 }  // namespace tplimit::engines

@@ -129,6 +129,7 @@ bool NormalSpace::project(Block& g) {
                         row += size;
                       }
                     }) / static_cast<double>(rows_);
+  executor_.count(2 * static_cast<double>(rows_ * (rows * (columns + count) + count * count)));
   if (fresh > 0) {
     for (std::int64_t j = 0; j < fresh; ++j) products(normals + fresh_rows[static_cast<std::size_t>(j)], j) = 1;
     extend(products.topLeftCorner(normals, fresh), products.bottomLeftCorner(rows - normals, fresh), fresh_rows);

@@ -60,6 +60,7 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
                          }
                          if (more > 0) add_inner(part.bottomRows(more), *also, c, xc);
                        }) / m;
+  executor_.count(2 * m * static_cast<double>((own + more) * p));
   if (also) *also_x = first.bottomRows(more);
   if (own == 0) return padded(known->second, r, p);
   const Eigen::VectorXd squared_norms = first.row(r).transpose();
@@ -72,6 +73,9 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
   const double tol2 = settings_.rank_tol * settings_.rank_tol;
   constexpr double kCancelled = 1e-12;  // 4500 eps of the square
   if (((left.array() + kCancelled * squared_norms.array() < tol2 * squared_norms.array()) || squared_norms.array() == 0).all()) {
+    // What is below the noise of cancellation counts as 0.
+    const Eigen::ArrayXd dropped = (squared_norms.array() == 0 || left.array() <= kCancelled * squared_norms.array()).select(0.0, left.array() / squared_norms.array());
+    largest_dropped_ = std::max(largest_dropped_, std::sqrt(dropped.maxCoeff()));
     side.known.emplace(node, a);
     return a;
   }
@@ -85,6 +89,7 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
                     if (twice) add_inner(part.topRows(r), side.q, c, own_rest);
                     add_inner(part.bottomRows(p), own_rest, own_rest);
                   }) / m;
+  executor_.count(2 * m * static_cast<double>((twice ? 2 * r + p : r + p) * p));
   Matrix gram = second.bottomRows(p);
   if (twice) {
     second.conservativeResize(r, Eigen::NoChange);
@@ -93,6 +98,10 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
   }
   const OrderedFactor factor = factor_in_order(gram, squared_norms, settings_.rank_tol);
   const auto fresh = static_cast<std::int64_t>(factor.kept.size());
+  for (Eigen::Index j = 0; j < p; ++j) {
+    const double dropped = gram(j, j) - factor.rows.row(j).squaredNorm();
+    if (dropped > kCancelled * squared_norms(j) && !std::binary_search(factor.kept.begin(), factor.kept.end(), j)) largest_dropped_ = std::max(largest_dropped_, std::sqrt(dropped / squared_norms(j)));
+  }
   if (fresh > 0) {
     check_rank(fresh);
     TPLIMIT_CHECK(r + fresh <= rows_, "no more directions than coordinates");
@@ -118,6 +127,7 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
                      if (again) add_inner(part.topRows(r), side.q, c, own_q);
                      add_inner(part.bottomRows(fresh), own_q, own_q);
                    }) / m;
+    executor_.count(2 * m * static_cast<double>(((twice ? r : 0) + (again ? 2 * r : 0) + 2 * p) * fresh));
     Matrix near_identity = third.bottomRows(fresh);
     // x = Q a + q rows' + dropped
     Matrix whole(r + fresh, p);
@@ -151,6 +161,7 @@ void LazyMatrix::apply(const MatrixVersion& w, bool transposed, const Block& x, 
     else on_opposite.topRows(c.rows()).noalias() += c * a.topRows(c.cols());
   }
   const Matrix on_fresh = w.scale * a;
+  executor_.count(2 * static_cast<double>(rows_ * (on_fresh.rows() + on_opposite.rows()) * x.columns()));
   executor_.parallel(y.chunks(), [&](std::int64_t c) {
     auto out = all_columns(y, c);
     out.setZero();

@@ -52,6 +52,8 @@ class WidthMatrix {
   virtual void forget(std::uint32_t) {}
   /// Directions kept for W and W'.
   [[nodiscard]] virtual std::array<std::int64_t, 2> ranks() const { return {0, 0}; }
+  /// Largest |rest| / |x| of the directions that were dropped.
+  [[nodiscard]] virtual double largest_dropped() const { return 0; }
 };
 
 /// The lazy Gaussian matrix (docs/theory.md): W x = s Xf <Qx, x> + Qd (s <Xb, x> + C <Qx, x>), revealed one product at a time.
@@ -71,6 +73,7 @@ class LazyMatrix final : public WidthMatrix {
     for (Side& side : sides_) side.known.erase(node);
   }
   [[nodiscard]] std::array<std::int64_t, 2> ranks() const override { return {sides_[0].q.columns(), sides_[1].q.columns()}; }
+  [[nodiscard]] double largest_dropped() const override { return largest_dropped_; }
 
  private:
   /// Side 0: vectors W was applied to (Q, on the input space) and fresh normals (F, on the output space); side 1 for W'.
@@ -88,6 +91,7 @@ class LazyMatrix final : public WidthMatrix {
   std::int64_t rows_;
   LazySettings settings_;
   std::array<Side, 2> sides_;
+  double largest_dropped_ = 0;
 };
 
 /// All n^2 entries in memory.

@@ -62,7 +62,7 @@ simd::Pack folded(simd::Pack p) { return p; }
 simd::Pack folded(PackOf<float> p) { return half_as_double<0>(p) + half_as_double<1>(p); }
 
 /// Sum of the lanes: pairs of neighbours, then pairs of pairs, ..
-double sum_of_lanes(simd::Pack p) {
+[[gnu::always_inline]] inline double sum_of_lanes(simd::Pack p) {
   double part[kLanes];
   simd::store(part, p);
   for (std::size_t width = 1; width < kLanes; width *= 2)
@@ -71,7 +71,7 @@ double sum_of_lanes(simd::Pack p) {
 }
 
 /// out[k] += sum of the lanes of p[k], k < 8, in the order of sum_of_lanes.
-void add_sums_of_lanes(const simd::Pack (&p)[8], double* out) {
+[[gnu::always_inline]] inline void add_sums_of_lanes(const simd::Pack (&p)[8], double* out) {
 #if defined(__AVX512F__)
   simd::Pack pairs[4], quads[2];
   for (int k = 0; k < 4; ++k) pairs[k] = _mm512_add_pd(_mm512_unpacklo_pd(p[2 * k], p[2 * k + 1]), _mm512_unpackhi_pd(p[2 * k], p[2 * k + 1]));

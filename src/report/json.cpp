@@ -139,7 +139,12 @@ Json limit_json(const LimitResult& limit, const ProgramInfo& program) {
                    {"draws", limit.draws},
                    {"tolerance", engine.tolerance ? number(*engine.tolerance) : Json(nullptr)},
                    {"tolerance_missed", limit.tolerance_missed},
-                   {"largest_error", number(limit.largest_error)}};
+                   {"largest_error", number(limit.largest_error)},
+                   {"sampling_error", number(engine.sampling_error)},
+                   {"truncation_error", number(engine.truncation_error)},
+                   {"precision", engine.single_precision ? "single" : "double"},
+                   {"memory_estimate_bytes", engine.memory_estimate},
+                   {"product_flops", engine.product_flops}};
   out["reports"] = Json::array();
   for (const ReportResult& r : limit.reports) out["reports"].push_back(report_json(r));
   out["expectations"] = expectations_json(limit.expectations, program.source);

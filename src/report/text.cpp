@@ -422,7 +422,8 @@ std::string to_text(const LimitResult& limit, const ProgramInfo& program, const 
          conditional(program, limit.random_outputs, limit.engine.seed, limit.draws) + sections(limit.reports, options) +
          expectations(limit, program.source) + resources(limit.time_s, limit.peak_memory_bytes, limit.engine.largest_rank) +
          (limit.engine.extrapolated ? " (bias extrapolated)" : "") + (limit.engine.rows_merged > 0 ? fmt::format(", {} merged", plural(limit.engine.rows_merged, "row")) : "") +
-         (limit.engine.clamped > 0 ? fmt::format(", correlations clamped to 1 (c^2/(ab) - 1 up to {})", two_digits(limit.engine.clamped)) : "") + fmt::format(", largest error {}\n", two_digits(limit.largest_error));
+         (limit.engine.clamped > 0 ? fmt::format(", correlations clamped to 1 (c^2/(ab) - 1 up to {})", two_digits(limit.engine.clamped)) : "") + fmt::format(", largest error {}{}\n", two_digits(limit.largest_error),
+                                                                                                                                              limit.engine.truncation_error > 0 ? fmt::format(" (sampling {}, dropped directions {})", two_digits(limit.engine.sampling_error), two_digits(limit.engine.truncation_error)) : "");
 }
 
 std::string to_text(const SimulationResult& networks, const ProgramInfo& program, const TextOptions& options) {

@@ -48,16 +48,19 @@ enum class Engine {
   kParticles,  ///< particles for everything random
 };
 
+inline constexpr std::int64_t kDefaultParticles = 16384;
+
 struct EvaluateOptions {
   Engine engine = Engine::kAuto;
-  std::int64_t particles = 16384;
+  std::optional<std::int64_t> particles{};  ///< unset: 16384, or where a tolerance is given as many as it needs, from 2048 on
   int randomisations = 8;
-  std::optional<double> tolerance;   ///< double the particles until every error is below this
+  std::optional<double> tolerance;   ///< more particles and directions until every error, of sampling and truncation together, is below this
   std::uint64_t seed = 0;
   std::uint64_t draw = 0;            ///< which draw of random outputs
   std::optional<GradedOptions::Given> given{};  ///< a random output with this value instead
   int threads = 0;                   ///< 0: all cores
-  double rank_tol = 1e-6;
+  std::optional<double> rank_tol{};  ///< directions shorter than this times their vector are dropped; unset: 1e-6, or what the tolerance allows
+  bool single_precision = false;     ///< bases and normals in single precision: half the memory, errors of about 1e-6
   double merge_rows = 1e-12;         ///< without sampling: rows of a sum over f(row) closer in direction than this become one
   double memory_bytes = 0;           ///< refuse to use more; 0: 80 % of the machine's memory
   Progress progress;
@@ -66,7 +69,8 @@ struct EvaluateOptions {
 /// The infinite-width limit: each report by exact algebra, closed forms or quadrature where these apply, else by particles.
 ///
 /// By particles, every number is computed from averages pooled over `randomisations` independent runs; its error is one standard error
-/// by jackknife over them.  Reproducible: the same seed gives the same bits for any number of threads.
+/// by jackknife over them.  Where directions were dropped (rank_tol above 1e-5), the same randomisations are repeated with three times the
+/// rank_tol, and half of the difference is added in squares.  Reproducible: the same seed gives the same bits for any number of threads.
 /// Errors: E3.. where the limit does not exist or is not carried by this engine; E4101 a number is not finite; E4201 too few
 /// particles; E4202 not enough memory; E4301 the asked engine cannot do a report.
 /// Cost: O(randomisations * instructions * particles * rank).

@@ -15,7 +15,7 @@ enum class Method {
   kExact,      ///< exact algebra or a proof: error 0 (rounding apart)
   kClosedForm, ///< closed forms of Gaussian moments: error is a bound on rounding
   kQuadrature, ///< error: estimated from two levels of the rule
-  kParticles,  ///< error: one standard error over independent randomisations
+  kParticles,  ///< error: one standard error over independent randomisations, with that of dropped directions added in squares
   kNetworks,   ///< finite networks: error is the standard error of the mean over seeds
   kSamples,    ///< draws of coordinates: no error
 };
@@ -56,6 +56,11 @@ struct EngineInfo {
   double merge_rows = 0;              ///< of --merge-rows
   std::int64_t rows_merged = 0;
   double clamped = 0;                 ///< largest c^2/(ab) - 1 of a covariance that was taken for rounding
+  double sampling_error = 0;          ///< largest of the reports: one standard error
+  double truncation_error = 0;        ///< largest of the reports: estimated error of dropping directions below rank_tol
+  bool single_precision = false;
+  double memory_estimate = 0;         ///< bytes, from the ranks that were found
+  double product_flops = 0;           ///< floating-point operations in products with bases and normals
   bool extrapolated = false;          ///< the bias of order rank / particles was removed by runs of twice the particles
 };
 
