@@ -556,6 +556,19 @@ std::vector<NodeId> Lowerer::version_nodes(const Value& value) const {
   return out;
 }
 
+Value Lowerer::as_value(const Value& target, const Derivative* derivatives) {
+  const auto as_matrix = [](const Derivative& d) {
+    Matrix m;
+    for (const OuterTerm& t : d.outer) m.terms.push_back({t.coefficient, {}, false, t.d, t.x});
+    return m;
+  };
+  if (const auto* t = target.as<Tensor>()) return {Tensor{derivatives->tensor, t->axes}};
+  if (target.as<Matrix>()) return {as_matrix(*derivatives)};
+  MatrixArray out{target.as<MatrixArray>()->dims, {}};
+  for (std::size_t k = 0; k < target.as<MatrixArray>()->items.size(); ++k) out.items.push_back(as_matrix(derivatives[k]));
+  return {out};
+}
+
 Value Lowerer::builtin_grad(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
   const NodeId loss = scalar({finite(a.positional[0], a.spans[0], "a loss")}, a.spans[0], "a loss");
@@ -568,16 +581,7 @@ Value Lowerer::builtin_grad(Arguments& in) {
   differentiated_.push_back(loss);
   Result<std::vector<Derivative>> result = gradient(builder_, loss, nodes);
   if (!result) throw not_differentiable(result.errors()[0], a.span);
-  const auto as_matrix = [](const Derivative& d) {
-    Matrix m;
-    for (const OuterTerm& t : d.outer) m.terms.push_back({t.coefficient, {}, false, t.d, t.x});
-    return m;
-  };
-  if (const auto* t = target.as<Tensor>()) return {Tensor{(*result)[0].tensor, t->axes}};
-  if (target.as<Matrix>()) return {as_matrix((*result)[0])};
-  MatrixArray out{target.as<MatrixArray>()->dims, {}};
-  for (const Derivative& d : *result) out.items.push_back(as_matrix(d));
-  return {out};
+  return as_value(target, result->data());
 }
 
 }  // namespace tplimit::lowering
