@@ -351,34 +351,53 @@ Lowerer::Parts Lowerer::flow(const std::vector<Descent>& descents, Span span) {
       if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
   const std::int64_t substeps = *descents[0].substeps;
   std::vector<std::map<std::string, NodeId>> factors;
-  std::vector<std::unordered_set<std::uint32_t>> reached;
+  std::unordered_set<std::uint32_t> reached;
   for (const Descent& d : descents) {
     factors.emplace_back();
     for (const auto& name : d.names) factors.back()[name] = build(span).scale(1 / static_cast<double>(substeps), 0, factor_of(d, name, span));
-    reached.push_back(behind(d.loss));
+    reached.merge(behind(d.loss));
   }
   const Parts start = versions_of(names);
+  // What the text names since the last step has a name at every stage, z~2, for those who read the program later.
+  std::vector<ir::NamedValue> named;
+  for (std::size_t k = program_.names.size(); k-- > 0 && program_.names[k].step == program_.steps.size();)
+    if (program_.names[k].kind == ir::NamedValue::Kind::kValue) named.push_back(program_.names[k]);
 
-  // The loss as a function of the parameters: what stop(..) holds, and parameters that do not move, stay.
-  const auto loss_at = [&](std::size_t k, const Parts& at) {
+  // The losses as functions of the parameters: what stop(..) holds, and parameters that do not move, stay.
+  const auto losses_at = [&](const Parts& at, std::int64_t label) {
     std::map<NodeId, NodeId> replaced;
     for (const NodeId id : current_versions()) replaced[id] = id;
-    for (const std::uint32_t id : reached[k])
+    std::vector<NodeId> wanted;
+    for (const Descent& d : descents) wanted.push_back(d.loss);
+    for (const std::uint32_t id : reached)
       if (std::holds_alternative<ir::Stop>(builder_.node({id}).op)) replaced[{id}] = {id};
     for (std::size_t p = 0; p < at.size(); ++p) {
       const std::vector<NodeId> from = version_nodes(start[p].second), to = version_nodes(at[p].second);
       for (std::size_t j = 0; j < from.size(); ++j) replaced[from[j]] = to[j];
     }
-    return substituted(builder_, descents[k].loss, replaced);
+    std::vector<NodeId> losses = substituted(builder_, wanted, replaced);
+    if (label == 0) return losses;
+    const auto name = [&](ir::NamedValue value, NodeId node) {
+      value.name += fmt::format("~{}", label);
+      value.value = node;
+      program_.names.push_back(std::move(value));
+      named_.insert(node);
+    };
+    for (const auto& [variable, version] : at)
+      if (const auto* t = version.as<Tensor>()) name({variable, {}, 0, span, context_, static_cast<std::uint32_t>(program_.steps.size())}, t->node);
+    for (std::size_t k = named.size(); k-- > 0;)
+      if (reached.contains(named[k].value.value)) name(named[k], substituted(builder_, named[k].value, replaced));
+    return losses;
   };
   struct Stage {
     std::vector<Parts> gradients;  // of each loss, with respect to all that moves
     Parts slope;
   };
-  const auto stage = [&](const Parts& at, bool first) {
+  const auto stage = [&](const Parts& at, std::int64_t label, bool name_them = true) {
     Stage out;
+    const std::vector<NodeId> losses = losses_at(at, label);
     for (std::size_t k = 0; k < descents.size(); ++k) {
-      out.gradients.push_back(gradients(loss_at(k, at), at, descents[k].span, first));
+      out.gradients.push_back(gradients(losses[k], at, descents[k].span, name_them));
       for (const auto& [name, g] : out.gradients.back()) {
         if (!factors[k].contains(name)) continue;
         const Value own = weighted(g, factors[k].at(name));
@@ -410,15 +429,17 @@ Lowerer::Parts Lowerer::flow(const std::vector<Descent>& descents, Span span) {
   };
 
   Parts now = start;
-  Stage k1 = stage(now, true);
+  Stage k1 = stage(now, 0);
   NodeId error = builder_.constant(0);
   for (std::int64_t s = 0; s < substeps; ++s) {
     count_work(span);
-    const Stage k2 = stage(moved(now, {{0.5, &k1}}), false);
-    const Stage k3 = stage(moved(now, {{0.5, &k2}}), false);
-    const Stage k4 = stage(moved(now, {{1, &k3}}), false);
+    const Stage k2 = stage(moved(now, {{0.5, &k1}}), 4 * s + 2);
+    const Stage k3 = stage(moved(now, {{0.5, &k2}}), 4 * s + 3);
+    const Stage k4 = stage(moved(now, {{1, &k3}}), 4 * s + 4);
     now = moved(now, {{1.0 / 6, &k1}, {1.0 / 3, &k2}, {1.0 / 3, &k3}, {1.0 / 6, &k4}});
-    Stage k5 = stage(now, false);
+    // The values at the end of the step have the names that the text gives them there.
+    const bool last = s + 1 == substeps;
+    Stage k5 = stage(now, last ? 0 : 4 * s + 5, !last);
     build(span);
     for (const Parts& gradient : k5.gradients) {
       NodeId change = builder_.constant(0);
