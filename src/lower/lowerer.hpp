@@ -202,6 +202,7 @@ class Lowerer {
   using Builtin = Value (Lowerer::*)(Arguments&);
   static const std::unordered_map<std::string, Builtin>& builtins();
   static const std::unordered_map<std::string, ir::Fn>& unary_functions();
+  std::vector<Value> positional_values(const ast::Call& call);
   Arguments arguments(const ast::Call& call, Span span, std::size_t least, std::size_t most, std::initializer_list<const char*> names);
   std::optional<std::size_t> axis_argument(Arguments& a, const Tensor& x);
   void separate_operands(Arguments& a);
@@ -216,6 +217,7 @@ class Lowerer {
   Value builtin_clip(Arguments& a);
   Value builtin_where(Arguments& a);
   Value builtin_mod(Arguments& a);
+  Value builtin_floor(Arguments& a);
   Value builtin_mse(Arguments& a);
   Value builtin_zeros(Arguments& a);
   Value builtin_ones(Arguments& a);
