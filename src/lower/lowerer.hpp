@@ -82,6 +82,7 @@ class Lowerer {
   void bind(const ast::Identifier& name, Value value, Kind kind);
   void rebind(const ast::Identifier& name, Value value, Span span);
   [[nodiscard]] bool outside_models() const { return call_depth_ == 0; }
+  [[nodiscard]] std::string unused_report_name(const std::string& name) const;
   void finish_reports();
   void check_new_function(const ast::Identifier& name) const;
   void check_arguments(const std::vector<ast::Identifier>& names) const;
@@ -120,8 +121,8 @@ class Lowerer {
   Value weighted(const Value& part, NodeId factor);
   Value sum(const Value& a, const Value& b);
   NodeId inner_product(const Value& a, const Value& b);
-  Parts flow(const std::vector<Descent>& descents, Span span);
-  void report_flow_error(NodeId error, Span span);
+  std::pair<Parts, NodeId> flow(const std::vector<Descent>& descents, Span span);
+  void report_flow_error(const ast::Step& s, const std::vector<Descent>& descents, NodeId error, Span span);
   [[nodiscard]] std::vector<NodeId> current_versions() const;
   /// Nodes behind a loss, up to current versions of parameters and what stop(..) holds fixed: those are included, what they were computed from is not.
   [[nodiscard]] std::unordered_set<std::uint32_t> behind(NodeId loss) const;
@@ -277,7 +278,7 @@ class Lowerer {
   std::uint32_t parameter_count_ = 0;
   std::optional<std::vector<Value>> returned_;
   std::map<std::pair<const ast::Report*, std::size_t>, std::size_t> report_slots_;
-  std::optional<std::size_t> flow_error_slot_;  ///< in Program::reports
+  std::map<const ast::Step*, std::size_t> flow_error_slots_;  ///< in Program::reports
   std::set<std::string> used_constants_, used_data_;
   bool width_declared_ = false;
   std::vector<Width> widths_;

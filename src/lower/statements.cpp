@@ -694,6 +694,12 @@ Value Lowerer::scaled(const Value& value, Number factor, Span span) {
 
 // ---- results ---------------------------------------------------------------------------------------
 
+std::string Lowerer::unused_report_name(const std::string& name) const {
+  std::string out = name;
+  for (int copy = 2; std::any_of(program_.reports.begin(), program_.reports.end(), [&](const auto& r) { return r.name == out; }); ++copy) out = fmt::format("{} #{}", name, copy);
+  return out;
+}
+
 void Lowerer::on(const ast::Report& s, Span span) {
   if (!outside_models()) fail("E2605", "reports stand outside models", span, "", "return the value and report it in the main script");
   for (std::size_t k = 0; k < s.items.size(); ++k) {
@@ -709,10 +715,7 @@ void Lowerer::on(const ast::Report& s, Span span) {
     auto [slot, fresh] = report_slots_.try_emplace({&s, k}, program_.reports.size());
     if (fresh) {
       ir::Report report;
-      report.name = item.name.empty() ? canonical_text(source_, item.value->span) : item.name[0].name;
-      const std::string base = report.name;
-      for (int copy = 2; std::any_of(program_.reports.begin(), program_.reports.end(), [&](const auto& r) { return r.name == report.name; }); ++copy)
-        report.name = fmt::format("{} #{}", base, copy);
+      report.name = unused_report_name(item.name.empty() ? canonical_text(source_, item.value->span) : item.name[0].name);
       for (const auto& [variable, value] : loops_) report.index_names.push_back(variable);
       report.span = item.value->span;
       program_.reports.push_back(std::move(report));

@@ -1,8 +1,10 @@
 #include <algorithm>
 #include <cmath>
+#include <tuple>
 
 #include "lower/lowerer.hpp"
 #include "tplimit/passes/batch.hpp"
+#include "tplimit/syntax/parser.hpp"
 
 // New versions of parameters: updates written by hand, and the optimisers of `step`.
 namespace tplimit::lowering {
@@ -344,7 +346,7 @@ Value Lowerer::entrywise_update(const std::string& name, const Value& gradient, 
 /// The parameters between stages are versions like others, theta + sum_k c_k g_k, so that every gradient is made of a few vectors once.
 /// Error, of the loss: g_5 . (theta_4 - theta_3), g_5 the gradient at the result theta_4 and theta_3 the embedded solution of order 3 that
 /// uses it (weights 1/6, 1/3, 1/3, 0, 1/6): the first gradient of the next substep, so that it costs one evaluation in all.
-Lowerer::Parts Lowerer::flow(const std::vector<Descent>& descents, Span span) {
+std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& descents, Span span) {
   std::vector<std::string> names;
   for (const Descent& d : descents)
     for (const auto& name : d.names)
@@ -449,21 +451,22 @@ Lowerer::Parts Lowerer::flow(const std::vector<Descent>& descents, Span span) {
     }
     k1 = std::move(k5);
   }
-  report_flow_error(error, span);
-  return now;
+  return {std::move(now), error};
 }
 
-/// One series for all flow steps of the program, in their order.
-void Lowerer::report_flow_error(NodeId error, Span span) {
-  if (!flow_error_slot_) {
-    flow_error_slot_ = program_.reports.size();
+/// One series for each flow statement, over the times that it was run.
+void Lowerer::report_flow_error(const ast::Step& s, const std::vector<Descent>& descents, NodeId error, Span span) {
+  const auto [slot, fresh] = flow_error_slots_.try_emplace(&s, program_.reports.size());
+  if (fresh) {
+    std::vector<std::string> losses;
+    for (const Descent& d : descents) losses.push_back(canonical_text(source_, d.span));
     ir::Report report;
-    report.name = "flow error";
+    report.name = unused_report_name(fmt::format("flow error of {}", fmt::join(losses, ", ")));
     report.index_names = {"step"};
     report.span = span;
     program_.reports.push_back(std::move(report));
   }
-  auto& entries = program_.reports[*flow_error_slot_].entries;
+  auto& entries = program_.reports[slot->second].entries;
   entries.push_back({{static_cast<std::int64_t>(entries.size())}, error});
 }
 
@@ -494,7 +497,11 @@ void Lowerer::on(const ast::Step& s, Span span) {
       changes.emplace_back(name, std::move(change));
     }
   }
-  if (descents[0].substeps) versions = flow(descents, span);
+  if (descents[0].substeps) {
+    NodeId error;
+    std::tie(versions, error) = flow(descents, span);
+    report_flow_error(s, descents, error, span);
+  }
   for (auto& [name, change] : changes) {
     const auto same = std::find_if(versions.begin(), versions.end(), [&](const auto& v) { return v.first == name; });
     if (same == versions.end()) versions.emplace_back(name, updated(globals_.at(name).value, change, span));
