@@ -53,6 +53,7 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
 void Lowerer::count_work(Span span) {
   if (work_ > kMaxWork) throw Rejection{{}, true};
   if (++work_ > kMaxWork) fail("E2604", "the unrolled program is too long", span, fmt::format("more than {} iterations and calls", kMaxWork));
+  if (program_.size() > kMaxNodes) fail("E2604", "the unrolled program is too long", span, fmt::format("more than {} instructions", kMaxNodes));
 }
 
 void Lowerer::statement(const ast::Stmt& stmt) {
@@ -575,7 +576,6 @@ void Lowerer::on(const ast::For& s, Span) {
     context_ = static_cast<std::uint32_t>(program_.contexts.size() - 1);
     block(s.body);
     loops_.pop_back();
-    if (program_.size() > kMaxNodes) fail("E2604", "the unrolled program is too long", s.range->span, fmt::format("more than {} instructions", kMaxNodes));
     if (errors_.size() >= kMaxErrors || (returned_ && call_depth_ > 0)) break;
   }
   context_ = outer_context;
