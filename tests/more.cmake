@@ -9,6 +9,8 @@ tplimit_test(regime_test LABEL property LINK tplimit::driver
   SOURCES property/regime_test.cpp)
 tplimit_test(ablations_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/ablations_test.cpp)
+tplimit_test(flow_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/flow_test.cpp)
 tplimit_test(graded_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/graded_test.cpp)
 tplimit_test(widths_test LABEL numeric LINK tplimit::driver

@@ -186,8 +186,8 @@ std::optional<Value> Lowerer::block_call(const ast::Call& call, Span span) {
   std::vector<const ast::Expr*> places;
   for (const auto& arg : call.args) places.push_back(arg.get());
   for (const auto& named : call.named) places.push_back(named.value.get());
-  std::vector<Value> values;
-  for (const ast::Expr* place : places) values.push_back(evaluate(*place));
+  std::vector<Value> values = positional_values(call);
+  for (const auto& named : call.named) values.push_back(evaluate(*named.value));
   const bool parts = std::any_of(values.begin(), values.end(), [](const Value& v) { return v.as<Blocks>() != nullptr; });
   const PartFunction one = [&](const std::vector<Value>& own) {
     struct Given {  // the arguments stand for these values while the builtin reads them

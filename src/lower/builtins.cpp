@@ -67,6 +67,7 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
       {"E", &Lowerer::builtin_average},       {"gram", &Lowerer::builtin_gram},       {"mean", &Lowerer::builtin_mean},
       {"sum", &Lowerer::builtin_sum},         {"max", &Lowerer::builtin_max},         {"min", &Lowerer::builtin_min},
       {"clip", &Lowerer::builtin_clip},       {"where", &Lowerer::builtin_where},     {"mod", &Lowerer::builtin_mod},
+      {"floor", &Lowerer::builtin_floor},
       {"mse", &Lowerer::builtin_mse},         {"zeros", &Lowerer::builtin_zeros},     {"ones", &Lowerer::builtin_ones},
       {"stack", &Lowerer::builtin_stack},     {"concat", &Lowerer::builtin_concat},   {"stop", &Lowerer::builtin_stop},
       {"eigvals", &Lowerer::builtin_eigvals}, {"min_eig", &Lowerer::builtin_min_eig}, {"trace", &Lowerer::builtin_trace},
@@ -75,6 +76,23 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
       {"permutation", &Lowerer::builtin_permutation},                                 {"one_hot", &Lowerer::builtin_one_hot},
       {"predict_gd", &Lowerer::builtin_predict_gd}, {"predict_gd_covariance", &Lowerer::builtin_predict_gd_covariance}, {"largest_rate", &Lowerer::builtin_largest_rate}};
   return table;
+}
+
+/// In where(t > 0, 1 / t, 0), t a number, the branch that is not taken may be undefined: the other one stands for it.
+std::vector<Value> Lowerer::positional_values(const ast::Call& call) {
+  std::vector<Value> out;
+  std::size_t taken = 0;
+  for (std::size_t k = 0; k < call.args.size(); ++k) {
+    try {
+      out.push_back(evaluate(*call.args[k]));
+    } catch (const Rejection& r) {
+      if (call.callee.name != "where" || taken == 0 || k != 3 - taken || r.silent || (r.diagnostic.code != "E2401" && r.diagnostic.code != "E2404")) throw;
+      out.push_back({Poison{}});
+    }
+    if (const auto* c = out[0].as<Number>(); k == 0 && c && c->power == 0) taken = c->value != 0 ? 1 : 2;
+  }
+  if (taken != 0 && out.size() == 3 && out[3 - taken].as<Poison>()) out[3 - taken] = out[taken];
+  return out;
 }
 
 Lowerer::Arguments Lowerer::arguments(const ast::Call& call, Span span, std::size_t least, std::size_t most,
@@ -88,10 +106,8 @@ Lowerer::Arguments Lowerer::arguments(const ast::Call& call, Span span, std::siz
                                                            : fmt::format("{} to {}", least, most),
                               most == 1 || (most > 1000 && least == 1) ? "" : "s", call.args.size()), span, "", form_of(call.callee.name));
   check_once(call.named);
-  for (const auto& arg : call.args) {
-    a.positional.push_back(evaluate(*arg));
-    a.spans.push_back(arg->span);
-  }
+  a.positional = positional_values(call);
+  for (const auto& arg : call.args) a.spans.push_back(arg->span);
   for (const auto& named : call.named) {
     if (std::none_of(names.begin(), names.end(), [&](const char* n) { return named.name.name == n; })) {
       std::vector<std::string> known(names.begin(), names.end());
@@ -236,6 +252,12 @@ Value Lowerer::builtin_mod(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
   if (const auto* m = a.positional[1].as<Number>(); m && m->value == 0) fail("E2401", "division by zero", a.spans[1], "this is 0");
   return coordinatewise(a, Fn::kMod);
+}
+
+Value Lowerer::builtin_floor(Arguments& in) {
+  Arguments a = arguments(in.call, in.span, 1, 1, {});
+  const Value fraction = elementwise(Fn::kMod, {a.positional[0], {Number{1, 0}}}, a.span);
+  return elementwise(Fn::kSub, {a.positional[0], fraction}, a.span);
 }
 
 Value Lowerer::coordinatewise(Arguments& a, Fn fn) {
@@ -556,6 +578,19 @@ std::vector<NodeId> Lowerer::version_nodes(const Value& value) const {
   return out;
 }
 
+Value Lowerer::as_value(const Value& target, const Derivative* derivatives) {
+  const auto as_matrix = [](const Derivative& d) {
+    Matrix m;
+    for (const OuterTerm& t : d.outer) m.terms.push_back({t.coefficient, {}, false, t.d, t.x});
+    return m;
+  };
+  if (const auto* t = target.as<Tensor>()) return {Tensor{derivatives->tensor, t->axes}};
+  if (target.as<Matrix>()) return {as_matrix(*derivatives)};
+  MatrixArray out{target.as<MatrixArray>()->dims, {}};
+  for (std::size_t k = 0; k < target.as<MatrixArray>()->items.size(); ++k) out.items.push_back(as_matrix(derivatives[k]));
+  return {out};
+}
+
 Value Lowerer::builtin_grad(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
   const NodeId loss = scalar({finite(a.positional[0], a.spans[0], "a loss")}, a.spans[0], "a loss");
@@ -568,16 +603,7 @@ Value Lowerer::builtin_grad(Arguments& in) {
   differentiated_.push_back(loss);
   Result<std::vector<Derivative>> result = gradient(builder_, loss, nodes);
   if (!result) throw not_differentiable(result.errors()[0], a.span);
-  const auto as_matrix = [](const Derivative& d) {
-    Matrix m;
-    for (const OuterTerm& t : d.outer) m.terms.push_back({t.coefficient, {}, false, t.d, t.x});
-    return m;
-  };
-  if (const auto* t = target.as<Tensor>()) return {Tensor{(*result)[0].tensor, t->axes}};
-  if (target.as<Matrix>()) return {as_matrix((*result)[0])};
-  MatrixArray out{target.as<MatrixArray>()->dims, {}};
-  for (const Derivative& d : *result) out.items.push_back(as_matrix(d));
-  return {out};
+  return as_value(target, result->data());
 }
 
 }  // namespace tplimit::lowering

@@ -611,10 +611,10 @@ Value Lowerer::evaluate_call(const ast::Call& call, Span span) {
   static const std::set<std::string> later{"softmax", "solve", "align", "project", "predict_gd", "layernorm"};
   if (name == "softmax") fail("E2105", "'softmax' is not available in this version", call.callee.span, "", "over all entries it is exp(x) / sum(exp(x))");
   if (later.contains(name)) fail("E2105", fmt::format("'{}' is not available in this version", name), call.callee.span);
-  static const std::set<std::string> statements{"csv", "npy", "npz", "idx", "normal", "sgd"};
+  static const std::set<std::string> statements{"csv", "npy", "npz", "idx", "normal", "sgd", "signsgd", "flow"};
   if (statements.contains(name))
     fail("E2106", fmt::format("'{}' cannot stand here", name), call.callee.span, "",
-         name == "sgd" ? "write: step sgd(loss, lr = ..)" : name == "normal" ? "write: random x : [n] ~ normal(mean, variance)" : "write: data X, y = csv(\"file\", ..)");
+         name == "sgd" || name == "signsgd" ? fmt::format("write: step {}(loss, lr = ..)", name) : name == "flow" ? "write: step flow(loss, dt = ..)" : name == "normal" ? "write: random x : [n] ~ normal(mean, variance)" : "write: data X, y = csv(\"file\", ..)");
   std::vector<std::string> known;
   for (const auto& [other, f] : builtins()) known.push_back(other);
   for (const auto& [other, f] : unary_functions()) known.push_back(other);

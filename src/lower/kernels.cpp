@@ -131,10 +131,11 @@ Value Lowerer::builtin_ntk(const ast::Call& call, Span span) {
   const SampleModel f = sample_model(call, span);
   ir::Builder& b = build(span);
   NodeId sum;
+  const auto reached = behind(f.output);
   for (const auto& name : variable_order_) {
     const Variable& variable = variables_.at(name);
-    if (!variable.trained || !depends_on_current(f.output, name, span)) continue;
-    Result<std::vector<Derivative>> gradients = gradient(b, f.output, version_nodes(globals_.at(name).value));
+    if (!variable.trained || !depends_on_current(f.output, reached, name, span)) continue;
+    Result<std::vector<Derivative>> gradients = gradient(b, f.output, version_nodes(globals_.at(name).value), current_versions());
     if (!gradients) throw not_differentiable(gradients.errors()[0], span);
     for (const Derivative& d : *gradients) {
       const NodeId own = gradient_kernel(f, d);

@@ -7,6 +7,7 @@
 #include <string>
 #include <string_view>
 #include <unordered_map>
+#include <unordered_set>
 #include <vector>
 
 #include "lower/value.hpp"
@@ -81,6 +82,7 @@ class Lowerer {
   void bind(const ast::Identifier& name, Value value, Kind kind);
   void rebind(const ast::Identifier& name, Value value, Span span);
   [[nodiscard]] bool outside_models() const { return call_depth_ == 0; }
+  [[nodiscard]] std::string unused_report_name(const std::string& name) const;
   void finish_reports();
   void check_new_function(const ast::Identifier& name) const;
   void check_arguments(const std::vector<ast::Identifier>& names) const;
@@ -94,15 +96,37 @@ class Lowerer {
   std::optional<Role> role_of(const ast::Param& s, const Axes& axes, const Value& rate);
   [[nodiscard]] Abc effective(Role role, bool has_width, bool first, bool entrywise) const;
   Value rate_of(const Variable& variable, Span span, bool entrywise = false);
-  Value entrywise_update(const std::string& name, const std::vector<Derivative>& gradients, NodeId factor, double epsilon);
+  Value entrywise_update(const std::string& name, const Value& gradient, NodeId factor, double epsilon);
   Value scaled(const Value& value, Number factor, Span span);
   NodeId change_of(const std::string& name, NodeId value);
   NodeId marked_change(const std::string& name, NodeId old, NodeId now);
 
   // ---- steps
-  struct Sgd { NodeId loss; Value rate; std::vector<std::string> names; std::map<std::string, Value> scales; Span span; std::optional<double> epsilon{}; };  ///< epsilon: an entrywise optimiser
-  Sgd read_sgd(const ast::Call& call, Span span);
-  bool depends_on_current(NodeId loss, const std::string& name, Span span);
+  /// One optimiser of a `step`; it moves a variable theta along -rate own(theta) dloss/dtheta.
+  struct Descent {
+    NodeId loss;
+    Value rate;                              ///< lr; of flow: dt
+    std::vector<std::string> names;
+    std::map<std::string, Value> scales;
+    Span span;
+    std::optional<double> epsilon{};         ///< an entrywise optimiser
+    std::optional<std::int64_t> substeps{};  ///< gradient flow
+  };
+  /// Something for each of some variables: a version, a gradient (of matrices: outer products), a change.
+  using Parts = std::vector<std::pair<std::string, Value>>;
+  Descent read_descent(const ast::Call& call, Span span);
+  NodeId factor_of(const Descent& d, const std::string& name, Span span);
+  Parts versions_of(const std::vector<std::string>& names) const;
+  Parts gradients(NodeId loss, const Parts& at, Span span, bool name_them);
+  Value weighted(const Value& part, NodeId factor);
+  Value sum(const Value& a, const Value& b);
+  NodeId inner_product(const Value& a, const Value& b);
+  std::pair<Parts, NodeId> flow(const std::vector<Descent>& descents, Span span);
+  void report_flow_error(const ast::Step& s, const std::vector<Descent>& descents, NodeId error, Span span);
+  [[nodiscard]] std::vector<NodeId> current_versions() const;
+  /// Nodes behind a loss, up to current versions of parameters and what stop(..) holds fixed: those are included, what they were computed from is not.
+  [[nodiscard]] std::unordered_set<std::uint32_t> behind(NodeId loss) const;
+  bool depends_on_current(NodeId loss, const std::unordered_set<std::uint32_t>& behind, const std::string& name, Span span) const;
   void check_once(const std::vector<ast::NamedArgument>& options) const;  ///< E2113 if an option is given twice
   void record_name(const std::string& name, const Value& value, Span span, ir::NamedValue::Kind kind);
   void set_version(const std::string& name, Value value);
@@ -110,6 +134,7 @@ class Lowerer {
   Value updated(const Value& current, const Value& change, Span span);  ///< current + change
   Matrix materialise(const Matrix& m, Span span);
   std::vector<NodeId> version_nodes(const Value& value) const;
+  static Value as_value(const Value& target, const Derivative* derivatives);  ///< derivatives with respect to version_nodes(target)
 
   // ---- expressions
   Value evaluate(const ast::Expr& e);
@@ -178,6 +203,7 @@ class Lowerer {
   using Builtin = Value (Lowerer::*)(Arguments&);
   static const std::unordered_map<std::string, Builtin>& builtins();
   static const std::unordered_map<std::string, ir::Fn>& unary_functions();
+  std::vector<Value> positional_values(const ast::Call& call);
   Arguments arguments(const ast::Call& call, Span span, std::size_t least, std::size_t most, std::initializer_list<const char*> names);
   std::optional<std::size_t> axis_argument(Arguments& a, const Tensor& x);
   void separate_operands(Arguments& a);
@@ -192,6 +218,7 @@ class Lowerer {
   Value builtin_clip(Arguments& a);
   Value builtin_where(Arguments& a);
   Value builtin_mod(Arguments& a);
+  Value builtin_floor(Arguments& a);
   Value builtin_mse(Arguments& a);
   Value builtin_zeros(Arguments& a);
   Value builtin_ones(Arguments& a);
@@ -251,6 +278,7 @@ class Lowerer {
   std::uint32_t parameter_count_ = 0;
   std::optional<std::vector<Value>> returned_;
   std::map<std::pair<const ast::Report*, std::size_t>, std::size_t> report_slots_;
+  std::map<const ast::Step*, std::size_t> flow_error_slots_;  ///< in Program::reports
   std::set<std::string> used_constants_, used_data_;
   bool width_declared_ = false;
   std::vector<Width> widths_;

@@ -53,6 +53,7 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
 void Lowerer::count_work(Span span) {
   if (work_ > kMaxWork) throw Rejection{{}, true};
   if (++work_ > kMaxWork) fail("E2604", "the unrolled program is too long", span, fmt::format("more than {} iterations and calls", kMaxWork));
+  if (program_.size() > kMaxNodes) fail("E2604", "the unrolled program is too long", span, fmt::format("more than {} instructions", kMaxNodes));
 }
 
 void Lowerer::statement(const ast::Stmt& stmt) {
@@ -575,7 +576,6 @@ void Lowerer::on(const ast::For& s, Span) {
     context_ = static_cast<std::uint32_t>(program_.contexts.size() - 1);
     block(s.body);
     loops_.pop_back();
-    if (program_.size() > kMaxNodes) fail("E2604", "the unrolled program is too long", s.range->span, fmt::format("more than {} instructions", kMaxNodes));
     if (errors_.size() >= kMaxErrors || (returned_ && call_depth_ > 0)) break;
   }
   context_ = outer_context;
@@ -692,305 +692,13 @@ Value Lowerer::scaled(const Value& value, Number factor, Span span) {
   return arithmetic(ast::BinaryOp::kMul, value, {factor}, span);
 }
 
-// ---- updates ---------------------------------------------------------------------------------------
+// ---- results ---------------------------------------------------------------------------------------
 
-/// A sum c W + outer products as one new version of W.
-Matrix Lowerer::materialise(const Matrix& m, Span span) {
-  ir::Builder& b = build(span);
-  NodeId w, factor;
-  std::vector<NodeId> update;
-  for (const MatrixTerm& t : m.terms) {
-    if (!t.w.valid()) {
-      update.insert(update.end(), {b.scale(1, 1, t.coefficient), t.d, t.x});
-    } else {
-      if (t.transposed || (w.valid() && w != t.w))
-        fail("E2322", "a new version is a multiple of one matrix plus outer products", span, "", "keep sums of different matrices as expressions: (W + V) @ x");
-      w = t.w;
-      factor = factor.valid() ? b.plus(factor, t.coefficient) : t.coefficient;
-    }
-  }
-  if (!w.valid()) fail("E2322", "a new version is a multiple of one matrix plus outer products", span, "there is no matrix here", "an update adds outer products: W += c * outer(d, x)");
-  w = b.add(ir::ScaleMatrix{}, {w, factor});
-  if (!update.empty()) {
-    update.insert(update.begin(), w);
-    w = b.add(ir::UpdateMatrix{}, std::move(update));
-  }
-  return Matrix{{MatrixTerm{b.constant(1), w, false, {}, {}}}};
-}
-
-void Lowerer::set_version(const std::string& name, Value value) {
-  Binding& binding = globals_.at(name);
-  Variable& variable = variables_.at(name);
-  for (const NodeId id : version_nodes(binding.value)) variable.old_versions.insert(id);
-  // Reached again (lr = 0, W *= 1): then it is current once more.
-  for (const NodeId id : version_nodes(value)) variable.old_versions.erase(id);
-  record_name(name, value, binding.span, ir::NamedValue::Kind::kVersion);
-  binding.value = std::move(value);
-  if (variable.part_of) {  // the whole sees it
-    const auto& [whole, part] = *variable.part_of;
-    Blocks blocks = *globals_.at(whole).value.as<Blocks>();
-    blocks.parts[part] = binding.value;
-    globals_.at(whole).value = {std::move(blocks)};
-  }
-}
-
-Value Lowerer::updated(const Value& current, const Value& change, Span span) {
-  if (const auto* m = current.as<Matrix>()) return {materialise(*arithmetic(ast::BinaryOp::kAdd, {*m}, change, span).as<Matrix>(), span)};
-  if (const auto* array = current.as<MatrixArray>()) {
-    MatrixArray out{array->dims, {}};
-    for (std::size_t k = 0; k < array->items.size(); ++k)
-      out.items.push_back(*updated({array->items[k]}, {change.as<MatrixArray>()->items[k]}, span).as<Matrix>());
-    return {out};
-  }
-  return elementwise(Fn::kAdd, {current, change}, span);
-}
-
-void Lowerer::on(const ast::Update& s, Span span) {
-  if (!outside_models()) fail("E2605", "updates stand outside models", span, "", "return the values and update in the main script");
-  const ast::Expr* target = s.target.get();
-  const auto* index = std::get_if<ast::Index>(&target->node);
-  const ast::Expr& base = index ? *index->base : *target;
-  const auto* name = std::get_if<ast::Name>(&base.node);
-  if (!name) fail("E2323", "only a name can be updated", target->span);
-  const Value current = evaluate(*target);
-  const Value value = evaluate(*s.value);
-  Value next;
-  if (s.op == ast::UpdateOp::kMul) {
-    if (const auto* array = current.as<MatrixArray>()) {
-      MatrixArray out{array->dims, {}};
-      for (const Matrix& m : array->items) out.items.push_back(materialise(*arithmetic(ast::BinaryOp::kMul, {m}, value, span).as<Matrix>(), span));
-      next = {out};
-    } else {
-      next = arithmetic(ast::BinaryOp::kMul, current, value, span);
-    }
-  } else if (current.as<MatrixArray>()) {
-    const auto* other = value.as<MatrixArray>();
-    if (!other || other->dims != current.as<MatrixArray>()->dims) fail("E2322", "an array of matrices is updated by an array of outer products", s.value->span, "this is " + describe(value), "update one matrix: W[0] += c * outer(d, x)");
-    MatrixArray change = *other;
-    if (s.op == ast::UpdateOp::kSub)
-      for (Matrix& m : change.items) m = *scaled_matrix(m, build(span).constant(-1)).as<Matrix>();
-    next = updated(current, {change}, span);
-  } else {
-    next = arithmetic(s.op == ast::UpdateOp::kAdd ? ast::BinaryOp::kAdd : ast::BinaryOp::kSub, current, value, span);
-  }
-  if (!variables_named(name->name).empty()) program_.steps.push_back({std::exchange(differentiated_, {}), span, context_});
-  if (const auto* m = next.as<Matrix>()) next = {materialise(*m, span)};
-  if (const auto *now = current.as<Tensor>(), *then = next.as<Tensor>(); now && then && now->axes != then->axes)
-    fail("E2120", "an update may not change the shape", s.value->span, fmt::format("{} would become {}", text(now->axes), text(then->axes)));
-
-  if (!index) return rebind({name->name, base.span}, std::move(next), span);
-  // One matrix of an array.
-  Binding* binding = find_or_null(name->name);
-  const auto* array = binding ? binding->value.as<MatrixArray>() : nullptr;
-  if (!array || !next.as<Matrix>() || index->items.size() != array->dims.size())
-    fail("E2323", "only a whole value or one matrix of an array can be updated", target->span, "this is " + describe(current),
-         current.as<MatrixArray>() ? "index every axis: W[0, 1] += .." : "build the new value from parts, for instance with concat(..)");
-  MatrixArray whole = *array;
-  std::int64_t position = 0;
-  for (std::size_t k = 0; k < whole.dims.size(); ++k) {
-    std::int64_t i = integer(evaluate(*index->items[k]), index->items[k]->span, "an index");
-    if (i < 0) i += whole.dims[k];
-    position = position * whole.dims[k] + i;
-  }
-  whole.items[static_cast<std::size_t>(position)] = *next.as<Matrix>();
-  rebind({name->name, base.span}, {whole}, span);
-}
-
-Lowerer::Sgd Lowerer::read_sgd(const ast::Call& call, Span span) {
-  const std::string& optimiser = call.callee.name;
-  if (optimiser != "sgd" && optimiser != "signsgd") {
-    if (optimiser == "adam" || optimiser == "flow")
-      fail("E2105", fmt::format("optimiser '{}' is not available in this version", optimiser), call.callee.span, "", optimiser == "adam" ? "step signsgd(loss, lr = ..) has the same powers of n" : "write: step sgd(loss, lr = ..)");
-    fail("E2324", fmt::format("unknown optimiser '{}'", call.callee.name), call.callee.span, "", "write: step sgd(loss, lr = ..)");
-  }
-  if (call.args.size() != 1) fail("E2109", fmt::format("{} takes one loss, got {}", optimiser, call.args.size()), span, "", fmt::format("write: step {}(loss, lr = ..)", optimiser));
-  check_once(call.named);
-  Sgd out{{}, {}, {}, {}, call.args[0]->span};
-  if (optimiser == "signsgd") out.epsilon = 0;
-  bool has_rate = false;
-  std::optional<std::vector<const ast::Expr*>> only;
-  std::vector<const ast::MapEntry*> scaled;
-  for (const auto& option : call.named) {
-    const auto& name = option.name.name;
-    if (name == "lr") {
-      out.rate = evaluate(*option.value);
-      (void)scalar(out.rate, option.value->span, "a learning rate");
-      has_rate = true;
-    } else if (name == "only") {
-      only.emplace();
-      if (const auto* t = std::get_if<ast::Tuple>(&option.value->node)) for (const auto& e : t->items) only->push_back(e.get());
-      else if (const auto* l = std::get_if<ast::List>(&option.value->node)) for (const auto& e : l->items) only->push_back(e.get());
-      else only->push_back(option.value.get());
-    } else if (name == "scale") {
-      const auto* map = std::get_if<ast::Map>(&option.value->node);
-      if (!map) fail("E2325", "'scale' maps parameters to rates", option.value->span, "", "for instance scale = {W: n^2, v: 1}");
-      for (const auto& entry : map->entries) {
-        const auto* key = std::get_if<ast::Name>(&entry.key->node);
-        const std::vector<std::string> names = key ? variables_named(key->name) : std::vector<std::string>{};
-        if (names.empty()) fail("E2326", "this is not a parameter", entry.key->span, "", "scale = {..} maps names of parameters to rates");
-        if (!variables_.at(names[0]).trained) fail("E2326", fmt::format("'{}' is random, not trained", key->name), entry.key->span, "", "declare it with param");
-        if (out.scales.contains(names[0])) fail("E2113", fmt::format("'{}' is scaled twice", key->name), entry.key->span);
-        scaled.push_back(&entry);
-        Value rate = evaluate(*entry.value);
-        (void)scalar(rate, entry.value->span, "a learning rate");
-        for (const std::string& own : names) out.scales[own] = rate;
-      }
-    } else if (name == "eps" && out.epsilon) {
-      out.epsilon = plain_number(evaluate(*option.value), option.value->span, "eps");
-      if (!(*out.epsilon >= 0 && std::isfinite(*out.epsilon))) fail("E2146", "'eps' is negative or not finite", option.value->span, fmt::format("this is {}", *out.epsilon));
-    } else {
-      fail("E2112", fmt::format("'{}' has no option '{}'", optimiser, name), option.name.span, "", out.epsilon ? "its options: lr, eps, only, scale" : "its options: lr, only, scale");
-    }
-  }
-  if (!has_rate) fail("E2327", fmt::format("{} needs a learning rate", optimiser), span, "", fmt::format("write: step {}(loss, lr = 0.1)", optimiser));
-  out.loss = scalar({finite(evaluate(*call.args[0]), out.span, "a loss")}, out.span, "a loss");
-  if (only) {
-    for (const ast::Expr* e : *only) {
-      const auto* name = std::get_if<ast::Name>(&e->node);
-      const std::vector<std::string> names = name ? variables_named(name->name) : std::vector<std::string>{};
-      if (names.empty()) fail("E2326", "this is not a parameter", e->span, "", "only = (..) lists names of parameters");
-      if (std::find(out.names.begin(), out.names.end(), names[0]) != out.names.end()) fail("E2113", fmt::format("'{}' is named twice", name->name), e->span);
-      if (!variables_.at(names[0]).trained) fail("E2326", fmt::format("'{}' is random, not trained", name->name), e->span, "", "declare it with param");
-      for (const std::string& own : names) {
-        out.names.push_back(own);
-        if (!depends_on_current(out.loss, own, out.span)) fail("E2328", fmt::format("the loss does not depend on '{}'", name->name), e->span);
-      }
-    }
-  } else {
-    for (const auto& name : variable_order_)
-      if (variables_.at(name).trained && depends_on_current(out.loss, name, out.span)) out.names.push_back(name);
-    if (out.names.empty()) fail("E2328", "the loss depends on no parameter", call.args[0]->span, "", "a value that is trained is declared with param");
-  }
-  for (const ast::MapEntry* entry : scaled)
-    if (const auto& name = std::get<ast::Name>(entry->key->node).name; std::find(out.names.begin(), out.names.end(), variables_named(name)[0]) == out.names.end())
-      fail("E2328", fmt::format("this step does not update '{}'", name), entry->key->span, "", "the loss does not depend on it, or `only` leaves it out");
+std::string Lowerer::unused_report_name(const std::string& name) const {
+  std::string out = name;
+  for (int copy = 2; std::any_of(program_.reports.begin(), program_.reports.end(), [&](const auto& r) { return r.name == out; }); ++copy) out = fmt::format("{} #{}", name, copy);
   return out;
 }
-
-/// True if the loss depends on the current version of a parameter; an error if only on an older one.
-bool Lowerer::depends_on_current(NodeId loss, const std::string& name, Span span) {
-  const std::vector<NodeId> current = version_nodes(globals_.at(name).value);
-  const std::set<NodeId>& old = variables_.at(name).old_versions;
-  // Current versions of all parameters end the walk: what lies behind them belongs to earlier steps.
-  std::set<NodeId> ends;
-  for (const auto& [other, variable] : variables_)
-    for (const NodeId id : version_nodes(globals_.at(other).value)) ends.insert(id);
-  std::vector<NodeId> stack{loss};
-  std::unordered_map<std::uint32_t, bool> seen;
-  bool found = false, found_old = false;
-  while (!stack.empty()) {
-    const NodeId id = stack.back();
-    stack.pop_back();
-    if (std::exchange(seen[id.value], true)) continue;
-    if (std::find(current.begin(), current.end(), id) != current.end()) found = true;
-    if (old.contains(id)) found_old = true;
-    if (ends.contains(id) || std::holds_alternative<ir::Stop>(builder_.node(id).op)) continue;
-    for (const NodeId in : builder_.node(id).in) stack.push_back(in);
-  }
-  if (found_old && !found) {
-    Rejection r{Diagnostic{Severity::kError, "E2329", fmt::format("the loss was computed with an older version of '{}'", name), span, fmt::format("'{}' has changed since", name),
-                           "compute the loss again after the last step, or step both losses at once: step sgd(a, ..), sgd(b, ..)", {}, true}, false};
-    r.diagnostic.notes.push_back({"the loss was computed here", builder_.node(loss).span});
-    throw r;
-  }
-  return found;
-}
-
-Rejection Lowerer::not_differentiable(Diagnostic d, Span span) {
-  d.notes.push_back({"the gradient is taken here", span});
-  return {std::move(d), false};
-}
-
-/// theta + factor psi(n^d g), psi(g) = g / sqrt(g^2 + eps^2) on each entry of the gradient g.
-Value Lowerer::entrywise_update(const std::string& name, const std::vector<Derivative>& gradients, NodeId factor, double epsilon) {
-  const Variable& variable = variables_.at(name);
-  ir::Builder& b = builder_;
-  const Exponent d = variable.role ? effective(*variable.role, has_width(variable.axes), false, true).d : Exponent(0);
-  const Value& now = globals_.at(name).value;
-  if (const auto* t = now.as<Tensor>()) {
-    const NodeId g = b.scale(1, d, gradients[0].tensor);
-    const NodeId psi = epsilon == 0 ? b.map(Fn::kSign, {g}) : b.map(Fn::kDiv, {g, b.map(Fn::kSqrt, {b.plus(b.map(Fn::kPower, {g}, 2), b.constant(epsilon * epsilon))})});
-    return elementwise(Fn::kAdd, {now, {Tensor{change_of(name, b.times(factor, psi)), t->axes}}}, b.span());
-  }
-  const auto one = [&](const Matrix& m, const Derivative& g) {
-    std::vector<NodeId> in{m.terms[0].w};
-    for (const OuterTerm& t : g.outer) in.insert(in.end(), {b.scale(1, d, t.coefficient), t.d, t.x});
-    if (in.size() == 1) return m;
-    in.push_back(factor);
-    return Matrix{{MatrixTerm{b.constant(1), b.add(ir::UpdateMatrix{true, epsilon}, std::move(in)), false, {}, {}}}};
-  };
-  if (const auto* m = now.as<Matrix>()) return {one(*m, gradients[0])};
-  MatrixArray out = *now.as<MatrixArray>();
-  for (std::size_t k = 0; k < out.items.size(); ++k) out.items[k] = one(out.items[k], gradients[k]);
-  return {out};
-}
-
-void Lowerer::on(const ast::Step& s, Span span) {
-  if (!outside_models()) fail("E2605", "steps stand outside models", span, "", "return the loss and step in the main script");
-  // Simultaneous: all gradients first, at the same versions, then all updates.
-  std::vector<std::pair<std::string, Value>> changes, entrywise;
-  std::vector<NodeId> losses;
-  for (const auto& update : s.updates) {
-    const auto* call = std::get_if<ast::Call>(&update->node);
-    if (!call) fail("E2324", "a step names an optimiser", update->span, "", "write: step sgd(loss, lr = ..)");
-    const Sgd sgd = read_sgd(*call, update->span);
-    losses.push_back(sgd.loss);
-    std::vector<NodeId> targets;
-    for (const auto& name : sgd.names)
-      for (const NodeId id : version_nodes(globals_.at(name).value)) targets.push_back(id);
-    build(update->span);
-    std::vector<std::pair<NodeId, NodeId>> cotangents;
-    Result<std::vector<Derivative>> gradients = gradient(builder_, sgd.loss, targets, &cotangents);
-    // Not of multiples and rearrangements: the builder merges them with later ones, past the value.
-    const auto whole = [](const ir::Op& op) {
-      return std::holds_alternative<ir::Map>(op) || std::holds_alternative<ir::MatMul>(op) || std::holds_alternative<ir::Parameter>(op) || std::holds_alternative<ir::Contract>(op);
-    };
-    for (const auto& [of, value] : cotangents)
-      if (whole(builder_.node(of).op) && (std::holds_alternative<ir::MatMul>(builder_.node(of).op) || named_.contains(of)))
-        program_.names.push_back({"", value, 0, update->span, context_, static_cast<std::uint32_t>(program_.steps.size()), ir::NamedValue::Kind::kGradient, of});
-    if (!gradients) throw not_differentiable(gradients.errors()[0], update->span);
-    std::size_t next = 0;
-    for (const auto& name : sgd.names) {
-      const Variable& variable = variables_.at(name);
-      const Value own = sgd.scales.contains(name) ? sgd.scales.at(name) : rate_of(variable, update->span, sgd.epsilon.has_value());
-      const Value rate = arithmetic(ast::BinaryOp::kMul, sgd.rate, own, update->span);
-      const NodeId factor = build(update->span).negate(scalar(rate, update->span, "a learning rate"));
-      const auto matrix_change = [&](const Derivative& d) {
-        Matrix m;
-        for (const OuterTerm& t : d.outer) m.terms.push_back({builder_.times(factor, t.coefficient), {}, false, t.d, t.x});
-        return m;
-      };
-      const Value& now = globals_.at(name).value;
-      if (sgd.epsilon) {
-        const auto count = now.as<MatrixArray>() ? now.as<MatrixArray>()->items.size() : 1;
-        const std::vector<Derivative> own_gradients(gradients->begin() + static_cast<std::ptrdiff_t>(next), gradients->begin() + static_cast<std::ptrdiff_t>(next + count));
-        next += count;
-        entrywise.emplace_back(name, entrywise_update(name, own_gradients, factor, *sgd.epsilon));
-        continue;
-      }
-      Value change;
-      if (const auto* t = now.as<Tensor>()) change = {Tensor{change_of(name, builder_.times(factor, (*gradients)[next++].tensor)), t->axes}};
-      else if (now.as<Matrix>()) change = {matrix_change((*gradients)[next++])};
-      else {
-        MatrixArray array{now.as<MatrixArray>()->dims, {}};
-        for (std::size_t k = 0; k < now.as<MatrixArray>()->items.size(); ++k) array.items.push_back(matrix_change((*gradients)[next++]));
-        change = {array};
-      }
-      changes.emplace_back(name, std::move(change));
-    }
-  }
-  std::vector<std::pair<std::string, Value>> versions = std::move(entrywise);
-  for (auto& [name, change] : changes) {
-    const auto same = std::find_if(versions.begin(), versions.end(), [&](const auto& v) { return v.first == name; });
-    if (same == versions.end()) versions.emplace_back(name, updated(globals_.at(name).value, change, span));
-    else same->second = updated(same->second, change, span);
-  }
-  for (auto& [name, value] : versions) set_version(name, std::move(value));
-  differentiated_.clear();
-  program_.steps.push_back({std::move(losses), span, context_});
-}
-
-// ---- results ---------------------------------------------------------------------------------------
 
 void Lowerer::on(const ast::Report& s, Span span) {
   if (!outside_models()) fail("E2605", "reports stand outside models", span, "", "return the value and report it in the main script");
@@ -1007,10 +715,7 @@ void Lowerer::on(const ast::Report& s, Span span) {
     auto [slot, fresh] = report_slots_.try_emplace({&s, k}, program_.reports.size());
     if (fresh) {
       ir::Report report;
-      report.name = item.name.empty() ? canonical_text(source_, item.value->span) : item.name[0].name;
-      const std::string base = report.name;
-      for (int copy = 2; std::any_of(program_.reports.begin(), program_.reports.end(), [&](const auto& r) { return r.name == report.name; }); ++copy)
-        report.name = fmt::format("{} #{}", base, copy);
+      report.name = unused_report_name(item.name.empty() ? canonical_text(source_, item.value->span) : item.name[0].name);
       for (const auto& [variable, value] : loops_) report.index_names.push_back(variable);
       report.span = item.value->span;
       program_.reports.push_back(std::move(report));

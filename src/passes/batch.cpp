@@ -133,7 +133,14 @@ std::vector<NodeId> batched(Builder& builder, const std::vector<NodeId>& outputs
   return out;
 }
 
-NodeId substituted(Builder& builder, NodeId output, const std::map<NodeId, NodeId>& inputs) { return Batch(builder, 0, inputs)(output); }
+std::vector<NodeId> substituted(Builder& builder, const std::vector<NodeId>& outputs, const std::map<NodeId, NodeId>& inputs) {
+  Batch same(builder, 0, inputs);
+  std::vector<NodeId> out;
+  for (const NodeId id : outputs) out.push_back(same(id));
+  return out;
+}
+
+NodeId substituted(Builder& builder, NodeId output, const std::map<NodeId, NodeId>& inputs) { return substituted(builder, std::vector{output}, inputs)[0]; }
 
 bool depends_on(const Builder& builder, NodeId output, const std::vector<NodeId>& inputs) {
   std::vector<NodeId> stack{output};

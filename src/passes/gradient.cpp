@@ -62,8 +62,11 @@ namespace {
 
 class Reverse {
  public:
-  Reverse(Builder& builder, NodeId loss, const std::vector<NodeId>& targets)
-      : b_(builder), targets_(targets), first_(std::min(*std::min_element(targets.begin(), targets.end()), loss)), last_(loss) {}
+  Reverse(Builder& builder, NodeId loss, const std::vector<NodeId>& targets, const std::vector<NodeId>& fixed)
+      : b_(builder), targets_(targets), first_(std::min(*std::min_element(targets.begin(), targets.end()), loss)), last_(loss), fixed_(last_.value - first_.value + 1, false) {
+    for (const NodeId id : fixed)
+      if (id >= first_ && id <= last_) fixed_[id.value - first_.value] = true;
+  }
 
   Result<std::vector<Derivative>> run() {
     find_active();
@@ -71,7 +74,7 @@ class Reverse {
     if (active(last_)) slot(last_).tensor = b_.constant(1);
     for (std::uint32_t id = last_.value + 1; id-- > first_.value;) {
       const NodeId node{id};
-      if (!active(node)) continue;
+      if (!active(node) || fixed_[id - first_.value]) continue;
       if (!slot(node).tensor.valid() && slot(node).outer.empty()) continue;
       if (auto error = propagate(node)) return *error;
     }
@@ -103,7 +106,7 @@ class Reverse {
     for (const NodeId t : targets_)
       if (t <= last_) active_[t.value - first_.value] = true;
     for (std::uint32_t id = first_.value; id <= last_.value; ++id) {
-      if (active_[id - first_.value]) continue;
+      if (active_[id - first_.value] || fixed_[id - first_.value]) continue;
       const Node& node = b_.node({id});
       if (std::holds_alternative<Stop>(node.op)) continue;
       active_[id - first_.value] = std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return active(in); });
@@ -353,16 +356,17 @@ class Reverse {
   Builder& b_;
   const std::vector<NodeId>& targets_;
   NodeId first_, last_;
-  std::vector<bool> active_;
+  std::vector<bool> fixed_, active_;
   std::vector<Derivative> cotangents_;
 };
 
 }  // namespace
 
-Result<std::vector<Derivative>> gradient(Builder& builder, NodeId loss, const std::vector<NodeId>& targets, std::vector<std::pair<NodeId, NodeId>>* cotangents) {
+Result<std::vector<Derivative>> gradient(Builder& builder, NodeId loss, const std::vector<NodeId>& targets, const std::vector<NodeId>& fixed,
+                                         std::vector<std::pair<NodeId, NodeId>>* cotangents) {
   TPLIMIT_CHECK(builder.type(loss) == Type{}, "the loss is a finite scalar");
   if (targets.empty()) return std::vector<Derivative>{};
-  Reverse reverse(builder, loss, targets);
+  Reverse reverse(builder, loss, targets, fixed);
   auto derivatives = reverse.run();
   if (cotangents && derivatives) *cotangents = reverse.cotangents();
   return derivatives;

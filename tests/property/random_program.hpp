@@ -140,8 +140,8 @@ class RandomModel {
   std::vector<std::string> features_, outputs_;
 };
 
-/// A network of random depth and maps, W and W' used again and again, trained for up to three steps, some matrices updated by hand.
-inline std::string random_training(Dice& dice) {
+/// A network of random depth and maps, W and W' used again and again, trained for up to three steps (of a flow: two), some matrices updated by hand.
+inline std::string random_training(Dice& dice, bool flow = false) {
   constexpr int kSamples = 3;
   RandomModel::Allowed allowed;
   for (const char* kinked : {"relu", "abs", "leaky_relu", "relu"}) allowed.maps.emplace_back(kinked);
@@ -159,8 +159,9 @@ inline std::string random_training(Dice& dice) {
   model.grow(1 + dice.below(5));
   const std::string z = model.bounded();
   text += fmt::format("model f(x) {{\n{}  return {}, {}\n}}\n", model.text(), "v @ " + z + " / n", z);
-  const int steps = dice.below(4);
-  text += fmt::format("for t in 0..{} {{\n  out, z = f(X)\n  step sgd(mse(out, y), lr = {})\n{}}}\n", steps, dice.number(0.2, 0.8), dice.chance(0.3) ? "  W *= 0.9\n" : "");
+  const int steps = flow ? 1 + dice.below(2) : dice.below(4);
+  const std::string decay = dice.chance(0.3) ? "  W *= 0.9\n" : "", rate = dice.number(0.2, 0.8);
+  text += fmt::format("for t in 0..{} {{\n  out, z = f(X)\n  step {}(mse(out, y), {} = {})\n{}}}\n", steps, flow ? "flow" : "sgd", flow ? "dt" : "lr", rate, decay);
   if (dice.chance(0.3)) text += "a, z = f(X)\nW += 0.5 / n * outer(z, tanh(W @ z))\n";
   text += "out, z = f(X)\nreport out, mse(out, y), gram(z), E(z^3), last = E(sin(W' @ z) * (V @ tanh(W @ z)))\n";
   return text;

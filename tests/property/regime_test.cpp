@@ -27,7 +27,7 @@ std::string network(const std::string& parametrization, int hidden, int steps, c
   out += "param v : output [n] ~ normal(0, 1)\n";
   out += fmt::format("for t in 0..{} {{\n  h1 = U @ X\n", steps + 1);
   for (int l = 2; l <= hidden; ++l) out += fmt::format("  h{} = W{} @ tanh(h{})\n", l, l, l - 1);
-  out += fmt::format("  f = v @ tanh(h{})\n  loss = mse(f, y)\n  report loss\n  step {}(loss, lr = 0.1)\n}}\n", hidden, optimiser);
+  out += fmt::format("  f = v @ tanh(h{})\n  loss = mse(f, y)\n  report loss\n  step {}(loss, {} = 0.1)\n}}\n", hidden, optimiser, optimiser == "flow" ? "dt" : "lr");
   return out;
 }
 
@@ -78,6 +78,9 @@ TEST(Counting, AgreesWithTheClassificationOnRandomExponents) {
     const Regime expected = by_formula(w), found = counted(network(text, hidden, 2)).regime;
     ++seen[expected];
     ASSERT_EQ(to_string(found), std::string(to_string(expected))) << text << ", hidden layers: " << hidden;
+    if (trial % 5 == 0) {
+      ASSERT_EQ(to_string(counted(network(text, hidden, 1, "flow")).regime), std::string(to_string(expected))) << text << ", by gradient flow";
+    }
     // The symmetry leaves the verdict unchanged, layer by layer.
     for (std::size_t l = 0; l < w.size(); ++l) {
       const Exponent t = l == 0 ? Exponent(1, 4) : l + 1 == w.size() ? Exponent(-1, 2) : Exponent(3, 4);

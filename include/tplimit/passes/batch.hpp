@@ -12,7 +12,9 @@ namespace tplimit {
 /// Needs: no matrix version depends on an input.  Cost: O(nodes behind the outputs).
 std::vector<ir::NodeId> batched(ir::Builder& builder, const std::vector<ir::NodeId>& outputs, std::int64_t size, const std::map<ir::NodeId, ir::NodeId>& inputs);
 
-/// `output` with nodes replaced by others of the same type.
+/// `outputs` with nodes replaced by others of the same type, matrix versions included; what lies behind those is not looked at.
+/// Cost: O(nodes behind the outputs).
+std::vector<ir::NodeId> substituted(ir::Builder& builder, const std::vector<ir::NodeId>& outputs, const std::map<ir::NodeId, ir::NodeId>& inputs);
 ir::NodeId substituted(ir::Builder& builder, ir::NodeId output, const std::map<ir::NodeId, ir::NodeId>& inputs);
 
 /// True if `output` is one of `inputs` or is computed from one.

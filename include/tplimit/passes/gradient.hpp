@@ -23,9 +23,10 @@ struct Derivative {
 /// E(f(x)) = (1/n) sum f(x_a) gives f'(x)/n.  Almost-everywhere derivatives at kinks (relu'(0) = 0); Stop, comparisons,
 /// sign, step give 0; Eigvals, Samples and Histogram are not differentiable: E2501 at the node.
 /// The result may be differentiated again.  Cost: O(nodes between the first target and the loss).
+/// `fixed`: nodes that are variables of their own, whatever they were computed from: no derivative passes behind them (targets among them).
 /// `cotangents`: if given, receives d loss / d x for every tensor x with a width axis that was passed on the way.
 Result<std::vector<Derivative>> gradient(ir::Builder& builder, ir::NodeId loss, const std::vector<ir::NodeId>& targets,
-                                         std::vector<std::pair<ir::NodeId, ir::NodeId>>* cotangents = nullptr);
+                                         const std::vector<ir::NodeId>& fixed = {}, std::vector<std::pair<ir::NodeId, ir::NodeId>>* cotangents = nullptr);
 
 /// phi'(x) as nodes, given x and y = phi(x).
 ir::NodeId derivative_of(ir::Builder& builder, const ir::Map& map, ir::NodeId x, ir::NodeId y);
