@@ -620,7 +620,8 @@ class LimitEvaluation {
     const double most = bytes(nullptr);
     if (most <= memory_limit(options_.memory_bytes)) return most;
     for (std::int64_t pilot = 1024; 4 * pilot <= resolution.particles; pilot *= 2) {
-      ProgressCounter unseen({}, 1);
+      const Progress nobody;
+      ProgressCounter unseen(nobody, 1);
       // Particles do not change ranks much; too few are refused.
       if (const auto run = run_particles({pilot, resolution.rank_tol}, 1, [&](std::int64_t) { return std::vector{key(0)}; }, unseen)) {
         ranks_ = {resolution.rank_tol, run->front().ranks};

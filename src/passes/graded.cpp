@@ -482,7 +482,7 @@ class Grading {
       // c D E(X z): [columns, size] by [size].
       std::vector<Term> products;
       for (const Term& a : z.terms)
-        for (const Term& b : right.terms) products.push_back(multiplied(a, b, [&](NodeId x, NodeId y) { return b_.contract(x, y, 0, 0, true); }));
+        for (const Term& b : right.terms) products.push_back(multiplied(a, b, [&](NodeId p, NodeId q) { return b_.contract(p, q, 0, 0, true); }));
       Series rest;
       drop(rest, parts_.average(parts_.times(z.dropped, all(right))), z.culprit);
       drop(rest, parts_.average(parts_.times(kept(z), right.dropped)), right.culprit);
