@@ -35,6 +35,13 @@ using engines::Schedule;
 
 double machine_memory() { return static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE)); }
 
+/// Resident bytes of this process.
+static double current_memory() {
+  long pages = 0, resident = 0;
+  std::ifstream("/proc/self/statm") >> pages >> resident;
+  return static_cast<double>(resident) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
+}
+
 double peak_memory() {
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
@@ -394,6 +401,7 @@ class LimitEvaluation {
     for (const NodeId id : outputs_)
       if (!known(id)) left.push_back(id);
     atoms_ = atoms_of(program_, left);
+    base_memory_ = current_memory();
     schedule_ = engines::make_schedule(program_, atoms_);
     // What depends on no average is exact.
     random_.assign(program_.size(), false);
@@ -615,7 +623,7 @@ class LimitEvaluation {
   /// Bytes of runs at this resolution: by ranks that an earlier run found, or, where the largest possible ranks would not do, a small one.
   [[nodiscard]] double memory(const Resolution& resolution) {
     const double copies = runs_side_by_side(resolution.particles) ? std::min(threads_, options_.randomisations) : 1;
-    const auto bytes = [&](const std::vector<std::array<std::int64_t, 2>>* ranks) { return copies * engines::estimate_memory(schedule_, settings(resolution), ranks); };
+    const auto bytes = [&](const std::vector<std::array<std::int64_t, 2>>* ranks) { return base_memory_ + copies * engines::estimate_memory(schedule_, settings(resolution), ranks); };
     if (ranks_ && ranks_->rank_tol <= resolution.rank_tol) return bytes(&ranks_->of_source);
     const double most = bytes(nullptr);
     if (most <= memory_limit(options_.memory_bytes)) return most;
@@ -717,6 +725,7 @@ class LimitEvaluation {
     std::vector<std::array<std::int64_t, 2>> of_source;
   };
   std::optional<Ranks> ranks_;  ///< of the last run
+  double base_memory_ = 0;      ///< of the process before any run
 };
 
 }  // namespace

@@ -14,6 +14,7 @@ constexpr std::size_t kPoolLimit = std::size_t{64} << 20;  // larger pieces (bas
 struct Pool {
   std::mutex mutex;
   std::unordered_multimap<std::size_t, double*> free;
+  std::size_t free_bytes = 0, live_bytes = 0;  ///< of pieces that may be pooled
 };
 Pool& pool() {
   static Pool* const instance = new Pool;  // never destroyed: buffers of static lifetime may outlive it
@@ -32,6 +33,12 @@ void release(double* p, std::size_t bytes) {
   else munmap(p, bytes);
 }
 
+void give_back(Pool& pool) {
+  for (const auto& [bytes, data] : pool.free) release(data, bytes);
+  pool.free.clear();
+  pool.free_bytes = 0;
+}
+
 }  // namespace
 
 Buffer::Buffer(std::int64_t doubles) : bytes_(static_cast<std::size_t>(std::max<std::int64_t>(doubles, 1)) * sizeof(double)) {
@@ -40,8 +47,13 @@ Buffer::Buffer(std::int64_t doubles) : bytes_(static_cast<std::size_t>(std::max<
     if (const auto it = pool().free.find(bytes_); it != pool().free.end()) {
       data_ = it->second;
       pool().free.erase(it);
+      pool().free_bytes -= bytes_;
+      pool().live_bytes += bytes_;
       return;
     }
+    // Pieces of sizes that are no longer asked for must not add up.
+    if (8 * pool().free_bytes > pool().live_bytes) give_back(pool());
+    pool().live_bytes += bytes_;
   }
   data_ = allocate(bytes_);
 }
@@ -51,6 +63,8 @@ Buffer::~Buffer() {
   if (bytes_ >= kMapThreshold && bytes_ < kPoolLimit) {
     const std::scoped_lock lock(pool().mutex);
     pool().free.emplace(bytes_, data_);
+    pool().free_bytes += bytes_;
+    pool().live_bytes -= bytes_;
   } else {
     release(data_, bytes_);
   }
@@ -58,8 +72,7 @@ Buffer::~Buffer() {
 
 void Buffer::release_pool() {
   const std::scoped_lock lock(pool().mutex);
-  for (const auto& [bytes, data] : pool().free) release(data, bytes);
-  pool().free.clear();
+  give_back(pool());
 }
 
 }  // namespace tplimit::engines

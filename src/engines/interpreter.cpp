@@ -423,6 +423,35 @@ std::vector<std::vector<double>> FiniteEvaluator::evaluate(const std::vector<con
   return out;
 }
 
+namespace {
+
+/// What has no coordinates: coefficients of matrix versions, factors of normal spaces, partial sums of their sweeps.  With the copies that growing makes.
+double small_matrices(const Schedule& schedule, const RunSettings& settings, const std::vector<std::array<std::int64_t, 2>>* ranks) {
+  const Program& program = *schedule.program;
+  std::vector<double> normals(schedule.spaces.count, 1), directions(schedule.spaces.count, 0);
+  double bytes = 0, columns = 0;
+  for (const Node& node : program.nodes)
+    if (std::holds_alternative<MatMul>(node.op)) columns = std::max(columns, static_cast<double>(size_of(node.type.dims)));
+  for (std::size_t s = 0; s < program.sources.size(); ++s) {
+    const auto& most = ranks ? (*ranks)[s] : schedule.spaces.directions[s];
+    const double w = static_cast<double>(std::min(most[0], settings.rows)), wt = static_cast<double>(std::min(most[1], settings.rows));
+    if (!program.sources[s].matrix) continue;
+    bytes += 2 * w * wt * 8;
+    normals[schedule.spaces.output_of_source[s]] += w;
+    normals[schedule.spaces.input_of_source[s]] += wt;
+    directions[schedule.spaces.input_of_source[s]] += w;
+    directions[schedule.spaces.output_of_source[s]] += wt;
+  }
+  double sweep = 0;
+  for (std::size_t k = 0; k < normals.size() && settings.limit; ++k) {
+    bytes += 2 * directions[k] * (normals[k] + directions[k]) * 8;
+    sweep = std::max(sweep, (normals[k] + directions[k]) * 2 * columns);
+  }
+  return bytes + std::max(std::min(64 * sweep, 1048576.0), 16 * sweep) * 8;
+}
+
+}  // namespace
+
 double estimate_memory(const Schedule& schedule, const RunSettings& settings, const std::vector<std::array<std::int64_t, 2>>* ranks) {
   const Program& program = *schedule.program;
   // Blocks reserve whole chunks.
@@ -446,6 +475,7 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings, co
         const double most = std::min(static_cast<double>(schedule.spaces.directions[s][side]), settings.limit ? rows / 2 : rows);
         bytes += 2 * (ranks ? std::min(static_cast<double>((*ranks)[s][side]), most) : most) * rows * storage;
       }
+    bytes += small_matrices(schedule, settings, ranks);
     if (settings.limit)
       for (const auto& source : program.sources)
         if (!source.matrix) bytes += static_cast<double>(size_of(source.dims)) * rows * storage;
