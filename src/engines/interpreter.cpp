@@ -5,6 +5,7 @@
 #include <deque>
 #include <set>
 
+#include "engines/dense_matrix.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/support/overloaded.hpp"
 
