@@ -304,7 +304,9 @@ class Run {
     if (!m) {
       if (!settings_.limit && settings_.dense) {
         const std::string& name = program_.sources[source.value].name;
-        m = std::make_unique<DenseMatrix>(executor_, settings_.rows, mix_key(mix_key(settings_.keys.front(), kMatrixWord), hash_text(name.data(), name.size())));
+        const std::uint64_t key = mix_key(mix_key(settings_.keys.front(), kMatrixWord), hash_text(name.data(), name.size()));
+        if (settings_.single_precision) m = std::make_unique<DenseMatrix<float>>(executor_, settings_.rows, key);
+        else m = std::make_unique<DenseMatrix<double>>(executor_, settings_.rows, key);
       } else {
         // 1e-10: what rounding leaves of a vector in the span of earlier ones; networks are not truncated beyond that.
         const LazySettings lazy = settings_.limit ? LazySettings{NormalLaw::kMatched, settings_.rank_tol, settings_.single_precision} : LazySettings{NormalLaw::kExact, 1e-10, settings_.single_precision};

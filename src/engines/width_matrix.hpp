@@ -15,11 +15,13 @@ struct EvaluationStop {
   std::string code, message, help;
 };
 
+struct DenseEntries;
+
 /// One version of a matrix: what updates and scalings have made of its Gaussian entries.
 struct MatrixVersion {
   double scale = 1;
   Matrix coefficients;              ///< lazy: C, directions of W' x directions of W; later directions are zero
-  std::shared_ptr<Block> entries;   ///< dense: the matrix without `scale`, column-major rows in chunks
+  std::shared_ptr<DenseEntries> entries;  ///< dense: the matrix without `scale`
 };
 
 struct LazySettings {

@@ -1,7 +1,7 @@
 /// Width matrices, dense and lazy, and the normals that lazy ones are made of.
 /// <a, b> is a' b / rows throughout; kTolerance holds for numbers of order one.
 
-#include "engines/width_matrix.hpp"
+#include "engines/dense_matrix.hpp"
 
 #include <algorithm>
 #include <array>
@@ -93,7 +93,7 @@ class Example {
         law_(kind == Kind::kExact ? NormalLaw::kExact : NormalLaw::kMatched),
         input_(executor_, rows, law_, Keys{mix_key(key, 1)}),
         output_(executor_, rows, law_, Keys{mix_key(key, 2)}) {
-    if (kind == Kind::kDense) matrix_ = std::make_unique<DenseMatrix>(executor_, rows, key);
+    if (kind == Kind::kDense) matrix_ = std::make_unique<DenseMatrix<double>>(executor_, rows, key);
     else matrix_ = std::make_unique<LazyMatrix>(executor_, rows, LazySettings{law_, rank_tol, false}, input_, kind == Kind::kOneSpace ? input_ : output_, std::array<std::int64_t, 2>{std::min<Index>(rows, 64), 64});
   }
 
