@@ -53,6 +53,11 @@ double DenseMatrix<T>::bytes(Index width) {
 }
 
 template <class T>
+double DenseMatrix<T>::packed_bytes(Index width, Index vectors) {
+  return static_cast<double>(round_up(width, kPanelRows<T>) * round_up(vectors, kVectorStep)) * static_cast<double>(sizeof(T));
+}
+
+template <class T>
 T* DenseMatrix<T>::panel(const DenseEntries& e, Index p) const {
   return array<T>(e.values) + p * kPanelRows<T> * columns_;
 }

@@ -26,6 +26,8 @@ class DenseMatrix final : public WidthMatrix {
 
   /// Bytes of the entries of one version.
   static double bytes(std::int64_t width);
+  /// Of vectors packed for a product or an update.
+  static double packed_bytes(std::int64_t width, std::int64_t vectors);
 
  private:
   struct Factors {

@@ -426,22 +426,76 @@ std::vector<std::vector<double>> FiniteEvaluator::evaluate(const std::vector<con
   return out;
 }
 
+namespace {
+
+/// Arrays of n^2 entries that a dense network holds while node k is evaluated: versions share one until an update finds it shared.
+std::vector<int> arrays_alive(const Schedule& schedule) {
+  const Program& program = *schedule.program;
+  std::vector<int> alive(program.size(), 0), users;  // of an array: versions that hold it
+  std::vector<std::size_t> array_of(program.size());
+  int now = 0;
+  const auto make = [&](std::size_t k) {
+    array_of[k] = users.size();
+    users.push_back(1);
+    ++now;
+  };
+  for (std::uint32_t k = 0; k < program.size(); ++k) {
+    const Node& node = program.nodes[k];
+    if (schedule.needed[k] && node.type.matrix && node.in.empty()) make(k);
+    const bool uses = schedule.needed[k] && !node.in.empty() && program[node.in[0]].type.matrix;
+    const bool last = uses && schedule.last_use[node.in[0].value] == k;
+    if (uses && node.type.matrix) {
+      const std::size_t old = array_of[k] = array_of[node.in[0].value];
+      const bool shared = users[old] > 1 || !last;
+      if (std::holds_alternative<UpdateMatrix>(node.op) && shared) {
+        make(k);
+        users[old] -= last ? 1 : 0;
+      } else {
+        users[old] += last ? 0 : 1;
+      }
+    }
+    alive[k] = now;
+    if (uses && last && !node.type.matrix && --users[array_of[node.in[0].value]] == 0) --now;
+  }
+  return alive;
+}
+
+/// Bytes of vectors packed for a dense product, and of updates that wait for one, at their largest.
+template <class T>
+double packed_bytes(const Schedule& schedule, std::int64_t rows) {
+  const Program& program = *schedule.program;
+  const auto vectors = [&](NodeId id) { return size_of(program[id].type.dims); };
+  double product = 0;
+  std::map<std::uint32_t, double> waiting;  // matrix -> largest update
+  std::vector<std::uint32_t> source(program.size(), 0);
+  for (std::uint32_t k = 0; k < program.size(); ++k) {
+    const Node& node = program.nodes[k];
+    if (!schedule.needed[k]) continue;
+    if (node.type.matrix) source[k] = node.in.empty() ? std::get<GaussianMatrix>(node.op).source.value : source[node.in[0].value];
+    if (std::holds_alternative<MatMul>(node.op)) product = std::max(product, DenseMatrix<T>::packed_bytes(rows, vectors(node.in[1])));
+    if (!std::holds_alternative<UpdateMatrix>(node.op)) continue;
+    std::int64_t rank = 0;
+    for (std::size_t j = 1; j + 2 < node.in.size(); j += 3) rank += vectors(node.in[j + 1]);
+    waiting[source[k]] = std::max(waiting[source[k]], 2 * DenseMatrix<T>::packed_bytes(rows, rank));
+  }
+  for (const auto& [matrix, bytes] : waiting) product += bytes;
+  return product;
+}
+
+}  // namespace
+
 double estimate_memory(const Schedule& schedule, const RunSettings& settings, const std::vector<std::array<std::int64_t, 2>>* ranks) {
   const Program& program = *schedule.program;
   // Blocks reserve whole chunks.
   const double rows = static_cast<double>(settings.rows <= kChunkRows ? settings.rows : (settings.rows + kChunkRows - 1) / kChunkRows * kChunkRows);
   double bytes = 0, live = 0, peak = 0, chunk_columns = 0;
   const bool dense = !settings.limit && settings.dense;
+  std::vector<int> arrays(program.size(), 0);
+  double array_columns = 0;
   if (dense) {
-    // Matrix versions alive at once; an update in place adds none.
-    double matrices = 0, most = 0;
-    for (std::uint32_t k = 0; k < program.size(); ++k) {
-      const Node& node = program.nodes[k];
-      if (!schedule.needed[k] || !node.type.matrix) continue;
-      const bool in_place = !node.in.empty() && schedule.last_use[node.in[0].value] == k;
-      if (!in_place && !std::holds_alternative<ScaleMatrix>(node.op)) most = std::max(most, ++matrices);
-    }
-    bytes += most * rows * rows * 8;
+    bytes += settings.single_precision ? packed_bytes<float>(schedule, settings.rows) : packed_bytes<double>(schedule, settings.rows);
+    arrays = arrays_alive(schedule);
+    array_columns = (settings.single_precision ? DenseMatrix<float>::bytes(settings.rows) : DenseMatrix<double>::bytes(settings.rows)) / (rows * 8);
   } else {
     const double storage = settings.single_precision ? 4 : 8;
     for (std::size_t s = 0; s < program.sources.size(); ++s)
@@ -456,6 +510,7 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings, co
   // As Run does: the results of a group of row-by-row operations are allocated before its operands are released, and what
   // only the group needs takes no block.
   std::vector<NodeId> group;
+  const auto reach = [&](std::uint32_t k, double columns) { peak = std::max(peak, columns + arrays[k] * array_columns); };
   const auto size = [&](NodeId id) { return program[id].type.width ? static_cast<double>(size_of(program[id].type.dims)) : 0.0; };
   const auto release = [&](NodeId id) {
     const auto& in = program[id].in;
@@ -472,7 +527,7 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings, co
       } else {
         live += size(id);
       }
-    peak = std::max(peak, live);
+    if (!group.empty()) reach(group.back().value, live);
     chunk_columns = std::max(chunk_columns, scratch);
     for (const NodeId id : group) release(id);
     for (const NodeId id : inside) live += size(id);  // released above, never allocated
@@ -488,10 +543,10 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings, co
     if (!node.type.width && !node.type.matrix) continue;
     flush();
     live += size({k});
-    // A product projects a copy of its vector; so does an update.
+    // A lazy product projects a copy of its vector; so does an update.
     double copies = 0;
-    for (const NodeId in : node.in) copies = std::max(copies, node.type.matrix || std::holds_alternative<MatMul>(node.op) ? size(in) : 0.0);
-    peak = std::max(peak, live + copies);
+    for (const NodeId in : node.in) copies = std::max(copies, !dense && (node.type.matrix || std::holds_alternative<MatMul>(node.op)) ? size(in) : 0.0);
+    reach(k, live + copies);
     release({k});
   }
   flush();
