@@ -52,6 +52,12 @@ Matrices parse_matrices(const std::string& name, const std::string& text) {
   throw CLI::ValidationError(name, fmt::format("'{}' is not one of auto, dense, lazy", text));
 }
 
+bool parse_single(const std::string& name, const std::string& text) {
+  if (text == "single") return true;
+  if (text == "double") return false;
+  throw CLI::ValidationError(name, fmt::format("'{}' is not one of single, double", text));
+}
+
 Format parse_format(const std::string& name, const std::string& text) {
   if (text == "text") return Format::kText;
   if (text == "latex") return Format::kLatex;
@@ -130,6 +136,7 @@ void add_networks(CLI::App& app, Options& o, int seeds, int least_seeds) {
   add(app, "--seeds", "K", o.simulate.seeds, fmt::format("Networks per width; default {}", seeds), small_count(least_seeds));
   add(app, "--matrices", "KIND", o.simulate.matrices, "dense: stored; lazy: revealed product by product, the same law; default auto",
       parse_matrices);
+  add(app, "--precision", "NAME", o.simulate.single_precision, "Of the entries of matrices: single halves memory and time; default double", parse_single);
 }
 
 /// Parses, then runs the one command that was named.
@@ -159,6 +166,7 @@ int dispatch(int argc, char** argv) {
   add_program(compare_app, for_compare);
   add(compare_app, "--widths", "N,N,..", for_compare.widths, "Widths of the networks, as in 128,512,2048", parse_widths);
   compare_app.get_option("--widths")->required();
+  compare_app.add_flag("--fit-corrections", for_compare.fit_corrections, "Show limit, coefficient of 1/n and n-scaled variance that the widths give");
   add_networks(compare_app, for_compare, 8, 2);
   add_limit(compare_app, for_compare, 2);
   add_running(compare_app, for_compare);

@@ -856,6 +856,7 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
   settings.limit = false;
   settings.rows = options.width / units;
   settings.dense = options.matrices == Matrices::kDense;
+  settings.single_precision = options.single_precision;
   if (options.matrices == Matrices::kAuto) {
     // A lazy product costs about 8 n r P, a dense one 2 n^2 P, and the dense matrix must fit.
     std::int64_t directions = 0;
@@ -881,6 +882,7 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
 
   SimulationResult out;
   out.engine = {"networks", 0, 0, options.seed, threads, 0, 0};
+  out.engine.single_precision = settings.single_precision;
   for (const RunResult& run : *runs) out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
   out.width = options.width;
   out.seeds = options.seeds;
