@@ -7,7 +7,7 @@ namespace tplimit::engines {
 /// What versions of a dense matrix share: scale * values + left right'.  An update waits for the next product, which then reads the
 /// matrix once for both.
 struct DenseEntries {
-  Buffer values;         ///< panels, as math/panel_products wants them, rows and columns padded by zeros
+  Buffer values;         ///< slabs, as math/slab_products wants them, rows and columns padded by zeros
   Buffer left, right;    ///< the update that waits, packed likewise
   std::int64_t rank = 0; ///< vectors of `left` and `right`
   double scale = 1;
@@ -36,17 +36,17 @@ class DenseMatrix final : public WidthMatrix {
   };
   /// sum_k c_k D_k X_k' times `factor`.
   [[nodiscard]] Factors factors(const std::vector<UpdateTerm>& terms, double factor) const;
-  /// f(p) for all panels, in parallel.
+  /// f(p) for all slabs, in parallel.
   template <class F>
-  void for_panels(F&& f) const;
-  [[nodiscard]] T* panel(const DenseEntries& e, std::int64_t p) const;
-  /// Carries out what waits, in columns [first, first + count) of a panel.
+  void for_slabs(F&& f) const;
+  [[nodiscard]] T* slab(const DenseEntries& e, std::int64_t p) const;
+  /// Carries out what waits, in columns [first, first + count) of a slab.
   void settle(const DenseEntries& e, std::int64_t p, std::int64_t first, std::int64_t count) const;
   /// The version with entries of its own, nothing waiting, no scale.
   [[nodiscard]] MatrixVersion owned(MatrixVersion w) const;
 
   const Executor& executor_;
-  std::int64_t n_, panels_, columns_;
+  std::int64_t n_, slabs_, columns_;
   std::uint64_t key_;
 };
 

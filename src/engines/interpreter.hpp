@@ -26,7 +26,6 @@ Schedule make_schedule(const ir::Program& program, std::vector<ir::NodeId> wante
 struct RunSettings {
   bool limit = true;
   bool dense = false;              ///< finite width: keep matrices as arrays; else reveal them lazily
-  bool single_precision = false;   ///< matrices of float instead of double; sums over coordinates stay in double
   std::int64_t rows = 0;           ///< particles or width
   std::vector<std::uint64_t> keys; ///< of all random numbers of this run; several: the particles of as many runs joined, in equal parts
   double rank_tol = 1e-6;

@@ -54,7 +54,7 @@ class DenseMatrices : public ::testing::Test {
 using Numbers = ::testing::Types<float, double>;
 TYPED_TEST_SUITE(DenseMatrices, Numbers);
 
-// Around the sizes of columns, panels and ranges: 8, 32 and 64, 256.
+// Around the sizes of columns, slabs and ranges: 8, 32 and 64, 256.
 constexpr Index kWidths[] = {1, 5, 8, 33, 64, 100, 257, 1100};
 
 TYPED_TEST(DenseMatrices, HaveTheEntriesOfTheirKey) {

@@ -1,4 +1,4 @@
-#include "tplimit/math/panel_products.hpp"
+#include "tplimit/math/slab_products.hpp"
 
 #include <cstdint>
 #include <limits>
@@ -15,7 +15,7 @@ using Index = std::int64_t;
 using Matrix = Eigen::MatrixXd;
 
 template <class T>
-class PanelProducts : public ::testing::Test {
+class SlabProducts : public ::testing::Test {
  protected:
   /// Entries in (-1, 1) that T holds exactly.
   Matrix numbers(Index rows, Index columns) {
@@ -35,35 +35,35 @@ class PanelProducts : public ::testing::Test {
   std::mt19937 generator_{3};
 };
 using Numbers = ::testing::Types<float, double>;
-TYPED_TEST_SUITE(PanelProducts, Numbers);
+TYPED_TEST_SUITE(SlabProducts, Numbers);
 
-TYPED_TEST(PanelProducts, AddToWhatIsThere) {
-  constexpr Index h = kPanelRows<TypeParam>, lanes = kVectorLanes<TypeParam>;
-  for (const Index columns : {kColumnStep, 3 * kColumnStep, kPanelColumns})
+TYPED_TEST(SlabProducts, AddToWhatIsThere) {
+  constexpr Index h = kSlabRows<TypeParam>, lanes = kVectorLanes<TypeParam>;
+  for (const Index columns : {kColumnStep, 3 * kColumnStep, kSlabColumns})
     for (const Index count : {1, 2, 3}) {
       const Matrix a = this->numbers(h, columns);
-      const std::vector<TypeParam> panel = this->packed(a, h);
+      const std::vector<TypeParam> slab = this->packed(a, h);
 
       const Matrix x = this->numbers(columns, count * kVectorStep), y0 = this->numbers(h, x.cols());
       Matrix y = y0;
-      add_panel_product(panel.data(), columns, this->packed(x, kColumnBlock).data(), x.cols(), y.data());
+      add_slab_product(slab.data(), columns, this->packed(x, kColumnBlock).data(), x.cols(), y.data());
       EXPECT_LE((y - y0 - a * x).cwiseAbs().maxCoeff(), this->bound(columns)) << columns << " columns";
 
       const Matrix d = this->numbers(h, count * lanes), z0 = this->numbers(d.cols(), columns);  // row-major: z is its transpose
       Matrix z = z0;
-      add_transposed_panel_product(panel.data(), columns, this->packed(d, 1).data(), d.cols(), z.data());
+      add_transposed_slab_product(slab.data(), columns, this->packed(d, 1).data(), d.cols(), z.data());
       EXPECT_LE((z - z0 - d.transpose() * a).cwiseAbs().maxCoeff(), this->bound(h)) << columns << " columns";
     }
 }
 
-TYPED_TEST(PanelProducts, UpdateThePanelByAnyRank) {
-  constexpr Index h = kPanelRows<TypeParam>;
-  for (const Index columns : {kColumnStep, 2 * kPanelColumns})
+TYPED_TEST(SlabProducts, UpdateTheSlabByAnyRank) {
+  constexpr Index h = kSlabRows<TypeParam>;
+  for (const Index columns : {kColumnStep, 2 * kSlabColumns})
     for (const Index rank : {0, 1, 4, 7}) {
       const Matrix a = this->numbers(h, columns), d = this->numbers(h, rank), x = this->numbers(columns, rank);
-      std::vector<TypeParam> panel = this->packed(a, h);
-      add_panel_update(panel.data(), columns, this->packed(d, h).data(), this->packed(x, kColumnBlock).data(), rank);
-      const Matrix got = Eigen::Map<const Eigen::Matrix<TypeParam, Eigen::Dynamic, Eigen::Dynamic>>(panel.data(), h, columns).template cast<double>();
+      std::vector<TypeParam> slab = this->packed(a, h);
+      add_slab_update(slab.data(), columns, this->packed(d, h).data(), this->packed(x, kColumnBlock).data(), rank);
+      const Matrix got = Eigen::Map<const Eigen::Matrix<TypeParam, Eigen::Dynamic, Eigen::Dynamic>>(slab.data(), h, columns).template cast<double>();
       EXPECT_LE((got - a - d * x.transpose()).cwiseAbs().maxCoeff(), this->bound(rank) * static_cast<double>(1 + rank));
     }
 }

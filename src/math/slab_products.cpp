@@ -1,4 +1,4 @@
-#include "tplimit/math/panel_products.hpp"
+#include "tplimit/math/slab_products.hpp"
 
 #include <cstring>
 
@@ -37,15 +37,15 @@ constexpr int kRowPacks = simd::kBytes == 64 ? 4 : 2;
 constexpr int kStep = 4;
 static_assert(kStep == kVectorStep && kStep == kColumnBlock);
 
-/// Rows of a panel that are handled at once: all of them where registers are wide.
+/// Rows of a slab that are handled at once: all of them where registers are wide.
 template <class T>
 constexpr Index kTileRows = kRowPacks * Vector<T>::kLanes;
 
 }  // namespace
 
 template <class T>
-void add_panel_product(const T* a, Index columns, const T* x, Index vectors, double* y) {
-  constexpr Index h = kPanelRows<T>, lanes = Vector<T>::kLanes;
+void add_slab_product(const T* a, Index columns, const T* x, Index vectors, double* y) {
+  constexpr Index h = kSlabRows<T>, lanes = Vector<T>::kLanes;
   for (Index p = 0; p < vectors; p += kStep)
     for (Index i = 0; i < h; i += kTileRows<T>) {
       PackOf<T> sum[kRowPacks][kStep] = {};
@@ -67,8 +67,8 @@ void add_panel_product(const T* a, Index columns, const T* x, Index vectors, dou
 }
 
 template <class T>
-void add_transposed_panel_product(const T* a, Index columns, const T* d, Index vectors, double* y) {
-  constexpr Index h = kPanelRows<T>, lanes = Vector<T>::kLanes;
+void add_transposed_slab_product(const T* a, Index columns, const T* d, Index vectors, double* y) {
+  constexpr Index h = kSlabRows<T>, lanes = Vector<T>::kLanes;
   // Lanes are vectors, so no sum runs across lanes.
   for (Index k = 0; k < columns; k += kColumnStep)
     for (Index p = 0; p < vectors; p += lanes) {
@@ -83,8 +83,8 @@ void add_transposed_panel_product(const T* a, Index columns, const T* d, Index v
 }
 
 template <class T>
-void add_panel_update(T* a, Index columns, const T* d, const T* x, Index vectors) {
-  constexpr Index h = kPanelRows<T>, lanes = Vector<T>::kLanes;
+void add_slab_update(T* a, Index columns, const T* d, const T* x, Index vectors) {
+  constexpr Index h = kSlabRows<T>, lanes = Vector<T>::kLanes;
   for (Index k = 0; k < columns; k += kStep)
     for (Index i = 0; i < h; i += kTileRows<T>) {
       T* tile = a + k * h + i;
@@ -105,11 +105,11 @@ void add_panel_update(T* a, Index columns, const T* d, const T* x, Index vectors
     }
 }
 
-template void add_panel_product(const double*, Index, const double*, Index, double*);
-template void add_panel_product(const float*, Index, const float*, Index, double*);
-template void add_transposed_panel_product(const double*, Index, const double*, Index, double*);
-template void add_transposed_panel_product(const float*, Index, const float*, Index, double*);
-template void add_panel_update(double*, Index, const double*, const double*, Index);
-template void add_panel_update(float*, Index, const float*, const float*, Index);
+template void add_slab_product(const double*, Index, const double*, Index, double*);
+template void add_slab_product(const float*, Index, const float*, Index, double*);
+template void add_transposed_slab_product(const double*, Index, const double*, Index, double*);
+template void add_transposed_slab_product(const float*, Index, const float*, Index, double*);
+template void add_slab_update(double*, Index, const double*, const double*, Index);
+template void add_slab_update(float*, Index, const float*, const float*, Index);
 
 }  // namespace tplimit
