@@ -136,7 +136,7 @@ void add_networks(CLI::App& app, Options& o, int seeds, int least_seeds) {
   add(app, "--seeds", "K", o.simulate.seeds, fmt::format("Networks per width; default {}", seeds), small_count(least_seeds));
   add(app, "--matrices", "KIND", o.simulate.matrices, "dense: stored; lazy: revealed product by product, the same law; default auto",
       parse_matrices);
-  add(app, "--precision", "NAME", o.simulate.single_precision, "Of the entries of matrices: single halves memory and time; default double", parse_single);
+  add(app, "--precision", "NAME", o.simulate.single_precision, "Of the entries of dense matrices: single halves memory and time; default double", parse_single);
 }
 
 /// Parses, then runs the one command that was named.

@@ -868,6 +868,7 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
     });
     if (!stored && (4 * directions < options.width || copies * engines::estimate_memory(schedule, settings) > limit)) settings.dense = false;
   }
+  if (!settings.dense) settings.single_precision = false;  // bases of hundreds of directions lose their orthogonality: decision 0009
   const double bytes = copies * engines::estimate_memory(schedule, settings);
   if (bytes > limit)
     return Diagnostic{Severity::kError, "E4202", fmt::format("networks of width {} need up to {} of memory, but {} may be used", options.width, bytes_text(bytes), bytes_text(limit)), {}, "",

@@ -462,12 +462,12 @@ std::string to_text(const Comparison& all, const ProgramInfo& program, const Tex
   for (const SimulationResult& width : all.networks) {
     time_s += width.time_s;
     bytes = std::max(bytes, width.peak_memory_bytes);
-    widths += fmt::format("{}{} {}", widths.empty() ? "" : ", ", width.width, words::matrices(width));
+    widths += fmt::format("{}{} {}{}", widths.empty() ? "" : ", ", width.width, words::matrices(width), width.engine.single_precision ? " in single precision" : "");
   }
   std::string out = heading(program, "limit of infinite width against finite networks");
   out += fmt::format("limit: {}\n", particles_text(all.limit.engine));
   if (!all.networks.empty())
-    out += fmt::format("networks: {} at each width ({}){}\n", plural(all.networks[0].seeds, "seed"), widths, all.networks[0].engine.single_precision ? ", single precision" : "");
+    out += fmt::format("networks: {} at each width ({})\n", plural(all.networks[0].seeds, "seed"), widths);
   out += conditional(program, all.limit.random_outputs, all.limit.engine.seed, all.limit.draws);
   std::size_t compared = 0, agreeing = 0;
   for (std::size_t k = 0; k < all.reports.size(); ++k) {

@@ -138,6 +138,10 @@ TEST(SinglePrecision, ChangesResultsByMuchLessThanTheSeedDoes) {
       }
     }
   EXPECT_TRUE(any) << "it is another precision";
+  options.matrices = Matrices::kLazy;
+  const Result<SimulationResult> lazy = simulate(module, options);
+  ASSERT_TRUE(lazy.ok());
+  EXPECT_FALSE(lazy->engine.single_precision);
 }
 
 }  // namespace
