@@ -15,3 +15,5 @@ tplimit_test(graded_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/graded_test.cpp)
 tplimit_test(widths_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/widths_test.cpp)
+tplimit_test(networks_test LABEL numeric LINK tplimit::driver tplimit::report
+  SOURCES numeric/networks_test.cpp)

@@ -154,6 +154,7 @@ int simulate(const Options& options) {
 }
 
 int compare(const Options& options) {
+  if (options.fit_corrections && options.widths.size() < 2) return complain("--fit-corrections needs two widths or more");
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
@@ -192,7 +193,8 @@ int compare(const Options& options) {
     return result;
   }();
   if (!limit) return reject(limit.errors(), loaded.source);
-  const Comparison comparison = tplimit::compare(std::move(*limit), std::move(networks));
+  Comparison comparison = tplimit::compare(std::move(*limit), std::move(networks));
+  comparison.show_corrections = options.fit_corrections;
   return deliver(comparison, info(*loaded.module, options), comparison.limit.warnings, options, exit_code(comparison));
 }
 

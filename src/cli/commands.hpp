@@ -32,6 +32,7 @@ struct Options {
   EvaluateOptions evaluate;
   SimulateOptions simulate;
   std::vector<std::int64_t> widths;  ///< compare
+  bool fit_corrections = false;      ///< compare
   int draws = 1;                     ///< run
   std::string out;                   ///< JSON file; empty: none
   bool quiet = false, full = false;

@@ -52,6 +52,12 @@ Matrices parse_matrices(const std::string& name, const std::string& text) {
   throw CLI::ValidationError(name, fmt::format("'{}' is not one of auto, dense, lazy", text));
 }
 
+bool parse_single(const std::string& name, const std::string& text) {
+  if (text == "single") return true;
+  if (text == "double") return false;
+  throw CLI::ValidationError(name, fmt::format("'{}' is not one of single, double", text));
+}
+
 Format parse_format(const std::string& name, const std::string& text) {
   if (text == "text") return Format::kText;
   if (text == "latex") return Format::kLatex;
@@ -103,6 +109,7 @@ void add_running(CLI::App& app, Options& o) {
   add(app, "--seed", "N", o.lower.seed, "Of everything random; default 0", parse_seed);
   add(app, "--threads", "N", o.evaluate.threads, "Default 0: all cores.  Results do not depend on it", small_count(0));
   add(app, "--memory", "BYTES", o.evaluate.memory_bytes, "Refuse to use more, as in 4G; default: 80 % of the machine's", parse_bytes);
+  add(app, "--precision", "NAME", o.simulate.single_precision, "Of stored matrices, bases and normals: single halves memory and time; default double", parse_single);
   app.add_option("--out", o.out, "Write all numbers to this JSON file")->type_name("FILE");
   app.add_flag("--quiet", o.quiet, "Print errors only");
   app.add_flag("--full", o.full, "Print every number of large arrays");
@@ -159,6 +166,7 @@ int dispatch(int argc, char** argv) {
   add_program(compare_app, for_compare);
   add(compare_app, "--widths", "N,N,..", for_compare.widths, "Widths of the networks, as in 128,512,2048", parse_widths);
   compare_app.get_option("--widths")->required();
+  compare_app.add_flag("--fit-corrections", for_compare.fit_corrections, "Show limit, coefficient of 1/n and n-scaled variance that the widths give");
   add_networks(compare_app, for_compare, 8, 2);
   add_limit(compare_app, for_compare, 2);
   add_running(compare_app, for_compare);
@@ -192,6 +200,7 @@ int dispatch(int argc, char** argv) {
   for (Options* o : {&for_run, &for_simulate, &for_compare, &for_explain}) {
     o->evaluate.seed = o->simulate.seed = o->lower.seed;
     o->simulate.threads = o->evaluate.threads;
+    o->evaluate.single_precision = o->simulate.single_precision;
     o->simulate.memory_bytes = o->evaluate.memory_bytes;
   }
   if (run_app) return run(for_run);

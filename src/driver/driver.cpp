@@ -453,7 +453,7 @@ class LimitEvaluation {
       out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
     }
     ranks_ = {resolution.rank_tol, runs->front().ranks};
-    out.engine.memory_estimate = memory(resolution);
+    out.engine.memory_estimate = base_memory_ + memory(resolution);
     if (target && count > 1) {
       const Pooled first = with_moments(*runs);
       if (first.failure) return diagnose(program_, *first.failure);
@@ -476,7 +476,7 @@ class LimitEvaluation {
     if (rank * rank * count > 4 * static_cast<double>(particles)) {
       const Resolution twice{2 * particles, resolution.rank_tol};
       if (count > 1 && memory(twice) <= memory_limit(options_.memory_bytes)) {
-        out.engine.memory_estimate = memory(twice);
+        out.engine.memory_estimate = base_memory_ + memory(twice);
         const int pairs = (count + 1) / 2;
         progress.extend(pairs);
         auto joined = run_particles(twice, pairs, [&](std::int64_t k) { return std::vector{key(2 * k), key((2 * k + 1) % count)}; }, progress);
@@ -623,7 +623,7 @@ class LimitEvaluation {
   /// Bytes of runs at this resolution: by ranks that an earlier run found, or, where the largest possible ranks would not do, a small one.
   [[nodiscard]] double memory(const Resolution& resolution) {
     const double copies = runs_side_by_side(resolution.particles) ? std::min(threads_, options_.randomisations) : 1;
-    const auto bytes = [&](const std::vector<std::array<std::int64_t, 2>>* ranks) { return base_memory_ + copies * engines::estimate_memory(schedule_, settings(resolution), ranks); };
+    const auto bytes = [&](const std::vector<std::array<std::int64_t, 2>>* ranks) { return copies * engines::estimate_memory(schedule_, settings(resolution), ranks); };
     if (ranks_ && ranks_->rank_tol <= resolution.rank_tol) return bytes(&ranks_->of_source);
     const double most = bytes(nullptr);
     if (most <= memory_limit(options_.memory_bytes)) return most;
@@ -865,6 +865,7 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
   settings.limit = false;
   settings.rows = options.width / units;
   settings.dense = options.matrices == Matrices::kDense;
+  settings.single_precision = options.single_precision;
   if (options.matrices == Matrices::kAuto) {
     // A lazy product costs about 8 n r P, a dense one 2 n^2 P, and the dense matrix must fit.
     std::int64_t directions = 0;
@@ -890,6 +891,7 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
 
   SimulationResult out;
   out.engine = {"networks", 0, 0, options.seed, threads, 0, 0};
+  out.engine.single_precision = settings.single_precision;
   for (const RunResult& run : *runs) out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
   out.width = options.width;
   out.seeds = options.seeds;

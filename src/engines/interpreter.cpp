@@ -5,6 +5,7 @@
 #include <deque>
 #include <set>
 
+#include "engines/dense_matrix.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/support/overloaded.hpp"
 
@@ -303,10 +304,12 @@ class Run {
     if (!m) {
       if (!settings_.limit && settings_.dense) {
         const std::string& name = program_.sources[source.value].name;
-        m = std::make_unique<DenseMatrix>(executor_, settings_.rows, mix_key(mix_key(settings_.keys.front(), kMatrixWord), hash_text(name.data(), name.size())));
+        const std::uint64_t key = mix_key(mix_key(settings_.keys.front(), kMatrixWord), hash_text(name.data(), name.size()));
+        if (settings_.single_precision) m = std::make_unique<DenseMatrix<float>>(executor_, settings_.rows, key);
+        else m = std::make_unique<DenseMatrix<double>>(executor_, settings_.rows, key);
       } else {
-        // 1e-10: what rounding leaves of a vector in the span of earlier ones; networks are not truncated beyond that.
-        const LazySettings lazy = settings_.limit ? LazySettings{NormalLaw::kMatched, settings_.rank_tol, settings_.single_precision} : LazySettings{NormalLaw::kExact, 1e-10, settings_.single_precision};
+        // 1e-10: what rounding leaves of a vector in the span of earlier ones (1e-6 in single precision); networks are not truncated beyond that.
+        const LazySettings lazy = settings_.limit ? LazySettings{NormalLaw::kMatched, settings_.rank_tol, settings_.single_precision} : LazySettings{NormalLaw::kExact, settings_.single_precision ? 1e-6 : 1e-10, settings_.single_precision};
         m = std::make_unique<LazyMatrix>(executor_, settings_.rows, lazy,
                                          spaces_[s_.spaces.input_of_source[source.value]], spaces_[s_.spaces.output_of_source[source.value]],
                                          s_.spaces.directions[source.value]);
@@ -450,6 +453,60 @@ double small_matrices(const Schedule& schedule, const RunSettings& settings, con
   return bytes + std::max(std::min(64 * sweep, 1048576.0), 16 * sweep) * 8;
 }
 
+/// Arrays of n^2 entries that a dense network holds while node k is evaluated: versions share one until an update finds it shared.
+std::vector<int> arrays_alive(const Schedule& schedule) {
+  const Program& program = *schedule.program;
+  std::vector<int> alive(program.size(), 0), users;  // of an array: versions that hold it
+  std::vector<std::size_t> array_of(program.size());
+  int now = 0;
+  const auto make = [&](std::size_t k) {
+    array_of[k] = users.size();
+    users.push_back(1);
+    ++now;
+  };
+  for (std::uint32_t k = 0; k < program.size(); ++k) {
+    const Node& node = program.nodes[k];
+    if (schedule.needed[k] && node.type.matrix && node.in.empty()) make(k);
+    const bool uses = schedule.needed[k] && !node.in.empty() && program[node.in[0]].type.matrix;
+    const bool last = uses && schedule.last_use[node.in[0].value] == k;
+    if (uses && node.type.matrix) {
+      const std::size_t old = array_of[k] = array_of[node.in[0].value];
+      const bool shared = users[old] > 1 || !last;
+      if (std::holds_alternative<UpdateMatrix>(node.op) && shared) {
+        make(k);
+        users[old] -= last ? 1 : 0;
+      } else {
+        users[old] += last ? 0 : 1;
+      }
+    }
+    alive[k] = now;
+    if (uses && last && !node.type.matrix && --users[array_of[node.in[0].value]] == 0) --now;
+  }
+  return alive;
+}
+
+/// Bytes of vectors packed for a dense product, and of updates that wait for one, at their largest.
+template <class T>
+double packed_bytes(const Schedule& schedule, std::int64_t rows) {
+  const Program& program = *schedule.program;
+  const auto vectors = [&](NodeId id) { return size_of(program[id].type.dims); };
+  double product = 0;
+  std::map<std::uint32_t, double> waiting;  // matrix -> largest update
+  std::vector<std::uint32_t> source(program.size(), 0);
+  for (std::uint32_t k = 0; k < program.size(); ++k) {
+    const Node& node = program.nodes[k];
+    if (!schedule.needed[k]) continue;
+    if (node.type.matrix) source[k] = node.in.empty() ? std::get<GaussianMatrix>(node.op).source.value : source[node.in[0].value];
+    if (std::holds_alternative<MatMul>(node.op)) product = std::max(product, DenseMatrix<T>::packed_bytes(rows, vectors(node.in[1])));
+    if (!std::holds_alternative<UpdateMatrix>(node.op)) continue;
+    std::int64_t rank = 0;
+    for (std::size_t j = 1; j + 2 < node.in.size(); j += 3) rank += vectors(node.in[j + 1]);
+    waiting[source[k]] = std::max(waiting[source[k]], 2 * DenseMatrix<T>::packed_bytes(rows, rank));
+  }
+  for (const auto& [matrix, bytes] : waiting) product += bytes;
+  return product;
+}
+
 }  // namespace
 
 double estimate_memory(const Schedule& schedule, const RunSettings& settings, const std::vector<std::array<std::int64_t, 2>>* ranks) {
@@ -458,16 +515,12 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings, co
   const double rows = static_cast<double>(settings.rows <= kChunkRows ? settings.rows : (settings.rows + kChunkRows - 1) / kChunkRows * kChunkRows);
   double bytes = 0, live = 0, peak = 0, chunk_columns = 0;
   const bool dense = !settings.limit && settings.dense;
+  std::vector<int> arrays(program.size(), 0);
+  double array_columns = 0;
   if (dense) {
-    // Matrix versions alive at once; an update in place adds none.
-    double matrices = 0, most = 0;
-    for (std::uint32_t k = 0; k < program.size(); ++k) {
-      const Node& node = program.nodes[k];
-      if (!schedule.needed[k] || !node.type.matrix) continue;
-      const bool in_place = !node.in.empty() && schedule.last_use[node.in[0].value] == k;
-      if (!in_place && !std::holds_alternative<ScaleMatrix>(node.op)) most = std::max(most, ++matrices);
-    }
-    bytes += most * rows * rows * 8;
+    bytes += settings.single_precision ? packed_bytes<float>(schedule, settings.rows) : packed_bytes<double>(schedule, settings.rows);
+    arrays = arrays_alive(schedule);
+    array_columns = (settings.single_precision ? DenseMatrix<float>::bytes(settings.rows) : DenseMatrix<double>::bytes(settings.rows)) / (rows * 8);
   } else {
     const double storage = settings.single_precision ? 4 : 8;
     for (std::size_t s = 0; s < program.sources.size(); ++s)
@@ -483,6 +536,7 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings, co
   // As Run does: the results of a group of row-by-row operations are allocated before its operands are released, and what
   // only the group needs takes no block.
   std::vector<NodeId> group;
+  const auto reach = [&](std::uint32_t k, double columns) { peak = std::max(peak, columns + arrays[k] * array_columns); };
   const auto size = [&](NodeId id) { return program[id].type.width ? static_cast<double>(size_of(program[id].type.dims)) : 0.0; };
   const auto release = [&](NodeId id) {
     const auto& in = program[id].in;
@@ -499,7 +553,7 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings, co
       } else {
         live += size(id);
       }
-    peak = std::max(peak, live);
+    if (!group.empty()) reach(group.back().value, live);
     chunk_columns = std::max(chunk_columns, scratch);
     for (const NodeId id : group) release(id);
     for (const NodeId id : inside) live += size(id);  // released above, never allocated
@@ -515,10 +569,10 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings, co
     if (!node.type.width && !node.type.matrix) continue;
     flush();
     live += size({k});
-    // A product projects a copy of its vector; so does an update.
+    // A lazy product projects a copy of its vector; so does an update.
     double copies = 0;
-    for (const NodeId in : node.in) copies = std::max(copies, node.type.matrix || std::holds_alternative<MatMul>(node.op) ? size(in) : 0.0);
-    peak = std::max(peak, live + copies);
+    for (const NodeId in : node.in) copies = std::max(copies, !dense && (node.type.matrix || std::holds_alternative<MatMul>(node.op)) ? size(in) : 0.0);
+    reach(k, live + copies);
     release({k});
   }
   flush();

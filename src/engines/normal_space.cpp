@@ -24,6 +24,7 @@ NormalSpace::NormalSpace(const Executor& executor, std::int64_t rows, NormalLaw 
 }
 
 void NormalSpace::watch(const Panel& q) {
+  single_ = single_ || q.single();
   if (matching_) directions_.push_back({&q, 0, {}});
 }
 
@@ -72,8 +73,8 @@ void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q, st
   for (Eigen::Index j = 0; j < count; ++j) rest.row(j) = directions_q.row(fresh[static_cast<std::size_t>(j)]);
   rest.noalias() -= normals_q.transpose() * normals_q;
   rest.noalias() -= v.transpose() * v;
-  // 1e-5: a smaller rest cannot be told from rounding noise twice over, and would be divided by.
-  const OrderedFactor factor = factor_in_order(rest, Eigen::VectorXd::Ones(count), 1e-5);
+  // 1e-5 (1e-3 in single precision): a smaller rest cannot be told from rounding noise twice over, and would be divided by.
+  const OrderedFactor factor = factor_in_order(rest, Eigen::VectorXd::Ones(count), single_ ? 1e-3 : 1e-5);
   const auto more = static_cast<Eigen::Index>(factor.kept.size());
   first = 0;
   for (Member& m : normals_) {
@@ -139,7 +140,7 @@ bool NormalSpace::project(Block& g) {
   // Twice is enough (Kahan), and once where little was taken off: fresh normals are nearly orthogonal to what is there, and what cancels
   // is no more than what was there.  Unless coefficients of Q are large, as where Q is nearly in the span of N.
   constexpr double kLittle = 0.25, kLarge = 10;
-  bool done = on_normals.colwise().squaredNorm().maxCoeff() < kLittle;
+  bool done = !single_ && on_normals.colwise().squaredNorm().maxCoeff() < kLittle;
   if (!kept_.empty()) {
     std::vector<std::int64_t> first_row{0};
     for (const Member& m : directions_) first_row.push_back(first_row.back() + m.panel->columns());
@@ -153,7 +154,7 @@ bool NormalSpace::project(Block& g) {
       first += m.panel->columns();
     }
     lower_.triangularView<Eigen::Lower>().solveInPlace(t);
-    done = (on_normals.colwise().squaredNorm() + t.colwise().squaredNorm()).maxCoeff() < kLittle;
+    done = done && (on_normals.colwise().squaredNorm() + t.colwise().squaredNorm()).maxCoeff() < kLittle;
     lower_.triangularView<Eigen::Lower>().adjoint().solveInPlace(t);
     done = done && t.cwiseAbs().maxCoeff() < kLarge;
     first = 0;

@@ -49,7 +49,7 @@ class NormalSpace {
   std::int64_t rows_;
   NormalLaw law_;
   std::vector<std::uint64_t> keys_;
-  bool matching_;
+  bool matching_, single_ = false;
   Panel ones_;
   std::vector<Member> normals_;     ///< orthonormal columns N, all together
   std::vector<Member> directions_;  ///< bases Q, each orthonormal

@@ -6,7 +6,6 @@
 #include <Eigen/Cholesky>
 
 #include "engines/cholesky.hpp"
-#include "tplimit/math/normals.hpp"
 
 namespace tplimit::engines {
 namespace {
@@ -71,7 +70,7 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
   // is small but kept needs a second projection ("twice is enough").
   const Eigen::VectorXd left = squared_norms - a.colwise().squaredNorm().transpose();
   const double tol2 = settings_.rank_tol * settings_.rank_tol;
-  constexpr double kCancelled = 1e-12;  // 4500 eps of the square
+  const double kCancelled = settings_.single ? 1e-5 : 1e-12;  // of the square: 4500 eps, 80 eps
   if (((left.array() + kCancelled * squared_norms.array() < tol2 * squared_norms.array()) || squared_norms.array() == 0).all()) {
     // What is below the noise of cancellation counts as 0.
     const Eigen::ArrayXd dropped = (squared_norms.array() == 0 || left.array() <= kCancelled * squared_norms.array()).select(0.0, left.array() / squared_norms.array());
@@ -79,8 +78,9 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
     side.known.emplace(node, a);
     return a;
   }
-  // eps |x| / |rest| of the rest is not orthogonal to Q after one projection; 1e-6: at most 2e-13.
-  const bool twice = r > 0 && (left.array() < 1e-6 * squared_norms.array() && squared_norms.array() > 0).any();
+  // eps |x| / |rest| of the rest is not orthogonal to Q after one projection; 1e-6: at most 2e-13.  A basis in single precision is
+  // orthonormal to 1e-7 only, and errors would grow from step to step.
+  const bool twice = r > 0 && (settings_.single || (left.array() < 1e-6 * squared_norms.array() && squared_norms.array() > 0).any());
   Block rest(rows_, p);
   Matrix second = sum_over_chunks(executor_, chunks, (twice ? r : 0) + p, p, [&](std::int64_t c, Matrix& part) {
                     auto own_rest = all_columns(rest, c);
@@ -117,7 +117,7 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
       dimensions.push_back(dimension + static_cast<std::uint64_t>(j));
       magnified = std::max(magnified, std::sqrt(twice ? gram(j, j) : squared_norms(j)) / lower(l, l));
     }
-    const bool again = r > 0 && magnified > 1e4;  // 2e-12 of a direction
+    const bool again = r > 0 && (settings_.single || magnified > 1e4);  // 2e-12 of a direction
     const Matrix off = twice ? Matrix(second * to_directions) : Matrix();
     Block q(rows_, fresh);
     Matrix third = sum_over_chunks(executor_, chunks, (again ? r : 0) + fresh, fresh, [&](std::int64_t c, Matrix& part) {
@@ -179,69 +179,6 @@ MatrixVersion LazyMatrix::update(MatrixVersion w, const std::vector<UpdateTerm>&
     w.coefficients.topLeftCorner(d.rows(), x.rows()).noalias() += t.c * d * x.transpose();
   }
   return w;
-}
-
-// ---- dense ------------------------------------------------------------------------------------------
-
-MatrixVersion DenseMatrix::initial() {
-  auto entries = std::make_shared<Block>(n_, n_);
-  const double s = 1 / std::sqrt(static_cast<double>(n_));
-  executor_.parallel(entries->chunks(), [&](std::int64_t c) {
-    const std::int64_t rows = entries->chunk_rows(c);
-    for (std::int64_t j = 0; j < n_; ++j) {
-      double* out = entries->chunk(c) + j * entries->ld();
-      plain_normals(mix_key(key_, static_cast<std::uint64_t>(j)), static_cast<std::uint64_t>(c * kChunkRows), {out, static_cast<std::size_t>(rows)});
-      for (std::int64_t i = 0; i < rows; ++i) out[i] *= s;
-    }
-  });
-  return {1, {}, entries};
-}
-
-void DenseMatrix::apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t, std::uint64_t, Block& y) {
-  const Block& e = *w.entries;
-  executor_.parallel(y.chunks(), [&](std::int64_t c) {
-    auto out = all_columns(y, c);
-    out.setZero();
-    for (std::int64_t k = 0; k < x.chunks(); ++k) {
-      if (transposed) out.noalias() += columns_of(e, k, c * kChunkRows, y.chunk_rows(c)).transpose() * all_columns(x, k);
-      else out.noalias() += columns_of(e, c, k * kChunkRows, x.chunk_rows(k)) * all_columns(x, k);
-    }
-    if (w.scale != 1) out *= w.scale;
-  });
-}
-
-template <class Change>
-MatrixVersion DenseMatrix::changed(MatrixVersion w, Change change) {
-  if (w.entries.use_count() > 1) {  // an older version is still needed
-    auto copy = std::make_shared<Block>(n_, n_);
-    executor_.parallel(copy->chunks(), [&](std::int64_t c) { all_columns(*copy, c) = all_columns(*w.entries, c); });
-    w.entries = copy;
-  }
-  const Block& e = *w.entries;
-  executor_.parallel(e.chunks(), [&](std::int64_t c) {
-    for (std::int64_t k = 0; k < e.chunks(); ++k) {
-      auto part = columns_of(e, c, k * kChunkRows, e.chunk_rows(k));
-      if (w.scale != 1) part *= w.scale;
-      change(part, c, k);
-    }
-  });
-  w.scale = 1;
-  return w;
-}
-
-MatrixVersion DenseMatrix::update(MatrixVersion w, const std::vector<UpdateTerm>& terms) {
-  return changed(std::move(w), [&](auto& part, std::int64_t c, std::int64_t k) {
-    for (const UpdateTerm& t : terms) part.noalias() += (t.c / static_cast<double>(n_) * all_columns(*t.d, c)) * all_columns(*t.x, k).transpose();
-  });
-}
-
-MatrixVersion DenseMatrix::update_entrywise(MatrixVersion w, const std::vector<UpdateTerm>& terms, double c, double epsilon) {
-  return changed(std::move(w), [&](auto& part, std::int64_t row, std::int64_t column) {
-    Matrix g = Matrix::Zero(part.rows(), part.cols());
-    for (const UpdateTerm& t : terms) g.noalias() += (t.c * all_columns(*t.d, row)) * all_columns(*t.x, column).transpose();
-    if (epsilon == 0) part.array() += c * g.array().sign();
-    else part.array() += c * g.array() / (g.array().square() + epsilon * epsilon).sqrt();
-  });
 }
 
 }  // namespace tplimit::engines

@@ -27,6 +27,7 @@ inline constexpr std::size_t kBytes = 16;
 inline constexpr std::size_t kLanes = kBytes / sizeof(double);
 
 typedef double Pack __attribute__((vector_size(kBytes)));
+typedef float FloatPack __attribute__((vector_size(kBytes)));
 typedef std::uint64_t Bits __attribute__((vector_size(kBytes)));
 
 /// The same double in every lane.
@@ -51,6 +52,15 @@ inline Pack mul_add(Pack a, Pack b, Pack c) {
   return _mm512_fmadd_pd(a, b, c);
 #elif defined(__AVX2__) && defined(__FMA__)
   return _mm256_fmadd_pd(a, b, c);
+#else
+  return a * b + c;
+#endif
+}
+inline FloatPack mul_add(FloatPack a, FloatPack b, FloatPack c) {
+#if defined(__AVX512F__)
+  return _mm512_fmadd_ps(a, b, c);
+#elif defined(__AVX2__) && defined(__FMA__)
+  return _mm256_fmadd_ps(a, b, c);
 #else
   return a * b + c;
 #endif

@@ -25,6 +25,7 @@ constexpr double kSmallestP = 1e-3;       // of a whole report
 constexpr double kErrors = 3;             // how many standard errors the slope may lie above -1/2
 constexpr double kHiddenSlope = 1.0 / 6;  // 3 such errors cannot tell -1/2 from 0
 constexpr double kCurvature = 0.12;  // standard error of log sd at the smallest width for 1 + d/n, see docs/compare.md
+constexpr double kBend = 0.5;        // .. and of n variance, which no other entry averages out
 constexpr double kNextTerm = 0.25;   // largest next term of the mean in units of the last one fitted, smallest width ..
 constexpr double kNextTermOfOne = 1;  // .. and where only b/n is fitted; docs/compare.md
 constexpr double kRounding = 64 * std::numeric_limits<double>::epsilon();
@@ -102,45 +103,87 @@ MatrixXd residual(const MatrixXd& design, const MatrixXd& rhs) {
   return rhs - design * Eigen::ColPivHouseholderQR<MatrixXd>(design).solve(rhs);
 }
 
-/// Does mean(n) - limit = (0 +- limit_error) + b/n + c/n^2 fit one entry?  limit_error is taken as exact.
-/// `bias` is mean - limit, `variance` that of the mean, per width.
-MeanTest fit_mean(const Summary& s, const VectorXd& bias, VectorXd variance, double limit_error) {
-  const Index widths = bias.size();
-  const Index terms = std::min<Index>(2, widths - 1);
-  // Far below the samples' errors it changes nothing, but as a row of the fit it would hide the other rows in rounding.
-  const bool free_limit = limit_error > 1e-6 * std::sqrt(variance.minCoeff());
-  const Index rows = widths + (free_limit ? 1 : 0);
-
-  // Rows: the widths, then the limit as a datum; columns: the limit, b, c.  Divided by the standard errors.
-  const auto whitened = [&](const VectorXd& per_width, double for_limit) {
-    VectorXd column(rows);
-    column.head(widths) = per_width.array() / variance.array().sqrt();
-    if (free_limit) column[widths] = for_limit / limit_error;
-    return column;
-  };
-  const auto make_design = [&] {
-    MatrixXd design(rows, terms + (free_limit ? 1 : 0));
-    for (Index j = 0; j < terms; ++j) design.col(j) = whitened(s.inverse.array().pow(static_cast<double>(j + 1)), 0);
-    if (free_limit) design.col(terms) = whitened(VectorXd::Ones(widths), 1);
-    return design;
-  };
-
-  // The series goes on: the next term may be as large as a quarter of the last one (or a sixteenth of the one before,
-  // should the last vanish by chance), the term after that again a quarter; that one enters as an error.
-  double next = 0;
-  if (terms > 0) {
-    const MatrixXd design = make_design();
-    const VectorXd fit = Eigen::ColPivHouseholderQR<MatrixXd>(design).solve(whitened(bias, 0));
-    next = (terms > 1 ? kNextTerm : kNextTermOfOne) * std::abs(fit[terms - 1]);
-    if (terms > 1) next = std::max(next, kNextTerm * kNextTerm * std::abs(fit[terms - 2]));
-    variance.array() += (kNextTerm * next * s.inverse.array().pow(static_cast<double>(terms + 2))).square();
+/// The equations mean(n) - limit = L + b m/n + c (m/n)^2 for one entry, m the smallest width, divided by their standard errors.
+/// Rows: the widths, then the limit as a datum, L = 0 +- limit_error.
+class MeanEquations {
+ public:
+  enum class Limit { kExact, kDatum, kUnknown };  ///< L is 0; known to within its error; free
+  MeanEquations(const Summary& s, const VectorXd& bias, VectorXd variance, double limit_error, Limit limit)
+      : s_(s), bias_(bias), variance_(std::move(variance)), limit_error_(limit_error), limit_(limit), terms_(std::min<Index>(2, bias.size() - 1)) {
+    // The series goes on: the next term may be as large as a quarter of the last one (or a sixteenth of the one before,
+    // should the last vanish by chance), the term after that again a quarter; that one enters as an error.
+    if (terms_ == 0) return;
+    const VectorXd fit = Eigen::ColPivHouseholderQR<MatrixXd>(design()).solve(data());
+    next_ = (terms_ > 1 ? kNextTerm : kNextTermOfOne) * std::abs(fit[terms_ - 1]);
+    if (terms_ > 1) next_ = std::max(next_, kNextTerm * kNextTerm * std::abs(fit[terms_ - 2]));
+    variance_.array() += (kNextTerm * next_ * s.inverse.array().pow(static_cast<double>(terms_ + 2))).square();
   }
 
-  const MatrixXd design = make_design();
-  MatrixXd columns(rows, 3);
-  columns.col(0) = whitened(bias, 0);
-  columns.col(1) = whitened(s.inverse.array().pow(static_cast<double>(terms + 1)), 0);
-  columns.col(2) = whitened(VectorXd::Ones(widths), 0);
+  [[nodiscard]] VectorXd data() const { return column(bias_, 0); }
+  /// (m/n)^power at every width; 0: as if the limit were off by 1.
+  [[nodiscard]] VectorXd power(Index power) const { return column(s_.inverse.array().pow(static_cast<double>(power)), 0); }
+  /// Columns: b, c, then L unless it is exact.
+  [[nodiscard]] MatrixXd design() const {
+    MatrixXd out(rows(), terms_ + (limit_ == Limit::kExact ? 0 : 1));
+    for (Index j = 0; j < terms_; ++j) out.col(j) = power(j + 1);
+    if (limit_ != Limit::kExact) out.col(terms_) = column(VectorXd::Ones(bias_.size()), 1);
+    return out;
+  }
+  [[nodiscard]] Index terms() const { return terms_; }
+  /// Largest next term at the smallest width.
+  [[nodiscard]] double next() const { return next_; }
+
+  /// The unknowns, as in the columns of design(), with the next term as one more: 0 +- next().
+  [[nodiscard]] std::vector<Estimate> solve() const {
+    const MatrixXd known = design();
+    const Index more = next_ > 0 ? 1 : 0;
+    MatrixXd a = MatrixXd::Zero(known.rows() + more, known.cols() + more);
+    VectorXd y = VectorXd::Zero(a.rows());
+    a.topLeftCorner(known.rows(), known.cols()) = known;
+    y.head(known.rows()) = data();
+    if (more > 0) {
+      a.col(known.cols()).head(known.rows()) = power(terms_ + 1);
+      a(known.rows(), known.cols()) = 1 / next_;
+    }
+    const MatrixXd inverse = Eigen::CompleteOrthogonalDecomposition<MatrixXd>(a).pseudoInverse();  // error^2 = its squared rows
+    const VectorXd value = inverse * y;
+    std::vector<Estimate> out;
+    for (Index j = 0; j < known.cols(); ++j) out.push_back({value[j], inverse.row(j).norm()});
+    return out;
+  }
+
+ private:
+  [[nodiscard]] Index rows() const { return bias_.size() + (limit_ == Limit::kDatum ? 1 : 0); }
+  [[nodiscard]] VectorXd column(const VectorXd& per_width, double for_limit) const {
+    VectorXd out(rows());
+    out.head(bias_.size()) = per_width.array() / variance_.array().sqrt();
+    if (limit_ == Limit::kDatum) out[bias_.size()] = for_limit / limit_error_;
+    return out;
+  }
+
+  const Summary& s_;
+  const VectorXd& bias_;
+  VectorXd variance_;
+  double limit_error_;
+  Limit limit_;
+  Index terms_;
+  double next_ = 0;
+};
+
+/// A limit far more exact than the samples counts as exact: as a row of the fit it would hide the other rows in rounding.
+MeanEquations::Limit kind_of_limit(const VectorXd& variance, double limit_error) {
+  return limit_error > 1e-6 * std::sqrt(variance.minCoeff()) ? MeanEquations::Limit::kDatum : MeanEquations::Limit::kExact;
+}
+
+/// Does mean(n) - limit = (0 +- limit_error) + b/n + c/n^2 fit one entry?  limit_error is taken as exact.
+/// `bias` is mean - limit, `variance` that of the mean, per width.
+MeanTest fit_mean(const Summary& s, const VectorXd& bias, const VectorXd& variance, double limit_error) {
+  const MeanEquations equations(s, bias, variance, limit_error, kind_of_limit(variance, limit_error));
+  const Index widths = bias.size(), terms = equations.terms();
+  const double next = equations.next();
+  const MatrixXd design = equations.design();
+  MatrixXd columns(design.rows(), 3);
+  columns << equations.data(), equations.power(terms + 1), equations.power(0);
   const MatrixXd left = design.cols() > 0 ? residual(design, columns) : columns;
   // What is left of the samples; of the next term, within its bounds; of a shift of the limit by 1.
   const auto misfit = [&](const VectorXd& data, const VectorXd& next_term) {
@@ -186,6 +229,40 @@ MeanTest test_mean(const Summary& s, const VectorXd& bias, const VectorXd& varia
   return test;
 }
 
+/// How one entry approaches its limit; `variance` is that of the mean.
+Corrections fit_corrections(const Summary& s, const std::vector<WidthSamples>& samples, Index entry, double limit, const VectorXd& bias, const VectorXd& variance,
+                            double limit_error) {
+  Corrections out;
+  const std::vector<Estimate> given = MeanEquations(s, bias, variance, limit_error, kind_of_limit(variance, limit_error)).solve();
+  const std::vector<Estimate> alone = MeanEquations(s, bias, variance, 0, MeanEquations::Limit::kUnknown).solve();
+  const double smallest = s.width[s.smallest];
+  out.limit = {limit + alone.back().value, alone.back().error};
+  out.slope = {smallest * given[0].value, smallest * given[0].error};
+
+  // n s^2 = v (1 + e m/n), e = 0 +- kBend.  Errors of s^2 in units of v: what one width shows alone is too
+  // uncertain, and smaller where s^2 is smaller by chance, so they are common, but for the number of seeds.
+  const VectorXd dof = s.seeds.array() - 1;
+  const double pooled = s.scaled_variance[entry];
+  out.variance.value = pooled;
+  if (!(pooled > 0)) return out;
+  double jackknife = 0;
+  for (Index k = 0; k < s.width.size(); ++k) {
+    if (s.seeds[k] < 3) continue;
+    const VectorXd values = samples[static_cast<std::size_t>(k)].values.col(entry);
+    const Eigen::ArrayXd squares = (values.array() - values.mean()).square() * (s.fall[k] / pooled);
+    const Eigen::ArrayXd without = (squares.sum() - squares * s.seeds[k] / dof[k]) / (dof[k] - 1);
+    jackknife += (without - without.mean()).square().sum() * dof[k] / s.seeds[k] * dof[k] / static_cast<double>(s.width.size());
+  }
+  const double of_one = std::max(2.0, jackknife);  // variance of s^2 / v, times S - 1
+  const VectorXd bend = kBend * s.inverse;
+  const MatrixXd covariance = MatrixXd((of_one / dof.array()).matrix().asDiagonal()) + bend * bend.transpose();
+  const VectorXd weight = covariance.llt().solve(VectorXd::Ones(dof.size()));
+  const VectorXd ratio = s.variance.col(entry).array() * s.fall.array() / pooled;
+  out.variance.value = pooled * weight.dot(ratio) / weight.sum();
+  out.variance.error = pooled / std::sqrt(weight.sum());
+  return out;
+}
+
 // ---- spread ----------------------------------------------------------------------------------------
 
 /// Straight line through (log n, y) by generalised least squares; the error grows with the misfit.
@@ -228,7 +305,7 @@ std::optional<SlopeFit> fit_spread(const Summary& s, const std::vector<WidthSamp
   // Effective number of independent entries, tr(C)^2 / tr(C^2) of their covariance C: for normal samples the pooled
   // variance has relative variance 2 / (dof * that).  Few seeds make the sample value too small, which errs on the safe
   // side.
-  const MatrixXd gram = all * all.transpose();
+  const MatrixXd gram = all.rows() < all.cols() ? MatrixXd(all * all.transpose()) : MatrixXd(all.transpose() * all);
   const double independent = std::max(1.0, gram.trace() * gram.trace() / gram.squaredNorm());
 
   std::vector<Index> used;
@@ -329,6 +406,8 @@ Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std
     mean_variance.col(e) = s.variance.col(e).array().max(s.scaled_variance[e] / s.fall.array()) / s.seeds.array() +
                            s.rounding * s.rounding;
     MeanTest test{1, 0};
+    std::optional<Corrections> corrections;
+    if (widths > 1) corrections = equal ? Corrections{{limit[e], 0}, {}, {}} : fit_corrections(s, samples, e, limit[e], bias, mean_variance.col(e), limit_error[e]);
     if (!equal) {
       test = test_mean(s, bias, mean_variance.col(e), limit_error[e], limit_dof);
       if (differing.empty() || test.p_value < result.entries[static_cast<std::size_t>(worst)].p_value) worst = e;
@@ -338,7 +417,7 @@ Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std
     }
     const VectorXd sd = s.variance.col(e).cwiseSqrt();
     result.entries.push_back({limit[e], limit_error[e], s.mean.col(e), sd.array() / s.seeds.array().sqrt(), sd,
-                              s.rms.col(e), test.p_value, test.resolution});
+                              s.rms.col(e), test.p_value, test.resolution, corrections});
   }
   if (differing.empty()) {
     result.verdict = Verdict::kAgrees;
@@ -396,6 +475,10 @@ Convergence assess_convergence(const VectorXd& limit, const VectorXd& limit_erro
   Convergence result = assess(limit / unit, limit_error / unit, scaled, limit_dof, spread, unit);
   for (EntryConvergence& entry : result.entries) {
     for (double* number : {&entry.limit, &entry.limit_error, &entry.resolution}) *number *= unit;
+    if (auto& c = entry.corrections) {
+      for (double* number : {&c->limit.value, &c->limit.error, &c->slope.value, &c->slope.error}) *number *= unit;
+      for (double* number : {&c->variance.value, &c->variance.error}) *number *= unit * unit;
+    }
     for (VectorXd* numbers : {&entry.mean, &entry.mean_error, &entry.sd, &entry.rms}) *numbers *= unit;
   }
   return result;

@@ -162,7 +162,7 @@ Json slope_json(const std::optional<SlopeFit>& fit) {
   return {{"slope", number(fit->slope)}, {"error", number(fit->error)}};
 }
 
-Json convergence_json(const ReportResult& r, const Convergence& c, const std::vector<SimulationResult>& networks) {
+Json convergence_json(const ReportResult& r, const Convergence& c, const Comparison& all) {
   const auto per_entry = [&](auto member) {
     return nested(r.shape, [&](std::size_t j) { return number(member(c.entries[j])); });
   };
@@ -174,16 +174,20 @@ Json convergence_json(const ReportResult& r, const Convergence& c, const std::ve
               {"bias_slope", slope_json(c.bias_slope)},
               {"resolution", per_entry([](const EntryConvergence& e) { return e.resolution; })},
               {"widths", Json::array()}};
-  for (std::size_t k = 0; k < networks.size(); ++k) {
+  for (std::size_t k = 0; k < all.networks.size(); ++k) {
     const auto at = [&](Eigen::VectorXd EntryConvergence::*member) {
       return per_entry([&](const EntryConvergence& e) { return (e.*member)[static_cast<Eigen::Index>(k)]; });
     };
-    out["widths"].push_back({{"width", networks[k].width},
+    out["widths"].push_back({{"width", all.networks[k].width},
                              {"mean", at(&EntryConvergence::mean)},
                              {"sem", at(&EntryConvergence::mean_error)},
                              {"sd", at(&EntryConvergence::sd)},
                              {"rms", at(&EntryConvergence::rms)}});
   }
+  if (all.show_corrections)
+    for (const auto& [name, member] : {std::pair{"limit", &Corrections::limit}, {"slope", &Corrections::slope}, {"variance", &Corrections::variance}})
+      out["corrections"][name] = {{"value", per_entry([&](const EntryConvergence& e) { return (e.corrections.value().*member).value; })},
+                                  {"stderr", per_entry([&](const EntryConvergence& e) { return (e.corrections.value().*member).error; })}};
   return out;
 }
 
@@ -204,6 +208,7 @@ std::string to_json(const SimulationResult& networks, const ProgramInfo& program
                    {"width", networks.width},
                    {"seeds", networks.seeds},
                    {"matrices", words::matrices(networks)},
+                   {"precision", words::precision(networks)},
                    {"seed", engine.seed},
                    {"threads", engine.threads},
                    {"largest_rank", engine.largest_rank}};
@@ -227,10 +232,10 @@ std::string to_json(const Comparison& all, const ProgramInfo& program) {
   for (const SimulationResult& width : all.networks) {
     time_s += width.time_s;
     bytes = std::max(bytes, width.peak_memory_bytes);
-    networks.push_back({{"width", width.width}, {"seeds", width.seeds}, {"matrices", words::matrices(width)}, {"time_s", width.time_s}});
+    networks.push_back({{"width", width.width}, {"seeds", width.seeds}, {"matrices", words::matrices(width)}, {"precision", words::precision(width)}, {"time_s", width.time_s}});
   }
   for (std::size_t k = 0; k < all.reports.size(); ++k)
-    if (all.reports[k]) reports.push_back(convergence_json(all.limit.reports[k], *all.reports[k], all.networks));
+    if (all.reports[k]) reports.push_back(convergence_json(all.limit.reports[k], *all.reports[k], all));
   out["compare"] = {{"verdict", word(all.verdict)}, {"networks", networks}, {"reports", reports}};
   finish(out, all.limit.warnings, program.source, time_s, bytes);
   return to_string(out);

@@ -382,6 +382,27 @@ std::string width_table(const ReportResult& r, const Convergence& c, const std::
   return join(columns);
 }
 
+constexpr std::string_view kCorrectionsNote =
+    "\ncorrections: mean = limit + b/n + O(1/n^2), variance of one network = v/n + O(1/n^2), from the widths; off: the limit\n"
+    "that they extrapolate to against the limit above, in standard errors\n";
+
+/// The corrections of order 1/n of the `shown` entries, one row each.
+std::string corrections_table(const ReportResult& r, const Convergence& c, const std::vector<std::size_t>& shown) {
+  std::vector<std::string> labels{"corrections"}, limit, off, slope, variance;
+  for (const std::size_t j : shown) {
+    const EntryConvergence& entry = c.entries[j];
+    const Corrections& own = entry.corrections.value();
+    const auto show = [](const Estimate& estimate) { return format_number(estimate.value, estimate.error); };
+    const double error = std::hypot(own.limit.error, entry.limit_error);
+    labels.push_back(entry_label(r, j));
+    limit.push_back(show(own.limit));
+    off.push_back(fixed(error > 0 ? (own.limit.value - entry.limit) / error : 0, 1));
+    slope.push_back(show(own.slope));
+    variance.push_back(show(own.variance));
+  }
+  return join({label_column(labels), column({"limit"}, limit), column({"off"}, off), column({"b"}, slope), column({r.random ? "v n" : "v"}, variance)});
+}
+
 std::string section(const ReportResult& r, const std::optional<Convergence>& c, const Comparison& all, const TextOptions& options) {
   std::string out = fmt::format("\n{}{}{}{}\n", r.name, r.shape.empty() ? "" : "   ", describe(r), method_note(r));
   if (!c) return out + "    not compared: draws of coordinates differ from network to network\n";
@@ -392,6 +413,7 @@ std::string section(const ReportResult& r, const std::optional<Convergence>& c, 
     const auto last = shown.begin() + static_cast<std::ptrdiff_t>(std::min(begin + most, shown.size()));
     out += width_table(r, *c, {first, last}, all.networks, begin + most >= shown.size());
   }
+  if (all.show_corrections) out += corrections_table(r, *c, shown);
   out += fmt::format("    {}: {}", word(c->verdict), c->reason);
   if (c->bias_slope) out += fmt::format("; bias slope {:.2f} +- {:.2f}", c->bias_slope->slope, c->bias_slope->error);
   return out + '\n';
@@ -427,8 +449,8 @@ std::string to_text(const LimitResult& limit, const ProgramInfo& program, const 
 }
 
 std::string to_text(const SimulationResult& networks, const ProgramInfo& program, const TextOptions& options) {
-  const std::string what = fmt::format("{} of width {}, {} matrices, seed {}", plural(networks.seeds, "network"), networks.width,
-                                       words::matrices(networks), networks.engine.seed);
+  const std::string what = fmt::format("{} of width {}, {} matrices{}, seed {}", plural(networks.seeds, "network"), networks.width,
+                                       words::matrices(networks), networks.engine.single_precision ? " in single precision" : "", networks.engine.seed);
   return heading(program, what) + (networks.seeds > 1 ? "mean over networks, its standard error in parentheses\n" : "") +
          conditional(program, false, networks.engine.seed, 1) + sections(networks.reports, options) +
          resources(networks.time_s, networks.peak_memory_bytes, networks.engine.largest_rank) + '\n';
@@ -440,7 +462,7 @@ std::string to_text(const Comparison& all, const ProgramInfo& program, const Tex
   for (const SimulationResult& width : all.networks) {
     time_s += width.time_s;
     bytes = std::max(bytes, width.peak_memory_bytes);
-    widths += fmt::format("{}{} {}", widths.empty() ? "" : ", ", width.width, words::matrices(width));
+    widths += fmt::format("{}{} {}{}", widths.empty() ? "" : ", ", width.width, words::matrices(width), width.engine.single_precision ? " in single precision" : "");
   }
   std::string out = heading(program, "limit of infinite width against finite networks");
   out += fmt::format("limit: {}\n", particles_text(all.limit.engine));
@@ -454,6 +476,7 @@ std::string to_text(const Comparison& all, const ProgramInfo& program, const Tex
     agreeing += all.reports[k] && all.reports[k]->verdict == Verdict::kAgrees ? 1u : 0u;
   }
   if (std::any_of(all.limit.reports.begin(), all.limit.reports.end(), has_unresolved)) out += kUnresolvedNote;
+  if (all.show_corrections) out += kCorrectionsNote;
   out += expectations(all.limit, program.source);
   const bool random = std::any_of(all.limit.reports.begin(), all.limit.reports.end(), [](const ReportResult& r) { return r.random; });
   out += fmt::format("\noverall: {} ({} of {}); expected slopes: sd -0.5{}, bias |mean - limit| -1\n", word(all.verdict), agreeing,

@@ -27,6 +27,8 @@ inline const char* word(ExpectStatus status) {
   return "?";
 }
 
+inline const char* precision(const SimulationResult& networks) { return networks.engine.single_precision ? "single" : "double"; }
+
 inline const char* matrices(const SimulationResult& networks) { return networks.dense ? "dense" : "lazy"; }
 
 /// Source text on one line: each run of blanks, line ends included, becomes one blank.

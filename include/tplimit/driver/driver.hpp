@@ -94,6 +94,7 @@ struct SimulateOptions {
   std::uint64_t seed = 0;
   int threads = 0;
   Matrices matrices = Matrices::kAuto;  ///< lazy: exact in law, O(width rank) memory; dense: O(width^2)
+  bool single_precision = false;        ///< dense matrices of float: half the memory and time; docs/decisions/0009
   double memory_bytes = 0;
   Progress progress;
 };

@@ -14,6 +14,7 @@ struct Comparison {
   std::vector<SimulationResult> networks;           ///< one per width, ascending
   std::vector<std::optional<Convergence>> reports;  ///< one per report of the limit; none for draws of coordinates
   Verdict verdict = Verdict::kInconclusive;         ///< over all reports
+  bool show_corrections = false;                    ///< in text and JSON: the Corrections of every entry
 };
 
 /// Sets networks beside the limit of the same program.  Eigenvalues that are not resolved decide no verdict.

@@ -22,6 +22,18 @@ struct SlopeFit {
   double error;
 };
 
+/// A number and one standard error.
+struct Estimate {
+  double value = 0, error = 0;
+};
+
+/// How one entry approaches its limit: mean(n) = limit + slope/n + O(1/n^2), n var(n) = variance + O(1/n) (var(n) where the limit is random).
+struct Corrections {
+  Estimate limit;     ///< extrapolated from the widths alone
+  Estimate slope;     ///< of the mean in 1/n, given the widths and the limit with its error
+  Estimate variance;  ///< over networks, times n
+};
+
 struct EntryConvergence {
   double limit, limit_error;
   Eigen::VectorXd mean, mean_error, sd, rms;  ///< one per width, in the order given; mean_error is sd / sqrt(seeds),
@@ -29,6 +41,7 @@ struct EntryConvergence {
   double p_value;     ///< of mean(n) = limit + b/n + c/n^2; 1 for entries equal to the limit to rounding
   double resolution;  ///< standard error of (limit - the limit that the widths alone extrapolate to); 0 for entries
                       ///< equal to the limit to rounding
+  std::optional<Corrections> corrections{};  ///< absent for one width
 };
 
 enum class Verdict { kAgrees, kInconclusive, kDisagrees };
@@ -63,12 +76,14 @@ struct Convergence {
 ///   its own mean n sd^2.  Error of log sd: the largest of jackknife over seeds (per width, and its mean over widths)
 ///   and chi-square with the effective number of independent entries.  A correction 1 + d/n of sd is allowed for as
 ///   an error of 0.12 at the smallest width.  Error of the slope: times sqrt(chi^2/dof) where that exceeds 1.
+/// - Corrections: the terms of Mean, the next one taken as 0 +- its bound; `limit` without the limit as a datum.  Variance: weighted by
+///   S - 1, with relative errors from the larger of chi-square and jackknife, and the correction of Spread.
 /// - Verdict: `agrees` when p > 1e-3, slope <= -1/2 + 3 errors, and one of the two tests has power: slope error <= 1/6,
 ///   or resolution <= |limit| / 2 (root mean squares over entries); also when all entries are equal.  `inconclusive`
 ///   when neither has, or when a single width is off (b cannot be fitted); else `disagrees`.
 ///
 /// Errors: InternalError where `Needs` is broken.
-/// Cost: O(entries (seeds + widths)) + O(entries (all seeds)^2).
+/// Cost: O(entries (seeds + widths)) + O(entries (all seeds) min(entries, all seeds)).
 Convergence assess_convergence(const Eigen::VectorXd& limit, const Eigen::VectorXd& limit_error,
                                const std::vector<WidthSamples>& samples,
                                double limit_dof = std::numeric_limits<double>::infinity(), double spread = -0.5);

@@ -58,7 +58,7 @@ struct EngineInfo {
   double clamped = 0;                 ///< largest c^2/(ab) - 1 of a covariance that was taken for rounding
   double sampling_error = 0;          ///< largest of the reports: one standard error
   double truncation_error = 0;        ///< largest of the reports: estimated error of dropping directions below rank_tol
-  bool single_precision = false;
+  bool single_precision = false;      ///< of bases and normals of the limit, of dense matrices of networks
   double memory_estimate = 0;         ///< bytes, from the ranks that were found
   double product_flops = 0;           ///< floating-point operations in products with bases and normals
   bool extrapolated = false;          ///< the bias of order rank / particles was removed by runs of twice the particles

@@ -1,7 +1,7 @@
 /// Width matrices, dense and lazy, and the normals that lazy ones are made of.
 /// <a, b> is a' b / rows throughout; kTolerance holds for numbers of order one.
 
-#include "engines/width_matrix.hpp"
+#include "engines/dense_matrix.hpp"
 
 #include <algorithm>
 #include <array>
@@ -87,14 +87,14 @@ std::string kind_name(const ::testing::TestParamInfo<Kind>& info) {
 /// A matrix with all that it needs.
 class Example {
  public:
-  Example(Kind kind, Index rows, double rank_tol = 1e-10, int threads = 1, std::uint64_t key = 1)
+  Example(Kind kind, Index rows, double rank_tol = 1e-10, int threads = 1, std::uint64_t key = 1, bool single = false)
       : executor_(threads),
         rows_(rows),
         law_(kind == Kind::kExact ? NormalLaw::kExact : NormalLaw::kMatched),
         input_(executor_, rows, law_, Keys{mix_key(key, 1)}),
         output_(executor_, rows, law_, Keys{mix_key(key, 2)}) {
-    if (kind == Kind::kDense) matrix_ = std::make_unique<DenseMatrix>(executor_, rows, key);
-    else matrix_ = std::make_unique<LazyMatrix>(executor_, rows, LazySettings{law_, rank_tol, false}, input_, kind == Kind::kOneSpace ? input_ : output_, std::array<std::int64_t, 2>{std::min<Index>(rows, 64), 64});
+    if (kind == Kind::kDense) matrix_ = std::make_unique<DenseMatrix<double>>(executor_, rows, key);
+    else matrix_ = std::make_unique<LazyMatrix>(executor_, rows, LazySettings{law_, rank_tol, single}, input_, kind == Kind::kOneSpace ? input_ : output_, std::array<std::int64_t, 2>{std::min<Index>(rows, 200), std::min<Index>(rows, 200)});
   }
 
   Vectors vectors(const Matrix& m) { return {block_of(m), ++nodes_}; }
@@ -225,6 +225,25 @@ TEST_P(AnyMatrix, HasResultsThatDoNotDependOnTheNumberOfThreads) {
   const Index rows = GetParam() == Kind::kDense ? 2500 : 70'000;  // lazy: more chunks than groups of partial sums
   const std::vector<Matrix> one = history(1, rows), two = history(2, rows);
   for (std::size_t k = 0; k < one.size(); ++k) EXPECT_TRUE(one[k] == two[k]) << "product " << k;  // every bit
+}
+
+TEST(LazyMatrixInSinglePrecision, AgreesWithItsTransposeAlongATrajectory) {
+  // Vectors that change little from step to step, as in training: their new directions are small differences.
+  for (const NormalLaw law : {NormalLaw::kExact, NormalLaw::kMatched}) {
+    Example s(law == NormalLaw::kExact ? Kind::kExact : Kind::kMatched, 8192, 1e-6, 1, 1, true);
+    MatrixVersion w = s.matrix().initial();
+    Matrix x = normals(8192, 4, 1), d = normals(8192, 4, 2);
+    const Matrix dx = normals(8192, 4, 3), dd = normals(8192, 4, 4);
+    for (int step = 0; step < 30; ++step) {
+      const Vectors vx = s.vectors((x + 0.01 * step * dx).array().tanh()), vd = s.vectors((d + 0.01 * step * dd).array().tanh());
+      const Matrix wx = s.times(w, vx), wd = s.transposed_times(w, vd);
+      EXPECT_LT(distance(mean_product(matrix_of(vd.block), s.times(w, vx)), mean_product(wd, matrix_of(vx.block))), 1e-5) << "step " << step;
+      const double size = std::sqrt(matrix_of(vx.block).squaredNorm() / wx.squaredNorm());
+      EXPECT_NEAR(size, 1, 0.2) << step;
+      x += 0.05 * wd / 4;
+      d += 0.05 * wx / 4;
+    }
+  }
 }
 
 // ---- the law ---------------------------------------------------------------------------------------

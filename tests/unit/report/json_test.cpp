@@ -130,7 +130,7 @@ SimulationResult networks(std::int64_t width, double value) {
 
 TEST(SimulationJson, HoldsEveryRun) {
   const Json json = Json::parse(to_json(networks(64, 0.5), program()));
-  EXPECT_EQ(json["engine"], Json::parse(R"({"name": "networks", "width": 64, "seeds": 2, "matrices": "lazy", "seed": 7, "threads": 2, "largest_rank": 3})"));
+  EXPECT_EQ(json["engine"], Json::parse(R"({"name": "networks", "width": 64, "seeds": 2, "matrices": "lazy", "precision": "double", "seed": 7, "threads": 2, "largest_rank": 3})"));
   EXPECT_EQ(json["reports"][0]["runs"], Json::parse("[[[0.5, 1.5, 2.5], [3.5, 4.5, 6.0]], [[1.5, 2.5, 3.5], [4.5, 5.5, 7.0]]]"));
   EXPECT_EQ(json["reports"][1]["runs"].size(), 2u);
 }
@@ -147,6 +147,19 @@ TEST(ComparisonJson, SetsTheWidthsBesideTheLimit) {
   EXPECT_EQ(out["widths"][1]["mean"], json["reports"][0]["value"]);
   EXPECT_EQ(out["widths"][0]["rms"], Json::parse("[[0.5, 0.5, 0.5], [0.5, 0.5, 0.5]]"));
   EXPECT_TRUE(out["sd_slope"].contains("error"));
+  EXPECT_FALSE(out.contains("corrections"));
+}
+
+TEST(ComparisonJson, HoldsCorrectionsOnDemand) {
+  Comparison all = compare(limit(), {networks(256, 0.25), networks(64, 0.5)});
+  all.show_corrections = true;
+  const Json json = Json::parse(to_json(all, program()));
+  const Corrections& first = all.reports[0]->entries[0].corrections.value();
+  const Json& own = json["compare"]["reports"][0]["corrections"];
+  for (const auto& [name, estimate] : {std::pair{"limit", first.limit}, {"slope", first.slope}, {"variance", first.variance}}) {
+    EXPECT_EQ(own[name]["value"][0][0], estimate.value) << name;
+    EXPECT_EQ(own[name]["stderr"][0][0], estimate.error) << name;
+  }
 }
 
 }  // namespace
