@@ -61,6 +61,8 @@ struct EngineInfo {
   bool single_precision = false;
   double memory_estimate = 0;         ///< bytes, from the ranks that were found
   double product_flops = 0;           ///< floating-point operations in products with bases and normals
+  int ranks = 1;                      ///< processes over which particles were spread
+  std::int64_t sums = 0, sum_bytes = 0;  ///< over ranks: how many, and the bytes that one rank gave to them
   bool extrapolated = false;          ///< the bias of order rank / particles was removed by runs of twice the particles
 };
 
