@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <vector>
 
@@ -60,51 +61,50 @@ class MpiCommunicator final : public Communicator {
   void sum(std::span<double> values) const override {
     ++traffic_.sums;
     traffic_.bytes += static_cast<std::int64_t>(values.size_bytes());
-    begin('+', values.size_bytes());
-    const std::span<std::byte> bytes = std::as_writable_bytes(values);
-    std::vector<double> other(values.size());
-    const auto add = [&] {
-      for (std::size_t k = 0; k < values.size(); ++k) values[k] += other[k];
-    };
-    // All pairs of a power of two of ranks exchange and add; a + b = b + a, so both have the same bits.  What is beyond the power of two
-    // gives its values to a neighbour first.
+    combine('+', values, std::plus<>());
+  }
+
+  void broadcast(std::span<std::byte> bytes, int root) const override {
+    if (rank_ != root) std::fill(bytes.begin(), bytes.end(), std::byte{0});
+    combine('=', bytes, std::bit_or<>());
+  }
+
+ private:
+  /// What every message begins with: ranks that do not make the same calls must not add each other's numbers.
+  struct Header {
+    std::uint64_t call, kind, bytes;
+    bool operator==(const Header&) const = default;
+  };
+
+  /// Combines the values of all ranks, the same way on each, with an operation for which a . b has the bits of b . a.
+  ///
+  /// All pairs of a power of two of ranks exchange and combine; what is beyond the power of two gives its values to a neighbour first.  Every
+  /// call sends the same messages whatever it is for: ranks that do not make the same calls meet in the first of them that differs, and never wait for ever.
+  template <class T, class Operation>
+  void combine(char kind, std::span<T> values, Operation operation) const {
+    begin(kind, values.size_bytes());
+    std::vector<T> other(values.size());
+    const std::span<std::byte> own = std::as_writable_bytes(values), theirs = std::as_writable_bytes(std::span(other));
+    const auto add = [&] { std::transform(values.begin(), values.end(), other.begin(), values.begin(), operation); };
     const int paired = static_cast<int>(std::bit_floor(static_cast<unsigned>(size_))), rest = size_ - paired;
     const bool doubled = rank_ < 2 * rest;
     if (doubled && rank_ % 2 == 0) {
-      send(bytes, rank_ + 1);
-      receive(bytes, rank_ + 1);
+      send(own, rank_ + 1);
+      receive(own, rank_ + 1);
       return;
     }
     if (doubled) {
-      receive(std::as_writable_bytes(std::span(other)), rank_ - 1);
+      receive(theirs, rank_ - 1);
       add();
     }
     const int place = doubled ? rank_ / 2 : rank_ - rest;
     for (int step = 1; step < paired; step *= 2) {
       const int partner = place ^ step;
-      exchange(bytes, std::as_writable_bytes(std::span(other)), partner < rest ? 2 * partner + 1 : partner + rest);
+      exchange(own, theirs, partner < rest ? 2 * partner + 1 : partner + rest);
       add();
     }
-    if (doubled) send(bytes, rank_ - 1);
+    if (doubled) send(own, rank_ - 1);
   }
-
-  void broadcast(std::span<std::byte> bytes, int root) const override {
-    begin('=', bytes.size());
-    const int place = (rank_ - root + size_) % size_;  // binomial tree: place k hears from k without its lowest bit
-    const auto rank_at = [&](int k) { return (k + root) % size_; };
-    int step = 1;
-    while (step < size_ && (place & step) == 0) step *= 2;
-    if (place != 0) receive(bytes, rank_at(place - step));
-    for (step /= 2; step > 0; step /= 2)
-      if (place + step < size_) send(bytes, rank_at(place + step));
-  }
-
- private:
-  /// What every message begins with: ranks that do not make the same calls must not add each other's numbers, nor wait for ever.
-  struct Header {
-    std::uint64_t call, kind, bytes;
-    bool operator==(const Header&) const = default;
-  };
 
   [[nodiscard]] double smallest(double own) const {
     double least = own;

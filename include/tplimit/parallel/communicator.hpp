@@ -27,7 +27,7 @@ class Communicator {
   /// Replaces values by their sums over ranks, added as a binary tree over ranks: (0 + 1) + (2 + 3), ..
   /// Cost: ceil(log2 size) messages, two more if size is no power of two.
   virtual void sum(std::span<double> values) const = 0;
-  /// Replaces the bytes of every rank by those of `root`.
+  /// Replaces the bytes of every rank by those of `root`.  Cost: that of a sum.
   virtual void broadcast(std::span<std::byte> bytes, int root) const = 0;
   [[nodiscard]] virtual Traffic traffic() const = 0;
 };
