@@ -166,8 +166,8 @@ std::string joined_randomisations() { return "run " + program("mlp_relu_minibatc
 
 INSTANTIATE_TEST_SUITE_P(Cli, Ranks,
                          testing::Values(Case{"Everything", "run " + own_program("--particles 16k --randomisations 2")},
-                                         Case{"FewerChunksThanRanks", "run " + own_program("--particles 2k --randomisations 2")},
-                                         Case{"LessThanOneChunk", "run " + own_program("--particles 500 --randomisations 2")},
+                                         Case{"FewerChunksThanRanks", "run " + own_program("--particles 512 --randomisations 2")},
+                                         Case{"LessThanOneChunk", "run " + own_program("--particles 200 --randomisations 2")},
                                          Case{"JoinedRandomisations", joined_randomisations()},
                                          Case{"SharedWeights", "run " + program("rnn_tied", "--particles 8k --randomisations 2 --engine particles")},
                                          Case{"Tolerance", "run " + program("netsor_transpose", "--particles 1k --tol 1e-3")},
@@ -180,7 +180,7 @@ INSTANTIATE_TEST_SUITE_P(Cli, Ranks,
                          [](const auto& param_info) { return param_info.param.name; });
 
 TEST(Job, MaySplitParticlesUnequally) {
-  const std::string arguments = "run " + own_program("--particles 5000 --randomisations 2");  // 5 chunks, the last of 904 rows
+  const std::string arguments = "run " + own_program("--particles 5000 --randomisations 2");  // 20 chunks, the last of 136 rows
   const Outcome one = outcome_of(0, arguments);
   for (const int ranks : {2, 3, 4}) {
     const auto different = differences(one.json, outcome_of(ranks, arguments).json, kRounding);
