@@ -527,7 +527,6 @@ class LimitEvaluation {
       for (std::size_t j = 0; j < pooled.error[k].size(); ++j) pooled.error[k][j] = std::hypot(pooled.error[k][j], truncation[k][j]);
     collect(pooled, out);
     out.engine.product_flops = executor_->operations();
-    options_.ranks->sum({&out.engine.product_flops, 1});
     out.engine.sums = options_.ranks->traffic().sums - before.sums;
     out.engine.sum_bytes = options_.ranks->traffic().bytes - before.bytes;
     return Outcome{std::move(out)};

@@ -103,7 +103,7 @@ std::string on_two(const std::string& first, const std::string& second) { return
 
 /// Where two results differ by more than `tolerance`, relative to the larger of both and 1e-3; what tells how they were found is left out.
 std::vector<std::string> differences(const Json& a, const Json& b, double tolerance, const std::string& where = "") {
-  static const std::set<std::string> kHow{"threads", "ranks", "sums", "sum_bytes", "time_s", "peak_memory_bytes"};
+  static const std::set<std::string> kHow{"threads", "ranks", "sums", "sum_bytes", "memory_estimate_bytes", "time_s", "peak_memory_bytes"};
   std::vector<std::string> out;
   const auto add = [&](const std::vector<std::string>& more) { out.insert(out.end(), more.begin(), more.end()); };
   if (a.is_object() && b.is_object() && a.size() == b.size()) {
