@@ -44,7 +44,7 @@ struct Loaded {
   Result<Module> module;
 };
 
-Loaded load(const Options& options, std::uint64_t draw = 0) {
+Loaded load_here(const Options& options, std::uint64_t draw) {
   const std::filesystem::path file = options.files.at(0);
   Result<Source> source = read_source(file);
   if (!source) return {Source(file.string(), ""), source.errors()};
@@ -53,6 +53,15 @@ Loaded load(const Options& options, std::uint64_t draw = 0) {
   lower.draw = draw;
   Result<Module> module = parse(*source, lower, options.ablations);
   return {std::move(*source), std::move(module)};
+}
+
+/// On every rank the same.
+Loaded load(const Options& options, std::uint64_t draw = 0) {
+  Loaded loaded = load_here(options, draw);
+  const std::string errors = loaded.module ? "" : render(loaded.module.errors(), loaded.source);
+  if (!as_on_first_rank(*options.evaluate.ranks, loaded.module ? fingerprint(*loaded.module) : errors))
+    throw RanksDiffer(fmt::format("what it reads is not what rank 0 reads{}{}", errors.empty() ? "" : "\n", errors));
+  return loaded;
 }
 
 ProgramInfo info(const Module& module, const Options& options) {
@@ -69,13 +78,14 @@ TextOptions text_options(const Options& options) {
   return text;
 }
 
-bool show_progress() { return isatty(STDERR_FILENO) != 0; }
+bool is_first(const Options& options) { return options.evaluate.ranks->rank() == 0; }
+bool show_progress(const Options& options) { return is_first(options) && isatty(STDERR_FILENO) != 0; }
 
 /// The JSON first: a reader of the text that goes away early must not prevent it.
 template <class Results>
 int deliver(const Results& results, const ProgramInfo& program, const Diagnostics& warnings, const Options& options, int code) {
   if (!options.quiet) fmt::print(stderr, "{}", render(warnings, program.source));
-  if (!options.out.empty())
+  if (!options.out.empty() && is_first(options))
     if (const std::string failure = write_file(options.out, to_json(results, program)); !failure.empty()) code = complain(failure);
   if (!options.quiet) fmt::print("{}", to_text(results, program, text_options(options)));
   return code;
@@ -99,8 +109,11 @@ int exit_code(const Comparison& comparison) {
   return limit == kDone && comparison.verdict == Verdict::kInconclusive ? kUndecided : limit;
 }
 
-/// "" or why the command need not start.
-std::string output_fault(const Options& options) { return options.out.empty() ? "" : why_not_writable(options.out); }
+/// "" or why the command need not start.  The first rank writes, so it alone must be able to; all must know.
+std::string output_fault(const Options& options) {
+  std::string fault = options.out.empty() || !is_first(options) ? "" : why_not_writable(options.out);
+  return as_on_first_rank(*options.evaluate.ranks, fault) ? fault : "rank 0 cannot write";
+}
 
 /// One evaluation, or one for each draw of what is random in the limit.
 Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Options& options, ProgressBar& bar, double share, int draws) {
@@ -131,7 +144,7 @@ int run(const Options& options) {
   const Loaded first = load(options);
   if (!first.module) return reject(first.module.errors(), first.source);
   Result<std::vector<LimitResult>> results = [&] {
-    ProgressBar bar(show_progress());
+    ProgressBar bar(show_progress(options));
     return evaluate_draws(first, options, bar, 1.0, options.draws);
   }();
   if (!results) return reject(results.errors(), first.source);
@@ -144,7 +157,7 @@ int simulate(const Options& options) {
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
   const Result<SimulationResult> networks = [&] {
-    ProgressBar bar(show_progress());
+    ProgressBar bar(show_progress(options));
     SimulateOptions simulation = options.simulate;
     simulation.progress = bar.stage(fmt::format("width {}", simulation.width), 1);
     return tplimit::simulate(*loaded.module, simulation);
@@ -160,17 +173,14 @@ int compare(const Options& options) {
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
 
   // Rough costs for the progress bar: lazy matrices make wide networks linear in the width.
-  const auto cost_of = [&](std::int64_t width) {
-    return static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) * options.simulate.seeds;
-  };
   const double limit_cost = 256.0 * static_cast<double>(options.evaluate.particles.value_or(kDefaultParticles)) * options.evaluate.randomisations;
   double total = limit_cost;
-  for (const std::int64_t width : options.widths) total += cost_of(width);
+  for (const std::int64_t width : options.widths) total += static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) * options.simulate.seeds;
 
   const Module networks_of = comparable(*loaded.module);
   std::vector<SimulationResult> networks;
-  Result<LimitResult> limit = [&] {
-    ProgressBar bar(show_progress());
+  Result<LimitResult> limit = [&]() -> Result<LimitResult> {
+    ProgressBar bar(show_progress(options));
     Result<LimitResult> result = [&]() -> Result<LimitResult> {
       Result<std::vector<LimitResult>> one = evaluate_draws(loaded, options, bar, limit_cost / total, 1);
       if (!one) return one.errors();
@@ -181,15 +191,12 @@ int compare(const Options& options) {
       if (!all) return all.errors();
       return mean_over_draws(average_draws(std::move(*all)));
     }();
-    for (const std::int64_t width : options.widths) {
-      if (!result) break;
-      SimulateOptions simulation = options.simulate;
-      simulation.width = width;
-      simulation.progress = bar.stage(fmt::format("width {}", width), cost_of(width) / total);
-      Result<SimulationResult> own = tplimit::simulate(networks_of, simulation);
-      if (own) networks.push_back(std::move(*own));
-      else result = own.errors();
-    }
+    if (!result) return result;
+    SimulateOptions simulation = options.simulate;
+    simulation.progress = bar.stage("networks", 1 - limit_cost / total);
+    Result<std::vector<SimulationResult>> all = tplimit::simulate(networks_of, simulation, options.widths);
+    if (!all) return all.errors();
+    networks = std::move(*all);
     return result;
   }();
   if (!limit) return reject(limit.errors(), loaded.source);
@@ -265,7 +272,7 @@ int deliver_text(const std::string& text, const Options& options) {
     fmt::print("{}", text);
     return kDone;
   }
-  const std::string failure = write_file(options.out, text);
+  const std::string failure = is_first(options) ? write_file(options.out, text) : "";
   return failure.empty() ? kDone : complain(failure);
 }
 
@@ -285,7 +292,7 @@ int explain(const Options& options) {
   const explain::View view = explain::view_of(limit->formulas, options.selection);
   std::vector<explain::Number> numbers;
   if (options.numbers) {
-    ProgressBar bar(show_progress());
+    ProgressBar bar(show_progress(options));
     EvaluateOptions evaluation = options.evaluate;
     evaluation.progress = bar.stage("numbers", 1);
     Result<std::vector<explain::Number>> found = numbers_of(*limit, view.numbers, evaluation);

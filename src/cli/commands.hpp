@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <stdexcept>
 #include <string>
 #include <vector>
 
@@ -20,6 +21,12 @@ enum ExitCode : int {
   kNoFeatures = 6,
   kUnstable = 7,
   kOurBug = 70,
+};
+
+/// Ranks of one job must be given the same; thrown by one that was not.
+class RanksDiffer : public std::runtime_error {
+ public:
+  using std::runtime_error::runtime_error;
 };
 
 enum class Format { kText, kLatex, kJson };

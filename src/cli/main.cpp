@@ -7,9 +7,11 @@
 
 #include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 
 #include "cli/commands.hpp"
 #include "cli/numbers.hpp"
+#include "parallel/session.hpp"
 #include "tplimit/report/json.hpp"
 
 namespace tplimit::cli {
@@ -140,7 +142,7 @@ void add_networks(CLI::App& app, Options& o, int seeds, int least_seeds) {
 }
 
 /// Parses, then runs the one command that was named.
-int dispatch(int argc, char** argv) {
+int dispatch(int argc, char** argv, const Communicator& ranks) {
   CLI::App app("Infinite-width limits of neural networks, with error bars, and finite networks beside them", "tplimit");
   app.set_version_flag("--version", fmt::format("tplimit {}", version()));
   app.require_subcommand(1);
@@ -192,6 +194,7 @@ int dispatch(int argc, char** argv) {
   CLI::Option* in_place = format_app.add_flag("--in-place", for_format.in_place, "Rewrite the files");
   format_app.add_flag("--check", for_format.only_check, "Only say which files would change; exit code 1 if any")->excludes(in_place);
 
+  if (!as_on_first_rank(ranks, fmt::format("{}", fmt::join(argv + 1, argv + argc, "\n")))) throw RanksDiffer("its command line is not that of rank 0");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -202,13 +205,14 @@ int dispatch(int argc, char** argv) {
     o->simulate.threads = o->evaluate.threads;
     o->evaluate.single_precision = o->simulate.single_precision;
     o->simulate.memory_bytes = o->evaluate.memory_bytes;
+    o->evaluate.ranks = o->simulate.ranks = &ranks;
   }
   if (run_app) return run(for_run);
   if (simulate_app) return simulate(for_simulate);
   if (compare_app) return compare(for_compare);
-  if (check_app) return check(for_check);
   if (explain_app) return explain(for_explain);
-  return format(for_format);
+  if (ranks.rank() > 0) return kDone;  // nothing to share
+  return check_app ? check(for_check) : format(for_format);
 }
 
 }  // namespace
@@ -221,17 +225,17 @@ int main(int argc, char** argv) {
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
 #endif
+  tplimit::Session session(&argc, &argv);
   try {
-    const int code = dispatch(argc, argv);
-    if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return code;
+    const int code = dispatch(argc, argv, session.ranks());
+    if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return session.finish(code);
     fmt::print(stderr, "tplimit: cannot write to standard output\n");
-    return kUsage;
+    return session.finish(kUsage);
+  } catch (const RanksDiffer& error) {
+    return session.abandon(kUsage, error.what());
   } catch (const std::bad_alloc&) {
-    fmt::print(stderr, "tplimit: out of memory; use fewer --particles or a smaller width\n");
-    return kRejected;
+    return session.abandon(kRejected, "out of memory; use fewer --particles or a smaller width");
   } catch (const std::exception& error) {
-    fmt::print(stderr, "tplimit: internal error: {}\nThis is a bug in tplimit: please report it with the program and the command line.\n",
-               error.what());
-    return kOurBug;
+    return session.abandon(kOurBug, fmt::format("internal error: {}\nThis is a bug in tplimit: please report it with the program and the command line.", error.what()));
   }
 }

@@ -4,14 +4,17 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cmath>
+#include <deque>
 #include <fstream>
 #include <mutex>
+#include <numeric>
 #include <set>
 #include <sstream>
-#include <thread>
 
 #include "engines/interpreter.hpp"
 #include "engines/moment_engine.hpp"
@@ -33,12 +36,11 @@ using engines::RunResult;
 using engines::RunSettings;
 using engines::Schedule;
 
-double machine_memory() { return static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE)); }
-
-/// Resident bytes of this process.
-static double current_memory() {
+/// Resident bytes of the first rank: what all decide by.
+static double current_memory(const Communicator& ranks) {
   long pages = 0, resident = 0;
   std::ifstream("/proc/self/statm") >> pages >> resident;
+  ranks.broadcast(std::as_writable_bytes(std::span(&resident, 1)), 0);
   return static_cast<double>(resident) * static_cast<double>(sysconf(_SC_PAGE_SIZE));
 }
 
@@ -101,6 +103,14 @@ Result<Module> parse_file(const std::filesystem::path& file, LowerOptions option
   return parse(std::move(*source), options);
 }
 
+std::string fingerprint(const Module& module) {
+  std::uint64_t numbers = 0;
+  for (const Node& node : module.program.nodes)
+    if (const auto* constant = std::get_if<Constant>(&node.op))
+      for (const double x : *constant->values) numbers = mix_key(numbers, std::bit_cast<std::uint64_t>(x));
+  return fmt::format("{} {:016x}", module.sha256, numbers);
+}
+
 namespace {
 
 /// Where leading orders do not suffice, but covariances of random reports do.
@@ -145,8 +155,8 @@ namespace {
 using Clock = std::chrono::steady_clock;
 double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
 
-int thread_count(int asked) { return asked > 0 ? asked : static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
-double memory_limit(double asked) { return asked > 0 ? asked : 0.8 * machine_memory(); }
+int thread_count(int asked, const Communicator& ranks) { return asked > 0 ? asked : ranks.threads(); }
+double memory_limit(double asked, const Communicator& ranks) { return asked > 0 ? asked : 0.8 * ranks.memory(); }
 
 std::string bytes_text(double bytes) { return bytes >= 1e9 ? fmt::format("{:.1f} GB", bytes / 1e9) : fmt::format("{:.0f} MB", std::max(1.0, bytes / 1e6)); }
 
@@ -194,43 +204,61 @@ Diagnostic diagnose(const Program& program, const RunFailure& failure) {
   return d;
 }
 
-/// Runs with the given settings; `prepare(k)` sets what differs between runs.  On failure, the failing run is repeated in
-/// trace mode to find where the first bad number appears.
-template <class Prepare>
-Result<std::vector<RunResult>> run_all(const Schedule& schedule, int count, const RunSettings& settings, const Executor& executor, bool outer_parallel, Prepare prepare, ProgressCounter& progress) {
-  std::vector<RunResult> results(static_cast<std::size_t>(count));
-  std::vector<std::optional<RunFailure>> failures(static_cast<std::size_t>(count));
-  std::atomic<bool> stop = false;
-  const Executor alone(1);
-  const Executor &outer = outer_parallel ? executor : alone, &inner = outer_parallel ? alone : executor;
-  outer.parallel(count, [&](std::int64_t k) {
-    if (stop) return;
+/// Runs of one program that differ in their random numbers.
+struct RunSet {
+  const Schedule* schedule;
+  int count;
+  RunSettings settings;
+  const Executor* executor;    ///< also of the ranks over which the particles of each run are spread
+  bool side_by_side;           ///< one thread for each run, not all for one after the other
+  std::function<void(RunSettings&, std::int64_t)> prepare;  ///< sets what differs in run k
+
+  [[nodiscard]] RunSettings settings_of(std::int64_t k) const {
     RunSettings own = settings;
     prepare(own, k);
-    auto outcome = engines::run_program(schedule, own, inner);
-    const auto slot = static_cast<std::size_t>(k);
-    if (auto* failure = std::get_if<RunFailure>(&outcome)) {
-      failures[slot] = std::move(*failure);
-      stop = true;
-    } else {
-      results[slot] = std::move(std::get<RunResult>(outcome));
-    }
+    return own;
+  }
+};
+using RunOutcome = std::variant<std::monostate, RunResult, RunFailure>;  ///< none if an earlier run failed
+
+/// Those runs k for which mine(k).
+template <class Mine>
+std::vector<RunOutcome> run_some(const RunSet& set, Mine mine, ProgressCounter& progress) {
+  std::vector<std::int64_t> todo;
+  for (std::int64_t k = 0; k < set.count; ++k)
+    if (mine(k)) todo.push_back(k);
+  std::vector<RunOutcome> out(static_cast<std::size_t>(set.count));
+  std::atomic<bool> stop = false;
+  const Executor alone(1);
+  const Executor &outer = set.side_by_side ? *set.executor : alone, &inner = set.side_by_side ? alone : *set.executor;
+  outer.parallel(static_cast<std::int64_t>(todo.size()), [&](std::int64_t j) {
+    if (stop) return;
+    const std::int64_t k = todo[static_cast<std::size_t>(j)];
+    auto outcome = engines::run_program(*set.schedule, set.settings_of(k), inner);
+    if (std::holds_alternative<RunFailure>(outcome)) stop = true;
+    std::visit([&](auto& own) { out[static_cast<std::size_t>(k)] = std::move(own); }, outcome);
     progress.finished();
   });
-  if (outer_parallel) executor.count(alone.operations());
+  if (set.side_by_side) set.executor->count(alone.operations());
   engines::Buffer::release_pool();
-  for (std::size_t k = 0; k < failures.size(); ++k) {
-    if (!failures[k]) continue;
-    RunFailure failure = *failures[k];
-    if (failure.stop.code == "E4101") {
-      RunSettings own = settings;
-      prepare(own, static_cast<std::int64_t>(k));
+  return out;
+}
+
+/// All results, or what went wrong in the first run that failed: it is repeated in trace mode to find where the first bad number appears.
+Result<std::vector<RunResult>> results_of(const RunSet& set, std::vector<RunOutcome> outcomes) {
+  for (std::size_t k = 0; k < outcomes.size(); ++k) {
+    auto* failure = std::get_if<RunFailure>(&outcomes[k]);
+    if (!failure) continue;
+    if (failure->stop.code == "E4101" || failure->stop.code.empty()) {  // empty: a network of another rank
+      RunSettings own = set.settings_of(static_cast<std::int64_t>(k));
       own.trace = true;
-      auto traced = engines::run_program(schedule, own, executor);
-      if (auto* earlier = std::get_if<RunFailure>(&traced)) failure = *earlier;
+      auto traced = engines::run_program(*set.schedule, own, *set.executor);
+      if (auto* earlier = std::get_if<RunFailure>(&traced)) *failure = *earlier;
     }
-    return diagnose(*schedule.program, failure);
+    return diagnose(*set.schedule->program, *failure);
   }
+  std::vector<RunResult> results;
+  for (RunOutcome& outcome : outcomes) results.push_back(std::move(std::get<RunResult>(outcome)));
   return results;
 }
 
@@ -389,7 +417,7 @@ constexpr std::int64_t kSideBySide = 16384;
 
 class LimitEvaluation {
  public:
-  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options) : program_(limit.program), options_(options), threads_(thread_count(options.threads)) {
+  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options) : program_(limit.program), options_(options), threads_(thread_count(options.threads, *options.ranks)) {
     outputs_ = outputs_of(program_);
     for (const Report& report : program_.reports)
       for (const auto& entry : report.entries)
@@ -401,7 +429,7 @@ class LimitEvaluation {
     for (const NodeId id : outputs_)
       if (!known(id)) left.push_back(id);
     atoms_ = atoms_of(program_, left);
-    base_memory_ = current_memory();
+    base_memory_ = current_memory(*options.ranks);
     schedule_ = engines::make_schedule(program_, atoms_);
     // What depends on no average is exact.
     random_.assign(program_.size(), false);
@@ -430,13 +458,16 @@ class LimitEvaluation {
   };
   Result<Outcome> run(const Resolution& resolution, std::optional<double> target, ProgressCounter& progress) {
     const std::int64_t particles = resolution.particles;
-    if (const double bytes = memory(resolution); bytes > memory_limit(options_.memory_bytes))
-      return Diagnostic{Severity::kError, "E4202", fmt::format("the run needs up to {} of memory, but {} may be used", bytes_text(bytes), bytes_text(memory_limit(options_.memory_bytes))), {}, "",
+    const double most = memory_limit(options_.memory_bytes, *options_.ranks);
+    if (const double bytes = memory(resolution); bytes > most)
+      return Diagnostic{Severity::kError, "E4202", fmt::format("the run needs up to {} of memory{}, but {} may be used", bytes_text(bytes), options_.ranks->size() > 1 ? " on each rank" : "", bytes_text(most)), {}, "",
                         "use fewer --particles, a larger --rank-tol, or raise --memory", {}, false};
+    const Traffic before = options_.ranks->traffic();
     LimitResult out;
     out.engine = {"particles", particles, options_.randomisations, options_.seed, threads_, resolution.rank_tol, 0};
     out.engine.single_precision = options_.single_precision;
     out.engine.merge_rows = options_.merge_rows;
+    out.engine.ranks = options_.ranks->size();
     if (moments_) {
       out.engine.rows_merged = moments_->rows_merged();
       out.engine.clamped = moments_->largest_excess();
@@ -475,7 +506,7 @@ class LimitEvaluation {
     const double rank = static_cast<double>(out.engine.largest_rank), bias = rank / static_cast<double>(particles);
     if (rank * rank * count > 4 * static_cast<double>(particles)) {
       const Resolution twice{2 * particles, resolution.rank_tol};
-      if (count > 1 && memory(twice) <= memory_limit(options_.memory_bytes)) {
+      if (count > 1 && memory(twice) <= most) {
         out.engine.memory_estimate = base_memory_ + memory(twice);
         const int pairs = (count + 1) / 2;
         progress.extend(pairs);
@@ -496,6 +527,8 @@ class LimitEvaluation {
       for (std::size_t j = 0; j < pooled.error[k].size(); ++j) pooled.error[k][j] = std::hypot(pooled.error[k][j], truncation[k][j]);
     collect(pooled, out);
     out.engine.product_flops = executor_->operations();
+    out.engine.sums = options_.ranks->traffic().sums - before.sums;
+    out.engine.sum_bytes = options_.ranks->traffic().bytes - before.bytes;
     return Outcome{std::move(out)};
   }
 
@@ -569,7 +602,7 @@ class LimitEvaluation {
 
   /// Everything that needs no sampling.
   void find_moments() {
-    executor_.emplace(threads_);
+    executor_.emplace(threads_, *options_.ranks);
     if (options_.engine == Engine::kParticles) return;
     moments_.emplace(program_, outputs_, *executor_, options_.merge_rows);
     moments_->run();
@@ -609,7 +642,9 @@ class LimitEvaluation {
 
   [[nodiscard]] std::uint64_t key(std::int64_t k) const { return mix_key(mix_key(0x6c696d6974ULL, options_.seed), static_cast<std::uint64_t>(k)); }
 
-  [[nodiscard]] bool runs_side_by_side(std::int64_t particles) const { return threads_ > 1 && options_.randomisations > 1 && particles <= kSideBySide; }
+  [[nodiscard]] bool runs_side_by_side(std::int64_t particles) const {
+    return options_.ranks->size() == 1 && threads_ > 1 && options_.randomisations > 1 && particles <= kSideBySide;
+  }
 
   [[nodiscard]] RunSettings settings(const Resolution& resolution) const {
     RunSettings out;
@@ -623,10 +658,10 @@ class LimitEvaluation {
   /// Bytes of runs at this resolution: by ranks that an earlier run found, or, where the largest possible ranks would not do, a small one.
   [[nodiscard]] double memory(const Resolution& resolution) {
     const double copies = runs_side_by_side(resolution.particles) ? std::min(threads_, options_.randomisations) : 1;
-    const auto bytes = [&](const std::vector<std::array<std::int64_t, 2>>* ranks) { return copies * engines::estimate_memory(schedule_, settings(resolution), ranks); };
+    const auto bytes = [&](const std::vector<std::array<std::int64_t, 2>>* ranks) { return copies * engines::estimate_memory(schedule_, settings(resolution), options_.ranks->size(), ranks); };
     if (ranks_ && ranks_->rank_tol <= resolution.rank_tol) return bytes(&ranks_->of_source);
     const double most = bytes(nullptr);
-    if (most <= memory_limit(options_.memory_bytes)) return most;
+    if (most <= memory_limit(options_.memory_bytes, *options_.ranks)) return most;
     for (std::int64_t pilot = 1024; 4 * pilot <= resolution.particles; pilot *= 2) {
       const Progress nobody;
       ProgressCounter unseen(nobody, 1);
@@ -641,7 +676,8 @@ class LimitEvaluation {
 
   template <class Keys>
   Result<std::vector<RunResult>> run_particles(const Resolution& resolution, int count, Keys keys, ProgressCounter& progress) const {
-    return run_all(schedule_, count, settings(resolution), *executor_, runs_side_by_side(resolution.particles), [&](RunSettings& own, std::int64_t k) { own.keys = keys(k); }, progress);
+    const RunSet set{&schedule_, count, settings(resolution), &*executor_, runs_side_by_side(resolution.particles), [&](RunSettings& own, std::int64_t k) { own.keys = keys(k); }};
+    return results_of(set, run_some(set, [](std::int64_t) { return true; }, progress));
   }
 
   /// Runs i and j of M particles and the run of their 2 M joined particles, which has half their bias: by grouped jackknife,
@@ -846,83 +882,173 @@ Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOp
   return out;
 }
 
-Result<SimulationResult> simulate(const Module& module, const SimulateOptions& options) {
-  const auto start = Clock::now();
-  if (options.width < 1) return Diagnostic{Severity::kError, "E2701", fmt::format("a network of width {} cannot be run", options.width), {}, "", "use --width 128 or more", {}, false};
-  if (options.seeds < 1) return Diagnostic{Severity::kError, "E2701", "at least one seed is needed", {}, "", "", {}, false};
-  const std::int64_t units = module.program.width_units;
-  if (options.width % units != 0)
-    return Diagnostic{Severity::kError, "E2701", fmt::format("a network of width {} cannot be run", options.width), {}, "",
-                      fmt::format("the ratios of its widths need a multiple of {}", units), {}, false};
-  const Program program = at_width(module.program, static_cast<double>(options.width / units));
-  const std::vector<NodeId> wanted = outputs_of(program);
-  const Schedule schedule = engines::make_schedule(program, wanted);
-  const int threads = thread_count(options.threads);
-  const bool outer = threads > 1 && options.seeds > 1 && options.width <= 4096;
-  const double limit = memory_limit(options.memory_bytes), copies = outer ? std::min(threads, options.seeds) : 1;
+namespace {
 
-  RunSettings settings;
-  settings.limit = false;
-  settings.rows = options.width / units;
-  settings.dense = options.matrices == Matrices::kDense;
-  settings.single_precision = options.single_precision;
-  if (options.matrices == Matrices::kAuto) {
+/// The networks of one width: which runs they are, and what comes of them.
+class Networks {
+ public:
+  Networks(const Module& module, const SimulateOptions& options, std::int64_t width)
+      : options_(options), width_(width), program_(at_width(module.program, static_cast<double>(width / module.program.width_units))), wanted_(outputs_of(program_)),
+        schedule_(engines::make_schedule(program_, wanted_)), executor_(thread_count(options.threads, *options.ranks)) {
+    set_ = {&schedule_, options.seeds, {}, &executor_, executor_.threads() > 1 && options.seeds > 1 && width <= 4096, [this](RunSettings& own, std::int64_t k) {
+              own.keys = {mix_key(mix_key(mix_key(0x6e6574776f726bULL, options_.seed), static_cast<std::uint64_t>(width_)), static_cast<std::uint64_t>(k))};
+            }};
+    RunSettings& settings = set_.settings;
+    settings.limit = false;
+    settings.rows = width / module.program.width_units;
+    settings.dense = options.matrices == Matrices::kDense;
+    settings.single_precision = options.single_precision;
+    if (options.matrices != Matrices::kAuto) return;
     // A lazy product costs about 8 n r P, a dense one 2 n^2 P, and the dense matrix must fit.
     std::int64_t directions = 0;
-    for (const auto& d : schedule.spaces.directions) directions = std::max({directions, d[0], d[1]});
+    for (const auto& d : schedule_.spaces.directions) directions = std::max({directions, d[0], d[1]});
     settings.dense = true;
-    const bool stored = std::any_of(program.nodes.begin(), program.nodes.end(), [](const Node& node) {
+    const bool stored = std::any_of(program_.nodes.begin(), program_.nodes.end(), [](const Node& node) {
       const auto* update = std::get_if<UpdateMatrix>(&node.op);
       return update && update->entrywise;
     });
-    if (!stored && (4 * directions < options.width || copies * engines::estimate_memory(schedule, settings) > limit)) settings.dense = false;
+    if (!stored && (4 * directions < width || memory() > limit())) settings.dense = false;
   }
-  const double bytes = copies * engines::estimate_memory(schedule, settings);
-  if (bytes > limit)
-    return Diagnostic{Severity::kError, "E4202", fmt::format("networks of width {} need up to {} of memory, but {} may be used", options.width, bytes_text(bytes), bytes_text(limit)), {}, "",
-                      settings.dense ? "use --matrices lazy, a smaller width, or raise --memory" : "use a smaller width, or raise --memory", {}, false};
+  Networks(const Networks&) = delete;  // the schedule points to the program
+  Networks& operator=(const Networks&) = delete;
 
-  ProgressCounter progress(options.progress, options.seeds);
-  auto runs = run_all(schedule, options.seeds, settings, Executor(threads), outer,
-                      [&](RunSettings& own, std::int64_t k) {
-                        own.keys = {mix_key(mix_key(mix_key(0x6e6574776f726bULL, options.seed), static_cast<std::uint64_t>(options.width)), static_cast<std::uint64_t>(k))};
-                      }, progress);
-  if (!runs) return runs.errors();
+  /// E4202.
+  [[nodiscard]] std::optional<Diagnostic> refusal() const {
+    if (memory() <= limit()) return std::nullopt;
+    return Diagnostic{Severity::kError, "E4202", fmt::format("networks of width {} need up to {} of memory, but {} may be used", width_, bytes_text(memory()), bytes_text(limit())), {}, "",
+                      set_.settings.dense ? "use --matrices lazy, a smaller width, or raise --memory" : "use a smaller width, or raise --memory", {}, false};
+  }
 
-  SimulationResult out;
-  out.engine = {"networks", 0, 0, options.seed, threads, 0, 0};
-  out.engine.single_precision = settings.single_precision;
-  for (const RunResult& run : *runs) out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
-  out.width = options.width;
-  out.seeds = options.seeds;
-  out.dense = settings.dense;
-  for (const Report& report : program.reports) {
-    ReportResult r = skeleton(program, report);
-    r.method = Method::kNetworks;
-    std::vector<std::vector<double>> values;
-    for (const RunResult& run : *runs) {
-      std::vector<double>& own = values.emplace_back();
-      for (const auto& entry : report.entries) {
-        const auto k = static_cast<std::size_t>(std::lower_bound(wanted.begin(), wanted.end(), entry.value) - wanted.begin());
-        own.insert(own.end(), run.values[k].begin(), run.values[k].end());
+  /// Runs those seeds whose turn it is: network number k of all is rank k's, modulo their number.
+  void run(std::int64_t before, const Progress& progress_of_rank) {
+    const auto start = Clock::now();
+    before_ = before;
+    ProgressCounter progress(progress_of_rank, std::max(1, set_.count / options_.ranks->size()));
+    outcomes_ = run_some(set_, [&](std::int64_t k) { return owner(k) == options_.ranks->rank(); }, progress);
+    time_s_ = seconds_since(start);
+  }
+
+  /// After all ranks have run: everybody learns everything.
+  void gather() {
+    for (std::int64_t k = 0; k < set_.count; ++k) {
+      RunOutcome& outcome = outcomes_[static_cast<std::size_t>(k)];
+      const auto share = [&](auto& values) { options_.ranks->broadcast(std::as_writable_bytes(std::span(values)), owner(k)); };
+      std::array<std::size_t, 1> kind{outcome.index()};
+      share(kind);
+      if (kind[0] != 1) {
+        if (kind[0] == 2 && outcome.index() != 2) outcome = RunFailure{};
+        continue;
       }
+      RunResult result = outcome.index() == 1 ? std::move(std::get<RunResult>(outcome)) : RunResult{};
+      result.ranks.resize(program_.sources.size());
+      share(result.ranks);
+      result.values.resize(wanted_.size());
+      for (std::size_t w = 0; w < wanted_.size(); ++w) {
+        result.values[w].resize(static_cast<std::size_t>(size_of(program_[wanted_[w]].type.dims)));
+        share(result.values[w]);
+      }
+      outcome = std::move(result);
     }
-    const double s = static_cast<double>(options.seeds);
-    r.value.assign(values[0].size(), 0.0);
-    for (const auto& v : values)
-      for (std::size_t j = 0; j < v.size(); ++j) r.value[j] += v[j] / s;
-    if (options.seeds > 1) {
-      r.error.assign(r.value.size(), 0.0);
-      for (const auto& v : values)
-        for (std::size_t j = 0; j < v.size(); ++j) r.error[j] += (v[j] - r.value[j]) * (v[j] - r.value[j]);
-      for (double& e : r.error) e = std::sqrt(e / (s - 1) / s);
-    }
-    out.reports.push_back(std::move(r));
-    out.runs.push_back(std::move(values));
   }
-  out.warnings = module.warnings;
-  out.time_s = seconds_since(start);
-  out.peak_memory_bytes = peak_memory();
+
+  Result<SimulationResult> collect(const Module& module) {
+    auto runs = results_of(set_, std::move(outcomes_));
+    if (!runs) return runs.errors();
+    SimulationResult out;
+    out.engine = {"networks", 0, 0, options_.seed, executor_.threads(), 0, 0};
+    out.engine.single_precision = set_.settings.single_precision;
+    for (const RunResult& run : *runs) out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
+    out.width = width_;
+    out.seeds = set_.count;
+    out.dense = set_.settings.dense;
+    for (const Report& report : program_.reports) {
+      ReportResult r = skeleton(program_, report);
+      r.method = Method::kNetworks;
+      std::vector<std::vector<double>> values;
+      for (const RunResult& run : *runs) {
+        std::vector<double>& own = values.emplace_back();
+        for (const auto& entry : report.entries) {
+          const auto k = static_cast<std::size_t>(std::lower_bound(wanted_.begin(), wanted_.end(), entry.value) - wanted_.begin());
+          own.insert(own.end(), run.values[k].begin(), run.values[k].end());
+        }
+      }
+      const double s = static_cast<double>(set_.count);
+      r.value.assign(values[0].size(), 0.0);
+      for (const auto& v : values)
+        for (std::size_t j = 0; j < v.size(); ++j) r.value[j] += v[j] / s;
+      if (set_.count > 1) {
+        r.error.assign(r.value.size(), 0.0);
+        for (const auto& v : values)
+          for (std::size_t j = 0; j < v.size(); ++j) r.error[j] += (v[j] - r.value[j]) * (v[j] - r.value[j]);
+        for (double& e : r.error) e = std::sqrt(e / (s - 1) / s);
+      }
+      out.reports.push_back(std::move(r));
+      out.runs.push_back(std::move(values));
+    }
+    out.warnings = module.warnings;
+    out.time_s = time_s_;
+    out.peak_memory_bytes = peak_memory();
+    return out;
+  }
+
+ private:
+  [[nodiscard]] int owner(std::int64_t k) const { return static_cast<int>((before_ + k) % options_.ranks->size()); }
+  [[nodiscard]] double limit() const { return memory_limit(options_.memory_bytes, *options_.ranks); }
+  [[nodiscard]] double memory() const { return engines::estimate_memory(schedule_, set_.settings) * (set_.side_by_side ? std::min(executor_.threads(), set_.count) : 1); }
+
+  const SimulateOptions& options_;
+  std::int64_t width_;
+  Program program_;
+  std::vector<NodeId> wanted_;
+  Schedule schedule_;
+  Executor executor_;
+  RunSet set_;
+  std::int64_t before_ = 0;  ///< networks of other widths that came first
+  std::vector<RunOutcome> outcomes_;
+  double time_s_ = 0;
+};
+
+}  // namespace
+
+Result<SimulationResult> simulate(const Module& module, const SimulateOptions& options) {
+  auto one = simulate(module, options, {options.width});
+  if (!one) return one.errors();
+  return std::move(one->front());
+}
+
+Result<std::vector<SimulationResult>> simulate(const Module& module, const SimulateOptions& options, const std::vector<std::int64_t>& widths) {
+  if (options.seeds < 1) return Diagnostic{Severity::kError, "E2701", "at least one seed is needed", {}, "", "", {}, false};
+  const std::int64_t units = module.program.width_units;
+  std::deque<Networks> all;
+  for (const std::int64_t width : widths) {
+    if (width < 1 || width % units != 0)
+      return Diagnostic{Severity::kError, "E2701", fmt::format("a network of width {} cannot be run", width), {}, "",
+                        width < 1 ? "use --width 128 or more" : fmt::format("the ratios of its widths need a multiple of {}", units), {}, false};
+    all.emplace_back(module, options, width);
+    if (const auto refused = all.back().refusal()) return *refused;
+  }
+  // The widest first, so that ranks end at about the same time.
+  std::vector<std::size_t> order(widths.size());
+  std::iota(order.begin(), order.end(), std::size_t{0});
+  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return widths[a] > widths[b]; });
+  const auto work = [&](std::size_t j) { return static_cast<double>(widths[j]) * static_cast<double>(std::min<std::int64_t>(widths[j], 2048)); };  // lazy matrices make wide networks linear
+  double total = 0, done = 0;
+  for (const std::size_t j : order) total += work(j);
+  for (std::size_t k = 0; k < order.size(); ++k) {
+    const double share = work(order[k]) / total;
+    const Progress part = [&](double fraction) {
+      if (options.progress) options.progress(done + std::min(1.0, fraction) * share);
+    };
+    all[order[k]].run(static_cast<std::int64_t>(k) * options.seeds, part);
+    done += share;
+  }
+  for (Networks& networks : all) networks.gather();
+  std::vector<SimulationResult> out;
+  for (Networks& networks : all) {
+    auto own = networks.collect(module);
+    if (!own) return own.errors();
+    out.push_back(std::move(*own));
+  }
   return out;
 }
 

@@ -41,13 +41,13 @@ class Buffer {
 };
 
 /// A rows x columns array, cut into chunks of rows; each chunk is column-major and contiguous.  Columns can be appended
-/// up to the capacity.  A value without a width axis is a block of one row.
+/// up to the capacity.  A value without a width axis is a block of one row.  A rank without rows has no chunks.
 class Block {
  public:
   Block() = default;
   Block(std::int64_t rows, std::int64_t columns) : Block(rows, columns, columns) {}
   Block(std::int64_t rows, std::int64_t columns, std::int64_t capacity)
-      : rows_(rows), columns_(columns), capacity_(capacity), chunk_(std::min(rows, kChunkRows)), buffer_(chunks() * chunk_ * capacity) {}
+      : rows_(rows), columns_(columns), capacity_(capacity), chunk_(std::clamp<std::int64_t>(rows, 1, kChunkRows)), buffer_(chunks() * chunk_ * capacity) {}
 
   [[nodiscard]] std::int64_t rows() const { return rows_; }
   [[nodiscard]] std::int64_t columns() const { return columns_; }

@@ -6,14 +6,18 @@
 #include <tbb/parallel_for.h>
 #include <tbb/task_arena.h>
 
+#include "tplimit/parallel/communicator.hpp"
+
 namespace tplimit::engines {
 
 /// Runs f(i) for i in 0..count on up to `threads` threads.  What f computes may not depend on the thread.
 /// The caller works too and never waits for a thread that has not begun: a busy machine slows a run down in proportion only.
+/// Rows of blocks are spread over `ranks` (tall.hpp).
 class Executor {
  public:
-  explicit Executor(int threads) : threads_(threads < 1 ? 1 : threads), arena_(threads_) {}
+  explicit Executor(int threads, const Communicator& ranks = single_process()) : threads_(threads < 1 ? 1 : threads), ranks_(ranks), arena_(threads_) {}
   [[nodiscard]] int threads() const { return threads_; }
+  [[nodiscard]] const Communicator& ranks() const { return ranks_; }
 
   template <class F>
   void parallel(std::int64_t count, F&& f) const {
@@ -35,6 +39,7 @@ class Executor {
  private:
   mutable std::atomic<double> operations_ = 0;
   int threads_;
+  const Communicator& ranks_;
   mutable tbb::task_arena arena_;
 };
 

@@ -41,7 +41,8 @@ constexpr std::uint64_t kSourceWord = 0x736f75726365ULL, kSpaceWord = 0x73706163
 class Run {
  public:
   Run(const Schedule& schedule, const RunSettings& settings, const Executor& executor)
-      : s_(schedule), program_(*schedule.program), settings_(settings), executor_(executor), blocks_(program_.size()), versions_(program_.size()) {
+      : s_(schedule), program_(*schedule.program), settings_(settings), executor_(executor), own_(share_of(executor.ranks(), settings.rows)), blocks_(program_.size()), versions_(program_.size()) {
+    TPLIMIT_CHECK(settings_.limit || executor_.ranks().size() == 1, "a network is run by one rank");
     const auto& spaces = s_.spaces;
     if (settings_.limit || !settings_.dense) {
       const NormalLaw law = settings_.limit ? NormalLaw::kMatched : NormalLaw::kExact;
@@ -150,7 +151,7 @@ class Run {
     if (pending_.empty()) return;
     const std::vector<NodeId> group = std::exchange(pending_, {});
     const std::uint32_t last = group.back().value;
-    const std::int64_t rows = settings_.rows, chunk = std::min(rows, kChunkRows), chunks = (rows + chunk - 1) / chunk;
+    const std::int64_t rows = own_.count, chunk = std::min(rows, kChunkRows), chunks = (rows + kChunkRows - 1) / kChunkRows;
 
     // Where each result lives: averages in partial sums, values used later in blocks, the others in scratch columns.
     struct Place {
@@ -218,22 +219,15 @@ class Run {
       }
     };
 
-    // Sums over chunks in fixed groups and fixed order: the same for any number of threads.
-    const std::int64_t per_group = std::max<std::int64_t>(1, (chunks + 63) / 64), groups = (chunks + per_group - 1) / per_group;
-    std::vector<std::vector<double>> partial(static_cast<std::size_t>(groups));
-    executor_.parallel(groups, [&](std::int64_t g) {
-      std::vector<double>& sum = partial[static_cast<std::size_t>(g)];
-      sum.assign(static_cast<std::size_t>(sums), 0.0);
-      const Buffer scratch(scratch_columns * chunk);
-      for (std::int64_t c = g * per_group; c < std::min(chunks, (g + 1) * per_group); ++c) sweep(c, scratch.data(), sum.data());
-    });
+    const auto sweep_chunk = [&](std::int64_t c, double* sum) { sweep(c, Buffer(scratch_columns * chunk).data(), sum); };
+    Matrix total;  // all averages of the group together
+    if (sums > 0) total = sum_over_chunks(executor_, chunks, sums, 1, [&](std::int64_t c, Matrix& part) { sweep_chunk(c, part.data()); });
+    else executor_.parallel(chunks, [&](std::int64_t c) { sweep_chunk(c, nullptr); });
     for (const Place& p : places) {
       if (!p.average) continue;
       Block b(1, p.columns);
       for (std::int64_t j = 0; j < p.columns; ++j) {
-        double total = 0;
-        for (const auto& sum : partial) total += sum[static_cast<std::size_t>(p.sum_offset + j)];
-        b.chunk(0)[j] = total / static_cast<double>(rows);
+        b.chunk(0)[j] = total(p.sum_offset + j, 0) / static_cast<double>(settings_.rows);
         if (!std::isfinite(b.chunk(0)[j]) && !settings_.trace) {
           current_ = p.id.value;
           throw EvaluationStop{"E4101", "a number is not finite", ""};
@@ -264,7 +258,7 @@ class Run {
     const auto count = static_cast<std::int64_t>(columns.count);
     if (settings_.limit) {
       // The space keeps its columns to match later ones against: they live as long as the run.
-      sources_.emplace_back(settings_.rows, count, settings_.single_precision);
+      sources_.emplace_back(own_.count, count, settings_.single_precision);
       std::vector<std::uint64_t> dimensions;
       for (std::uint64_t j = 0; j < columns.count; ++j) dimensions.push_back(columns.first + j);
       blocks_[id.value] = spaces_[s_.spaces.of_node[id.value]].draw(sources_.back(), dimensions, nullptr);
@@ -288,14 +282,17 @@ class Run {
 
   void take_samples(NodeId id, const Node& node, std::int64_t count) {
     const Block& x = blocks_[node.in[0].value];
-    if (count > x.rows()) throw EvaluationStop{"E4203", fmt::format("{} samples are asked for, but there are {} coordinates", count, x.rows()), "ask for fewer samples, or use more particles or a larger width"};
+    if (count > settings_.rows) throw EvaluationStop{"E4203", fmt::format("{} samples are asked for, but there are {} coordinates", count, settings_.rows), "ask for fewer samples, or use more particles or a larger width"};
     Block out(1, x.columns() * count);
+    const std::span<double> values(out.chunk(0), static_cast<std::size_t>(out.columns()));
+    std::fill(values.begin(), values.end(), -0.0);  // what changes nothing in a sum
     for (std::int64_t j = 0; j < x.columns(); ++j)
       for (std::int64_t i = 0; i < count; ++i) {
         // Evenly spaced coordinates: neighbouring quasi-random points are not independent.
-        const std::int64_t row = i * (x.rows() / count);
-        out.chunk(0)[j * count + i] = x.chunk(row / kChunkRows)[j * x.ld() + row % kChunkRows];
+        const std::int64_t row = i * (settings_.rows / count) - own_.first;
+        if (row >= 0 && row < own_.count) out.chunk(0)[j * count + i] = x.chunk(row / kChunkRows)[j * x.ld() + row % kChunkRows];
       }
+    executor_.ranks().sum(values);
     blocks_[id.value] = std::move(out);
   }
 
@@ -320,7 +317,7 @@ class Run {
 
   void multiply(NodeId id, const Node& node, bool transposed) {
     const Block& x = blocks_[node.in[1].value];
-    Block y(settings_.rows, x.columns());
+    Block y(own_.count, x.columns());
     matrix(source_[node.in[0].value]).apply(versions_[node.in[0].value], transposed, x, node.in[1].value, s_.spaces.columns[id.value][0].first, y);
     blocks_[id.value] = std::move(y);
   }
@@ -359,14 +356,17 @@ class Run {
     if (type(id).matrix || blocks_[id.value].empty()) return;
     if (std::holds_alternative<Constant>(program_[id].op)) return;  // infinity may be meant, as in max(x, -inf)
     const Block& b = blocks_[id.value];
-    for (std::int64_t c = 0; c < b.chunks(); ++c)
-      if (!all_columns(b, c).allFinite()) throw EvaluationStop{"E4101", "a number is not finite", ""};
+    double bad_chunks = 0;
+    for (std::int64_t c = 0; c < b.chunks(); ++c) bad_chunks += all_columns(b, c).allFinite() ? 0 : 1;
+    if (type(id).width) executor_.ranks().sum({&bad_chunks, 1});
+    if (bad_chunks > 0) throw EvaluationStop{"E4101", "a number is not finite", ""};
   }
 
   const Schedule& s_;
   const Program& program_;
   const RunSettings& settings_;
   const Executor& executor_;
+  Share own_;  ///< of the rows
   std::vector<Block> blocks_;
   std::vector<MatrixVersion> versions_;
   std::deque<NormalSpace> spaces_;
@@ -509,10 +509,11 @@ double packed_bytes(const Schedule& schedule, std::int64_t rows) {
 
 }  // namespace
 
-double estimate_memory(const Schedule& schedule, const RunSettings& settings, const std::vector<std::array<std::int64_t, 2>>* ranks) {
+double estimate_memory(const Schedule& schedule, const RunSettings& settings, int processes, const std::vector<std::array<std::int64_t, 2>>* ranks) {
   const Program& program = *schedule.program;
   // Blocks reserve whole chunks.
-  const double rows = static_cast<double>(settings.rows <= kChunkRows ? settings.rows : (settings.rows + kChunkRows - 1) / kChunkRows * kChunkRows);
+  const std::int64_t chunks = (settings.rows + kChunkRows - 1) / kChunkRows;
+  const double rows = static_cast<double>(chunks == 1 ? settings.rows : (chunks + processes - 1) / processes * kChunkRows);
   double bytes = 0, live = 0, peak = 0, chunk_columns = 0;
   const bool dense = !settings.limit && settings.dense;
   std::vector<int> arrays(program.size(), 0);
@@ -525,7 +526,7 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings, co
     const double storage = settings.single_precision ? 4 : 8;
     for (std::size_t s = 0; s < program.sources.size(); ++s)
       for (const std::size_t side : {0u, 1u}) {
-        const double most = std::min(static_cast<double>(schedule.spaces.directions[s][side]), settings.limit ? rows / 2 : rows);
+        const double most = std::min(static_cast<double>(schedule.spaces.directions[s][side]), settings.limit ? static_cast<double>(settings.rows) / 2 : rows);
         bytes += 2 * (ranks ? std::min(static_cast<double>((*ranks)[s][side]), most) : most) * rows * storage;
       }
     bytes += small_matrices(schedule, settings, ranks);

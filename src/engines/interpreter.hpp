@@ -26,7 +26,7 @@ Schedule make_schedule(const ir::Program& program, std::vector<ir::NodeId> wante
 struct RunSettings {
   bool limit = true;
   bool dense = false;              ///< finite width: keep matrices as arrays; else reveal them lazily
-  std::int64_t rows = 0;           ///< particles or width
+  std::int64_t rows = 0;           ///< particles, of all ranks, or width
   std::vector<std::uint64_t> keys; ///< of all random numbers of this run; several: the particles of as many runs joined, in equal parts
   double rank_tol = 1e-6;
   bool single_precision = false;   ///< bases, normals and dense matrices are stored in single precision
@@ -47,6 +47,7 @@ struct RunFailure {
 };
 
 /// Evaluates a program once.  The same code runs networks and limits; they differ in WidthMatrix and in the law of normals.
+/// Particles are spread over the ranks of the executor; results are the same on all of them.  (Networks are run by one rank each.)
 std::variant<RunResult, RunFailure> run_program(const Schedule& schedule, const RunSettings& settings, const Executor& executor);
 
 /// Evaluates finite nodes from given values of some of them.
@@ -64,7 +65,8 @@ class FiniteEvaluator {
   std::unordered_map<std::uint32_t, std::vector<double>> values_;
 };
 
-/// Estimated largest memory of one run in bytes: live blocks, bases and normals, dense matrices.  `ranks` of an earlier run; null: the largest possible.
-double estimate_memory(const Schedule& schedule, const RunSettings& settings, const std::vector<std::array<std::int64_t, 2>>* ranks = nullptr);
+/// Estimated largest memory of one run in bytes, on one of so many processes: live blocks, bases and normals, dense matrices.  `ranks` of an
+/// earlier run; null: the largest possible.
+double estimate_memory(const Schedule& schedule, const RunSettings& settings, int processes = 1, const std::vector<std::array<std::int64_t, 2>>* ranks = nullptr);
 
 }  // namespace tplimit::engines

@@ -16,8 +16,8 @@ void multiply_columns(const Executor& executor, Block& g, const Matrix& right) {
 NormalSpace::NormalSpace(const Executor& executor, std::int64_t rows, NormalLaw law, std::vector<std::uint64_t> keys)
     : executor_(executor), rows_(rows), law_(law), keys_(std::move(keys)), matching_(law == NormalLaw::kMatched) {
   if (!matching_) return;
-  ones_ = Panel(rows, 1, false);
-  Block ones(rows, 1);
+  ones_ = Panel(share_of(executor_.ranks(), rows_).count, 1, false);
+  Block ones(ones_.rows(), 1);
   for (std::int64_t c = 0; c < ones.chunks(); ++c) std::fill_n(ones.chunk(c), ones.chunk_rows(c), 1.0);
   ones_.append(executor_, ones);
   normals_.push_back({&ones_, 1, {}});
@@ -36,9 +36,10 @@ std::int64_t NormalSpace::family_columns() const {
 }
 
 Block NormalSpace::fill(const std::vector<std::uint64_t>& dimensions) const {
-  Block into(rows_, static_cast<std::int64_t>(dimensions.size()));
+  const Share own = share_of(executor_.ranks(), rows_);
+  Block into(own.count, static_cast<std::int64_t>(dimensions.size()));
   executor_.parallel(into.chunks(), [&](std::int64_t c) {
-    const std::int64_t begin = c * kChunkRows, end = begin + into.chunk_rows(c);
+    const std::int64_t begin = own.first + c * kChunkRows, end = begin + into.chunk_rows(c);
     for (std::size_t j = 0; j < dimensions.size(); ++j) {
       double* column = into.chunk(c) + static_cast<std::int64_t>(j) * into.ld();
       for (std::int64_t row = begin; row < end;) {

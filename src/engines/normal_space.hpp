@@ -19,7 +19,7 @@ enum class NormalLaw {
 /// off the opposite basis, which leaves the conditional law of a Gaussian matrix.
 class NormalSpace {
  public:
-  /// `keys`: one for each equal part of the rows, so that a space of 2 M rows can join the points of two spaces of M rows.
+  /// `rows`: of all ranks.  `keys`: one for each equal part of the rows, so that a space of 2 M rows can join the points of two spaces of M rows.
   NormalSpace(const Executor& executor, std::int64_t rows, NormalLaw law, std::vector<std::uint64_t> keys);
 
   /// Appends one column per entry of `dimensions` to `into` and returns them; columns are keyed by their dimension.  `into` must keep its

@@ -11,7 +11,7 @@ class Panel {
  public:
   Panel() = default;
   Panel(std::int64_t rows, std::int64_t capacity, bool single)
-      : rows_(rows), capacity_(capacity), chunk_(std::min(rows, kChunkRows)), single_(single), buffer_(doubles(rows, capacity, single)) {}
+      : rows_(rows), capacity_(capacity), chunk_(std::clamp<std::int64_t>(rows, 1, kChunkRows)), single_(single), buffer_(doubles(rows, capacity, single)) {}
 
   [[nodiscard]] std::int64_t rows() const { return rows_; }
   [[nodiscard]] std::int64_t columns() const { return columns_; }

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <bit>
+
 #include <Eigen/Core>
 
 #include "engines/block.hpp"
@@ -8,7 +10,7 @@
 #include "tplimit/math/tall_products.hpp"
 
 /// Products of tall blocks: averages over rows <a, b> = (1/rows) sum, and updates by small matrices.  All go chunk by
-/// chunk; partial sums are added in chunk order, so results do not depend on the number of threads.
+/// chunk; the sums of chunks are added as a binary tree over their indices, so results do not depend on the number of threads.
 namespace tplimit::engines {
 
 using Matrix = Eigen::MatrixXd;
@@ -39,22 +41,59 @@ inline void add_times(ChunkMap y, const Panel& a, std::int64_t c, const Eigen::R
   else add_product(y.rows(), a.doubles_at(c, 0), a.ld(), w.rows(), w.data(), w.outerStride(), w.cols(), y.data(), y.outerStride(), sign);
 }
 
-/// Sums partial(c) over chunks, in order.  partial(c, out) adds chunk c's part to a zeroed rows x cols matrix.
+/// The rows [first, first + count) of all rows of a run that a rank holds, in whole chunks (but for the last one of all).
+struct Share {
+  std::int64_t first, count;
+};
+[[nodiscard]] inline Share share_of(const Communicator& ranks, std::int64_t rows) {
+  const std::int64_t chunks = (rows + kChunkRows - 1) / kChunkRows;
+  const auto begin = [&](std::int64_t rank) { return std::min(rows, chunks * rank / ranks.size() * kChunkRows); };
+  return {begin(ranks.rank()), begin(ranks.rank() + 1) - begin(ranks.rank())};
+}
+
+/// Sums in the order of a binary tree over the indices of what is added: ((0 + 1) + (2 + 3)) + ((4 + 5) + 6).  Aligned parts of a power
+/// of two may be summed first, by other threads or ranks: the order, and with it the bits, is the same.
+class TreeSum {
+ public:
+  void add(Matrix x) {
+    parts_.push_back(std::move(x));
+    for (std::int64_t k = ++count_; k % 2 == 0; k /= 2) fold();
+  }
+  Matrix total() {
+    while (parts_.size() > 1) fold();
+    return std::move(parts_.back());
+  }
+
+ private:
+  void fold() {
+    parts_[parts_.size() - 2] += parts_.back();
+    parts_.pop_back();
+  }
+  std::vector<Matrix> parts_;
+  std::int64_t count_ = 0;
+};
+
+/// Sums partial(c) over the chunks of all ranks.  partial(c, out) adds chunk c's part to a zeroed rows x cols matrix.
 template <class F>
 Matrix sum_over_chunks(const Executor& executor, std::int64_t chunks, Eigen::Index rows, Eigen::Index cols, F&& partial) {
-  Matrix total = Matrix::Zero(rows, cols);
-  if (rows == 0 || cols == 0) return total;
-  // Chunks are summed in fixed groups, so that the memory for partial sums stays small: 64, of large matrices fewer (2^20: 8 MB in all).
+  if (rows == 0 || cols == 0) return Matrix::Zero(rows, cols);
+  // Chunks are summed in groups, so that the memory for partial sums stays small: up to 64, of large matrices fewer (2^20: 8 MB in all).
   const std::int64_t most = std::clamp<std::int64_t>((std::int64_t{1} << 20) / (rows * cols), 16, 64);
-  const std::int64_t group = std::max<std::int64_t>(1, (chunks + most - 1) / most);
-  const std::int64_t groups = (chunks + group - 1) / group;
-  std::vector<Matrix> parts(static_cast<std::size_t>(groups));
-  executor.parallel(groups, [&](std::int64_t g) {
-    Matrix& part = parts[static_cast<std::size_t>(g)];
-    part = Matrix::Zero(rows, cols);
-    for (std::int64_t c = g * group; c < std::min(chunks, (g + 1) * group); ++c) partial(c, part);
+  const auto group = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(1, (chunks + most - 1) / most))));
+  std::vector<Matrix> parts(static_cast<std::size_t>((chunks + group - 1) / group));
+  executor.parallel(static_cast<std::int64_t>(parts.size()), [&](std::int64_t g) {
+    TreeSum sum;
+    for (std::int64_t c = g * group; c < std::min(chunks, (g + 1) * group); ++c) {
+      Matrix part = Matrix::Zero(rows, cols);
+      partial(c, part);
+      sum.add(std::move(part));
+    }
+    parts[static_cast<std::size_t>(g)] = sum.total();
   });
-  for (const Matrix& part : parts) total += part;
+  TreeSum sum;
+  for (Matrix& part : parts) sum.add(std::move(part));
+  Matrix total = parts.empty() ? Matrix(Matrix::Zero(rows, cols)) : sum.total();
+  executor.ranks().sum({total.data(), static_cast<std::size_t>(total.size())});
   return total;
 }
 

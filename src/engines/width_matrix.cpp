@@ -27,9 +27,9 @@ LazyMatrix::LazyMatrix(const Executor& executor, std::int64_t rows, const LazySe
                        std::array<std::int64_t, 2> capacity)
     : executor_(executor), rows_(rows), settings_(settings) {
   for (const std::size_t s : {0u, 1u}) {
-    const std::int64_t most = std::max<std::int64_t>(1, std::min(capacity[s], rows));
-    sides_[s].q = Panel(rows, most, settings.single);
-    sides_[s].f = Panel(rows, most, settings.single);
+    const std::int64_t most = std::max<std::int64_t>(1, std::min(capacity[s], rows)), own_rows = share_of(executor.ranks(), rows).count;
+    sides_[s].q = Panel(own_rows, most, settings.single);
+    sides_[s].f = Panel(own_rows, most, settings.single);
   }
   sides_[0].fresh_space = &output;
   sides_[1].fresh_space = &input;
@@ -81,7 +81,7 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
   // eps |x| / |rest| of the rest is not orthogonal to Q after one projection; 1e-6: at most 2e-13.  A basis in single precision is
   // orthonormal to 1e-7 only, and errors would grow from step to step.
   const bool twice = r > 0 && (settings_.single || (left.array() < 1e-6 * squared_norms.array() && squared_norms.array() > 0).any());
-  Block rest(rows_, p);
+  Block rest(x.rows(), p);
   Matrix second = sum_over_chunks(executor_, chunks, (twice ? r : 0) + p, p, [&](std::int64_t c, Matrix& part) {
                     auto own_rest = all_columns(rest, c);
                     own_rest = all_columns(x, c);
@@ -119,7 +119,7 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
     }
     const bool again = r > 0 && (settings_.single || magnified > 1e4);  // 2e-12 of a direction
     const Matrix off = twice ? Matrix(second * to_directions) : Matrix();
-    Block q(rows_, fresh);
+    Block q(x.rows(), fresh);
     Matrix third = sum_over_chunks(executor_, chunks, (again ? r : 0) + fresh, fresh, [&](std::int64_t c, Matrix& part) {
                      auto own_q = all_columns(q, c);
                      own_q.noalias() = all_columns(rest, c) * to_directions;

@@ -62,7 +62,7 @@ class WidthMatrix {
 /// Cost of a product of P columns at rank r: O(rows r P).
 class LazyMatrix final : public WidthMatrix {
  public:
-  /// capacity[side]: most directions of W (0) and W' (1).
+  /// rows: of all ranks.  capacity[side]: most directions of W (0) and W' (1).
   LazyMatrix(const Executor& executor, std::int64_t rows, const LazySettings& settings, NormalSpace& input, NormalSpace& output,
              std::array<std::int64_t, 2> capacity);
   MatrixVersion initial() override { return {}; }

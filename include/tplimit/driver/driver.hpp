@@ -10,6 +10,7 @@
 
 #include "tplimit/explain/writing.hpp"
 #include "tplimit/lower/lower.hpp"
+#include "tplimit/parallel/communicator.hpp"
 #include "tplimit/passes/ablations.hpp"
 #include "tplimit/passes/graded.hpp"
 #include "tplimit/passes/passes.hpp"
@@ -37,6 +38,9 @@ Result<Source> read_source(const std::filesystem::path& file);
 /// Both in one call.  The base directory is the file's.
 Result<Module> parse_file(const std::filesystem::path& file, LowerOptions options = {});
 
+/// Equal for equal texts and equal data: ranks must have read the same.
+std::string fingerprint(const Module& module);
+
 /// Called with the fraction of the work done, from the calling thread or a worker, never concurrently.
 using Progress = std::function<void(double)>;
 
@@ -62,7 +66,8 @@ struct EvaluateOptions {
   std::optional<double> rank_tol{};  ///< directions shorter than this times their vector are dropped; unset: 1e-6, or what the tolerance allows
   bool single_precision = false;     ///< bases and normals in single precision: half the memory, errors of about 1e-6
   double merge_rows = 1e-12;         ///< without sampling: rows of a sum over f(row) closer in direction than this become one
-  double memory_bytes = 0;           ///< refuse to use more; 0: 80 % of the machine's memory
+  double memory_bytes = 0;           ///< of each rank: refuse to use more; 0: 80 % of its share of the machine's memory
+  const Communicator* ranks = &single_process();  ///< over which particles are spread; all call with the same module and options
   Progress progress;
 };
 
@@ -70,7 +75,8 @@ struct EvaluateOptions {
 ///
 /// By particles, every number is computed from averages pooled over `randomisations` independent runs; its error is one standard error
 /// by jackknife over them.  Where directions were dropped (rank_tol above 1e-5), the same randomisations are repeated with three times the
-/// rank_tol, and half of the difference is added in squares.  Reproducible: the same seed gives the same bits for any number of threads.
+/// rank_tol, and half of the difference is added in squares.  Reproducible: the same seed gives the same bits for any number of threads, and on
+/// every rank; another number of ranks gives the same up to rounding, powers of two that divide the particles into equal chunks the same bits.
 /// Errors: E3.. where the limit does not exist or is not carried by this engine; E4101 a number is not finite; E4201 too few
 /// particles; E4202 not enough memory; E4301 the asked engine cannot do a report.
 /// Cost: O(randomisations * instructions * particles * rank).
@@ -96,11 +102,14 @@ struct SimulateOptions {
   Matrices matrices = Matrices::kAuto;  ///< lazy: exact in law, O(width rank) memory; dense: O(width^2)
   bool single_precision = false;        ///< dense matrices of float: half the memory and time; docs/decisions/0009
   double memory_bytes = 0;
+  const Communicator* ranks = &single_process();  ///< over which networks are spread
   Progress progress;
 };
 
 /// Finite networks of one width.  Errors: E4101, E4202.
 Result<SimulationResult> simulate(const Module& module, const SimulateOptions& options);
+/// Of several widths, instead of `options.width`: one result for each.  Ranks wait for each other only at the end.
+Result<std::vector<SimulationResult>> simulate(const Module& module, const SimulateOptions& options, const std::vector<std::int64_t>& widths);
 
 /// The module whose networks report what `evaluate` does: where the limit of a report f is Gaussian, (f - mean) (f - mean)' instead
 /// of f; its average over networks tends to the covariance.
@@ -126,8 +135,6 @@ Result<LimitResult> evaluate_formulas(LimitFormulas& formulas, const std::vector
 /// The same for the wanted formulas only.
 Result<std::vector<explain::Number>> numbers_of(LimitFormulas& formulas, const std::vector<explain::Expr>& wanted, const EvaluateOptions& options = {});
 
-/// Bytes of main memory of this machine.
-double machine_memory();
 /// Largest resident memory of this process so far, in bytes.
 double peak_memory();
 

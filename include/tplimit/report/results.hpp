@@ -60,7 +60,9 @@ struct EngineInfo {
   double truncation_error = 0;        ///< largest of the reports: estimated error of dropping directions below rank_tol
   bool single_precision = false;      ///< of bases and normals of the limit, of dense matrices of networks
   double memory_estimate = 0;         ///< bytes, from the ranks that were found
-  double product_flops = 0;           ///< floating-point operations in products with bases and normals
+  double product_flops = 0;           ///< floating-point operations in products with bases and normals, of all ranks
+  int ranks = 1;                      ///< processes over which particles were spread
+  std::int64_t sums = 0, sum_bytes = 0;  ///< over ranks: how many, and the bytes that one rank gave to them
   bool extrapolated = false;          ///< the bias of order rank / particles was removed by runs of twice the particles
 };
 
