@@ -81,11 +81,14 @@ Matrix sum_over_chunks(const Executor& executor, std::int64_t chunks, Eigen::Ind
   const std::int64_t most = std::clamp<std::int64_t>((std::int64_t{1} << 20) / (rows * cols), 16, 64);
   const auto group = static_cast<std::int64_t>(std::bit_ceil(static_cast<std::uint64_t>(std::max<std::int64_t>(1, (chunks + most - 1) / most))));
   std::vector<Matrix> parts(static_cast<std::size_t>((chunks + group - 1) / group));
+  // A leaf of the tree is one chunk; of large matrices, which cost more to add than to keep in the cache, four.
+  const std::int64_t leaf = rows * cols > 16384 ? 4 : 1;
   executor.parallel(static_cast<std::int64_t>(parts.size()), [&](std::int64_t g) {
     TreeSum sum;
-    for (std::int64_t c = g * group; c < std::min(chunks, (g + 1) * group); ++c) {
+    const std::int64_t end = std::min(chunks, (g + 1) * group);
+    for (std::int64_t c = g * group; c < end; c += leaf) {
       Matrix part = Matrix::Zero(rows, cols);
-      partial(c, part);
+      for (std::int64_t own = c; own < std::min(end, c + leaf); ++own) partial(own, part);
       sum.add(std::move(part));
     }
     parts[static_cast<std::size_t>(g)] = sum.total();
