@@ -23,3 +23,7 @@ tplimit_output_test(explain_latex 0 "explain two_steps.tp --format latex --steps
 tplimit_output_test(explain_numbers 0 "explain bare.tp --numbers")
 tplimit_output_test(explain_json 0 "explain bare.tp --numbers --format json")
 tplimit_output_test(compare_corrections 0 "compare linear.tp --widths 16,64,256 --seeds 2000 --matrices dense --fit-corrections")
+
+add_test(NAME memory_estimates COMMAND ${CMAKE_COMMAND} -DTPLIMIT=$<TARGET_FILE:tplimit_cli> -DPROGRAMS=${PROJECT_SOURCE_DIR}/programs
+  -DOUT=${CMAKE_CURRENT_BINARY_DIR}/memory_estimates.json -P ${CMAKE_CURRENT_SOURCE_DIR}/golden/memory_estimates.cmake)
+set_tests_properties(memory_estimates PROPERTIES LABELS numeric TIMEOUT 300 RUN_SERIAL ON)
