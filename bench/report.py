@@ -6,7 +6,7 @@ import re
 import matplotlib
 
 matplotlib.use("svg")
-matplotlib.rcParams.update({"svg.hashsalt": "tplimit", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
+matplotlib.rcParams.update({"svg.hashsalt": "tplimit", "svg.fonttype": "none", "font.family": "sans-serif", "font.size": 9, "axes.spines.top": False, "axes.spines.right": False})
 import matplotlib.pyplot as plt  # noqa: E402  (after the backend is chosen)
 
 TITLES = {"worked_example": "tanh, 3 hidden layers, 9 steps", "relu": "relu, 2 hidden layers, 8 steps",
@@ -58,7 +58,7 @@ class Kernels:
 
     def cases(self, family, kind):
         found = [re.fullmatch(rf"{family}/{kind}/(.*)/tplimit", name) for name in self.of]
-        return [match.group(1) for match in found if match]
+        return sorted((match.group(1) for match in found if match), key=lambda case: [int(n) for n in re.findall(r"\d+", case)])
 
 
 def machine_table(machine):
@@ -185,15 +185,15 @@ def kernels_plot(k, path):
                       color=OWN if who == "tplimit" else OTHERS[who], label=NAMES[who])
         for i, case in enumerate(cases):
             bound = 100 * k.bound(f"{family}/{kind}/{case}/tplimit")
-            axis.plot([bound, bound], [i - 0.42, i + 0.42], color="black", linewidth=1, label="what reading memory allows" if i == 0 else None)
+            if bound < 100:
+                axis.plot([bound, bound], [i - 0.42, i + 0.42], color="black", linewidth=1, label="most that reading memory allows, where below 100 %" if i == 0 else None)
         axis.set_yticks(range(len(cases)), [case.replace(":", " = ").replace("/", ", ") for case in cases])
         axis.set_title(f"{titles[family]}, {kind}", fontsize=9)
         axis.grid(axis="x", alpha=0.25, linewidth=0.5)
     axes[0, 0].invert_yaxis()
-    for axis, gemm in ((axes[1, 0], "dgemm or sgemm"), (axes[1, 1], "dgemm or sgemm")):
-        axis.set_xlabel(f"% of measured {gemm}, one core")
+    figure.supxlabel("% of OpenBLAS' large matrix product, same type, one core", fontsize=9)
     handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside upper center", ncols=4, frameon=False)
+    figure.legend(handles, labels, loc="lower center", bbox_to_anchor=(0.5, 1), ncol=4, frameon=False)
     save(figure, path)
 
 

@@ -45,10 +45,10 @@ def machine_name():
 def describe(build):
     cache = dict(re.findall(r"^(\w+):\w+=(.*)$", (build / "CMakeCache.txt").read_text(), re.M))
     native = " -march=native" if cache.get("TPLIMIT_NATIVE") == "ON" else ""
-    caches = dict(re.findall(r"^(LEVEL\d\w*CACHE_SIZE)\s+(\d+)", output_of("getconf", "-a"), re.M))
+    caches = [int(path.read_text().strip().rstrip("K")) for path in pathlib.Path("/sys/devices/system/cpu/cpu0/cache").glob("index*/size")]
     return {
         "cpu": cpu_model(), "vector_units": vector_units(), "cores": os.cpu_count(),
-        "last_level_cache_bytes": max((int(v) for v in caches.values()), default=0),
+        "last_level_cache_bytes": 1024 * max(caches, default=0),
         "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
         "compiler": output_of(cache["CMAKE_CXX_COMPILER"], "--version").splitlines()[0],
         "flags": f"{cache['CMAKE_CXX_FLAGS_RELEASE']}{native} -ffp-contract=off",
@@ -88,7 +88,7 @@ class Suite:
                         "--benchmark_enable_random_interleaving=true", "--benchmark_report_aggregates_only=true"],
                        check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         kept = {}
-        for row in json.loads(out.read_text())["benchmarks"]:
+        for row in sorted(json.loads(out.read_text())["benchmarks"], key=lambda row: row["family_index"]):
             if row.get("error_occurred"):
                 sys.exit(f"{row['name']}: {row['error_message']}")
             entry = kept.setdefault(row["run_name"].removeprefix("BM_").removesuffix("/real_time"), {})
