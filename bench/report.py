@@ -165,7 +165,7 @@ def accuracy_plot(measured, path):
             axis.annotate(binary(r["particles"]), (r["seconds"], r["rms_error"]), xytext=(-4, -11), textcoords="offset points", ha="right", fontsize=8, color=OWN)
         for n in networks:
             axis.annotate(f"n = {binary(n['width'])}", (n["seconds"], n["rms_deviation"]), xytext=(6, 4), textcoords="offset points", fontsize=8, color=OTHERS["openblas"])
-        axis.margins(x=0.12)
+        axis.margins(x=0.12, y=0.09)
         axis.set_title(TITLES[program], fontsize=9)
         axis.set_xlabel("seconds")
         axis.grid(alpha=0.25, linewidth=0.5)
