@@ -143,10 +143,10 @@ def efficiency_table(measured):
 
 
 def growth_table(measured):
-    rows = [[r["step"], digits(r["cpu_s_per_step"]), digits(r["seconds_per_step"]), r["largest_rank"]] for r in measured["steps"]]
+    rows = [[r["step"], digits(r["cpu_s_per_step"]), r["largest_rank"]] for r in measured["steps"]]
     first, last = measured["steps"]
     whole = measured["whole_run"]
-    return (table(["step", "CPU s per step", "s per step", "rank"], rows)
+    return (table(["step", "CPU s per step", "rank"], rows)
             + f"\n\nA step at {last['step']} costs {last['cpu_s_per_step'] / first['cpu_s_per_step']:.1f} times one at {first['step']} (CPU seconds; {measured['particles']} particles, rank tolerance "
               f"{measured['rank_tol']:g}: what `--tol {measured['tol']:g}` chose; {measured['randomisations']} randomisations). `--tol {measured['tol']:g}` for all {whole['steps']:,} steps: "
               f"{digits(whole['seconds'])} s, largest error {whole['largest_error']:.1e}.")
