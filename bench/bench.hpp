@@ -13,7 +13,7 @@
 /// Shared by all benchmarks.  Rates are per second of CPU time where one thread works, so that other work on the machine counts little.
 namespace tplimit::bench {
 
-/// Bytes of the operands that are to come from main memory: several times the last-level cache of one core's share.
+/// Bytes of the operands that are to come from main memory: four times a last-level cache of 32 MiB.
 inline constexpr std::size_t kMainMemory = std::size_t{1} << 27;
 
 /// Standard normals, made once, kMainMemory bytes.

@@ -61,12 +61,15 @@ class Kernels:
         return sorted((match.group(1) for match in found if match), key=lambda case: [int(n) for n in re.findall(r"\d+", case)])
 
 
-def machine_table(machine):
+def machine_table(loaded):
+    machine = loaded["kernels"]["machine"]
+    versions = {part: f"{record['machine']['commit']}, {record['machine']['date']}" for part, record in loaded.items()}
+    same = len(set(versions.values())) == 1
     size = lambda b: f"{b / 2**20:.0f} MiB" if b < 2**30 else f"{b / 2**30:.0f} GiB"
     return table(["", ""], [["CPU", f"{machine['cpu']}, {machine['cores']} cores, {machine['vector_units']}"],
                             ["last-level cache, memory", f"{size(machine['last_level_cache_bytes'])}, {size(machine['memory_bytes'])}"],
                             ["compiler", machine["compiler"]], ["flags", f"`{machine['flags']}`"],
-                            ["commit, date", f"{machine['commit']}, {machine['date']}"],
+                            ["commit, date", versions["kernels"] if same else "; ".join(f"{part}: {version}" for part, version in versions.items())],
                             ["load average at the start", f"{machine['load_at_start']} (an idle machine: below 0.5)"]])
 
 
@@ -213,7 +216,7 @@ def sections(records):
         raise SystemExit(f"no records in {records.name}: run scripts/bench first")
     if "kernels" in loaded:
         k = Kernels(loaded["kernels"]["measured"])
-        out |= {"machine": machine_table(loaded["kernels"]["machine"]), "peaks": peaks_table(k), "products": products_table(k), "gram": gram_table(k), "engine": engine_table(k),
+        out |= {"machine": machine_table(loaded), "peaks": peaks_table(k), "products": products_table(k), "gram": gram_table(k), "engine": engine_table(k),
                 "items": items_table(k), "front_end": front_end_table(k)}
     for part, text in (("accuracy", accuracy_table), ("efficiency", efficiency_table), ("growth", growth_table)):
         if part in loaded:
