@@ -97,9 +97,15 @@ def gram_table(k):
                                                         for case in k.cases("Gram", "double")])
 
 
+def dense_table(k):
+    rows = [[kind, *(part.split(":")[1] for part in case.split("/"))] + [percent(k.share(f"{family}/{kind}/{case}/{who}")) for family in ("DenseProduct", "DenseTransposed", "DenseStep") for who in ("tplimit", "openblas")]
+            for kind in ("double", "float") for case in k.cases("DenseProduct", kind)]
+    return table(["entries", "n", "P", *(f"{what} {who}" for what in ("W x", "W' d", "step") for who in ("tplimit", "OpenBLAS"))], rows)
+
+
 def engine_table(k):
     what = {"Draw": "fresh normals, up to r", "ApplyNew": "W x, W' d: new directions, up to r", "ApplyKnown": "W x, no new direction"}
-    rows = [[label, kind, re.search(r"r:(\d+)", case).group(1), f"{k.of[name]['cpu_s'] * 1e3:.3g}", f"{k.of[name]['flops_per_s'] / 1e9:.1f}", percent(k.share(name)), percent(k.of[name]["spread"])]
+    rows = [[label, kind, re.search(r"r:(\d+)", case).group(1), digits(k.of[name]['cpu_s'] * 1e3, 3), f"{k.of[name]['flops_per_s'] / 1e9:.1f}", percent(k.share(name)), percent(k.of[name]["spread"])]
             for family, label in what.items() for kind in ("double", "float") for case in k.cases(family, kind) for name in [f"{family}/{kind}/{case}/tplimit"]]
     return table(["16,384 particles, P = 16", "storage", "r", "ms", "GFLOP/s", "of peak", "spread"], rows)
 
@@ -121,7 +127,7 @@ def front_end_table(k):
     rows = []
     for workload in workloads:
         whole = k.of[f"FrontEnd/{workload}/parse"]
-        rows.append([workload, f"{whole['items_per_s'] * whole['cpu_s']:,.0f}", *(f"{k.of[f'FrontEnd/{workload}/{stage}']['cpu_s'] * 1e3:.3g}" for stage in stages)])
+        rows.append([workload, f"{round(whole['items_per_s'] * whole['cpu_s'], -2):,.0f}", *(f"{k.of[f'FrontEnd/{workload}/{stage}']['cpu_s'] * 1e3:.3g}" for stage in stages)])
     return table(["ms", "instructions", *stages], rows)
 
 
@@ -216,7 +222,7 @@ def sections(records):
         raise SystemExit(f"no records in {records.name}: run scripts/bench first")
     if "kernels" in loaded:
         k = Kernels(loaded["kernels"]["measured"])
-        out |= {"machine": machine_table(loaded), "peaks": peaks_table(k), "products": products_table(k), "gram": gram_table(k), "engine": engine_table(k),
+        out |= {"machine": machine_table(loaded), "peaks": peaks_table(k), "products": products_table(k), "gram": gram_table(k), "dense": dense_table(k), "engine": engine_table(k),
                 "items": items_table(k), "front_end": front_end_table(k)}
     for part, text in (("accuracy", accuracy_table), ("efficiency", efficiency_table), ("growth", growth_table)):
         if part in loaded:
