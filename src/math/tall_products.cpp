@@ -5,7 +5,7 @@
 
 #include "math/simd.hpp"
 
-// Measured on AVX-512 (bench/tall_products.cpp): with 1024-row panels from main memory, a plain register tile waits for memory and
+// Measured on AVX-512 (bench/math/tall_products_bench.cpp): with 1024-row panels from main memory, a plain register tile waits for memory and
 // reaches a third of the speed of a matrix product in the cache; with each tile fetching its share of the columns that come next, it reaches 70 to 80 %.
 
 namespace tplimit {
