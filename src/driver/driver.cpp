@@ -459,7 +459,7 @@ class LimitEvaluation {
   Result<Outcome> run(const Resolution& resolution, std::optional<double> target, ProgressCounter& progress) {
     const std::int64_t particles = resolution.particles;
     const double most = memory_limit(options_.memory_bytes, *options_.ranks);
-    if (const double bytes = memory(resolution); bytes > most)
+    if (const double bytes = memory(resolution, options_.randomisations); bytes > most)
       return Diagnostic{Severity::kError, "E4202", fmt::format("the run needs up to {} of memory{}, but {} may be used", bytes_text(bytes), options_.ranks->size() > 1 ? " on each rank" : "", bytes_text(most)), {}, "",
                         "use fewer --particles, a larger --rank-tol, or raise --memory", {}, false};
     const Traffic before = options_.ranks->traffic();
@@ -484,7 +484,7 @@ class LimitEvaluation {
       out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
     }
     ranks_ = {resolution.rank_tol, runs->front().ranks};
-    out.engine.memory_estimate = base_memory_ + memory(resolution);
+    out.engine.memory_estimate = base_memory_ + memory(resolution, options_.randomisations);
     if (target && count > 1) {
       const Pooled first = with_moments(*runs);
       if (first.failure) return diagnose(program_, *first.failure);
@@ -506,8 +506,8 @@ class LimitEvaluation {
     const double rank = static_cast<double>(out.engine.largest_rank), bias = rank / static_cast<double>(particles);
     if (rank * rank * count > 4 * static_cast<double>(particles)) {
       const Resolution twice{2 * particles, resolution.rank_tol};
-      if (count > 1 && memory(twice) <= most) {
-        out.engine.memory_estimate = base_memory_ + memory(twice);
+      if (count > 1 && memory(twice, (count + 1) / 2) <= most) {
+        out.engine.memory_estimate = base_memory_ + memory(twice, (count + 1) / 2);
         const int pairs = (count + 1) / 2;
         progress.extend(pairs);
         auto joined = run_particles(twice, pairs, [&](std::int64_t k) { return std::vector{key(2 * k), key((2 * k + 1) % count)}; }, progress);
@@ -656,8 +656,8 @@ class LimitEvaluation {
   }
 
   /// Bytes of runs at this resolution: by ranks that an earlier run found, or, where the largest possible ranks would not do, a small one.
-  [[nodiscard]] double memory(const Resolution& resolution) {
-    const double copies = runs_side_by_side(resolution.particles) ? std::min(threads_, options_.randomisations) : 1;
+  [[nodiscard]] double memory(const Resolution& resolution, int count) {
+    const double copies = runs_side_by_side(resolution.particles) ? std::min(threads_, count) : 1;
     // Measured: allocators keep about a tenth more than is alive.
     constexpr double kKept = 1.1;
     const auto bytes = [&](const std::vector<std::array<std::int64_t, 2>>* ranks) { return kKept * copies * engines::estimate_memory(schedule_, settings(resolution), options_.ranks->size(), ranks); };

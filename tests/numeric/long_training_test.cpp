@@ -67,8 +67,8 @@ TEST(DroppedDirections, CostNoMoreThanTheErrorSays) {
 
 TEST(Tolerance, CoversSamplingAndDroppedDirections) {
   const Module module = test::parsed(training(50));
-  const LimitResult reference = limit_with(module, 65536, 1e-5);
-  for (const double tolerance : {1e-2, 2e-3}) {
+  const LimitResult reference = limit_with(module, 16384, 1e-5);
+  for (const double tolerance : {1e-2, 4e-3}) {
     const LimitResult result = limit_with(module, {}, {}, tolerance);
     EXPECT_FALSE(result.tolerance_missed);
     EXPECT_LE(result.largest_error, tolerance);
