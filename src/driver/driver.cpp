@@ -507,7 +507,7 @@ class LimitEvaluation {
     if (rank * rank * count > 4 * static_cast<double>(particles)) {
       const Resolution twice{2 * particles, resolution.rank_tol};
       if (count > 1 && memory(twice, (count + 1) / 2) <= most) {
-        out.engine.memory_estimate = base_memory_ + memory(twice, (count + 1) / 2);
+        out.engine.memory_estimate = std::max(out.engine.memory_estimate, base_memory_ + memory(twice, (count + 1) / 2));
         const int pairs = (count + 1) / 2;
         progress.extend(pairs);
         auto joined = run_particles(twice, pairs, [&](std::int64_t k) { return std::vector{key(2 * k), key((2 * k + 1) % count)}; }, progress);

@@ -165,19 +165,19 @@ bool NormalSpace::project(Block& g) {
     }
     for (std::size_t l = 0; l < row.size(); ++l) on_directions.row(row[l]) = t.row(static_cast<Eigen::Index>(l));
   }
+  std::vector<PanelWeights> off;
+  const auto take_off = [&](const std::vector<Member>& members, const Matrix& coefficients) {
+    std::int64_t row = 0;
+    for (const Member& m : members) {
+      off.emplace_back(*m.panel, coefficients.middleRows(row, m.panel->columns()), -1);
+      row += m.panel->columns();
+    }
+  };
+  take_off(normals_, on_normals);
+  if (!kept_.empty()) take_off(directions_, on_directions);
   const Matrix gram = sum_over_chunks(executor_, g.chunks(), count, count, [&](std::int64_t c, Matrix& part) {
                         const auto own = all_columns(g, c);
-                        std::int64_t row = 0;
-                        for (const Member& m : normals_) {
-                          add_times(own, *m.panel, c, on_normals.middleRows(row, m.panel->columns()), -1);
-                          row += m.panel->columns();
-                        }
-                        row = 0;
-                        if (!kept_.empty())
-                          for (const Member& m : directions_) {
-                            add_times(own, *m.panel, c, on_directions.middleRows(row, m.panel->columns()), -1);
-                            row += m.panel->columns();
-                          }
+                        for (const PanelWeights& w : off) w.add_product_to(own, c);
                         add_inner(part, own, own);
                       }) / static_cast<double>(rows_);
   multiply_columns(executor_, g, Eigen::LLT<Matrix>(gram).matrixU().solve(Matrix::Identity(count, count)));
@@ -187,7 +187,8 @@ bool NormalSpace::project(Block& g) {
 void NormalSpace::project_off(Block& g, const Panel& q) const {
   if (q.columns() == 0) return;
   const Matrix w = sum_over_chunks(executor_, g.chunks(), q.columns(), g.columns(), [&](std::int64_t c, Matrix& part) { add_inner(part, q, c, all_columns(g, c)); }) / static_cast<double>(rows_);
-  executor_.parallel(g.chunks(), [&](std::int64_t c) { add_times(all_columns(g, c), q, c, w, -1); });
+  const PanelWeights off(q, w, -1);
+  executor_.parallel(g.chunks(), [&](std::int64_t c) { off.add_product_to(all_columns(g, c), c); });
 }
 
 Block NormalSpace::draw(Panel& into, const std::vector<std::uint64_t>& dimensions, const Panel* opposite) {

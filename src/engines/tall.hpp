@@ -2,6 +2,8 @@
 
 #include <bit>
 
+#include <variant>
+
 #include <Eigen/Core>
 
 #include "engines/block.hpp"
@@ -31,15 +33,22 @@ inline void add_inner(Eigen::Ref<Matrix> part, const Panel& a, std::int64_t c, c
   if (a.single()) add_inner_products(b.rows(), a.floats_at(c, 0), a.ld(), part.rows(), b.data(), b.outerStride(), b.cols(), part.data(), part.outerStride());
   else add_inner_products(b.rows(), a.doubles_at(c, 0), a.ld(), part.rows(), b.data(), b.outerStride(), b.cols(), part.data(), part.outerStride());
 }
-/// y += sign a w.
-inline void add_times(ChunkMap y, const ChunkMap& a, const Eigen::Ref<const Matrix>& w, double sign = 1) {
-  add_product(a.rows(), a.data(), a.outerStride(), a.cols(), w.data(), w.outerStride(), w.cols(), y.data(), y.outerStride(), sign);
-}
-/// y += sign a w for chunk c of the panel's first w.rows() columns.
-inline void add_times(ChunkMap y, const Panel& a, std::int64_t c, const Eigen::Ref<const Matrix>& w, double sign = 1) {
-  if (a.single()) add_product(y.rows(), a.floats_at(c, 0), a.ld(), w.rows(), w.data(), w.outerStride(), w.cols(), y.data(), y.outerStride(), sign);
-  else add_product(y.rows(), a.doubles_at(c, 0), a.ld(), w.rows(), w.data(), w.outerStride(), w.cols(), y.data(), y.outerStride(), sign);
-}
+/// What a panel's first w.rows() columns are multiplied by, the same for all chunks.
+class PanelWeights {
+ public:
+  PanelWeights(const Panel& a, const Eigen::Ref<const Matrix>& w, double sign = 1)
+      : panel_(&a), weights_(a.single() ? Weights(PackedWeights<float>(w.data(), w.outerStride(), w.rows(), w.cols(), sign)) : Weights(PackedWeights<double>(w.data(), w.outerStride(), w.rows(), w.cols(), sign))) {}
+  /// y += sign a w for chunk c.
+  void add_product_to(ChunkMap y, std::int64_t c) const {
+    if (panel_->single()) add_product(y.rows(), panel_->floats_at(c, 0), panel_->ld(), std::get<PackedWeights<float>>(weights_), y.data(), y.outerStride());
+    else add_product(y.rows(), panel_->doubles_at(c, 0), panel_->ld(), std::get<PackedWeights<double>>(weights_), y.data(), y.outerStride());
+  }
+
+ private:
+  using Weights = std::variant<PackedWeights<double>, PackedWeights<float>>;
+  const Panel* panel_;
+  Weights weights_;
+};
 
 /// The rows [first, first + count) of all rows of a run that a rank holds, in whole chunks (but for the last one of all).
 struct Share {

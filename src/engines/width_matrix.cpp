@@ -82,10 +82,11 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
   // orthonormal to 1e-7 only, and errors would grow from step to step.
   const bool twice = r > 0 && (settings_.single || (left.array() < 1e-6 * squared_norms.array() && squared_norms.array() > 0).any());
   Block rest(x.rows(), p);
+  const PanelWeights first_off(side.q, a, -1);
   Matrix second = sum_over_chunks(executor_, chunks, (twice ? r : 0) + p, p, [&](std::int64_t c, Matrix& part) {
                     auto own_rest = all_columns(rest, c);
                     own_rest = all_columns(x, c);
-                    add_times(own_rest, side.q, c, a, -1);
+                    first_off.add_product_to(own_rest, c);
                     if (twice) add_inner(part.topRows(r), side.q, c, own_rest);
                     add_inner(part.bottomRows(p), own_rest, own_rest);
                   }) / m;
@@ -118,12 +119,12 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
       magnified = std::max(magnified, std::sqrt(twice ? gram(j, j) : squared_norms(j)) / lower(l, l));
     }
     const bool again = r > 0 && (settings_.single || magnified > 1e4);  // 2e-12 of a direction
-    const Matrix off = twice ? Matrix(second * to_directions) : Matrix();
+    const PanelWeights second_off(side.q, twice ? Matrix(second * to_directions) : Matrix(), -1);
     Block q(x.rows(), fresh);
     Matrix third = sum_over_chunks(executor_, chunks, (again ? r : 0) + fresh, fresh, [&](std::int64_t c, Matrix& part) {
                      auto own_q = all_columns(q, c);
                      own_q.noalias() = all_columns(rest, c) * to_directions;
-                     if (twice) add_times(own_q, side.q, c, off, -1);
+                     if (twice) second_off.add_product_to(own_q, c);
                      if (again) add_inner(part.topRows(r), side.q, c, own_q);
                      add_inner(part.bottomRows(fresh), own_q, own_q);
                    }) / m;
@@ -135,7 +136,8 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
     if (again) {
       third.conservativeResize(r, Eigen::NoChange);
       near_identity.noalias() -= third.transpose() * third;
-      executor_.parallel(chunks, [&](std::int64_t c) { add_times(all_columns(q, c), side.q, c, third, -1); });
+      const PanelWeights third_off(side.q, third, -1);
+      executor_.parallel(chunks, [&](std::int64_t c) { third_off.add_product_to(all_columns(q, c), c); });
       whole.topRows(r).noalias() += third * factor.rows.transpose();
     }
     const Matrix second_lower = Eigen::LLT<Matrix>(near_identity).matrixL();
@@ -161,12 +163,13 @@ void LazyMatrix::apply(const MatrixVersion& w, bool transposed, const Block& x, 
     else on_opposite.topRows(c.rows()).noalias() += c * a.topRows(c.cols());
   }
   const Matrix on_fresh = w.scale * a;
+  const PanelWeights of_fresh(side.f, on_fresh), of_opposite(other.q, on_opposite);
   executor_.count(2 * static_cast<double>(rows_ * (on_fresh.rows() + on_opposite.rows()) * x.columns()));
   executor_.parallel(y.chunks(), [&](std::int64_t c) {
     auto out = all_columns(y, c);
     out.setZero();
-    add_times(out, side.f, c, on_fresh);
-    add_times(out, other.q, c, on_opposite);
+    of_fresh.add_product_to(out, c);
+    of_opposite.add_product_to(out, c);
   });
 }
 

@@ -198,29 +198,8 @@ void product_columns(Index rows, const T* a, Index lda, Index m, const T* w, dou
     }
 }
 
-template <class T>
-void product_panels(Index rows, const T* a, Index lda, Index m, const double* w, Index ldw, Index n, double* y, Index ldy, double sign) {
-  T packed[static_cast<std::size_t>(kColumns * kGroup)];
-  for (Index k = 0; k < m; k += kColumns) {
-    const Index columns = std::min(kColumns, m - k);
-    for (Index begin = 0; begin < n; begin += kGroup) {
-      const Index count = std::min(kGroup, n - begin);
-      // Weights in the order in which tiles read them.
-      for (Index j = 0; j < count;) {
-        const Index own = count - j >= 4 ? 4 : 1;
-        for (Index l = 0; l < columns; ++l)
-          for (Index i = 0; i < own; ++i) packed[j * columns + l * own + i] = static_cast<T>(sign * w[k + l + (begin + j + i) * ldw]);
-        j += own;
-      }
-      for (Index j = 0; j < count;) {
-        double* out = y + (begin + j) * ldy;
-        if (count - j >= 4) product_columns<T, 4>(rows, a + k * lda, lda, columns, packed + j * columns, out, ldy, j, count);
-        else product_columns<T, 1>(rows, a + k * lda, lda, columns, packed + j * columns, out, ldy, j, count);
-        j += count - j >= 4 ? 4 : 1;
-      }
-    }
-  }
-}
+/// Columns of y that a tile of a group with `count` columns takes from column j on.
+constexpr Index tile_columns(Index j, Index count) { return count - j >= 4 ? 4 : 1; }
 
 }  // namespace
 
@@ -242,12 +221,45 @@ void add_inner_products(Index rows, const float* a, Index lda, Index m, const do
   }
 }
 
+template <class T>
+PackedWeights<T>::PackedWeights(const double* w, Index ldw, Index rows_of_w, Index columns_of_w, double sign) : rows(rows_of_w), columns(columns_of_w) {
+  values.reserve(static_cast<std::size_t>(rows * columns));
+  for (Index k = 0; k < rows; k += kColumns)
+    for (Index begin = 0; begin < columns; begin += kGroup) {
+      const Index count = std::min(kGroup, columns - begin);
+      for (Index j = 0; j < count; j += tile_columns(j, count))
+        for (Index l = k; l < std::min(rows, k + kColumns); ++l)
+          for (Index i = 0; i < tile_columns(j, count); ++i) values.push_back(static_cast<T>(sign * w[l + (begin + j + i) * ldw]));
+    }
+}
+template struct PackedWeights<double>;
+template struct PackedWeights<float>;
+
+template <class T>
+void add_product(Index rows, const T* a, Index lda, const PackedWeights<T>& w, double* y, Index ldy) {
+  const T* weights = w.values.data();
+  for (Index k = 0; k < w.rows; k += kColumns) {
+    const Index columns = std::min(kColumns, w.rows - k);
+    for (Index begin = 0; begin < w.columns; begin += kGroup) {
+      const Index count = std::min(kGroup, w.columns - begin);
+      for (Index j = 0; j < count; j += tile_columns(j, count)) {
+        double* out = y + (begin + j) * ldy;
+        if (tile_columns(j, count) == 4) product_columns<T, 4>(rows, a + k * lda, lda, columns, weights, out, ldy, j, count);
+        else product_columns<T, 1>(rows, a + k * lda, lda, columns, weights, out, ldy, j, count);
+        weights += columns * tile_columns(j, count);
+      }
+    }
+  }
+}
+template void add_product(Index, const double*, Index, const PackedWeights<double>&, double*, Index);
+template void add_product(Index, const float*, Index, const PackedWeights<float>&, double*, Index);
+
 void add_product(Index rows, const double* a, Index lda, Index m, const double* w, Index ldw, Index n, double* y, Index ldy, double sign) {
-  product_panels(rows, a, lda, m, w, ldw, n, y, ldy, sign);
+  add_product(rows, a, lda, PackedWeights<double>(w, ldw, m, n, sign), y, ldy);
 }
 
 void add_product(Index rows, const float* a, Index lda, Index m, const double* w, Index ldw, Index n, double* y, Index ldy, double sign) {
-  product_panels(rows, a, lda, m, w, ldw, n, y, ldy, sign);
+  add_product(rows, a, lda, PackedWeights<float>(w, ldw, m, n, sign), y, ldy);
 }
 
 }  // namespace tplimit
