@@ -4,19 +4,21 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
 #include <string_view>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
-#include "cli/output_file.hpp"
+#include "cli/interruption.hpp"
 #include "cli/progress_bar.hpp"
 #include "cli/regime_text.hpp"
 #include "tplimit/passes/theory_checks.hpp"
 #include "tplimit/report/comparison.hpp"
 #include "tplimit/report/json.hpp"
 #include "tplimit/report/text.hpp"
+#include "tplimit/support/output_file.hpp"
 #include "tplimit/syntax/parser.hpp"
 
 namespace tplimit::cli {
@@ -29,13 +31,15 @@ int complain(std::string_view message) {
   return kUsage;
 }
 
+bool any_of(const Diagnostics& errors, std::initializer_list<std::string_view> codes) {
+  return std::any_of(errors.begin(), errors.end(), [&](const Diagnostic& d) { return std::find(codes.begin(), codes.end(), d.code) != codes.end(); });
+}
+
 /// Shows why there is no result.  A file that cannot be read and an option out of range are mistakes of the command line.
 int reject(const Diagnostics& errors, const Source& source) {
   fmt::print(stderr, "{}", render(errors, source));
-  const bool usage = std::any_of(errors.begin(), errors.end(), [](const Diagnostic& d) {
-    return d.code == "E5001" || d.code == "E5101" || d.code == "E2701";
-  });
-  return usage ? kUsage : kRejected;
+  if (any_of(errors, {"E5206"})) return kInterrupted;
+  return any_of(errors, {"E5001", "E5101", "E2701", "E5201", "E5202", "E5203", "E5204", "E5205"}) ? kUsage : kRejected;
 }
 
 /// A program and the text that diagnostics quote, also when it was rejected.
@@ -115,10 +119,65 @@ std::string output_fault(const Options& options) {
   return as_on_first_rank(*options.evaluate.ranks, fault) ? fault : "rank 0 cannot write";
 }
 
+/// All that determines numbers, in words.  The program's own part covers data, --set and ablations.
+std::vector<std::pair<std::string, std::string>> identity(std::string_view command, const Options& options, const Module& module) {
+  const EvaluateOptions& e = options.evaluate;
+  const SimulateOptions& s = options.simulate;
+  std::vector<std::pair<std::string, std::string>> out{{"program", module.sha256}, {"program with its data", fmt::format("{:016x}", ir::fingerprint(module.program))}, {"command", std::string(command)}};
+  const auto add = [&](const std::string& name, const auto& value) { out.emplace_back(name, fmt::format("{}", value)); };
+  add("--seed", e.seed);
+  if (s.single_precision) add("--precision", "single");
+  for (const auto& [name, value] : options.lower.constants) add("--set " + name, value);
+  if (module.ablations.any()) add("ablations", to_string(module.ablations));
+  if (command != "simulate") {
+    if (e.particles) add("--particles", *e.particles);
+    add("--randomisations", e.randomisations);
+    add("--engine", std::array{"auto", "exact", "moments", "particles"}.at(static_cast<std::size_t>(e.engine)));
+    if (e.rank_tol) add("--rank-tol", *e.rank_tol);
+    add("--merge-rows", e.merge_rows);
+    if (e.tolerance) add("--tol", *e.tolerance);
+    if (e.given) add("--given", fmt::format("{}={}", e.given->name, fmt::join(e.given->values, ",")));
+    if (options.draws > 1) add("--draws", options.draws);
+  }
+  if (command != "run") {
+    if (command == "simulate") add("--width", s.width);
+    else add("--widths", fmt::format("{}", fmt::join(options.widths, ",")));
+    add("--seeds", s.seeds);
+    add("--matrices", std::array{"auto", "dense", "lazy"}.at(static_cast<std::size_t>(s.matrices)));
+  }
+  return out;
+}
+
+/// Of --checkpoint, if it is given.
+Result<std::optional<Checkpoint>> open_checkpoint(std::string_view command, const Options& options, const Loaded& loaded) {
+  if (options.checkpoint.empty()) return std::optional<Checkpoint>();
+  // Ranks would have to save at the same instruction.
+  if (options.evaluate.ranks->size() > 1) return Diagnostic{Severity::kError, "E5205", "several processes write no checkpoint", {}, "", "leave out --checkpoint, or run one process", {}, false};
+  CheckpointOptions own{options.checkpoint, options.checkpoint_interval, identity(command, options, *loaded.module), &stop_on_signals(), {}};
+  if (!options.quiet) own.warn = [&source = loaded.source](const Diagnostic& warning) { fmt::print(stderr, "{}", render(warning, source)); };
+  Result<Checkpoint> opened = Checkpoint::open(std::move(own));
+  if (!opened) return opened.errors();
+  if (const auto [finished, in_progress] = opened->found(); !options.quiet && finished + in_progress > 0)
+    fmt::print(stderr, "tplimit: going on from '{}': finished runs: {}, in progress: {}\n", options.checkpoint, finished, in_progress);
+  return std::optional<Checkpoint>(std::move(*opened));
+}
+
+Checkpoint* address(std::optional<Checkpoint>& checkpoint) { return checkpoint ? &*checkpoint : nullptr; }
+
+/// The checkpoint stays while the same command, started again, could need it: interrupted, out of memory, results not written.
+int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics& errors = {}) {
+  if (!checkpoint) return code;
+  const bool undelivered = std::fflush(stdout) != 0 || std::ferror(stdout) || (errors.empty() && code == kUsage);
+  if (undelivered || any_of(errors, {"E5206", "E4202"})) (void)checkpoint->flush();
+  else checkpoint->remove();
+  return code;
+}
+
 /// One evaluation, or one for each draw of what is random in the limit.
-Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Options& options, ProgressBar& bar, double share, int draws) {
+Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Options& options, Checkpoint* checkpoint, ProgressBar& bar, double share, int draws) {
   std::vector<LimitResult> out;
   EvaluateOptions evaluation = options.evaluate;
+  evaluation.checkpoint = checkpoint;
   for (int draw = 0; draw < draws; ++draw) {
     const Loaded own = draw == 0 ? first : load(options, static_cast<std::uint64_t>(draw));
     if (!own.module) return own.module.errors();
@@ -143,27 +202,32 @@ int run(const Options& options) {
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded first = load(options);
   if (!first.module) return reject(first.module.errors(), first.source);
+  Result<std::optional<Checkpoint>> checkpoint = open_checkpoint("run", options, first);
+  if (!checkpoint) return reject(checkpoint.errors(), first.source);
   Result<std::vector<LimitResult>> results = [&] {
     ProgressBar bar(show_progress(options));
-    return evaluate_draws(first, options, bar, 1.0, options.draws);
+    return evaluate_draws(first, options, address(*checkpoint), bar, 1.0, options.draws);
   }();
-  if (!results) return reject(results.errors(), first.source);
+  if (!results) return conclude(*checkpoint, reject(results.errors(), first.source), results.errors());
   const LimitResult limit = average_draws(std::move(*results));
-  return deliver(limit, info(*first.module, options), limit.warnings, options, exit_code(limit));
+  return conclude(*checkpoint, deliver(limit, info(*first.module, options), limit.warnings, options, exit_code(limit)));
 }
 
 int simulate(const Options& options) {
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
+  Result<std::optional<Checkpoint>> checkpoint = open_checkpoint("simulate", options, loaded);
+  if (!checkpoint) return reject(checkpoint.errors(), loaded.source);
   const Result<SimulationResult> networks = [&] {
     ProgressBar bar(show_progress(options));
     SimulateOptions simulation = options.simulate;
+    simulation.checkpoint = address(*checkpoint);
     simulation.progress = bar.stage(fmt::format("width {}", simulation.width), 1);
     return tplimit::simulate(*loaded.module, simulation);
   }();
-  if (!networks) return reject(networks.errors(), loaded.source);
-  return deliver(*networks, info(*loaded.module, options), networks->warnings, options, kDone);
+  if (!networks) return conclude(*checkpoint, reject(networks.errors(), loaded.source), networks.errors());
+  return conclude(*checkpoint, deliver(*networks, info(*loaded.module, options), networks->warnings, options, kDone));
 }
 
 int compare(const Options& options) {
@@ -178,31 +242,34 @@ int compare(const Options& options) {
   for (const std::int64_t width : options.widths) total += static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) * options.simulate.seeds;
 
   const Module networks_of = comparable(*loaded.module);
+  Result<std::optional<Checkpoint>> checkpoint = open_checkpoint("compare", options, loaded);
+  if (!checkpoint) return reject(checkpoint.errors(), loaded.source);
   std::vector<SimulationResult> networks;
   Result<LimitResult> limit = [&]() -> Result<LimitResult> {
     ProgressBar bar(show_progress(options));
     Result<LimitResult> result = [&]() -> Result<LimitResult> {
-      Result<std::vector<LimitResult>> one = evaluate_draws(loaded, options, bar, limit_cost / total, 1);
+      Result<std::vector<LimitResult>> one = evaluate_draws(loaded, options, address(*checkpoint), bar, limit_cost / total, 1);
       if (!one) return one.errors();
       if (!(*one)[0].random_outputs) return std::move((*one)[0]);
       // Networks have outputs of their own: their mean is set beside the mean over draws.
       constexpr int kDraws = 64;
-      Result<std::vector<LimitResult>> all = evaluate_draws(loaded, options, bar, 0, kDraws);
+      Result<std::vector<LimitResult>> all = evaluate_draws(loaded, options, address(*checkpoint), bar, 0, kDraws);
       if (!all) return all.errors();
       return mean_over_draws(average_draws(std::move(*all)));
     }();
     if (!result) return result;
     SimulateOptions simulation = options.simulate;
+    simulation.checkpoint = address(*checkpoint);
     simulation.progress = bar.stage("networks", 1 - limit_cost / total);
     Result<std::vector<SimulationResult>> all = tplimit::simulate(networks_of, simulation, options.widths);
     if (!all) return all.errors();
     networks = std::move(*all);
     return result;
   }();
-  if (!limit) return reject(limit.errors(), loaded.source);
+  if (!limit) return conclude(*checkpoint, reject(limit.errors(), loaded.source), limit.errors());
   Comparison comparison = tplimit::compare(std::move(*limit), std::move(networks));
   comparison.show_corrections = options.fit_corrections;
-  return deliver(comparison, info(*loaded.module, options), comparison.limit.warnings, options, exit_code(comparison));
+  return conclude(*checkpoint, deliver(comparison, info(*loaded.module, options), comparison.limit.warnings, options, exit_code(comparison)));
 }
 
 namespace {

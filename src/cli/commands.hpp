@@ -21,6 +21,7 @@ enum ExitCode : int {
   kNoFeatures = 6,
   kUnstable = 7,
   kOurBug = 70,
+  kInterrupted = 75,  ///< EX_TEMPFAIL of sysexits.h: try again later
 };
 
 /// Ranks of one job must be given the same; thrown by one that was not.
@@ -42,6 +43,8 @@ struct Options {
   bool fit_corrections = false;      ///< compare
   int draws = 1;                     ///< run
   std::string out;                   ///< JSON file; empty: none
+  std::string checkpoint;            ///< folder; empty: none
+  double checkpoint_interval = 60;   ///< seconds
   bool quiet = false, full = false;
   bool parametrization = false, numbers = false;  ///< explain
   Format format = Format::kText;

@@ -117,6 +117,12 @@ void add_running(CLI::App& app, Options& o) {
   app.add_flag("--full", o.full, "Print every number of large arrays");
 }
 
+void add_checkpoint(CLI::App& app, Options& o) {
+  CLI::Option* folder = app.add_option("--checkpoint", o.checkpoint, "Keep the state of a long evaluation in this folder; the same command goes on from it")->type_name("FOLDER");
+  add(app, "--checkpoint-interval", "SECONDS", o.checkpoint_interval, "How much may be lost; default 60", real(0, kInfinity));
+  app.get_option("--checkpoint-interval")->needs(folder);
+}
+
 void add_engine(CLI::App& app, Options& o) {
   add(app, "--engine", "NAME", o.evaluate.engine, "auto: the strongest method for each report; exact, moments (also closed forms and quadrature), particles; default auto", parse_engine);
 }
@@ -156,6 +162,7 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
   add_limit(run_app, for_run, 1);
   add(run_app, "--draws", "K", for_run.draws, "Average over K draws of the random scalars and show their spread", small_count(1));
   add_running(run_app, for_run);
+  add_checkpoint(run_app, for_run);
 
   CLI::App& simulate_app = *app.add_subcommand("simulate", "Run finite networks of one width");
   add_program(simulate_app, for_simulate);
@@ -163,6 +170,7 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
   simulate_app.get_option("--width")->required();
   add_networks(simulate_app, for_simulate, 1, 1);
   add_running(simulate_app, for_simulate);
+  add_checkpoint(simulate_app, for_simulate);
 
   CLI::App& compare_app = *app.add_subcommand("compare", "Set finite networks beside the limit: do they tend to it?");
   add_program(compare_app, for_compare);
@@ -172,6 +180,7 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
   add_networks(compare_app, for_compare, 8, 2);
   add_limit(compare_app, for_compare, 2);
   add_running(compare_app, for_compare);
+  add_checkpoint(compare_app, for_compare);
 
   CLI::App& check_app = *app.add_subcommand("check", "Check a program and show the powers of the width, without numbers");
   add_program(check_app, for_check);

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <bit>
 #include <chrono>
 #include <cmath>
 #include <deque>
@@ -18,6 +17,7 @@
 
 #include "engines/interpreter.hpp"
 #include "engines/moment_engine.hpp"
+#include "engines/run_store.hpp"
 #include "tplimit/data/table.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
@@ -104,11 +104,7 @@ Result<Module> parse_file(const std::filesystem::path& file, LowerOptions option
 }
 
 std::string fingerprint(const Module& module) {
-  std::uint64_t numbers = 0;
-  for (const Node& node : module.program.nodes)
-    if (const auto* constant = std::get_if<Constant>(&node.op))
-      for (const double x : *constant->values) numbers = mix_key(numbers, std::bit_cast<std::uint64_t>(x));
-  return fmt::format("{} {:016x}", module.sha256, numbers);
+  return fmt::format("{} {:016x}", module.sha256, fingerprint(module.program));
 }
 
 namespace {
@@ -212,6 +208,7 @@ struct RunSet {
   const Executor* executor;    ///< also of the ranks over which the particles of each run are spread
   bool side_by_side;           ///< one thread for each run, not all for one after the other
   std::function<void(RunSettings&, std::int64_t)> prepare;  ///< sets what differs in run k
+  Checkpoint* checkpoint;      ///< may be null
 
   [[nodiscard]] RunSettings settings_of(std::int64_t k) const {
     RunSettings own = settings;
@@ -229,17 +226,21 @@ std::vector<RunOutcome> run_some(const RunSet& set, Mine mine, ProgressCounter& 
     if (mine(k)) todo.push_back(k);
   std::vector<RunOutcome> out(static_cast<std::size_t>(set.count));
   std::atomic<bool> stop = false;
+  const std::uint64_t program = set.checkpoint ? fingerprint(*set.schedule->program) : 0;
   const Executor alone(1);
-  const Executor &outer = set.side_by_side ? *set.executor : alone, &inner = set.side_by_side ? alone : *set.executor;
+  const Executor& outer = set.side_by_side ? *set.executor : alone;
   outer.parallel(static_cast<std::int64_t>(todo.size()), [&](std::int64_t j) {
     if (stop) return;
     const std::int64_t k = todo[static_cast<std::size_t>(j)];
-    auto outcome = engines::run_program(*set.schedule, set.settings_of(k), inner);
+    const Executor single(1);  // of its own, to count its operations
+    const Executor& inner = set.side_by_side ? single : *set.executor;
+    const RunSettings own_settings = set.settings_of(k);
+    auto outcome = set.checkpoint ? set.checkpoint->runs().run(program, *set.schedule, own_settings, inner) : engines::run_program(*set.schedule, own_settings, inner);
     if (std::holds_alternative<RunFailure>(outcome)) stop = true;
     std::visit([&](auto& own) { out[static_cast<std::size_t>(k)] = std::move(own); }, outcome);
+    if (set.side_by_side) set.executor->count(single.operations());
     progress.finished();
   });
-  if (set.side_by_side) set.executor->count(alone.operations());
   engines::Buffer::release_pool();
   return out;
 }
@@ -249,6 +250,7 @@ Result<std::vector<RunResult>> results_of(const RunSet& set, std::vector<RunOutc
   for (std::size_t k = 0; k < outcomes.size(); ++k) {
     auto* failure = std::get_if<RunFailure>(&outcomes[k]);
     if (!failure) continue;
+    if (failure->stop.code == "E5206") return set.checkpoint->runs().interrupted();
     if (failure->stop.code == "E4101" || failure->stop.code.empty()) {  // empty: a network of another rank
       RunSettings own = set.settings_of(static_cast<std::int64_t>(k));
       own.trace = true;
@@ -678,7 +680,7 @@ class LimitEvaluation {
 
   template <class Keys>
   Result<std::vector<RunResult>> run_particles(const Resolution& resolution, int count, Keys keys, ProgressCounter& progress) const {
-    const RunSet set{&schedule_, count, settings(resolution), &*executor_, runs_side_by_side(resolution.particles), [&](RunSettings& own, std::int64_t k) { own.keys = keys(k); }};
+    const RunSet set{&schedule_, count, settings(resolution), &*executor_, runs_side_by_side(resolution.particles), [&](RunSettings& own, std::int64_t k) { own.keys = keys(k); }, options_.checkpoint};
     return results_of(set, run_some(set, [](std::int64_t) { return true; }, progress));
   }
 
@@ -894,7 +896,7 @@ class Networks {
         schedule_(engines::make_schedule(program_, wanted_)), executor_(thread_count(options.threads, *options.ranks)) {
     set_ = {&schedule_, options.seeds, {}, &executor_, executor_.threads() > 1 && options.seeds > 1 && width <= 4096, [this](RunSettings& own, std::int64_t k) {
               own.keys = {mix_key(mix_key(mix_key(0x6e6574776f726bULL, options_.seed), static_cast<std::uint64_t>(width_)), static_cast<std::uint64_t>(k))};
-            }};
+            }, options.checkpoint};
     RunSettings& settings = set_.settings;
     settings.limit = false;
     settings.rows = width / module.program.width_units;

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "engines/state_file.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/support/check.hpp"
 
@@ -31,6 +32,18 @@ class Buffer {
     return *this;
   }
   [[nodiscard]] double* data() const { return data_; }
+
+  void save(Writer& out) const {
+    out.value<std::uint64_t>(bytes_);
+    out.bytes(data_, bytes_);
+  }
+  static Buffer load(Reader& in) {
+    const auto bytes = in.value<std::uint64_t>();
+    if (bytes == 0) return {};
+    Buffer out(static_cast<std::int64_t>(bytes / sizeof(double)));
+    in.bytes(out.data_, bytes);
+    return out;
+  }
 
   /// Gives pooled memory back to the system.
   static void release_pool();
@@ -64,6 +77,19 @@ class Block {
   void append(std::int64_t count) {
     TPLIMIT_CHECK(columns_ + count <= capacity_, "{} columns fit into {}", columns_ + count, capacity_);
     columns_ += count;
+  }
+
+  void save(Writer& out) const {
+    for (const std::int64_t x : {rows_, columns_, capacity_}) out.value(x);
+    for (std::int64_t c = 0; c < chunks(); ++c)
+      for (std::int64_t j = 0; j < columns_; ++j) out.bytes(chunk(c) + j * chunk_, static_cast<std::size_t>(chunk_rows(c)) * sizeof(double));
+  }
+  static Block load(Reader& in) {
+    const auto rows = in.value<std::int64_t>(), columns = in.value<std::int64_t>(), capacity = in.value<std::int64_t>();
+    Block out(rows, columns, capacity);
+    for (std::int64_t c = 0; c < out.chunks(); ++c)
+      for (std::int64_t j = 0; j < columns; ++j) in.bytes(out.chunk(c) + j * out.chunk_, static_cast<std::size_t>(out.chunk_rows(c)) * sizeof(double));
+    return out;
   }
 
  private:

@@ -52,15 +52,21 @@ class Run {
         spaces_.emplace_back(executor_, settings_.rows, law, std::move(keys));
       }
     }
+    operations_before_ = executor_.operations();
     matrices_.resize(program_.sources.size());
     source_.resize(program_.size());
+    for (std::uint32_t k = 0; k < program_.size(); ++k)
+      if (const Node& node = program_.nodes[k]; node.type.matrix) source_[k] = node.in.empty() ? std::get<GaussianMatrix>(node.op).source : source_[node.in[0].value];
   }
 
-  std::variant<RunResult, RunFailure> run() {
+  std::variant<RunResult, RunFailure> run(RunState* state) {
     try {
-      for (std::uint32_t k = 0; k < program_.size(); ++k) {
+      std::uint32_t first = 0;
+      if (state) state->resume([&](Reader& in) { first = load(in); });
+      for (std::uint32_t k = first; k < program_.size(); ++k) {
         if (!s_.needed[k]) continue;
         current_ = k;
+        if (state && k > first && pending_.empty()) save_if_asked(*state, k);
         step({k});
         if (settings_.trace) {
           flush();
@@ -96,16 +102,13 @@ class Run {
   void step(NodeId id) {
     const Node& node = program_[id];
     if (node.type.matrix) {
-      source_[id.value] = node.in.empty() ? std::get<GaussianMatrix>(node.op).source : source_[node.in[0].value];
       flush();  // pending operations may still read what this one releases
       matrix_step(id, node);
       release_operands(id);
       return;
     }
     if (const auto* constant = std::get_if<Constant>(&node.op)) {
-      Block b(1, static_cast<std::int64_t>(constant->values->size()));
-      std::copy(constant->values->begin(), constant->values->end(), b.chunk(0));
-      blocks_[id.value] = std::move(b);
+      set_constant(id, *constant);
       return;
     }
     const bool needs_coordinates = is_average(node.op) || (node.type.width && is_rowwise(node.op));
@@ -123,6 +126,12 @@ class Run {
     else if (const auto* samples = std::get_if<Samples>(&node.op)) take_samples(id, node, samples->count);
     else finite_step(id, node);
     release_operands(id);
+  }
+
+  void set_constant(NodeId id, const Constant& constant) {
+    Block b(1, static_cast<std::int64_t>(constant.values->size()));
+    std::copy(constant.values->begin(), constant.values->end(), b.chunk(0));
+    blocks_[id.value] = std::move(b);
   }
 
   void require_operands(const Node& node) {
@@ -362,6 +371,67 @@ class Run {
     if (bad_chunks > 0) throw EvaluationStop{"E4101", "a number is not finite", ""};
   }
 
+  // ---- states between two instructions, when nothing is pending
+  void save_if_asked(RunState& state, std::uint32_t next) {
+    const RunState::Request request = state.request();
+    if (request == RunState::Request::kGoOn) return;
+    state.save([&](Writer& out) { save(out, next); });
+    if (request == RunState::Request::kSaveAndStop) throw EvaluationStop{"E5206", "interrupted", ""};
+  }
+
+  void save(Writer& out, std::uint32_t next) {
+    out.value(next);
+    out.value(executor_.operations() - operations_before_);
+    std::vector<std::uint32_t> alive;
+    for (std::uint32_t k = 0; k < next; ++k)
+      if (!blocks_[k].empty() && !std::holds_alternative<Constant>(program_.nodes[k].op)) alive.push_back(k);
+    out.values(alive);
+    for (const std::uint32_t k : alive) blocks_[k].save(out);
+    engines::save(out, versions_alive(next));
+    out.value<std::uint64_t>(sources_.size());
+    for (const Panel& source : sources_) source.save(out);
+    for (const auto& m : matrices_) {
+      out.value(m != nullptr);
+      if (m) m->save(out);
+    }
+    const std::vector<const Panel*> known = panels();
+    for (const NormalSpace& space : spaces_) space.save(out, known);
+  }
+
+  /// The instruction to go on with.
+  std::uint32_t load(Reader& in) {
+    const auto next = in.value<std::uint32_t>();
+    executor_.count(in.value<double>());
+    for (std::uint32_t k = 0; k < next; ++k)
+      if (const auto* constant = std::get_if<Constant>(&program_.nodes[k].op); constant && s_.needed[k]) set_constant({k}, *constant);
+    for (const std::uint32_t k : in.values<std::uint32_t>()) blocks_.at(k) = Block::load(in);
+    engines::load(in, versions_alive(next));
+    for (auto left = in.value<std::uint64_t>(); left > 0; --left) sources_.push_back(Panel::load(in));
+    for (std::uint32_t s = 0; s < matrices_.size(); ++s)
+      if (in.value<bool>()) matrix({s}).load(in);
+    const std::vector<const Panel*> known = panels();
+    for (NormalSpace& space : spaces_) space.load(in, known);
+    return next;
+  }
+
+  std::vector<MatrixVersion*> versions_alive(std::uint32_t next) {
+    std::vector<MatrixVersion*> out;
+    for (std::uint32_t k = 0; k < next; ++k)
+      if (s_.needed[k] && type({k}).matrix && s_.last_use[k] >= next) out.push_back(&versions_[k]);
+    return out;
+  }
+
+  /// All that normal spaces may refer to, in an order that does not depend on when it came.
+  [[nodiscard]] std::vector<const Panel*> panels() const {
+    std::vector<const Panel*> out;
+    for (const NormalSpace& space : spaces_) out.push_back(&space.ones());
+    for (const Panel& source : sources_) out.push_back(&source);
+    for (const auto& m : matrices_)
+      if (m)
+        for (const Panel* panel : m->panels()) out.push_back(panel);
+    return out;
+  }
+
   const Schedule& s_;
   const Program& program_;
   const RunSettings& settings_;
@@ -375,6 +445,7 @@ class Run {
   std::vector<SourceId> source_;
   std::vector<NodeId> pending_;
   std::uint32_t current_ = 0;
+  double operations_before_ = 0;  ///< what the executor had counted
 };
 
 }  // namespace
@@ -385,8 +456,8 @@ std::int64_t RunResult::largest_rank() const {
   return out;
 }
 
-std::variant<RunResult, RunFailure> run_program(const Schedule& schedule, const RunSettings& settings, const Executor& executor) {
-  return Run(schedule, settings, executor).run();
+std::variant<RunResult, RunFailure> run_program(const Schedule& schedule, const RunSettings& settings, const Executor& executor, RunState* state) {
+  return Run(schedule, settings, executor).run(state);
 }
 
 // ---- finite tails -----------------------------------------------------------------------------------

@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engines/run_state.hpp"
 #include "engines/width_matrix.hpp"
 #include "tplimit/ir/program.hpp"
 #include "tplimit/passes/passes.hpp"
@@ -48,7 +49,8 @@ struct RunFailure {
 
 /// Evaluates a program once.  The same code runs networks and limits; they differ in WidthMatrix and in the law of normals.
 /// Particles are spread over the ranks of the executor; results are the same on all of them.  (Networks are run by one rank each.)
-std::variant<RunResult, RunFailure> run_program(const Schedule& schedule, const RunSettings& settings, const Executor& executor);
+/// With a `state`, goes on from it if it holds one, and saves there what is asked for; the result has the same bits.  E5206 if asked to stop.
+std::variant<RunResult, RunFailure> run_program(const Schedule& schedule, const RunSettings& settings, const Executor& executor, RunState* state = nullptr);
 
 /// Evaluates finite nodes from given values of some of them.
 class FiniteEvaluator {

@@ -209,4 +209,43 @@ Block NormalSpace::draw(Panel& into, const std::vector<std::uint64_t>& dimension
   return g;
 }
 
+void NormalSpace::save(Writer& out, const std::vector<const Panel*>& panels) const {
+  out.value(matching_);
+  for (const auto* members : {&normals_, &directions_}) {
+    out.value<std::uint64_t>(members->size());
+    for (const Member& m : *members) {
+      const auto place = std::find(panels.begin(), panels.end(), m.panel);
+      TPLIMIT_CHECK(place != panels.end(), "all panels of a space are known");
+      out.value<std::uint64_t>(static_cast<std::uint64_t>(place - panels.begin()));
+      out.value(m.known);
+      out.matrix(m.k);
+    }
+  }
+  out.value<std::uint64_t>(kept_.size());
+  for (const Kept& k : kept_) {
+    out.value<std::uint64_t>(k.member);
+    out.value(k.column);
+  }
+  out.matrix(lower_);
+}
+
+void NormalSpace::load(Reader& in, const std::vector<const Panel*>& panels) {
+  matching_ = in.value<bool>();
+  for (auto* members : {&normals_, &directions_}) {
+    members->clear();
+    for (auto left = in.value<std::uint64_t>(); left > 0; --left) {
+      Member m{panels.at(in.value<std::uint64_t>()), 0, {}};
+      m.known = in.value<std::int64_t>();
+      m.k = in.matrix();
+      members->push_back(std::move(m));
+    }
+  }
+  kept_.clear();
+  for (auto left = in.value<std::uint64_t>(); left > 0; --left) {
+    const auto member = in.value<std::uint64_t>();
+    kept_.push_back({member, in.value<std::int64_t>()});
+  }
+  lower_ = in.matrix();
+}
+
 }  // namespace tplimit::engines

@@ -28,6 +28,11 @@ class NormalSpace {
   /// From now on matched columns become orthogonal to the columns of `q` as well; these are orthonormal and grow.
   void watch(const Panel& q);
 
+  /// Panels are named by their places in `panels`: those that this space draws into or watches, and its own, `ones()`.
+  void save(Writer& out, const std::vector<const Panel*>& panels) const;
+  void load(Reader& in, const std::vector<const Panel*>& panels);
+  [[nodiscard]] const Panel& ones() const { return ones_; }
+
   [[nodiscard]] bool matching_stopped() const { return law_ == NormalLaw::kMatched && !matching_; }
 
  private:

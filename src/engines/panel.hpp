@@ -40,7 +40,30 @@ class Panel {
     else std::copy_n(doubles_at(c, first), count * chunk_, out);
   }
 
+  void save(Writer& out) const {
+    for (const std::int64_t x : {rows_, columns_, capacity_}) out.value(x);
+    out.value(single_);
+    for_columns([&](void* column, std::size_t bytes) { out.bytes(column, bytes); });
+  }
+  static Panel load(Reader& in) {
+    const auto rows = in.value<std::int64_t>(), columns = in.value<std::int64_t>(), capacity = in.value<std::int64_t>();
+    Panel out(rows, capacity, in.value<bool>());
+    out.columns_ = columns;
+    out.for_columns([&](void* column, std::size_t bytes) { in.bytes(column, bytes); });
+    return out;
+  }
+
  private:
+  template <class F>
+  void for_columns(F&& f) const {
+    for (std::int64_t c = 0; c < chunks(); ++c) {
+      const auto count = static_cast<std::size_t>(chunk_rows(c));
+      for (std::int64_t j = 0; j < columns_; ++j) {
+        if (single_) f(floats_at(c, j), count * sizeof(float));
+        else f(doubles_at(c, j), count * sizeof(double));
+      }
+    }
+  }
   static std::int64_t doubles(std::int64_t rows, std::int64_t capacity, bool single) {
     const std::int64_t chunk = std::max<std::int64_t>(1, std::min(rows, kChunkRows)), elements = (rows + chunk - 1) / chunk * chunk * capacity;
     return single ? (elements + 1) / 2 : elements;

@@ -6,6 +6,7 @@
 #include <Eigen/Cholesky>
 
 #include "engines/cholesky.hpp"
+#include "engines/dense_matrix.hpp"
 
 namespace tplimit::engines {
 namespace {
@@ -182,6 +183,60 @@ MatrixVersion LazyMatrix::update(MatrixVersion w, const std::vector<UpdateTerm>&
     w.coefficients.topLeftCorner(d.rows(), x.rows()).noalias() += t.c * d * x.transpose();
   }
   return w;
+}
+
+void LazyMatrix::save(Writer& out) const {
+  for (const Side& side : sides_) {
+    side.q.save(out);
+    side.f.save(out);
+    out.value<std::uint64_t>(side.known.size());
+    for (const auto& [node, products] : side.known) {
+      out.value(node);
+      out.matrix(products);
+    }
+  }
+  out.value(largest_dropped_);
+}
+
+void LazyMatrix::load(Reader& in) {
+  for (Side& side : sides_) {
+    side.q = Panel::load(in);
+    side.f = Panel::load(in);
+    side.known.clear();
+    for (auto left = in.value<std::uint64_t>(); left > 0; --left) {
+      const auto node = in.value<std::uint32_t>();
+      side.known.emplace(node, in.matrix());
+    }
+  }
+  largest_dropped_ = in.value<double>();
+}
+
+void save(Writer& out, const std::vector<MatrixVersion*>& versions) {
+  constexpr std::uint64_t kNone = 0;
+  std::unordered_map<const DenseEntries*, std::uint64_t> place;  // from 1, in the order of first use
+  for (const MatrixVersion* w : versions) {
+    out.value(w->scale);
+    out.matrix(w->coefficients);
+    if (!w->entries) {
+      out.value(kNone);
+      continue;
+    }
+    const auto [known, fresh] = place.emplace(w->entries.get(), place.size() + 1);
+    out.value(known->second);
+    if (fresh) w->entries->save(out);
+  }
+}
+
+void load(Reader& in, const std::vector<MatrixVersion*>& versions) {
+  std::vector<std::shared_ptr<DenseEntries>> entries;
+  for (MatrixVersion* w : versions) {
+    w->scale = in.value<double>();
+    w->coefficients = in.matrix();
+    const auto place = in.value<std::uint64_t>();
+    if (place == 0) continue;
+    if (place > entries.size()) entries.push_back(std::make_shared<DenseEntries>(DenseEntries::load(in)));
+    w->entries = entries.at(place - 1);
+  }
 }
 
 }  // namespace tplimit::engines

@@ -24,6 +24,10 @@ struct MatrixVersion {
   std::shared_ptr<DenseEntries> entries;  ///< dense: the matrix without `scale`
 };
 
+/// Versions, what several of them share once.
+void save(Writer& out, const std::vector<MatrixVersion*>& versions);
+void load(Reader& in, const std::vector<MatrixVersion*>& versions);
+
 struct LazySettings {
   NormalLaw law = NormalLaw::kMatched;
   double rank_tol = 0;   ///< a new direction shorter than rank_tol times its vector is dropped
@@ -56,6 +60,12 @@ class WidthMatrix {
   [[nodiscard]] virtual std::array<std::int64_t, 2> ranks() const { return {0, 0}; }
   /// Largest |rest| / |x| of the directions that were dropped.
   [[nodiscard]] virtual double largest_dropped() const { return 0; }
+
+  /// What the matrix keeps beside its versions; `load` restores it in a matrix made in the same way.
+  virtual void save(Writer&) const {}
+  virtual void load(Reader&) {}
+  /// Columns that normal spaces refer to.
+  [[nodiscard]] virtual std::vector<const Panel*> panels() const { return {}; }
 };
 
 /// The lazy Gaussian matrix (docs/theory.md): W x = s Xf <Qx, x> + Qd (s <Xb, x> + C <Qx, x>), revealed one product at a time.
@@ -76,6 +86,9 @@ class LazyMatrix final : public WidthMatrix {
   }
   [[nodiscard]] std::array<std::int64_t, 2> ranks() const override { return {sides_[0].q.columns(), sides_[1].q.columns()}; }
   [[nodiscard]] double largest_dropped() const override { return largest_dropped_; }
+  void save(Writer& out) const override;
+  void load(Reader& in) override;
+  [[nodiscard]] std::vector<const Panel*> panels() const override { return {&sides_[0].q, &sides_[0].f, &sides_[1].q, &sides_[1].f}; }
 
  private:
   /// Side 0: vectors W was applied to (Q, on the input space) and fresh normals (F, on the output space); side 1 for W'.

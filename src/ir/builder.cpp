@@ -6,6 +6,7 @@
 
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/ir/program.hpp"
+#include "tplimit/math/normals.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
 
@@ -353,6 +354,17 @@ NodeId Builder::expand(NodeId x, bool width, Dims dims) { return add(Expand{widt
 NodeId Builder::permute(NodeId x, std::vector<std::int32_t> axes) { return add(Permute{std::move(axes)}, {x}); }
 NodeId Builder::gather(NodeId x, int axis, std::vector<std::int64_t> indices) {
   return add(Gather{axis, std::make_shared<const std::vector<std::int64_t>>(std::move(indices))}, {x});
+}
+
+std::uint64_t fingerprint(const Program& program) {
+  Hash h;
+  for (const Node& node : program.nodes) h.word(hash_of(node.op, node.type, node.in));
+  for (const GaussianSource& source : program.sources) {
+    h.word(hash_text(source.name.data(), source.name.size()));
+    h.word(source.matrix);
+    h.numbers(source.dims);
+  }
+  return h.value();
 }
 
 }  // namespace tplimit::ir

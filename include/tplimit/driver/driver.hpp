@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "tplimit/driver/checkpoint.hpp"
 #include "tplimit/explain/writing.hpp"
 #include "tplimit/lower/lower.hpp"
 #include "tplimit/parallel/communicator.hpp"
@@ -68,6 +69,7 @@ struct EvaluateOptions {
   double merge_rows = 1e-12;         ///< without sampling: rows of a sum over f(row) closer in direction than this become one
   double memory_bytes = 0;           ///< of each rank: refuse to use more; 0: 80 % of its share of the machine's memory
   const Communicator* ranks = &single_process();  ///< over which particles are spread; all call with the same module and options
+  Checkpoint* checkpoint = nullptr;  ///< keeps what has been done; E5206 if it asks to stop
   Progress progress;
 };
 
@@ -103,6 +105,7 @@ struct SimulateOptions {
   bool single_precision = false;        ///< dense matrices of float: half the memory and time; docs/decisions/0009
   double memory_bytes = 0;
   const Communicator* ranks = &single_process();  ///< over which networks are spread
+  Checkpoint* checkpoint = nullptr;
   Progress progress;
 };
 

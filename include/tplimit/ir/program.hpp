@@ -202,6 +202,10 @@ struct Program {
 /// Checks ids, types and payloads of every node (after lowering and after every pass).  Throws InternalError.
 void verify(const Program& program);
 
+/// Equal for programs that compute the same: operations, operands, constants bit by bit, names of Gaussians; not what is reported.
+/// Cost: O(nodes and constants).
+[[nodiscard]] std::uint64_t fingerprint(const Program& program);
+
 /// One line per node, for golden tests and `--dump`.
 [[nodiscard]] std::string to_text(const Program& program);
 

@@ -1,0 +1,58 @@
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "tplimit/support/diagnostic.hpp"
+
+namespace tplimit {
+
+namespace engines {
+class RunStore;
+}
+
+struct CheckpointOptions {
+  std::filesystem::path folder;
+  double interval_s = 60;                            ///< longer where writing takes long
+  /// What determines the numbers, in words: names and values.  A checkpoint is only resumed where all of them are the same.
+  std::vector<std::pair<std::string, std::string>> identity;
+  const std::atomic<bool>* stop = nullptr;           ///< true: evaluations write their state soon and end with E5206
+  std::function<void(const Diagnostic&)> warn;       ///< W5501, a state cannot be written; never concurrently
+};
+
+/// A folder in which evaluations keep what they have done, so that a later process can go on from there: it repeats the same calls,
+/// with the same results bit by bit, for any number of threads.  However the process ends, the folder is valid (docs/decisions/0011-checkpoints.md).
+/// One process at a time.  The destructor leaves the files.
+class Checkpoint {
+ public:
+  /// Makes the folder, or goes on from what is in it.
+  /// Errors: E5201 something else; E5202 damaged; E5203 another identity; E5204 another version; E5205 not writable, or in use.
+  static Result<Checkpoint> open(CheckpointOptions options);
+  Checkpoint(Checkpoint&&) noexcept;
+  Checkpoint& operator=(Checkpoint&&) noexcept;
+  ~Checkpoint();
+
+  struct Found {
+    std::size_t finished = 0, in_progress = 0;
+  };
+  /// Runs that an earlier process left.
+  [[nodiscard]] Found found() const;
+  /// Writes what is not written yet; false if that fails (after W5501).
+  bool flush();
+  /// Removes the files, and the folder if nothing else is in it.
+  void remove();
+
+  [[nodiscard]] engines::RunStore& runs() { return *runs_; }
+
+ private:
+  explicit Checkpoint(std::unique_ptr<engines::RunStore> runs);
+  std::unique_ptr<engines::RunStore> runs_;
+};
+
+}  // namespace tplimit

@@ -1,0 +1,27 @@
+#include "tplimit/driver/checkpoint.hpp"
+
+#include "engines/run_store.hpp"
+#include "tplimit/report/json.hpp"
+
+namespace tplimit {
+
+Checkpoint::Checkpoint(std::unique_ptr<engines::RunStore> runs) : runs_(std::move(runs)) {}
+Checkpoint::Checkpoint(Checkpoint&&) noexcept = default;
+Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
+Checkpoint::~Checkpoint() = default;
+
+Result<Checkpoint> Checkpoint::open(CheckpointOptions options) {
+  auto runs = engines::RunStore::open({std::move(options.folder), options.interval_s, version(), std::move(options.identity), options.stop, std::move(options.warn)});
+  if (!runs) return runs.errors();
+  return Checkpoint(std::move(*runs));
+}
+
+Checkpoint::Found Checkpoint::found() const {
+  const auto [finished, in_progress] = runs_->found();
+  return {finished, in_progress};
+}
+
+bool Checkpoint::flush() { return runs_->flush(); }
+void Checkpoint::remove() { runs_->remove(); }
+
+}  // namespace tplimit
