@@ -27,3 +27,7 @@ tplimit_output_test(compare_corrections 0 "compare linear.tp --widths 16,64,256 
 add_test(NAME memory_estimates COMMAND ${CMAKE_COMMAND} -DTPLIMIT=$<TARGET_FILE:tplimit_cli> -DPROGRAMS=${PROJECT_SOURCE_DIR}/programs
   -DOUT=${CMAKE_CURRENT_BINARY_DIR}/memory_estimates.json -P ${CMAKE_CURRENT_SOURCE_DIR}/golden/memory_estimates.cmake)
 set_tests_properties(memory_estimates PROPERTIES LABELS numeric TIMEOUT 300 RUN_SERIAL ON)
+
+# More directions than coordinates: bases that span everything.
+add_test(NAME narrow_lazy_network COMMAND tplimit_cli simulate ${PROJECT_SOURCE_DIR}/programs/mlp_mup.tp --width 300 --matrices lazy --seeds 2 --quiet)
+set_tests_properties(narrow_lazy_network PROPERTIES LABELS golden TIMEOUT 60)

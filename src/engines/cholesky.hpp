@@ -2,13 +2,14 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <vector>
 
 #include <Eigen/Core>
 
 namespace tplimit::engines {
 
-/// Cholesky factor of a Gram matrix in column order, dropping columns whose residual is below tol times their own norm.
+/// Cholesky factor of a Gram matrix in column order, dropping columns whose residual is below tol times their own norm, and those beyond `most`.
 struct OrderedFactor {
   std::vector<Eigen::Index> kept;
   Eigen::MatrixXd rows;  ///< all columns x kept: column j = sum_l rows(j, l) (direction l) + dropped residual
@@ -24,7 +25,7 @@ struct OrderedFactor {
   }
 };
 
-inline OrderedFactor factor_in_order(const Eigen::MatrixXd& gram, const Eigen::VectorXd& squared_norms, double tol) {
+inline OrderedFactor factor_in_order(const Eigen::MatrixXd& gram, const Eigen::VectorXd& squared_norms, double tol, std::int64_t most) {
   const Eigen::Index n = gram.rows();
   OrderedFactor out{{}, Eigen::MatrixXd::Zero(n, n)};
   for (Eigen::Index j = 0; j < n; ++j) {
@@ -37,7 +38,7 @@ inline OrderedFactor factor_in_order(const Eigen::MatrixXd& gram, const Eigen::V
       residual -= coefficient * coefficient;
     }
     // 1e-13: 450 eps; what is left of gram(j, j) after cancellation beyond that is noise (equal columns leave +-eps of it).
-    if (residual > std::max(tol * tol * squared_norms(j), 1e-13 * gram(j, j))) {
+    if (std::ssize(out.kept) < most && residual > std::max(tol * tol * squared_norms(j), 1e-13 * gram(j, j))) {
       out.rows(j, static_cast<Eigen::Index>(out.kept.size())) = std::sqrt(residual);
       out.kept.push_back(j);
     }

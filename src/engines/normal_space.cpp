@@ -75,7 +75,7 @@ void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q, st
   rest.noalias() -= normals_q.transpose() * normals_q;
   rest.noalias() -= v.transpose() * v;
   // 1e-5 (1e-3 in single precision): a smaller rest cannot be told from rounding noise twice over, and would be divided by.
-  const OrderedFactor factor = factor_in_order(rest, Eigen::VectorXd::Ones(count), single_ ? 1e-3 : 1e-5);
+  const OrderedFactor factor = factor_in_order(rest, Eigen::VectorXd::Ones(count), single_ ? 1e-3 : 1e-5, count);
   const auto more = static_cast<Eigen::Index>(factor.kept.size());
   first = 0;
   for (Member& m : normals_) {

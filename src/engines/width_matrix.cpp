@@ -98,7 +98,8 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
     gram.noalias() -= second.transpose() * second;
     a += second;
   }
-  const OrderedFactor factor = factor_in_order(gram, squared_norms, settings_.rank_tol);
+  // As many directions as coordinates span everything: what seems left is noise.
+  const OrderedFactor factor = factor_in_order(gram, squared_norms, settings_.rank_tol, rows_ - r);
   const auto fresh = static_cast<std::int64_t>(factor.kept.size());
   for (Eigen::Index j = 0; j < p; ++j) {
     const double dropped = gram(j, j) - factor.rows.row(j).squaredNorm();
@@ -106,7 +107,6 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, st
   }
   if (fresh > 0) {
     check_rank(fresh);
-    TPLIMIT_CHECK(r + fresh <= rows_, "no more directions than coordinates");
     // New directions: the kept rests, orthonormalised; where that magnifies what is left of Q in them, projected once more.
     const Matrix lower = factor.lower();
     Matrix to_directions = Matrix::Zero(p, fresh);

@@ -246,6 +246,20 @@ TEST(LazyMatrixInSinglePrecision, AgreesWithItsTransposeAlongATrajectory) {
   }
 }
 
+TEST(LazyMatrixOfANetwork, HasNoMoreDirectionsThanCoordinates) {
+  // Vectors that change little from product to product, until they span everything: what seems left of the next ones is noise.
+  constexpr Index kN = 50;
+  Example s(Kind::kExact, kN);
+  const MatrixVersion w = s.matrix().initial();
+  const Matrix start = normals(kN, 16, 1), change = normals(kN, 16, 2);
+  for (int step = 0; step < 12; ++step) {
+    const Vectors x = s.vectors((start + 0.02 * step * change).array().tanh()), d = s.vectors((change + 0.02 * step * start).array().tanh());
+    const Matrix wx = s.times(w, x), wd = s.transposed_times(w, d);
+    EXPECT_LT(distance(mean_product(matrix_of(d.block), wx), mean_product(wd, matrix_of(x.block))), 1e-9) << step;  // directions of 1e-6 lose digits
+  }
+  EXPECT_EQ(s.ranks()[0], kN);
+}
+
 // ---- the law ---------------------------------------------------------------------------------------
 
 TEST(MatchedMatrix, HasTheMomentsOfTheLimitInEverySample) {
