@@ -8,7 +8,6 @@ namespace tplimit::engines {
 namespace {
 
 constexpr std::size_t kMapThreshold = std::size_t{1} << 20;
-constexpr std::size_t kPoolLimit = std::size_t{64} << 20;  // larger pieces (bases, dense matrices) are not pooled
 
 /// Blocks of a few sizes come and go by the thousand; mapping fresh zeroed pages for each costs as much as filling them.
 struct Pool {
@@ -42,7 +41,7 @@ void give_back(Pool& pool) {
 }  // namespace
 
 Buffer::Buffer(std::int64_t doubles) : bytes_(static_cast<std::size_t>(std::max<std::int64_t>(doubles, 1)) * sizeof(double)) {
-  if (bytes_ >= kMapThreshold && bytes_ < kPoolLimit) {
+  if (bytes_ >= kMapThreshold) {
     const std::scoped_lock lock(pool().mutex);
     if (const auto it = pool().free.find(bytes_); it != pool().free.end()) {
       data_ = it->second;
@@ -60,7 +59,7 @@ Buffer::Buffer(std::int64_t doubles) : bytes_(static_cast<std::size_t>(std::max<
 
 Buffer::~Buffer() {
   if (!data_) return;
-  if (bytes_ >= kMapThreshold && bytes_ < kPoolLimit) {
+  if (bytes_ >= kMapThreshold) {
     const std::scoped_lock lock(pool().mutex);
     pool().free.emplace(bytes_, data_);
     pool().free_bytes += bytes_;
