@@ -151,9 +151,9 @@ std::vector<std::pair<std::string, std::string>> identity(std::string_view comma
 /// Of --checkpoint, if it is given.
 Result<std::optional<Checkpoint>> open_checkpoint(std::string_view command, const Options& options, const Loaded& loaded) {
   if (options.checkpoint.empty()) return std::optional<Checkpoint>();
-  // Ranks would have to save at the same instruction.
-  if (options.evaluate.ranks->size() > 1) return Diagnostic{Severity::kError, "E5205", "several processes write no checkpoint", {}, "", "leave out --checkpoint, or run one process", {}, false};
-  CheckpointOptions own{options.checkpoint, options.checkpoint_interval, identity(command, options, *loaded.module), &stop_on_signals(), {}};
+  // A signal reaches ranks at different instructions: it ends the job, and what is finished is kept.
+  const bool alone = options.evaluate.ranks->size() == 1;
+  CheckpointOptions own{options.checkpoint, options.checkpoint_interval, identity(command, options, *loaded.module), alone ? &stop_on_signals() : nullptr, {}, options.evaluate.ranks};
   if (!options.quiet) own.warn = [&source = loaded.source](const Diagnostic& warning) { fmt::print(stderr, "{}", render(warning, source)); };
   Result<Checkpoint> opened = Checkpoint::open(std::move(own));
   if (!opened) return opened.errors();

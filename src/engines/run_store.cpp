@@ -4,11 +4,14 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <array>
 #include <bit>
 #include <cerrno>
 #include <chrono>
 #include <cstring>
 #include <fstream>
+#include <span>
+#include <sstream>
 
 #include "tplimit/math/normals.hpp"
 #include "tplimit/support/output_file.hpp"
@@ -42,7 +45,7 @@ std::uint64_t key_of(std::uint64_t program, const Schedule& schedule, const RunS
   return key;
 }
 
-void save(Writer& out, const RunResult& result) {
+void save_result(Writer& out, const RunResult& result) {
   out.value<std::uint64_t>(result.values.size());
   for (const auto& values : result.values) out.values(values);
   out.value(result.matching_stopped);
@@ -116,12 +119,22 @@ class RunStore::State final : public RunState {
 
 Result<std::unique_ptr<RunStore>> RunStore::open(Options options) {
   std::unique_ptr<RunStore> store(new RunStore(std::move(options)));
-  if (const auto fault = store->lock_folder()) return *fault;
-  if (const auto fault = store->read_folder()) return *fault;
-  // Whether it can be written is to be known before anything is computed.
-  const std::scoped_lock lock(store->mutex_);
-  if (const std::string failure = store->write_results(); !failure.empty()) return error("E5205", failure, "the checkpoint's folder must allow new files");
+  std::optional<Diagnostic> fault;
+  if (store->keeps_folder()) fault = store->use_folder();
+  std::array<std::uint8_t, 1> failed{fault.has_value()};
+  store->options_.ranks->broadcast(std::as_writable_bytes(std::span(failed)), 0);
+  if (fault) return *fault;
+  if (failed[0]) return error("E5205", "the first rank cannot use the checkpoint", "");
   return store;
+}
+
+std::optional<Diagnostic> RunStore::use_folder() {
+  if (auto fault = lock_folder()) return fault;
+  if (auto fault = read_folder()) return fault;
+  // Whether it can be written is to be known before anything is computed.
+  const std::scoped_lock lock(mutex_);
+  if (const std::string failure = write_results(); !failure.empty()) return error("E5205", failure, "the checkpoint's folder must allow new files");
+  return std::nullopt;
 }
 
 RunStore::~RunStore() {
@@ -214,6 +227,7 @@ std::optional<Diagnostic> RunStore::read_results() {
 fs::path RunStore::state_file(std::uint64_t key) const { return options_.folder / fmt::format("{:016x}{}", key, kStateEnding); }
 
 void RunStore::remove() {
+  if (!keeps_folder()) return;
   const std::scoped_lock lock(mutex_);
   std::error_code ignored;
   std::vector<fs::path> own{results_file()};
@@ -256,7 +270,7 @@ std::string RunStore::write_results() {
     for (const auto& [key, finished] : results_) {
       out.value(key);
       out.value(finished.operations);
-      save(out, finished.result);
+      save_result(out, finished.result);
     }
   });
   results_written_ = now_s();
@@ -307,6 +321,8 @@ void RunStore::record(std::uint64_t key, Finished finished, double begun) {
 
 std::variant<RunResult, RunFailure> RunStore::run(std::uint64_t program, const Schedule& schedule, const RunSettings& settings, const Executor& executor) {
   const std::uint64_t key = key_of(program, schedule, settings);
+  if (executor.ranks().size() > 1) return run_together(key, schedule, settings, executor);
+  if (!keeps_folder()) return run_program(schedule, settings, executor);
   {
     const std::scoped_lock lock(mutex_);
     if (const auto done = results_.find(key); done != results_.end()) {
@@ -319,6 +335,31 @@ std::variant<RunResult, RunFailure> RunStore::run(std::uint64_t program, const S
   const double before = executor.operations();
   auto outcome = run_program(schedule, settings, executor, &state);
   if (const auto* result = std::get_if<RunResult>(&outcome)) record(key, {*result, executor.operations() - before}, state.begun());
+  return outcome;
+}
+
+/// A run that is spread over ranks.  Its states would have to stop at one instruction on all of them, whenever the job dies: only its result is kept.
+std::variant<RunResult, RunFailure> RunStore::run_together(std::uint64_t key, const Schedule& schedule, const RunSettings& settings, const Executor& executor) {
+  std::string known;
+  if (const auto done = results_.find(key); keeps_folder() && done != results_.end()) {
+    Writer out([&](const char* data, std::size_t size) { known.append(data, size); });
+    out.value(done->second.operations);
+    save_result(out, done->second.result);
+    out.finish();
+  }
+  std::array<std::uint64_t, 1> size{known.size()};
+  executor.ranks().broadcast(std::as_writable_bytes(std::span(size)), 0);
+  if (size[0] > 0) {
+    known.resize(size[0]);
+    executor.ranks().broadcast(std::as_writable_bytes(std::span(known)), 0);
+    std::istringstream text(known);
+    Reader in(text);
+    executor.count(in.value<double>());
+    return load_result(in);
+  }
+  const double begun = now_s(), before = executor.operations();
+  auto outcome = run_program(schedule, settings, executor);
+  if (const auto* result = std::get_if<RunResult>(&outcome); result && keeps_folder()) record(key, {*result, executor.operations() - before}, begun);
   return outcome;
 }
 

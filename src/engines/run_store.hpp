@@ -24,6 +24,7 @@ class RunStore {
     Identity identity;                             ///< of the evaluation: names and values, to be the same in the later process
     const std::atomic<bool>* stop = nullptr;       ///< true: save and end
     std::function<void(const Diagnostic&)> warn;   ///< W5501, from any thread
+    const Communicator* ranks = &single_process(); ///< the first keeps the folder, for all
   };
   /// Makes the folder, or reads what an earlier process left in it.  Errors: E5201 to E5205.
   static Result<std::unique_ptr<RunStore>> open(Options options);
@@ -47,18 +48,21 @@ class RunStore {
 
  private:
   class State;
+  [[nodiscard]] bool keeps_folder() const { return options_.ranks->rank() == 0; }
+  std::variant<RunResult, RunFailure> run_together(std::uint64_t key, const Schedule& schedule, const RunSettings& settings, const Executor& executor);
   struct Finished {
     RunResult result;
     double operations;  ///< counted by its executor
   };
 
   explicit RunStore(Options options) : options_(std::move(options)) {}
+  [[nodiscard]] std::optional<Diagnostic> use_folder();
   [[nodiscard]] std::optional<Diagnostic> lock_folder();
   [[nodiscard]] std::optional<Diagnostic> read_folder();
   [[nodiscard]] std::optional<Diagnostic> read_results();
   [[nodiscard]] bool is_state(const std::filesystem::path& file) const;
   [[nodiscard]] std::filesystem::path results_file() const { return options_.folder / "results"; }
-  /// Of a run in progress.  (Processes that share a run would add their rank.)
+  /// Of a run in progress.
   [[nodiscard]] std::filesystem::path state_file(std::uint64_t key) const;
 
   /// "" or why the file could not be written.

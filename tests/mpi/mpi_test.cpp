@@ -284,4 +284,41 @@ TEST(FailingRank, EndsTheJobWhenItIsKilled) {
   }
 }
 
+TEST(Checkpoint, OfAJobThatLostARankIsUsedByTheNext) {
+  const std::string arguments = "run " + program("rnn_tied", "--particles 32k --randomisations 16 --engine particles");
+  const Outcome unbroken = outcome_of(2, arguments);
+  const fs::path folder = scratch() / "checkpoint";
+  bool resumed = false;
+  for (int attempt = 0; attempt < 5 && !resumed; ++attempt) {
+    {
+      Command command(on_ranks(2, fmt::format("{} --checkpoint {} --checkpoint-interval 0", arguments, folder.string())));
+      // The first result makes the file grow.
+      std::error_code none;
+      std::uintmax_t empty = 0;
+      for (int k = 0; k < 6000 && !command.wait(0s); ++k) {
+        std::this_thread::sleep_for(5ms);
+        const std::uintmax_t size = fs::file_size(folder / "results", none);
+        if (none) continue;
+        if (empty == 0) empty = size;
+        if (size > empty) break;
+      }
+      const std::vector<pid_t> ranks = command.ranks();
+      if (ranks.size() == 2) ::kill(ranks[static_cast<std::size_t>(attempt % 2)], SIGKILL);
+      const auto code = command.wait(60s);
+      ASSERT_TRUE(code) << "it hangs";
+      if (*code == 0) continue;  // it was faster
+      EXPECT_NE(command.err().find("signal 9"), std::string::npos) << command.err();
+    }
+    const fs::path file = scratch() / "resumed.json";
+    Command again(on_ranks(2, fmt::format("{} --checkpoint {} --out {}", arguments, folder.string(), file.string())));
+    ASSERT_EQ(again.wait(120s), unbroken.code) << again.err();
+    EXPECT_NE(again.err().find("going on from"), std::string::npos) << again.err();
+    const auto different = differences(unbroken.json, Json::parse(read(file)), 0);
+    EXPECT_TRUE(different.empty()) << different.front();
+    EXPECT_FALSE(fs::exists(folder)) << "its work is done";
+    resumed = true;
+  }
+  EXPECT_TRUE(resumed);
+}
+
 }  // namespace

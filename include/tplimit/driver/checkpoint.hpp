@@ -9,6 +9,7 @@
 #include <utility>
 #include <vector>
 
+#include "tplimit/parallel/communicator.hpp"
 #include "tplimit/support/diagnostic.hpp"
 
 namespace tplimit {
@@ -24,6 +25,8 @@ struct CheckpointOptions {
   std::vector<std::pair<std::string, std::string>> identity;
   const std::atomic<bool>* stop = nullptr;           ///< true: evaluations write their state soon and end with E5206
   std::function<void(const Diagnostic&)> warn;       ///< W5501, a state cannot be written; never concurrently
+  /// Several ranks: the first keeps the folder, for all; of runs that are spread over ranks, only those that are finished.
+  const Communicator* ranks = &single_process();
 };
 
 /// A folder in which evaluations keep what they have done, so that a later process can go on from there: it repeats the same calls,
@@ -32,6 +35,7 @@ struct CheckpointOptions {
 class Checkpoint {
  public:
   /// Makes the folder, or goes on from what is in it.
+  /// All ranks call it; where the first fails, so do all.
   /// Errors: E5201 something else; E5202 damaged; E5203 another identity; E5204 another version; E5205 not writable, or in use.
   static Result<Checkpoint> open(CheckpointOptions options);
   Checkpoint(Checkpoint&&) noexcept;
