@@ -35,6 +35,13 @@ std::int64_t NormalSpace::family_columns() const {
   return count;
 }
 
+/// Among all columns of Q.
+std::int64_t NormalSpace::row_of(const Direction& d) const {
+  std::int64_t row = d.column;
+  for (std::size_t m = 0; m < d.member; ++m) row += directions_[m].panel->columns();
+  return row;
+}
+
 Block NormalSpace::fill(const std::vector<std::uint64_t>& dimensions) const {
   const Share own = share_of(executor_.ranks(), rows_);
   Block into(own.count, static_cast<std::int64_t>(dimensions.size()));
@@ -55,14 +62,12 @@ Block NormalSpace::fill(const std::vector<std::uint64_t>& dimensions) const {
   return into;
 }
 
-/// Takes columns of Q that came since into the factor.  normals_q: <N, q>; directions_q: <Q, q> for all columns of Q, in which `fresh`
-/// are the rows of the new q themselves.
-void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q, std::vector<std::int64_t> fresh) {
+/// Takes columns of Q that came since into the factor.  normals_q: <N, q>; directions_q: <Q, q> for all columns of Q, among
+/// which the new ones are `fresh`.
+void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q, const std::vector<Direction>& fresh) {
   const auto known = static_cast<Eigen::Index>(kept_.size()), count = static_cast<Eigen::Index>(fresh.size());
-  std::vector<std::int64_t> first_row{0};
-  for (const Member& m : directions_) first_row.push_back(first_row.back() + m.panel->columns());
   Matrix v(known, count);
-  for (Eigen::Index l = 0; l < known; ++l) v.row(l) = directions_q.row(first_row[kept_[static_cast<std::size_t>(l)].member] + kept_[static_cast<std::size_t>(l)].column);
+  for (Eigen::Index l = 0; l < known; ++l) v.row(l) = directions_q.row(row_of(kept_[static_cast<std::size_t>(l)]));
   std::int64_t first = 0;
   for (Member& m : normals_) {
     m.k.conservativeResizeLike(Matrix::Zero(m.panel->columns(), known));
@@ -71,7 +76,7 @@ void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q, st
   }
   lower_.triangularView<Eigen::Lower>().solveInPlace(v);
   Matrix rest(count, count);
-  for (Eigen::Index j = 0; j < count; ++j) rest.row(j) = directions_q.row(fresh[static_cast<std::size_t>(j)]);
+  for (Eigen::Index j = 0; j < count; ++j) rest.row(j) = directions_q.row(row_of(fresh[static_cast<std::size_t>(j)]));
   rest.noalias() -= normals_q.transpose() * normals_q;
   rest.noalias() -= v.transpose() * v;
   // 1e-5 (1e-3 in single precision): a smaller rest cannot be told from rounding noise twice over, and would be divided by.
@@ -87,9 +92,7 @@ void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q, st
   for (Eigen::Index l = 0; l < more; ++l) {
     const Eigen::Index j = factor.kept[static_cast<std::size_t>(l)];
     lower_.row(known + l).head(known) = v.col(j).transpose();
-    const std::int64_t row = fresh[static_cast<std::size_t>(j)];
-    const auto member = static_cast<std::size_t>(std::upper_bound(first_row.begin(), first_row.end(), row) - first_row.begin() - 1);
-    kept_.push_back({member, row - first_row[member]});
+    kept_.push_back(fresh[static_cast<std::size_t>(j)]);
   }
   lower_.bottomRightCorner(more, more) = factor.lower();
   for (Member& m : directions_) m.known = m.panel->columns();
@@ -98,16 +101,15 @@ void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q, st
 /// Makes the columns orthogonal to all of N and Q, and orthonormal.  False: do it again.
 bool NormalSpace::project(Block& g) {
   // One sweep for <N, .> and <Q, .> of g and of those columns q of Q that the factor does not know yet.
-  std::vector<std::int64_t> offset, own_first, fresh_rows;
-  std::int64_t normals = 0, rows = 0, fresh = 0;
+  std::vector<std::int64_t> own_first;
+  std::vector<Direction> unknown;
+  std::int64_t normals = 0;
   for (const Member& m : normals_) normals += m.panel->columns();
-  rows = normals;
-  for (const Member& m : directions_) {
-    own_first.push_back(fresh);
-    for (std::int64_t j = m.known; j < m.panel->columns(); ++j) fresh_rows.push_back(rows - normals + j);
-    fresh += m.panel->columns() - m.known;
-    rows += m.panel->columns();
+  for (std::size_t d = 0; d < directions_.size(); ++d) {
+    own_first.push_back(std::ssize(unknown));
+    for (std::int64_t j = directions_[d].known; j < directions_[d].panel->columns(); ++j) unknown.push_back({d, j});
   }
+  const std::int64_t rows = family_columns(), fresh = std::ssize(unknown);
   const std::int64_t count = g.columns(), columns = fresh + count, ld = g.ld();
   Matrix products = sum_over_chunks(executor_, g.chunks(), rows, columns, [&](std::int64_t c, Matrix& part) {
                       const Buffer copy(fresh > 0 ? columns * ld : 0);
@@ -133,8 +135,8 @@ bool NormalSpace::project(Block& g) {
                     }) / static_cast<double>(rows_);
   executor_.count(2 * static_cast<double>(rows_ * (rows * (columns + count) + count * count)));
   if (fresh > 0) {
-    for (std::int64_t j = 0; j < fresh; ++j) products(normals + fresh_rows[static_cast<std::size_t>(j)], j) = 1;
-    extend(products.topLeftCorner(normals, fresh), products.bottomLeftCorner(rows - normals, fresh), fresh_rows);
+    for (std::int64_t j = 0; j < fresh; ++j) products(normals + row_of(unknown[static_cast<std::size_t>(j)]), j) = 1;
+    extend(products.topLeftCorner(normals, fresh), products.bottomLeftCorner(rows - normals, fresh), unknown);
   }
   // With n = <N, g> and u = <Q, g>: <R, g> = L^-1 (u - K' n), and N n + R <R, g> is to be taken off.
   Matrix on_normals = products.topRightCorner(normals, count), on_directions = Matrix::Zero(rows - normals, count);
@@ -143,10 +145,8 @@ bool NormalSpace::project(Block& g) {
   constexpr double kLittle = 0.25, kLarge = 10;
   bool done = !single_ && on_normals.colwise().squaredNorm().maxCoeff() < kLittle;
   if (!kept_.empty()) {
-    std::vector<std::int64_t> first_row{0};
-    for (const Member& m : directions_) first_row.push_back(first_row.back() + m.panel->columns());
     std::vector<std::int64_t> row;
-    for (const Kept& k : kept_) row.push_back(first_row[k.member] + k.column);
+    for (const Direction& d : kept_) row.push_back(row_of(d));
     Matrix t(static_cast<Eigen::Index>(kept_.size()), count);
     for (std::size_t l = 0; l < row.size(); ++l) t.row(static_cast<Eigen::Index>(l)) = products.row(normals + row[l]).tail(count);
     std::int64_t first = 0;
@@ -222,7 +222,7 @@ void NormalSpace::save(Writer& out, const std::vector<const Panel*>& panels) con
     }
   }
   out.value<std::uint64_t>(kept_.size());
-  for (const Kept& k : kept_) {
+  for (const Direction& k : kept_) {
     out.value<std::uint64_t>(k.member);
     out.value(k.column);
   }

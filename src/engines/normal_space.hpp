@@ -43,11 +43,15 @@ class NormalSpace {
     Matrix k;            ///< of normals: its rows of K
   };
 
+  /// A column of Q.
+  struct Direction { std::size_t member; std::int64_t column; };
+
   [[nodiscard]] std::int64_t part_rows() const { return rows_ / static_cast<std::int64_t>(keys_.size()); }
   [[nodiscard]] std::int64_t family_columns() const;
   Block fill(const std::vector<std::uint64_t>& dimensions) const;
   bool project(Block& g);
-  void extend(const Matrix& normals_q, const Matrix& directions_q, std::vector<std::int64_t> fresh);
+  [[nodiscard]] std::int64_t row_of(const Direction& d) const;
+  void extend(const Matrix& normals_q, const Matrix& directions_q, const std::vector<Direction>& fresh);
   void project_off(Block& g, const Panel& q) const;
 
   const Executor& executor_;
@@ -60,8 +64,7 @@ class NormalSpace {
   std::vector<Member> directions_;  ///< bases Q, each orthonormal
   // Q = N K + R L', with R orthonormal and orthogonal to N, for those columns of Q that are not in the span of the others.  Columns
   // of N drawn after a column of Q are orthogonal to it: K is 0 there.  R itself is never formed.
-  struct Kept { std::size_t member; std::int64_t column; };
-  std::vector<Kept> kept_;
+  std::vector<Direction> kept_;
   Matrix lower_;
 };
 
