@@ -13,7 +13,12 @@ constexpr std::size_t kMapThreshold = std::size_t{1} << 20;
 struct Pool {
   std::mutex mutex;
   std::unordered_multimap<std::size_t, double*> free;
-  std::size_t free_bytes = 0, live_bytes = 0;  ///< of pieces that may be pooled
+  std::size_t free_bytes = 0, live_bytes = 0, most_live = 0;  ///< of pieces that may be pooled
+
+  void count_live(std::size_t bytes) {
+    live_bytes += bytes;
+    most_live = std::max(most_live, live_bytes);
+  }
 };
 Pool& pool() {
   static Pool* const instance = new Pool;  // never destroyed: buffers of static lifetime may outlive it
@@ -47,12 +52,12 @@ Buffer::Buffer(std::int64_t doubles) : bytes_(static_cast<std::size_t>(std::max<
       data_ = it->second;
       pool().free.erase(it);
       pool().free_bytes -= bytes_;
-      pool().live_bytes += bytes_;
+      pool().count_live(bytes_);
       return;
     }
-    // Pieces of sizes that are no longer asked for must not add up.
-    if (8 * pool().free_bytes > pool().live_bytes) give_back(pool());
-    pool().live_bytes += bytes_;
+    // Pieces that are kept must not add to what was alive at the worst moment.
+    if (pool().live_bytes + pool().free_bytes + bytes_ > pool().most_live) give_back(pool());
+    pool().count_live(bytes_);
   }
   data_ = allocate(bytes_);
 }
@@ -72,6 +77,7 @@ Buffer::~Buffer() {
 void Buffer::release_pool() {
   const std::scoped_lock lock(pool().mutex);
   give_back(pool());
+  pool().most_live = pool().live_bytes;
 }
 
 }  // namespace tplimit::engines

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -30,8 +31,15 @@ typedef double Pack __attribute__((vector_size(kBytes)));
 typedef float FloatPack __attribute__((vector_size(kBytes)));
 typedef std::uint64_t Bits __attribute__((vector_size(kBytes)));
 
-/// The same double in every lane.
+/// The pack of a type, and how many there are in it.
+template <class T>
+using PackOf = std::conditional_t<std::is_same_v<T, float>, FloatPack, Pack>;
+template <class T>
+inline constexpr std::int64_t kLanesOf = static_cast<std::int64_t>(kBytes / sizeof(T));
+
+/// The same number in every lane.
 inline Pack splat(double value) { return value - Pack{}; }
+inline FloatPack splat(float value) { return value - FloatPack{}; }
 
 /// kLanes doubles from x, which need not be aligned.
 inline Pack load(const double* x) {
@@ -40,8 +48,15 @@ inline Pack load(const double* x) {
   return pack;
 }
 
+inline FloatPack load(const float* x) {
+  FloatPack pack;
+  std::memcpy(&pack, x, sizeof pack);
+  return pack;
+}
+
 /// kLanes doubles to out, which need not be aligned.
 inline void store(double* out, Pack pack) { std::memcpy(out, &pack, sizeof pack); }
+inline void store(float* out, FloatPack pack) { std::memcpy(out, &pack, sizeof pack); }
 
 inline Bits bits_of(Pack pack) { return std::bit_cast<Bits>(pack); }
 inline Pack pack_of(Bits bits) { return std::bit_cast<Pack>(bits); }

@@ -1,36 +1,16 @@
 #include "tplimit/math/slab_products.hpp"
 
-#include <cstring>
-
 #include "math/simd.hpp"
 
 namespace tplimit {
 namespace {
 
 using Index = std::int64_t;
-
-template <class T>
-struct Vector {
-  typedef T Pack __attribute__((vector_size(simd::kBytes)));
-  static constexpr Index kLanes = static_cast<Index>(simd::kBytes / sizeof(T));
-};
-template <class T>
-using PackOf = typename Vector<T>::Pack;
-
-template <class T>
-PackOf<T> load(const T* x) {
-  PackOf<T> pack;
-  std::memcpy(&pack, x, sizeof pack);
-  return pack;
-}
-template <class T>
-void store(T* out, PackOf<T> pack) {
-  std::memcpy(out, &pack, sizeof pack);
-}
-template <class T>
-PackOf<T> splat(T value) {
-  return value - PackOf<T>{};
-}
+using simd::kLanesOf;
+using simd::load;
+using simd::PackOf;
+using simd::splat;
+using simd::store;
 
 // 16 accumulators fit the 32 registers of AVX-512; 8 the 16 of AVX2 and SSE2.
 constexpr int kRowPacks = simd::kBytes == 64 ? 4 : 2;
@@ -39,13 +19,13 @@ static_assert(kStep == kVectorStep && kStep == kColumnBlock);
 
 /// Rows of a slab that are handled at once: all of them where registers are wide.
 template <class T>
-constexpr Index kTileRows = kRowPacks * Vector<T>::kLanes;
+constexpr Index kTileRows = kRowPacks * kLanesOf<T>;
 
 }  // namespace
 
 template <class T>
 void add_slab_product(const T* a, Index columns, const T* x, Index vectors, double* y) {
-  constexpr Index h = kSlabRows<T>, lanes = Vector<T>::kLanes;
+  constexpr Index h = kSlabRows<T>, lanes = kLanesOf<T>;
   for (Index p = 0; p < vectors; p += kStep)
     for (Index i = 0; i < h; i += kTileRows<T>) {
       PackOf<T> sum[kRowPacks][kStep] = {};
@@ -68,7 +48,7 @@ void add_slab_product(const T* a, Index columns, const T* x, Index vectors, doub
 
 template <class T>
 void add_transposed_slab_product(const T* a, Index columns, const T* d, Index vectors, double* y) {
-  constexpr Index h = kSlabRows<T>, lanes = Vector<T>::kLanes;
+  constexpr Index h = kSlabRows<T>, lanes = kLanesOf<T>;
   // Lanes are vectors, so no sum runs across lanes.
   for (Index k = 0; k < columns; k += kColumnStep)
     for (Index p = 0; p < vectors; p += lanes) {
@@ -84,7 +64,7 @@ void add_transposed_slab_product(const T* a, Index columns, const T* d, Index ve
 
 template <class T>
 void add_slab_update(T* a, Index columns, const T* d, const T* x, Index vectors) {
-  constexpr Index h = kSlabRows<T>, lanes = Vector<T>::kLanes;
+  constexpr Index h = kSlabRows<T>, lanes = kLanesOf<T>;
   for (Index k = 0; k < columns; k += kStep)
     for (Index i = 0; i < h; i += kTileRows<T>) {
       T* tile = a + k * h + i;

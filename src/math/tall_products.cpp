@@ -14,41 +14,11 @@ namespace {
 using Index = std::int64_t;
 using simd::kBytes;
 using simd::kLanes;
-
-/// A register of Ts.
-template <class T>
-struct Vector;
-template <>
-struct Vector<double> {
-  using Pack = simd::Pack;
-  static constexpr Index kSize = static_cast<Index>(kLanes);
-  static Pack mul_add(Pack a, Pack b, Pack c) { return simd::mul_add(a, b, c); }
-};
-template <>
-struct Vector<float> {
-  typedef float Pack __attribute__((vector_size(kBytes)));
-  static constexpr Index kSize = 2 * static_cast<Index>(kLanes);
-  static Pack mul_add(Pack a, Pack b, Pack c) {
-#if defined(__AVX512F__)
-    return _mm512_fmadd_ps(a, b, c);
-#elif defined(__AVX2__) && defined(__FMA__)
-    return _mm256_fmadd_ps(a, b, c);
-#else
-    return a * b + c;
-#endif
-  }
-};
-template <class T>
-using PackOf = typename Vector<T>::Pack;
-
-template <class T>
-PackOf<T> load(const T* x) {
-  PackOf<T> pack;
-  std::memcpy(&pack, x, sizeof pack);
-  return pack;
-}
-template <class T>
-PackOf<T> splat(T value) { return value - PackOf<T>{}; }
+using simd::kLanesOf;
+using simd::load;
+using simd::mul_add;
+using simd::PackOf;
+using simd::splat;
 
 /// The lower (Half = 0) or upper half of a pack of floats as doubles.
 template <int Half>
@@ -88,7 +58,7 @@ simd::Pack folded(PackOf<float> p) { return half_as_double<0>(p) + half_as_doubl
 /// M columns of a against N columns of b: M N accumulators stay in registers while the rows stream by, and F columns of `next` are fetched.
 template <class T, int M, int N, int F>
 void inner_tile(Index rows, const T* next, const T* a, Index lda, const T* b, Index ldb, double* c, Index ldc) {
-  constexpr Index kStep = Vector<T>::kSize;
+  constexpr Index kStep = kLanesOf<T>;
   PackOf<T> acc[std::size_t{N}][std::size_t{M}] = {};
   const Index whole = rows - rows % kStep;
   for (Index i = 0; i < whole; i += kStep) {
@@ -97,7 +67,7 @@ void inner_tile(Index rows, const T* next, const T* a, Index lda, const T* b, In
     for (int f = 0; f < F; ++f) __builtin_prefetch(next + f * lda + i, 0, 2);
     for (int k = 0; k < M; ++k) {
       const PackOf<T> left = load(a + k * lda + i);
-      for (int j = 0; j < N; ++j) acc[j][k] = Vector<T>::mul_add(left, right[j], acc[j][k]);
+      for (int j = 0; j < N; ++j) acc[j][k] = mul_add(left, right[j], acc[j][k]);
     }
   }
   for (int j = 0; j < N; ++j) {
@@ -157,7 +127,7 @@ void add_to(double* y, PackOf<float> p) {
 /// R packs of rows by N columns of y += a w, for m columns of a; F packs of the columns that come after are fetched.
 template <class T, int R, int N, int F>
 void product_tile(const T* next, const T* a, Index lda, Index m, const T* w, double* y, Index ldy) {
-  constexpr Index kStep = Vector<T>::kSize;
+  constexpr Index kStep = kLanesOf<T>;
   PackOf<T> acc[std::size_t{R}][std::size_t{N}] = {};
   for (Index k = 0; k < m; ++k) {
     PackOf<T> left[std::size_t{R}];
@@ -165,7 +135,7 @@ void product_tile(const T* next, const T* a, Index lda, Index m, const T* w, dou
     for (int f = 0; f < F; ++f) __builtin_prefetch(next + k * lda + f * kStep, 0, 2);
     for (int j = 0; j < N; ++j) {
       const PackOf<T> weight = splat(w[k * N + j]);
-      for (int r = 0; r < R; ++r) acc[r][j] = Vector<T>::mul_add(left[r], weight, acc[r][j]);
+      for (int r = 0; r < R; ++r) acc[r][j] = mul_add(left[r], weight, acc[r][j]);
     }
   }
   for (int j = 0; j < N; ++j)
@@ -177,7 +147,7 @@ constexpr int kTileR = kLanes == 8 ? 4 : 2;  // 16 accumulators fit the 32 regis
 /// N columns of y; `first` says how many columns of the group came before, `n` how many there are.
 template <class T, int N>
 void product_columns(Index rows, const T* a, Index lda, Index m, const T* w, double* y, Index ldy, Index first, Index n) {
-  constexpr Index kStep = Vector<T>::kSize, kTile = kTileR * kStep;
+  constexpr Index kStep = kLanesOf<T>, kTile = kTileR * kStep;
   const T* next = a + kColumns * lda;
   const Index share = n >= 4 * kTileR ? 1 : n >= 2 * kTileR ? 2 : kTileR;
   const Index from = N == 4 ? first / 4 * share : kTileR;
