@@ -53,47 +53,39 @@ class Buffer {
   std::size_t bytes_ = 0;
 };
 
-/// A rows x columns array, cut into chunks of rows; each chunk is column-major and contiguous.  Columns can be appended
-/// up to the capacity.  A value without a width axis is a block of one row.  A rank without rows has no chunks.
+/// A rows x columns array, cut into chunks of rows; each chunk is column-major and contiguous.  A value without a width axis is a block of one row.  A rank without rows has no chunks.
 class Block {
  public:
   Block() = default;
-  Block(std::int64_t rows, std::int64_t columns) : Block(rows, columns, columns) {}
-  Block(std::int64_t rows, std::int64_t columns, std::int64_t capacity)
-      : rows_(rows), columns_(columns), capacity_(capacity), chunk_(std::clamp<std::int64_t>(rows, 1, kChunkRows)), buffer_(chunks() * chunk_ * capacity) {}
+  Block(std::int64_t rows, std::int64_t columns)
+      : rows_(rows), columns_(columns), chunk_(std::clamp<std::int64_t>(rows, 1, kChunkRows)), buffer_(chunks() * chunk_ * columns) {}
 
   [[nodiscard]] std::int64_t rows() const { return rows_; }
   [[nodiscard]] std::int64_t columns() const { return columns_; }
   [[nodiscard]] std::int64_t chunks() const { return (rows_ + chunk_ - 1) / chunk_; }
   [[nodiscard]] std::int64_t chunk_rows(std::int64_t c) const { return std::min(chunk_, rows_ - c * chunk_); }
   [[nodiscard]] std::int64_t ld() const { return chunk_; }
-  [[nodiscard]] double* chunk(std::int64_t c) const { return buffer_.data() + c * chunk_ * capacity_; }
-  [[nodiscard]] bool empty() const { return capacity_ == 0; }
+  [[nodiscard]] double* chunk(std::int64_t c) const { return buffer_.data() + c * chunk_ * columns_; }
+  [[nodiscard]] bool empty() const { return columns_ == 0; }
 
   [[nodiscard]] ir::View view(std::int64_t c) const { return {chunk(c), chunk_rows(c), chunk_}; }
   [[nodiscard]] ir::MutableView mutable_view(std::int64_t c) const { return {chunk(c), chunk_rows(c), chunk_}; }
 
-  /// Makes room for `count` more columns (contents undefined).
-  void append(std::int64_t count) {
-    TPLIMIT_CHECK(columns_ + count <= capacity_, "{} columns fit into {}", columns_ + count, capacity_);
-    columns_ += count;
-  }
-
   void save(Writer& out) const {
-    for (const std::int64_t x : {rows_, columns_, capacity_}) out.value(x);
+    for (const std::int64_t x : {rows_, columns_}) out.value(x);
     for (std::int64_t c = 0; c < chunks(); ++c)
       for (std::int64_t j = 0; j < columns_; ++j) out.bytes(chunk(c) + j * chunk_, static_cast<std::size_t>(chunk_rows(c)) * sizeof(double));
   }
   static Block load(Reader& in) {
-    const auto rows = in.value<std::int64_t>(), columns = in.value<std::int64_t>(), capacity = in.value<std::int64_t>();
-    Block out(rows, columns, capacity);
+    const auto rows = in.value<std::int64_t>(), columns = in.value<std::int64_t>();
+    Block out(rows, columns);
     for (std::int64_t c = 0; c < out.chunks(); ++c)
       for (std::int64_t j = 0; j < columns; ++j) in.bytes(out.chunk(c) + j * out.chunk_, static_cast<std::size_t>(out.chunk_rows(c)) * sizeof(double));
     return out;
   }
 
  private:
-  std::int64_t rows_ = 0, columns_ = 0, capacity_ = 0, chunk_ = 1;
+  std::int64_t rows_ = 0, columns_ = 0, chunk_ = 1;
   Buffer buffer_;
 };
 
