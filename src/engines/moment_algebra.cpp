@@ -675,7 +675,7 @@ MomentEngine::Field MomentEngine::gaussian_part(const Version& w, NodeId x_node,
   for (int g = 0; g < static_cast<int>(families_.size()); ++g) {
     const Family opposite = families_[at(g)];
     if (opposite.matrix != static_cast<int>(w.source) || opposite.transposed == transposed) continue;
-    Matrix derivative = Matrix::Zero(x->columns, opposite.size);
+    Matrix derivative;  // as large as a kernel, and often 0
     MomentMethod method = MomentMethod::kExact;
     double error = 0;
     const auto of_family = [&](int affine) { return std::any_of(block(affine).parts.begin(), block(affine).parts.end(), [&](const Part& p) { return p.family == g; }); };
@@ -683,6 +683,8 @@ MomentEngine::Field MomentEngine::gaussian_part(const Version& w, NodeId x_node,
       for (const auto& [u, m] : slopes(t, x->columns, of_family)) {
         method = weaker(method, m.method);
         error = std::max(error, m.error);
+        if ((m.value.array() == 0).all()) continue;
+        if (derivative.size() == 0) derivative = Matrix::Zero(x->columns, opposite.size);
         for (const Part& p : block(u.affine).parts) {
           if (p.family != g) continue;
           for (int j = 0; j < x->columns; ++j) {
@@ -693,7 +695,7 @@ MomentEngine::Field MomentEngine::gaussian_part(const Version& w, NodeId x_node,
           }
         }
       }
-    if ((derivative.array() == 0).all()) continue;
+    if (derivative.size() == 0 || (derivative.array() == 0).all()) continue;
     Field correction = combine(derivative, *opposite.x);
     correction.method = weaker(correction.method, method);
     correction.relative += error / derivative.cwiseAbs().maxCoeff();

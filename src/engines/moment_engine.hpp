@@ -10,6 +10,7 @@
 
 #include "engines/executor.hpp"
 #include "engines/function_table.hpp"
+#include "engines/pair_matrix.hpp"
 #include "engines/sparse_polynomial.hpp"
 #include "tplimit/ir/program.hpp"
 
@@ -26,6 +27,7 @@ struct MomentValue {
   MomentMethod method = MomentMethod::kExact;
   std::string why;                   ///< not empty: unknown
   ir::NodeId culprit;                ///< where the unknown begins
+  Pairs pairs;                       ///< not null: not evaluated yet, `value` is empty
   [[nodiscard]] bool known() const { return why.empty(); }
 };
 
@@ -86,6 +88,8 @@ class MomentEngine {
   Field multiply(const Version& w, ir::NodeId x_node, bool transposed);
   Field gaussian_part(const Version& w, ir::NodeId x_node, const std::shared_ptr<const Field>& x, bool transposed);
   MomentValue average(const ir::Node& node);
+  bool pairs_step(ir::NodeId id, const ir::Node& node);
+  void settle(const std::vector<ir::NodeId>& ids);
 
   // ---- algebra of fields
   [[nodiscard]] Field operand(ir::NodeId id) const;
@@ -115,13 +119,21 @@ class MomentEngine {
 
   // ---- moments
   const Covariance& covariance(int p, int q);
-  const Covariance& family_covariance(int f, int g);
+  Covariance& family_covariance(int f, int g);
+  const Covariance& settled(Covariance& c);
+  Moment settled(Moment m);
+  struct PairCovariance;
+  const PairCovariance& pair_covariance(int p, int q);  ///< null pairs: only as numbers, or 0
+  std::shared_ptr<const PairSide> side(int f);
+  PairCovariance pairs_of(const Factor& s, int rows, const Factor& t, int columns);
+  Pairs as_pairs(const Moment& m, int rows, int columns, bool same) const;
   const Variances& variances(int p);
   static Matrix times_covariance(const Part& a, const Covariance& c, int rows, int size);
   [[nodiscard]] bool related(int p, int q) const;
-  Moment cross(const Field& x, const Field& y);
-  Moment term_moment(const Term& s, int rows, const Term& t, int columns);
-  Moment pair(const Factor& s, int rows, const Factor& t, int columns);
+  // lazy: the moment may come as pairs.
+  Moment cross(const Field& x, const Field& y, bool lazy = false);
+  Moment term_moment(const Term& s, int rows, const Term& t, int columns, bool lazy = false);
+  Moment pair(const Factor& s, int rows, const Factor& t, int columns, bool lazy = false);
   std::optional<Moment> polynomial_moment(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   std::optional<Moment> same_side(const Factor& s, const Factor& t, int rows);
   Moment mean(const Factor& s, int rows);
@@ -157,6 +169,7 @@ class MomentEngine {
   std::vector<std::shared_ptr<const Affine>> affines_;  ///< references to blocks stay good
   std::vector<Family> families_;
   std::map<std::pair<int, int>, Covariance> covariances_, family_covariances_;
+  std::map<std::pair<int, int>, PairCovariance> pair_covariances_;
   std::map<int, Variances> variances_;
   std::size_t live_ = 0, sweep_at_ = 256;                             ///< blocks not known to be dead; how many start a sweep
   std::map<std::pair<int, int>, int> symbols_;                        ///< member of a family of independent normals -> variable of polynomials
