@@ -314,8 +314,8 @@ class Run {
         if (settings_.single_precision) m = std::make_unique<DenseMatrix<float>>(executor_, settings_.rows, key);
         else m = std::make_unique<DenseMatrix<double>>(executor_, settings_.rows, key);
       } else {
-        // 1e-10: what rounding leaves of a vector in the span of earlier ones (1e-6 in single precision); networks are not truncated beyond that.
-        const LazySettings lazy = settings_.limit ? LazySettings{NormalLaw::kMatched, settings_.rank_tol, settings_.single_precision} : LazySettings{NormalLaw::kExact, settings_.single_precision ? 1e-6 : 1e-10, settings_.single_precision};
+        // 1e-13: what rounding leaves of a vector in the span of earlier ones (1e-6 in single precision); networks are not truncated beyond that.
+        const LazySettings lazy = settings_.limit ? LazySettings{NormalLaw::kMatched, settings_.rank_tol, settings_.single_precision} : LazySettings{NormalLaw::kExact, settings_.single_precision ? 1e-6 : 1e-13, settings_.single_precision};
         m = std::make_unique<LazyMatrix>(executor_, settings_.rows, lazy,
                                          spaces_[s_.spaces.input_of_source[source.value]], spaces_[s_.spaces.output_of_source[source.value]],
                                          s_.spaces.directions[source.value]);
