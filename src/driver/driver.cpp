@@ -23,6 +23,7 @@
 #include "tplimit/math/normals.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
 #include "tplimit/passes/graded.hpp"
+#include "tplimit/passes/known_values.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/syntax/parser.hpp"
 
@@ -51,6 +52,8 @@ double peak_memory() {
 }
 
 namespace {
+
+Diagnostic diagnose(const Program& program, const RunFailure& failure);
 
 Result<Program> ablated(Program program, const Ablations& ablations) {
   if (ablations.lazy) {
@@ -82,6 +85,7 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
   module.constants = options.constants;
   module.program = erase_identities(lowered->program);
   verify(module.program);
+  if (const auto node = certain_nan(module.program)) return diagnose(module.program, {{"E4101", "", ""}, *node});
   module.written = std::make_shared<const Program>(std::move(lowered->program));
   module.warnings = std::move(lowered->warnings);
   module.source = std::move(source);
@@ -89,11 +93,16 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
 }
 
 Result<Source> read_source(const std::filesystem::path& file) {
+  const auto unreadable = [&](std::string message, std::string help) { return Diagnostic{Severity::kError, "E5001", std::move(message), {}, "", std::move(help), {}, false}; };
+  constexpr std::size_t kMost = 16 << 20;  // devices have no end
   std::ifstream in(file, std::ios::binary);
-  std::ostringstream text;
-  if (!in || std::filesystem::is_directory(file) || !(text << in.rdbuf() || text.str().empty()))
-    return Diagnostic{Severity::kError, "E5001", fmt::format("cannot read '{}'", file.string()), {}, "", "", {}, false};
-  return Source(file.string(), text.str());
+  std::string text;
+  std::array<char, 1 << 16> piece{};
+  if (std::filesystem::is_directory(file)) in.setstate(std::ios::failbit);
+  while (in && text.size() <= kMost && (in.read(piece.data(), piece.size()) || in.gcount() > 0)) text.append(piece.data(), static_cast<std::size_t>(in.gcount()));
+  if (text.size() > kMost) return unreadable(fmt::format("'{}' is no program: it is longer than 16 MiB", file.string()), "large arrays belong in data files: data X = npy(\"FILE\")");
+  if (!in.eof()) return unreadable(fmt::format("cannot read '{}'", file.string()), "");
+  return Source(file.string(), std::move(text));
 }
 
 Result<Module> parse_file(const std::filesystem::path& file, LowerOptions options) {

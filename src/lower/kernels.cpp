@@ -1,5 +1,7 @@
 #include <cmath>
 #include <limits>
+#include <map>
+#include <numeric>
 
 #include "lower/lowerer.hpp"
 #include "tplimit/passes/batch.hpp"
@@ -53,12 +55,21 @@ NodeId inner_products(ir::Builder& b, NodeId x, std::int64_t s, NodeId y, std::i
 
 }  // namespace
 
-/// A model as a function of one sample: a scalar output node and the opaque node that stands for the sample.
+/// A model's outputs, f(X)[p] and f(X2)[q], behind one scalar node.
+///
+/// Where an output depends on its own sample only, the scalar is the output for one sample, and a side is this sample batched over
+/// X or X2.  Where a model mixes samples (batch normalisation), it is sum_p w_p f(X)[p] + sum_q w_q f(X2)[q], and a side is the
+/// batch of the unit vectors w: the whole Jacobian.  The samples are placeholders until then, so that samples which are parameters,
+/// or computed from some, are no parameters of the model.
 struct Lowerer::SampleModel {
-  NodeId output, sample;
-  NodeId first, second;       ///< [P, ..], [Q, ..]: the samples of both sides
+  NodeId output;
+  NodeId sample;              ///< what takes a value for each row: one sample, or w
+  NodeId first, second;       ///< the values that it takes, [P, ..] and [Q, ..]
+  std::map<NodeId, NodeId> samples;  ///< placeholders of all samples and these
   std::int64_t rows, columns;
-  std::vector<NodeId> batch(ir::Builder& b, const std::vector<NodeId>& values, bool left) const {
+  std::vector<NodeId> batch(ir::Builder& b, std::vector<NodeId> values, bool left) const {
+    if (!samples.empty()) values = substituted(b, values, samples);
+    if (auto error = unbatchable(b, values, {sample})) throw Rejection{*error, false};
     return batched(b, values, left ? rows : columns, {{sample, left ? first : second}});
   }
 };
@@ -82,11 +93,15 @@ Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
   SampleModel out;
   out.rows = x.axes[0].size;
   out.columns = y.axes[0].size;
+  std::vector<Tensor> sides{x};
+  if (y.node != x.node) sides.push_back(y);
+  if (joint_model(model->name, sides, span, out)) return out;
+
   // One sample as a batch of one: models are written for leading batch axes.
   Axes one = x.axes;
   one[0].size = 1;
   ir::Builder& b = build(span);
-  const Value sample = opaque({Tensor{b.gather(x.node, 0, {0}), one}});
+  const Value sample = opaque({Tensor{b.constant(1, finite_dims(one)), one}});
   out.sample = sample.as<Tensor>()->node;
   const auto with_one = [&](const Tensor& t) {
     ir::Dims dims = b.type(t.node).dims;
@@ -101,6 +116,57 @@ Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
     fail("E2131", fmt::format("'{}' needs one output for each sample", what), span, fmt::format("for one sample the model's first value has shape {}", text(first.axes)), "select one: model g(x) { return f(x)[.., 0] }");
   out.output = build(span).reshape(first.node, {});
   return out;
+}
+
+/// Fills `out` if the model mixes samples; else leaves it and what has been recorded so far alone.
+bool Lowerer::joint_model(const std::string& model, const std::vector<Tensor>& sides, Span span, SampleModel& out) {
+  ir::Builder& b = build(span);
+  const auto names = program_.names.size(), predictions = program_.predictions.size(), warnings = warnings_.size();
+  std::vector<NodeId> placeholders, outputs;  // [P, ..], [P]
+  bool mixes = false;
+  for (const Tensor& x : sides) {
+    const Value all = opaque({Tensor{build(span).constant(1, finite_dims(x.axes)), x.axes}});
+    placeholders.push_back(all.as<Tensor>()->node);
+    try {
+      const Tensor f = finite(call_with(model, {all}, span)[0], span, "the first value of the model");
+      const std::int64_t size = x.axes[0].size;
+      if (f.axes.empty() || f.axes[0].size != size || ir::size_of(finite_dims(f.axes)) != size) break;
+      outputs.push_back(build(span).reshape(f.node, {size}));
+    } catch (const Rejection&) {
+      break;  // a model of one sample: it says so below
+    }
+    mixes = mixes || mixes_rows(b, outputs.back(), placeholders.back());
+  }
+  if (!mixes) {
+    program_.names.resize(names);
+    program_.predictions.resize(predictions);
+    warnings_.resize(warnings);
+    return false;
+  }
+  if (outputs.size() != sides.size()) fail("E2131", "the model mixes samples, and does not give one output for each of them", span, "", "the first value for samples [P, ..] has the shape [P]");
+  std::int64_t total = 0;
+  for (const NodeId f : outputs) total += b.type(f).dims[0];
+  check_size({total, total}, span);
+  const NodeId weights = opaque({Tensor{build(span).constant(1, {total}), {{false, total}}}}).as<Tensor>()->node;
+  const auto unit_vectors = [&](std::int64_t first, std::int64_t count) {
+    std::vector<double> unit(static_cast<std::size_t>(count * total), 0.0);
+    for (std::int64_t k = 0; k < count; ++k) unit[static_cast<std::size_t>(k * total + first + k)] = 1;
+    return b.constant(std::move(unit), {count, total});
+  };
+  std::int64_t first = 0;
+  for (std::size_t k = 0; k < sides.size(); ++k) {
+    const std::int64_t count = sides[k].axes[0].size;
+    std::vector<std::int64_t> own(static_cast<std::size_t>(count));
+    std::iota(own.begin(), own.end(), first);
+    const NodeId part = b.sum(b.times(b.gather(weights, 0, own), outputs[k]), 0);
+    out.output = k == 0 ? part : b.plus(out.output, part);
+    out.samples[placeholders[k]] = sides[k].node;
+    (k == 0 ? out.first : out.second) = unit_vectors(first, count);
+    first += count;
+  }
+  if (sides.size() == 1) out.second = out.first;
+  out.sample = weights;
+  return true;
 }
 
 /// <df(x)/dtheta, df(x')/dtheta> [P, Q] for one tensor or matrix theta; invalid if f does not depend on it.
