@@ -781,6 +781,14 @@ class LimitEvaluation {
 
 namespace {
 Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOptions& options);
+
+/// Moments of the tangents of P outputs cost P^4: beyond a few outputs, particles are as fast as in the training that is linearised.
+EvaluateOptions affordable(const Module& module, EvaluateOptions options) {
+  constexpr std::int64_t kFewOutputs = 6;
+  const auto many = [&](const NamedValue& p) { return size_of(module.program[p.value].type.dims) > kFewOutputs; };
+  if (module.ablations.lazy && options.engine == Engine::kAuto && std::any_of(module.program.predictions.begin(), module.program.predictions.end(), many)) options.engine = Engine::kParticles;
+  return options;
+}
 }
 
 Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& options) {
@@ -789,7 +797,7 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
   if (options.tolerance && options.randomisations < 2) return Diagnostic{Severity::kError, "E2701", "one randomisation has no standard error to compare with a tolerance", {}, "", "use 2 randomisations or more", {}, false};
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
-  Result<LimitResult> result = evaluate_limit(*limit, options);
+  Result<LimitResult> result = evaluate_limit(*limit, affordable(module, options));
   if (result) result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
   return result;
 }
@@ -889,7 +897,8 @@ Result<std::vector<explain::Number>> numbers_of(LimitFormulas& formulas, const s
 Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOptions& options) {
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
-  const LimitEvaluation evaluation(*limit, options);
+  const EvaluateOptions own = affordable(module, options);
+  const LimitEvaluation evaluation(*limit, own);
   std::vector<ReportMethod> out;
   for (const Report& report : limit->program.reports) out.push_back(evaluation.method_of(report));
   return out;

@@ -179,5 +179,45 @@ TEST(Kernels, ModelsThatMixSamples) {
   expect_equal(values(limit_of(own + "report r = nngp(o, X)\n"), "r"), values(limit_of(own + "s = sqrt(sum(X^2, axis = 1))\nreport r = gram(erf((U @ X) / stack(s)'))\n"), "r"), 1e-9);
 }
 
+TEST(Kernels, ModelsThatPredict) {
+  const std::string head = std::string(kNetwork) + "data G = [[2, 0.3, 0], [0.3, 1, 0.1], [0, 0.1, 1.5]]\ndata t = [1, -1, 0.5]\nmodel m(x) { return predict_gd(G, X @ x, t) }\n";
+  const auto product = values(limit_of(head + "model p(x) { return m(x) * g(x) }\nreport r = nngp(p, Z)\n"), "r");
+  expect_equal(product, values(limit_of(head + "f = m(Z)\nreport r = nngp(g, Z) * einsum(\"p,q->pq\", f, f)\n"), "r"), 1e-10);
+}
+
+TEST(Widths, RejectedDeclarationsOfSeveralUnits) {
+  for (const char* law : {"uniform(0, 1)", "normal(0)", "normal(0, -1)"})
+    EXPECT_EQ(error_of(fmt::format("width n, m = 2 n\nrandom y : [m] ~ {}\nreport mse(y, y), E(y), norm(y)\n", law)).substr(0, 8), "test.tp:") << law;
+}
+
+// ---- what is not finite
+
+TEST(Finite, ZeroTimesWhatIsNotFiniteIsNotZero) {
+  const std::string head = "width n\ndata X = [[1, 0.5], [0, 0]]\ndata o = [0, 0]\nrandom U : [n, 2] ~ normal(0, 1)\nrandom W : [n, n] ~ normal(0, 1 / n)\nh = U @ X\ns = sqrt(E(h^2))\ng = U @ o\n";
+  for (const char* value : {"E(h / s)", "gram(h / s)[0]", "E(h * E(h^2)^-1)", "E(h^3 / E(h^2)^2)", "E(log(E(h^2)) * h)", "E(g / sqrt(E(g^2)))", "E((W @ (h / s))^3)", "0 * (1 / norm(E(h^2)[1..2]))", "E(relu(h) / E(relu(h)))",
+                            "E(where(s > 0, h, h / s))", "max(E(h / s))", "sum(E(h / s))", "E(concat(h / s, h))"})
+    EXPECT_NE(error_of(head + "report " + value + "\n").find("E4101"), std::string::npos) << value;
+  for (const char* value : {"E(where(s > 0, h / s, 0))", "E(h / (s + 1e-3))", "E(h[0] / s[0])", "E(h / s)[0]", "E(h)", "E(exp(-1 / (s + 1)) * h)", "0 * norm(E(h^2))"}) EXPECT_EQ(error_of(head + "report " + value + "\n"), "") << value;
+}
+
+// ---- sources without end
+
+TEST(Sources, DevicesAreNoPrograms) {
+  const auto zero = read_source("/dev/zero");
+  ASSERT_FALSE(zero);
+  EXPECT_EQ(zero.errors()[0].code, "E5001");
+  EXPECT_TRUE(read_source("/dev/null"));
+  EXPECT_FALSE(read_source("/tmp"));
+}
+
+TEST(Memory, UnrolledProgramsAreCounted) {
+  LowerOptions options;
+  options.memory_bytes = 1e7;
+  const Source source("test.tp", "width n\nrandom x : [n] ~ normal(0, 1)\na = E(x^2)\nfor t in 0..1000000 { a = 0.5 * a + 1 / (t + 1) }\nreport a\n");
+  const auto module = parse(source, options);
+  ASSERT_FALSE(module);
+  EXPECT_EQ(module.errors()[0].code, "E4202");
+}
+
 }  // namespace
 }  // namespace tplimit
