@@ -161,6 +161,7 @@ class Linearisation : Rewriting {
       for (std::size_t i = 0; i < node.in.size(); ++i) key = ordered ? mix_key(key, of(i).key) : key + mix_key(tag, of(i).key);
       return Structure{key, false};
     };
+    const auto product = [](const Structure& a, const Structure& b) { return mix_key(4, a.key) + mix_key(4, b.key); };
     bool constant = !node.in.empty();
     for (std::size_t i = 0; i < node.in.size(); ++i) constant = constant && of(i).key == 0;
     return std::visit(
@@ -175,21 +176,27 @@ class Linearisation : Rewriting {
               if (m.fn == Fn::kAdd || m.fn == Fn::kSub)  // a version of a parameter
                 for (const std::size_t i : {0u, 1u})
                   if (is_change(node.in[1 - i])) return of(i);
-              return mixed(mix_key(static_cast<std::uint64_t>(m.fn), std::bit_cast<std::uint64_t>(m.parameter)), m.fn != Fn::kAdd && m.fn != Fn::kMul);
+              if (m.fn == Fn::kMul) return Structure{product(of(0), of(1)), false};
+              return mixed(mix_key(static_cast<std::uint64_t>(m.fn), std::bit_cast<std::uint64_t>(m.parameter)), m.fn != Fn::kAdd);
             },
             [&](const Concat&) {
               for (std::size_t i = 1; i < node.in.size(); ++i)
                 if (of(i) != of(0)) return mixed(0, true);
               return of(0);
             },
-            [&](const Contract& c) { return constant ? Structure{} : mixed(c.average, false); },
+            [&](const Average&) { return Structure{mix_key(3, of(0).key), false}; },
+            [&](const Contract& c) {
+              if (constant) return Structure{};
+              if (c.average && c.contracted == 0) return Structure{mix_key(3, product(of(0), of(1))), false};  // E(a b)
+              return mixed(c.average, false);
+            },
             [&](const MatMul& m) { return mixed(m.transposed, true); },
             [&](const auto& op) {
               using T = std::decay_t<decltype(op)>;
               if constexpr (std::is_same_v<T, Scale> || std::is_same_v<T, Gather> || std::is_same_v<T, Permute> || std::is_same_v<T, Reshape> || std::is_same_v<T, Expand> ||
                             std::is_same_v<T, Stop> || std::is_same_v<T, Change>)
                 return of(0);
-              else return constant ? Structure{} : mixed(3, true);
+              else return constant ? Structure{} : mixed(5, true);
             },
         },
         node.op);
