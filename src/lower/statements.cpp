@@ -61,9 +61,10 @@ void Lowerer::count_work(Span span) {
          "fewer iterations, fewer names inside loops, or a larger --memory");
 }
 
-/// Of what has been unrolled, with the copies that are made of it until it runs.  Counted, not asked of the system: all ranks must agree.
+/// Of what has been unrolled, with the copies that passes make of it and what engines keep for each instruction (measured).  Counted,
+/// not asked of the system: all ranks must agree.
 double Lowerer::bytes_so_far() {
-  constexpr double kCopies = 3, kAllocation = 32;
+  constexpr double kCopies = 5, kAllocation = 32;
   double more = 0;
   for (; counted_.nodes < program_.size(); ++counted_.nodes) {
     const ir::Node& node = program_.nodes[counted_.nodes];
