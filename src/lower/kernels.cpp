@@ -101,8 +101,8 @@ Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
   Axes one = x.axes;
   one[0].size = 1;
   ir::Builder& b = build(span);
-  const Value sample = opaque({Tensor{b.constant(1, finite_dims(one)), one}});
-  out.sample = sample.as<Tensor>()->node;
+  const Tensor sample = placeholder(one);
+  out.sample = sample.node;
   const auto with_one = [&](const Tensor& t) {
     ir::Dims dims = b.type(t.node).dims;
     dims.insert(dims.begin() + 1, 1);
@@ -110,12 +110,18 @@ Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
   };
   out.first = with_one(x);
   out.second = with_one(y);
-  const std::vector<Value> results = call_with(model->name, {sample}, span);
+  const std::vector<Value> results = call_with(model->name, {Value{sample}}, span);
   const Tensor first = finite(results[0], span, "the first value of the model");
   if (ir::size_of(finite_dims(first.axes)) != 1)
     fail("E2131", fmt::format("'{}' needs one output for each sample", what), span, fmt::format("for one sample the model's first value has shape {}", text(first.axes)), "select one: model g(x) { return f(x)[.., 0] }");
   out.output = build(span).reshape(first.node, {});
   return out;
+}
+
+/// A finite value that nothing is known of, and that takes no room.
+Tensor Lowerer::placeholder(const Axes& axes) {
+  const Value one = opaque({Tensor{builder_.constant(1), {}}});
+  return {builder_.expand(one.as<Tensor>()->node, false, finite_dims(axes)), axes};
 }
 
 /// Fills `out` if the model mixes samples; else leaves it and what has been recorded so far alone.
@@ -125,10 +131,11 @@ bool Lowerer::joint_model(const std::string& model, const std::vector<Tensor>& s
   std::vector<NodeId> placeholders, outputs;  // [P, ..], [P]
   bool mixes = false;
   for (const Tensor& x : sides) {
-    const Value all = opaque({Tensor{build(span).constant(1, finite_dims(x.axes)), x.axes}});
-    placeholders.push_back(all.as<Tensor>()->node);
+    build(span);
+    const Tensor all = placeholder(x.axes);
+    placeholders.push_back(all.node);
     try {
-      const Tensor f = finite(call_with(model, {all}, span)[0], span, "the first value of the model");
+      const Tensor f = finite(call_with(model, {Value{all}}, span)[0], span, "the first value of the model");
       const std::int64_t size = x.axes[0].size;
       if (f.axes.empty() || f.axes[0].size != size || ir::size_of(finite_dims(f.axes)) != size) break;
       outputs.push_back(build(span).reshape(f.node, {size}));
@@ -147,7 +154,8 @@ bool Lowerer::joint_model(const std::string& model, const std::vector<Tensor>& s
   std::int64_t total = 0;
   for (const NodeId f : outputs) total += b.type(f).dims[0];
   check_size({total, total}, span);
-  const NodeId weights = opaque({Tensor{build(span).constant(1, {total}), {{false, total}}}}).as<Tensor>()->node;
+  build(span);
+  const NodeId weights = placeholder({{false, total}}).node;
   const auto unit_vectors = [&](std::int64_t first, std::int64_t count) {
     std::vector<double> unit(static_cast<std::size_t>(count * total), 0.0);
     for (std::int64_t k = 0; k < count; ++k) unit[static_cast<std::size_t>(k * total + first + k)] = 1;

@@ -246,6 +246,7 @@ class Lowerer {
   // ---- kernels of models (kernels.cpp)
   struct SampleModel;
   SampleModel sample_model(const ast::Call& call, Span span);
+  Tensor placeholder(const Axes& axes);
   bool joint_model(const std::string& model, const std::vector<Tensor>& sides, Span span, SampleModel& out);
   NodeId gradient_kernel(const SampleModel& f, const Derivative& d);
   Value builtin_ntk(const ast::Call& call, Span span);

@@ -1,7 +1,5 @@
 #include <gtest/gtest.h>
 
-#include <random>
-
 #include "support/run.hpp"
 #include "tplimit/passes/theory_checks.hpp"
 
@@ -83,6 +81,20 @@ TEST(Lazy, OutputsWrittenOnceMoreAreOutputs) {
 TEST(Lazy, WhatMayBeAnOutputIsRefused) {
   EXPECT_NE(error_of(lazy_network("tanh(z)", "report v @ tanh(U @ X2)"), true).find("E2149"), std::string::npos);
   EXPECT_EQ(error_of(lazy_network("tanh(z)", "report E(tanh(U @ X2)^2), E(v^2)"), true), "");
+}
+
+// Tangents and cotangents by one rule: f_0 + <df, -lr (f_0 - 1) df> after one step, for every operation.
+TEST(Lazy, TangentsAreThoseOfTheGradient) {
+  for (const char* f : {"sum(abs(c))", "sum(relu(c) + sign(c) * step(c))", "sum(leaky_relu(c, 0.3))", "sum(elu(c, 2))", "sum(tanh(c) * sigmoid(c))", "sum(softplus(c) / (1 + silu(c)^2))",
+                        "sum(gelu(c) - gelu_tanh(c) * erf(c))", "sum(sin(c) * cos(c))", "sum(exp(c)^c)", "sum(log(1 + c^2))", "norm(c)", "sum((2 + c)^-3)", "max(c)", "min(c)", "sum(max(c, 0.1 * c[0]))",
+                        "sum(min(c, c[1]))", "sum(mod(c, 0.7))", "sum(mod(1, 2 + c^2))", "sum(where(c, c^2, 3 * c))", "sum(where(2 * step(c), c, 0.1 * c))", "sum(where(-c, c^3, c))", "sum(c[0..2] * c[1..3])",
+                        "einsum(\"i,i,j->\", c, c, c)", "sum(max(stack(c, c^2, 1 - c), axis = 0))", "sum(stack(c, 2 * c)')", "sum(concat(c, c * c[2])^2)", "c @ (stack(c, c^2)' @ [1, 2])", "clip(c[0], -0.1, 0.1) + c[1] * (c[2] > 0)",
+                        "E(tanh(c[0] * u) * u * c[1])", "sum(E(u * c + u^2)) + E((c[2] * W @ (c[1] * u))^2)"}) {
+    const std::string text = fmt::format("width n\nparam c : [3] ~ normal(0.2, 1)\nrandom u : [n] ~ normal(0, 1)\nrandom W : [n, n] ~ normal(0, 1 / n)\nf = {0}\ng = grad(f, c)\nreport expected = f - 0.1 * (f - 1) * sum(g^2)\nstep sgd(mse([f], [1]), lr = 0.1)\nreport r = {0}\n", f);
+    SCOPED_TRACE(f);
+    const auto result = limit_of(text, true);
+    EXPECT_NEAR(values(result, "r")[0], values(result, "expected")[0], 1e-9 * (1 + std::abs(values(result, "expected")[0])) + 4 * report(result, "r").error[0]);
+  }
 }
 
 // ---- conditions known before the run
