@@ -784,7 +784,7 @@ Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOpti
 
 /// Moments of the tangents of P outputs cost P^4: beyond a few outputs, particles are as fast as in the training that is linearised.
 EvaluateOptions affordable(const Module& module, EvaluateOptions options) {
-  constexpr std::int64_t kFewOutputs = 6;
+  constexpr std::int64_t kFewOutputs = 4;
   const auto many = [&](const NamedValue& p) { return size_of(module.program[p.value].type.dims) > kFewOutputs; };
   if (module.ablations.lazy && options.engine == Engine::kAuto && std::any_of(module.program.predictions.begin(), module.program.predictions.end(), many)) options.engine = Engine::kParticles;
   return options;

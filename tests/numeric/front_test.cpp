@@ -1,6 +1,6 @@
 #include <gtest/gtest.h>
 
-#include "support/run.hpp"
+#include "tests/support/run.hpp"
 #include "tplimit/passes/theory_checks.hpp"
 
 // What the front end makes of programs: derivatives, conditions known before the run, kernels of models.
