@@ -64,7 +64,7 @@ void Lowerer::count_work(Span span) {
 /// Of what has been unrolled, with the copies that passes make of it and what engines keep for each instruction (measured).  Counted,
 /// not asked of the system: all ranks must agree.
 double Lowerer::bytes_so_far() {
-  constexpr double kCopies = 5, kAllocation = 32;
+  constexpr double kCopies = 7, kAllocation = 32;
   double more = 0;
   for (; counted_.nodes < program_.size(); ++counted_.nodes) {
     const ir::Node& node = program_.nodes[counted_.nodes];
