@@ -146,7 +146,7 @@ class Linearisation : Rewriting {
   // ---- which values are outputs
 
   /// What a value computes, whatever the data and the versions of the parameters: equal for the output on other samples, at other
-  /// times, or written once more.  Multiples and rearrangements are linear and are looked through.
+  /// times, or written once more.  Multiples of finite values and rearrangements are linear and are looked through.
   struct Structure {
     std::uint64_t key = 0;  ///< 0: nothing but constants
     bool leaf = false;      ///< a parameter or random value itself
@@ -184,6 +184,9 @@ class Linearisation : Rewriting {
                 if (of(i) != of(0)) return mixed(0, true);
               return of(0);
             },
+            [&](const Scale& c) {  // before a function acts on it, a multiple is another value
+              return node.type.width && !of(0).leaf ? Structure{mix_key(mix_key(6, std::bit_cast<std::uint64_t>(c.factor)), of(0).key), false} : of(0);
+            },
             [&](const Average&) { return Structure{mix_key(3, of(0).key), false}; },
             [&](const Contract& c) {
               if (constant) return Structure{};
@@ -193,7 +196,7 @@ class Linearisation : Rewriting {
             [&](const MatMul& m) { return mixed(m.transposed, true); },
             [&](const auto& op) {
               using T = std::decay_t<decltype(op)>;
-              if constexpr (std::is_same_v<T, Scale> || std::is_same_v<T, Gather> || std::is_same_v<T, Permute> || std::is_same_v<T, Reshape> || std::is_same_v<T, Expand> ||
+              if constexpr (std::is_same_v<T, Gather> || std::is_same_v<T, Permute> || std::is_same_v<T, Reshape> || std::is_same_v<T, Expand> ||
                             std::is_same_v<T, Stop> || std::is_same_v<T, Change>)
                 return of(0);
               else return constant ? Structure{} : mixed(5, true);
