@@ -185,9 +185,9 @@ class Linearisation : Rewriting {
               return of(0);
             },
             [&](const Scale& c) {  // before a function acts on it, a multiple is another value
-              return node.type.width && !of(0).leaf ? Structure{mix_key(mix_key(6, std::bit_cast<std::uint64_t>(c.factor)), of(0).key), false} : of(0);
+              return node.type.width && !constant && !of(0).leaf ? Structure{mix_key(mix_key(6, std::bit_cast<std::uint64_t>(c.factor)), of(0).key), false} : of(0);
             },
-            [&](const Average&) { return Structure{mix_key(3, of(0).key), false}; },
+            [&](const Average&) { return constant ? Structure{} : Structure{mix_key(3, of(0).key), false}; },
             [&](const Contract& c) {
               if (constant) return Structure{};
               if (c.average && c.contracted == 0) return Structure{mix_key(3, product(of(0), of(1))), false};  // E(a b)
