@@ -57,7 +57,7 @@ void Lowerer::count_work(Span span) {
   if (++work_ > kMaxWork) fail("E2604", "the unrolled program is too long", span, fmt::format("more than {} iterations and calls", kMaxWork));
   if (program_.size() > kMaxNodes) fail("E2604", "the unrolled program is too long", span, fmt::format("more than {} instructions", kMaxNodes));
   if (options_.memory_bytes > 0 && bytes_so_far() > options_.memory_bytes)
-    fail("E4202", "the unrolled program does not fit into memory", span, fmt::format("{} instructions so far take about {:.1f} MB, {:.1f} MB are allowed", program_.size(), counted_.bytes / 1e6, options_.memory_bytes / 1e6),
+    fail("E4202", "the unrolled program does not fit into memory", span, fmt::format("it needs more than the {:.1f} MB that may be used", options_.memory_bytes / 1e6),
          "fewer iterations, fewer names inside loops, or a larger --memory");
 }
 
