@@ -119,6 +119,24 @@ bool holds_not_finite(const Builder& b, NodeId id) {
   return values && std::any_of(values->begin(), values->end(), [](double v) { return !std::isfinite(v); });
 }
 
+/// A quotient, negative power or logarithm that is not known, up to multiples and rearrangements: it may be infinite, and then 0 times
+/// it is not 0.  What it is certain to be, passes/known_values tells.
+bool may_be_singular(const Builder& b, NodeId id) {
+  for (;;) {
+    const Node& node = b.node(id);
+    if (const auto* m = std::get_if<Map>(&node.op)) {
+      if (m->fn == Fn::kLog || m->fn == Fn::kPow || (m->fn == Fn::kPower && m->parameter < 0)) return true;
+      if (m->fn != Fn::kDiv) return false;
+      const auto* divisor = known(b, node.in[1]);
+      return !divisor || std::any_of(divisor->begin(), divisor->end(), [](double v) { return v == 0 || std::isnan(v); });
+    }
+    const bool linear = std::holds_alternative<Scale>(node.op) || std::holds_alternative<Expand>(node.op) || std::holds_alternative<Reshape>(node.op) || std::holds_alternative<Permute>(node.op) ||
+                        std::holds_alternative<Gather>(node.op) || std::holds_alternative<ReduceSum>(node.op) || std::holds_alternative<Average>(node.op) || std::holds_alternative<Stop>(node.op);
+    if (!linear) return holds_not_finite(b, id);
+    id = node.in[0];
+  }
+}
+
 /// where(c, a, b) with a condition that is known and the same everywhere.
 std::optional<NodeId> decided(Builder& b, const std::vector<NodeId>& in) {
   if (const auto* s = std::get_if<Scale>(&b.node(in[0]).op); s && s->factor != 0) {
@@ -275,11 +293,11 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
         if (is_zero(in[0]) && covers(b, a)) return negate(in[1]);
         break;
       case Fn::kMul:
-        if ((is_zero(in[0]) && !holds_not_finite(*this, in[1])) || (is_zero(in[1]) && !holds_not_finite(*this, in[0]))) return zero_result();
+        if ((is_zero(in[0]) && !may_be_singular(*this, in[1])) || (is_zero(in[1]) && !may_be_singular(*this, in[0]))) return zero_result();
         for (const int k : {0, 1}) {
           const NodeId x = in[static_cast<std::size_t>(k)], y = in[static_cast<std::size_t>(1 - k)];
           if (is_constant(node(x), 1) && covers(type(y), type(x))) return y;
-          if (const auto* values = constant_values(x); values && type(x).dims.empty() && !constant_values(y)) return scale((*values)[0], 0, y);
+          if (const auto* values = constant_values(x); values && type(x).dims.empty() && !constant_values(y) && (*values)[0] != 0) return scale((*values)[0], 0, y);
           // Powers of n move outwards, where they meet and cancel.
           if (const auto* s = std::get_if<Scale>(&node(x).op); s && s->power != 0) {
             const Scale factor = *s;
@@ -289,7 +307,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
         break;
       case Fn::kDiv:
         if (is_zero(in[0]))
-          if (const auto* values = known(*this, in[1]); !values || std::none_of(values->begin(), values->end(), [](double v) { return v == 0 || std::isnan(v); })) return zero_result();
+          if (const auto* values = known(*this, in[1]); values && std::none_of(values->begin(), values->end(), [](double v) { return v == 0 || std::isnan(v); })) return zero_result();
         if (is_constant(node(in[1]), 1) && covers(a, b)) return in[0];
         if (const auto* s = std::get_if<Scale>(&node(in[1]).op); s && s->power != 0) {
           const Scale factor = *s;
@@ -305,7 +323,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
     return std::nullopt;
   }
   if (const auto* c = std::get_if<Contract>(&op)) {
-    if ((is_zero(in[0]) && !holds_not_finite(*this, in[1])) || (is_zero(in[1]) && !holds_not_finite(*this, in[0]))) {
+    if ((is_zero(in[0]) && !may_be_singular(*this, in[1])) || (is_zero(in[1]) && !may_be_singular(*this, in[0]))) {
       const Type type = infer_type(*c, {&this->type(in[0]), &this->type(in[1])});
       return zeros(type.width, type.dims);
     }

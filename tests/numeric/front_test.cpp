@@ -207,10 +207,11 @@ TEST(Widths, RejectedDeclarationsOfSeveralUnits) {
 TEST(Finite, ZeroTimesWhatIsNotFiniteIsNotZero) {
   const std::string head = "width n\ndata X = [[1, 0.5], [0, 0]]\ndata o = [0, 0]\nrandom U : [n, 2] ~ normal(0, 1)\nrandom W : [n, n] ~ normal(0, 1 / n)\nh = U @ X\ns = sqrt(E(h^2))\ng = U @ o\n";
   for (const char* value : {"E(h / s)", "gram(h / s)[0]", "E(h * E(h^2)^-1)", "E(h^3 / E(h^2)^2)", "E(log(E(h^2)) * h)", "E((W @ (h / s))^3)", "E(relu(h) / E(relu(h)))",
-                            "E(where(s > 0, h, h / s))", "max(E(h / s))", "sum(E(h / s))", "E(concat(h / s, h))"})
+                            "E(where(s > 0, h, h / s))", "0 * (1 / norm(E(h^2)[1..2]))", "0 * log(E(h^2))", "0 * (2 * E(h^2)^-1)[1]", "E(0 * (h / s))", "0 / E(h^2)",
+                            "zeros(2) @ (1 / E(h^2))", "max(E(h / s))", "sum(E(h / s))", "E(concat(h / s, h))"})
     EXPECT_NE(error_of(head + "report " + value + "\n").find("E4101"), std::string::npos) << value;
   EXPECT_NE(error_of(head + "report E(g / sqrt(E(g^2)))\n").find("E2404"), std::string::npos);  // known as written
-  for (const char* value : {"E(where(s > 0, h / s, 0))", "E(h / (s + 1e-3))", "E(h[0] / s[0])", "E(h / s)[0]", "E(h)", "E(exp(-1 / (s + 1)) * h)", "0 * norm(E(h^2))"}) EXPECT_EQ(error_of(head + "report " + value + "\n"), "") << value;
+  for (const char* value : {"E(where(s > 0, h / s, 0))", "E(h / (s + 1e-3))", "E(h[0] / s[0])", "E(h / s)[0]", "E(h)", "E(exp(-1 / (s + 1)) * h)", "0 * norm(E(h^2))", "0 * (1 / E(h[0]^2))", "0 / E(h[0]^2)"}) EXPECT_EQ(error_of(head + "report " + value + "\n"), "") << value;
 }
 
 // ---- sources without end
