@@ -61,6 +61,22 @@ class KnownValues {
   /// Of an operand, written out.
   [[nodiscard]] Entries of(NodeId id) const { return entries_[id.value].empty() ? nothing(in_[id]) : entries_[id.value]; }
 
+  /// True if something is 0 or NaN, where other factors or summands need not be known.
+  [[nodiscard]] static bool decides(const Entries& x, bool zeros) {
+    for (std::size_t i = 0; i < x.value.size(); ++i)
+      if (x.unknown[i] == 0 && (std::isnan(x.value[i]) || (zeros && x.value[i] == 0))) return true;
+    return false;
+  }
+  /// Nothing can come of one operand if nothing is known of the other.
+  [[nodiscard]] bool hopeless(const Node& node, bool zeros) const {
+    bool open = false, decided = false;
+    for (const NodeId id : node.in) {
+      open = open || entries_[id.value].empty();
+      decided = decided || decides(entries_[id.value], zeros);
+    }
+    return open && !decided;
+  }
+
   /// `op` on arrays that have the shapes of the node's operands, without coordinates.
   std::vector<double> evaluated(const Op& op, const Node& node, const std::vector<const std::vector<double>*>& in) const {
     Node plain{op, {false, false, node.type.dims}, node.in, node.span, node.context};
@@ -111,6 +127,7 @@ class KnownValues {
     return x;
   }
   Entries visit(const Map& m, const Node& node) const {
+    if (m.fn == Fn::kWhere ? entries_[node.in[0].value].empty() : hopeless(node, m.fn == Fn::kMul || m.fn == Fn::kDiv)) return {};
     std::vector<Entries> in;
     for (const NodeId id : node.in) in.push_back(of(id));
     // Every operand spread to the entries of the result.
@@ -151,6 +168,7 @@ class KnownValues {
     return out;
   }
   Entries visit(const Contract& c, const Node& node) const {
+    if (hopeless(node, true)) return {};
     const Entries a = of(node.in[0]), b = of(node.in[1]);
     const Op plain = Contract{c.batch, c.contracted, false};
     const auto product = [&](const std::vector<double>& x, const std::vector<double>& y) { return evaluated(plain, node, {&x, &y}); };
