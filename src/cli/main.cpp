@@ -216,6 +216,7 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
     o->simulate.memory_bytes = o->evaluate.memory_bytes;
     o->evaluate.ranks = o->simulate.ranks = &ranks;
   }
+  for (Options* o : {&for_run, &for_simulate, &for_compare, &for_explain, &for_check}) o->lower.memory_bytes = o->evaluate.memory_bytes > 0 ? o->evaluate.memory_bytes : 0.8 * ranks.memory();
   if (run_app) return run(for_run);
   if (simulate_app) return simulate(for_simulate);
   if (compare_app) return compare(for_compare);

@@ -23,6 +23,7 @@
 #include "tplimit/math/normals.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
 #include "tplimit/passes/graded.hpp"
+#include "tplimit/passes/known_values.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/syntax/parser.hpp"
 
@@ -51,6 +52,8 @@ double peak_memory() {
 }
 
 namespace {
+
+Diagnostic diagnose(const Program& program, const RunFailure& failure);
 
 Result<Program> ablated(Program program, const Ablations& ablations) {
   if (ablations.lazy) {
@@ -82,6 +85,7 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
   module.constants = options.constants;
   module.program = erase_identities(lowered->program);
   verify(module.program);
+  if (const auto node = certain_nan(module.program)) return diagnose(module.program, {{"E4101", "", ""}, *node});
   module.written = std::make_shared<const Program>(std::move(lowered->program));
   module.warnings = std::move(lowered->warnings);
   module.source = std::move(source);
@@ -89,11 +93,16 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
 }
 
 Result<Source> read_source(const std::filesystem::path& file) {
+  const auto unreadable = [&](std::string message, std::string help) { return Diagnostic{Severity::kError, "E5001", std::move(message), {}, "", std::move(help), {}, false}; };
+  constexpr std::size_t kMost = 16 << 20;  // devices have no end
   std::ifstream in(file, std::ios::binary);
-  std::ostringstream text;
-  if (!in || std::filesystem::is_directory(file) || !(text << in.rdbuf() || text.str().empty()))
-    return Diagnostic{Severity::kError, "E5001", fmt::format("cannot read '{}'", file.string()), {}, "", "", {}, false};
-  return Source(file.string(), text.str());
+  std::string text;
+  std::array<char, 1 << 16> piece{};
+  if (std::filesystem::is_directory(file)) in.setstate(std::ios::failbit);
+  while (in && text.size() <= kMost && (in.read(piece.data(), piece.size()) || in.gcount() > 0)) text.append(piece.data(), static_cast<std::size_t>(in.gcount()));
+  if (text.size() > kMost) return unreadable(fmt::format("'{}' is no program: it is longer than 16 MiB", file.string()), "large arrays belong in data files: data X = npy(\"FILE\")");
+  if (!in.eof()) return unreadable(fmt::format("cannot read '{}'", file.string()), "");
+  return Source(file.string(), std::move(text));
 }
 
 Result<Module> parse_file(const std::filesystem::path& file, LowerOptions options) {
@@ -772,6 +781,14 @@ class LimitEvaluation {
 
 namespace {
 Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOptions& options);
+
+/// Moments of the tangents of P outputs cost P^4: beyond a few outputs, particles are as fast as in the training that is linearised.
+EvaluateOptions affordable(const Module& module, EvaluateOptions options) {
+  constexpr std::int64_t kFewOutputs = 4;
+  const auto many = [&](const NamedValue& p) { return size_of(module.program[p.value].type.dims) > kFewOutputs; };
+  if (module.ablations.lazy && options.engine == Engine::kAuto && std::any_of(module.program.predictions.begin(), module.program.predictions.end(), many)) options.engine = Engine::kParticles;
+  return options;
+}
 }
 
 Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& options) {
@@ -780,7 +797,7 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
   if (options.tolerance && options.randomisations < 2) return Diagnostic{Severity::kError, "E2701", "one randomisation has no standard error to compare with a tolerance", {}, "", "use 2 randomisations or more", {}, false};
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
-  Result<LimitResult> result = evaluate_limit(*limit, options);
+  Result<LimitResult> result = evaluate_limit(*limit, affordable(module, options));
   if (result) result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
   return result;
 }
@@ -880,7 +897,8 @@ Result<std::vector<explain::Number>> numbers_of(LimitFormulas& formulas, const s
 Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOptions& options) {
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
-  const LimitEvaluation evaluation(*limit, options);
+  const EvaluateOptions own = affordable(module, options);
+  const LimitEvaluation evaluation(*limit, own);
   std::vector<ReportMethod> out;
   for (const Report& report : limit->program.reports) out.push_back(evaluation.method_of(report));
   return out;

@@ -6,6 +6,7 @@
 #include <map>
 #include <numbers>
 
+#include "tplimit/ir/function_traits.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/passes/gradient.hpp"
 #include "tplimit/support/check.hpp"
@@ -410,8 +411,6 @@ void FunctionTable::find_kinks(Function& f) {
     const auto* m = std::get_if<Map>(&node.op);
     if (!m) continue;
     switch (m->fn) {
-      case Fn::kAbs: case Fn::kSign: case Fn::kStep: case Fn::kRelu: case Fn::kLeakyRelu: case Fn::kElu:
-      case Fn::kMin: case Fn::kMax: case Fn::kLess: case Fn::kLessEqual: break;
       case Fn::kSqrt: case Fn::kLog: case Fn::kPow: case Fn::kMod: f.integrable = false; continue;
       case Fn::kPower:
         if (m->parameter < 0 || m->parameter != std::floor(m->parameter)) f.integrable = false;
@@ -420,7 +419,8 @@ void FunctionTable::find_kinks(Function& f) {
         if (std::holds_alternative<Constant>(program[node.in[1]].op)) continue;
         // A pole within reach shows as a root of the divisor.
         break;
-      default: continue;
+      default:
+        if (!first_delta(*m)) continue;
     }
     const auto g = [&](double x) { return difference_at(node, x); };
     const std::size_t before = f.kinks.size();

@@ -231,7 +231,12 @@ Value Lowerer::declare_blocks(const ast::Param& s, const Axes& axes, const std::
   Blocks out{widths, {}};
   for (std::int64_t k = 0; k < count; ++k) {
     const ast::Identifier name{fmt::format("{}.{}", s.name.name, k + 1), s.name.span};
-    out.parts.push_back(declare(s, name, axes, rate, role, span));
+    try {
+      out.parts.push_back(declare(s, name, axes, rate, role, span));
+    } catch (const Rejection&) {
+      globals_.at(s.name.name).value = {Poison{}};
+      throw;
+    }
     variables_.at(name.name).part_of = {s.name.name, static_cast<std::size_t>(k)};
   }
   globals_.at(s.name.name).value = {std::move(out)};
