@@ -300,6 +300,7 @@ class Grading {
     return averaged(terms, std::move(rest), node.type);
   }
   Series visit(const Map& op, const Node& node) {
+    if (!node.type.width && is_jump(node)) return finite_jump(op, node);
     if (node.in.size() == 1) return unary(op, operand(node, 0), node.type);
     const Series &a = operand(node, 0), &b = operand(node, 1);
     switch (op.fn) {
@@ -322,6 +323,45 @@ class Grading {
       }
       default: return leading_only(op, node);
     }
+  }
+
+  /// Numbers whose fluctuations decide on a jump (passes/determinacy): what is drawn is decided, entries that are 0 by their next term.
+  Series finite_jump(const Map& op, const Node& node) {
+    const bool whole = op.fn == Fn::kMod, choice = op.fn == Fn::kWhere;
+    Series x = operand(node, 0);
+    if (!whole && !choice && node.in.size() == 2) {
+      std::vector<Term> terms = x.terms;
+      for (Term t : operand(node, 1).terms) {
+        t.out = b_.negate(t.out);
+        terms.push_back(t);
+      }
+      Series rest;
+      inherit(rest, x, parts_.one());
+      inherit(rest, operand(node, 1), parts_.one());
+      x = gather(std::move(terms), node.type, std::move(rest));
+    }
+    const bool moves = x.terms.size() > 1 || x.dropped != 0;
+    const Dims dims = choice || whole ? in_[node.in[0]].type.dims : node.type.dims;
+    NodeId margin = x.terms.empty() ? b_.zeros(false, dims) : x.terms[0].out;
+    Exponent last = x.terms.empty() ? Exponent(0) : x.terms[0].order;
+    if (const auto* values = b_.constant_values(margin); values && x.terms.size() > 1 && !whole && std::find(values->begin(), values->end(), 0.0) != values->end()) {
+      margin = b_.map(Fn::kWhere, {margin, margin, x.terms[1].out});
+      last = x.terms[1].order;
+    }
+    const auto size = parts_.size(x.dropped);
+    const bool known = !size || (!x.terms.empty() && *size < last);  // up to what decisions find out
+    if (whole || choice) {
+      if (moves && known) {
+        if (whole) decisions_.push_back({current_, {margin, operand(node, 1).terms.empty() ? b_.zeros(false, in_[node.in[1]].type.dims) : operand(node, 1).terms[0].out}, {}});
+        else decisions_.push_back({current_, {margin}, margin});
+      }
+      return leading_only(op, node);
+    }
+    Series out;
+    if (moves && (known || x.terms.empty())) decisions_.push_back({current_, {margin}, margin});
+    else if (!known) drop(out, parts_.one({0, 0, {0, ~std::uint64_t{0}}, {}}), x.culprit);
+    const NodeId value = node.in.size() == 1 ? b_.map(op.fn, {margin}) : b_.map(op.fn, {margin, b_.constant(0)});
+    return gather({{0, value, {0, ~std::uint64_t{0}}, {}, ~std::uint64_t{0}, 0}}, node.type, std::move(out));
   }
 
   /// Functions of which only the value at the leading terms is carried.
@@ -572,8 +612,10 @@ class Grading {
       step.losses.clear();
       out_.steps.push_back(std::move(step));
     }
+    hold_decisions(out_, decisions_);
     // Slopes of readouts are taken of n times a mean: powers of n that cancel are left in them, and vanish at n = 1.
     result.program = erase_identities(at_width(erase_identities(out_), 1));
+    release_decisions(result, in_, std::move(decisions_));
     result.random_outputs = random_outputs_;
     return result;
   }
@@ -596,6 +638,7 @@ class Grading {
   std::map<NodeId, Readout> readouts_;  ///< by source
   std::map<NodeId, NodeId> drawn_;
   bool random_outputs_ = false;
+  std::vector<Decision> decisions_;
   std::optional<Diagnostic> error_;
   NodeId current_;
 };
