@@ -24,8 +24,14 @@ class Cancellation {
  public:
   std::optional<NodeId> operator()(Builder& b, const Node& node, const std::vector<NodeId>& in) {
     const auto* m = std::get_if<Map>(&node.op);
-    if (!m || in.size() != 2) return std::nullopt;
+    if (!m || in.size() > 2) return std::nullopt;
     const auto expanded = [&](NodeId x) { return b.expand(x, node.type.width, node.type.dims); };
+    // Without a width axis what has none: engines find out whether numbers lie on a jump.
+    const auto shaped = [&](NodeId x) { return b.expand(x, b.type(x).width, node.type.dims); };
+    if (in.size() == 1) {
+      if ((m->fn != Fn::kStep && m->fn != Fn::kSign) || !std::holds_alternative<Expand>(b.node(in[0]).op)) return std::nullopt;
+      return expanded(b.map(m->fn, {shaped(b.node(in[0]).in[0])}));
+    }
     switch (m->fn) {
       case Fn::kAdd: case Fn::kSub: {
         const Terms sum = joined(b, in[0], in[1], m->fn == Fn::kAdd ? 1 : -1);
@@ -37,7 +43,13 @@ class Cancellation {
       case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: {
         const Terms difference = joined(b, in[0], in[1], -1);
         if (!difference.cancelled) return std::nullopt;
-        return expanded(b.map(m->fn, {expanded(written(b, difference)), b.constant(0)}));
+        return expanded(b.map(m->fn, {shaped(written(b, difference)), b.constant(0)}));
+      }
+      case Fn::kMin: case Fn::kMax: {  // max(x, y) = y + relu(x - y)
+        const Terms difference = joined(b, in[0], in[1], -1);
+        if (!difference.cancelled) return std::nullopt;
+        const NodeId rest = b.map(Fn::kRelu, {shaped(written(b, difference))});
+        return expanded(m->fn == Fn::kMax ? b.plus(in[1], rest) : b.minus(in[0], rest));
       }
       case Fn::kMod: {
         Terms x = terms(b, in[0]);
@@ -47,7 +59,7 @@ class Cancellation {
         const auto& c = *b.constant_values(whole->second);
         if (std::any_of(c.begin(), c.end(), [&](double v) { return v != std::round(v / (*y)[0]) * (*y)[0]; })) return std::nullopt;
         x.constant.erase(whole);
-        return expanded(b.map(Fn::kMod, {expanded(written(b, x)), in[1]}));
+        return expanded(b.map(Fn::kMod, {shaped(written(b, x)), in[1]}));
       }
       default: return std::nullopt;
     }

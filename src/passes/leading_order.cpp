@@ -235,15 +235,17 @@ class Analysis {
         const auto kept = keep_largest(to, node);
         no_parity(to);
         if (!node.type.width && to.dropped) follow(kept, builder_.minus(kept[0], kept[1]));
-        to.out = builder_.expand(builder_.map(op.fn, kept), node.type.width, node.type.dims);
+        to.out = builder_.expand(kept[0] == kept[1] ? kept[0] : builder_.map(op.fn, kept), node.type.width, node.type.dims);
         return to;
       }
       case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: {
         Order to;
         const auto kept = keep_largest(to, node);
         no_parity(to);
-        if (node.type.width && to.lead && sum_of_atoms(node).zero_moves) return reject_jump(op);
-        if (decidable(to, node)) decide(to, kept, builder_.minus(kept[0], kept[1]));
+        // Sides that are one value in the limit: what is dropped decides everywhere.
+        const NodeId difference = builder_.minus(kept[0], kept[1]);
+        if (node.type.width && to.dropped && (builder_.is_zero(difference) || sum_of_atoms(node).zero_moves)) return reject_jump(op);
+        if (decidable(to, node)) decide(to, kept, difference);
         // A dropped term moves the comparison by its size relative to what is compared.
         if (to.dropped) to.dropped = to.lead ? *to.dropped - *to.lead : Exponent(0);
         to.lead = Exponent(0);
@@ -255,7 +257,7 @@ class Analysis {
         Order c = operand(node, 0);
         auto kept = keep_largest(to, node, 1);
         kept.insert(kept.begin(), c.out);
-        if (node.type.width && c.lead && c.zero_moves) return reject_jump(op);
+        if (in_[node.in[0]].type.width && c.zero_moves) return reject_jump(op);
         if (!in_[node.in[0]].type.width && decidable(c, in_[node.in[0]])) decide(c, {c.out}, c.out);
         inherit(to, c, to.lead);
         if (!c.lead && c.dropped) drop(to, to.lead, c.culprit);
@@ -311,13 +313,12 @@ class Analysis {
       reject("E3105", "'mod' needs operands of size 1", "operand 2", "scale the operands by powers of the width first");
       return to;
     }
-    if (node.type.width && u.lead && u.zero_moves) return reject_jump(Map{Fn::kMod, 0});
+    if (node.type.width && u.zero_moves) return reject_jump(Map{Fn::kMod, 0});
     to.lead = Exponent(0);
     inherit(to, y, Exponent(0));
     to.mixed = u.mixed | u.odd | y.mixed | y.odd;
     if (node.type.width) {
-      if (!u.lead) drop(to, Exponent(0), u.culprit);
-      else if (u.dropped) drop(to, *u.dropped - *u.lead, u.culprit);
+      if (u.dropped) drop(to, *u.dropped - *u.lead, u.culprit);
     } else if (u.dropped) {
       Order decided = u;
       decide(decided, {u.out, y.out}, u.out);
@@ -427,7 +428,7 @@ class Analysis {
     const Order& x = operand(node, 0);
     const FunctionTraits traits = traits_of(op);
     const bool jump = op.fn == Fn::kStep || op.fn == Fn::kSign;
-    if (jump && node.type.width && x.lead && x.zero_moves) return reject_jump(op);
+    if (jump && node.type.width && x.zero_moves) return reject_jump(op);
     if (!node.type.width && x.dropped && (op.fn == Fn::kRelu || op.fn == Fn::kLeakyRelu || op.fn == Fn::kAbs)) follow({x.out}, x.out);
     if (jump && decidable(x, node)) {
       Order to;

@@ -373,9 +373,13 @@ std::string width_table(const ReportResult& r, const Convergence& c, const std::
   if (with_rms) {
     std::vector<std::string> rms;
     for (Eigen::Index k = 0; k < rows; ++k) {
-      double squares = 0;
-      for (const EntryConvergence& entry : c.entries) squares += entry.rms[k] * entry.rms[k];
-      rms.push_back(two_digits(std::sqrt(squares / static_cast<double>(c.entries.size()))));
+      double squares = 0, count = 0;
+      for (std::size_t j = 0; j < c.entries.size(); ++j) {
+        if (std::isnan(r.value[j])) continue;
+        squares += c.entries[j].rms[k] * c.entries[j].rms[k];
+        ++count;
+      }
+      rms.push_back(count > 0 ? two_digits(std::sqrt(squares / count)) : "");
     }
     rms.emplace_back();
     columns.push_back(column(headings(fmt::format("all {}", c.entries.size()), "rms deviation"), rms));
