@@ -301,7 +301,11 @@ class Grading {
   }
   Series visit(const Map& op, const Node& node) {
     if (!node.type.width && is_jump(node)) return finite_jump(op, node);
-    if (node.in.size() == 1) return unary(op, operand(node, 0), node.type);
+    if (node.in.size() == 1) {
+      const Series& x = operand(node, 0);
+      if (!node.type.width && !x.terms.empty() && (op.fn == Fn::kRelu || op.fn == Fn::kLeakyRelu || op.fn == Fn::kAbs)) decisions_.push_back({current_, {x.terms[0].out}, x.terms[0].out, false});
+      return unary(op, x, node.type);
+    }
     const Series &a = operand(node, 0), &b = operand(node, 1);
     switch (op.fn) {
       case Fn::kAdd: case Fn::kSub: {
@@ -344,11 +348,11 @@ class Grading {
     const Dims dims = choice || whole ? in_[node.in[0]].type.dims : node.type.dims;
     NodeId margin = x.terms.empty() ? b_.zeros(false, dims) : x.terms[0].out;
     Exponent last = x.terms.empty() ? Exponent(0) : x.terms[0].order;
-    if (const auto* values = b_.constant_values(margin); values && x.terms.size() > 1 && !whole && std::find(values->begin(), values->end(), 0.0) != values->end()) {
+    const auto size = parts_.size(x.dropped);
+    if (x.terms.size() > 1 && !whole && (!size || *size < x.terms[1].order)) {
       margin = b_.map(Fn::kWhere, {margin, margin, x.terms[1].out});
       last = x.terms[1].order;
     }
-    const auto size = parts_.size(x.dropped);
     const bool known = !size || (!x.terms.empty() && *size < last);  // up to what decisions find out
     if (whole || choice) {
       if (moves && known) {
@@ -385,6 +389,8 @@ class Grading {
       in.push_back(leads ? x.terms[0].out : b_.zeros(in_[id].type.width, in_[id].type.dims));
       rest = parts_.plus(rest, parts_.plus(kept(x, leads ? 1 : 0), x.dropped));
     }
+    if (!node.type.width && std::holds_alternative<ReduceMax>(op)) decisions_.push_back({current_, {in[0]}, {}, false});
+    if (!node.type.width && m && (m->fn == Fn::kMin || m->fn == Fn::kMax)) decisions_.push_back({current_, in, b_.minus(in[0], in[1]), false});
     const Exponent order = compares || !top ? Exponent(0) : *top;
     drop(out, parts_.without_parity(parts_.shifted(rest, compares && top ? -*top : Exponent(0))), current_);
     Parity mixed{0, ~std::uint64_t{0}};

@@ -139,6 +139,26 @@ TEST(Kinks, AnUndeterminedEntryDoesNotHideTheOthers) {
   }
 }
 
+// In the kernel regime outputs are drawn, and decide.
+TEST(Kinks, RandomOutputsDecide) {
+  std::string program = kClassifier;
+  program.replace(program.find("mup"), 3, "ntk");
+  const LimitResult result = limit_of(program, {});
+  EXPECT_TRUE(result.random_outputs);
+  const auto &o = result.reports[0].value, &accuracy = result.reports[1].value;
+  const std::vector<std::size_t> label{0, 1, 1};
+  for (std::size_t t = 0; t < 3; ++t) {
+    double right = 0;
+    for (std::size_t i = 0; i < 3; ++i) right += o[6 * t + 2 * i + label[i]] > o[6 * t + 2 * i + 1 - label[i]] ? 1.0 / 3 : 0;
+    EXPECT_NEAR(accuracy[t], right, 1e-12) << t;
+  }
+  // Entries that vanish beside others are decided by their drawn values.
+  const LimitResult mixed = limit_of(kHead + "f = v @ x / n\nreport s = sign(stack(f, E(x^2) - 2, E(x^2) - 1)), q = f * sqrt(n)\n", {});
+  EXPECT_EQ(mixed.reports[0].value[0], mixed.reports[1].value[0] > 0 ? 1 : -1);
+  EXPECT_EQ(mixed.reports[0].value[1], -1);
+  EXPECT_TRUE(std::isnan(mixed.reports[0].value[2]));
+}
+
 TEST(Kinks, TrainingFromAnUndeterminedGradient) {
   for (const std::string loss : {"mean(abs(out - y))", "mean(max(1 + out - out[0]))", "mean(max(0.3 * (out - y), -0.7 * (out - y)))", "mean(relu(out - y))"}) {
     const std::string program = "width n\ndata X = [[1, 0.5], [-0.3, 1]]\ndata y = [0, 1]\nparametrization mup\nparam U : input [n, 2] ~ normal(0, 1)\nparam v : output [n] ~ normal(0, 1)\n"
