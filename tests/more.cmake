@@ -23,3 +23,5 @@ tplimit_test(unusual_programs_test LABEL property LINK tplimit::driver tplimit::
   SOURCES property/unusual_programs_test.cpp)
 tplimit_test(front_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/front_test.cpp)
+tplimit_test(kinks_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/kinks_test.cpp)

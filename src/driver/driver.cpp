@@ -134,10 +134,13 @@ std::optional<CovarianceLimit> covariance_limit(const Program& program) {
 
 /// The limit of the program by leading orders; a report that tends to a Gaussian becomes its covariance.  Where that is not enough, by graded
 /// values, conditional on random outputs drawn from the seed.
-Result<LeadingOrder> limit_of(const Program& program, const EvaluateOptions& options) {
+Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& options) {
+  const Program program = cancel_terms(written);
   const GradedOptions graded{options.seed, options.draw, Exponent(1, 2), options.given};
   if (options.given) return graded_limit(program, graded);
   Result<LeadingOrder> limit = leading_order(program);
+  if (limit && limit->undecided && program.steps.empty())
+    if (Result<LeadingOrder> drawn = graded_limit(program, graded); drawn && drawn->random_outputs) return drawn;
   if (limit || limit.errors()[0].code != "E3102") return limit;
   if (auto covariances = covariance_limit(program)) return std::move(covariances->limit);
   return graded_limit(program, graded);
@@ -362,6 +365,7 @@ RunFailure first_not_finite(const Program& program, const std::vector<NodeId>& a
 /// Values of finite nodes from averages pooled over runs, errors by jackknife over runs.
 struct Pooled {
   std::vector<std::vector<double>> value, error;
+  Undetermined undetermined;
   std::optional<RunFailure> failure;  ///< a value is not finite, or not everywhere within its error
 };
 Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs) {
@@ -428,11 +432,15 @@ constexpr std::int64_t kSideBySide = 16384;
 
 class LimitEvaluation {
  public:
-  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options) : program_(limit.program), options_(options), threads_(thread_count(options.threads, *options.ranks)) {
+  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options) : limit_(limit), program_(limit.program), options_(options), threads_(thread_count(options.threads, *options.ranks)) {
     outputs_ = outputs_of(program_);
     for (const Report& report : program_.reports)
       for (const auto& entry : report.entries)
         if (const auto e = eigenvalues_behind(program_, entry.value)) outputs_.push_back(*e);
+    for (const Decision& d : limit.decisions) {
+      outputs_.insert(outputs_.end(), d.operands.begin(), d.operands.end());
+      if (d.margin.valid()) outputs_.push_back(d.margin);
+    }
     std::sort(outputs_.begin(), outputs_.end());
     outputs_.erase(std::unique(outputs_.begin(), outputs_.end()), outputs_.end());
     find_moments();
@@ -499,7 +507,7 @@ class LimitEvaluation {
     if (target && count > 1) {
       const Pooled first = with_moments(*runs);
       if (first.failure) return diagnose(program_, *first.failure);
-      out.engine.sampling_error = largest_reported(first.error);
+      out.engine.sampling_error = largest_reported(first.error, first.undetermined);
       if (out.engine.sampling_error > *target) return Outcome{std::move(out), false};
     }
     std::vector<std::vector<double>> truncation;
@@ -532,8 +540,8 @@ class LimitEvaluation {
     }
     Pooled pooled = with_moments(*runs);
     if (pooled.failure) return diagnose(program_, *pooled.failure);
-    out.engine.sampling_error = largest_reported(pooled.error);
-    if (!truncation.empty()) out.engine.truncation_error = largest_reported(truncation);
+    out.engine.sampling_error = largest_reported(pooled.error, pooled.undetermined);
+    if (!truncation.empty()) out.engine.truncation_error = largest_reported(truncation, pooled.undetermined);
     for (std::size_t k = 0; k < truncation.size(); ++k)
       for (std::size_t j = 0; j < pooled.error[k].size(); ++j) pooled.error[k][j] = std::hypot(pooled.error[k][j], truncation[k][j]);
     collect(pooled, out);
@@ -587,11 +595,14 @@ class LimitEvaluation {
 
  private:
   /// Over all entries of reports, of errors of outputs.
-  [[nodiscard]] double largest_reported(const std::vector<std::vector<double>>& errors) const {
+  [[nodiscard]] double largest_reported(const std::vector<std::vector<double>>& errors, const Undetermined& undetermined) const {
     double out = 0;
-    for (const Report& report : program_.reports)
-      for (const auto& entry : report.entries)
-        for (const double e : errors[slot(entry.value)]) out = std::max(out, e);
+    for (std::size_t k = 0; k < program_.reports.size(); ++k)
+      for (std::size_t i = 0; i < program_.reports[k].entries.size(); ++i) {
+        const auto& own = errors[slot(program_.reports[k].entries[i].value)];
+        for (std::size_t j = 0; j < own.size(); ++j)
+          if (!limit_.source || !undetermined.holds(limit_.source->reports[k].entries[i].value, j)) out = std::max(out, own[j]);
+      }
     return out;
   }
 
@@ -616,6 +627,11 @@ class LimitEvaluation {
     executor_.emplace(threads_, *options_.ranks);
     if (options_.engine == Engine::kParticles) return;
     moments_.emplace(program_, outputs_, *executor_, options_.merge_rows);
+    std::vector<NodeId> margins;
+    for (const Decision& d : limit_.decisions)
+      if (d.margin.valid()) margins.push_back(d.margin);
+    std::sort(margins.begin(), margins.end());
+    moments_->set_margins(std::move(margins));
     moments_->run();
   }
   [[nodiscard]] bool known(NodeId id) const { return moments_ && (*moments_)[id].known(); }
@@ -648,6 +664,8 @@ class LimitEvaluation {
         ++next;
       }
     }
+    if (!out.failure && limit_.source)
+      out.undetermined = undetermined(*limit_.source, limit_.decisions, [&](NodeId id) { return Numbers{&out.value[slot(id)], method_of(id) == Method::kExact && !known(id) ? &kNoError : &out.error[slot(id)]}; });
     return out;
   }
 
@@ -706,6 +724,30 @@ class LimitEvaluation {
 
   [[nodiscard]] std::size_t slot(NodeId id) const { return static_cast<std::size_t>(std::lower_bound(outputs_.begin(), outputs_.end(), id) - outputs_.begin()); }
 
+  inline static const std::vector<double> kNoError{0.0};
+
+  /// The entries of a report, or W5303 for those that are not determined.
+  void mark_undetermined(std::size_t k, const Undetermined& undetermined, ReportResult& r, Diagnostics& warnings) const {
+    if (!limit_.source) return;
+    const Report& report = limit_.source->reports[k];
+    std::size_t at = 0;
+    for (const auto& entry : report.entries) {
+      const auto size = static_cast<std::size_t>(size_of((*limit_.source)[entry.value].type.dims));
+      for (std::size_t j = 0; j < size && undetermined.any(entry.value); ++j) {
+        if (!undetermined.holds(entry.value, j)) continue;
+        r.value[at + j] = std::numeric_limits<double>::quiet_NaN();
+        if (!r.error.empty()) r.error[at + j] = std::numeric_limits<double>::quiet_NaN();
+        if (!r.undetermined.empty()) continue;
+        const Node& jump = (*limit_.source)[undetermined.root[entry.value.value]];
+        r.undetermined = fmt::format("'{}' jumps at the limit of its argument: networks of any width lie on both sides", std::get<Map>(jump.op).fn == Fn::kMod ? "floor" : name(std::get<Map>(jump.op).fn));
+        Diagnostic d{Severity::kWarning, "W5303", fmt::format("report '{}' is undetermined in some entries", report.name), report.span, r.undetermined, "", {}, true};
+        d.notes.push_back({"the jump" + (jump.context ? " (in the iteration " + limit_.source->contexts[jump.context] + ")" : std::string()), jump.span});
+        warnings.push_back(std::move(d));
+      }
+      at += size;
+    }
+  }
+
   void collect(const Pooled& pooled, LimitResult& out) const {
     for (const Report& report : program_.reports) {
       ReportResult r = skeleton(program_, report);
@@ -733,10 +775,18 @@ class LimitEvaluation {
         }
       }
       if (r.error.size() < r.value.size()) r.error.clear();  // one randomisation
-      for (const double e : r.error) out.largest_error = std::max(out.largest_error, e);
+      mark_undetermined(out.reports.size(), pooled.undetermined, r, out.warnings);
+      for (const double e : r.error)
+        if (!std::isnan(e)) out.largest_error = std::max(out.largest_error, e);
       out.reports.push_back(std::move(r));
     }
-    for (const Expectation& e : program_.expectations) {
+    for (std::size_t k = 0; k < program_.expectations.size(); ++k) {
+      const Expectation& e = program_.expectations[k];
+      if (limit_.source && pooled.undetermined.any(limit_.source->expectations[k].difference)) {
+        constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+        out.expectations.push_back({e.span, program_.contexts[e.context], ExpectStatus::kUndecided, kNone, kNone, kNone, e.tolerance});
+        continue;
+      }
       const std::size_t left = slot(e.left), right = slot(e.right), between = slot(e.difference);
       const bool random = method_of(e.difference) != Method::kExact;
       ExpectResult result{e.span, program_.contexts[e.context], ExpectStatus::kPassed, 0, 0, 0, e.tolerance};
@@ -761,6 +811,7 @@ class LimitEvaluation {
     }
   }
 
+  const LeadingOrder& limit_;
   const Program& program_;
   const EvaluateOptions& options_;
   int threads_;

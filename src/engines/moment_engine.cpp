@@ -39,7 +39,8 @@ void MomentEngine::measure_errors() {
   std::vector<NodeId> loose;
   for (const NodeId id : outputs_) {
     const MomentValue& v = finite_[id.value];
-    if (v.known() && largest(v.error) > kLooseError * largest(v.value)) loose.push_back(id);
+    const double size = std::max(largest(v.value), std::binary_search(margins_.begin(), margins_.end(), id) ? 1.0 : 0.0);
+    if (v.known() && largest(v.error) > kLooseError * size) loose.push_back(id);
   }
   if (loose.empty() || not_finite_.valid()) return;
   std::vector<double> change(loose.size(), 0.0);

@@ -41,6 +41,8 @@ class MomentEngine {
   /// merge_rows: rows of sums over f(block) whose directions differ by less, relative to their size, become one.
   MomentEngine(const ir::Program& program, const std::vector<ir::NodeId>& outputs, const Executor& executor, double merge_rows);
   ~MomentEngine();
+  /// Outputs that are only set against 0 (ascending): small ones need no small error.
+  void set_margins(std::vector<ir::NodeId> margins) { margins_ = std::move(margins); }
   /// Evaluates what the outputs need.  First-order bounds of errors multiply along a program; where one exceeds 1e-9 of the value,
   /// the error is measured instead: 4 times the largest change in kDisturbedRuns runs in which every closed form and quadrature
   /// is moved by its own error with random signs.
@@ -143,7 +145,7 @@ class MomentEngine {
   void symmetrise(Matrix& x) const;
 
   const ir::Program& program_;
-  std::vector<ir::NodeId> outputs_;
+  std::vector<ir::NodeId> outputs_, margins_;
   std::vector<bool> needed_, kept_;
   std::vector<std::uint32_t> last_;  ///< the last node that uses each node
   std::uint64_t disturbance_ = 0;  ///< state of the random signs; 0: none

@@ -24,22 +24,25 @@ WidthSamples samples_of(const SimulationResult& networks, std::size_t report) {
   return samples;
 }
 
-/// Eigenvalues that meet 0 or a neighbour have no expansion in 1/n: they are shown, but decide nothing.
+/// Eigenvalues that meet 0 or a neighbour have no expansion in 1/n, and what is undetermined has no limit: they are shown, but decide nothing.
 Convergence assess(const ReportResult& report, const std::vector<WidthSamples>& samples, double limit_dof) {
-  const VectorXd limit = to_vector(report.value), error = to_vector(report.error);
+  VectorXd limit = to_vector(report.value), error = to_vector(report.error);
+  for (Index j = 0; j < limit.size(); ++j)
+    if (std::isnan(limit[j])) limit[j] = error[j] = 0;
   const double spread = report.random ? 0 : -0.5;
   Convergence all = assess_convergence(limit, error, samples, limit_dof, spread);
   std::vector<Index> resolved;
   for (std::size_t j = 0; j < report.value.size(); ++j)
-    if (report.unresolved.empty() || !report.unresolved[j]) resolved.push_back(static_cast<Index>(j));
+    if (!std::isnan(report.value[j]) && (report.unresolved.empty() || !report.unresolved[j])) resolved.push_back(static_cast<Index>(j));
   if (resolved.size() == report.value.size()) return all;
   Convergence some;
-  some.reason = "no eigenvalue is resolved";
+  const char* what = report.undetermined.empty() ? "eigenvalues not resolved" : "values undetermined";
+  some.reason = report.undetermined.empty() ? "no eigenvalue is resolved" : "undetermined";
   if (!resolved.empty()) {
     std::vector<WidthSamples> selected;
     for (const WidthSamples& sample : samples) selected.push_back({sample.width, sample.values(Eigen::all, resolved)});
     some = assess_convergence(limit(resolved), error(resolved), selected, limit_dof, spread);
-    some.reason += fmt::format("; {} of {} eigenvalues not resolved and left out", report.value.size() - resolved.size(), report.value.size());
+    some.reason += fmt::format("; {} of {} {} and left out", report.value.size() - resolved.size(), report.value.size(), what);
   }
   some.entries = std::move(all.entries);
   return some;
@@ -112,7 +115,10 @@ LimitResult average_draws(std::vector<LimitResult> draws) {
       for (const auto* value : values) report.spread[j] += std::pow((*value)[j] - report.value[j], 2);
       report.spread[j] = std::sqrt(report.spread[j] / static_cast<double>(draws.size() - 1));
     }
-    for (const double error : report.error) out.largest_error = std::max(out.largest_error, error);
+    for (const double error : report.error)
+      if (!std::isnan(error)) out.largest_error = std::max(out.largest_error, error);
+    for (const LimitResult& draw : draws)
+      if (report.undetermined.empty()) report.undetermined = draw.reports[k].undetermined;
   }
   out.expectations.clear();
   out.time_s = 0;

@@ -93,6 +93,7 @@ Json report_json(const ReportResult& r) {
               {"error", error_kind(r)}};
   const auto flag = [&](std::size_t j) { return Json(static_cast<bool>(r.unresolved[j])); };
   out["unresolved"] = r.unresolved.empty() ? Json(nullptr) : nested(r.shape, flag);
+  if (!r.undetermined.empty()) out["undetermined"] = r.undetermined;
   if (!r.spread.empty()) out["spread"] = nested(r.shape, r.spread);
   return out;
 }

@@ -160,6 +160,7 @@ using Cell = std::function<std::string(std::size_t)>;
 
 Cell values_of(const ReportResult& r) {
   return [&r](std::size_t j) {
+    if (std::isnan(r.value[j])) return std::string("undetermined");
     const std::string number = r.error.empty() ? format_sample(r.value[j]) : format_number(r.value[j], r.error[j]);
     return number + (!r.unresolved.empty() && r.unresolved[j] ? "?" : "");
   };
@@ -281,12 +282,12 @@ std::string expectations(const LimitResult& limit, const Source& source) {
   for (std::size_t k = 0; k < worst.size(); ++k) {
     const ExpectResult& e = *worst[k];
     const bool failed = e.status == ExpectStatus::kFailed, known = std::isfinite(e.error);
-    const auto show = [&](double x) { return known ? format_number(x, e.error) : format_sample(x); };
+    const auto show = [&](double x) { return std::isnan(x) ? "undetermined" : known ? format_number(x, e.error) : format_sample(x); };
     const auto side = [&](double x) { return x == 0 ? std::string("0") : without_error(show(x)); };
     out += fmt::format("{:<9}  {}:{}: {}\n", failed ? "FAIL" : word(e.status), source.name(), source.line_of(e.span.begin),
                        one_line(source.text(e.span)));
     out += fmt::format("           left {}, right {}, difference {}{}", side(e.left), side(e.right),
-                       show(e.left - e.right), known ? "" : ", no error estimate: one randomisation");
+                       show(e.left - e.right), known || std::isnan(e.left) ? "" : ", no error estimate: one randomisation");
     if (!e.iteration.empty()) out += fmt::format(", worst at {}", e.iteration);
     if (e.status != ExpectStatus::kPassed && counts[k].first > 1)
       out += fmt::format("; {} of {} iterations {}", counts[k].second, counts[k].first, failed ? "fail" : "are undecided");
@@ -372,9 +373,13 @@ std::string width_table(const ReportResult& r, const Convergence& c, const std::
   if (with_rms) {
     std::vector<std::string> rms;
     for (Eigen::Index k = 0; k < rows; ++k) {
-      double squares = 0;
-      for (const EntryConvergence& entry : c.entries) squares += entry.rms[k] * entry.rms[k];
-      rms.push_back(two_digits(std::sqrt(squares / static_cast<double>(c.entries.size()))));
+      double squares = 0, count = 0;
+      for (std::size_t j = 0; j < c.entries.size(); ++j) {
+        if (std::isnan(r.value[j])) continue;
+        squares += c.entries[j].rms[k] * c.entries[j].rms[k];
+        ++count;
+      }
+      rms.push_back(count > 0 ? two_digits(std::sqrt(squares / count)) : "");
     }
     rms.emplace_back();
     columns.push_back(column(headings(fmt::format("all {}", c.entries.size()), "rms deviation"), rms));
