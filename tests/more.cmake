@@ -19,3 +19,5 @@ tplimit_test(widths_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/widths_test.cpp)
 tplimit_test(networks_test LABEL numeric LINK tplimit::driver tplimit::report
   SOURCES numeric/networks_test.cpp)
+tplimit_test(singular_covariance_test LABEL numeric LINK tplimit::driver tplimit::math
+  SOURCES numeric/singular_covariance_test.cpp)

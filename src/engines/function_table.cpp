@@ -6,6 +6,7 @@
 #include <map>
 #include <numbers>
 
+#include "tplimit/ir/function_traits.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/passes/gradient.hpp"
 #include "tplimit/support/check.hpp"
@@ -379,6 +380,24 @@ std::optional<PairForm> FunctionTable::pair_form(Id f, Id g) const {
   if (const auto &p = piecewise(f), &q = piecewise(g); p && q)
     return PairForm{1, 1, 1, [&p, &q](auto a, auto b, auto c, auto K) { return piecewise_kernel(*p, *q, a, b, c, K); }};
   return std::nullopt;
+}
+
+int FunctionTable::parity(Id id) const {
+  const Function& f = functions_[static_cast<std::size_t>(id)];
+  std::vector<int> known(f.program.size(), 0);
+  for (std::size_t k = 0; k <= f.out.value; ++k) {
+    const Node& node = f.program.nodes[k];
+    const auto of = [&](std::size_t j) { return known[node.in[j].value]; };
+    const auto* m = std::get_if<Map>(&node.op);
+    if (k == 0) known[k] = -1;
+    else if (std::all_of(node.in.begin(), node.in.end(), [&](NodeId i) { return known[i.value] == 1; })) known[k] = 1;
+    else if (!m) known[k] = of(0);
+    else if (m->fn == Fn::kAdd || m->fn == Fn::kSub) known[k] = of(0) == of(1) ? of(0) : 0;
+    else if (m->fn == Fn::kMul || m->fn == Fn::kDiv) known[k] = of(0) * of(1);
+    else if (m->fn == Fn::kWhere) known[k] = of(0) == 1 && of(1) == of(2) ? of(1) : 0;
+    else if (arity(m->fn) == 1 && of(0) == -1) known[k] = traits_of(*m).parity == FunctionTraits::Parity::kEven ? 1 : traits_of(*m).parity == FunctionTraits::Parity::kOdd ? -1 : 0;
+  }
+  return known[f.out.value];
 }
 
 std::vector<std::pair<double, double>> FunctionTable::jumps(Id f) const {
