@@ -15,6 +15,14 @@ namespace tplimit::engines {
 
 using namespace ir;
 
+namespace {
+/// a += b; what cancels up to rounding is 0: a constant must not become a Gaussian of variance 1e-32.
+void accumulate(double& a, double b) {
+  const double sum = a + b;
+  a = std::abs(sum) <= kCancelled * std::max(std::abs(a), std::abs(b)) ? 0.0 : sum;
+}
+}  // namespace
+
 MomentEngine::Field MomentEngine::operand(NodeId id) const {
   if (program_[id].type.width) return *fields_[id.value];
   const MomentValue& v = finite_[id.value];
@@ -120,11 +128,6 @@ int MomentEngine::affine_of(const Field& x) {
   if (x.terms.size() == 1 && x.terms[0].coefficient == std::vector<double>{1.0} && x.terms[0].factors.size() == 1 && !x.terms[0].factors[0].columns) return x.terms[0].factors[0].affine;
   Affine out;
   out.rows = x.columns;
-  // What cancels up to rounding is 0: a constant must not become a Gaussian of variance 1e-32.
-  const auto accumulate = [](double& a, double b) {
-    const double sum = a + b;
-    a = std::abs(sum) <= kCancelled * std::max(std::abs(a), std::abs(b)) ? 0.0 : sum;
-  };
   const auto dense = [&](Part& p) {
     if (!p.selection()) return;
     p.dense = Matrix::Zero(x.columns, families_[at(p.family)].size);
@@ -296,7 +299,7 @@ MomentEngine::Field MomentEngine::add(Field x, const Field& y, double sign) {
       continue;
     }
     if (same->coefficient.size() < t.coefficient.size()) same->coefficient.resize(t.coefficient.size(), same->coefficient[0]);
-    for (std::size_t i = 0; i < same->coefficient.size(); ++i) same->coefficient[i] += t.at_column(static_cast<int>(i));
+    for (std::size_t i = 0; i < same->coefficient.size(); ++i) accumulate(same->coefficient[i], t.at_column(static_cast<int>(i)));
   }
   x.relative = std::max(x.relative, y.relative);
   x.method = weaker(x.method, y.method);

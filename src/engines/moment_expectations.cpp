@@ -430,12 +430,13 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
           changed = true;
         }
   }
+  std::vector<std::vector<std::pair<int, Factor>>> groups(factors.size());
+  for (std::size_t i = 0; i < factors.size(); ++i) groups[group[i]].push_back(factors[i]);
+  std::erase_if(groups, [](const auto& own) { return own.empty(); });
+  // Those of one factor first: their mean is often 0, and then so is all.
+  std::stable_sort(groups.begin(), groups.end(), [](const auto& a, const auto& b) { return a.size() < b.size(); });
   std::vector<Moment> parts;
-  for (std::size_t g = 0; g < factors.size(); ++g) {
-    std::vector<std::pair<int, Factor>> own;
-    for (std::size_t i = 0; i < factors.size(); ++i)
-      if (group[i] == g) own.push_back(factors[i]);
-    if (own.empty()) continue;
+  for (const auto& own : groups) {
     if (own.size() == 1) {
       Moment m = mean(own[0].second, own[0].first == 0 ? rows : columns);
       if (own[0].first == 1) m.value.transposeInPlace();
@@ -549,6 +550,7 @@ MomentEngine::Moment MomentEngine::mean(const Factor& s, int rows) {
       for (int i = 0; i < rows; ++i) out.value(i, 0) = affine.mean(s.column(i));
     return out;
   }
+  if (affine.mean.size() == 0 && functions_.parity(s.f) < 0) return {Matrix::Zero(rows, 1)};
   const Variances& v = variances(s.affine);
   Matrix mean, variance(rows, 1);
   for (int i = 0; i < rows; ++i) variance(i, 0) = v.value(s.column(i));
@@ -592,8 +594,9 @@ MomentEngine::Moment MomentEngine::normal_means(FunctionTable::Id f, const Matri
 /// sign(x) / 2 or 1 / 2.
 std::optional<MomentEngine::Moment> MomentEngine::by_parity(const Factor& s, int rows, const Factor& t, int columns) {
   const auto& pieces = functions_.piecewise(s.f);
-  const int parity = pieces ? functions_.parity(t.f) : 0;
-  if (parity == 0) return std::nullopt;
+  const int parity = functions_.parity(t.f);
+  if (parity * functions_.parity(s.f) < 0) return Moment{Matrix::Zero(rows, columns)};
+  if (parity == 0 || !pieces) return std::nullopt;
   double c = 0;
   for (std::size_t k = 0; k < std::max(pieces->above.size(), pieces->below.size()); ++k) {
     const double above = k < pieces->above.size() ? pieces->above[k] : 0.0, below = k < pieces->below.size() ? pieces->below[k] : 0.0;
@@ -602,6 +605,7 @@ std::optional<MomentEngine::Moment> MomentEngine::by_parity(const Factor& s, int
     if (k != (parity < 0 ? 1u : 0u)) return std::nullopt;  // neither c nor c x
     c = part;
   }
+  if (c == 0) return Moment{Matrix::Zero(rows, columns)};
   Moment out;
   if (parity < 0) {
     out = *stein({{0, {FunctionTable::kIdentity, s.affine, s.columns}}, {1, t}}, rows, columns);

@@ -60,10 +60,10 @@ TEST(VarianceZero, EqualAndOppositeVariables) {
   expect_zero("random x : [2, n] ~ normal(0, [[0, 0], [0, 1]])\nd = x[0]", all);
 }
 TEST(VarianceZero, InputsThatRepeatOrVanish) {
-  const auto all = {Engine::kMoments, Engine::kAuto, Engine::kParticles};
+  const auto all = {Engine::kMoments, Engine::kAuto, Engine::kParticles}, symbolic = {Engine::kMoments, Engine::kAuto};
   expect_zero("data X = [[0.3, 0.7], [1, 2], [0.3, 0.7], [0, 0]]\nrandom U : [n, 2] ~ normal(0, 1/3)\nh = U @ X\nd = h[0] - h[2]", all);
   expect_zero("data X = [[0.3, 0.7], [1, 2], [0.3, 0.7], [0, 0]]\nrandom U : [n, 2] ~ normal(0, 1/3)\nh = U @ X\nd = h[3]", all);
-  expect_zero("data X = [[0.3, 0.7], [1, 2], [0.3, 0.7], [0, 0]]\nrandom U : [n, 2] ~ normal(0, 1/3)\nrandom W : [n, n] ~ normal(0, 1/n)\nh = W @ tanh(U @ X)\nd = h[2] - h[0]", all);
+  expect_zero("data X = [[0.3, 0.7], [1, 2], [0.3, 0.7], [0, 0]]\nrandom U : [n, 2] ~ normal(0, 1/3)\nrandom W : [n, n] ~ normal(0, 1/n)\nh = W @ tanh(U @ X)\nd = h[2] - h[0]", symbolic);
   expect_zero("data X = [[0.3, 0.7], [1, 2], [0.3, 0.7], [0, 0]]\nrandom U : [n, 2] ~ normal(0, 1/3)\nrandom W : [n, n] ~ normal(0, 1/n)\nh = W @ relu(U @ X)\nd = h[3]", all);
 }
 TEST(VarianceZero, ParametersThatStartAtZero) {
@@ -128,6 +128,29 @@ TEST(Independence, RowsOfArraysAreSeparateVariables) {
       for (std::size_t j = 0; j < a.reports[k].value.size(); ++j) EXPECT_NEAR(a.reports[k].value[j], b.reports[k].value[j], 1e-12) << rows;
     }
   }
+}
+
+// relu has no closed form beside tanh, but its odd part x / 2 has one.
+TEST(Independence, OddAndEvenFunctionsBesideKinks) {
+  const std::string head = "width n\nrandom x : [2, n] ~ normal(0, [[1.3, 0.6], [0.6, 0.8]])\n";
+  const auto result = limit_of(head + R"(report a = E(relu(x[0]) * tanh(x[1])), b = E(x[0] * tanh(x[1])), c = E(step(x[0]) * cos(3 * x[1])), d = E(cos(3 * x[1]))
+report e = E(leaky_relu(x[0], 0.1) * erf(x[1])), f = E(x[0] * erf(x[1]))
+report g = E(abs(x[0]) * tanh(x[1])), h = E(cos(x[0]) * tanh(x[1]))
+)", engine(Engine::kMoments));
+  const auto value = [&](const char* name) { return report(result, name).value[0]; };
+  EXPECT_NEAR(value("a"), value("b") / 2, 1e-13);
+  EXPECT_NEAR(value("c"), value("d") / 2, 1e-13);
+  EXPECT_NEAR(value("e"), 0.55 * value("f"), 1e-13);
+  EXPECT_EQ(report(result, "e").method, Method::kClosedForm);
+  EXPECT_EQ(value("g"), 0);
+  EXPECT_EQ(value("h"), 0);
+  // E x0 tanh(x1) = c E tanh'(x1), by a sum over a grid.
+  double sum = 0;
+  for (int i = -4000; i <= 4000; ++i) {
+    const double u = i / 400.0;
+    sum += std::exp(-u * u / 1.6) / std::sqrt(1.6 * std::numbers::pi) * (1 - std::tanh(u) * std::tanh(u)) / 400;
+  }
+  EXPECT_NEAR(value("a"), 0.3 * sum, 1e-12);
 }
 
 // ---- random programs of Gaussians with singular covariances, against plain Monte Carlo ---------------------------
