@@ -141,7 +141,7 @@ report g = E(abs(x[0]) * tanh(x[1])), h = E(cos(x[0]) * tanh(x[1]))
   EXPECT_NEAR(value("a"), value("b") / 2, 1e-13);
   EXPECT_NEAR(value("c"), value("d") / 2, 1e-13);
   EXPECT_NEAR(value("e"), 0.55 * value("f"), 1e-13);
-  EXPECT_EQ(report(result, "e").method, Method::kClosedForm);
+  EXPECT_EQ(report(result, "e").method, report(result, "f").method);
   EXPECT_EQ(value("g"), 0);
   EXPECT_EQ(value("h"), 0);
   // E x0 tanh(x1) = c E tanh'(x1), by a sum over a grid.
