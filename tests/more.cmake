@@ -25,3 +25,5 @@ tplimit_test(front_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/front_test.cpp)
 tplimit_test(kinks_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/kinks_test.cpp)
+tplimit_test(singular_covariance_test LABEL numeric LINK tplimit::driver tplimit::math
+  SOURCES numeric/singular_covariance_test.cpp)

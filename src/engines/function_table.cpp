@@ -382,6 +382,24 @@ std::optional<PairForm> FunctionTable::pair_form(Id f, Id g) const {
   return std::nullopt;
 }
 
+int FunctionTable::parity(Id id) const {
+  const Function& f = functions_[static_cast<std::size_t>(id)];
+  std::vector<int> known(f.program.size(), 0);
+  for (std::size_t k = 0; k <= f.out.value; ++k) {
+    const Node& node = f.program.nodes[k];
+    const auto of = [&](std::size_t j) { return known[node.in[j].value]; };
+    const auto* m = std::get_if<Map>(&node.op);
+    if (k == 0) known[k] = -1;
+    else if (std::all_of(node.in.begin(), node.in.end(), [&](NodeId i) { return known[i.value] == 1; })) known[k] = 1;
+    else if (!m) known[k] = of(0);
+    else if (m->fn == Fn::kAdd || m->fn == Fn::kSub) known[k] = of(0) == of(1) ? of(0) : 0;
+    else if (m->fn == Fn::kMul || m->fn == Fn::kDiv) known[k] = of(0) * of(1);
+    else if (m->fn == Fn::kWhere) known[k] = of(0) == 1 && of(1) == of(2) ? of(1) : 0;
+    else if (arity(m->fn) == 1 && of(0) == -1) known[k] = traits_of(*m).parity == FunctionTraits::Parity::kEven ? 1 : traits_of(*m).parity == FunctionTraits::Parity::kOdd ? -1 : 0;
+  }
+  return known[f.out.value];
+}
+
 std::vector<std::pair<double, double>> FunctionTable::jumps(Id f) const {
   std::vector<std::pair<double, double>> out;
   for (const double position : kinks(f)) {

@@ -52,6 +52,8 @@ class FunctionTable {
   [[nodiscard]] std::optional<PairForm> pair_form(Id f, Id g) const;
   /// c_0, c_1, .. if f is a polynomial.
   [[nodiscard]] const std::optional<std::vector<double>>& polynomial(Id f) const { return functions_[static_cast<std::size_t>(f)].polynomial; }
+  /// 1 if f(-x) = f(x), -1 if f(-x) = -f(x), as far as its composition shows; else 0.
+  [[nodiscard]] int parity(Id f) const;
   /// Where f or a derivative jumps.
   [[nodiscard]] const std::vector<double>& kinks(Id f) const { return functions_[static_cast<std::size_t>(f)].kinks; }
   /// (position, height) where f itself jumps; heights to 1e-13.

@@ -84,6 +84,7 @@ class MomentEngine {
   bool in_place(ir::NodeId id, const ir::Node& node);
   Field field_step(ir::NodeId id, const ir::Node& node);
   Field map(const ir::Map& m, const ir::Node& node);
+  Field apply(const ir::Map& m, const ir::Node& node, std::vector<Field> in);
   Field contract(const ir::Contract& c, const ir::Node& node);
   Field multiply(const Version& w, ir::NodeId x_node, bool transposed);
   Field gaussian_part(const Version& w, ir::NodeId x_node, const std::shared_ptr<const Field>& x, bool transposed);
@@ -95,6 +96,7 @@ class MomentEngine {
   Field add(Field x, const Field& y, double sign);
   Field times(const Field& x, const Field& y);
   [[nodiscard]] bool one_product(const Field& x, int depth) const;
+  static void drop_cancelled(Matrix& product, const Matrix& weights, const Part& p);
   Field combine(const Matrix& weights, const Field& y);               ///< sum_s weights(j, s) y_s
   Field simplified(Field x);
   [[nodiscard]] Field expanded(const Field& x) const;                 ///< without sums over blocks
@@ -108,6 +110,7 @@ class MomentEngine {
   [[nodiscard]] const Affine& block(int affine) const { return *affines_[static_cast<std::size_t>(affine)]; }
   int insert(Affine affine);
   int affine_of(const Field& x);
+  std::vector<int> distinct_columns(const Field& x) const;
   struct Unary { FunctionTable::Id f; int affine; Columns columns; };
   std::optional<Unary> as_unary(const Field& x);
   std::shared_ptr<const Polynomials> polynomials(const Field& x);     ///< null if x is none
@@ -120,9 +123,17 @@ class MomentEngine {
   const Covariance& family_covariance(int f, int g);
   const Variances& variances(int p);
   static Matrix times_covariance(const Part& a, const Covariance& c, int rows, int size);
+  [[nodiscard]] bool related_families(int f, int g) const;
   [[nodiscard]] bool related(int p, int q) const;
+  bool dependent(const Factor& s, int rows, const Factor& t, int columns);
+  bool dependent_somewhere(const Factor& s, const Factor& t, int rows);
+  bool dependent_at(const Factor& s, const Factor& t, int i);
+  bool is_constant(const Factor& f, int i);
+  double value_at_mean(const Factor& f, int i) const;
+  std::optional<Moment> by_pattern(const Term& s, int rows, const Term& t, int columns);
   Moment cross(const Field& x, const Field& y);
   Moment term_moment(const Term& s, int rows, const Term& t, int columns);
+  std::optional<Moment> by_parity(const Factor& s, int rows, const Factor& t, int columns);
   Moment pair(const Factor& s, int rows, const Factor& t, int columns);
   std::optional<Moment> polynomial_moment(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   std::optional<Moment> same_side(const Factor& s, const Factor& t, int rows);
@@ -130,13 +141,16 @@ class MomentEngine {
   Moment normal_means(FunctionTable::Id f, const Matrix& means, const Matrix& variances);
   Moment sum_moment(const Term& s, int rows, const Term& t, int columns);
   Moment slope(const std::vector<std::pair<int, Factor>>& factors, std::size_t k, int rows, int columns);
-  std::vector<Slope> slopes(const Term& t, int rows, const std::function<bool(int)>& wanted);
+  std::vector<Slope> slopes(const Term& t, int rows, const std::function<bool(const Factor&, bool inner)>& wanted);
   Moment stein(const Term& t, int rows, const Factor& x, int columns);
   std::optional<Moment> stein(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   Moment conditional_means(const Factor& f, int columns, const Factor& u, const Eigen::VectorXd& a, const Eigen::VectorXd& distance);
   static Moment row_sums(const Matrix& weights, const Moment& m);
   struct Entry;
-  Moment entries(Eigen::Index rows, Eigen::Index columns, const std::function<Entry(Eigen::Index, Eigen::Index)>& entry_at);
+  Moment entries(Eigen::Index rows, Eigen::Index columns, const std::function<Entry(Eigen::Index, Eigen::Index)>& entry_at, bool symmetric = false);
+  static std::vector<int> key_of(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns, bool mirrored);
+  [[nodiscard]] std::optional<Moment> recalled(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns) const;
+  void remember(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns, const Moment& m);
   Moment single_entries(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   Moment mean_of(const Field& x);
   double amplification(FunctionTable::Id f, const Eigen::VectorXd& variances);
@@ -160,6 +174,8 @@ class MomentEngine {
   std::vector<Family> families_;
   std::map<std::pair<int, int>, Covariance> covariances_, family_covariances_;
   std::map<int, Variances> variances_;
+  std::map<std::vector<int>, Moment> quadratures_;                    ///< by key_of
+  Eigen::Index remembered_ = 0;                                       ///< numbers in them
   std::size_t live_ = 0, sweep_at_ = 256;                             ///< blocks not known to be dead; how many start a sweep
   std::map<std::pair<int, int>, int> symbols_;                        ///< member of a family of independent normals -> variable of polynomials
   std::map<std::tuple<std::uint32_t, bool, std::uint32_t>, int> hats_;  ///< source, transposed, vector -> family
