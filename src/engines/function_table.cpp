@@ -430,6 +430,22 @@ void FunctionTable::find_kinks(Function& f) {
     if (linear) {
       if (g1 != 0) f.kinks.push_back(g0 == 0 ? 0.0 : -g0 / g1);
     } else {
+      // As many roots on a grid as fine as any kink may need, or there are too many.
+      std::vector<double> grid(40'001);
+      for (std::size_t i = 0; i < grid.size(); ++i) grid[i] = std::sinh(std::asinh(1e4) * (static_cast<double>(i) - 20'000.3) / 20'000);
+      std::vector<std::vector<double>> on_grid;
+      NodeId last = node.in[0];
+      for (const NodeId i : node.in) last = std::max(last, i);
+      run(program, static_cast<std::int64_t>(grid.size()), grid.data(), on_grid, last);
+      const bool two = arity(m->fn) == 2 && m->fn != Fn::kDiv;
+      const auto read = [&](NodeId id, std::size_t i) { return program[id].type.width ? on_grid[id.value][i] : on_grid[id.value][0]; };
+      std::size_t changes = 0;
+      double previous = 0;
+      for (std::size_t i = 0; i < grid.size(); ++i) {
+        const double now = two ? read(node.in[0], i) - read(node.in[1], i) : read(node.in[node.in.size() == 2 ? 1 : 0], i);
+        if (now != 0 && previous != 0 && (now > 0) != (previous > 0)) ++changes;
+        if (now != 0) previous = now;
+      }
       double left = -1e4, at_left = g(left);
       for (int i = 1; i <= 2000; ++i) {
         const double right = std::sinh(std::asinh(1e4) * (i - 1000) / 1000.0), at_right = g(right);
@@ -442,6 +458,7 @@ void FunctionTable::find_kinks(Function& f) {
         left = right;
         at_left = at_right;
       }
+      if (changes > f.kinks.size() - before) f.integrable = false;
     }
     if (m->fn == Fn::kDiv && f.kinks.size() > before) f.integrable = false;
   }

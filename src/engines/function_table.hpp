@@ -44,6 +44,12 @@ class FunctionTable {
   /// y[i] = f(x[i]).  Thread-safe.
   void evaluate(Id f, std::int64_t count, const double* x, double* y) const;
 
+  /// f as a program of coordinatewise functions whose node 0 is x.
+  [[nodiscard]] const ir::Program& program(Id f) const { return functions_[static_cast<std::size_t>(f)].program; }
+  [[nodiscard]] ir::NodeId output(Id f) const { return functions_[static_cast<std::size_t>(f)].out; }
+  /// Values of the nodes of such a program up to `out`, at count points.
+  static void run(const ir::Program& program, std::int64_t count, const double* x, std::vector<std::vector<double>>& values, ir::NodeId out);
+
   /// The closed form of f's Gaussian moments, also if f was written by hand: x (1 + erf(x / sqrt(2))) / 2 is gelu.
   [[nodiscard]] const std::optional<Recognised>& closed_form(Id f) const { return functions_[static_cast<std::size_t>(f)].closed; }
   /// Pieces of f if they are polynomials that meet at 0.
@@ -71,7 +77,6 @@ class FunctionTable {
     Id derivative = -1;
   };
   Id intern(ir::Program program, ir::NodeId out);
-  static void run(const ir::Program& program, std::int64_t count, const double* x, std::vector<std::vector<double>>& values, ir::NodeId out);
   static void recognise(Function& f);
   static void find_kinks(Function& f);
 

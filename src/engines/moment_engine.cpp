@@ -117,6 +117,7 @@ void MomentEngine::step(NodeId id) {
     if (!finite_[in.value].known()) {
       out.why = finite_[in.value].why;
       out.culprit = finite_[in.value].culprit;
+      out.infinite = finite_[in.value].infinite;
       return;
     }
   try {
@@ -151,6 +152,7 @@ void MomentEngine::step(NodeId id) {
   } catch (const Unknown& unknown) {
     out.why = unknown.why;
     out.culprit = unknown.culprit.valid() ? unknown.culprit : id;
+    out.infinite = unknown.infinite;
   }
 }
 

@@ -26,6 +26,7 @@ struct MomentValue {
   MomentMethod method = MomentMethod::kExact;
   std::string why;                   ///< not empty: unknown
   ir::NodeId culprit;                ///< where the unknown begins
+  bool infinite = false;             ///< unknown because it is infinite, or too heavy-tailed to be told from that
   [[nodiscard]] bool known() const { return why.empty(); }
 };
 
@@ -137,7 +138,9 @@ class MomentEngine {
   Moment entries(Eigen::Index rows, Eigen::Index columns, const std::function<Entry(Eigen::Index, Eigen::Index)>& entry_at);
   Moment single_entries(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   Moment mean_of(const Field& x);
+  static Moment finite_part(const std::function<Moment()>& moment);
   double amplification(FunctionTable::Id f, const Eigen::VectorXd& variances);
+  double resolution(FunctionTable::Id f, double mean, double variance);
   void note(const MomentStatus& status);
   void each_column(Eigen::Index rows, Eigen::Index columns, const std::function<void(int)>& body) const;  ///< threads if it is worth them
   void symmetrise(Matrix& x) const;
@@ -158,6 +161,7 @@ class MomentEngine {
   std::vector<Family> families_;
   std::map<std::pair<int, int>, Covariance> covariances_, family_covariances_;
   std::map<int, Variances> variances_;
+  std::map<std::pair<FunctionTable::Id, int>, double> resolutions_;  ///< by the power of 2 above the variance
   std::size_t live_ = 0, sweep_at_ = 256;                             ///< blocks not known to be dead; how many start a sweep
   std::map<std::pair<int, int>, int> symbols_;                        ///< member of a family of independent normals -> variable of polynomials
   std::map<std::tuple<std::uint32_t, bool, std::uint32_t>, int> hats_;  ///< source, transposed, vector -> family
