@@ -23,15 +23,15 @@ Program with_variable() {
   return program;
 }
 
-/// Copies what `out` needs of another function into a builder whose node 0 is x.
-NodeId copy_into(Builder& b, const Program& program, NodeId out) {
+/// Copies what `out` needs of another function into a builder, of `x` instead of its variable.
+NodeId copy_into(Builder& b, const Program& program, NodeId out, NodeId x = {0}) {
   std::vector<NodeId> map(program.size());
   for (std::size_t k = 0; k <= out.value; ++k) {
     const Node& node = program.nodes[k];
     std::vector<NodeId> in;
     for (const NodeId id : node.in) in.push_back(map[id.value]);
     if (const auto* c = std::get_if<Constant>(&node.op)) map[k] = b.constant(*c->values, node.type.dims);
-    else map[k] = k == 0 ? NodeId{0} : b.add(node.op, std::move(in));
+    else map[k] = k == 0 ? x : b.add(node.op, std::move(in));
   }
   return map[out.value];
 }
@@ -244,6 +244,17 @@ FunctionTable::Id FunctionTable::compose(const Map& map, const std::vector<std::
   }
   NodeId out = b.map(map.fn, in, map.parameter);
   if (!b.type(out).width) out = b.expand(out, true, {});
+  return intern(std::move(program), out);
+}
+
+FunctionTable::Id FunctionTable::shifted(Id f, double scale, double shift) {
+  if (scale == 1 && shift == 0) return f;
+  Program program = with_variable();
+  Builder b(program);
+  NodeId x = b.add(StandardNormal{{0}}, {});
+  if (scale != 1) x = b.map(Fn::kMul, {x, b.constant(scale)});
+  if (shift != 0) x = b.map(Fn::kAdd, {x, b.constant(shift)});
+  const NodeId out = copy_into(b, functions_[static_cast<std::size_t>(f)].program, functions_[static_cast<std::size_t>(f)].out, x);
   return intern(std::move(program), out);
 }
 

@@ -38,6 +38,8 @@ class FunctionTable {
   Id compose(const ir::Map& map, const std::vector<std::variant<Id, double>>& operands);
   Id times(Id a, Id b) { return compose({ir::Fn::kMul, 0}, {a, b}); }
   Id scaled(double factor, Id f) { return compose({ir::Fn::kMul, 0}, {factor, f}); }
+  /// x -> f(scale x + shift).
+  Id shifted(Id f, double scale, double shift);
   /// Almost everywhere.
   Id derivative(Id f);
 

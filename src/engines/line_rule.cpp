@@ -117,12 +117,12 @@ Box normal_distribution(const Box& a) {
 }
 Box power(const Box& a, double p) {
   if (p == std::floor(p) && std::abs(p) <= 64) {
-    Box out = real(1), factor = a;
+    Box out = real(1), factor = p < 0 ? inverse(a) : a;
     for (int k = static_cast<int>(std::abs(p)); k > 0; k /= 2) {
       if (k % 2 != 0) out = out * factor;
       factor = square(factor);
     }
-    return p < 0 ? inverse(out) : out;
+    return out;
   }
   return exp(scaled(p, log(a)));
 }
@@ -184,9 +184,12 @@ class Enclosures {
   /// Sign of a node on the panel; 0: it changes or cannot be told; 2: it is 0 throughout.
   int sign_of(const E& a, const std::function<double(double)>& value) {
     if (a.range.lo == 0 && a.range.hi == 0) return 2;
+    // What is analytic on the panel is 0 at points only; what has a kink or jump there may be 0 on a part of it.
+    const bool analytic = std::isfinite(a.box.size());
+    if (!analytic && (a.range.lo > 0 || a.range.hi < 0)) return a.range.lo > 0 ? 1 : -1;
     const double noise = a.range.bounded() ? 2e-14 * a.range.size() : 0;
-    if (a.range.lo >= -noise) return 1;
-    if (a.range.hi <= noise) return -1;
+    if (analytic && a.range.lo >= -noise) return 1;
+    if (analytic && a.range.hi <= noise) return -1;
     if (!root_ && std::isfinite(a.left) && std::isfinite(a.right) && std::abs(a.left) > noise && std::abs(a.right) > noise && (a.left > 0) != (a.right > 0)) {
       double low = from_, high = to_;
       for (int k = 0; k < 200 && high - low > 1e-17 + 1e-16 * std::abs(low); ++k) {
@@ -387,8 +390,8 @@ class Line {
       examine(right);
       for (Piece* child : {&left, &right}) {
         Piece& other = child == &left ? right : left;
-        // The other half is done: one more term of a geometric series of panels.
-        if (other.accepted && !child->accepted && !p.split) {
+        // The singular point is in this half: the other is one more term of a geometric series of panels.
+        if (other.range.bounded() && other.finite && !child->accepted && !child->range.bounded() && !p.split) {
           child->term = other.magnitude;
           child->ratio = p.term > 0 ? other.magnitude / p.term : 0;
           child->before = p.ratio;
@@ -454,7 +457,7 @@ class Line {
     if (!std::isfinite(p.bound)) {
       // Beyond the largest number, and not only at a pole.
       if (std::isinf(product_at(centre - 0.41 * half)) && std::isinf(product_at(centre + 0.37 * half))) out_.status = LineStatus::kDiverges;
-      return;
+      if (!range.bounded()) return;
     }
     std::array<double, kLineNodes> x{}, y_k{}, values;
     values.fill(1);
@@ -473,7 +476,7 @@ class Line {
       if (i > 0) p.variation += shift * std::abs(values[i] - values[i - 1]) * weight(z);
       p.finite = p.finite && std::isfinite(values[i]);
     }
-    p.accepted = p.finite && p.bound <= 2e-16 * (p.magnitude + 0.02 * out_.magnitude);
+    p.accepted = p.finite && std::isfinite(p.bound) && p.bound <= 2e-16 * (p.magnitude + 0.02 * out_.magnitude);
     if (p.accepted) out_.magnitude += p.magnitude;
   }
   void take(const Piece& p) {

@@ -109,6 +109,7 @@ class MomentEngine {
   int affine_of(const Field& x);
   struct Unary { FunctionTable::Id f; int affine; Columns columns; };
   std::optional<Unary> as_unary(const Field& x);
+  std::optional<Unary> of_one_gaussian(const Field& x);
   std::shared_ptr<const Polynomials> polynomials(const Field& x);     ///< null if x is none
   Field of_polynomials(Polynomials columns, const Field& x, const Field& y) const;
   Field constant(std::vector<double> values) const;
@@ -161,6 +162,7 @@ class MomentEngine {
   std::vector<Family> families_;
   std::map<std::pair<int, int>, Covariance> covariances_, family_covariances_;
   std::map<int, Variances> variances_;
+  std::map<std::pair<int, std::vector<int>>, int> members_;  ///< blocks of members of a family, as they are
   std::map<std::pair<FunctionTable::Id, int>, double> resolutions_;  ///< by the power of 2 above the variance
   std::size_t live_ = 0, sweep_at_ = 256;                             ///< blocks not known to be dead; how many start a sweep
   std::map<std::pair<int, int>, int> symbols_;                        ///< member of a family of independent normals -> variable of polynomials

@@ -839,8 +839,8 @@ MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index colum
     QuadratureOptions options;
     options.max_evaluations = 20'000'000;
     options.largest_step = 2 * std::numbers::pi / frequency;
-    const double points = std::pow(20 / options.largest_step, 2);
-    if (w.status == QuadratureStatus::kConverged && w.rank == 2 && (!smooth || points > 1e6)) {
+    const double most_points = std::pow(20 / options.largest_step, 2);
+    if (w.status == QuadratureStatus::kConverged && w.rank == 2 && (!smooth || most_points > 1e6)) {
       std::vector<PlaneFunction> plane;
       for (const auto& [k, f] : entry.functions) plane.push_back({f, entry.means[k], w(static_cast<std::int64_t>(k), 0), w(static_cast<std::int64_t>(k), 1)});
       const PlaneRule r = plane_rule(functions_, plane);

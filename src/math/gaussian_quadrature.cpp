@@ -864,6 +864,7 @@ struct SingleEntry {
   std::span<const double> scale;  ///< sqrt(E f^2 E g^2) per function
   double tolerance;
   Index limit;
+  double largest_step;            ///< at which two levels that agree may end it
 
   Vector values;
   double error = std::numeric_limits<double>::infinity();  ///< relative to the scale
@@ -918,7 +919,7 @@ struct SingleEntry {
             const double difference = std::abs(values[at(o)] - before[at(o)]);
             error = std::max(error, std::isfinite(difference) && scale[at(o)] > 0 ? difference / scale[at(o)] : std::numeric_limits<double>::infinity());
           }
-        converged = error <= tolerance;
+        converged = error <= tolerance && h <= largest_step;
       }
       before = values;
     }
@@ -1077,7 +1078,7 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
       return;
     }
     SingleEntry entry{a, b, rho, left.f, right.f, functions, choice.grid.radius > 13 ? choice.grid.radius : kRadius, scale, tolerance,
-                      options.max_evaluations / result.single_entries};
+                      options.max_evaluations / result.single_entries, 2 * std::numbers::pi / (9 + 8 / input.resolution)};
     entry.run();
     reports[at(s)] = {entry.error, entry.converged, entry.evaluations};
     for (int o = 0; o < functions; ++o) {

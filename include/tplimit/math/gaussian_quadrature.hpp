@@ -48,9 +48,9 @@ struct Whitened {
 [[nodiscard]] Whitened whiten(std::span<const double> covariance);
 
 struct QuadratureOptions {
-  double largest_step = 0.25;                    ///< at which two levels of a trapezoid rule may end it: what resolves the integrand
   double tolerance = 1e-12;                      ///< of each output's error, relative to E|f|
   std::int64_t max_evaluations = 200'000'000;    ///< points at which the integrand is evaluated
+  double largest_step = 0.25;                    ///< at which two levels of a trapezoid rule may end it: what resolves the integrand
 };
 
 struct QuadratureResult {
