@@ -27,3 +27,5 @@ tplimit_test(kinks_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/kinks_test.cpp)
 tplimit_test(singular_covariance_test LABEL numeric LINK tplimit::driver tplimit::math
   SOURCES numeric/singular_covariance_test.cpp)
+tplimit_test(quadrature_kinds_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/quadrature_kinds_test.cpp)

@@ -551,8 +551,18 @@ class LimitEvaluation {
     return Outcome{std::move(out)};
   }
 
-  /// E4301 for the first report that the asked engine cannot do.
+  /// E4102 for the first report with an infinite mean, E4301 for the first that the asked engine cannot do.
   [[nodiscard]] std::optional<Diagnostic> refusal() const {
+    for (const Report& report : program_.reports)
+      for (const auto& entry : report.entries) {
+        if (!moments_ || known(entry.value)) continue;
+        const engines::MomentValue& v = (*moments_)[entry.value];
+        if (!v.infinite) continue;
+        Diagnostic d{Severity::kError, "E4102", fmt::format("report '{}' needs an infinite mean", report.name), report.span, v.why,
+                     "samples would print a number that means nothing; bound what is averaged", {}, true};
+        if (program_[v.culprit].span != report.span) d.notes.push_back({"because of this", program_[v.culprit].span});
+        return d;
+      }
     if (options_.engine != Engine::kExact && options_.engine != Engine::kMoments) return std::nullopt;
     const Method weakest = options_.engine == Engine::kExact ? Method::kExact : Method::kQuadrature;
     for (const Report& report : program_.reports) {

@@ -453,6 +453,44 @@ std::optional<MomentEngine::Unary> MomentEngine::as_unary(const Field& x) {
   return out;
 }
 
+/// A field of functions of different multiples and shifts of one Gaussian behind each column, as functions of that Gaussian.
+std::optional<MomentEngine::Unary> MomentEngine::of_one_gaussian(const Field& x) {
+  if (x.polynomials) return std::nullopt;
+  std::optional<std::pair<int, std::vector<int>>> base;  // family, members
+  FunctionTable::Id sum = -1;
+  double constants = 0;
+  for (const Term& t : x.terms) {
+    if (t.coefficient.size() != 1 || t.sum) return std::nullopt;
+    if (t.factors.empty()) {
+      constants += t.coefficient[0];
+      continue;
+    }
+    FunctionTable::Id product = -1;
+    for (const Factor& f : t.factors) {
+      const Affine& from = block(f.affine);
+      if (from.parts.size() != 1 || !from.parts[0].selection()) return std::nullopt;
+      const Part& part = from.parts[0];
+      const auto shift = [&](int i) { return from.mean.size() > 0 ? from.mean(f.column(i)) : 0.0; };
+      std::pair<int, std::vector<int>> own{part.family, {}};
+      for (int i = 0; i < x.columns; ++i) {
+        if (part.scale(f.column(i)) != part.scale(f.column(0)) || shift(i) != shift(0)) return std::nullopt;
+        own.second.push_back(part.index[at(f.column(i))]);
+      }
+      if (base && *base != own) return std::nullopt;
+      base = std::move(own);
+      const auto moved = functions_.shifted(f.f, part.scale(f.column(0)), shift(0));
+      product = product < 0 ? moved : functions_.times(product, moved);
+    }
+    if (t.coefficient[0] != 1) product = functions_.scaled(t.coefficient[0], product);
+    sum = sum < 0 ? product : functions_.compose({Fn::kAdd, 0}, {sum, product});
+  }
+  if (!base) return std::nullopt;
+  if (constants != 0) sum = functions_.compose({Fn::kAdd, 0}, {sum, constants});
+  const auto [known, is_new] = members_.try_emplace(*base, -1);
+  if (is_new || !affines_[at(known->second)]) known->second = insert({x.columns, {}, {{base->first, base->second, Eigen::VectorXd::Ones(x.columns), {}}}});
+  return Unary{sum, known->second, nullptr};
+}
+
 // ---- nodes with coordinates -------------------------------------------------------------------------
 
 MomentEngine::Field MomentEngine::field_step(NodeId id, const Node& node) {
@@ -581,7 +619,7 @@ MomentEngine::Field MomentEngine::apply(const Map& m, const Node& node, std::vec
     quality.method = weaker(quality.method, x.method);
   }
   // All operands functions of one Gaussian block, or constants: one new function.
-  const auto compose = [&]() -> std::optional<Field> {
+  const auto compose = [&](bool shifted) -> std::optional<Field> {
     std::vector<std::variant<FunctionTable::Id, double>> operands;
     std::optional<Unary> of;
     for (Field& x : in) {
@@ -591,7 +629,7 @@ MomentEngine::Field MomentEngine::apply(const Map& m, const Node& node, std::vec
         operands.emplace_back(x.terms[0].coefficient[0]);
       } else {
         if (!as_unary(x) && linear(x) && m.fn != Fn::kAdd && m.fn != Fn::kSub && m.fn != Fn::kMul && m.fn != Fn::kDiv) x.terms = of_affine(affine_of(x)).terms;
-        const auto u = as_unary(x);
+        const auto u = shifted ? of_one_gaussian(x) : as_unary(x);
         if (!u || (of && (of->affine != u->affine || !(of->columns == u->columns || (of->columns && u->columns && *of->columns == *u->columns))))) return std::nullopt;
         of = u;
         operands.emplace_back(u->f);
@@ -620,7 +658,9 @@ MomentEngine::Field MomentEngine::apply(const Map& m, const Node& node, std::vec
     }
     default: break;
   }
-  if (auto composed = compose()) return *composed;
+  if (auto composed = compose(false)) return *composed;
+  if (m.fn != Fn::kAdd && m.fn != Fn::kSub && m.fn != Fn::kMul)
+    if (auto composed = compose(true)) return *composed;
   switch (m.fn) {
     case Fn::kAdd: return add(in[0], in[1], 1);
     case Fn::kSub: return add(in[0], in[1], -1);

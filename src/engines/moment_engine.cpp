@@ -118,6 +118,7 @@ void MomentEngine::step(NodeId id) {
     if (!finite_[in.value].known()) {
       out.why = finite_[in.value].why;
       out.culprit = finite_[in.value].culprit;
+      out.infinite = finite_[in.value].infinite;
       return;
     }
   try {
@@ -152,6 +153,7 @@ void MomentEngine::step(NodeId id) {
   } catch (const Unknown& unknown) {
     out.why = unknown.why;
     out.culprit = unknown.culprit.valid() ? unknown.culprit : id;
+    out.infinite = unknown.infinite;
   }
 }
 

@@ -26,6 +26,7 @@ struct MomentValue {
   MomentMethod method = MomentMethod::kExact;
   std::string why;                   ///< not empty: unknown
   ir::NodeId culprit;                ///< where the unknown begins
+  bool infinite = false;             ///< unknown because it is infinite, or too heavy-tailed to be told from that
   [[nodiscard]] bool known() const { return why.empty(); }
 };
 
@@ -113,6 +114,7 @@ class MomentEngine {
   std::vector<int> distinct_columns(const Field& x) const;
   struct Unary { FunctionTable::Id f; int affine; Columns columns; };
   std::optional<Unary> as_unary(const Field& x);
+  std::optional<Unary> of_one_gaussian(const Field& x);
   std::shared_ptr<const Polynomials> polynomials(const Field& x);     ///< null if x is none
   Field of_polynomials(Polynomials columns, const Field& x, const Field& y) const;
   Field constant(std::vector<double> values) const;
@@ -153,7 +155,9 @@ class MomentEngine {
   void remember(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns, const Moment& m);
   Moment single_entries(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   Moment mean_of(const Field& x);
+  static Moment finite_part(const std::function<Moment()>& moment);
   double amplification(FunctionTable::Id f, const Eigen::VectorXd& variances);
+  double resolution(FunctionTable::Id f, double mean, double variance);
   void note(const MomentStatus& status);
   void each_column(Eigen::Index rows, Eigen::Index columns, const std::function<void(int)>& body) const;  ///< threads if it is worth them
   void symmetrise(Matrix& x) const;
@@ -176,6 +180,8 @@ class MomentEngine {
   std::map<int, Variances> variances_;
   std::map<std::vector<int>, Moment> quadratures_;                    ///< by key_of
   Eigen::Index remembered_ = 0;                                       ///< numbers in them
+  std::map<std::pair<int, std::vector<int>>, int> members_;  ///< blocks of members of a family, as they are
+  std::map<std::pair<FunctionTable::Id, int>, double> resolutions_;  ///< by the power of 2 above the variance
   std::size_t live_ = 0, sweep_at_ = 256;                             ///< blocks not known to be dead; how many start a sweep
   std::map<std::pair<int, int>, int> symbols_;                        ///< member of a family of independent normals -> variable of polynomials
   std::map<std::tuple<std::uint32_t, bool, std::uint32_t>, int> hats_;  ///< source, transposed, vector -> family

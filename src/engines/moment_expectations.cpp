@@ -6,6 +6,7 @@
 #include <numbers>
 #include <numeric>
 
+#include "engines/line_rule.hpp"
 #include "tplimit/math/gaussian_quadrature.hpp"
 
 namespace tplimit::engines {
@@ -13,6 +14,9 @@ namespace tplimit::engines {
 using namespace ir;
 
 namespace {
+constexpr const char* kDiverges = "the mean is infinite, or its tails are too heavy for any quadrature";
+constexpr double kLooseQuadrature = 1e-6;  // relative errors that beat those of particles
+
 std::string not_a_covariance(const std::array<double, 3>& entry) {
   const auto [a, b, c] = entry;
   if (!std::isfinite(a) || !std::isfinite(b) || !std::isfinite(c)) return "a covariance is infinite or not a number: values grow without bound";
@@ -342,6 +346,16 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
   return covariances_.emplace(std::pair{p, q}, std::move(out)).first->second;
 }
 
+/// A term or a derivative may have an infinite mean where the whole has a finite one.
+MomentEngine::Moment MomentEngine::finite_part(const std::function<Moment()>& moment) {
+  try {
+    return moment();
+  } catch (Unknown& unknown) {
+    unknown.infinite = false;
+    throw;
+  }
+}
+
 MomentEngine::Moment MomentEngine::mean_of(const Field& x) { return cross(x, {1, {{{1.0}, {}}}}); }
 
 MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
@@ -389,7 +403,7 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
   const auto left = parts(x), right = parts(y);
   for (const auto& [s, rows] : left)
     for (const auto& [t, columns] : right) {
-      const Moment m = term_moment(s, static_cast<int>(rows.size()), t, static_cast<int>(columns.size()));
+      const Moment m = finite_part([&] { return term_moment(s, static_cast<int>(rows.size()), t, static_cast<int>(columns.size())); });
       double largest = 0;
       for (int j = 0; j < static_cast<int>(columns.size()); ++j) {
         const double cj = t.at_column(j);
@@ -695,34 +709,67 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
     return std::move(*half);
   }
   gather_all();
-  if (functions_.kinks(s.f).empty() && functions_.kinks(t.f).empty() && functions_.integrable(s.f) && functions_.integrable(t.f)) {
-    const std::vector<std::pair<int, Factor>> both{{0, s}, {1, t}};
-    if (auto known = recalled(both, rows, columns)) return std::move(*known);
-    GramInput input;
-    input.rows = rows;
-    input.columns = columns;
-    input.covariance = out.value.data();
-    input.leading = rows;
-    input.row_variances = {a.data(), static_cast<std::size_t>(rows)};
-    input.column_variances = {b.data(), static_cast<std::size_t>(columns)};
-    input.symmetric = s.f == t.f && s.affine == t.affine && (s.columns == t.columns || (s.columns && t.columns && *s.columns == *t.columns));
-    const auto evaluate = [this](FunctionTable::Id id) {
-      return [this, id](std::int64_t count, const double* points, double* values) { functions_.evaluate(id, count, points, values); };
-    };
-    Matrix value(rows, columns);
-    const GramResult r = gram_quadrature(input, evaluate(s.f), s.f == t.f ? UnaryFunctions{} : UnaryFunctions{evaluate(t.f)}, 1, {value.data(), static_cast<std::size_t>(value.size())},
-                                         [this](std::int64_t count, const std::function<void(std::int64_t)>& body) { executor_.parallel(count, body); });
-    note(r.status);
-    if (!r.converged) throw Unknown{"quadrature does not converge", {}};
-    out.value = std::move(value);
-    const double largest = out.value.cwiseAbs().maxCoeff();
-    out.method = MomentMethod::kQuadrature;
-    disturb(out.value, r.largest_error * largest);
-    out.error = (r.largest_error + relative * 2) * largest;
-    remember(both, rows, columns, out);
-    return out;
-  }
-  return single_entries({{0, s}, {1, t}}, rows, columns);
+  const std::vector<std::pair<int, Factor>> both{{0, s}, {1, t}};
+  if (auto known = recalled(both, rows, columns)) return std::move(*known);
+  GramInput input;
+  input.rows = rows;
+  input.columns = columns;
+  input.covariance = out.value.data();
+  input.leading = rows;
+  input.row_variances = {a.data(), static_cast<std::size_t>(rows)};
+  input.column_variances = {b.data(), static_cast<std::size_t>(columns)};
+  input.symmetric = s.f == t.f && s.affine == t.affine && (s.columns == t.columns || (s.columns && t.columns && *s.columns == *t.columns));
+  const auto known_resolution = [&](FunctionTable::Id f, double largest) {
+    const int power = largest > 0 ? std::ilogb(largest) + 1 : 0;  // finer for larger variances
+    const auto [it, is_new] = resolutions_.try_emplace({f, power}, 0.0);
+    if (is_new) it->second = resolution(f, 0, largest > 0 ? std::ldexp(1.0, power) : 0.0);
+    return it->second;
+  };
+  input.resolution = std::min(known_resolution(s.f, a.maxCoeff()), known_resolution(t.f, b.maxCoeff()));
+  if (!(input.resolution > 0)) return single_entries({{0, s}, {1, t}}, rows, columns);
+  GramOptions options;
+  const GramRules rules{
+      [&](bool column, double variance, std::int64_t order, std::vector<double>& z, std::vector<double>& w) {
+        hermite_nodes(functions_, column ? t.f : s.f, std::sqrt(variance), order, z, w);
+      },
+      [&](std::int64_t i, std::int64_t j, double rho) {
+        const double root_a = std::sqrt(a(i)), root_b = std::sqrt(b(j)), rest = std::sqrt((1 - rho) * (1 + rho));
+        if (rest == 0) {
+          const std::array<LineFunction, 2> line{LineFunction{s.f, 0, root_a}, LineFunction{t.f, 0, rho * root_b}};
+          const LineRule r = line_rule(functions_, line, 1);
+          return std::pair{r.value, r.status == LineStatus::kConverged ? r.error : std::numeric_limits<double>::infinity()};
+        }
+        const std::array<PlaneFunction, 2> plane{PlaneFunction{s.f, 0, root_a, 0}, PlaneFunction{t.f, 0, root_b * rho, root_b * rest}};
+        const PlaneRule r = plane_rule(functions_, plane);
+        return std::pair{r.value, r.status == LineStatus::kConverged ? r.error : std::numeric_limits<double>::infinity()};
+      }};
+  constexpr double kNarrow = 0.05;  // Mehler series of higher frequencies, 4/h, have more terms, (4/h)^2, than the grid for all rows
+  const auto smooth = [&](FunctionTable::Id f) { return functions_.kinks(f).empty() && functions_.integrable(f); };
+  if (!smooth(s.f) || !smooth(t.f) || input.resolution < kNarrow) options.rules = &rules;
+  const auto evaluate = [this](FunctionTable::Id id) {
+    return [this, id](std::int64_t count, const double* points, double* values) { functions_.evaluate(id, count, points, values); };
+  };
+  Matrix value(rows, columns);
+  const GramResult r = gram_quadrature(input, evaluate(s.f), s.f == t.f ? UnaryFunctions{} : UnaryFunctions{evaluate(t.f)}, 1, {value.data(), static_cast<std::size_t>(value.size())},
+                                       [this](std::int64_t count, const std::function<void(std::int64_t)>& body) { executor_.parallel(count, body); }, options);
+  note(r.status);
+  if (!r.converged) throw Unknown{"quadrature does not converge", {}};
+  out.value = std::move(value);
+  out.method = MomentMethod::kQuadrature;
+  disturb(out.value, r.largest_error * r.largest_scale);
+  out.error = (r.largest_error + relative * 2) * r.largest_scale;
+  remember(both, rows, columns, out);
+  return out;
+}
+
+/// Half of the shortest panel of f(mean + sqrt(variance) z) in z; 0 if there is no rule.
+double MomentEngine::resolution(FunctionTable::Id f, double mean, double variance) {
+  const LineFunction line{f, mean, std::sqrt(std::max(0.0, variance))};
+  const LineRule r = line_rule(functions_, {&line, 1}, 0.5);
+  if (r.status != LineStatus::kConverged) return 0;
+  double out = 1;
+  for (const auto& p : r.panels) out = std::min(out, 0.5 * (p.to - p.from));
+  return out;
 }
 
 /// E d/du of the product of factors on two sides, u the Gaussian behind factor k.  A jump of height J at c adds
@@ -746,7 +793,8 @@ MomentEngine::Moment MomentEngine::slope(const std::vector<std::pair<int, Factor
   }
   const auto& polynomial = functions_.polynomial(functions_.derivative(own.f));
   const bool flat = polynomial && std::all_of(polynomial->begin(), polynomial->end(), [](double c) { return c == 0; });
-  Moment out = flat ? Moment{Matrix::Zero(1, 1)} : term_moment(sides[0], rows, sides[1], columns);
+  Moment out = flat ? Moment{Matrix::Zero(1, 1)} : finite_part([&] { return term_moment(sides[0], rows, sides[1], columns); });
+  if (!functions_.integrable(own.f)) throw Unknown{"the derivative of a function with poles, branch points or many jumps", {}};
   for (const auto& [position, height] : functions_.jumps(own.f)) {
     const Factor u{FunctionTable::kIdentity, own.affine, own.columns};
     const Variances& variance = variances(u.affine);
@@ -1000,8 +1048,6 @@ MomentEngine::Moment MomentEngine::single_entries(const std::vector<std::pair<in
 /// A matrix of moments, each by a quadrature of its own.
 MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index columns, const std::function<Entry(Eigen::Index, Eigen::Index)>& entry_at, bool symmetric) {
   Moment out{Matrix::Zero(rows, columns), 0, MomentMethod::kQuadrature};
-  for (const auto& [k, f] : entry_at(0, 0).functions)
-    if (!functions_.integrable(f)) throw Unknown{"a function with poles or branch points", {}};
   std::vector<double> errors(static_cast<std::size_t>(out.value.size()), 0.0);
   std::vector<std::string> failures(errors.size());
   executor_.parallel(out.value.size(), [&](std::int64_t e) {
@@ -1009,6 +1055,46 @@ MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index colum
     if (symmetric && i > j) return;
     const Entry entry = entry_at(i, j);
     const std::size_t dim = entry.means.size();
+    const auto slot = static_cast<std::size_t>(e);
+    const Whitened w = whiten(entry.covariances);
+    const auto accept = [&](LineStatus status, double value, double error, double magnitude) {
+      out.value(i, j) = value;
+      errors[slot] = error;
+      if (status == LineStatus::kDiverges) failures[slot] = kDiverges;
+      else if (!(error <= kLooseQuadrature * magnitude)) failures[slot] = "quadrature does not converge";
+    };
+    if (w.status == QuadratureStatus::kConverged && w.rank <= 1) {
+      std::vector<LineFunction> line;
+      for (const auto& [k, f] : entry.functions) line.push_back({f, entry.means[k], w.rank == 1 ? w(static_cast<std::int64_t>(k), 0) : 0.0});
+      const LineRule r = line_rule(functions_, line, 1);
+      return accept(r.status, r.value, r.error, r.magnitude);
+    }
+    // Trapezoid rules with steps that resolve all factors, whose frequencies add (4/h for panels of half-length h).
+    double frequency = 9, finest = 1;
+    bool smooth = true;
+    for (const auto& [k, f] : entry.functions) {
+      const double h = resolution(f, entry.means[k], entry.covariances[k * (dim + 1)]);
+      frequency += 4 / h;
+      finest = std::min(finest, h);
+      smooth = smooth && functions_.kinks(f).empty() && functions_.integrable(f);
+    }
+    QuadratureOptions options;
+    options.max_evaluations = 20'000'000;
+    options.largest_step = 2 * std::numbers::pi / frequency;
+    const double most_points = std::pow(20 / options.largest_step, 2);
+    if (w.status == QuadratureStatus::kConverged && w.rank == 2 && (!smooth || most_points > 1e6)) {
+      std::vector<PlaneFunction> plane;
+      for (const auto& [k, f] : entry.functions) plane.push_back({f, entry.means[k], w(static_cast<std::int64_t>(k), 0), w(static_cast<std::int64_t>(k), 1)});
+      const PlaneRule r = plane_rule(functions_, plane);
+      if (r.status == LineStatus::kNotConverged) failures[slot] = "quadrature does not converge";
+      else accept(r.status, r.value, r.error, r.magnitude);
+      return;
+    }
+    constexpr double kCoarse = 0.03;  // panels of the nested rule find features of this width
+    if (finest < kCoarse && !smooth) {
+      failures[slot] = finest > 0 ? "functions of three Gaussians with narrow features" : "a function with poles or branch points";
+      return;
+    }
     std::vector<Hyperplane> kinks;
     for (const auto& [k, f] : entry.functions)
       for (const double offset : functions_.kinks(f)) {
@@ -1025,10 +1111,7 @@ MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index colum
         for (std::int64_t p = 0; p < count; ++p) values[p] *= y[static_cast<std::size_t>(p)];
       }
     };
-    QuadratureOptions options;
-    options.max_evaluations = 20'000'000;
     const QuadratureResult r = kinks.empty() ? smooth_expectation(entry.covariances, integrand, 1, options) : kinked_expectation(entry.covariances, integrand, 1, kinks, options);
-    const auto slot = static_cast<std::size_t>(e);
     switch (r.status) {
       case QuadratureStatus::kConverged: break;
       case QuadratureStatus::kNotConverged: failures[slot] = "quadrature does not converge"; return;
@@ -1043,7 +1126,7 @@ MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index colum
     errors[slot] = r.errors[0];
   });
   for (const std::string& f : failures)
-    if (!f.empty()) throw Unknown{f, {}};
+    if (!f.empty()) throw Unknown{f, {}, f == kDiverges};
   out.error = *std::max_element(errors.begin(), errors.end());
   disturb(out.value, out.error);
   if (symmetric) out.value.triangularView<Eigen::StrictlyLower>() = out.value.transpose().eval();

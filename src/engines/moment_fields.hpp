@@ -110,6 +110,7 @@ struct MomentEngine::Entry {
 struct MomentEngine::Unknown {
   std::string why;
   ir::NodeId culprit{};
+  bool infinite = false;
 };
 
 
