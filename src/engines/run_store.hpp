@@ -74,6 +74,9 @@ class RunStore {
   /// When to write what was begun at `since`: after the interval, and not so often that writing, which took `writing_s` and ended at `last`,
   /// takes much of the time.
   [[nodiscard]] double due(double since, double last, double writing_s) const;
+  /// When to write the first state of a run that begins now.
+  [[nodiscard]] double first_due(double now) const;
+  void state_written();
   void record(std::uint64_t key, Finished finished, double begun);
 
   Options options_;
@@ -88,6 +91,8 @@ class RunStore {
   std::string warned_;
   std::atomic<double> results_due_ = std::numeric_limits<double>::infinity();
   std::atomic<double> state_writing_s_ = 0;
+  /// Processes in a row that ended before they had written a state, the first of them while writing one; 0: none.
+  std::atomic<std::uint64_t> lost_ = 0;
   std::atomic<bool> last_state_lost_ = false;  ///< could not be written before the end
 };
 
