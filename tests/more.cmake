@@ -21,3 +21,5 @@ tplimit_test(networks_test LABEL numeric LINK tplimit::driver tplimit::report
   SOURCES numeric/networks_test.cpp)
 tplimit_test(unresolved_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/unresolved_test.cpp)
+tplimit_test(lost_states_test LABEL unit LINK tplimit::driver
+  SOURCES unit/engines/lost_states_test.cpp)

@@ -265,13 +265,17 @@ std::string RunStore::write(const fs::path& file, const std::function<void(Write
 
 double RunStore::due(double since, double last, double writing_s) const { return std::max(since + options_.interval_s, last + writing_s / kMostOfTheTime); }
 
-double RunStore::first_due(double now) const {
+double wait_for_first_state(double interval_s, std::uint64_t lost) {
   // A process that dies while it writes its first state has done nothing.  The next ones try in turn to write earlier and earlier, for what
   // is written in time, and not at all, for runs that end in time.
-  const std::uint64_t lost = lost_;
   if (lost > 0 && lost % 2 == 0) return std::numeric_limits<double>::infinity();
-  const double sooner = std::ldexp(1.0, -static_cast<int>(std::min<std::uint64_t>((lost + 1) / 2, 30)));
-  return std::max(now + options_.interval_s * sooner, now + (lost > 0 ? 0 : state_writing_s_ / kMostOfTheTime));
+  return std::ldexp(interval_s, -static_cast<int>(std::min<std::uint64_t>((lost + 1) / 2, 30)));
+}
+
+double RunStore::first_due(double now) const {
+  const std::uint64_t lost = lost_;
+  const double interval = now + wait_for_first_state(options_.interval_s, lost);
+  return lost > 0 ? interval : std::max(interval, now + state_writing_s_ / kMostOfTheTime);
 }
 
 void RunStore::state_written() {
