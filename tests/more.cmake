@@ -29,3 +29,7 @@ tplimit_test(singular_covariance_test LABEL numeric LINK tplimit::driver tplimit
   SOURCES numeric/singular_covariance_test.cpp)
 tplimit_test(quadrature_kinds_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/quadrature_kinds_test.cpp)
+tplimit_test(unresolved_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/unresolved_test.cpp)
+tplimit_test(lost_states_test LABEL unit LINK tplimit::driver
+  SOURCES unit/engines/lost_states_test.cpp)

@@ -136,6 +136,7 @@ std::vector<std::pair<std::string, std::string>> identity(std::string_view comma
     if (e.rank_tol) add("--rank-tol", *e.rank_tol);
     add("--merge-rows", e.merge_rows);
     if (e.tolerance) add("--tol", *e.tolerance);
+    if (!e.tolerance_on.empty()) add("--tol-on", fmt::format("{}", fmt::join(e.tolerance_on, ",")));
     if (e.given) add("--given", fmt::format("{}={}", e.given->name, fmt::join(e.given->values, ",")));
     if (options.draws > 1) add("--draws", options.draws);
   }

@@ -80,12 +80,6 @@ Comparison compare(LimitResult limit, std::vector<SimulationResult> networks) {
 
 LimitResult mean_over_draws(LimitResult limit) {
   for (ReportResult& report : limit.reports) {
-    if (report.spread.empty() || report.method == Method::kSamples) continue;
-    report.error.resize(report.value.size(), 0.0);
-    for (std::size_t j = 0; j < report.value.size(); ++j) {
-      report.random = report.random || report.spread[j] > 10 * report.error[j] + 1e-12 * std::abs(report.value[j]);
-      report.error[j] = std::hypot(report.spread[j] / std::sqrt(static_cast<double>(limit.draws)), report.error[j]);
-    }
     report.spread.clear();
   }
   return limit;
@@ -115,8 +109,13 @@ LimitResult average_draws(std::vector<LimitResult> draws) {
       for (const auto* value : values) report.spread[j] += std::pow((*value)[j] - report.value[j], 2);
       report.spread[j] = std::sqrt(report.spread[j] / static_cast<double>(draws.size() - 1));
     }
-    for (const double error : report.error)
-      if (!std::isnan(error)) out.largest_error = std::max(out.largest_error, error);
+    // The errors of draws, from the same particles, go together; the draws are independent.
+    report.error.resize(report.value.size(), 0.0);
+    for (std::size_t j = 0; j < report.value.size(); ++j) {
+      report.random = report.random || report.spread[j] > 10 * report.error[j] + 1e-12 * std::abs(report.value[j]);
+      report.error[j] = std::hypot(report.spread[j] / std::sqrt(static_cast<double>(draws.size())), report.error[j]);
+      if (!std::isnan(report.error[j])) out.largest_error = std::max(out.largest_error, report.error[j]);
+    }
     for (const LimitResult& draw : draws)
       if (report.undetermined.empty()) report.undetermined = draw.reports[k].undetermined;
   }

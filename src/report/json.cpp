@@ -74,6 +74,7 @@ Json head(const ProgramInfo& program) {
 }
 
 const char* error_kind(const ReportResult& r) {
+  if (!r.spread.empty()) return "standard_error";
   if (r.method == Method::kExact) return "exact";
   if (r.method == Method::kSamples) return "samples";
   if (r.error.empty()) return "none";

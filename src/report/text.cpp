@@ -172,6 +172,7 @@ Cell spread_of(const ReportResult& r) {
 bool has_unresolved(const ReportResult& r) { return std::find(r.unresolved.begin(), r.unresolved.end(), true) != r.unresolved.end(); }
 
 std::string method_note(const ReportResult& r) {
+  if (!r.spread.empty()) return "";  // most of the error is that of the draws
   switch (r.method) {
     case Method::kExact: return "   exact";
     case Method::kClosedForm: return "   closed form";
@@ -313,7 +314,7 @@ std::string heading(const ProgramInfo& program, std::string_view what) {
 std::string conditional(const ProgramInfo& program, bool random_outputs, std::uint64_t seed, int draws) {
   if (!program.random_scalars && !random_outputs) return "";
   const char* what = !random_outputs ? "random scalars" : program.random_scalars ? "random scalars and outputs" : "random outputs";
-  if (draws > 1) return fmt::format("mean over {} draws of the {} from --seed {}; spread: their standard deviation\n", draws, what, seed);
+  if (draws > 1) return fmt::format("mean over {} draws of the {} from --seed {}, its standard error in parentheses; spread: their standard deviation\n", draws, what, seed);
   return fmt::format("conditional on the {} drawn from --seed {}\n", what, seed);
 }
 
