@@ -19,3 +19,5 @@ tplimit_test(widths_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/widths_test.cpp)
 tplimit_test(networks_test LABEL numeric LINK tplimit::driver tplimit::report
   SOURCES numeric/networks_test.cpp)
+tplimit_test(counting_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/counting_test.cpp)
