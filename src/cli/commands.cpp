@@ -308,7 +308,7 @@ int check(const Options& options) {
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
   const Module& module = *loaded.module;
-  const RegimeReport counted = regime(module);
+  const RegimeReport counted = regime(module, !options.out.empty());
   if (!options.out.empty())
     if (const std::string failure = write_file(options.out, regime_json(counted, *module.written, module.source)); !failure.empty()) return complain(failure);
   const Result<LeadingOrder> orders = tplimit::check(module);
@@ -351,7 +351,7 @@ int explain(const Options& options) {
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
   const Module& module = *loaded.module;
-  if (options.parametrization) return deliver_text(parametrization_text(regime(module), *module.written), options);
+  if (options.parametrization) return deliver_text(parametrization_text(regime(module, false), *module.written), options);
 
   Result<LimitFormulas> limit = limit_formulas(module, options.evaluate);
   if (!limit) return reject(limit.errors(), loaded.source);

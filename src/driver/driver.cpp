@@ -159,7 +159,7 @@ Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& opt
 
 Result<LeadingOrder> check(const Module& module) { return limit_of(module.program, {}); }
 
-RegimeReport regime(const Module& module) { return count_powers(*module.written); }
+RegimeReport regime(const Module& module, bool every_share) { return count_powers(*module.written, every_share); }
 
 Module comparable(Module module) {
   if (leading_order(module.program)) return module;

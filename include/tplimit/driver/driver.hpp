@@ -122,8 +122,8 @@ Module comparable(Module module);
 /// Exponents of the reports and what would be refused, without computing numbers.
 Result<LeadingOrder> check(const Module& module);
 
-/// Sizes of all values in powers of n, and the regime that follows.
-RegimeReport regime(const Module& module);
+/// Sizes of all values in powers of n, and the regime that follows; `every_share`: see count_powers.
+RegimeReport regime(const Module& module, bool every_share = true);
 
 /// The limit of a program, value by value, as formulas.
 struct LimitFormulas {
