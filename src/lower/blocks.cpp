@@ -186,6 +186,7 @@ std::optional<Value> Lowerer::block_call(const ast::Call& call, Span span) {
   std::vector<const ast::Expr*> places;
   for (const auto& arg : call.args) places.push_back(arg.get());
   for (const auto& named : call.named) places.push_back(named.value.get());
+  if (places.empty()) return std::nullopt;
   std::vector<Value> values = positional_values(call);
   for (const auto& named : call.named) values.push_back(evaluate(*named.value));
   const bool parts = std::any_of(values.begin(), values.end(), [](const Value& v) { return v.as<Blocks>() != nullptr; });

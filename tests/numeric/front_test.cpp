@@ -202,6 +202,11 @@ TEST(Widths, RejectedDeclarationsOfSeveralUnits) {
     EXPECT_EQ(error_of(fmt::format("width n, m = 2 n\nrandom y : [m] ~ {}\nreport mse(y, y), E(y), norm(y)\n", law)).substr(0, 8), "test.tp:") << law;
 }
 
+TEST(Widths, CallsWithoutArguments) {
+  for (const char* call : {"norm()", "E()", "mse()", "stack()", "tanh()"})
+    EXPECT_NE(error_of(fmt::format("width n, m = 2 n\nrandom y : [m] ~ normal(0, 1)\nreport {}, E(y)\n", call)).find("E2109"), std::string::npos) << call;
+}
+
 // ---- what is not finite
 
 TEST(Finite, ZeroTimesWhatIsNotFiniteIsNotZero) {
