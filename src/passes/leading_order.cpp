@@ -344,19 +344,24 @@ class Analysis {
     Order to;
     to.zero = to.other = true;
     bool moves = false, zeros = true, generic = false;
+    const Order* only = nullptr;
+    std::size_t count = 0;
     for (const NodeId id : node.in) {
       const Order& x = order(id);
       if (x.lead && x.lead == lead) {
         generic = generic || (!in_[id].type.width && x.dropped);  // an average: equal to none of the other numbers
         if (!x.zero && !x.other) to.zero = to.other = false;  // continuous, and so is the sum
         zeros = zeros && !x.other;
+        only = &x;
+        ++count;
         moves = moves || x.zero_moves || x.other_moves;
       } else {
         moves = moves || x.size().has_value();
       }
     }
     if (zeros) to.other = false;
-    if (generic) to.zero = false;
+    if (count == 1) to.zero = to.zero && only->zero;
+    if (generic) to.zero = to.other = false;
     to.zero_moves = to.zero && moves;
     to.other_moves = to.other && moves;
     return to;
@@ -367,19 +372,21 @@ class Analysis {
       if (!wide) continue;
       to.zero = to.zero || x->zero;
       to.zero_moves = to.zero_moves || x->zero_moves;
-      const bool constant = x->other && (!other_wide || y->other);
+      const bool constant = x->other && (other_wide ? y->other : !y->dropped);
       to.other = to.other || constant;
-      to.other_moves = to.other_moves || (constant && (x->other_moves || (!other_wide ? y->dropped.has_value() : y->other_moves)));
+      to.other_moves = to.other_moves || (constant && (x->other_moves || (other_wide && y->other_moves)));
     }
   }
   /// Numbers that coordinates take with positive probability.
   void find_atoms(const Node& node, Order& to) const {
     if (node.type.matrix) return;
     if (!node.type.width) {
-      to.other = true;
+      // An average that leads equals no other number but by chance.
       const auto* c = std::get_if<Constant>(&node.op);
-      to.zero = !c || std::any_of(c->values->begin(), c->values->end(), [](double x) { return x == 0; });
-      to.zero_moves = to.other_moves = to.dropped.has_value();
+      to.other = to.lead && !to.dropped;
+      to.zero = to.lead ? !to.dropped && (!c || std::any_of(c->values->begin(), c->values->end(), [](double x) { return x == 0; })) : true;
+      to.zero_moves = !to.lead && to.dropped;
+      to.other_moves = false;
       return;
     }
     const auto any = [&](bool Order::*flag) { return std::any_of(node.in.begin(), node.in.end(), [&](NodeId id) { return !in_[id].type.matrix && order(id).*flag; }); };
