@@ -17,7 +17,7 @@ namespace {
 int processes_until_done(double work, double life, double write, double interval) {
   double kept = 0;  // work in the last whole state
   std::uint64_t lost = 0;
-  for (int process = 1; process < 500; ++process) {
+  for (int process = 1; process < 2000; ++process) {
     double wait = wait_for_first_state(interval, lost);
     double clock = 0, done = kept;
     bool written = false, writing = false;
