@@ -21,3 +21,5 @@ tplimit_test(networks_test LABEL numeric LINK tplimit::driver tplimit::report
   SOURCES numeric/networks_test.cpp)
 tplimit_test(counting_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/counting_test.cpp)
+tplimit_test(compare_words_test LABEL numeric LINK tplimit::report
+  SOURCES numeric/compare_words_test.cpp)
