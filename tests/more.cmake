@@ -35,3 +35,5 @@ tplimit_test(lost_states_test LABEL unit LINK tplimit::driver
   SOURCES unit/engines/lost_states_test.cpp)
 tplimit_test(counting_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/counting_test.cpp)
+tplimit_test(compare_words_test LABEL numeric LINK tplimit::report
+  SOURCES numeric/compare_words_test.cpp)

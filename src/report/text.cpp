@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string_view>
 
@@ -409,6 +410,22 @@ std::string corrections_table(const ReportResult& r, const Convergence& c, const
   return join({label_column(labels), column({"limit"}, limit), column({"off"}, off), column({"b"}, slope), column({r.random ? "v n" : "v"}, variance)});
 }
 
+/// "disagrees: loss (1 of 6 reports); agrees: 5": how many have the verdict; which do not agree.
+std::string overall_text(const Comparison& all) {
+  std::map<Verdict, std::vector<std::string>> names;
+  std::size_t compared = 0;
+  for (std::size_t k = 0; k < all.reports.size(); ++k) {
+    if (!all.reports[k]) continue;
+    names[all.reports[k]->verdict].push_back(all.limit.reports[k].name);
+    ++compared;
+  }
+  const auto listed = [&](Verdict v) { return v == Verdict::kAgrees || compared == 1 ? "" : fmt::format(": {}", fmt::join(names[v], ", ")); };
+  std::string out = fmt::format("{}{} ({} of {})", word(all.verdict), listed(all.verdict), names[all.verdict].size(), plural(compared, "report"));
+  for (const Verdict v : {Verdict::kAgrees, Verdict::kInconclusive})
+    if (v != all.verdict && !names[v].empty()) out += fmt::format("; {}{}", word(v), v == Verdict::kAgrees ? fmt::format(": {}", names[v].size()) : listed(v));
+  return out;
+}
+
 std::string section(const ReportResult& r, const std::optional<Convergence>& c, const Comparison& all, const TextOptions& options) {
   std::string out = fmt::format("\n{}{}{}{}\n", r.name, r.shape.empty() ? "" : "   ", describe(r), method_note(r));
   if (!c) return out + "    not compared: draws of coordinates differ from network to network\n";
@@ -475,18 +492,12 @@ std::string to_text(const Comparison& all, const ProgramInfo& program, const Tex
   if (!all.networks.empty())
     out += fmt::format("networks: {} at each width ({})\n", plural(all.networks[0].seeds, "seed"), widths);
   out += conditional(program, all.limit.random_outputs, all.limit.engine.seed, all.limit.draws);
-  std::size_t compared = 0, agreeing = 0;
-  for (std::size_t k = 0; k < all.reports.size(); ++k) {
-    out += section(all.limit.reports[k], all.reports[k], all, options);
-    compared += all.reports[k] ? 1u : 0u;
-    agreeing += all.reports[k] && all.reports[k]->verdict == Verdict::kAgrees ? 1u : 0u;
-  }
+  for (std::size_t k = 0; k < all.reports.size(); ++k) out += section(all.limit.reports[k], all.reports[k], all, options);
   if (std::any_of(all.limit.reports.begin(), all.limit.reports.end(), has_unresolved)) out += kUnresolvedNote;
   if (all.show_corrections) out += kCorrectionsNote;
   out += expectations(all.limit, program.source);
   const bool random = std::any_of(all.limit.reports.begin(), all.limit.reports.end(), [](const ReportResult& r) { return r.random; });
-  out += fmt::format("\noverall: {} ({} of {}); expected slopes: sd -0.5{}, bias |mean - limit| -1\n", word(all.verdict), agreeing,
-                     plural(compared, "report"), random ? " (0 where the limit is random)" : "");
+  out += fmt::format("\noverall: {}; expected slopes: sd -0.5{}, bias |mean - limit| -1\n", overall_text(all), random ? " (0 where the limit is random)" : "");
   return out + fmt::format("time {}, memory {}\n", time_text(time_s), memory_text(bytes));
 }
 
