@@ -39,7 +39,8 @@ void MomentEngine::measure_errors() {
   std::vector<NodeId> loose;
   for (const NodeId id : outputs_) {
     const MomentValue& v = finite_[id.value];
-    if (v.known() && largest(v.error) > kLooseError * largest(v.value)) loose.push_back(id);
+    const double size = std::max(largest(v.value), std::binary_search(margins_.begin(), margins_.end(), id) ? 1.0 : 0.0);
+    if (v.known() && largest(v.error) > kLooseError * size) loose.push_back(id);
   }
   if (loose.empty() || not_finite_.valid()) return;
   std::vector<double> change(loose.size(), 0.0);
@@ -137,7 +138,7 @@ bool MomentEngine::pairs_step(NodeId id, const Node& node) {
   if (node.in.size() == 1) {
     const auto* scale = std::get_if<Scale>(&node.op);
     if (!fits(0) || !(scale || std::holds_alternative<Reshape>(node.op) || std::holds_alternative<ReduceSum>(node.op))) return false;
-    out.pairs = scale ? PairMatrix::scaled(value(0).pairs, scale->factor, 1) : value(0).pairs;
+    out.pairs = scale ? PairMatrix::multiple(value(0).pairs, scale->factor) : value(0).pairs;
     out.method = value(0).method;
     return true;
   }
@@ -148,14 +149,14 @@ bool MomentEngine::pairs_step(NodeId id, const Node& node) {
   const MomentValue &x = value(k), &y = value(1 - k);
   if (m->fn == Fn::kMul && !y.pairs && y.value.size() == 1) {
     const double c = y.value[0];
-    out.pairs = PairMatrix::scaled(x.pairs, c, 1, c != 0 ? y.error_at(0) / std::abs(c) : 0);
+    out.pairs = PairMatrix::multiple(x.pairs, c, c != 0 ? carried(y.error_at(0)) / std::abs(c) : 0);
   } else if (fits(0) && fits(1) && program_[node.in[0]].type.dims == program_[node.in[1]].type.dims && x.pairs->rows() == y.pairs->rows()) {
     out.pairs = m->fn == Fn::kMul ? PairMatrix::product(x.pairs, y.pairs) : PairMatrix::sum(value(0).pairs, value(1).pairs, m->fn == Fn::kAdd ? 1 : -1);
   } else if (!y.pairs && y.value.size() == size && program_[node.in[0]].type.dims == program_[node.in[1]].type.dims && std::isfinite(*std::max_element(y.error.begin(), y.error.end()))) {
     auto numbers = std::make_shared<Matrix>(x.pairs->rows(), x.pairs->columns());
     std::copy(y.value.begin(), y.value.end(), numbers->data());
     const bool symmetric = x.pairs->symmetric() && *numbers == numbers->transpose();
-    const Pairs other = PairMatrix::dense(std::move(numbers), *std::max_element(y.error.begin(), y.error.end()), symmetric);
+    const Pairs other = PairMatrix::dense(std::move(numbers), carried(*std::max_element(y.error.begin(), y.error.end())), symmetric);
     out.pairs = m->fn == Fn::kMul ? PairMatrix::product(x.pairs, other) : PairMatrix::sum(k == 0 ? x.pairs : other, k == 0 ? other : x.pairs, m->fn == Fn::kAdd ? 1 : -1);
   } else {
     return false;
@@ -199,6 +200,7 @@ void MomentEngine::step(NodeId id) {
     if (!finite_[in.value].known()) {
       out.why = finite_[in.value].why;
       out.culprit = finite_[in.value].culprit;
+      out.infinite = finite_[in.value].infinite;
       return;
     }
   if (std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return finite_[in.value].pairs != nullptr; })) {
@@ -243,6 +245,7 @@ void MomentEngine::step(NodeId id) {
   } catch (const Unknown& unknown) {
     out.why = unknown.why;
     out.culprit = unknown.culprit.valid() ? unknown.culprit : id;
+    out.infinite = unknown.infinite;
   }
 }
 

@@ -1,11 +1,14 @@
 #pragma once
 
+#include <limits>
+
 #include "engines/moment_engine.hpp"
 
 /// What the moment engine computes with.
 namespace tplimit::engines {
 
 inline constexpr std::size_t kMostTerms = 512, kManyTerms = 16, kFewTerms = 8, kFewRows = 4;
+inline constexpr double kCancelled = 64 * std::numeric_limits<double>::epsilon();  ///< of the terms of a sum: what is left is rounding
 inline constexpr double kClosedFormError = 1e-14;  ///< of dual_kernel, relative to sqrt(K(a,a) K(b,b))
 
 inline MomentMethod weaker(MomentMethod a, MomentMethod b) { return std::max(a, b); }
@@ -83,6 +86,7 @@ struct MomentEngine::PairCovariance {
 };
 struct MomentEngine::Variances {
   Eigen::VectorXd value;
+  Eigen::VectorXd resolution;  ///< standard deviations that cannot be told from 0; empty: all can
   double relative = 0;
   MomentMethod method = MomentMethod::kExact;
 };
@@ -112,6 +116,7 @@ struct MomentEngine::Entry {
 struct MomentEngine::Unknown {
   std::string why;
   ir::NodeId culprit{};
+  bool infinite = false;
 };
 
 

@@ -98,7 +98,7 @@ Pairs PairMatrix::outer(const Eigen::VectorXd& u, const Eigen::VectorXd& v, doub
 
 Pairs PairMatrix::scaled(const Pairs& x, double left, double right, double relative) {
   if (left == 1 && right == 1 && relative == 0) return x;
-  std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kScaled, x->rows_, x->columns_, x->symmetric_));
+  std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kScaled, x->rows_, x->columns_, x->symmetric_ && left == right));
   out->in_ = {x};
   out->scale_left_ = left;
   out->scale_right_ = right;
@@ -106,6 +106,15 @@ Pairs PairMatrix::scaled(const Pairs& x, double left, double right, double relat
   out->gapped_ = x->gapped_;
   out->gap_ = x->gap_;
   out->find_sides();
+  return out;
+}
+
+Pairs PairMatrix::multiple(const Pairs& x, double factor, double relative) {
+  if (factor == 1 && relative == 0) return x;
+  std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kScaled, x->rows_, x->columns_, x->symmetric_));
+  out->in_ = {x};
+  out->scale_left_ = factor;
+  out->error_ = relative;
   return out;
 }
 
@@ -188,6 +197,99 @@ Pairs PairMatrix::with_sides(const Pairs& x, std::shared_ptr<const PairSide> lef
   out->left_ = std::move(left);
   out->right_ = std::move(right);
   return out;
+}
+
+/// This node of chosen inputs.
+Pairs PairMatrix::selected(const Selection& s, std::vector<Pairs> in) const {
+  if (kind_ == Kind::kAngles) return angles(in[0], sign_ < 0);
+  std::shared_ptr<PairMatrix> out(new PairMatrix(kind_, static_cast<int>(s.rows.size()), static_cast<int>(s.columns.size()), symmetric_ && s.rows == s.columns));
+  const auto side = [](const std::shared_ptr<const PairSide>& from, const std::vector<int>& index) -> std::shared_ptr<const PairSide> {
+    if (!from) return nullptr;
+    auto to = std::make_shared<PairSide>(index.size());
+    for (std::size_t i = 0; i < index.size(); ++i) {
+      const auto k = static_cast<std::size_t>(index[i]);
+      to->variance[i] = from->variance[k], to->root[i] = from->root[k], to->error[i] = from->error[k];
+    }
+    return to;
+  };
+  out->in_ = std::move(in);
+  out->left_ = side(left_, s.rows);
+  out->right_ = s.rows == s.columns && left_ == right_ ? out->left_ : side(right_, s.columns);
+  out->gapped_ = gapped_;
+  out->gap_ = gap_;
+  out->error_ = error_;
+  out->scale_left_ = scale_left_, out->scale_right_ = scale_right_, out->factor_ = factor_, out->sign_ = sign_;
+  out->two_slope_ = two_slope_, out->two_step_ = two_step_, out->erf_ = erf_, out->bell_ = bell_, out->form_ = form_;
+  out->selection_ = std::make_shared<const Selection>(s);
+  const auto composed = [](const std::vector<int>& map, const std::vector<int>& index) {
+    if (map.empty()) return index;
+    std::vector<int> to;
+    for (const int i : index) to.push_back(map[static_cast<std::size_t>(i)]);
+    return to;
+  };
+  if (kind_ == Kind::kDense) {
+    out->values_ = values_;
+    out->row_map_ = composed(row_map_, s.rows);
+    out->column_map_ = composed(column_map_, s.columns);
+  } else if (kind_ == Kind::kGram || kind_ == Kind::kOuter) {
+    const std::size_t depth = kind_ == Kind::kOuter ? 1 : depth_;
+    const auto gather = [depth](const std::vector<double>& from, std::size_t from_leading, const std::vector<int>& index, std::vector<double>& to, std::size_t& leading) {
+      leading = static_cast<std::size_t>(padded(static_cast<int>(index.size())));
+      to.assign(leading * depth, 0.0);
+      for (std::size_t k = 0; k < depth; ++k)
+        for (std::size_t i = 0; i < index.size(); ++i) to[k * leading + i] = from[k * from_leading + static_cast<std::size_t>(index[i])];
+    };
+    const bool own_right = kind_ == Kind::kOuter || !symmetric_;
+    out->depth_ = depth_;
+    gather(a_, leading_, s.rows, out->a_, out->leading_);
+    if (!out->symmetric_ || kind_ == Kind::kOuter) gather(own_right ? b_ : a_, own_right ? leading_b_ : leading_, s.columns, out->b_, out->leading_b_);
+  }
+  return out;
+}
+
+Pairs PairMatrix::selected(const Pairs& x, std::vector<int> rows, std::vector<int> columns) {
+  if (x->selection_) {
+    for (int& i : rows) i = x->selection_->rows[static_cast<std::size_t>(i)];
+    for (int& j : columns) j = x->selection_->columns[static_cast<std::size_t>(j)];
+    return selected(x->selection_->of, std::move(rows), std::move(columns));
+  }
+  const auto in_order = [](const std::vector<int>& index, int size) {
+    if (static_cast<int>(index.size()) != size) return false;
+    for (int i = 0; i < size; ++i) if (index[static_cast<std::size_t>(i)] != i) return false;
+    return true;
+  };
+  if (in_order(rows, x->rows_) && in_order(columns, x->columns_)) return x;
+  // Operands first; those of an earlier selection are found again.
+  Selection s{x, std::move(rows), std::move(columns)};
+  std::unordered_map<const PairMatrix*, Pairs> done;
+  std::vector<std::pair<Pairs, bool>> left{{x, false}};
+  while (!left.empty()) {
+    const auto [node, visited] = left.back();
+    left.pop_back();
+    Pairs& out = done[node.get()];
+    if (out) continue;
+    for (const auto& known : node->selections_)
+      if (Pairs other = known.lock(); other && other->selection_->rows == s.rows && other->selection_->columns == s.columns) out = std::move(other);
+    if (out) continue;
+    if (node->selection_) {
+      out = selected(node, s.rows, s.columns);
+      continue;
+    }
+    if (!visited) {
+      left.emplace_back(node, true);
+      for (const Pairs& in : node->in_) left.emplace_back(in, false);
+      continue;
+    }
+    std::vector<Pairs> in;
+    for (const Pairs& operand : node->in_) in.push_back(done[operand.get()]);
+    s.of = node;
+    const Pairs made = node->selected(s, std::move(in));
+    done[node.get()] = made;
+    if (!made->selection_) continue;  // angles are found with their operand
+    std::erase_if(node->selections_, [](const auto& known) { return known.expired(); });
+    node->selections_.push_back(made);
+  }
+  return done[x.get()];
 }
 
 void PairMatrix::find_sides() {

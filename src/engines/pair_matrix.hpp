@@ -39,6 +39,8 @@ class PairMatrix {
   static Pairs outer(const Eigen::VectorXd& u, const Eigen::VectorXd& v, double error, bool symmetric);
   /// left right x, of Gaussians times left and right, which have a relative error.
   static Pairs scaled(const Pairs& x, double left, double right, double relative = 0);
+  /// Numbers times a factor that has a relative error.
+  static Pairs multiple(const Pairs& x, double factor, double relative = 0);
   /// x + sign y; symmetric: known to be, though x and y are not.
   static Pairs sum(const Pairs& x, const Pairs& y, double sign, bool symmetric = false);
   static Pairs product(const Pairs& x, const Pairs& y);
@@ -46,6 +48,9 @@ class PairMatrix {
   static Pairs kernel(const Pairs& x, const PairForm& form);
   /// The same with these sides, if x has none of its own.
   static Pairs with_sides(const Pairs& x, std::shared_ptr<const PairSide> left, std::shared_ptr<const PairSide> right);
+
+  /// Entry (i, j) is that of rows[i] and columns[j] of x, computed from those of its operands.
+  static Pairs selected(const Pairs& x, std::vector<int> rows, std::vector<int> columns);
 
   [[nodiscard]] int rows() const { return rows_; }
   [[nodiscard]] int columns() const { return columns_; }
@@ -66,10 +71,15 @@ class PairMatrix {
 
  private:
   enum class Kind { kDense, kGram, kOuter, kScaled, kSum, kProduct, kAngles, kTwoSlope, kTwoStep, kErf, kBell, kClosed, kSided };
+  struct Selection {  ///< which entries of which matrix these are
+    Pairs of;
+    std::vector<int> rows, columns;
+  };
   struct Channels { std::array<double*, 4> at; };
   struct Plan;
 
   PairMatrix(Kind kind, int rows, int columns, bool symmetric);
+  [[nodiscard]] Pairs selected(const Selection& s, std::vector<Pairs> in) const;
   static Pairs angles(const Pairs& x, bool negative);
   [[nodiscard]] PairColumn column(int row, int size, int j) const;
   [[nodiscard]] static PairColumn diagonal(const PairSide& side);
@@ -100,6 +110,8 @@ class PairMatrix {
   GaussBell bell_;
   PairForm form_;
   mutable std::array<std::weak_ptr<const PairMatrix>, 2> angles_;
+  mutable std::vector<std::weak_ptr<const PairMatrix>> selections_;
+  std::shared_ptr<const Selection> selection_;
 };
 
 }  // namespace tplimit::engines

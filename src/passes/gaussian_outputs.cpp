@@ -8,8 +8,52 @@ namespace tplimit {
 
 using namespace ir;
 
+namespace {
+
+/// Whether f is linear in `source` by structure: a derivative that holds almost everywhere proves nothing.
+bool linear_in(const Builder& b, NodeId f, NodeId source) {
+  std::vector<bool> depends(f.value + 1, false);
+  depends[source.value] = true;
+  for (std::uint32_t k = source.value + 1; k <= f.value; ++k) {
+    const Node& node = b.node({k});
+    std::size_t count = 0;
+    for (const NodeId in : node.in) count += depends[in.value] ? 1u : 0u;
+    depends[k] = count > 0;
+  }
+  std::vector<NodeId> stack{f};
+  std::vector<bool> seen(f.value + 1, false);
+  while (!stack.empty()) {
+    const NodeId id = stack.back();
+    stack.pop_back();
+    if (id == source || !depends[id.value] || seen[id.value]) continue;
+    seen[id.value] = true;
+    const Node& node = b.node(id);
+    const auto on = [&](std::size_t k) { return static_cast<bool>(depends[node.in[k].value]); };
+    bool linear = false;
+    if (const auto* m = std::get_if<Map>(&node.op)) {
+      if (m->fn == Fn::kAdd || m->fn == Fn::kSub) linear = true;
+      else if (m->fn == Fn::kMul) linear = !on(0) || !on(1);
+      else if (m->fn == Fn::kDiv) linear = !on(1);
+      else if (m->fn == Fn::kWhere) linear = !on(0);
+    } else if (std::holds_alternative<Contract>(node.op)) {
+      linear = !on(0) || !on(1);
+    } else if (std::holds_alternative<MatMul>(node.op)) {
+      linear = !on(0);
+    } else {
+      linear = std::holds_alternative<Scale>(node.op) || std::holds_alternative<Average>(node.op) || std::holds_alternative<ReduceSum>(node.op) || std::holds_alternative<Gather>(node.op) || std::holds_alternative<ScatterAdd>(node.op) ||
+               std::holds_alternative<Permute>(node.op) || std::holds_alternative<Reshape>(node.op) || std::holds_alternative<Expand>(node.op) || std::holds_alternative<Concat>(node.op) || std::holds_alternative<Stop>(node.op) ||
+               std::holds_alternative<Parameter>(node.op) || std::holds_alternative<Change>(node.op);
+    }
+    if (!linear) return false;
+    stack.insert(stack.end(), node.in.begin(), node.in.end());
+  }
+  return true;
+}
+
+}  // namespace
+
 std::optional<LinearPart> linear_part(Builder& b, NodeId f, NodeId source) {
-  if (!depends_on(b, f, {source})) return std::nullopt;
+  if (!depends_on(b, f, {source}) || !linear_in(b, f, source)) return std::nullopt;
   Result<std::vector<Derivative>> d = gradient(b, f, {source});
   if (!d || !(*d)[0].tensor.valid() || depends_on(b, (*d)[0].tensor, {source})) return std::nullopt;
   const Type type = b.type(source);
