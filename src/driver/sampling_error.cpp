@@ -1,6 +1,7 @@
 #include "driver/sampling_error.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <functional>
 #include <limits>
@@ -59,6 +60,7 @@ int degree_of(const Program& program, const Node& node, const std::vector<int>& 
 /// Hill's estimate from the largest terms of all runs; 0: there are too few.
 struct TailIndex {
   double index = 0, error = 0, size = 0;  ///< size: of the largest term
+  bool everywhere = false;                ///< no mean, by the 16, 32, .. largest terms as by all of them
 };
 TailIndex tail_index(const std::vector<RunResult>& runs, std::size_t average, double terms) {
   std::vector<double> all;
@@ -74,16 +76,23 @@ TailIndex tail_index(const std::vector<RunResult>& runs, std::size_t average, do
   if (k < kLeast) return {};
   // Of a power law, the spacings (i + 1) log(all[i] / all[i + 1]) are independent and exponential with mean 1 / index.  One large gap is no heavy
   // tail but a few terms of another kind (a jump): the largest, on average 1 + 1/2 + .. + 1/k of these means, is left out.
+  TailIndex out;
+  out.everywhere = true;
   double sum = 0, largest = 0, left = 0;
   for (std::size_t i = 0; i < k; ++i) {
     const double place = static_cast<double>(i + 1), spacing = place * std::log(all[i] / all[i + 1]);
     sum += spacing;
     largest = std::max(largest, spacing);
     left += 1 - 1 / place;
+    const bool last = i + 1 == k;
+    if (!last && (i + 1 < kLeast || !std::has_single_bit(i + 1))) continue;
+    if (!(sum > largest)) return {};
+    const double index = left / (sum - largest), error = index / std::sqrt(left);
+    // A mean is refused only where all agree: terms of two kinds, as where few particles cross a kink, fall off like any power in between.
+    out.everywhere = out.everywhere && index + 1.5 * error < 1;
+    if (last) out.index = index, out.error = error, out.size = std::max(all[0], all[k] * std::pow(static_cast<double>(k), 1 / index));
   }
-  if (!(sum > largest)) return {};
-  const double index = left / (sum - largest);
-  return {index, index / std::sqrt(left), std::max(all[0], all[k] * std::pow(static_cast<double>(k), 1 / index))};
+  return out;
 }
 
 }  // namespace
@@ -126,11 +135,10 @@ Unresolved unresolved(const Program& program, const std::vector<NodeId>& average
     const double z = tail.index > 0 ? tail.error / tail.index : 0;
     // Below 2 the variance is infinite, and with it the spread of runs no measure; below 1 the mean is.
     if (tail.index == 0 || tail.index * (1 + 1.5 * z) >= 2) continue;
-    const bool resolved = tail.index > 1 + 1.5 * z;
-    out.tails.push_back({averages[a], tail.index, tail.error, resolved});
-    // The mean of what lies beyond the largest term, for terms with P(term > t) ~ t^-index.
-    if (resolved)
-      for (double& e : error) e = std::max(e, tail.size / terms * tail.index / (tail.index - 1));
+    out.tails.push_back({averages[a], tail.index, tail.error, !tail.everywhere});
+    // The mean of what lies beyond the largest term, for terms with P(term > t) ~ t^-index; near 1, of as many as there are.
+    const double beyond = tail.size / terms * std::min(tail.index / std::max(1e-9, tail.index - 1), std::sqrt(terms));
+    for (double& e : error) e = std::max(e, beyond);
   }
   return out;
 }
