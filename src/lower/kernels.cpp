@@ -177,27 +177,35 @@ bool Lowerer::joint_model(const std::string& model, const std::vector<Tensor>& s
   return true;
 }
 
-/// <df(x)/dtheta, df(x')/dtheta> [P, Q] for one tensor or matrix theta; invalid if f does not depend on it.
-NodeId Lowerer::gradient_kernel(const SampleModel& f, const Derivative& d) {
+/// <df(x)/dtheta, df(x')/dtheta> [P, Q] for each tensor or matrix theta; invalid if f does not depend on it.  All together: what
+/// their derivatives share is evaluated for the samples once.
+std::vector<NodeId> Lowerer::gradient_kernels(const SampleModel& f, const std::vector<Derivative>& derivatives) {
   ir::Builder& b = builder_;
-  const std::vector<GradientTerm> terms = terms_of(b, d);
-  if (terms.empty()) return {};
+  std::vector<std::vector<GradientTerm>> all;
   std::vector<NodeId> factors;
-  for (const GradientTerm& t : terms) {
-    factors.push_back(t.left);
-    factors.push_back(t.right.valid() ? t.right : b.constant(1));
-  }
-  const std::vector<NodeId> left = f.batch(b, factors, true), right = f.batch(b, factors, false);
-  NodeId sum;
-  for (std::size_t i = 0; i < terms.size(); ++i)
-    for (std::size_t j = 0; j < terms.size(); ++j) {
-      const std::int64_t s = terms[i].terms, t = terms[j].terms;
-      NodeId kernel = inner_products(b, left[2 * i], s, right[2 * j], t);
-      if (terms[i].right.valid()) kernel = b.times(kernel, inner_products(b, left[2 * i + 1], s, right[2 * j + 1], t));
-      kernel = b.sum(b.sum(kernel, 3), 1);
-      sum = sum.valid() ? b.plus(sum, kernel) : kernel;
+  for (const Derivative& d : derivatives) {
+    all.push_back(terms_of(b, d));
+    for (const GradientTerm& t : all.back()) {
+      factors.push_back(t.left);
+      factors.push_back(t.right.valid() ? t.right : b.constant(1));
     }
-  return sum;
+  }
+  std::vector<NodeId> out(derivatives.size());
+  if (factors.empty()) return out;
+  const std::vector<NodeId> left = f.batch(b, factors, true), right = f.batch(b, factors, false);
+  std::size_t first = 0;
+  for (std::size_t k = 0; k < all.size(); first += 2 * all[k++].size()) {
+    const std::vector<GradientTerm>& terms = all[k];
+    for (std::size_t i = 0; i < terms.size(); ++i)
+      for (std::size_t j = 0; j < terms.size(); ++j) {
+        const std::int64_t s = terms[i].terms, t = terms[j].terms;
+        NodeId kernel = inner_products(b, left[first + 2 * i], s, right[first + 2 * j], t);
+        if (terms[i].right.valid()) kernel = b.times(kernel, inner_products(b, left[first + 2 * i + 1], s, right[first + 2 * j + 1], t));
+        kernel = b.sum(b.sum(kernel, 3), 1);
+        out[k] = out[k].valid() ? b.plus(out[k], kernel) : kernel;
+      }
+  }
+  return out;
 }
 
 /// sum over parameters theta of lr_theta <df(x)/dtheta, df(x')/dtheta>.
@@ -211,8 +219,7 @@ Value Lowerer::builtin_ntk(const ast::Call& call, Span span) {
     if (!variable.trained || !depends_on_current(f.output, reached, name, span)) continue;
     Result<std::vector<Derivative>> gradients = gradient(b, f.output, version_nodes(globals_.at(name).value), current_versions());
     if (!gradients) throw not_differentiable(gradients.errors()[0], span);
-    for (const Derivative& d : *gradients) {
-      const NodeId own = gradient_kernel(f, d);
+    for (const NodeId own : gradient_kernels(f, *gradients)) {
       if (!own.valid()) continue;  // a matrix of an array that the model does not use
       const NodeId kernel = b.times(scalar(rate_of(variable, span), span, "a learning rate"), own);
       sum = sum.valid() ? b.plus(sum, kernel) : kernel;
@@ -232,7 +239,7 @@ Value Lowerer::builtin_nngp(const ast::Call& call, Span span) {
     auto part = tplimit::linear_part(b, rest, source);
     if (!part) return;
     if (deviation) part->slope.tensor = b.times(part->slope.tensor, *deviation);
-    const NodeId kernel = gradient_kernel(f, part->slope);
+    const NodeId kernel = gradient_kernels(f, {part->slope})[0];
     sum = sum.valid() ? b.plus(sum, kernel) : kernel;
     rest = part->at_zero;
   };

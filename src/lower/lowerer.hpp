@@ -248,7 +248,7 @@ class Lowerer {
   SampleModel sample_model(const ast::Call& call, Span span);
   Tensor placeholder(const Axes& axes);
   bool joint_model(const std::string& model, const std::vector<Tensor>& sides, Span span, SampleModel& out);
-  NodeId gradient_kernel(const SampleModel& f, const Derivative& d);
+  std::vector<NodeId> gradient_kernels(const SampleModel& f, const std::vector<Derivative>& derivatives);
   Value builtin_ntk(const ast::Call& call, Span span);
   Value builtin_nngp(const ast::Call& call, Span span);
   Tensor training_operator(Arguments& a, Tensor& kernel, Tensor& across);
