@@ -656,6 +656,17 @@ MomentEngine::Field MomentEngine::apply(const Map& m, const Node& node, std::vec
       }
       break;
     }
+    case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual:
+      // By the difference of Gaussians, one Gaussian, of which it is known whether its variance is 0.
+      if (linear(in[0]) && linear(in[1]) && !in[0].constant() && !in[1].constant())
+        return apply(m, node, {simplified(add(in[0], in[1], -1)), Field{in[0].columns, {}}});
+      break;
+    case Fn::kMax: case Fn::kMin:  // b + relu(a - b), a - relu(a - b)
+      if (linear(in[0]) && linear(in[1]) && !in[0].constant() && !in[1].constant()) {
+        Field positive = apply({Fn::kRelu, 0}, node, {simplified(add(in[0], in[1], -1))});
+        return m.fn == Fn::kMax ? add(in[1], positive, 1) : add(in[0], positive, -1);
+      }
+      break;
     default: break;
   }
   if (auto composed = compose(false)) return *composed;

@@ -389,6 +389,12 @@ class Analysis {
       to.other_moves = false;
       return;
     }
+    if (!to.lead) {  // all coordinates are 0 up to what was dropped, as where leading parts cancel
+      no_atoms(to);
+      to.zero = true;
+      to.zero_moves = to.dropped.has_value();
+      return;
+    }
     const auto any = [&](bool Order::*flag) { return std::any_of(node.in.begin(), node.in.end(), [&](NodeId id) { return !in_[id].type.matrix && order(id).*flag; }); };
     const auto copy_all = [&] {
       for (const auto flag : {&Order::zero, &Order::zero_moves, &Order::other, &Order::other_moves}) to.*flag = any(flag);
