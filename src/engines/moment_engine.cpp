@@ -105,6 +105,7 @@ void MomentEngine::collect_garbage() {
   for (std::size_t i = 0; i < live.size(); ++i)
     if (!live[i]) affines_[i] = nullptr;
   std::erase_if(covariances_, [&](const auto& c) { return !live[at(c.first.first)] || !live[at(c.first.second)]; });
+  std::erase_if(quadratures_, [&](const auto& k) { return std::any_of(k.second.affines.begin(), k.second.affines.end(), [&](int i) { return !live[at(i)]; }); });
   std::erase_if(variances_, [&](const auto& v) { return !live[at(v.first)]; });
   live_ = static_cast<std::size_t>(std::count(live.begin(), live.end(), true));
   sweep_at_ = std::max<std::size_t>(256, 2 * live_);

@@ -70,6 +70,7 @@ class MomentEngine {
   struct Covariance;
   struct Component;
   using Polynomials = std::vector<Sparse>;
+  struct Known;
   struct Moment;   ///< a matrix of moments with its error and method
   struct Unknown;  ///< thrown inside
 
@@ -121,6 +122,7 @@ class MomentEngine {
   [[nodiscard]] bool related(int p, int q) const;
   Moment cross(const Field& x, const Field& y);
   Moment term_moment(const Term& s, int rows, const Term& t, int columns);
+  Moment group_moment(const std::vector<std::pair<int, Factor>>& own, int rows, int columns);
   Moment pair(const Factor& s, int rows, const Factor& t, int columns);
   std::optional<Moment> polynomial_moment(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   std::optional<Moment> same_side(const Factor& s, const Factor& t, int rows);
@@ -163,6 +165,7 @@ class MomentEngine {
   std::map<std::tuple<std::uint32_t, bool, std::uint32_t>, int> hats_;  ///< source, transposed, vector -> family
   double excess_ = 0;
   std::int64_t rows_merged_ = 0;
+  std::map<std::vector<int>, Known> quadratures_;  ///< by factors, their blocks and columns
 };
 
 }  // namespace tplimit::engines

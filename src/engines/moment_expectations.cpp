@@ -272,20 +272,7 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
     for (std::size_t i = 0; i < factors.size(); ++i)
       if (group[i] == g) own.push_back(factors[i]);
     if (own.empty()) continue;
-    if (own.size() == 1) {
-      Moment m = mean(own[0].second, own[0].first == 0 ? rows : columns);
-      if (own[0].first == 1) m.value.transposeInPlace();
-      parts.push_back(std::move(m));
-    } else if (own.size() == 2 && own[0].first != own[1].first) {
-      parts.push_back(pair(own[0].second, rows, own[1].second, columns));
-    } else {
-      std::optional<Moment> closed;
-      if (own.size() == 2) closed = same_side(own[0].second, own[1].second, own[0].first == 0 ? rows : columns);
-      if (closed && own[0].first == 1) closed->value.transposeInPlace();
-      if (!closed) closed = polynomial_moment(own, rows, columns);
-      if (!closed) closed = stein(own, rows, columns);
-      parts.push_back(closed ? std::move(*closed) : single_entries(own, rows, columns));
-    }
+    parts.push_back(group_moment(own, rows, columns));
     if (parts.back().method == MomentMethod::kExact && (parts.back().value.array() == 0).all()) return {Matrix::Zero(1, 1)};
   }
   if (parts.empty()) return {Matrix::Ones(1, 1)};
@@ -306,6 +293,37 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
         next(i, j) = out.value(out.value.rows() == 1 ? 0 : i, out.value.cols() == 1 ? 0 : j) * m.value(m.value.rows() == 1 ? 0 : i, m.value.cols() == 1 ? 0 : j);
     out.error = out.error * size + m.error * old_size;
     out.value = std::move(next);
+  }
+  return out;
+}
+
+/// Of dependent factors.  Quadratures are kept: in training under a fixed kernel every step asks for the same.
+MomentEngine::Moment MomentEngine::group_moment(const std::vector<std::pair<int, Factor>>& own, int rows, int columns) {
+  std::vector<int> key{rows, columns};
+  for (const auto& [side, f] : own) {
+    key.insert(key.end(), {side, static_cast<int>(f.f), f.affine, f.columns ? static_cast<int>(f.columns->size()) : -1});
+    if (f.columns) key.insert(key.end(), f.columns->begin(), f.columns->end());
+  }
+  if (const auto known = quadratures_.find(key); known != quadratures_.end()) return known->second.moment;
+  Moment out;
+  if (own.size() == 1) {
+    out = mean(own[0].second, own[0].first == 0 ? rows : columns);
+    if (own[0].first == 1) out.value.transposeInPlace();
+  } else if (own.size() == 2 && own[0].first != own[1].first) {
+    out = pair(own[0].second, rows, own[1].second, columns);
+  } else {
+    std::optional<Moment> closed;
+    if (own.size() == 2) closed = same_side(own[0].second, own[1].second, own[0].first == 0 ? rows : columns);
+    if (closed && own[0].first == 1) closed->value.transposeInPlace();
+    if (!closed) closed = polynomial_moment(own, rows, columns);
+    if (!closed) closed = stein(own, rows, columns);
+    out = closed ? std::move(*closed) : single_entries(own, rows, columns);
+  }
+  constexpr Eigen::Index kMostKept = 1 << 18;
+  if (out.method == MomentMethod::kQuadrature && out.value.size() <= kMostKept) {
+    std::vector<int> affines;
+    for (const auto& [side, f] : own) affines.push_back(f.affine);
+    quadratures_.emplace(std::move(key), Known{out, std::move(affines)});
   }
   return out;
 }

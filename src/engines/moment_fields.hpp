@@ -93,6 +93,11 @@ struct MomentEngine::Moment {
   double error = 0;   ///< absolute, largest
   MomentMethod method = MomentMethod::kExact;
 };
+/// A moment that is kept as long as the blocks it is of.
+struct MomentEngine::Known {
+  Moment moment;
+  std::vector<int> affines;
+};
 /// E d/du of a term for the Gaussian u behind each column.
 struct MomentEngine::Slope {
   Factor u;  ///< f is the identity

@@ -283,6 +283,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
   }
   if (const auto* p = std::get_if<Permute>(&op)) {
     if (std::is_sorted(p->axes.begin(), p->axes.end())) return in[0];
+    if (is_zero(in[0])) return zeros(type(in[0]).width, infer_type(op, {&type(in[0])}).dims);
     return std::nullopt;
   }
   if (const auto* g = std::get_if<Gather>(&op)) {
@@ -291,6 +292,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
       std::int64_t expected = 0;
       if (std::all_of(g->indices->begin(), g->indices->end(), [&](auto i) { return i == expected++; })) return in[0];
     }
+    if (is_zero(in[0])) return zeros(type(in[0]).width, infer_type(op, {&type(in[0])}).dims);
     return std::nullopt;
   }
   if (std::holds_alternative<Concat>(op)) return in.size() == 1 ? std::optional(in[0]) : std::nullopt;
