@@ -137,7 +137,7 @@ for t in 0..{} {{
   step sgd(mse(out, y), lr = 0.2)
   predicted = predicted - {:.17g} * K @ (predicted - y)
 }}
-)", x, y, parametrization, variance, phi, steps, 0.4 / samples);
+)", x, y, parametrization, variance, phi, steps, 0.2 / samples);
 }
 
 TEST(KernelRegime, PiecewiseFunctionsTrainUnderTheTangentKernel) {
