@@ -21,3 +21,21 @@ tplimit_test(widths_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/widths_test.cpp)
 tplimit_test(networks_test LABEL numeric LINK tplimit::driver tplimit::report
   SOURCES numeric/networks_test.cpp)
+tplimit_test(unusual_programs_test LABEL property LINK tplimit::driver tplimit::math
+  SOURCES property/unusual_programs_test.cpp)
+tplimit_test(front_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/front_test.cpp)
+tplimit_test(kinks_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/kinks_test.cpp)
+tplimit_test(singular_covariance_test LABEL numeric LINK tplimit::driver tplimit::math
+  SOURCES numeric/singular_covariance_test.cpp)
+tplimit_test(quadrature_kinds_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/quadrature_kinds_test.cpp)
+tplimit_test(unresolved_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/unresolved_test.cpp)
+tplimit_test(lost_states_test LABEL unit LINK tplimit::driver
+  SOURCES unit/engines/lost_states_test.cpp)
+tplimit_test(counting_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/counting_test.cpp)
+tplimit_test(compare_words_test LABEL numeric LINK tplimit::report
+  SOURCES numeric/compare_words_test.cpp)

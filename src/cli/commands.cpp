@@ -136,6 +136,7 @@ std::vector<std::pair<std::string, std::string>> identity(std::string_view comma
     if (e.rank_tol) add("--rank-tol", *e.rank_tol);
     add("--merge-rows", e.merge_rows);
     if (e.tolerance) add("--tol", *e.tolerance);
+    if (!e.tolerance_on.empty()) add("--tol-on", fmt::format("{}", fmt::join(e.tolerance_on, ",")));
     if (e.given) add("--given", fmt::format("{}={}", e.given->name, fmt::join(e.given->values, ",")));
     if (options.draws > 1) add("--draws", options.draws);
   }
@@ -307,7 +308,7 @@ int check(const Options& options) {
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
   const Module& module = *loaded.module;
-  const RegimeReport counted = regime(module);
+  const RegimeReport counted = regime(module, !options.out.empty());
   if (!options.out.empty())
     if (const std::string failure = write_file(options.out, regime_json(counted, *module.written, module.source)); !failure.empty()) return complain(failure);
   const Result<LeadingOrder> orders = tplimit::check(module);
@@ -350,7 +351,7 @@ int explain(const Options& options) {
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
   const Module& module = *loaded.module;
-  if (options.parametrization) return deliver_text(parametrization_text(regime(module), *module.written), options);
+  if (options.parametrization) return deliver_text(parametrization_text(regime(module, false), *module.written), options);
 
   Result<LimitFormulas> limit = limit_formulas(module, options.evaluate);
   if (!limit) return reject(limit.errors(), loaded.source);

@@ -136,6 +136,7 @@ void add_limit(CLI::App& app, Options& o, std::int64_t least_randomisations) {
       small_count(least_randomisations));
   add(app, "--tol", "X", o.evaluate.tolerance, "Raise particles, and directions kept, until every error is below this",
       real(std::numeric_limits<double>::min(), kInfinity));
+  app.add_option("--tol-on", o.evaluate.tolerance_on, "The tolerance is for these reports only, as in loss,accuracy; default: all")->type_name("NAME,..")->delimiter(',')->allow_extra_args(false)->needs(app.get_option("--tol"));
   add(app, "--rank-tol", "X", o.evaluate.rank_tol, "Drop new directions of a matrix below this relative size; default 1e-6, with --tol as much as that allows", real(0, 1));
   add(app, "--merge-rows", "X", o.evaluate.merge_rows, "Without sampling: rows of a sum over f(row) closer in direction than this become one; default 1e-12", real(0, 1));
 }
@@ -216,6 +217,7 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
     o->simulate.memory_bytes = o->evaluate.memory_bytes;
     o->evaluate.ranks = o->simulate.ranks = &ranks;
   }
+  for (Options* o : {&for_run, &for_simulate, &for_compare, &for_explain, &for_check}) o->lower.memory_bytes = o->evaluate.memory_bytes > 0 ? o->evaluate.memory_bytes : 0.8 * ranks.memory();
   if (run_app) return run(for_run);
   if (simulate_app) return simulate(for_simulate);
   if (compare_app) return compare(for_compare);

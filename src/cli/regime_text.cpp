@@ -60,12 +60,12 @@ std::string regime_text(const RegimeReport& report, const ir::Program& program, 
   for (const Feature& f : report.features)
     for (std::size_t t = 1; t < f.steps.size(); ++t)
       if (t == 1 || f.steps[t].change != f.steps[t - 1].change || f.steps[t].by_variable != f.steps[t - 1].by_variable) steps = std::max(steps, t);
-  constexpr std::size_t kMostSteps = 6, kMostVariables = 8;
+  constexpr std::size_t kMostSteps = 6;
   steps = std::min(steps, kMostSteps);
   std::vector<std::uint32_t> trained;
   for (const VariableEffect& e : report.effects)
     if (program.variables[e.variable].trained) trained.push_back(e.variable);
-  const bool attributed = steps > 0 && trained.size() <= kMostVariables;
+  const bool attributed = steps > 0 && std::ssize(trained) <= kFewVariables && !report.features[0].steps[0].by_variable.empty();
 
   std::vector<Row> rows{{"value", "start"}};
   for (std::size_t t = 1; t <= steps; ++t) rows[0].push_back(fmt::format("{}{}{}", t == 1 ? "change: " : "", t, t == steps && static_cast<int>(t) < report.steps ? ".." : ""));

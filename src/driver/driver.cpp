@@ -6,15 +6,20 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <bit>
 #include <chrono>
 #include <cmath>
 #include <deque>
 #include <fstream>
+#include <map>
 #include <mutex>
 #include <numeric>
 #include <set>
 #include <sstream>
 
+#include <fmt/ranges.h>
+
+#include "driver/sampling_error.hpp"
 #include "engines/interpreter.hpp"
 #include "engines/moment_engine.hpp"
 #include "engines/run_store.hpp"
@@ -23,6 +28,7 @@
 #include "tplimit/math/normals.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
 #include "tplimit/passes/graded.hpp"
+#include "tplimit/passes/known_values.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/syntax/parser.hpp"
 
@@ -45,12 +51,18 @@ static double current_memory(const Communicator& ranks) {
 }
 
 double peak_memory() {
+  // Not ru_maxrss: a process inherits it from the one that started it.
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;)
+    if (double kilobytes = 0; word == "VmHWM:" && status >> kilobytes) return kilobytes * 1024;
   rusage usage{};
   getrusage(RUSAGE_SELF, &usage);
   return static_cast<double>(usage.ru_maxrss) * 1024;
 }
 
 namespace {
+
+Diagnostic diagnose(const Program& program, const RunFailure& failure);
 
 Result<Program> ablated(Program program, const Ablations& ablations) {
   if (ablations.lazy) {
@@ -82,6 +94,7 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
   module.constants = options.constants;
   module.program = erase_identities(lowered->program);
   verify(module.program);
+  if (const auto node = certain_nan(module.program)) return diagnose(module.program, {{"E4101", "", ""}, *node});
   module.written = std::make_shared<const Program>(std::move(lowered->program));
   module.warnings = std::move(lowered->warnings);
   module.source = std::move(source);
@@ -89,11 +102,16 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
 }
 
 Result<Source> read_source(const std::filesystem::path& file) {
+  const auto unreadable = [&](std::string message, std::string help) { return Diagnostic{Severity::kError, "E5001", std::move(message), {}, "", std::move(help), {}, false}; };
+  constexpr std::size_t kMost = 16 << 20;  // devices have no end
   std::ifstream in(file, std::ios::binary);
-  std::ostringstream text;
-  if (!in || std::filesystem::is_directory(file) || !(text << in.rdbuf() || text.str().empty()))
-    return Diagnostic{Severity::kError, "E5001", fmt::format("cannot read '{}'", file.string()), {}, "", "", {}, false};
-  return Source(file.string(), text.str());
+  std::string text;
+  std::array<char, 1 << 16> piece{};
+  if (std::filesystem::is_directory(file)) in.setstate(std::ios::failbit);
+  while (in && text.size() <= kMost && (in.read(piece.data(), piece.size()) || in.gcount() > 0)) text.append(piece.data(), static_cast<std::size_t>(in.gcount()));
+  if (text.size() > kMost) return unreadable(fmt::format("'{}' is no program: it is longer than 16 MiB", file.string()), "large arrays belong in data files: data X = npy(\"FILE\")");
+  if (!in.eof()) return unreadable(fmt::format("cannot read '{}'", file.string()), "");
+  return Source(file.string(), std::move(text));
 }
 
 Result<Module> parse_file(const std::filesystem::path& file, LowerOptions options) {
@@ -125,10 +143,13 @@ std::optional<CovarianceLimit> covariance_limit(const Program& program) {
 
 /// The limit of the program by leading orders; a report that tends to a Gaussian becomes its covariance.  Where that is not enough, by graded
 /// values, conditional on random outputs drawn from the seed.
-Result<LeadingOrder> limit_of(const Program& program, const EvaluateOptions& options) {
+Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& options) {
+  const Program program = cancel_terms(written);
   const GradedOptions graded{options.seed, options.draw, Exponent(1, 2), options.given};
   if (options.given) return graded_limit(program, graded);
   Result<LeadingOrder> limit = leading_order(program);
+  if (limit && limit->undecided && program.steps.empty())
+    if (Result<LeadingOrder> drawn = graded_limit(program, graded); drawn && drawn->random_outputs) return drawn;
   if (limit || limit.errors()[0].code != "E3102") return limit;
   if (auto covariances = covariance_limit(program)) return std::move(covariances->limit);
   return graded_limit(program, graded);
@@ -138,7 +159,7 @@ Result<LeadingOrder> limit_of(const Program& program, const EvaluateOptions& opt
 
 Result<LeadingOrder> check(const Module& module) { return limit_of(module.program, {}); }
 
-RegimeReport regime(const Module& module) { return count_powers(*module.written); }
+RegimeReport regime(const Module& module, bool every_share) { return count_powers(*module.written, every_share); }
 
 Module comparable(Module module) {
   if (leading_order(module.program)) return module;
@@ -350,19 +371,45 @@ RunFailure first_not_finite(const Program& program, const std::vector<NodeId>& a
   return {{"E4101", "a number is not finite", ""}, wanted.front()};
 }
 
-/// Values of finite nodes from averages pooled over runs, errors by jackknife over runs.
+/// Values of finite nodes from averages pooled over runs, errors by jackknife over runs and from what the runs do not resolve.
 struct Pooled {
   std::vector<std::vector<double>> value, error;
+  Undetermined undetermined;
   std::optional<RunFailure> failure;  ///< a value is not finite, or not everywhere within its error
 };
-Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs) {
+/// Adds in squares what the values change by if each average is off by its unresolved error, with random signs.
+template <class Evaluate>
+void add_unresolved(Pooled& out, const std::vector<std::vector<double>>& mean, const std::vector<std::vector<double>>& unresolved, Evaluate evaluate_at) {
+  constexpr int kRepeats = 8;
+  if (std::all_of(unresolved.begin(), unresolved.end(), [](const auto& e) { return std::all_of(e.begin(), e.end(), [](double x) { return x == 0; }); })) return;
+  std::vector<std::vector<std::vector<double>>> changed;
+  for (std::uint64_t k = 0; k < kRepeats; ++k) {
+    std::vector<std::vector<double>> at = mean;
+    for (std::size_t a = 0; a < at.size(); ++a)
+      for (std::size_t j = 0; j < at[a].size(); ++j) at[a][j] += (mix_key(mix_key(k, a), j) & 1 ? 1 : -1) * unresolved[a][j];
+    changed.push_back(evaluate_at(at));
+    if (!all_finite(changed.back())) changed.pop_back();  // as beyond the edge of a domain
+  }
+  for (std::size_t w = 0; w < out.error.size(); ++w)
+    for (std::size_t j = 0; j < out.error[w].size(); ++j) {
+      double squares = 0;
+      for (const auto& values : changed) squares += std::pow(values[w][j] - out.value[w][j], 2) / static_cast<double>(changed.size());
+      out.error[w][j] = std::hypot(out.error[w][j], std::sqrt(squares));
+    }
+}
+
+Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs, const std::vector<std::vector<double>>& unresolved) {
   FiniteEvaluator tail(program, atoms, wanted);
   const std::size_t count = runs.size();
   std::vector<std::vector<double>> mean(atoms.size());
   for (std::size_t a = 0; a < atoms.size(); ++a) {
     mean[a].assign(runs[0].values[a].size(), 0.0);
-    if (std::holds_alternative<Samples>(program[atoms[a]].op)) {
-      mean[a] = runs[0].values[a];  // draws are not averaged
+    if (const auto* samples = std::get_if<Samples>(&program[atoms[a]].op)) {
+      // Draws are not averaged: each run gives some of them.
+      for (std::size_t j = 0; j < mean[a].size(); ++j) {
+        const std::size_t i = j % static_cast<std::size_t>(samples->count);
+        mean[a][j] = runs[i % count].values[a][j - i + i / count];
+      }
       continue;
     }
     for (const RunResult& run : runs)
@@ -411,6 +458,7 @@ Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std:
     for (std::size_t j = 0; j < sum[w].size(); ++j)
       out.error[w].push_back(std::sqrt(std::max(0.0, (sum_of_squares[w][j] - sum[w][j] * sum[w][j] / r) * (r - 1) / r)));
   }
+  add_unresolved(out, mean, unresolved, evaluate_at);
   return out;
 }
 
@@ -419,11 +467,15 @@ constexpr std::int64_t kSideBySide = 16384;
 
 class LimitEvaluation {
  public:
-  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options) : program_(limit.program), options_(options), threads_(thread_count(options.threads, *options.ranks)) {
+  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options) : limit_(limit), program_(limit.program), options_(options), threads_(thread_count(options.threads, *options.ranks)) {
     outputs_ = outputs_of(program_);
     for (const Report& report : program_.reports)
       for (const auto& entry : report.entries)
         if (const auto e = eigenvalues_behind(program_, entry.value)) outputs_.push_back(*e);
+    for (const Decision& d : limit.decisions) {
+      outputs_.insert(outputs_.end(), d.operands.begin(), d.operands.end());
+      if (d.margin.valid()) outputs_.push_back(d.margin);
+    }
     std::sort(outputs_.begin(), outputs_.end());
     outputs_.erase(std::unique(outputs_.begin(), outputs_.end()), outputs_.end());
     find_moments();
@@ -433,6 +485,7 @@ class LimitEvaluation {
     atoms_ = atoms_of(program_, left);
     base_memory_ = current_memory(*options.ranks);
     schedule_ = engines::make_schedule(program_, atoms_);
+    proved_ = proved_by_matching(program_);
     // What depends on no average is exact.
     random_.assign(program_.size(), false);
     sampled_.assign(program_.size(), false);
@@ -459,7 +512,9 @@ class LimitEvaluation {
     bool promising = true;
   };
   Result<Outcome> run(const Resolution& resolution, std::optional<double> target, ProgressCounter& progress) {
-    const std::int64_t particles = resolution.particles;
+    const std::int64_t particles = particles_ = resolution.particles;
+    if (auto refused = too_many_samples(particles)) return *refused;
+    if (auto refused = too_few_particles(particles)) return *refused;
     const double most = memory_limit(options_.memory_bytes, *options_.ranks);
     if (const double bytes = memory(resolution, options_.randomisations); bytes > most)
       return Diagnostic{Severity::kError, "E4202", fmt::format("the run needs up to {} of memory{}, but {} may be used", bytes_text(bytes), options_.ranks->size() > 1 ? " on each rank" : "", bytes_text(most)), {}, "",
@@ -477,7 +532,7 @@ class LimitEvaluation {
     const int count = atoms_.empty() ? 1 : options_.randomisations;
     const auto one = [&](std::int64_t k) { return std::vector{key(k)}; };
     auto runs = run_particles(resolution, count, one, progress);
-    if (!runs) return runs.errors();
+    if (!runs) return with_advice(runs.errors());
     bool stopped = false;
     double dropped = 0;
     for (const RunResult& run : *runs) {
@@ -486,11 +541,12 @@ class LimitEvaluation {
       out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
     }
     ranks_ = {resolution.rank_tol, runs->front().ranks};
+    if (auto unresolved = judge_tails(unresolved_by(*runs).tails, out.warnings)) return *unresolved;
     out.engine.memory_estimate = base_memory_ + memory(resolution, options_.randomisations);
     if (target && count > 1) {
       const Pooled first = with_moments(*runs);
       if (first.failure) return diagnose(program_, *first.failure);
-      out.engine.sampling_error = largest_reported(first.error);
+      out.engine.sampling_error = largest_reported(first.error, first.undetermined);
       if (out.engine.sampling_error > *target) return Outcome{std::move(out), false};
     }
     std::vector<std::vector<double>> truncation;
@@ -500,6 +556,9 @@ class LimitEvaluation {
       if (!error) return error.errors();
       truncation = std::move(*error);
     }
+    // What linear algebra proves has no other error, and shows directions that were dropped as rounding.
+    std::vector<std::vector<double>> of_proved;
+    if (resolution.rank_tol > 0 && count > 1) of_proved = truncation_of_proved(resolution, runs->front(), std::max(dropped, resolution.rank_tol), progress);
     if (stopped)
       out.warnings.push_back({Severity::kWarning, "W5401", fmt::format("moment matching stopped: too many directions (rank {}) for {} particles", out.engine.largest_rank, particles), {}, "",
                               "raise --particles for smaller errors", {}, false});
@@ -523,8 +582,11 @@ class LimitEvaluation {
     }
     Pooled pooled = with_moments(*runs);
     if (pooled.failure) return diagnose(program_, *pooled.failure);
-    out.engine.sampling_error = largest_reported(pooled.error);
-    if (!truncation.empty()) out.engine.truncation_error = largest_reported(truncation);
+    out.engine.sampling_error = largest_reported(pooled.error, pooled.undetermined);
+    if (truncation.empty()) truncation = std::move(of_proved);
+    for (std::size_t k = 0; k < of_proved.size(); ++k)
+      for (std::size_t j = 0; j < of_proved[k].size(); ++j) truncation[k][j] = std::max(truncation[k][j], of_proved[k][j]);
+    if (!truncation.empty()) out.engine.truncation_error = largest_reported(truncation, pooled.undetermined);
     for (std::size_t k = 0; k < truncation.size(); ++k)
       for (std::size_t j = 0; j < pooled.error[k].size(); ++j) pooled.error[k][j] = std::hypot(pooled.error[k][j], truncation[k][j]);
     collect(pooled, out);
@@ -534,8 +596,26 @@ class LimitEvaluation {
     return Outcome{std::move(out)};
   }
 
-  /// E4301 for the first report that the asked engine cannot do.
+  /// E4203: particles are drawn without repeats.
+  [[nodiscard]] std::optional<Diagnostic> too_many_samples(std::int64_t particles) const {
+    for (const NodeId id : atoms_)
+      if (const auto* samples = std::get_if<Samples>(&program_[id].op); samples && samples->count > particles * options_.randomisations)
+        return diagnose(program_, {{"E4203", fmt::format("{} samples are asked for, but there are {} particles", samples->count, particles * options_.randomisations), "ask for fewer samples, or use more --particles or --randomisations"}, id});
+    return std::nullopt;
+  }
+
+  /// E4102 for the first report with an infinite mean, E4301 for the first that the asked engine cannot do.
   [[nodiscard]] std::optional<Diagnostic> refusal() const {
+    for (const Report& report : program_.reports)
+      for (const auto& entry : report.entries) {
+        if (!moments_ || known(entry.value)) continue;
+        const engines::MomentValue& v = (*moments_)[entry.value];
+        if (!v.infinite) continue;
+        Diagnostic d{Severity::kError, "E4102", fmt::format("report '{}' needs an infinite mean", report.name), report.span, v.why,
+                     "samples would print a number that means nothing; bound what is averaged", {}, true};
+        if (program_[v.culprit].span != report.span) d.notes.push_back({"because of this", program_[v.culprit].span});
+        return d;
+      }
     if (options_.engine != Engine::kExact && options_.engine != Engine::kMoments) return std::nullopt;
     const Method weakest = options_.engine == Engine::kExact ? Method::kExact : Method::kQuadrature;
     for (const Report& report : program_.reports) {
@@ -577,12 +657,20 @@ class LimitEvaluation {
   }
 
  private:
-  /// Over all entries of reports, of errors of outputs.
-  [[nodiscard]] double largest_reported(const std::vector<std::vector<double>>& errors) const {
+  /// By the tolerance.
+  [[nodiscard]] bool covered(const Report& report) const {
+    return options_.tolerance_on.empty() || std::find(options_.tolerance_on.begin(), options_.tolerance_on.end(), report.name) != options_.tolerance_on.end();
+  }
+
+  /// Over all entries of reports that the tolerance covers, of errors of outputs.
+  [[nodiscard]] double largest_reported(const std::vector<std::vector<double>>& errors, const Undetermined& undetermined) const {
     double out = 0;
-    for (const Report& report : program_.reports)
-      for (const auto& entry : report.entries)
-        for (const double e : errors[slot(entry.value)]) out = std::max(out, e);
+    for (std::size_t k = 0; k < program_.reports.size(); ++k)
+      for (std::size_t i = 0; covered(program_.reports[k]) && i < program_.reports[k].entries.size(); ++i) {
+        const auto& own = errors[slot(program_.reports[k].entries[i].value)];
+        for (std::size_t j = 0; j < own.size(); ++j)
+          if (!limit_.source || !undetermined.holds(limit_.source->reports[k].entries[i].value, j)) out = std::max(out, own[j]);
+      }
     return out;
   }
 
@@ -602,11 +690,42 @@ class LimitEvaluation {
     return out;
   }
 
+  /// For outputs that only dropped directions make inexact: the change if a thousand times smaller ones are kept.  They are the same in all
+  /// randomisations, one suffices.  Where it needs too many directions, an estimate.
+  [[nodiscard]] std::vector<std::vector<double>> truncation_of_proved(const Resolution& resolution, const RunResult& run, double dropped, ProgressCounter& progress) const {
+    std::vector<bool> behind_matrix(program_.size(), false);
+    for (std::size_t k = 0; k < program_.size(); ++k) {
+      behind_matrix[k] = std::holds_alternative<MatMul>(program_.nodes[k].op);
+      for (const NodeId in : program_.nodes[k].in) behind_matrix[k] = behind_matrix[k] || behind_matrix[in.value];
+    }
+    const auto concerned = [&](NodeId id) { return !known(id) && proved_[id.value] && behind_matrix[id.value]; };
+    if (run.matching_stopped || std::none_of(outputs_.begin(), outputs_.end(), concerned)) return {};
+    const Resolution finest{resolution.particles, 1e-3 * resolution.rank_tol};
+    Result<std::vector<RunResult>> fine = Diagnostics{};
+    if (engines::estimate_memory(schedule_, settings(finest), options_.ranks->size()) <= memory_limit(options_.memory_bytes, *options_.ranks)) {
+      progress.extend(1);
+      fine = run_particles(finest, 1, [&](std::int64_t) { return std::vector{key(0)}; }, progress);
+    }
+    const Pooled own = with_moments({run}), finer = fine ? with_moments(*fine) : Pooled{};
+    std::vector<std::vector<double>> out;
+    for (std::size_t k = 0; k < outputs_.size(); ++k) {
+      out.emplace_back(own.value[k].size(), 0.0);
+      for (std::size_t j = 0; j < out[k].size() && concerned(outputs_[k]); ++j)
+        out[k][j] = fine && !finer.failure ? std::abs(own.value[k][j] - finer.value[k][j]) : dropped * std::abs(own.value[k][j]);
+    }
+    return out;
+  }
+
   /// Everything that needs no sampling.
   void find_moments() {
     executor_.emplace(threads_, *options_.ranks);
     if (options_.engine == Engine::kParticles) return;
     moments_.emplace(program_, outputs_, *executor_, options_.merge_rows);
+    std::vector<NodeId> margins;
+    for (const Decision& d : limit_.decisions)
+      if (d.margin.valid()) margins.push_back(d.margin);
+    std::sort(margins.begin(), margins.end());
+    moments_->set_margins(std::move(margins));
     moments_->run();
   }
   [[nodiscard]] bool known(NodeId id) const { return moments_ && (*moments_)[id].known(); }
@@ -620,12 +739,37 @@ class LimitEvaluation {
     }
     return sampled_[id.value] ? Method::kSamples : random_[id.value] ? Method::kParticles : Method::kExact;
   }
+  [[nodiscard]] Unresolved unresolved_by(const std::vector<RunResult>& runs) const {
+    // Once matching stops, nothing is exact.
+    const bool matched = std::none_of(runs.begin(), runs.end(), [](const RunResult& run) { return run.matching_stopped; });
+    return unresolved(program_, atoms_, runs, matched ? proved_ : std::vector<bool>(program_.size(), false), particles_);
+  }
+
+  /// W5403 for averages with heavy tails; E4102 if one is not resolved.
+  [[nodiscard]] std::optional<Diagnostic> judge_tails(const std::vector<HeavyTail>& tails, Diagnostics& warnings) const {
+    for (const HeavyTail& tail : tails) {
+      Diagnostic d = diagnose(program_, {{"W5403", "heavy tails: most of the error of this mean comes from terms that are rarer than one of all particles", "errors contain an estimate of what such terms add; a mean of something bounded, or more --particles, is safer"}, tail.average});
+      d.severity = Severity::kWarning;
+      d.label = fmt::format("P(term > t) falls like t^-{:.1f}", tail.index);
+      if (!tail.resolved) {
+        d.severity = Severity::kError;
+        d.code = "E4102";
+        d.message = "this mean is infinite, or made by terms so rare that the particles do not show them";
+        d.help = "a mean exists if P(term > t) falls faster than 1/t; if it does, use far more --particles";
+        return d;
+      }
+      // One for each place in the text.
+      if (std::none_of(warnings.begin(), warnings.end(), [&](const Diagnostic& w) { return w.code == d.code && w.span == d.span; })) warnings.push_back(std::move(d));
+    }
+    return std::nullopt;
+  }
+
   /// Values and errors of all outputs: known moments, and averages over the runs.
   [[nodiscard]] Pooled with_moments(const std::vector<RunResult>& runs) const {
     std::vector<NodeId> left;
     for (const NodeId id : outputs_)
       if (!known(id)) left.push_back(id);
-    Pooled particles = pool(program_, atoms_, left, runs), out;
+    Pooled particles = pool(program_, atoms_, left, runs, unresolved_by(runs).error), out;
     if (particles.failure) return particles;
     for (std::size_t k = 0, next = 0; k < outputs_.size(); ++k) {
       if (known(outputs_[k])) {
@@ -639,7 +783,46 @@ class LimitEvaluation {
         ++next;
       }
     }
+    if (!out.failure && limit_.source)
+      out.undetermined = undetermined(*limit_.source, limit_.decisions, [&](NodeId id) { return Numbers{&out.value[slot(id)], method_of(id) == Method::kExact && !known(id) ? &kNoError : &out.error[slot(id)]}; });
     return out;
+  }
+
+  /// Of W and W' together, of one matrix, if none are dropped.
+  [[nodiscard]] std::int64_t most_of_both_sides() const {
+    std::int64_t out = 0;
+    for (const auto& d : schedule_.spaces.directions) out = std::max(out, d[0] + d[1]);
+    return out;
+  }
+
+  /// E4201 comes from one product; what the whole program may need is known here.
+  [[nodiscard]] Diagnostics with_advice(Diagnostics errors) const {
+    for (Diagnostic& d : errors)
+      if (d.code == "E4201") d.help = fmt::format("raise --particles to {}, which is enough for all {} directions that the program may have, or --rank-tol", std::bit_ceil(static_cast<std::uint64_t>(2 * most_of_both_sides())), most_of_both_sides());
+    return errors;
+  }
+
+  /// E4201 before anything is run: independent Gaussian vectors are independent directions, of which none is dropped.
+  [[nodiscard]] std::optional<Diagnostic> too_few_particles(std::int64_t particles) const {
+    std::map<std::pair<std::uint32_t, bool>, std::set<NodeId>> vectors;
+    std::map<std::uint32_t, std::int64_t> certain;
+    std::vector<std::uint32_t> source(program_.size(), 0);
+    for (std::size_t k = 0; k < program_.size(); ++k) {
+      const Node& node = program_.nodes[k];
+      if (!schedule_.needed[k]) continue;
+      if (node.type.matrix) source[k] = node.in.empty() ? std::get<GaussianMatrix>(node.op).source.value : source[node.in[0].value];
+      const auto* product = std::get_if<MatMul>(&node.op);
+      if (!product) continue;
+      NodeId x = node.in[1];
+      while (std::holds_alternative<Scale>(program_[x].op) || std::holds_alternative<Parameter>(program_[x].op) || std::holds_alternative<Stop>(program_[x].op)) x = program_[x].in[0];
+      const std::uint32_t matrix = source[node.in[0].value];
+      if (!std::holds_alternative<StandardNormal>(program_[x].op) || !vectors[{matrix, product->transposed}].insert(x).second) continue;
+      certain[matrix] += size_of(program_[x].type.dims);
+      if (2 * certain[matrix] <= particles) continue;
+      const RunFailure failure{{"E4201", fmt::format("{} directions of one matrix are too many for {} particles", certain[matrix], particles), ""}, {static_cast<std::uint32_t>(k)}};
+      return with_advice({diagnose(program_, failure)}).front();
+    }
+    return std::nullopt;
   }
 
   [[nodiscard]] std::uint64_t key(std::int64_t k) const { return mix_key(mix_key(0x6c696d6974ULL, options_.seed), static_cast<std::uint64_t>(k)); }
@@ -690,12 +873,44 @@ class LimitEvaluation {
     const std::vector<RunResult> single = runs;
     for (std::size_t i = 0; i < runs.size(); ++i) {
       const std::size_t partner = (i % 2 ? i - 1 : i + 1) % runs.size();
-      for (std::size_t a = 0; a < atoms_.size(); ++a)
-        for (std::size_t j = 0; j < runs[i].values[a].size(); ++j) runs[i].values[a][j] = 2 * joined[i / 2].values[a][j] - single[partner].values[a][j];
+      for (std::size_t a = 0; a < atoms_.size(); ++a) {
+        if (std::holds_alternative<Samples>(program_[atoms_[a]].op)) continue;
+        const std::vector<bool> squares = means_of_squares(program_, atoms_[a]);
+        for (std::size_t j = 0; j < runs[i].values[a].size(); ++j) {
+          double& x = runs[i].values[a][j];
+          x = 2 * joined[i / 2].values[a][j] - single[partner].values[a][j];
+          // The correction is then no small one, as where the mean is 0 to rounding.
+          if (!squares.empty() && squares[j] && x < 0) x = joined[i / 2].values[a][j];
+        }
+      }
     }
   }
 
   [[nodiscard]] std::size_t slot(NodeId id) const { return static_cast<std::size_t>(std::lower_bound(outputs_.begin(), outputs_.end(), id) - outputs_.begin()); }
+
+  inline static const std::vector<double> kNoError{0.0};
+
+  /// The entries of a report, or W5303 for those that are not determined.
+  void mark_undetermined(std::size_t k, const Undetermined& undetermined, ReportResult& r, Diagnostics& warnings) const {
+    if (!limit_.source) return;
+    const Report& report = limit_.source->reports[k];
+    std::size_t at = 0;
+    for (const auto& entry : report.entries) {
+      const auto size = static_cast<std::size_t>(size_of((*limit_.source)[entry.value].type.dims));
+      for (std::size_t j = 0; j < size && undetermined.any(entry.value); ++j) {
+        if (!undetermined.holds(entry.value, j)) continue;
+        r.value[at + j] = std::numeric_limits<double>::quiet_NaN();
+        if (!r.error.empty()) r.error[at + j] = std::numeric_limits<double>::quiet_NaN();
+        if (!r.undetermined.empty()) continue;
+        const Node& jump = (*limit_.source)[undetermined.root[entry.value.value]];
+        r.undetermined = fmt::format("'{}' jumps at the limit of its argument: networks of any width lie on both sides", std::get<Map>(jump.op).fn == Fn::kMod ? "floor" : name(std::get<Map>(jump.op).fn));
+        Diagnostic d{Severity::kWarning, "W5303", fmt::format("report '{}' is undetermined in some entries", report.name), report.span, r.undetermined, "", {}, true};
+        d.notes.push_back({"the jump" + (jump.context ? " (in the iteration " + limit_.source->contexts[jump.context] + ")" : std::string()), jump.span});
+        warnings.push_back(std::move(d));
+      }
+      at += size;
+    }
+  }
 
   void collect(const Pooled& pooled, LimitResult& out) const {
     for (const Report& report : program_.reports) {
@@ -724,10 +939,18 @@ class LimitEvaluation {
         }
       }
       if (r.error.size() < r.value.size()) r.error.clear();  // one randomisation
-      for (const double e : r.error) out.largest_error = std::max(out.largest_error, e);
+      mark_undetermined(out.reports.size(), pooled.undetermined, r, out.warnings);
+      for (const double e : r.error)
+        if (!std::isnan(e) && covered(report)) out.largest_error = std::max(out.largest_error, e);
       out.reports.push_back(std::move(r));
     }
-    for (const Expectation& e : program_.expectations) {
+    for (std::size_t k = 0; k < program_.expectations.size(); ++k) {
+      const Expectation& e = program_.expectations[k];
+      if (limit_.source && pooled.undetermined.any(limit_.source->expectations[k].difference)) {
+        constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+        out.expectations.push_back({e.span, program_.contexts[e.context], ExpectStatus::kUndecided, kNone, kNone, kNone, e.tolerance});
+        continue;
+      }
       const std::size_t left = slot(e.left), right = slot(e.right), between = slot(e.difference);
       const bool random = method_of(e.difference) != Method::kExact;
       ExpectResult result{e.span, program_.contexts[e.context], ExpectStatus::kPassed, 0, 0, 0, e.tolerance};
@@ -752,6 +975,7 @@ class LimitEvaluation {
     }
   }
 
+  const LeadingOrder& limit_;
   const Program& program_;
   const EvaluateOptions& options_;
   int threads_;
@@ -759,7 +983,8 @@ class LimitEvaluation {
   std::optional<engines::MomentEngine> moments_;
   std::vector<NodeId> outputs_, atoms_;
   Schedule schedule_;
-  std::vector<bool> random_, sampled_;
+  std::vector<bool> random_, sampled_, proved_;
+  std::int64_t particles_ = 0;  ///< of the last run
   struct Ranks {
     double rank_tol;
     std::vector<std::array<std::int64_t, 2>> of_source;
@@ -772,6 +997,14 @@ class LimitEvaluation {
 
 namespace {
 Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOptions& options);
+
+/// Moments of the tangents of P outputs cost P^4: beyond a few outputs, particles are as fast as in the training that is linearised.
+EvaluateOptions affordable(const Module& module, EvaluateOptions options) {
+  constexpr std::int64_t kFewOutputs = 4;
+  const auto many = [&](const NamedValue& p) { return size_of(module.program[p.value].type.dims) > kFewOutputs; };
+  if (module.ablations.lazy && options.engine == Engine::kAuto && std::any_of(module.program.predictions.begin(), module.program.predictions.end(), many)) options.engine = Engine::kParticles;
+  return options;
+}
 }
 
 Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& options) {
@@ -780,16 +1013,28 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
   if (options.tolerance && options.randomisations < 2) return Diagnostic{Severity::kError, "E2701", "one randomisation has no standard error to compare with a tolerance", {}, "", "use 2 randomisations or more", {}, false};
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
-  Result<LimitResult> result = evaluate_limit(*limit, options);
+  Result<LimitResult> result = evaluate_limit(*limit, affordable(module, options));
   if (result) result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
   return result;
 }
 
 namespace {
 
+/// E2701 for a name that is no report's.
+std::optional<Diagnostic> unknown_report(const Program& program, const std::vector<std::string>& names) {
+  for (const std::string& name : names) {
+    std::vector<std::string> all;
+    for (const Report& report : program.reports) all.push_back(report.name);
+    if (std::find(all.begin(), all.end(), name) == all.end())
+      return Diagnostic{Severity::kError, "E2701", fmt::format("there is no report '{}' for the tolerance", name), {}, "", fmt::format("the reports are {}", fmt::join(all, ", ")), {}, false};
+  }
+  return std::nullopt;
+}
+
 Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOptions& options) {
   const auto start = Clock::now();
   verify(limit.program);
+  if (const auto unknown = unknown_report(limit.program, options.tolerance_on)) return *unknown;
   LimitEvaluation evaluation(limit, options);
   if (const auto refused = evaluation.refusal()) return *refused;
   constexpr std::int64_t kMostParticles = std::int64_t{1} << 24;
@@ -880,7 +1125,8 @@ Result<std::vector<explain::Number>> numbers_of(LimitFormulas& formulas, const s
 Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOptions& options) {
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
-  const LimitEvaluation evaluation(*limit, options);
+  const EvaluateOptions own = affordable(module, options);
+  const LimitEvaluation evaluation(*limit, own);
   std::vector<ReportMethod> out;
   for (const Report& report : limit->program.reports) out.push_back(evaluation.method_of(report));
   return out;

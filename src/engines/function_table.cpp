@@ -6,6 +6,7 @@
 #include <map>
 #include <numbers>
 
+#include "tplimit/ir/function_traits.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/passes/gradient.hpp"
 #include "tplimit/support/check.hpp"
@@ -23,15 +24,15 @@ Program with_variable() {
   return program;
 }
 
-/// Copies what `out` needs of another function into a builder whose node 0 is x.
-NodeId copy_into(Builder& b, const Program& program, NodeId out) {
+/// Copies what `out` needs of another function into a builder, of `x` instead of its variable.
+NodeId copy_into(Builder& b, const Program& program, NodeId out, NodeId x = {0}) {
   std::vector<NodeId> map(program.size());
   for (std::size_t k = 0; k <= out.value; ++k) {
     const Node& node = program.nodes[k];
     std::vector<NodeId> in;
     for (const NodeId id : node.in) in.push_back(map[id.value]);
     if (const auto* c = std::get_if<Constant>(&node.op)) map[k] = b.constant(*c->values, node.type.dims);
-    else map[k] = k == 0 ? NodeId{0} : b.add(node.op, std::move(in));
+    else map[k] = k == 0 ? x : b.add(node.op, std::move(in));
   }
   return map[out.value];
 }
@@ -247,6 +248,17 @@ FunctionTable::Id FunctionTable::compose(const Map& map, const std::vector<std::
   return intern(std::move(program), out);
 }
 
+FunctionTable::Id FunctionTable::shifted(Id f, double scale, double shift) {
+  if (scale == 1 && shift == 0) return f;
+  Program program = with_variable();
+  Builder b(program);
+  NodeId x = b.add(StandardNormal{{0}}, {});
+  if (scale != 1) x = b.map(Fn::kMul, {x, b.constant(scale)});
+  if (shift != 0) x = b.map(Fn::kAdd, {x, b.constant(shift)});
+  const NodeId out = copy_into(b, functions_[static_cast<std::size_t>(f)].program, functions_[static_cast<std::size_t>(f)].out, x);
+  return intern(std::move(program), out);
+}
+
 FunctionTable::Id FunctionTable::derivative(Id id) {
   if (const Id known = functions_[static_cast<std::size_t>(id)].derivative; known >= 0) return known;
   Program program = with_variable();
@@ -381,6 +393,24 @@ std::optional<PairForm> FunctionTable::pair_form(Id f, Id g) const {
   return std::nullopt;
 }
 
+int FunctionTable::parity(Id id) const {
+  const Function& f = functions_[static_cast<std::size_t>(id)];
+  std::vector<int> known(f.program.size(), 0);
+  for (std::size_t k = 0; k <= f.out.value; ++k) {
+    const Node& node = f.program.nodes[k];
+    const auto of = [&](std::size_t j) { return known[node.in[j].value]; };
+    const auto* m = std::get_if<Map>(&node.op);
+    if (k == 0) known[k] = -1;
+    else if (std::all_of(node.in.begin(), node.in.end(), [&](NodeId i) { return known[i.value] == 1; })) known[k] = 1;
+    else if (!m) known[k] = of(0);
+    else if (m->fn == Fn::kAdd || m->fn == Fn::kSub) known[k] = of(0) == of(1) ? of(0) : 0;
+    else if (m->fn == Fn::kMul || m->fn == Fn::kDiv) known[k] = of(0) * of(1);
+    else if (m->fn == Fn::kWhere) known[k] = of(0) == 1 && of(1) == of(2) ? of(1) : 0;
+    else if (arity(m->fn) == 1 && of(0) == -1) known[k] = traits_of(*m).parity == FunctionTraits::Parity::kEven ? 1 : traits_of(*m).parity == FunctionTraits::Parity::kOdd ? -1 : 0;
+  }
+  return known[f.out.value];
+}
+
 std::vector<std::pair<double, double>> FunctionTable::jumps(Id f) const {
   std::vector<std::pair<double, double>> out;
   for (const double position : kinks(f)) {
@@ -410,8 +440,6 @@ void FunctionTable::find_kinks(Function& f) {
     const auto* m = std::get_if<Map>(&node.op);
     if (!m) continue;
     switch (m->fn) {
-      case Fn::kAbs: case Fn::kSign: case Fn::kStep: case Fn::kRelu: case Fn::kLeakyRelu: case Fn::kElu:
-      case Fn::kMin: case Fn::kMax: case Fn::kLess: case Fn::kLessEqual: break;
       case Fn::kSqrt: case Fn::kLog: case Fn::kPow: case Fn::kMod: f.integrable = false; continue;
       case Fn::kPower:
         if (m->parameter < 0 || m->parameter != std::floor(m->parameter)) f.integrable = false;
@@ -420,7 +448,8 @@ void FunctionTable::find_kinks(Function& f) {
         if (std::holds_alternative<Constant>(program[node.in[1]].op)) continue;
         // A pole within reach shows as a root of the divisor.
         break;
-      default: continue;
+      default:
+        if (!first_delta(*m)) continue;
     }
     const auto g = [&](double x) { return difference_at(node, x); };
     const std::size_t before = f.kinks.size();
@@ -430,6 +459,22 @@ void FunctionTable::find_kinks(Function& f) {
     if (linear) {
       if (g1 != 0) f.kinks.push_back(g0 == 0 ? 0.0 : -g0 / g1);
     } else {
+      // As many roots on a grid as fine as any kink may need, or there are too many.
+      std::vector<double> grid(40'001);
+      for (std::size_t i = 0; i < grid.size(); ++i) grid[i] = std::sinh(std::asinh(1e4) * (static_cast<double>(i) - 20'000.3) / 20'000);
+      std::vector<std::vector<double>> on_grid;
+      NodeId last = node.in[0];
+      for (const NodeId i : node.in) last = std::max(last, i);
+      run(program, static_cast<std::int64_t>(grid.size()), grid.data(), on_grid, last);
+      const bool two = arity(m->fn) == 2 && m->fn != Fn::kDiv;
+      const auto read = [&](NodeId id, std::size_t i) { return program[id].type.width ? on_grid[id.value][i] : on_grid[id.value][0]; };
+      std::size_t changes = 0;
+      double previous = 0;
+      for (std::size_t i = 0; i < grid.size(); ++i) {
+        const double now = two ? read(node.in[0], i) - read(node.in[1], i) : read(node.in[node.in.size() == 2 ? 1 : 0], i);
+        if (now != 0 && previous != 0 && (now > 0) != (previous > 0)) ++changes;
+        if (now != 0) previous = now;
+      }
       double left = -1e4, at_left = g(left);
       for (int i = 1; i <= 2000; ++i) {
         const double right = std::sinh(std::asinh(1e4) * (i - 1000) / 1000.0), at_right = g(right);
@@ -442,6 +487,7 @@ void FunctionTable::find_kinks(Function& f) {
         left = right;
         at_left = at_right;
       }
+      if (changes > f.kinks.size() - before) f.integrable = false;
     }
     if (m->fn == Fn::kDiv && f.kinks.size() > before) f.integrable = false;
   }

@@ -38,11 +38,19 @@ class FunctionTable {
   Id compose(const ir::Map& map, const std::vector<std::variant<Id, double>>& operands);
   Id times(Id a, Id b) { return compose({ir::Fn::kMul, 0}, {a, b}); }
   Id scaled(double factor, Id f) { return compose({ir::Fn::kMul, 0}, {factor, f}); }
+  /// x -> f(scale x + shift).
+  Id shifted(Id f, double scale, double shift);
   /// Almost everywhere.
   Id derivative(Id f);
 
   /// y[i] = f(x[i]).  Thread-safe.
   void evaluate(Id f, std::int64_t count, const double* x, double* y) const;
+
+  /// f as a program of coordinatewise functions whose node 0 is x.
+  [[nodiscard]] const ir::Program& program(Id f) const { return functions_[static_cast<std::size_t>(f)].program; }
+  [[nodiscard]] ir::NodeId output(Id f) const { return functions_[static_cast<std::size_t>(f)].out; }
+  /// Values of the nodes of such a program up to `out`, at count points.
+  static void run(const ir::Program& program, std::int64_t count, const double* x, std::vector<std::vector<double>>& values, ir::NodeId out);
 
   /// The closed form of f's Gaussian moments, also if f was written by hand: x (1 + erf(x / sqrt(2))) / 2 is gelu.
   [[nodiscard]] const std::optional<Recognised>& closed_form(Id f) const { return functions_[static_cast<std::size_t>(f)].closed; }
@@ -52,6 +60,8 @@ class FunctionTable {
   [[nodiscard]] std::optional<PairForm> pair_form(Id f, Id g) const;
   /// c_0, c_1, .. if f is a polynomial.
   [[nodiscard]] const std::optional<std::vector<double>>& polynomial(Id f) const { return functions_[static_cast<std::size_t>(f)].polynomial; }
+  /// 1 if f(-x) = f(x), -1 if f(-x) = -f(x), as far as its composition shows; else 0.
+  [[nodiscard]] int parity(Id f) const;
   /// Where f or a derivative jumps.
   [[nodiscard]] const std::vector<double>& kinks(Id f) const { return functions_[static_cast<std::size_t>(f)].kinks; }
   /// (position, height) where f itself jumps; heights to 1e-13.
@@ -71,7 +81,6 @@ class FunctionTable {
     Id derivative = -1;
   };
   Id intern(ir::Program program, ir::NodeId out);
-  static void run(const ir::Program& program, std::int64_t count, const double* x, std::vector<std::vector<double>>& values, ir::NodeId out);
   static void recognise(Function& f);
   static void find_kinks(Function& f);
 

@@ -3,6 +3,9 @@
 #include <algorithm>
 #include <cmath>
 #include <deque>
+#include <limits>
+#include <mutex>
+#include <numeric>
 #include <set>
 
 #include "engines/dense_matrix.hpp"
@@ -34,7 +37,7 @@ Schedule make_schedule(const Program& program, std::vector<NodeId> wanted) {
 
 namespace {
 
-constexpr std::uint64_t kSourceWord = 0x736f75726365ULL, kSpaceWord = 0x7370616365ULL, kMatrixWord = 0x6d6174726978ULL;
+constexpr std::uint64_t kSourceWord = 0x736f75726365ULL, kSpaceWord = 0x7370616365ULL, kMatrixWord = 0x6d6174726978ULL, kSampleWord = 0x73616d706c65ULL;
 
 /// Consecutive row-by-row operations form a group that is evaluated chunk by chunk in one parallel sweep; averages close
 /// a sweep.  Values that nobody outside the group needs live in scratch memory of one chunk.
@@ -87,6 +90,7 @@ class Run {
       const Block& b = blocks_[id.value];
       result.values.emplace_back(b.chunk(0), b.chunk(0) + b.columns());
     }
+    for (const NodeId id : s_.wanted) result.terms.push_back(std::move(terms_[id.value]));
     for (const auto& space : spaces_) result.matching_stopped = result.matching_stopped || space.matching_stopped();
     for (const auto& m : matrices_) {
       result.ranks.push_back(m ? m->ranks() : std::array<std::int64_t, 2>{});
@@ -210,6 +214,7 @@ class Run {
       places.push_back(std::move(p));
     }
 
+    TermWatch watch = watch_terms(group);
     const auto sweep = [&](std::int64_t c, double* scratch, double* sum) {
       const std::int64_t r = std::min(chunk, rows - c * chunk);
       std::vector<View> in;
@@ -222,9 +227,12 @@ class Run {
           else if (type(operand).width) in.push_back(blocks_[operand.value].view(c));
           else in.push_back(blocks_[operand.value].view(0));
         }
-        if (p.average) accumulate_average(node, p.types, in, sum + p.sum_offset);
-        else if (p.scratch) evaluate_rows(node, p.types, in, {scratch + p.scratch_offset * chunk, r, chunk});
+        if (p.average) {
+          accumulate_average(node, p.types, in, sum + p.sum_offset);
+          watch.average(p.id, node, p.types, in, c * chunk);
+        } else if (p.scratch) evaluate_rows(node, p.types, in, {scratch + p.scratch_offset * chunk, r, chunk});
         else evaluate_rows(node, p.types, in, blocks_[p.id.value].mutable_view(c));
+        if (!p.average) watch.value(p.id, p.scratch ? View{scratch + p.scratch_offset * chunk, r, chunk} : blocks_[p.id.value].view(c), p.columns);
       }
     };
 
@@ -244,7 +252,154 @@ class Run {
       }
       blocks_[p.id.value] = std::move(b);
     }
+    summarise_terms(watch, group);
     for (const NodeId id : group) release_operands(id);
+  }
+
+  // ---- what particles do not resolve
+  /// The terms of those averages of a group that are wanted, and the jumps behind them.
+  struct TermWatch {
+    std::map<std::uint32_t, std::vector<double>> sizes;                ///< of the terms of each row, per average
+    std::map<std::uint32_t, ColumnRanges> ranges;                      ///< of operands and of jumps
+    std::set<std::pair<std::uint32_t, std::size_t>> first;             ///< (average, operand) that adds to the operand's range
+    std::vector<NodeId> jumps;
+    std::unique_ptr<std::mutex> mutex = std::make_unique<std::mutex>();
+
+    void include(std::uint32_t id, const View& x, std::int64_t columns) {
+      ColumnRanges own;
+      own.include(x, columns);
+      const std::scoped_lock lock(*mutex);
+      ranges.at(id).merge(own);
+    }
+    void average(NodeId id, const Node& node, const std::vector<const Type*>& types, const std::vector<View>& in, std::int64_t row) {
+      const auto own = sizes.find(id.value);
+      if (own == sizes.end()) return;
+      term_sizes(node, types, in, own->second.data() + row);
+      for (std::size_t k = 0; k < node.in.size(); ++k)
+        if (first.contains({id.value, k})) include(node.in[k].value, in[k], size_of(types[k]->dims));
+    }
+    void value(NodeId id, const View& x, std::int64_t columns) {
+      if (std::binary_search(jumps.begin(), jumps.end(), id)) include(id.value, x, columns);
+    }
+  };
+
+  TermWatch watch_terms(const std::vector<NodeId>& group) const {
+    TermWatch out;
+    if (!settings_.limit || settings_.trace) return out;
+    const auto unknown = [&](NodeId id) {
+      const auto columns = static_cast<std::size_t>(size_of(type(id).dims));
+      out.ranges.try_emplace(id.value, ColumnRanges{std::vector(columns, std::numeric_limits<double>::infinity()), std::vector(columns, -std::numeric_limits<double>::infinity())});
+    };
+    std::set<NodeId> behind;
+    for (auto id = group.rbegin(); id != group.rend(); ++id) {
+      const Node& node = program_[*id];
+      const bool wanted = is_average(node.op) && std::find(s_.wanted.begin(), s_.wanted.end(), *id) != s_.wanted.end();
+      if (wanted) out.sizes[id->value].resize(static_cast<std::size_t>(own_.count));
+      if (!wanted && !behind.contains(*id)) continue;
+      if (jumps(node.op)) {
+        out.jumps.push_back(*id);
+        unknown(*id);
+      }
+      behind.insert(node.in.begin(), node.in.end());
+      for (std::size_t k = 0; wanted && k < node.in.size(); ++k)
+        if (!out.ranges.contains(node.in[k].value)) {
+          unknown(node.in[k]);
+          out.first.insert({id->value, k});
+        }
+    }
+    std::reverse(out.jumps.begin(), out.jumps.end());
+    // A jump that is an operand of an average is seen as a jump.
+    for (auto pair = out.first.begin(); pair != out.first.end();)
+      pair = std::binary_search(out.jumps.begin(), out.jumps.end(), program_[NodeId{pair->first}].in[pair->second]) ? out.first.erase(pair) : std::next(pair);
+    return out;
+  }
+
+  void summarise_terms(TermWatch& watch, const std::vector<NodeId>& group) {
+    for (auto& [id, ranges] : watch.ranges) ranges.share(executor_.ranks());
+    for (auto& [id, sizes] : watch.sizes) {
+      const Node& node = program_.nodes[id];
+      std::vector<const Type*> types;
+      std::vector<const ColumnRanges*> in;
+      for (const NodeId operand : node.in) {
+        types.push_back(&type(operand));
+        in.push_back(&watch.ranges.at(operand.value));
+      }
+      TermSummary& own = terms_[id];
+      bound_terms(node, types, in, own);
+      own.unseen.assign(own.low.size(), std::holds_alternative<Histogram>(node.op) ? 1.0 : 0.0);
+      own.largest = largest_of(std::move(sizes), executor_.ranks());
+    }
+    for (const NodeId jump : watch.jumps) {
+      const ColumnRanges& seen = watch.ranges.at(jump.value);
+      std::vector<bool> one_sided;
+      for (std::size_t j = 0; j < seen.low.size(); ++j) one_sided.push_back(seen.low[j] == seen.high[j]);
+      if (std::find(one_sided.begin(), one_sided.end(), true) != one_sided.end()) cross_jump(jump, one_sided, watch, group);
+    }
+  }
+
+  /// What would change in the averages of the group, term by term, if these columns of the jump were on its other side.
+  void cross_jump(NodeId jump, const std::vector<bool>& columns, const TermWatch& watch, const std::vector<NodeId>& group) {
+    std::set<NodeId> after{jump}, needed;
+    for (const NodeId id : group)
+      for (const NodeId in : program_[id].in)
+        if (after.contains(in)) after.insert(id);
+    for (auto id = group.rbegin(); id != group.rend(); ++id)
+      if (needed.contains(*id) || (after.contains(*id) && watch.sizes.contains(id->value))) needed.insert(program_[*id].in.begin(), program_[*id].in.end());
+    std::map<std::uint32_t, std::vector<double>> change;
+    for (const NodeId id : group)
+      if (after.contains(id) && watch.sizes.contains(id.value)) change[id.value].assign(static_cast<std::size_t>(size_of(type(id).dims)), 0.0);
+    if (change.empty()) return;
+    std::mutex mutex;
+    const std::int64_t rows = own_.count, chunk = std::min(rows, kChunkRows), chunks = rows == 0 ? 0 : (rows + kChunkRows - 1) / kChunkRows;
+    executor_.parallel(chunks, [&](std::int64_t c) {
+      const std::int64_t r = std::min(chunk, rows - c * chunk);
+      std::map<std::uint32_t, std::vector<double>> as_is, crossed;
+      const auto views = [&](const Node& node, bool cross) {
+        std::vector<View> in;
+        for (const NodeId operand : node.in) {
+          const auto other = crossed.find(operand.value), same = as_is.find(operand.value);
+          if (cross && other != crossed.end()) in.push_back({other->second.data(), r, r});
+          else if (same != as_is.end()) in.push_back({same->second.data(), r, r});
+          else in.push_back(blocks_[operand.value].view(type(operand).width ? c : 0));
+        }
+        return in;
+      };
+      for (const NodeId id : group) {
+        const Node& node = program_[id];
+        std::vector<const Type*> types;
+        for (const NodeId operand : node.in) types.push_back(&type(operand));
+        if (const auto own = change.find(id.value); own != change.end()) {
+          std::vector<double> largest;
+          include_changes(node, types, views(node, false), views(node, true), largest);
+          const std::scoped_lock lock(mutex);
+          for (std::size_t j = 0; j < largest.size(); ++j) own->second[j] = std::max(own->second[j], largest[j]);
+        }
+        if (is_average(node.op) || !needed.contains(id)) continue;
+        const auto size = static_cast<std::size_t>(size_of(node.type.dims) * r);
+        std::vector<double>& same = as_is[id.value];
+        same.assign(size, 0.0);
+        evaluate_rows(node, types, views(node, false), {same.data(), r, r});
+        if (!after.contains(id)) continue;
+        std::vector<double>& other = crossed[id.value];
+        other.assign(size, 0.0);
+        if (id != jump) {
+          evaluate_rows(node, types, views(node, true), {other.data(), r, r});
+          continue;
+        }
+        other = same;
+        for (std::size_t j = 0; j < columns.size(); ++j)
+          for (std::int64_t i = 0; columns[j] && i < r; ++i) {
+            double& x = other[j * static_cast<std::size_t>(r) + static_cast<std::size_t>(i)];
+            x = other_side(node.op, x);
+          }
+      }
+    });
+    for (auto& [id, largest] : change) {
+      ColumnRanges all{largest, largest};
+      all.share(executor_.ranks());
+      std::vector<double>& unseen = terms_[id].unseen;
+      for (std::size_t j = 0; j < unseen.size(); ++j) unseen[j] += all.high[j];
+    }
   }
 
   static bool in_group(const std::vector<NodeId>& group, std::uint32_t id) { return std::binary_search(group.begin(), group.end(), NodeId{id}); }
@@ -291,18 +446,38 @@ class Run {
 
   void take_samples(NodeId id, const Node& node, std::int64_t count) {
     const Block& x = blocks_[node.in[0].value];
-    if (count > settings_.rows) throw EvaluationStop{"E4203", fmt::format("{} samples are asked for, but there are {} coordinates", count, settings_.rows), "ask for fewer samples, or use more particles or a larger width"};
+    if (!settings_.limit && count > settings_.rows) throw EvaluationStop{"E4203", fmt::format("{} samples are asked for, but there are {} coordinates", count, settings_.rows), "ask for fewer samples, or use more particles or a larger width"};
     Block out(1, x.columns() * count);
     const std::span<double> values(out.chunk(0), static_cast<std::size_t>(out.columns()));
     std::fill(values.begin(), values.end(), -0.0);  // what changes nothing in a sum
+    const std::vector<std::int64_t> rows = sampled_rows(count);
     for (std::int64_t j = 0; j < x.columns(); ++j)
       for (std::int64_t i = 0; i < count; ++i) {
-        // Evenly spaced coordinates: neighbouring quasi-random points are not independent.
-        const std::int64_t row = i * (settings_.rows / count) - own_.first;
+        const std::int64_t row = rows[static_cast<std::size_t>(i)] - own_.first;
         if (row >= 0 && row < own_.count) out.chunk(0)[j * count + i] = x.chunk(row / kChunkRows)[j * x.ld() + row % kChunkRows];
       }
     executor_.ranks().sum(values);
     blocks_[id.value] = std::move(out);
+  }
+
+  /// Of particles, which are quasi-random points: in a random order, the same for all samples of a run; from the start again where they are fewer.  Of
+  /// coordinates of networks, evenly spaced ones.
+  [[nodiscard]] std::vector<std::int64_t> sampled_rows(std::int64_t count) const {
+    std::vector<std::int64_t> out, rows(static_cast<std::size_t>(settings_.limit ? settings_.rows : 0));
+    std::iota(rows.begin(), rows.end(), std::int64_t{0});
+    std::uint64_t key = mix_key(settings_.keys.front(), kSampleWord);
+    for (std::int64_t i = 0; i < count; ++i) {
+      if (!settings_.limit) {
+        out.push_back(i * (settings_.rows / count));
+        continue;
+      }
+      // Fisher and Yates; the remainder's bias is rows / 2^64.
+      const auto place = static_cast<std::size_t>(i % settings_.rows);
+      key = mix_key(key, place);
+      if (i < settings_.rows) std::swap(rows[place], rows[place + key % (rows.size() - place)]);
+      out.push_back(rows[place]);
+    }
+    return out;
   }
 
   WidthMatrix& matrix(SourceId source) {
@@ -314,8 +489,8 @@ class Run {
         if (settings_.single_precision) m = std::make_unique<DenseMatrix<float>>(executor_, settings_.rows, key);
         else m = std::make_unique<DenseMatrix<double>>(executor_, settings_.rows, key);
       } else {
-        // 1e-10: what rounding leaves of a vector in the span of earlier ones (1e-6 in single precision); networks are not truncated beyond that.
-        const LazySettings lazy = settings_.limit ? LazySettings{NormalLaw::kMatched, settings_.rank_tol, settings_.single_precision} : LazySettings{NormalLaw::kExact, settings_.single_precision ? 1e-6 : 1e-10, settings_.single_precision};
+        // 1e-13: what rounding leaves of a vector in the span of earlier ones (1e-6 in single precision); networks are not truncated beyond that.
+        const LazySettings lazy = settings_.limit ? LazySettings{NormalLaw::kMatched, settings_.rank_tol, settings_.single_precision} : LazySettings{NormalLaw::kExact, settings_.single_precision ? 1e-6 : 1e-13, settings_.single_precision};
         m = std::make_unique<LazyMatrix>(executor_, settings_.rows, lazy,
                                          spaces_[s_.spaces.input_of_source[source.value]], spaces_[s_.spaces.output_of_source[source.value]],
                                          s_.spaces.directions[source.value]);
@@ -388,6 +563,11 @@ class Run {
     out.values(alive);
     for (const std::uint32_t k : alive) blocks_[k].save(out);
     engines::save(out, versions_alive(next));
+    out.value<std::uint64_t>(terms_.size());
+    for (const auto& [id, terms] : terms_) {
+      out.value(id);
+      engines::save(out, terms);
+    }
     out.value<std::uint64_t>(sources_.size());
     for (const Panel& source : sources_) source.save(out);
     for (const auto& m : matrices_) {
@@ -406,6 +586,10 @@ class Run {
       if (const auto* constant = std::get_if<Constant>(&program_.nodes[k].op); constant && s_.needed[k]) set_constant({k}, *constant);
     for (const std::uint32_t k : in.values<std::uint32_t>()) blocks_.at(k) = Block::load(in);
     engines::load(in, versions_alive(next));
+    for (auto left = in.value<std::uint64_t>(); left > 0; --left) {
+      const auto id = in.value<std::uint32_t>();
+      terms_[id] = load_terms(in);
+    }
     for (auto left = in.value<std::uint64_t>(); left > 0; --left) sources_.push_back(Panel::load(in));
     for (std::uint32_t s = 0; s < matrices_.size(); ++s)
       if (in.value<bool>()) matrix({s}).load(in);
@@ -444,6 +628,7 @@ class Run {
   std::vector<std::unique_ptr<WidthMatrix>> matrices_;
   std::vector<SourceId> source_;
   std::vector<NodeId> pending_;
+  std::map<std::uint32_t, TermSummary> terms_;  ///< of wanted averages
   std::uint32_t current_ = 0;
   double operations_before_ = 0;  ///< what the executor had counted
 };

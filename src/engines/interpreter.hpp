@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engines/run_state.hpp"
+#include "engines/term_summary.hpp"
 #include "engines/width_matrix.hpp"
 #include "tplimit/ir/program.hpp"
 #include "tplimit/passes/passes.hpp"
@@ -38,6 +39,7 @@ struct RunResult {
   std::vector<std::vector<double>> values;              ///< one per wanted node, row-major
   bool matching_stopped = false;
   std::vector<std::array<std::int64_t, 2>> ranks;       ///< per source: directions of W and W'
+  std::vector<TermSummary> terms;                       ///< one per wanted node, of the limit; empty if it is no average
   double largest_dropped = 0;                           ///< largest |rest| / |x| of a direction that was dropped
   [[nodiscard]] std::int64_t largest_rank() const;
 };

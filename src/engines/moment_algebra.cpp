@@ -1,9 +1,11 @@
 #include "engines/moment_fields.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <limits>
 #include <numeric>
+#include <set>
 
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/passes/passes.hpp"
@@ -12,6 +14,14 @@
 namespace tplimit::engines {
 
 using namespace ir;
+
+namespace {
+/// a += b; what cancels up to rounding is 0: a constant must not become a Gaussian of variance 1e-32.
+void accumulate(double& a, double b) {
+  const double sum = a + b;
+  a = std::abs(sum) <= kCancelled * std::max(std::abs(a), std::abs(b)) ? 0.0 : sum;
+}
+}  // namespace
 
 MomentEngine::Field MomentEngine::operand(NodeId id) const {
   if (program_[id].type.width) return *fields_[id.value];
@@ -79,6 +89,40 @@ int MomentEngine::insert(Affine affine) {
   return static_cast<int>(affines_.size() - 1);
 }
 
+/// For each column the first that is equal to it by structure.
+std::vector<int> MomentEngine::distinct_columns(const Field& x) const {
+  const auto columns = at(x.columns);
+  std::vector<int> own(columns, 0);
+  std::size_t classes = 1;
+  if (x.polynomials) {
+    std::map<Sparse, int> seen;
+    for (std::size_t i = 0; i < columns; ++i) own[i] = seen.try_emplace((*x.polynomials)[i], static_cast<int>(i)).first->second;
+    return own;
+  }
+  const auto refine = [&](auto&& attribute) {
+    if (classes == columns) return;
+    std::map<std::pair<int, std::uint64_t>, int> seen;
+    for (std::size_t i = 0; i < columns; ++i) own[i] = seen.try_emplace({own[i], std::bit_cast<std::uint64_t>(attribute(static_cast<int>(i)) + 0.0)}, static_cast<int>(i)).first->second;
+    classes = seen.size();
+  };
+  for (const Term& t : x.terms) {
+    if (t.coefficient.size() > 1) refine([&](int i) { return t.at_column(i); });
+    for (const Factor& f : t.factors) {
+      const Affine& from = block(f.affine);
+      for (const Part& p : from.parts) {
+        if (p.selection()) {
+          refine([&](int i) { return static_cast<double>(p.index[at(f.column(i))]); });
+          refine([&](int i) { return p.scale(f.column(i)); });
+        }
+        for (Eigen::Index k = 0; k < p.dense.cols() && classes < columns; ++k) refine([&](int i) { return p.dense(f.column(i), k); });
+      }
+      if (from.mean.size() > 0) refine([&](int i) { return from.mean(f.column(i)); });
+    }
+    if (t.sum) for (Eigen::Index k = 0; k < t.sum->weights->cols() && classes < columns; ++k) refine([&](int i) { return (*t.sum->weights)(i, k); });
+  }
+  return own;
+}
+
 /// A block of Gaussians equal to a linear field.
 int MomentEngine::affine_of(const Field& x) {
   if (x.terms.size() == 1 && x.terms[0].coefficient == std::vector<double>{1.0} && x.terms[0].factors.size() == 1 && !x.terms[0].factors[0].columns) return x.terms[0].factors[0].affine;
@@ -119,11 +163,11 @@ int MomentEngine::affine_of(const Field& x) {
       if (same == out.parts.end()) {
         out.parts.push_back(std::move(q));
       } else if (same->selection() && q.selection() && same->index == q.index) {
-        same->scale += q.scale;
+        for (int i = 0; i < x.columns; ++i) accumulate(same->scale(i), q.scale(i));
       } else {
         dense(*same);
         dense(q);
-        same->dense += q.dense;
+        for (Eigen::Index k = 0; k < q.dense.size(); ++k) accumulate(same->dense.data()[k], q.dense.data()[k]);
       }
     }
   }
@@ -169,8 +213,15 @@ std::shared_ptr<const MomentEngine::Polynomials> MomentEngine::polynomials(const
     for (const Factor& f : t.factors) {
       if (!functions_.polynomial(f.f)) return nullptr;
       for (const Part& p : block(f.affine).parts) {
-        if (families_[at(p.family)].matrix >= 0 || families_[at(p.family)].size > kMostSymbols) return nullptr;
-        for (int k = 0; k < families_[at(p.family)].size; ++k)
+        if (families_[at(p.family)].matrix >= 0) return nullptr;
+        std::set<int> used;
+        for (int i = 0; i < x.columns; ++i) {
+          const int row = f.column(i);
+          if (p.selection()) used.insert(p.index[at(row)]);
+          else for (int k = 0; k < p.dense.cols(); ++k) if (p.dense(row, k) != 0) used.insert(k);
+          if (static_cast<int>(used.size()) > kMostSymbols) return nullptr;
+        }
+        for (const int k : used)
           if (static_cast<int>(symbols_.size()) < kMostSymbols || symbols_.contains({p.family, k})) symbols_.try_emplace({p.family, k}, static_cast<int>(symbols_.size()));
           else return nullptr;
       }
@@ -182,15 +233,20 @@ std::shared_ptr<const MomentEngine::Polynomials> MomentEngine::polynomials(const
       for (const Factor& f : t.factors) {
         const Affine& affine = block(f.affine);
         const int row = f.column(i);
+        if (is_constant(f, i)) {  // a polynomial almost everywhere need not be one there
+          for (auto& [m, c] : whole) c *= value_at_mean(f, i);
+          continue;
+        }
         Sparse g;
         if (affine.mean.size() > 0) g.push_back({Monomial{}, affine.mean(row)});
         for (const Part& p : affine.parts)
           for (int k = 0; k < families_[at(p.family)].size; ++k) {
             const double c = p.selection() ? (p.index[at(row)] == k ? p.scale(row) : 0.0) : p.dense(row, k);
+            if (c == 0) continue;
             const int symbol = symbols_.at({p.family, k});
             Monomial m{};
             m[at(symbol / 8)] = std::uint64_t{1} << (8 * (symbol % 8));
-            if (c != 0) g.push_back({m, c});
+            g.push_back({m, c});
           }
         g = collected(std::move(g));
         // Horner's rule
@@ -243,7 +299,7 @@ MomentEngine::Field MomentEngine::add(Field x, const Field& y, double sign) {
       continue;
     }
     if (same->coefficient.size() < t.coefficient.size()) same->coefficient.resize(t.coefficient.size(), same->coefficient[0]);
-    for (std::size_t i = 0; i < same->coefficient.size(); ++i) same->coefficient[i] += t.at_column(static_cast<int>(i));
+    for (std::size_t i = 0; i < same->coefficient.size(); ++i) accumulate(same->coefficient[i], t.at_column(static_cast<int>(i)));
   }
   x.relative = std::max(x.relative, y.relative);
   x.method = weaker(x.method, y.method);
@@ -292,6 +348,21 @@ bool MomentEngine::one_product(const Field& x, int depth) const {
   return x.columns == depth || linear(x) || std::all_of(x.terms.begin(), x.terms.end(), [](const Term& t) { return t.factors.empty(); });
 }
 
+/// Entries of weights * p that are what rounding leaves of a sum that cancels become 0, as in affine_of.
+void MomentEngine::drop_cancelled(Matrix& product, const Matrix& weights, const Part& p) {
+  if (weights.cols() < 2) return;
+  const Eigen::VectorXd rows = weights.cwiseAbs().rowwise().sum();
+  const double most = p.selection() ? p.scale.cwiseAbs().maxCoeff() : p.dense.cwiseAbs().maxCoeff();
+  for (Eigen::Index k = 0; k < product.cols(); ++k)
+    for (Eigen::Index i = 0; i < product.rows(); ++i) {
+      if (product(i, k) == 0 || std::abs(product(i, k)) > kCancelled * rows(i) * most) continue;
+      double size = 0;
+      for (Eigen::Index s = 0; s < weights.cols(); ++s)
+        size += std::abs(weights(i, s) * (!p.selection() ? p.dense(s, k) : p.index[static_cast<std::size_t>(s)] == k ? p.scale(s) : 0.0));
+      if (std::abs(product(i, k)) <= kCancelled * size) product(i, k) = 0;
+    }
+}
+
 MomentEngine::Field MomentEngine::combine(const Matrix& weights, const Field& y) {
   const int rows = static_cast<int>(weights.rows());
   Field out{rows, {}, y.relative, y.method};
@@ -312,6 +383,7 @@ MomentEngine::Field MomentEngine::combine(const Matrix& weights, const Field& y)
       Part q{p.family, {}, {}, Matrix::Zero(rows, families_[at(p.family)].size)};
       if (p.selection()) for (int s = 0; s < y.columns; ++s) q.dense.col(p.index[at(s)]) += p.scale(s) * weights.col(s);
       else q.dense = weights * p.dense;
+      drop_cancelled(q.dense, weights, p);
       to.parts.push_back(std::move(q));
     }
     const Field sum = of_affine(insert(std::move(to)));
@@ -379,6 +451,44 @@ std::optional<MomentEngine::Unary> MomentEngine::as_unary(const Field& x) {
   if (!out) return std::nullopt;
   out->f = shift == 0 ? sum : functions_.compose({Fn::kAdd, 0}, {sum, shift});
   return out;
+}
+
+/// A field of functions of different multiples and shifts of one Gaussian behind each column, as functions of that Gaussian.
+std::optional<MomentEngine::Unary> MomentEngine::of_one_gaussian(const Field& x) {
+  if (x.polynomials) return std::nullopt;
+  std::optional<std::pair<int, std::vector<int>>> base;  // family, members
+  FunctionTable::Id sum = -1;
+  double constants = 0;
+  for (const Term& t : x.terms) {
+    if (t.coefficient.size() != 1 || t.sum) return std::nullopt;
+    if (t.factors.empty()) {
+      constants += t.coefficient[0];
+      continue;
+    }
+    FunctionTable::Id product = -1;
+    for (const Factor& f : t.factors) {
+      const Affine& from = block(f.affine);
+      if (from.parts.size() != 1 || !from.parts[0].selection()) return std::nullopt;
+      const Part& part = from.parts[0];
+      const auto shift = [&](int i) { return from.mean.size() > 0 ? from.mean(f.column(i)) : 0.0; };
+      std::pair<int, std::vector<int>> own{part.family, {}};
+      for (int i = 0; i < x.columns; ++i) {
+        if (part.scale(f.column(i)) != part.scale(f.column(0)) || shift(i) != shift(0)) return std::nullopt;
+        own.second.push_back(part.index[at(f.column(i))]);
+      }
+      if (base && *base != own) return std::nullopt;
+      base = std::move(own);
+      const auto moved = functions_.shifted(f.f, part.scale(f.column(0)), shift(0));
+      product = product < 0 ? moved : functions_.times(product, moved);
+    }
+    if (t.coefficient[0] != 1) product = functions_.scaled(t.coefficient[0], product);
+    sum = sum < 0 ? product : functions_.compose({Fn::kAdd, 0}, {sum, product});
+  }
+  if (!base) return std::nullopt;
+  if (constants != 0) sum = functions_.compose({Fn::kAdd, 0}, {sum, constants});
+  const auto [known, is_new] = members_.try_emplace(*base, -1);
+  if (is_new || !affines_[at(known->second)]) known->second = insert({x.columns, {}, {{base->first, base->second, Eigen::VectorXd::Ones(x.columns), {}}}});
+  return Unary{sum, known->second, nullptr};
 }
 
 // ---- nodes with coordinates -------------------------------------------------------------------------
@@ -499,13 +609,17 @@ MomentEngine::Field MomentEngine::map(const Map& m, const Node& node) {
     }
     in.push_back(remap(operand(k), index));
   }
+  return apply(m, node, std::move(in));
+}
+
+MomentEngine::Field MomentEngine::apply(const Map& m, const Node& node, std::vector<Field> in) {
   Field quality{in[0].columns, {}};
   for (const Field& x : in) {
     quality.relative = std::max(quality.relative, x.relative);
     quality.method = weaker(quality.method, x.method);
   }
   // All operands functions of one Gaussian block, or constants: one new function.
-  const auto compose = [&]() -> std::optional<Field> {
+  const auto compose = [&](bool shifted) -> std::optional<Field> {
     std::vector<std::variant<FunctionTable::Id, double>> operands;
     std::optional<Unary> of;
     for (Field& x : in) {
@@ -515,7 +629,7 @@ MomentEngine::Field MomentEngine::map(const Map& m, const Node& node) {
         operands.emplace_back(x.terms[0].coefficient[0]);
       } else {
         if (!as_unary(x) && linear(x) && m.fn != Fn::kAdd && m.fn != Fn::kSub && m.fn != Fn::kMul && m.fn != Fn::kDiv) x.terms = of_affine(affine_of(x)).terms;
-        const auto u = as_unary(x);
+        const auto u = shifted ? of_one_gaussian(x) : as_unary(x);
         if (!u || (of && (of->affine != u->affine || !(of->columns == u->columns || (of->columns && u->columns && *of->columns == *u->columns))))) return std::nullopt;
         of = u;
         operands.emplace_back(u->f);
@@ -544,7 +658,9 @@ MomentEngine::Field MomentEngine::map(const Map& m, const Node& node) {
     }
     default: break;
   }
-  if (auto composed = compose()) return *composed;
+  if (auto composed = compose(false)) return *composed;
+  if (m.fn != Fn::kAdd && m.fn != Fn::kSub && m.fn != Fn::kMul)
+    if (auto composed = compose(true)) return *composed;
   switch (m.fn) {
     case Fn::kAdd: return add(in[0], in[1], 1);
     case Fn::kSub: return add(in[0], in[1], -1);
@@ -577,7 +693,7 @@ MomentEngine::Field MomentEngine::map(const Map& m, const Node& node) {
   if (finite) {  // constant over the coordinates
     std::vector<std::vector<double>> values;
     std::vector<View> views;
-    std::vector<Type> types(in.size(), Type{false, false, node.type.dims});
+    std::vector<Type> types(in.size(), Type{false, false, {in[0].columns}});
     std::vector<const Type*> pointers;
     for (const Field& x : in) {
       values.emplace_back(static_cast<std::size_t>(x.columns), 0.0);
@@ -589,12 +705,36 @@ MomentEngine::Field MomentEngine::map(const Map& m, const Node& node) {
       pointers.push_back(&types[k]);
     }
     Node finite_node = node;
-    finite_node.type.width = false;
+    finite_node.type = types[0];
     std::vector<double> result(static_cast<std::size_t>(in[0].columns));
     evaluate_rows(finite_node, pointers, views, {result.data(), 1, 1});
     Field out = constant(std::move(result));
     out.relative = quality.relative;
     out.method = quality.method;
+    return out;
+  }
+  // Columns of several makes, as a concatenation leaves them: one make at a time.
+  std::map<std::vector<double>, std::vector<int>> makes;
+  for (int i = 0; i < in[0].columns; ++i) {
+    std::vector<double> key;
+    for (const Field& x : in)
+      for (const Term& t : x.terms) key.push_back(t.at_column(i));
+    makes[std::move(key)].push_back(i);
+  }
+  constexpr std::size_t kMostMakes = 64;
+  if (makes.size() > 1 && makes.size() <= kMostMakes) {
+    Field out = quality;
+    for (const auto& [key, index] : makes) {
+      std::vector<Field> own;
+      for (const Field& x : in) {
+        own.push_back(remap(x, index));
+        for (Term& t : own.back().terms) t.coefficient.resize(1);
+        own.back() = simplified(std::move(own.back()));
+      }
+      std::vector<int> back(at(in[0].columns), -1);
+      for (std::size_t k = 0; k < index.size(); ++k) back[at(index[k])] = static_cast<int>(k);
+      out = add(std::move(out), remap(apply(m, node, std::move(own)), back), 1);
+    }
     return out;
   }
   throw Unknown{fmt::format("'{}' of more than one Gaussian", name(m.fn)), {}};
@@ -668,31 +808,43 @@ MomentEngine::Field MomentEngine::multiply(const Version& w, NodeId x_node, bool
 MomentEngine::Field MomentEngine::gaussian_part(const Version& w, NodeId x_node, const std::shared_ptr<const Field>& x, bool transposed) {
   const auto [it, fresh] = hats_.try_emplace({w.source, transposed, x_node.value}, static_cast<int>(families_.size()));
   const int family = it->second;
-  if (fresh) families_.push_back({x->columns, static_cast<int>(w.source), transposed, x});
-  std::vector<int> all(static_cast<std::size_t>(x->columns));
-  std::iota(all.begin(), all.end(), 0);
-  Field out = of_affine(insert({x->columns, {}, {{family, std::move(all), Eigen::VectorXd::Ones(x->columns), {}}}}));
-  for (int g = 0; g < static_cast<int>(families_.size()); ++g) {
+  // Equal columns have equal products, not only up to rounding.
+  const std::vector<int> first = distinct_columns(*x);
+  std::vector<int> member(first.size()), kept;
+  for (std::size_t i = 0; i < first.size(); ++i) {
+    if (first[i] == static_cast<int>(i)) kept.push_back(first[i]);
+    member[i] = first[i] == static_cast<int>(i) ? static_cast<int>(kept.size() - 1) : member[at(first[i])];
+  }
+  if (fresh) families_.push_back({static_cast<int>(kept.size()), static_cast<int>(w.source), transposed, kept.size() == first.size() ? x : std::make_shared<const Field>(remap(*x, kept))});
+  Field out = of_affine(insert({x->columns, {}, {{family, std::move(member), Eigen::VectorXd::Ones(x->columns), {}}}}));
+  const auto opposes = [&](int g) { return families_[at(g)].matrix == static_cast<int>(w.source) && families_[at(g)].transposed != transposed; };
+  std::vector<std::pair<const Term*, Slope>> all;
+  for (const Term& t : x->terms)
+    for (Slope& one : slopes(t, x->columns, [&](const Factor& f, bool) { return std::any_of(block(f.affine).parts.begin(), block(f.affine).parts.end(), [&](const Part& p) { return opposes(p.family); }); }))
+      all.emplace_back(&t, std::move(one));
+  std::set<int> opposites;
+  for (const auto& [t, one] : all)
+    for (const Part& p : block(one.u.affine).parts)
+      if (opposes(p.family)) opposites.insert(p.family);
+  for (const int g : opposites) {
     const Family opposite = families_[at(g)];
-    if (opposite.matrix != static_cast<int>(w.source) || opposite.transposed == transposed) continue;
     Matrix derivative = Matrix::Zero(x->columns, opposite.size);
     MomentMethod method = MomentMethod::kExact;
     double error = 0;
-    const auto of_family = [&](int affine) { return std::any_of(block(affine).parts.begin(), block(affine).parts.end(), [&](const Part& p) { return p.family == g; }); };
-    for (const Term& t : x->terms)
-      for (const auto& [u, m] : slopes(t, x->columns, of_family)) {
+    for (const auto& [t, one] : all) {
+      const auto& [u, m] = one;
+      for (const Part& p : block(u.affine).parts) {
+        if (p.family != g) continue;
         method = weaker(method, m.method);
         error = std::max(error, m.error);
-        for (const Part& p : block(u.affine).parts) {
-          if (p.family != g) continue;
-          for (int j = 0; j < x->columns; ++j) {
-            const double e = m.value(m.value.rows() == 1 ? 0 : j, 0) * t.at_column(j);
-            const int column = u.column(j);
-            if (p.selection()) derivative(j, p.index[at(column)]) += e * p.scale(column);
-            else derivative.row(j) += e * p.dense.row(column);
-          }
+        for (int j = 0; j < x->columns; ++j) {
+          const double e = m.value(m.value.rows() == 1 ? 0 : j, 0) * t->at_column(j);
+          const int column = u.column(j);
+          if (p.selection()) derivative(j, p.index[at(column)]) += e * p.scale(column);
+          else derivative.row(j) += e * p.dense.row(column);
         }
       }
+    }
     if ((derivative.array() == 0).all()) continue;
     Field correction = combine(derivative, *opposite.x);
     correction.method = weaker(correction.method, method);

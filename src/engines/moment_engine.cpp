@@ -39,7 +39,8 @@ void MomentEngine::measure_errors() {
   std::vector<NodeId> loose;
   for (const NodeId id : outputs_) {
     const MomentValue& v = finite_[id.value];
-    if (v.known() && largest(v.error) > kLooseError * largest(v.value)) loose.push_back(id);
+    const double size = std::max(largest(v.value), std::binary_search(margins_.begin(), margins_.end(), id) ? 1.0 : 0.0);
+    if (v.known() && largest(v.error) > kLooseError * size) loose.push_back(id);
   }
   if (loose.empty() || not_finite_.valid()) return;
   std::vector<double> change(loose.size(), 0.0);
@@ -105,7 +106,6 @@ void MomentEngine::collect_garbage() {
   for (std::size_t i = 0; i < live.size(); ++i)
     if (!live[i]) affines_[i] = nullptr;
   std::erase_if(covariances_, [&](const auto& c) { return !live[at(c.first.first)] || !live[at(c.first.second)]; });
-  std::erase_if(quadratures_, [&](const auto& k) { return std::any_of(k.second.affines.begin(), k.second.affines.end(), [&](int i) { return !live[at(i)]; }); });
   std::erase_if(variances_, [&](const auto& v) { return !live[at(v.first)]; });
   live_ = static_cast<std::size_t>(std::count(live.begin(), live.end(), true));
   sweep_at_ = std::max<std::size_t>(256, 2 * live_);
@@ -118,6 +118,7 @@ void MomentEngine::step(NodeId id) {
     if (!finite_[in.value].known()) {
       out.why = finite_[in.value].why;
       out.culprit = finite_[in.value].culprit;
+      out.infinite = finite_[in.value].infinite;
       return;
     }
   try {
@@ -152,6 +153,7 @@ void MomentEngine::step(NodeId id) {
   } catch (const Unknown& unknown) {
     out.why = unknown.why;
     out.culprit = unknown.culprit.valid() ? unknown.culprit : id;
+    out.infinite = unknown.infinite;
   }
 }
 

@@ -26,6 +26,7 @@ struct MomentValue {
   MomentMethod method = MomentMethod::kExact;
   std::string why;                   ///< not empty: unknown
   ir::NodeId culprit;                ///< where the unknown begins
+  bool infinite = false;             ///< unknown because it is infinite, or too heavy-tailed to be told from that
   [[nodiscard]] bool known() const { return why.empty(); }
 };
 
@@ -41,6 +42,8 @@ class MomentEngine {
   /// merge_rows: rows of sums over f(block) whose directions differ by less, relative to their size, become one.
   MomentEngine(const ir::Program& program, const std::vector<ir::NodeId>& outputs, const Executor& executor, double merge_rows);
   ~MomentEngine();
+  /// Outputs that are only set against 0 (ascending): small ones need no small error.
+  void set_margins(std::vector<ir::NodeId> margins) { margins_ = std::move(margins); }
   /// Evaluates what the outputs need.  First-order bounds of errors multiply along a program; where one exceeds 1e-9 of the value,
   /// the error is measured instead: 4 times the largest change in kDisturbedRuns runs in which every closed form and quadrature
   /// is moved by its own error with random signs.
@@ -70,7 +73,6 @@ class MomentEngine {
   struct Covariance;
   struct Component;
   using Polynomials = std::vector<Sparse>;
-  struct Known;
   struct Moment;   ///< a matrix of moments with its error and method
   struct Unknown;  ///< thrown inside
 
@@ -83,6 +85,7 @@ class MomentEngine {
   bool in_place(ir::NodeId id, const ir::Node& node);
   Field field_step(ir::NodeId id, const ir::Node& node);
   Field map(const ir::Map& m, const ir::Node& node);
+  Field apply(const ir::Map& m, const ir::Node& node, std::vector<Field> in);
   Field contract(const ir::Contract& c, const ir::Node& node);
   Field multiply(const Version& w, ir::NodeId x_node, bool transposed);
   Field gaussian_part(const Version& w, ir::NodeId x_node, const std::shared_ptr<const Field>& x, bool transposed);
@@ -94,6 +97,7 @@ class MomentEngine {
   Field add(Field x, const Field& y, double sign);
   Field times(const Field& x, const Field& y);
   [[nodiscard]] bool one_product(const Field& x, int depth) const;
+  static void drop_cancelled(Matrix& product, const Matrix& weights, const Part& p);
   Field combine(const Matrix& weights, const Field& y);               ///< sum_s weights(j, s) y_s
   Field simplified(Field x);
   [[nodiscard]] Field expanded(const Field& x) const;                 ///< without sums over blocks
@@ -107,8 +111,10 @@ class MomentEngine {
   [[nodiscard]] const Affine& block(int affine) const { return *affines_[static_cast<std::size_t>(affine)]; }
   int insert(Affine affine);
   int affine_of(const Field& x);
+  std::vector<int> distinct_columns(const Field& x) const;
   struct Unary { FunctionTable::Id f; int affine; Columns columns; };
   std::optional<Unary> as_unary(const Field& x);
+  std::optional<Unary> of_one_gaussian(const Field& x);
   std::shared_ptr<const Polynomials> polynomials(const Field& x);     ///< null if x is none
   Field of_polynomials(Polynomials columns, const Field& x, const Field& y) const;
   Field constant(std::vector<double> values) const;
@@ -119,10 +125,17 @@ class MomentEngine {
   const Covariance& family_covariance(int f, int g);
   const Variances& variances(int p);
   static Matrix times_covariance(const Part& a, const Covariance& c, int rows, int size);
+  [[nodiscard]] bool related_families(int f, int g) const;
   [[nodiscard]] bool related(int p, int q) const;
+  bool dependent(const Factor& s, int rows, const Factor& t, int columns);
+  bool dependent_somewhere(const Factor& s, const Factor& t, int rows);
+  bool dependent_at(const Factor& s, const Factor& t, int i);
+  bool is_constant(const Factor& f, int i);
+  double value_at_mean(const Factor& f, int i) const;
+  std::optional<Moment> by_pattern(const Term& s, int rows, const Term& t, int columns);
   Moment cross(const Field& x, const Field& y);
   Moment term_moment(const Term& s, int rows, const Term& t, int columns);
-  Moment group_moment(const std::vector<std::pair<int, Factor>>& own, int rows, int columns);
+  std::optional<Moment> by_parity(const Factor& s, int rows, const Factor& t, int columns);
   Moment pair(const Factor& s, int rows, const Factor& t, int columns);
   std::optional<Moment> polynomial_moment(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   std::optional<Moment> same_side(const Factor& s, const Factor& t, int rows);
@@ -131,22 +144,27 @@ class MomentEngine {
   Moment normal_means(FunctionTable::Id f, const Matrix& means, const Matrix& variances);
   Moment sum_moment(const Term& s, int rows, const Term& t, int columns);
   Moment slope(const std::vector<std::pair<int, Factor>>& factors, std::size_t k, int rows, int columns);
-  std::vector<Slope> slopes(const Term& t, int rows, const std::function<bool(int)>& wanted);
+  std::vector<Slope> slopes(const Term& t, int rows, const std::function<bool(const Factor&, bool inner)>& wanted);
   Moment stein(const Term& t, int rows, const Factor& x, int columns);
   std::optional<Moment> stein(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   Moment conditional_means(const Factor& f, int columns, const Factor& u, const Eigen::VectorXd& a, const Eigen::VectorXd& distance);
   static Moment row_sums(const Matrix& weights, const Moment& m);
   struct Entry;
-  Moment entries(Eigen::Index rows, Eigen::Index columns, const std::function<Entry(Eigen::Index, Eigen::Index)>& entry_at);
+  Moment entries(Eigen::Index rows, Eigen::Index columns, const std::function<Entry(Eigen::Index, Eigen::Index)>& entry_at, bool symmetric = false);
+  static std::vector<int> key_of(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns, bool mirrored);
+  [[nodiscard]] std::optional<Moment> recalled(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns) const;
+  void remember(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns, const Moment& m);
   Moment single_entries(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   Moment mean_of(const Field& x);
+  static Moment finite_part(const std::function<Moment()>& moment);
   double amplification(FunctionTable::Id f, const Eigen::VectorXd& variances);
+  double resolution(FunctionTable::Id f, double mean, double variance);
   void note(const MomentStatus& status);
   void each_column(Eigen::Index rows, Eigen::Index columns, const std::function<void(int)>& body) const;  ///< threads if it is worth them
   void symmetrise(Matrix& x) const;
 
   const ir::Program& program_;
-  std::vector<ir::NodeId> outputs_;
+  std::vector<ir::NodeId> outputs_, margins_;
   std::vector<bool> needed_, kept_;
   std::vector<std::uint32_t> last_;  ///< the last node that uses each node
   std::uint64_t disturbance_ = 0;  ///< state of the random signs; 0: none
@@ -161,12 +179,15 @@ class MomentEngine {
   std::vector<Family> families_;
   std::map<std::pair<int, int>, Covariance> covariances_, family_covariances_;
   std::map<int, Variances> variances_;
+  std::map<std::vector<int>, Moment> quadratures_;                    ///< by key_of
+  Eigen::Index remembered_ = 0;                                       ///< numbers in them
+  std::map<std::pair<int, std::vector<int>>, int> members_;  ///< blocks of members of a family, as they are
+  std::map<std::pair<FunctionTable::Id, int>, double> resolutions_;  ///< by the power of 2 above the variance
   std::size_t live_ = 0, sweep_at_ = 256;                             ///< blocks not known to be dead; how many start a sweep
   std::map<std::pair<int, int>, int> symbols_;                        ///< member of a family of independent normals -> variable of polynomials
   std::map<std::tuple<std::uint32_t, bool, std::uint32_t>, int> hats_;  ///< source, transposed, vector -> family
   double excess_ = 0;
   std::int64_t rows_merged_ = 0;
-  std::map<std::vector<int>, Known> quadratures_;  ///< by factors, their blocks and columns
 };
 
 }  // namespace tplimit::engines

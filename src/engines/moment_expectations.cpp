@@ -6,6 +6,7 @@
 #include <numbers>
 #include <numeric>
 
+#include "engines/line_rule.hpp"
 #include "tplimit/math/gaussian_quadrature.hpp"
 
 namespace tplimit::engines {
@@ -13,6 +14,9 @@ namespace tplimit::engines {
 using namespace ir;
 
 namespace {
+constexpr const char* kDiverges = "the mean is infinite, or its tails are too heavy for any quadrature";
+constexpr double kLooseQuadrature = 1e-6;  // relative errors that beat those of particles
+
 std::string not_a_covariance(const std::array<double, 3>& entry) {
   const auto [a, b, c] = entry;
   if (!std::isfinite(a) || !std::isfinite(b) || !std::isfinite(c)) return "a covariance is infinite or not a number: values grow without bound";
@@ -60,13 +64,137 @@ MomentValue MomentEngine::average(const Node& node) {
   return out;
 }
 
+/// Families of different matrices, or of a matrix and its transpose, are independent.
+bool MomentEngine::related_families(int f, int g) const {
+  if (f == g) return true;
+  const Family &a = families_[at(f)], &b = families_[at(g)];
+  return a.matrix >= 0 && a.matrix == b.matrix && a.transposed == b.transposed;
+}
+
 bool MomentEngine::related(int p, int q) const {
   for (const Part& a : block(p).parts)
-    for (const Part& b : block(q).parts) {
-      const Family &f = families_[at(a.family)], &g = families_[at(b.family)];
-      if (a.family == b.family || (f.matrix >= 0 && f.matrix == g.matrix && f.transposed == g.transposed)) return true;
-    }
+    for (const Part& b : block(q).parts)
+      if (related_families(a.family, b.family)) return true;
   return false;
+}
+
+/// Whether some s_i and some t_j are correlated: of jointly Gaussian variables, those that are not are independent.
+bool MomentEngine::dependent(const Factor& s, int rows, const Factor& t, int columns) {
+  if (!related(s.affine, t.affine)) return false;
+  const auto c = covariance(s.affine, t.affine).value;
+  if (!c) return false;
+  for (int j = 0; j < columns; ++j)
+    for (int i = 0; i < rows; ++i)
+      if ((*c)(s.column(i), t.column(j)) != 0) return true;
+  return false;
+}
+
+/// Whether s_i and t_i are correlated.
+bool MomentEngine::dependent_at(const Factor& s, const Factor& t, int i) {
+  if (!related(s.affine, t.affine)) return false;
+  const auto c = covariance(s.affine, t.affine).value;
+  return c && (*c)(s.column(i), t.column(i)) != 0;
+}
+
+bool MomentEngine::dependent_somewhere(const Factor& s, const Factor& t, int rows) {
+  for (int i = 0; i < rows; ++i) if (dependent_at(s, t, i)) return true;
+  return false;
+}
+
+/// Whether the Gaussian behind column i has variance 0.  What holds almost everywhere need not hold at one point.
+bool MomentEngine::is_constant(const Factor& f, int i) {
+  if (f.f == FunctionTable::kIdentity) return false;
+  const Variances& v = variances(f.affine);
+  const Eigen::Index row = f.column(i);
+  if (v.resolution.size() > 0 && v.value(row) <= v.resolution(row) * v.resolution(row)) {
+    // Zero or not: the same for what is continuous, but not across a jump.
+    const double mean = block(f.affine).mean.size() > 0 ? block(f.affine).mean(row) : 0.0, near = v.resolution(row), far = near / std::sqrt(kCancelled);
+    const std::array<double, 5> x{mean, mean - near, mean + near, mean - far, mean + far};
+    std::array<double, 5> y{};
+    functions_.evaluate(f.f, 5, x.data(), y.data());
+    constexpr double kContinuous = 1e-4;
+    const double size = std::max({std::abs(y[0]), std::abs(y[3]), std::abs(y[4])});
+    if (std::max(std::abs(y[1] - y[0]), std::abs(y[2] - y[0])) > kContinuous * size) throw Unknown{"a function that jumps where its argument's variance is 0 up to rounding", {}};
+  }
+  return v.value(row) == 0;
+}
+
+double MomentEngine::value_at_mean(const Factor& f, int i) const {
+  const Affine& affine = block(f.affine);
+  const double mean = affine.mean.size() > 0 ? affine.mean(f.column(i)) : 0.0;
+  double out = 0;
+  functions_.evaluate(f.f, 1, &mean, &out);
+  return out;
+}
+
+/// Columns that differ in which factors are constants, or in which are independent, one group at a time; nothing if there is but one
+/// group, and no constant.
+std::optional<MomentEngine::Moment> MomentEngine::by_pattern(const Term& s, int rows, const Term& t, int columns) {
+  struct Side {
+    const Term& term;
+    int count;
+    std::map<std::uint64_t, std::vector<int>> groups{};  ///< by (which are constants, which pairs are dependent)
+    std::uint64_t constants = 0;                         ///< the bits of constants
+  };
+  std::array<Side, 2> sides{Side{s, rows}, Side{t, columns}};
+  for (Side& side : sides) {
+    const auto& factors = side.term.factors;
+    const std::size_t single = std::min<std::size_t>(factors.size(), 16);
+    side.constants = (std::uint64_t{1} << single) - 1;
+    std::vector<std::pair<std::size_t, std::size_t>> pairs;
+    for (std::size_t k = 0; k < single; ++k)
+      for (std::size_t l = 0; l < k && single + pairs.size() < 64; ++l)
+        if (related(factors[k].affine, factors[l].affine)) pairs.emplace_back(k, l);
+    const auto varies = [&](const Factor& f) { return !f.columns || std::adjacent_find(f.columns->begin(), f.columns->end(), std::not_equal_to<>()) != f.columns->end(); };
+    const bool uniform = std::none_of(factors.begin(), factors.end(), varies);
+    std::vector<std::uint64_t> masks(at(side.count), 0);
+    for (int i = 0; i < side.count; ++i) {
+      std::uint64_t& mask = masks[at(i)];
+      if (i > 0 && uniform) {
+        mask = masks[0];
+        continue;
+      }
+      for (std::size_t k = 0; k < single; ++k) mask |= std::uint64_t{is_constant(factors[k], i)} << k;
+      for (std::size_t p = 0; p < pairs.size(); ++p) {
+        const auto& [k, l] = pairs[p];
+        if (((mask >> k | mask >> l) & 1) == 0) mask |= std::uint64_t{dependent_at(factors[k], factors[l], i)} << (single + p);
+      }
+    }
+    for (int i = 0; i < side.count; ++i) side.groups[masks[at(i)]].push_back(i);
+  }
+  const auto plain = [](const Side& side) { return side.groups.size() == 1 && (side.groups.begin()->first & side.constants) == 0; };
+  if (plain(sides[0]) && plain(sides[1])) return std::nullopt;
+  const auto part = [&](const Side& side, std::uint64_t mask, const std::vector<int>& index) {  // the factors that are not constants, and the constants
+    Term term{{1.0}, {}};
+    Eigen::VectorXd constants = Eigen::VectorXd::Ones(static_cast<Eigen::Index>(index.size()));
+    for (std::size_t k = 0; k < side.term.factors.size(); ++k) {
+      const Factor& f = side.term.factors[k];
+      if (k < 16 && (mask >> k & 1) != 0) {
+        for (std::size_t i = 0; i < index.size(); ++i) constants(static_cast<Eigen::Index>(i)) *= value_at_mean(f, index[i]);
+        continue;
+      }
+      term.factors.push_back(f);
+      if (side.groups.size() == 1) continue;
+      std::vector<int> own;
+      for (const int i : index) own.push_back(f.column(i));
+      term.factors.back().columns = std::make_shared<const std::vector<int>>(std::move(own));
+    }
+    return std::pair{std::move(term), std::move(constants)};
+  };
+  Moment out{Matrix::Zero(rows, columns)};
+  for (const auto& [left, row_index] : sides[0].groups)
+    for (const auto& [right, column_index] : sides[1].groups) {
+      const auto [a, row_constants] = part(sides[0], left, row_index);
+      const auto [b, column_constants] = part(sides[1], right, column_index);
+      const Moment m = term_moment(a, static_cast<int>(row_index.size()), b, static_cast<int>(column_index.size()));
+      for (std::size_t j = 0; j < column_index.size(); ++j)
+        for (std::size_t i = 0; i < row_index.size(); ++i)
+          out.value(row_index[i], column_index[j]) = row_constants(static_cast<Eigen::Index>(i)) * column_constants(static_cast<Eigen::Index>(j)) *
+                                                     m.value(m.value.rows() == 1 ? 0 : static_cast<Eigen::Index>(i), m.value.cols() == 1 ? 0 : static_cast<Eigen::Index>(j));
+      out.error = std::max(out.error, m.error * row_constants.cwiseAbs().maxCoeff() * column_constants.cwiseAbs().maxCoeff());
+      out.method = weaker(out.method, m.method);
+    }
+  return out;
 }
 
 const MomentEngine::Covariance& MomentEngine::family_covariance(int f, int g) {
@@ -126,6 +254,7 @@ const MomentEngine::Variances& MomentEngine::variances(int p) {
   Variances out{Eigen::VectorXd::Zero(x.rows)};
   for (const Part& a : x.parts)
     for (const Part& b : x.parts) {
+      if (!related_families(a.family, b.family)) continue;
       const Covariance& c = family_covariance(a.family, b.family);
       if (!c.identity && !c.value) continue;
       out.relative = std::max(out.relative, c.relative);
@@ -143,6 +272,29 @@ const MomentEngine::Variances& MomentEngine::variances(int p) {
         else out.value += left.cwiseProduct(b.dense).rowwise().sum();
       }
     }
+  // The square of a difference of products with a matrix is a sum that cancels: known up to the errors of its terms.
+  Eigen::VectorXd size = Eigen::VectorXd::Zero(x.rows), count = size;
+  double relative = 0;
+  for (const Part& a : x.parts) {
+    if (families_[at(a.family)].matrix < 0) continue;
+    const Covariance& c = family_covariance(a.family, a.family);
+    const Eigen::VectorXd deviations = c.value->diagonal().cwiseMax(0).cwiseSqrt();
+    relative = std::max(relative, c.relative);
+    for (int i = 0; i < x.rows; ++i) {
+      if (a.selection()) {
+        size(i) += std::abs(a.scale(i)) * deviations(a.index[at(i)]);
+        count(i) += a.scale(i) != 0;
+      } else {
+        size(i) += a.dense.row(i).cwiseAbs().dot(deviations);
+        count(i) += static_cast<double>((a.dense.row(i).array() != 0).count());
+      }
+    }
+  }
+  if ((count.array() > 1).any()) {
+    out.resolution = (count.array() > 1).select(size * std::sqrt(kCancelled + 2 * relative), 0.0);
+    for (int i = 0; i < x.rows; ++i)
+      if (out.value(i) < 0 && out.value(i) > -out.resolution(i) * out.resolution(i)) out.value(i) = 0;
+  }
   return variances_.emplace(p, std::move(out)).first->second;
 }
 
@@ -153,6 +305,7 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
   const Affine &x = block(p), &y = block(q);
   for (const Part& a : x.parts)
     for (const Part& b : y.parts) {
+      if (!related_families(a.family, b.family)) continue;
       const Covariance& c = family_covariance(a.family, b.family);
       if (!c.identity && !c.value) continue;
       out.relative = std::max(out.relative, c.relative);
@@ -193,6 +346,16 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
   return covariances_.emplace(std::pair{p, q}, std::move(out)).first->second;
 }
 
+/// A term or a derivative may have an infinite mean where the whole has a finite one.
+MomentEngine::Moment MomentEngine::finite_part(const std::function<Moment()>& moment) {
+  try {
+    return moment();
+  } catch (Unknown& unknown) {
+    unknown.infinite = false;
+    throw;
+  }
+}
+
 MomentEngine::Moment MomentEngine::mean_of(const Field& x) { return cross(x, {1, {{{1.0}, {}}}}); }
 
 MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
@@ -228,15 +391,25 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
     return m;
   }
   out.value.setZero(x.columns, y.columns);
-  for (const Term& s : x.terms)
-    for (const Term& t : y.terms) {
-      const Moment m = term_moment(s, x.columns, t, y.columns);
+  const auto parts = [](const Field& z) {  // each term with the columns where its coefficient is not 0
+    std::vector<std::pair<Term, std::vector<int>>> all;
+    for (const Term& t : z.terms) {
+      std::vector<int> index;
+      for (int i = 0; i < z.columns; ++i) if (t.at_column(i) != 0) index.push_back(i);
+      if (!index.empty()) all.emplace_back(static_cast<int>(index.size()) == z.columns ? t : remap({z.columns, {t}}, index).terms[0], std::move(index));
+    }
+    return all;
+  };
+  const auto left = parts(x), right = parts(y);
+  for (const auto& [s, rows] : left)
+    for (const auto& [t, columns] : right) {
+      const Moment m = finite_part([&] { return term_moment(s, static_cast<int>(rows.size()), t, static_cast<int>(columns.size())); });
       double largest = 0;
-      for (int j = 0; j < y.columns; ++j) {
+      for (int j = 0; j < static_cast<int>(columns.size()); ++j) {
         const double cj = t.at_column(j);
-        for (int i = 0; i < x.columns; ++i) {
+        for (int i = 0; i < static_cast<int>(rows.size()); ++i) {
           const double c = cj * s.at_column(i);
-          out.value(i, j) += c * m.value(m.value.rows() == 1 ? 0 : i, m.value.cols() == 1 ? 0 : j);
+          out.value(rows[at(i)], columns[at(j)]) += c * m.value(m.value.rows() == 1 ? 0 : i, m.value.cols() == 1 ? 0 : j);
           largest = std::max(largest, std::abs(c));
         }
       }
@@ -252,27 +425,50 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
 /// Factors of both sides in independent groups; the moment is the product of the groups'.
 MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Term& t, int columns) {
   if (s.sum || t.sum) return sum_moment(s, rows, t, columns);
+  if (auto parts = by_pattern(s, rows, t, columns)) return std::move(*parts);
   std::vector<std::pair<int, Factor>> factors;  // (side, factor)
   for (const Factor& f : s.factors) factors.emplace_back(0, f);
   for (const Factor& f : t.factors) factors.emplace_back(1, f);
+  const auto linked = [&](const auto& a, const auto& b) {
+    if (a.first == b.first) return dependent_somewhere(a.second, b.second, a.first == 0 ? rows : columns);
+    return a.first == 0 ? dependent(a.second, rows, b.second, columns) : dependent(b.second, rows, a.second, columns);
+  };
   std::vector<std::size_t> group(factors.size());
   std::iota(group.begin(), group.end(), std::size_t{0});
   for (bool changed = true; changed;) {
     changed = false;
     for (std::size_t i = 0; i < factors.size(); ++i)
       for (std::size_t j = 0; j < i; ++j)
-        if (group[i] != group[j] && related(factors[i].second.affine, factors[j].second.affine)) {
+        if (group[i] != group[j] && linked(factors[i], factors[j])) {
           group[i] = group[j] = std::min(group[i], group[j]);
           changed = true;
         }
   }
+  std::vector<std::vector<std::pair<int, Factor>>> groups(factors.size());
+  for (std::size_t i = 0; i < factors.size(); ++i) groups[group[i]].push_back(factors[i]);
+  std::erase_if(groups, [](const auto& own) { return own.empty(); });
+  // Those of one factor first: their mean is often 0, and then so is all.
+  std::stable_sort(groups.begin(), groups.end(), [](const auto& a, const auto& b) { return a.size() < b.size(); });
   std::vector<Moment> parts;
-  for (std::size_t g = 0; g < factors.size(); ++g) {
-    std::vector<std::pair<int, Factor>> own;
-    for (std::size_t i = 0; i < factors.size(); ++i)
-      if (group[i] == g) own.push_back(factors[i]);
-    if (own.empty()) continue;
-    parts.push_back(group_moment(own, rows, columns));
+  for (const auto& own : groups) {
+    if (own.size() == 1) {
+      Moment m = mean(own[0].second, own[0].first == 0 ? rows : columns);
+      if (own[0].first == 1) m.value.transposeInPlace();
+      parts.push_back(std::move(m));
+    } else if (own.size() == 2 && own[0].first != own[1].first) {
+      parts.push_back(pair(own[0].second, rows, own[1].second, columns));
+    } else {
+      std::optional<Moment> closed;
+      if (own.size() == 2) closed = same_side(own[0].second, own[1].second, own[0].first == 0 ? rows : columns);
+      if (closed && own[0].first == 1) closed->value.transposeInPlace();
+      if (!closed) closed = polynomial_moment(own, rows, columns);
+      if (!closed) closed = stein(own, rows, columns);
+      if (!closed && own.size() == 2) {
+        closed = selected(own[0].second, own[1].second, own[0].first == 0 ? rows : columns);
+        if (closed && own[0].first == 1) closed->value.transposeInPlace();
+      }
+      parts.push_back(closed ? std::move(*closed) : single_entries(own, rows, columns));
+    }
     if (parts.back().method == MomentMethod::kExact && (parts.back().value.array() == 0).all()) return {Matrix::Zero(1, 1)};
   }
   if (parts.empty()) return {Matrix::Ones(1, 1)};
@@ -293,41 +489,6 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
         next(i, j) = out.value(out.value.rows() == 1 ? 0 : i, out.value.cols() == 1 ? 0 : j) * m.value(m.value.rows() == 1 ? 0 : i, m.value.cols() == 1 ? 0 : j);
     out.error = out.error * size + m.error * old_size;
     out.value = std::move(next);
-  }
-  return out;
-}
-
-/// Of dependent factors.  Quadratures are kept: in training under a fixed kernel every step asks for the same.
-MomentEngine::Moment MomentEngine::group_moment(const std::vector<std::pair<int, Factor>>& own, int rows, int columns) {
-  std::vector<int> key{rows, columns};
-  for (const auto& [side, f] : own) {
-    key.insert(key.end(), {side, static_cast<int>(f.f), f.affine, f.columns ? static_cast<int>(f.columns->size()) : -1});
-    if (f.columns) key.insert(key.end(), f.columns->begin(), f.columns->end());
-  }
-  if (const auto known = quadratures_.find(key); known != quadratures_.end()) return known->second.moment;
-  Moment out;
-  if (own.size() == 1) {
-    out = mean(own[0].second, own[0].first == 0 ? rows : columns);
-    if (own[0].first == 1) out.value.transposeInPlace();
-  } else if (own.size() == 2 && own[0].first != own[1].first) {
-    out = pair(own[0].second, rows, own[1].second, columns);
-  } else {
-    std::optional<Moment> closed;
-    if (own.size() == 2) closed = same_side(own[0].second, own[1].second, own[0].first == 0 ? rows : columns);
-    if (closed && own[0].first == 1) closed->value.transposeInPlace();
-    if (!closed) closed = polynomial_moment(own, rows, columns);
-    if (!closed) closed = stein(own, rows, columns);
-    if (!closed && own.size() == 2) {
-      closed = selected(own[0].second, own[1].second, own[0].first == 0 ? rows : columns);
-      if (closed && own[0].first == 1) closed->value.transposeInPlace();
-    }
-    out = closed ? std::move(*closed) : single_entries(own, rows, columns);
-  }
-  constexpr Eigen::Index kMostKept = 1 << 18;
-  if (out.method == MomentMethod::kQuadrature && out.value.size() <= kMostKept) {
-    std::vector<int> affines;
-    for (const auto& [side, f] : own) affines.push_back(f.affine);
-    quadratures_.emplace(std::move(key), Known{out, std::move(affines)});
   }
   return out;
 }
@@ -430,6 +591,7 @@ MomentEngine::Moment MomentEngine::mean(const Factor& s, int rows) {
       for (int i = 0; i < rows; ++i) out.value(i, 0) = affine.mean(s.column(i));
     return out;
   }
+  if (affine.mean.size() == 0 && functions_.parity(s.f) < 0) return {Matrix::Zero(rows, 1)};
   const Variances& v = variances(s.affine);
   Matrix mean, variance(rows, 1);
   for (int i = 0; i < rows; ++i) variance(i, 0) = v.value(s.column(i));
@@ -467,6 +629,34 @@ MomentEngine::Moment MomentEngine::normal_means(FunctionTable::Id f, const Matri
   return entries(variances.rows(), variances.cols(), [&](Eigen::Index i, Eigen::Index j) {
     return Entry{{variances(i, j)}, {means.size() > 0 ? means(i, j) : 0.0}, {{0, f}}};
   });
+}
+
+/// E f(u) g(v) of centred Gaussians, g odd or even: only f's part of the same parity counts.  Of relu it is x / 2 or |x| / 2, of step
+/// sign(x) / 2 or 1 / 2.
+std::optional<MomentEngine::Moment> MomentEngine::by_parity(const Factor& s, int rows, const Factor& t, int columns) {
+  const auto& pieces = functions_.piecewise(s.f);
+  const int parity = functions_.parity(t.f);
+  if (parity * functions_.parity(s.f) < 0) return Moment{Matrix::Zero(rows, columns)};
+  if (parity == 0 || !pieces) return std::nullopt;
+  double c = 0;
+  for (std::size_t k = 0; k < std::max(pieces->above.size(), pieces->below.size()); ++k) {
+    const double above = k < pieces->above.size() ? pieces->above[k] : 0.0, below = k < pieces->below.size() ? pieces->below[k] : 0.0;
+    const double part = 0.5 * (above + parity * (k % 2 == 0 ? below : -below));
+    if (part == 0) continue;
+    if (k != (parity < 0 ? 1u : 0u)) return std::nullopt;  // neither c nor c x
+    c = part;
+  }
+  if (c == 0) return Moment{Matrix::Zero(rows, columns)};
+  Moment out;
+  if (parity < 0) {
+    out = *stein({{0, {FunctionTable::kIdentity, s.affine, s.columns}}, {1, t}}, rows, columns);
+  } else {
+    out = mean(t, columns);
+    out.value = out.value.transpose().replicate(rows, 1).eval();
+  }
+  out.value *= c;
+  out.error *= std::abs(c);
+  return out;
 }
 
 MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor& t, int columns) {
@@ -540,32 +730,73 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
     out.error = (kClosedFormError + relative * std::max(amplification(s.f, a), amplification(t.f, b))) * largest;
     return out;
   }
-  gather_all();
-  if (functions_.kinks(s.f).empty() && functions_.kinks(t.f).empty() && functions_.integrable(s.f) && functions_.integrable(t.f)) {
-    GramInput input;
-    input.rows = rows;
-    input.columns = columns;
-    input.covariance = out.value.data();
-    input.leading = rows;
-    input.row_variances = {a.data(), static_cast<std::size_t>(rows)};
-    input.column_variances = {b.data(), static_cast<std::size_t>(columns)};
-    input.symmetric = s.f == t.f && s.affine == t.affine && s.columns == t.columns;
-    const auto evaluate = [this](FunctionTable::Id id) {
-      return [this, id](std::int64_t count, const double* points, double* values) { functions_.evaluate(id, count, points, values); };
-    };
-    Matrix value(rows, columns);
-    const GramResult r = gram_quadrature(input, evaluate(s.f), s.f == t.f ? UnaryFunctions{} : UnaryFunctions{evaluate(t.f)}, 1, {value.data(), static_cast<std::size_t>(value.size())},
-                                         [this](std::int64_t count, const std::function<void(std::int64_t)>& body) { executor_.parallel(count, body); });
-    note(r.status);
-    if (!r.converged) throw Unknown{"quadrature does not converge", {}};
-    out.value = std::move(value);
-    const double largest = out.value.cwiseAbs().maxCoeff();
-    out.method = MomentMethod::kQuadrature;
-    disturb(out.value, r.largest_error * largest);
-    out.error = (r.largest_error + relative * 2) * largest;
-    return out;
+  if (auto half = by_parity(s, rows, t, columns)) return std::move(*half);
+  if (auto half = by_parity(t, columns, s, rows)) {
+    half->value.transposeInPlace();
+    return std::move(*half);
   }
-  return single_entries({{0, s}, {1, t}}, rows, columns);
+  gather_all();
+  const std::vector<std::pair<int, Factor>> both{{0, s}, {1, t}};
+  if (auto known = recalled(both, rows, columns)) return std::move(*known);
+  GramInput input;
+  input.rows = rows;
+  input.columns = columns;
+  input.covariance = out.value.data();
+  input.leading = rows;
+  input.row_variances = {a.data(), static_cast<std::size_t>(rows)};
+  input.column_variances = {b.data(), static_cast<std::size_t>(columns)};
+  input.symmetric = s.f == t.f && s.affine == t.affine && (s.columns == t.columns || (s.columns && t.columns && *s.columns == *t.columns));
+  const auto known_resolution = [&](FunctionTable::Id f, double largest) {
+    const int power = largest > 0 ? std::ilogb(largest) + 1 : 0;  // finer for larger variances
+    const auto [it, is_new] = resolutions_.try_emplace({f, power}, 0.0);
+    if (is_new) it->second = resolution(f, 0, largest > 0 ? std::ldexp(1.0, power) : 0.0);
+    return it->second;
+  };
+  input.resolution = std::min(known_resolution(s.f, a.maxCoeff()), known_resolution(t.f, b.maxCoeff()));
+  if (!(input.resolution > 0)) return single_entries({{0, s}, {1, t}}, rows, columns);
+  GramOptions options;
+  const GramRules rules{
+      [&](bool column, double variance, std::int64_t order, std::vector<double>& z, std::vector<double>& w) {
+        hermite_nodes(functions_, column ? t.f : s.f, std::sqrt(variance), order, z, w);
+      },
+      [&](std::int64_t i, std::int64_t j, double rho) {
+        const double root_a = std::sqrt(a(i)), root_b = std::sqrt(b(j)), rest = std::sqrt((1 - rho) * (1 + rho));
+        if (rest == 0) {
+          const std::array<LineFunction, 2> line{LineFunction{s.f, 0, root_a}, LineFunction{t.f, 0, rho * root_b}};
+          const LineRule r = line_rule(functions_, line, 1);
+          return std::pair{r.value, r.status == LineStatus::kConverged ? r.error : std::numeric_limits<double>::infinity()};
+        }
+        const std::array<PlaneFunction, 2> plane{PlaneFunction{s.f, 0, root_a, 0}, PlaneFunction{t.f, 0, root_b * rho, root_b * rest}};
+        const PlaneRule r = plane_rule(functions_, plane);
+        return std::pair{r.value, r.status == LineStatus::kConverged ? r.error : std::numeric_limits<double>::infinity()};
+      }};
+  constexpr double kNarrow = 0.05;  // Mehler series of higher frequencies, 4/h, have more terms, (4/h)^2, than the grid for all rows
+  const auto smooth = [&](FunctionTable::Id f) { return functions_.kinks(f).empty() && functions_.integrable(f); };
+  if (!smooth(s.f) || !smooth(t.f) || input.resolution < kNarrow) options.rules = &rules;
+  const auto evaluate = [this](FunctionTable::Id id) {
+    return [this, id](std::int64_t count, const double* points, double* values) { functions_.evaluate(id, count, points, values); };
+  };
+  Matrix value(rows, columns);
+  const GramResult r = gram_quadrature(input, evaluate(s.f), s.f == t.f ? UnaryFunctions{} : UnaryFunctions{evaluate(t.f)}, 1, {value.data(), static_cast<std::size_t>(value.size())},
+                                       [this](std::int64_t count, const std::function<void(std::int64_t)>& body) { executor_.parallel(count, body); }, options);
+  note(r.status);
+  if (!r.converged) throw Unknown{"quadrature does not converge", {}};
+  out.value = std::move(value);
+  out.method = MomentMethod::kQuadrature;
+  disturb(out.value, r.largest_error * r.largest_scale);
+  out.error = (r.largest_error + relative * 2) * r.largest_scale;
+  remember(both, rows, columns, out);
+  return out;
+}
+
+/// Half of the shortest panel of f(mean + sqrt(variance) z) in z; 0 if there is no rule.
+double MomentEngine::resolution(FunctionTable::Id f, double mean, double variance) {
+  const LineFunction line{f, mean, std::sqrt(std::max(0.0, variance))};
+  const LineRule r = line_rule(functions_, {&line, 1}, 0.5);
+  if (r.status != LineStatus::kConverged) return 0;
+  double out = 1;
+  for (const auto& p : r.panels) out = std::min(out, 0.5 * (p.to - p.from));
+  return out;
 }
 
 /// E d/du of the product of factors on two sides, u the Gaussian behind factor k.  A jump of height J at c adds
@@ -579,6 +810,9 @@ MomentEngine::Moment MomentEngine::slope(const std::vector<std::pair<int, Factor
     out.value.transposeInPlace();
     return out;
   }
+  std::vector<int> constants;  // do not depend on u
+  for (int i = 0; i < rows; ++i) if (is_constant(own, i)) constants.push_back(i);
+  if (static_cast<int>(constants.size()) == rows) return {Matrix::Zero(1, 1)};
   std::array<Term, 2> sides{Term{{1.0}, {}}, Term{{1.0}, {}}};
   for (std::size_t l = 0; l < factors.size(); ++l) {
     sides[at(factors[l].first)].factors.push_back(factors[l].second);
@@ -586,7 +820,8 @@ MomentEngine::Moment MomentEngine::slope(const std::vector<std::pair<int, Factor
   }
   const auto& polynomial = functions_.polynomial(functions_.derivative(own.f));
   const bool flat = polynomial && std::all_of(polynomial->begin(), polynomial->end(), [](double c) { return c == 0; });
-  Moment out = flat ? Moment{Matrix::Zero(1, 1)} : term_moment(sides[0], rows, sides[1], columns);
+  Moment out = flat ? Moment{Matrix::Zero(1, 1)} : finite_part([&] { return term_moment(sides[0], rows, sides[1], columns); });
+  if (!functions_.integrable(own.f)) throw Unknown{"the derivative of a function with poles, branch points or many jumps", {}};
   for (const auto& [position, height] : functions_.jumps(own.f)) {
     const Factor u{FunctionTable::kIdentity, own.affine, own.columns};
     const Variances& variance = variances(u.affine);
@@ -595,7 +830,6 @@ MomentEngine::Moment MomentEngine::slope(const std::vector<std::pair<int, Factor
     for (int i = 0; i < rows; ++i) {
       distance(i) = position - (means.size() > 0 ? means(u.column(i)) : 0.0);
       a(i) = variance.value(u.column(i));
-      if (!(a(i) > 0) && distance(i) == 0) throw Unknown{"the derivative of a function at its jump", {}};
       density(i) = a(i) > 0 ? std::exp(-0.5 * distance(i) * distance(i) / a(i)) / std::sqrt(2 * std::numbers::pi * a(i)) : 0.0;
     }
     std::array<Term, 2> rest{Term{{1.0}, {}}, Term{{1.0}, {}}};
@@ -604,7 +838,7 @@ MomentEngine::Moment MomentEngine::slope(const std::vector<std::pair<int, Factor
     for (std::size_t l = 0; l < factors.size(); ++l) {
       if (l == k) continue;
       const auto& [other, f] = factors[l];
-      if (!related(f.affine, u.affine)) {
+      if (other == 1 ? !dependent(u, rows, f, columns) : !dependent_somewhere(u, f, rows)) {
         rest[at(other)].factors.push_back(f);
         continue;
       }
@@ -635,6 +869,8 @@ MomentEngine::Moment MomentEngine::slope(const std::vector<std::pair<int, Factor
     out.error += largest * (conditional.error + 2 * relative * value.cwiseAbs().maxCoeff());
     out.method = weaker(weaker(out.method, variance.method), weaker(conditional.method, MomentMethod::kClosedForm));
   }
+  if (!constants.empty() && out.value.rows() == 1 && rows > 1) out.value = out.value.replicate(rows, 1).eval();
+  for (const int i : constants) out.value.row(i).setZero();
   return out;
 }
 
@@ -675,18 +911,18 @@ MomentEngine::Moment MomentEngine::conditional_means(const Factor& f, int column
 }
 
 /// E df/du of a term for every Gaussian u behind it whose block is wanted.
-std::vector<MomentEngine::Slope> MomentEngine::slopes(const Term& t, int rows, const std::function<bool(int)>& wanted) {
+std::vector<MomentEngine::Slope> MomentEngine::slopes(const Term& t, int rows, const std::function<bool(const Factor&, bool inner)>& wanted) {
   std::vector<Slope> out;
   std::vector<std::pair<int, Factor>> factors;
   for (const Factor& f : t.factors) factors.emplace_back(0, f);
   if (t.sum) factors.emplace_back(1, t.sum->inner());
   for (std::size_t k = 0; k < t.factors.size(); ++k) {
     const Factor& f = t.factors[k];
-    if (!wanted(f.affine)) continue;
+    if (!wanted(f, false)) continue;
     Moment m = slope(factors, k, rows, t.sum ? t.sum->rows() : 1);
     out.push_back({{FunctionTable::kIdentity, f.affine, f.columns}, t.sum ? row_sums(*t.sum->weights, m) : std::move(m)});
   }
-  if (t.sum && wanted(t.sum->affine)) {  // sum_s w_s E[dF/dg_s] g_s is one Gaussian
+  if (t.sum && wanted(t.sum->inner(), true)) {  // sum_s w_s E[dF/dg_s] g_s is one Gaussian
     const Moment m = slope(factors, t.factors.size(), rows, t.sum->rows());
     Matrix weights = *t.sum->weights;
     for (Eigen::Index s = 0; s < weights.cols(); ++s)
@@ -700,7 +936,7 @@ std::vector<MomentEngine::Slope> MomentEngine::slopes(const Term& t, int rows, c
 /// Stein's lemma: E x F(u) = E x E F(u) + sum_k Cov(x, u_k) E dF/du_k.  Rows: those of F.
 MomentEngine::Moment MomentEngine::stein(const Term& t, int rows, const Factor& x, int columns) {
   Moment out{Matrix::Zero(rows, columns)};
-  for (const auto& [u, m] : slopes(t, rows, [&](int affine) { return related(affine, x.affine); })) {
+  for (const auto& [u, m] : slopes(t, rows, [&](const Factor& f, bool inner) { return dependent(f, inner ? t.sum->rows() : rows, x, columns); })) {
     const Covariance c = covariance(u.affine, x.affine);
     if (!c.value) continue;
     double largest = 0;
@@ -768,8 +1004,42 @@ MomentEngine::Moment MomentEngine::sum_moment(const Term& s, int rows, const Ter
   return cross(expanded(x), expanded(y));
 }
 
+/// What determines a matrix of moments: its factors on each side and their columns.
+std::vector<int> MomentEngine::key_of(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns, bool mirrored) {
+  std::vector<int> key{mirrored ? columns : rows, mirrored ? rows : columns};
+  for (const int own : {0, 1})
+    for (const auto& [side, f] : factors) {
+      if ((mirrored ? 1 - side : side) != own) continue;
+      key.insert(key.end(), {own, f.f, f.affine});
+      for (int i = 0; i < (side == 0 ? rows : columns); ++i) key.push_back(f.column(i));
+    }
+  return key;
+}
+
+/// Quadratures are asked for again: E f(u) g(v) is E g(v) f(u), and a tangent kernel has the covariances of the layers in it.
+std::optional<MomentEngine::Moment> MomentEngine::recalled(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns) const {
+  for (const bool mirrored : {false, true})
+    if (const auto known = quadratures_.find(key_of(factors, rows, columns, mirrored)); known != quadratures_.end()) {
+      Moment out = known->second;
+      if (mirrored) out.value.transposeInPlace();
+      return out;
+    }
+  return std::nullopt;
+}
+
+void MomentEngine::remember(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns, const Moment& m) {
+  constexpr Eigen::Index kMostNumbers = 1 << 20;
+  if ((remembered_ += m.value.size()) > kMostNumbers) {
+    quadratures_.clear();
+    remembered_ = m.value.size();
+  }
+  if (m.value.size() <= kMostNumbers) quadratures_.emplace(key_of(factors, rows, columns, false), m);
+}
+
 /// One quadrature per entry, over the different Gaussians behind the factors.
 MomentEngine::Moment MomentEngine::single_entries(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns) {
+  if (auto known = recalled(factors, rows, columns)) return std::move(*known);
+  const bool symmetric = key_of(factors, rows, columns, false) == key_of(factors, rows, columns, true);
   bool left = false, right = false;
   double relative = 0;
   for (const auto& [side, f] : factors) {
@@ -796,22 +1066,62 @@ MomentEngine::Moment MomentEngine::single_entries(const std::vector<std::pair<in
     for (std::size_t k = 0; k < dim; ++k)
       for (std::size_t l = 0; l < k; ++l) entry.covariances[k + dim * l] = entry.covariances[l + dim * k] = 0.5 * (entry.covariances[k + dim * l] + entry.covariances[l + dim * k]);
     return entry;
-  });
+  }, symmetric);
   out.error += 2 * relative * out.value.cwiseAbs().maxCoeff();
+  remember(factors, rows, columns, out);
   return out;
 }
 
 /// A matrix of moments, each by a quadrature of its own.
-MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index columns, const std::function<Entry(Eigen::Index, Eigen::Index)>& entry_at) {
+MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index columns, const std::function<Entry(Eigen::Index, Eigen::Index)>& entry_at, bool symmetric) {
   Moment out{Matrix::Zero(rows, columns), 0, MomentMethod::kQuadrature};
-  for (const auto& [k, f] : entry_at(0, 0).functions)
-    if (!functions_.integrable(f)) throw Unknown{"a function with poles or branch points", {}};
   std::vector<double> errors(static_cast<std::size_t>(out.value.size()), 0.0);
   std::vector<std::string> failures(errors.size());
   executor_.parallel(out.value.size(), [&](std::int64_t e) {
     const Eigen::Index i = e % rows, j = e / rows;
+    if (symmetric && i > j) return;
     const Entry entry = entry_at(i, j);
     const std::size_t dim = entry.means.size();
+    const auto slot = static_cast<std::size_t>(e);
+    const Whitened w = whiten(entry.covariances);
+    const auto accept = [&](LineStatus status, double value, double error, double magnitude) {
+      out.value(i, j) = value;
+      errors[slot] = error;
+      if (status == LineStatus::kDiverges) failures[slot] = kDiverges;
+      else if (!(error <= kLooseQuadrature * magnitude)) failures[slot] = "quadrature does not converge";
+    };
+    if (w.status == QuadratureStatus::kConverged && w.rank <= 1) {
+      std::vector<LineFunction> line;
+      for (const auto& [k, f] : entry.functions) line.push_back({f, entry.means[k], w.rank == 1 ? w(static_cast<std::int64_t>(k), 0) : 0.0});
+      const LineRule r = line_rule(functions_, line, 1);
+      return accept(r.status, r.value, r.error, r.magnitude);
+    }
+    // Trapezoid rules with steps that resolve all factors, whose frequencies add (4/h for panels of half-length h).
+    double frequency = 9, finest = 1;
+    bool smooth = true;
+    for (const auto& [k, f] : entry.functions) {
+      const double h = resolution(f, entry.means[k], entry.covariances[k * (dim + 1)]);
+      frequency += 4 / h;
+      finest = std::min(finest, h);
+      smooth = smooth && functions_.kinks(f).empty() && functions_.integrable(f);
+    }
+    QuadratureOptions options;
+    options.max_evaluations = 20'000'000;
+    options.largest_step = 2 * std::numbers::pi / frequency;
+    const double most_points = std::pow(20 / options.largest_step, 2);
+    if (w.status == QuadratureStatus::kConverged && w.rank == 2 && (!smooth || most_points > 1e6)) {
+      std::vector<PlaneFunction> plane;
+      for (const auto& [k, f] : entry.functions) plane.push_back({f, entry.means[k], w(static_cast<std::int64_t>(k), 0), w(static_cast<std::int64_t>(k), 1)});
+      const PlaneRule r = plane_rule(functions_, plane);
+      if (r.status == LineStatus::kNotConverged) failures[slot] = "quadrature does not converge";
+      else accept(r.status, r.value, r.error, r.magnitude);
+      return;
+    }
+    constexpr double kCoarse = 0.03;  // panels of the nested rule find features of this width
+    if (finest < kCoarse && !smooth) {
+      failures[slot] = finest > 0 ? "functions of three Gaussians with narrow features" : "a function with poles or branch points";
+      return;
+    }
     std::vector<Hyperplane> kinks;
     for (const auto& [k, f] : entry.functions)
       for (const double offset : functions_.kinks(f)) {
@@ -828,10 +1138,7 @@ MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index colum
         for (std::int64_t p = 0; p < count; ++p) values[p] *= y[static_cast<std::size_t>(p)];
       }
     };
-    QuadratureOptions options;
-    options.max_evaluations = 20'000'000;
     const QuadratureResult r = kinks.empty() ? smooth_expectation(entry.covariances, integrand, 1, options) : kinked_expectation(entry.covariances, integrand, 1, kinks, options);
-    const auto slot = static_cast<std::size_t>(e);
     switch (r.status) {
       case QuadratureStatus::kConverged: break;
       case QuadratureStatus::kNotConverged: failures[slot] = "quadrature does not converge"; return;
@@ -846,9 +1153,10 @@ MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index colum
     errors[slot] = r.errors[0];
   });
   for (const std::string& f : failures)
-    if (!f.empty()) throw Unknown{f, {}};
+    if (!f.empty()) throw Unknown{f, {}, f == kDiverges};
   out.error = *std::max_element(errors.begin(), errors.end());
   disturb(out.value, out.error);
+  if (symmetric) out.value.triangularView<Eigen::StrictlyLower>() = out.value.transpose().eval();
   return out;
 }
 

@@ -1,11 +1,14 @@
 #pragma once
 
+#include <limits>
+
 #include "engines/moment_engine.hpp"
 
 /// What the moment engine computes with.
 namespace tplimit::engines {
 
 inline constexpr std::size_t kMostTerms = 512, kManyTerms = 16, kFewTerms = 8, kFewRows = 4;
+inline constexpr double kCancelled = 64 * std::numeric_limits<double>::epsilon();  ///< of the terms of a sum: what is left is rounding
 inline constexpr double kClosedFormError = 1e-14;  ///< of dual_kernel, relative to sqrt(K(a,a) K(b,b))
 
 inline MomentMethod weaker(MomentMethod a, MomentMethod b) { return std::max(a, b); }
@@ -78,6 +81,7 @@ struct MomentEngine::Covariance {
 };
 struct MomentEngine::Variances {
   Eigen::VectorXd value;
+  Eigen::VectorXd resolution;  ///< standard deviations that cannot be told from 0; empty: all can
   double relative = 0;
   MomentMethod method = MomentMethod::kExact;
 };
@@ -93,11 +97,6 @@ struct MomentEngine::Moment {
   double error = 0;   ///< absolute, largest
   MomentMethod method = MomentMethod::kExact;
 };
-/// A moment that is kept as long as the blocks it is of.
-struct MomentEngine::Known {
-  Moment moment;
-  std::vector<int> affines;
-};
 /// E d/du of a term for the Gaussian u behind each column.
 struct MomentEngine::Slope {
   Factor u;  ///< f is the identity
@@ -111,6 +110,7 @@ struct MomentEngine::Entry {
 struct MomentEngine::Unknown {
   std::string why;
   ir::NodeId culprit{};
+  bool infinite = false;
 };
 
 

@@ -8,6 +8,7 @@
 #include <bit>
 #include <cerrno>
 #include <chrono>
+#include <cmath>
 #include <cstring>
 #include <fstream>
 #include <span>
@@ -21,8 +22,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// 1: version 0.1.0.  To be raised whenever a file of an older version can no longer be read.
-constexpr std::uint32_t kFormat = 1;
+// 1: version 0.1.0; 2: with terms of averages, and how many states were lost.  To be raised whenever a file of an older version can no longer be read.
+constexpr std::uint32_t kFormat = 2;
 constexpr std::string_view kStateEnding = ".run";
 // Writing takes no more than a twentieth of the time.
 constexpr double kMostOfTheTime = 0.05;
@@ -53,6 +54,8 @@ void save_result(Writer& out, const RunResult& result) {
   for (const auto& ranks : result.ranks)
     for (const std::int64_t rank : ranks) out.value(rank);
   out.value(result.largest_dropped);
+  out.value<std::uint64_t>(result.terms.size());
+  for (const TermSummary& terms : result.terms) save(out, terms);
 }
 RunResult load_result(Reader& in) {
   RunResult result;
@@ -62,6 +65,7 @@ RunResult load_result(Reader& in) {
   for (auto& ranks : result.ranks)
     for (std::int64_t& rank : ranks) rank = in.value<std::int64_t>();
   result.largest_dropped = in.value<double>();
+  for (auto left = in.value<std::uint64_t>(); left > 0; --left) result.terms.push_back(load_terms(in));
   return result;
 }
 
@@ -74,7 +78,7 @@ Diagnostic error(std::string code, std::string message, std::string help) {
 /// The state of one run in its file.
 class RunStore::State final : public RunState {
  public:
-  State(RunStore& store, std::uint64_t key) : store_(store), key_(key), begun_(now_s()), due_(store.due(begun_, begun_, store.state_writing_s_)) {}
+  State(RunStore& store, std::uint64_t key) : store_(store), key_(key), begun_(now_s()), due_(store.first_due(begun_)) {}
 
   void resume(const std::function<void(Reader&)>& load) override {
     std::ifstream file(store_.state_file(key_), std::ios::binary);
@@ -100,8 +104,12 @@ class RunStore::State final : public RunState {
     });
     const double end = now_s();
     store_.warn(failure);
-    if (failure.empty()) begun_ = start;
-    else if (store_.stop_asked()) store_.last_state_lost_ = true;
+    if (failure.empty()) {
+      begun_ = start;
+      store_.state_written();
+    } else if (store_.stop_asked()) {
+      store_.last_state_lost_ = true;
+    }
     store_.state_writing_s_ = end - start;
     due_ = store_.due(start, end, end - start);
   }
@@ -158,10 +166,14 @@ std::optional<Diagnostic> RunStore::lock_folder() {
 std::optional<Diagnostic> RunStore::read_folder() {
   const std::string quoted = fmt::format("'{}'", options_.folder.string());
   std::vector<fs::path> states, others;
+  bool killed_while_writing = false;
   std::error_code failed;
   for (const auto& entry : fs::directory_iterator(options_.folder, failed)) {
     const fs::path& file = entry.path();
-    if (FileReplacement::is_leftover(file)) fs::remove(file, failed);
+    if (FileReplacement::is_leftover(file)) {
+      killed_while_writing = killed_while_writing || file.filename().string().find(kStateEnding) != std::string::npos;
+      fs::remove(file, failed);
+    }
     else if (file.extension() == kStateEnding) states.push_back(file);
     else if (file != results_file()) others.push_back(file);
   }
@@ -174,6 +186,7 @@ std::optional<Diagnostic> RunStore::read_folder() {
   };
   if (found == FileState::kDamaged) return damaged(results_file());
   if (const auto fault = read_results()) return fault;
+  if (killed_while_writing || lost_ > 0) ++lost_;
   for (const fs::path& file : states)
     if (!is_state(file)) return damaged(file);
   // What was finished after its state was last written.
@@ -216,6 +229,7 @@ std::optional<Diagnostic> RunStore::read_results() {
     for (const std::string& difference : differences) d.notes.push_back({difference, {}});
     return d;
   }
+  lost_ = in.value<std::uint64_t>();
   for (auto left = in.value<std::uint64_t>(); left > 0; --left) {
     const auto key = in.value<std::uint64_t>();
     const auto operations = in.value<double>();
@@ -251,6 +265,25 @@ std::string RunStore::write(const fs::path& file, const std::function<void(Write
 
 double RunStore::due(double since, double last, double writing_s) const { return std::max(since + options_.interval_s, last + writing_s / kMostOfTheTime); }
 
+double wait_for_first_state(double interval_s, std::uint64_t lost) {
+  // A process that dies while it writes its first state has done nothing.  The next ones try in turn to write earlier and earlier, for what
+  // is written in time, and not at all, for runs that end in time.
+  if (lost > 0 && lost % 2 == 0) return std::numeric_limits<double>::infinity();
+  return std::ldexp(interval_s, -static_cast<int>(std::min<std::uint64_t>((lost + 1) / 2, 30)));
+}
+
+double RunStore::first_due(double now) const {
+  const std::uint64_t lost = lost_;
+  const double interval = now + wait_for_first_state(options_.interval_s, lost);
+  return lost > 0 ? interval : std::max(interval, now + state_writing_s_ / kMostOfTheTime);
+}
+
+void RunStore::state_written() {
+  if (lost_.exchange(0) == 0) return;
+  const std::scoped_lock lock(mutex_);
+  warn(write_results());
+}
+
 void RunStore::warn(const std::string& failure) {
   const std::scoped_lock lock(warning_mutex_);
   if (failure.empty() || failure == warned_) return;  // once is enough
@@ -266,6 +299,7 @@ std::string RunStore::write_results() {
       out.text(name);
       out.text(value);
     }
+    out.value<std::uint64_t>(lost_);
     out.value<std::uint64_t>(results_.size());
     for (const auto& [key, finished] : results_) {
       out.value(key);

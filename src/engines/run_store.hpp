@@ -11,6 +11,10 @@
 
 namespace tplimit::engines {
 
+/// Seconds that a process waits before it writes the first state of a run, after so many in a row that ended without one, the first of them while
+/// writing; infinite: it writes none.
+[[nodiscard]] double wait_for_first_state(double interval_s, std::uint64_t lost);
+
 /// Runs of an evaluation in a folder, for a later process: results of those that are finished in one file, the state of each that is in
 /// progress in a file of its own.  Every file is replaced as a whole, so that the folder is valid at any moment.  The control flow that
 /// asks for runs is repeated by the later process, which finds here what it need not compute again.
@@ -74,6 +78,8 @@ class RunStore {
   /// When to write what was begun at `since`: after the interval, and not so often that writing, which took `writing_s` and ended at `last`,
   /// takes much of the time.
   [[nodiscard]] double due(double since, double last, double writing_s) const;
+  [[nodiscard]] double first_due(double now) const;
+  void state_written();
   void record(std::uint64_t key, Finished finished, double begun);
 
   Options options_;
@@ -88,6 +94,8 @@ class RunStore {
   std::string warned_;
   std::atomic<double> results_due_ = std::numeric_limits<double>::infinity();
   std::atomic<double> state_writing_s_ = 0;
+  /// Processes in a row that ended before they had written a state, the first of them while writing one; 0: none.
+  std::atomic<std::uint64_t> lost_ = 0;
   std::atomic<bool> last_state_lost_ = false;  ///< could not be written before the end
 };
 

@@ -3,17 +3,10 @@
 #include <algorithm>
 #include <cmath>
 
-#include <Eigen/Cholesky>
-
-#include "engines/cholesky.hpp"
 #include "engines/dense_matrix.hpp"
 
 namespace tplimit::engines {
 namespace {
-
-Matrix inverse_transposed(const Matrix& lower) {
-  return lower.transpose().triangularView<Eigen::Upper>().solve(Matrix::Identity(lower.rows(), lower.rows()));
-}
 
 /// b with zero rows and columns added, for versions and coefficients older than the newest directions.
 Matrix padded(const Matrix& b, Eigen::Index rows, Eigen::Index cols) {
@@ -29,17 +22,17 @@ LazyMatrix::LazyMatrix(const Executor& executor, std::int64_t rows, const LazySe
     : executor_(executor), rows_(rows), settings_(settings) {
   for (const std::size_t s : {0u, 1u}) {
     const std::int64_t most = std::max<std::int64_t>(1, std::min(capacity[s], rows)), own_rows = share_of(executor.ranks(), rows).count;
-    sides_[s].q = Panel(own_rows, most, settings.single);
+    sides_[s].q = OrthonormalBasis(rows, own_rows, most, settings.rank_tol, settings.single);
     sides_[s].f = Panel(own_rows, most, settings.single);
   }
   sides_[0].fresh_space = &output;
   sides_[1].fresh_space = &input;
-  input.watch(sides_[0].q);
-  output.watch(sides_[1].q);
+  input.watch(directions(0));
+  output.watch(directions(1));
 }
 
 void LazyMatrix::check_rank(std::int64_t more) const {
-  const std::int64_t columns = sides_[0].q.columns() + sides_[1].q.columns() + more;
+  const std::int64_t columns = directions(0).columns() + directions(1).columns() + more;
   if (settings_.law == NormalLaw::kMatched && 2 * columns > rows_)
     throw EvaluationStop{"E4201", fmt::format("{} directions of one matrix are too many for {} particles", columns, rows_),
                          fmt::format("raise --particles to {} or more, or --rank-tol", std::int64_t{1} << static_cast<int>(std::ceil(std::log2(8.0 * static_cast<double>(columns)))))};
@@ -47,106 +40,39 @@ void LazyMatrix::check_rank(std::int64_t more) const {
 
 Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node, std::uint64_t dimension, const Panel* also, Matrix* also_x) {
   Side& side = sides_[static_cast<std::size_t>(side_index)];
-  const Panel& opposite = sides_[static_cast<std::size_t>(1 - side_index)].q;
+  const Panel &q = side.q.directions(), &opposite = directions(static_cast<std::size_t>(1 - side_index));
   const auto known = side.known.find(node);
-  const std::int64_t r = side.q.columns(), p = x.columns(), chunks = x.chunks(), more = also ? also->columns() : 0, own = known == side.known.end() ? r + 1 : 0;
+  const std::int64_t r = q.columns(), p = x.columns(), more = also ? also->columns() : 0, own = known == side.known.end() ? r + 1 : 0;
   const double m = static_cast<double>(rows_);
-  // First sweep: <Q, x>, the norms of x, and <also, x>.
-  const Matrix first = sum_over_chunks(executor_, chunks, own + more, p, [&](std::int64_t c, Matrix& part) {
-                         const auto xc = all_columns(x, c);
-                         if (own > 0) {
-                           add_inner(part.topRows(r), side.q, c, xc);
-                           part.row(r) += xc.colwise().squaredNorm();
-                         }
-                         if (more > 0) add_inner(part.bottomRows(more), *also, c, xc);
-                       }) / m;
+  // One sweep for <Q, x>, the norms of x, and <also, x>.
+  const Matrix products = sum_over_chunks(executor_, x.chunks(), own + more, p, [&](std::int64_t c, Matrix& part) {
+                            const auto xc = all_columns(x, c);
+                            if (own > 0) {
+                              add_inner(part.topRows(r), q, c, xc);
+                              part.row(r) += xc.colwise().squaredNorm();
+                            }
+                            if (more > 0) add_inner(part.bottomRows(more), *also, c, xc);
+                          }) / m;
   executor_.count(2 * m * static_cast<double>((own + more) * p));
-  if (also) *also_x = first.bottomRows(more);
+  if (also) *also_x = products.bottomRows(more);
   if (own == 0) return padded(known->second, r, p);
-  const Eigen::VectorXd squared_norms = first.row(r).transpose();
+  const Eigen::VectorXd squared_norms = products.row(r).transpose();
   if (!squared_norms.allFinite()) throw EvaluationStop{"E4101", "a number is not finite", ""};
-  Matrix a = first.topRows(r);
+  Matrix a = products.topRows(r);
 
-  // What is left of x after a first projection, known up to cancellation.  Where all of it is to be dropped, that is enough; a rest that
-  // is small but kept needs a second projection ("twice is enough").
-  const Eigen::VectorXd left = squared_norms - a.colwise().squaredNorm().transpose();
-  const double tol2 = settings_.rank_tol * settings_.rank_tol;
-  const double kCancelled = settings_.single ? 1e-5 : 1e-12;  // of the square: 4500 eps, 80 eps
-  if (((left.array() + kCancelled * squared_norms.array() < tol2 * squared_norms.array()) || squared_norms.array() == 0).all()) {
+  // What is left of x, known up to cancellation: enough where all of it is to be dropped.
+  const Eigen::ArrayXd left = squared_norms - a.colwise().squaredNorm().transpose(), noise = (settings_.single ? 1e-5 : 1e-12) * squared_norms;  // 80 eps, 4500 eps
+  if ((squared_norms.array() == 0 || left + noise < settings_.rank_tol * settings_.rank_tol * squared_norms.array()).all()) {
     // What is below the noise of cancellation counts as 0.
-    const Eigen::ArrayXd dropped = (squared_norms.array() == 0 || left.array() <= kCancelled * squared_norms.array()).select(0.0, left.array() / squared_norms.array());
+    const Eigen::ArrayXd dropped = (squared_norms.array() == 0 || left <= noise).select(0.0, left / squared_norms.array());
     largest_dropped_ = std::max(largest_dropped_, std::sqrt(dropped.maxCoeff()));
-    side.known.emplace(node, a);
-    return a;
-  }
-  // eps |x| / |rest| of the rest is not orthogonal to Q after one projection; 1e-6: at most 2e-13.  A basis in single precision is
-  // orthonormal to 1e-7 only, and errors would grow from step to step.
-  const bool twice = r > 0 && (settings_.single || (left.array() < 1e-6 * squared_norms.array() && squared_norms.array() > 0).any());
-  Block rest(x.rows(), p);
-  const PanelWeights first_off(side.q, a, -1);
-  Matrix second = sum_over_chunks(executor_, chunks, (twice ? r : 0) + p, p, [&](std::int64_t c, Matrix& part) {
-                    auto own_rest = all_columns(rest, c);
-                    own_rest = all_columns(x, c);
-                    first_off.add_product_to(own_rest, c);
-                    if (twice) add_inner(part.topRows(r), side.q, c, own_rest);
-                    add_inner(part.bottomRows(p), own_rest, own_rest);
-                  }) / m;
-  executor_.count(2 * m * static_cast<double>((twice ? 2 * r + p : r + p) * p));
-  Matrix gram = second.bottomRows(p);
-  if (twice) {
-    second.conservativeResize(r, Eigen::NoChange);
-    gram.noalias() -= second.transpose() * second;
-    a += second;
-  }
-  // As many directions as coordinates span everything: what seems left is noise.
-  const OrderedFactor factor = factor_in_order(gram, squared_norms, settings_.rank_tol, rows_ - r);
-  const auto fresh = static_cast<std::int64_t>(factor.kept.size());
-  for (Eigen::Index j = 0; j < p; ++j) {
-    const double dropped = gram(j, j) - factor.rows.row(j).squaredNorm();
-    if (dropped > kCancelled * squared_norms(j) && !std::binary_search(factor.kept.begin(), factor.kept.end(), j)) largest_dropped_ = std::max(largest_dropped_, std::sqrt(dropped / squared_norms(j)));
-  }
-  if (fresh > 0) {
-    check_rank(fresh);
-    // New directions: the kept rests, orthonormalised; where that magnifies what is left of Q in them, projected once more.
-    const Matrix lower = factor.lower();
-    Matrix to_directions = Matrix::Zero(p, fresh);
+  } else {
+    OrthonormalBasis::Extension extended = side.q.extend(executor_, x, std::move(a), squared_norms, [&](std::int64_t fresh) { check_rank(fresh); });
+    a = std::move(extended.coefficients);
+    largest_dropped_ = std::max(largest_dropped_, extended.dropped);
     std::vector<std::uint64_t> dimensions;
-    double magnified = 0;
-    const Matrix inverse = inverse_transposed(lower);
-    for (std::int64_t l = 0; l < fresh; ++l) {
-      const Eigen::Index j = factor.kept[static_cast<std::size_t>(l)];
-      to_directions.row(j) = inverse.row(l);
-      dimensions.push_back(dimension + static_cast<std::uint64_t>(j));
-      magnified = std::max(magnified, std::sqrt(twice ? gram(j, j) : squared_norms(j)) / lower(l, l));
-    }
-    const bool again = r > 0 && (settings_.single || magnified > 1e4);  // 2e-12 of a direction
-    const PanelWeights second_off(side.q, twice ? Matrix(second * to_directions) : Matrix(), -1);
-    Block q(x.rows(), fresh);
-    Matrix third = sum_over_chunks(executor_, chunks, (again ? r : 0) + fresh, fresh, [&](std::int64_t c, Matrix& part) {
-                     auto own_q = all_columns(q, c);
-                     own_q.noalias() = all_columns(rest, c) * to_directions;
-                     if (twice) second_off.add_product_to(own_q, c);
-                     if (again) add_inner(part.topRows(r), side.q, c, own_q);
-                     add_inner(part.bottomRows(fresh), own_q, own_q);
-                   }) / m;
-    executor_.count(2 * m * static_cast<double>(((twice ? r : 0) + (again ? 2 * r : 0) + 2 * p) * fresh));
-    Matrix near_identity = third.bottomRows(fresh);
-    // x = Q a + q rows' + dropped
-    Matrix whole(r + fresh, p);
-    whole.topRows(r) = a;
-    if (again) {
-      third.conservativeResize(r, Eigen::NoChange);
-      near_identity.noalias() -= third.transpose() * third;
-      const PanelWeights third_off(side.q, third, -1);
-      executor_.parallel(chunks, [&](std::int64_t c) { third_off.add_product_to(all_columns(q, c), c); });
-      whole.topRows(r).noalias() += third * factor.rows.transpose();
-    }
-    const Matrix second_lower = Eigen::LLT<Matrix>(near_identity).matrixL();
-    whole.bottomRows(fresh).noalias() = second_lower.transpose() * factor.rows.transpose();
-    multiply_columns(executor_, q, inverse_transposed(second_lower));
-    side.q.append(executor_, q);
-    a = std::move(whole);
-    (void)side.fresh_space->draw(side.f, dimensions, &opposite);
+    for (const Eigen::Index j : extended.fresh) dimensions.push_back(dimension + static_cast<std::uint64_t>(j));
+    if (!dimensions.empty()) (void)side.fresh_space->draw(side.f, dimensions, &opposite);
   }
   side.known.emplace(node, a);
   return a;
@@ -164,7 +90,7 @@ void LazyMatrix::apply(const MatrixVersion& w, bool transposed, const Block& x, 
     else on_opposite.topRows(c.rows()).noalias() += c * a.topRows(c.cols());
   }
   const Matrix on_fresh = w.scale * a;
-  const PanelWeights of_fresh(side.f, on_fresh), of_opposite(other.q, on_opposite);
+  const PanelWeights of_fresh(side.f, on_fresh), of_opposite(other.q.directions(), on_opposite);
   executor_.count(2 * static_cast<double>(rows_ * (on_fresh.rows() + on_opposite.rows()) * x.columns()));
   executor_.parallel(y.chunks(), [&](std::int64_t c) {
     auto out = all_columns(y, c);
@@ -178,8 +104,8 @@ MatrixVersion LazyMatrix::update(MatrixVersion w, const std::vector<UpdateTerm>&
   for (const UpdateTerm& t : terms) {
     const Matrix d = reveal(1, *t.d, t.d_node, t.d_dimension);
     const Matrix x = reveal(0, *t.x, t.x_node, t.x_dimension);
-    if (w.coefficients.rows() < sides_[1].q.columns() || w.coefficients.cols() < sides_[0].q.columns())
-      w.coefficients = padded(w.coefficients, sides_[1].q.columns(), sides_[0].q.columns());
+    if (w.coefficients.rows() < directions(1).columns() || w.coefficients.cols() < directions(0).columns())
+      w.coefficients = padded(w.coefficients, directions(1).columns(), directions(0).columns());
     w.coefficients.topLeftCorner(d.rows(), x.rows()).noalias() += t.c * d * x.transpose();
   }
   return w;
@@ -200,7 +126,7 @@ void LazyMatrix::save(Writer& out) const {
 
 void LazyMatrix::load(Reader& in) {
   for (Side& side : sides_) {
-    side.q = Panel::load(in);
+    side.q.load(in);
     side.f = Panel::load(in);
     side.known.clear();
     for (auto left = in.value<std::uint64_t>(); left > 0; --left) {

@@ -6,6 +6,7 @@
 #include <unordered_map>
 
 #include "engines/normal_space.hpp"
+#include "engines/orthonormal_basis.hpp"
 #include "tplimit/support/diagnostic.hpp"
 
 namespace tplimit::engines {
@@ -84,20 +85,22 @@ class LazyMatrix final : public WidthMatrix {
   void forget(std::uint32_t node) override {
     for (Side& side : sides_) side.known.erase(node);
   }
-  [[nodiscard]] std::array<std::int64_t, 2> ranks() const override { return {sides_[0].q.columns(), sides_[1].q.columns()}; }
+  [[nodiscard]] std::array<std::int64_t, 2> ranks() const override { return {directions(0).columns(), directions(1).columns()}; }
   [[nodiscard]] double largest_dropped() const override { return largest_dropped_; }
   void save(Writer& out) const override;
   void load(Reader& in) override;
-  [[nodiscard]] std::vector<const Panel*> panels() const override { return {&sides_[0].q, &sides_[0].f, &sides_[1].q, &sides_[1].f}; }
+  [[nodiscard]] std::vector<const Panel*> panels() const override { return {&directions(0), &sides_[0].f, &directions(1), &sides_[1].f}; }
 
  private:
   /// Side 0: vectors W was applied to (Q, on the input space) and fresh normals (F, on the output space); side 1 for W'.
   struct Side {
-    Panel q, f;
+    OrthonormalBasis q;
+    Panel f;
     NormalSpace* fresh_space = nullptr;
     std::unordered_map<std::uint32_t, Matrix> known;  ///< node -> <Q, x>
   };
 
+  [[nodiscard]] const Panel& directions(std::size_t side) const { return sides_[side].q.directions(); }
   /// <Q, x> with Q extended so that x lies in its span (up to rank_tol).  `also`: <also, x> comes from the same sweep.
   Matrix reveal(int side, const Block& x, std::uint32_t node, std::uint64_t dimension, const Panel* also = nullptr, Matrix* also_x = nullptr);
   void check_rank(std::int64_t more) const;

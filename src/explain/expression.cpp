@@ -300,20 +300,6 @@ Expr Calculus::power(Expr base, double exponent) {
   return make(std::move(t));
 }
 
-namespace {
-
-/// From which derivative on a function has deltas, or nothing.
-std::optional<int> first_delta(const ir::Map& map) {
-  switch (map.fn) {
-    case Fn::kStep: case Fn::kSign: return 1;
-    case Fn::kRelu: case Fn::kAbs: case Fn::kLeakyRelu: return 2;
-    case Fn::kElu: return map.parameter == 1 ? 3 : 2;
-    default: return std::nullopt;
-  }
-}
-
-}  // namespace
-
 Expr Calculus::function(const ir::Map& map, int order, Expr x) {
   // Few ways to write one thing: piecewise linear maps by step and delta = step'.
   if (map.fn == Fn::kPower) {
@@ -930,7 +916,7 @@ std::size_t Calculus::weight(const Expr& e) {
 bool Calculus::kinked(const Expr& e) {
   if (e->kind == Kind::kJump) return true;
   if (e->kind == Kind::kFunction) {
-    const auto first = first_delta(e->map);
+    const auto first = ir::first_delta(e->map);
     if (first && e->order >= *first) return true;
   }
   return std::any_of(e->args.begin(), e->args.end(), [](const Expr& a) { return kinked(a); });

@@ -107,6 +107,72 @@ bool same_op(const Op& a, const Op& b) {
       a);
 }
 
+/// The values of a constant that may have been expanded, else null.
+const std::vector<double>* known(const Builder& b, NodeId id) {
+  while (std::holds_alternative<Expand>(b.node(id).op)) id = b.node(id).in[0];
+  return b.constant_values(id);
+}
+
+/// 0 times such a value is not 0.
+bool holds_not_finite(const Builder& b, NodeId id) {
+  const auto* values = known(b, id);
+  return values && std::any_of(values->begin(), values->end(), [](double v) { return !std::isfinite(v); });
+}
+
+/// A quotient, negative power or logarithm that is not known, up to multiples and rearrangements: it may be infinite, and then 0 times
+/// it is not 0.  What it is certain to be, passes/known_values tells.
+bool may_be_singular(const Builder& b, NodeId id) {
+  for (;;) {
+    const Node& node = b.node(id);
+    if (const auto* m = std::get_if<Map>(&node.op)) {
+      if (m->fn == Fn::kLog || m->fn == Fn::kPow || (m->fn == Fn::kPower && m->parameter < 0)) return true;
+      if (m->fn != Fn::kDiv) return false;
+      const auto* divisor = known(b, node.in[1]);
+      return !divisor || std::any_of(divisor->begin(), divisor->end(), [](double v) { return v == 0 || std::isnan(v); });
+    }
+    const bool linear = std::holds_alternative<Scale>(node.op) || std::holds_alternative<Expand>(node.op) || std::holds_alternative<Reshape>(node.op) || std::holds_alternative<Permute>(node.op) ||
+                        std::holds_alternative<Gather>(node.op) || std::holds_alternative<ReduceSum>(node.op) || std::holds_alternative<Average>(node.op) || std::holds_alternative<Stop>(node.op);
+    if (!linear) return holds_not_finite(b, id);
+    id = node.in[0];
+  }
+}
+
+/// where(c, a, b) with a condition that is known and the same everywhere.
+std::optional<NodeId> decided(Builder& b, const std::vector<NodeId>& in) {
+  if (const auto* s = std::get_if<Scale>(&b.node(in[0]).op); s && s->factor != 0) {
+    const NodeId condition = b.node(in[0]).in[0];
+    return b.map(Fn::kWhere, {condition, in[1], in[2]});
+  }
+  const auto* values = known(b, in[0]);
+  if (!values) return std::nullopt;
+  const auto zeros = static_cast<std::size_t>(std::count(values->begin(), values->end(), 0.0));
+  if (zeros != 0 && zeros != values->size()) return std::nullopt;
+  const Type type = infer_type(Map{Fn::kWhere, 0}, {&b.type(in[0]), &b.type(in[1]), &b.type(in[2])});
+  return b.expand(in[zeros == 0 ? 1 : 2], type.width, type.dims);
+}
+
+/// A known value that is the same on every coordinate, as one without coordinates.
+NodeId without_width(Builder& b, NodeId id) {
+  const Type type = b.type(id);
+  if (!type.width) return id;
+  const NodeId inner = b.node(id).in[0];
+  return b.expand(without_width(b, inner), false, type.dims);
+}
+
+/// Operations on such values are done at once, too: otherwise 0/0 would be one more 0 over something.
+std::optional<NodeId> same_everywhere(Builder& b, const Op& op, const std::vector<NodeId>& in, const Type& type) {
+  const auto* contract = std::get_if<Contract>(&op);
+  const bool average = std::holds_alternative<Average>(op) || (contract && contract->average);
+  if (type.matrix || std::holds_alternative<Expand>(op) || !(average || is_rowwise(op))) return std::nullopt;
+  if (std::none_of(in.begin(), in.end(), [&](NodeId id) { return b.type(id).width; })) return std::nullopt;
+  if (!std::all_of(in.begin(), in.end(), [&](NodeId id) { return known(b, id) != nullptr; })) return std::nullopt;
+  std::vector<NodeId> finite;
+  for (const NodeId id : in) finite.push_back(without_width(b, id));
+  if (std::holds_alternative<Average>(op)) return finite[0];
+  const NodeId out = contract ? b.contract(finite[0], finite[1], contract->batch, contract->contracted, false) : b.add(op, finite);
+  return b.expand(out, type.width, type.dims);
+}
+
 bool is_constant(const Node& node, double value) {
   const auto* c = std::get_if<Constant>(&node.op);
   return c && std::all_of(c->values->begin(), c->values->end(), [&](double v) { return v == value; });
@@ -178,6 +244,7 @@ NodeId Builder::add(Op op, std::vector<NodeId> in) {
   for (const NodeId id : in) types.push_back(&type(id));
   Type type = infer_type(op, types);
   if (const auto folded = fold(op, in, type)) return *folded;
+  if (const auto same = same_everywhere(*this, op, in, type)) return *same;
   return append(std::move(op), std::move(type), std::move(in));
 }
 
@@ -185,8 +252,8 @@ NodeId Builder::add(Op op, std::vector<NodeId> in) {
 std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>& in) {
   if (const auto* s = std::get_if<Scale>(&op)) {
     if (s->factor == 1 && s->power == 0) return in[0];
-    if (s->factor == 0) return zeros(type(in[0]).width, type(in[0]).dims);
-    if (is_zero(in[0])) return in[0];
+    if (s->factor == 0 && !holds_not_finite(*this, in[0])) return zeros(type(in[0]).width, type(in[0]).dims);
+    if (is_zero(in[0]) && std::isfinite(s->factor)) return in[0];
     const Node& x = node(in[0]);
     if (const auto* inner = std::get_if<Scale>(&x.op)) {
       const NodeId operand = x.in[0];
@@ -201,6 +268,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
     return std::nullopt;
   }
   if (const auto* m = std::get_if<Map>(&op)) {
+    if (m->fn == Fn::kWhere) return decided(*this, in);
     if (in.size() != 2) return std::nullopt;
     const Type &a = type(in[0]), &b = type(in[1]);
     const auto covers = [](const Type& big, const Type& small) {  // big + small has the type of big
@@ -220,16 +288,16 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
         if (is_zero(in[1]) && covers(a, b)) return in[0];
         break;
       case Fn::kSub:
-        if (in[0] == in[1]) return zeros(a.width, Dims(a.dims));
+        if (in[0] == in[1] && !holds_not_finite(*this, in[0])) return zeros(a.width, Dims(a.dims));
         if (is_zero(in[1]) && covers(a, b)) return in[0];
         if (is_zero(in[0]) && covers(b, a)) return negate(in[1]);
         break;
       case Fn::kMul:
-        if (is_zero(in[0]) || is_zero(in[1])) return zero_result();
+        if ((is_zero(in[0]) && !may_be_singular(*this, in[1])) || (is_zero(in[1]) && !may_be_singular(*this, in[0]))) return zero_result();
         for (const int k : {0, 1}) {
           const NodeId x = in[static_cast<std::size_t>(k)], y = in[static_cast<std::size_t>(1 - k)];
           if (is_constant(node(x), 1) && covers(type(y), type(x))) return y;
-          if (const auto* values = constant_values(x); values && type(x).dims.empty() && !constant_values(y)) return scale((*values)[0], 0, y);
+          if (const auto* values = constant_values(x); values && type(x).dims.empty() && !constant_values(y) && (*values)[0] != 0) return scale((*values)[0], 0, y);
           // Powers of n move outwards, where they meet and cancel.
           if (const auto* s = std::get_if<Scale>(&node(x).op); s && s->power != 0) {
             const Scale factor = *s;
@@ -238,7 +306,8 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
         }
         break;
       case Fn::kDiv:
-        if (is_zero(in[0]) && !is_zero(in[1])) return zero_result();
+        if (is_zero(in[0]))
+          if (const auto* values = known(*this, in[1]); values && std::none_of(values->begin(), values->end(), [](double v) { return v == 0 || std::isnan(v); })) return zero_result();
         if (is_constant(node(in[1]), 1) && covers(a, b)) return in[0];
         if (const auto* s = std::get_if<Scale>(&node(in[1]).op); s && s->power != 0) {
           const Scale factor = *s;
@@ -254,7 +323,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
     return std::nullopt;
   }
   if (const auto* c = std::get_if<Contract>(&op)) {
-    if (is_zero(in[0]) || is_zero(in[1])) {
+    if ((is_zero(in[0]) && !may_be_singular(*this, in[1])) || (is_zero(in[1]) && !may_be_singular(*this, in[0]))) {
       const Type type = infer_type(*c, {&this->type(in[0]), &this->type(in[1])});
       return zeros(type.width, type.dims);
     }

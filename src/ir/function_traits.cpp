@@ -47,4 +47,16 @@ FunctionTraits traits_of(const Map& map) {
   return t;
 }
 
+std::optional<int> first_delta(const Map& map) {
+  switch (map.fn) {
+    case Fn::kStep: case Fn::kSign: case Fn::kLess: case Fn::kLessEqual: case Fn::kMod: return 1;
+    case Fn::kRelu: case Fn::kAbs: case Fn::kLeakyRelu: case Fn::kMin: case Fn::kMax: return 2;
+    case Fn::kElu: return map.parameter == 1 ? 3 : 2;
+    case Fn::kTanh: case Fn::kSigmoid: case Fn::kSoftplus: case Fn::kSilu: case Fn::kGelu: case Fn::kGeluTanh: case Fn::kErf: case Fn::kSin:
+    case Fn::kCos: case Fn::kExp: case Fn::kLog: case Fn::kSqrt: case Fn::kPower: case Fn::kAdd: case Fn::kSub: case Fn::kMul: case Fn::kDiv:
+    case Fn::kPow: case Fn::kEqual: case Fn::kNotEqual: case Fn::kWhere: break;
+  }
+  return std::nullopt;
+}
+
 }  // namespace tplimit::ir

@@ -186,6 +186,7 @@ std::optional<Value> Lowerer::block_call(const ast::Call& call, Span span) {
   std::vector<const ast::Expr*> places;
   for (const auto& arg : call.args) places.push_back(arg.get());
   for (const auto& named : call.named) places.push_back(named.value.get());
+  if (places.empty()) return std::nullopt;
   std::vector<Value> values = positional_values(call);
   for (const auto& named : call.named) values.push_back(evaluate(*named.value));
   const bool parts = std::any_of(values.begin(), values.end(), [](const Value& v) { return v.as<Blocks>() != nullptr; });
@@ -231,7 +232,12 @@ Value Lowerer::declare_blocks(const ast::Param& s, const Axes& axes, const std::
   Blocks out{widths, {}};
   for (std::int64_t k = 0; k < count; ++k) {
     const ast::Identifier name{fmt::format("{}.{}", s.name.name, k + 1), s.name.span};
-    out.parts.push_back(declare(s, name, axes, rate, role, span));
+    try {
+      out.parts.push_back(declare(s, name, axes, rate, role, span));
+    } catch (const Rejection&) {
+      globals_.at(s.name.name).value = {Poison{}};
+      throw;
+    }
     variables_.at(name.name).part_of = {s.name.name, static_cast<std::size_t>(k)};
   }
   globals_.at(s.name.name).value = {std::move(out)};

@@ -351,7 +351,7 @@ Value Lowerer::builtin_permutation(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
   const std::int64_t size = integer(a.positional[0], a.spans[0], "the size of a permutation");
   const std::int64_t seed = integer(a.positional[1], a.spans[1], "the seed of a permutation");
-  if (size < 1 || size > 100'000'000) fail("E2215", "the size of a permutation must be between 1 and 10^8", a.spans[0], fmt::format("this is {}", size));
+  if (size < 1 || size > 10'000'000) fail("E2215", "the size of a permutation must be between 1 and 10^7", a.spans[0], fmt::format("this is {}", size));
   std::vector<double> order(static_cast<std::size_t>(size));
   std::iota(order.begin(), order.end(), 0.0);
   const std::uint64_t key = mix_key(0x7065726dULL, static_cast<std::uint64_t>(seed));
@@ -599,6 +599,14 @@ Value Lowerer::builtin_grad(Arguments& in) {
   const std::size_t expected = target.as<MatrixArray>() ? target.as<MatrixArray>()->items.size() : 1;
   if (nodes.size() != expected)
     fail("E2502", "a gradient is taken with respect to a named value", a.spans[1], "this is " + describe(target), "name a parameter, a random value or a variable");
+  if (const auto* name = std::get_if<ast::Name>(&a.call.args[1]->node); name && target.as<Tensor>()) {
+    const ir::Op& op = builder_.node(nodes[0]).op;
+    const Binding* binding = find_or_null(name->name);
+    if (binding && binding->kind != Kind::kParam && !opaque_names_.contains(binding->span.begin) && (std::holds_alternative<ir::Constant>(op) || std::holds_alternative<ir::Scale>(op) || std::holds_alternative<ir::Expand>(op))) {
+      met_ = binding->span.begin;
+      throw Rejection{{}, true};
+    }
+  }
   build(a.span);
   differentiated_.push_back(loss);
   Result<std::vector<Derivative>> result = gradient(builder_, loss, nodes);

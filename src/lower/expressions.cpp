@@ -658,7 +658,7 @@ std::vector<Value> Lowerer::call_with(const std::string& name, std::vector<Value
   const std::vector<ast::Identifier>& params = function != functions_.end() ? function->second->params : models_.at(name)->params;
   count_work(span);
   Scope scope;
-  for (std::size_t k = 0; k < params.size(); ++k) scope[params[k].name] = {Kind::kLocal, std::move(args[k]), params[k].span};
+  for (std::size_t k = 0; k < params.size(); ++k) scope[params[k].name] = {Kind::kLocal, named(std::move(args[k]), params[k].span), params[k].span};
   if (++call_depth_ > 64) {
     --call_depth_;
     fail("E2110", fmt::format("calls are nested more than {} deep", 64), span, "", "models are inlined: one that calls itself never ends; use a loop");

@@ -1,5 +1,7 @@
 #include <cmath>
 #include <limits>
+#include <map>
+#include <numeric>
 
 #include "lower/lowerer.hpp"
 #include "tplimit/passes/batch.hpp"
@@ -53,12 +55,21 @@ NodeId inner_products(ir::Builder& b, NodeId x, std::int64_t s, NodeId y, std::i
 
 }  // namespace
 
-/// A model as a function of one sample: a scalar output node and the opaque node that stands for the sample.
+/// A model's outputs, f(X)[p] and f(X2)[q], behind one scalar node.
+///
+/// Where an output depends on its own sample only, the scalar is the output for one sample, and a side is this sample batched over
+/// X or X2.  Where a model mixes samples (batch normalisation), it is sum_p w_p f(X)[p] + sum_q w_q f(X2)[q], and a side is the
+/// batch of the unit vectors w: the whole Jacobian.  The samples are placeholders until then, so that samples which are parameters,
+/// or computed from some, are no parameters of the model.
 struct Lowerer::SampleModel {
-  NodeId output, sample;
-  NodeId first, second;       ///< [P, ..], [Q, ..]: the samples of both sides
+  NodeId output;
+  NodeId sample;              ///< what takes a value for each row: one sample, or w
+  NodeId first, second;       ///< the values that it takes, [P, ..] and [Q, ..]
+  std::map<NodeId, NodeId> samples;  ///< placeholders of all samples and these
   std::int64_t rows, columns;
-  std::vector<NodeId> batch(ir::Builder& b, const std::vector<NodeId>& values, bool left) const {
+  std::vector<NodeId> batch(ir::Builder& b, std::vector<NodeId> values, bool left) const {
+    if (!samples.empty()) values = substituted(b, values, samples);
+    if (auto error = unbatchable(b, values, {sample})) throw Rejection{*error, false};
     return batched(b, values, left ? rows : columns, {{sample, left ? first : second}});
   }
 };
@@ -82,12 +93,16 @@ Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
   SampleModel out;
   out.rows = x.axes[0].size;
   out.columns = y.axes[0].size;
+  std::vector<Tensor> sides{x};
+  if (y.node != x.node) sides.push_back(y);
+  if (joint_model(model->name, sides, span, out)) return out;
+
   // One sample as a batch of one: models are written for leading batch axes.
   Axes one = x.axes;
   one[0].size = 1;
   ir::Builder& b = build(span);
-  const Value sample = opaque({Tensor{b.gather(x.node, 0, {0}), one}});
-  out.sample = sample.as<Tensor>()->node;
+  const Tensor sample = placeholder(one);
+  out.sample = sample.node;
   const auto with_one = [&](const Tensor& t) {
     ir::Dims dims = b.type(t.node).dims;
     dims.insert(dims.begin() + 1, 1);
@@ -95,12 +110,71 @@ Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
   };
   out.first = with_one(x);
   out.second = with_one(y);
-  const std::vector<Value> results = call_with(model->name, {sample}, span);
+  const std::vector<Value> results = call_with(model->name, {Value{sample}}, span);
   const Tensor first = finite(results[0], span, "the first value of the model");
   if (ir::size_of(finite_dims(first.axes)) != 1)
     fail("E2131", fmt::format("'{}' needs one output for each sample", what), span, fmt::format("for one sample the model's first value has shape {}", text(first.axes)), "select one: model g(x) { return f(x)[.., 0] }");
   out.output = build(span).reshape(first.node, {});
   return out;
+}
+
+/// A finite value that nothing is known of, and that takes no room.
+Tensor Lowerer::placeholder(const Axes& axes) {
+  const Value one = opaque({Tensor{builder_.constant(1), {}}});
+  return {builder_.expand(one.as<Tensor>()->node, false, finite_dims(axes)), axes};
+}
+
+/// Fills `out` if the model mixes samples; else leaves it and what has been recorded so far alone.
+bool Lowerer::joint_model(const std::string& model, const std::vector<Tensor>& sides, Span span, SampleModel& out) {
+  ir::Builder& b = build(span);
+  const auto names = program_.names.size(), predictions = program_.predictions.size(), warnings = warnings_.size();
+  std::vector<NodeId> placeholders, outputs;  // [P, ..], [P]
+  bool mixes = false;
+  for (const Tensor& x : sides) {
+    build(span);
+    const Tensor all = placeholder(x.axes);
+    placeholders.push_back(all.node);
+    try {
+      const Tensor f = finite(call_with(model, {Value{all}}, span)[0], span, "the first value of the model");
+      const std::int64_t size = x.axes[0].size;
+      if (f.axes.empty() || f.axes[0].size != size || ir::size_of(finite_dims(f.axes)) != size) break;
+      outputs.push_back(build(span).reshape(f.node, {size}));
+    } catch (const Rejection&) {
+      break;  // a model of one sample: it says so below
+    }
+    mixes = mixes || mixes_rows(b, outputs.back(), placeholders.back());
+  }
+  if (!mixes) {
+    program_.names.resize(names);
+    program_.predictions.resize(predictions);
+    warnings_.resize(warnings);
+    return false;
+  }
+  if (outputs.size() != sides.size()) fail("E2131", "the model mixes samples, and does not give one output for each of them", span, "", "the first value for samples [P, ..] has the shape [P]");
+  std::int64_t total = 0;
+  for (const NodeId f : outputs) total += b.type(f).dims[0];
+  check_size({total, total}, span);
+  build(span);
+  const NodeId weights = placeholder({{false, total}}).node;
+  const auto unit_vectors = [&](std::int64_t first, std::int64_t count) {
+    std::vector<double> unit(static_cast<std::size_t>(count * total), 0.0);
+    for (std::int64_t k = 0; k < count; ++k) unit[static_cast<std::size_t>(k * total + first + k)] = 1;
+    return b.constant(std::move(unit), {count, total});
+  };
+  std::int64_t first = 0;
+  for (std::size_t k = 0; k < sides.size(); ++k) {
+    const std::int64_t count = sides[k].axes[0].size;
+    std::vector<std::int64_t> own(static_cast<std::size_t>(count));
+    std::iota(own.begin(), own.end(), first);
+    const NodeId part = b.sum(b.times(b.gather(weights, 0, own), outputs[k]), 0);
+    out.output = k == 0 ? part : b.plus(out.output, part);
+    out.samples[placeholders[k]] = sides[k].node;
+    (k == 0 ? out.first : out.second) = unit_vectors(first, count);
+    first += count;
+  }
+  if (sides.size() == 1) out.second = out.first;
+  out.sample = weights;
+  return true;
 }
 
 /// <df(x)/dtheta, df(x')/dtheta> [P, Q] for one tensor or matrix theta; invalid if f does not depend on it.

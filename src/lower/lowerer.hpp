@@ -26,8 +26,11 @@ struct Rejection {
 /// Interprets the AST once, appending IR nodes: loops are run, models and functions inlined.
 class Lowerer {
  public:
-  Lowerer(const Source& source, const LowerOptions& options);
+  /// `differentiated`: places of names whose values `grad` is taken by, and which the builder may not see through.
+  Lowerer(const Source& source, const LowerOptions& options, std::set<std::uint32_t> differentiated);
   Result<Lowered> run(const ast::Program& program);
+  /// Of a name that grad met and that is not among those; then the program has to be lowered again.
+  [[nodiscard]] std::optional<std::uint32_t> met() const { return met_; }
 
  private:
   enum class Kind { kLocal, kLoop, kConst, kData, kParam };
@@ -57,7 +60,8 @@ class Lowerer {
   [[nodiscard]] std::string describe(const Value& value) const;
   [[nodiscard]] std::string text(const Axes& axes) const { return to_text(axes, shown_width_.empty() ? program_.width_name : shown_width_); }
   void check_size(const Dims& dims, Span span) const;  ///< E2215 if a value would have more than 10^8 entries
-  void count_work(Span span);                          ///< E2604 once loops and calls run away
+  void count_work(Span span);                          ///< E2604 once loops and calls run away, E4202 once the program outgrows the memory
+  double bytes_so_far();
 
   // ---- statements
   void statement(const ast::Stmt& stmt);
@@ -93,6 +97,7 @@ class Lowerer {
   Value declare(const ast::Param& s, const ast::Identifier& name, const Axes& axes, const Value& rate, std::optional<Role> role, Span span);
   std::vector<Value> read_data(const ast::Call& call, const ast::Data& s);
   Value opaque(Value value);
+  Value named(Value value, Span name);
   std::optional<Role> role_of(const ast::Param& s, const Axes& axes, const Value& rate);
   [[nodiscard]] Abc effective(Role role, bool has_width, bool first, bool entrywise) const;
   Value rate_of(const Variable& variable, Span span, bool entrywise = false);
@@ -241,6 +246,8 @@ class Lowerer {
   // ---- kernels of models (kernels.cpp)
   struct SampleModel;
   SampleModel sample_model(const ast::Call& call, Span span);
+  Tensor placeholder(const Axes& axes);
+  bool joint_model(const std::string& model, const std::vector<Tensor>& sides, Span span, SampleModel& out);
   NodeId gradient_kernel(const SampleModel& f, const Derivative& d);
   Value builtin_ntk(const ast::Call& call, Span span);
   Value builtin_nngp(const ast::Call& call, Span span);
@@ -275,12 +282,15 @@ class Lowerer {
   int call_depth_ = 0;
   int nesting_ = 0;         ///< of expressions, through calls
   std::size_t work_ = 0;    ///< iterations and calls so far
+  struct { std::size_t nodes = 0, names = 0, contexts = 0, steps = 0; double bytes = 0; } counted_;
   std::uint32_t parameter_count_ = 0;
   std::optional<std::vector<Value>> returned_;
   std::map<std::pair<const ast::Report*, std::size_t>, std::size_t> report_slots_;
   std::map<const ast::Step*, std::size_t> flow_error_slots_;  ///< in Program::reports
   std::set<std::string> used_constants_, used_data_;
   bool width_declared_ = false;
+  const std::set<std::uint32_t> opaque_names_;
+  std::optional<std::uint32_t> met_;
   std::vector<Width> widths_;
   std::string shown_width_;  ///< of the value that is worked on part by part
   std::map<const ast::Expr*, Value> given_;  ///< arguments of a call that is made part by part

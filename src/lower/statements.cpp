@@ -22,7 +22,8 @@ constexpr std::int64_t kMaxMatrices = 10'000;  // of one array
 const std::uint64_t kRandomScalarKey = mix_key(0x7363616c6172ULL, 1);
 }  // namespace
 
-Lowerer::Lowerer(const Source& source, const LowerOptions& options) : source_(source), options_(options), builder_(program_) {}
+Lowerer::Lowerer(const Source& source, const LowerOptions& options, std::set<std::uint32_t> differentiated)
+    : source_(source), options_(options), builder_(program_), opaque_names_(std::move(differentiated)) {}
 
 void Lowerer::fail(const char* code, std::string message, Span span, std::string label, std::string help) const {
   throw Rejection{Diagnostic{Severity::kError, code, std::move(message), span, std::move(label), std::move(help), {}, true}, false};
@@ -36,6 +37,7 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
   for (const auto& stmt : program.statements) {
     statement(stmt);
     if (errors_.size() >= kMaxErrors) break;
+    if (met_) return errors_;
   }
   for (const auto& [name, value] : options_.constants)
     if (!used_constants_.contains(name) && errors_.empty())
@@ -54,6 +56,25 @@ void Lowerer::count_work(Span span) {
   if (work_ > kMaxWork) throw Rejection{{}, true};
   if (++work_ > kMaxWork) fail("E2604", "the unrolled program is too long", span, fmt::format("more than {} iterations and calls", kMaxWork));
   if (program_.size() > kMaxNodes) fail("E2604", "the unrolled program is too long", span, fmt::format("more than {} instructions", kMaxNodes));
+  if (options_.memory_bytes > 0 && bytes_so_far() > options_.memory_bytes)
+    fail("E4202", "the unrolled program does not fit into memory", span, fmt::format("it needs more than the {:.1f} MB that may be used", options_.memory_bytes / 1e6),
+         "fewer iterations, fewer names inside loops, or a larger --memory");
+}
+
+/// Of what has been unrolled, with the copies that passes make of it and what engines keep for each instruction (measured).  Counted,
+/// not asked of the system: all ranks must agree.
+double Lowerer::bytes_so_far() {
+  constexpr double kCopies = 7, kAllocation = 32;
+  double more = 0;
+  for (; counted_.nodes < program_.size(); ++counted_.nodes) {
+    const ir::Node& node = program_.nodes[counted_.nodes];
+    more += sizeof(ir::Node) + 4 * sizeof(NodeId) + (node.in.empty() ? 0 : kAllocation) + (node.type.dims.empty() ? 0 : kAllocation);
+    if (const auto* c = std::get_if<ir::Constant>(&node.op)) more += 8 * static_cast<double>(c->values->size()) + 2 * kAllocation;
+  }
+  for (; counted_.names < program_.names.size(); ++counted_.names) more += sizeof(ir::NamedValue) + kAllocation;
+  for (; counted_.contexts < program_.contexts.size(); ++counted_.contexts) more += sizeof(std::string) + kAllocation;
+  for (; counted_.steps < program_.steps.size(); ++counted_.steps) more += sizeof(ir::TrainingStep) + kAllocation;
+  return counted_.bytes += kCopies * more;
 }
 
 void Lowerer::statement(const ast::Stmt& stmt) {
@@ -81,7 +102,7 @@ void Lowerer::record(const Rejection& r, Span span) {
 void Lowerer::block(const std::vector<ast::Stmt>& body) {
   for (const auto& stmt : body) {
     statement(stmt);
-    if (returned_ && call_depth_ > 0) return;
+    if ((returned_ && call_depth_ > 0) || met_) return;
     if (errors_.size() >= kMaxErrors) return;
   }
 }
@@ -120,7 +141,13 @@ void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
   }
   if (kind == Kind::kData) record_name(name.name, value, name.span, ir::NamedValue::Kind::kData);
   if (kind == Kind::kParam) record_name(name.name, value, name.span, ir::NamedValue::Kind::kVersion);
-  scope[name.name] = {kind, std::move(value), name.span};
+  scope[name.name] = {kind, named(std::move(value), name.span), name.span};
+}
+
+/// A value under its name. What the builder would fold or merge into later operations, it may not where `grad` asks for the derivative by it.
+Value Lowerer::named(Value value, Span name) {
+  const auto* t = value.as<Tensor>();
+  return t && opaque_names_.contains(name.begin) ? opaque(std::move(value)) : value;
 }
 
 /// For those who read the program later: this is what the text calls the value.
@@ -169,7 +196,7 @@ void Lowerer::rebind(const ast::Identifier& name, Value value, Span span) {
         set_version(name.name, std::move(next));
         return;
       }
-      case Kind::kLocal: it->second.value = std::move(value); return;
+      case Kind::kLocal: it->second.value = named(std::move(value), it->second.span); return;
     }
   }
   bind(name, std::move(value), Kind::kLocal);
@@ -335,6 +362,40 @@ bool fits(const Axes& own, const Axes& axes) {
 }
 }  // namespace
 
+namespace {
+/// Deviations times the symmetric root of the correlations: permuting the variables permutes the rows.  Variables that are uncorrelated
+/// get no common direction, and equal or opposite ones get equal or opposite rows, not only up to rounding: their differences are
+/// constants.
+Eigen::MatrixXd root_of(const Eigen::MatrixXd& covariance) {
+  const Eigen::Index k = covariance.rows();
+  Eigen::MatrixXd root = Eigen::MatrixXd::Zero(k, k);
+  std::vector<bool> done(static_cast<std::size_t>(k), false);
+  for (Eigen::Index first = 0; first < k; ++first) {
+    if (done[static_cast<std::size_t>(first)]) continue;
+    std::vector<Eigen::Index> block{first};  // grows to all that are connected by covariances
+    done[static_cast<std::size_t>(first)] = true;
+    for (std::size_t a = 0; a < block.size(); ++a)
+      for (Eigen::Index j = 0; j < k; ++j)
+        if (!done[static_cast<std::size_t>(j)] && covariance(block[a], j) != 0) {
+          block.push_back(j);
+          done[static_cast<std::size_t>(j)] = true;
+        }
+    std::sort(block.begin(), block.end());
+    const Eigen::VectorXd deviations = covariance.diagonal()(block).cwiseMax(0).cwiseSqrt(), inverse = (deviations.array() > 0).select(deviations.cwiseInverse(), 0.0);
+    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(inverse.asDiagonal() * covariance(block, block) * inverse.asDiagonal());
+    const double rounding = 16 * static_cast<double>(block.size()) * std::numeric_limits<double>::epsilon();
+    const Eigen::VectorXd roots = (eigen.eigenvalues().array() > rounding).select(eigen.eigenvalues().cwiseMax(0).cwiseSqrt(), 0.0);
+    const Eigen::MatrixXd part = eigen.eigenvectors() * roots.asDiagonal() * eigen.eigenvectors().transpose();
+    root(block, block) = deviations.asDiagonal() * (part.array().abs() > rounding).select(part, 0.0);
+  }
+  for (Eigen::Index i = 0; i < k; ++i)
+    for (Eigen::Index j = 0; j < i; ++j)
+      for (const double sign : {1.0, -1.0})
+        if (covariance.row(i) == sign * covariance.row(j) && covariance(i, i) == sign * covariance(i, j)) root.row(i) = sign * root.row(j);
+  return root;
+}
+}  // namespace
+
 Value Lowerer::initial_value(const ast::Param& s, const std::string& name, const Axes& axes, Span span) {
   const auto* law = s.law ? std::get_if<ast::Call>(&s.law->node) : nullptr;
   if (!law) fail("E2125", fmt::format("'{}' has no law", s.name.name), s.name.span, "", "write: ~ normal(mean, variance)");
@@ -403,8 +464,7 @@ Value Lowerer::initial_value(const ast::Param& s, const std::string& name, const
       const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(covariance);
       const double least = eigen.eigenvalues().minCoeff(), greatest = eigen.eigenvalues().cwiseAbs().maxCoeff();
       if (least < -1e-12 * greatest) fail("E2126", "the covariance is not positive semidefinite", variance_span, fmt::format("its smallest eigenvalue is {:.6g}", least));
-      // Rows of the symmetric root, so that permuting the variables permutes the root.
-      const Eigen::MatrixXd root = eigen.eigenvectors() * eigen.eigenvalues().cwiseMax(0).cwiseSqrt().asDiagonal() * eigen.eigenvectors().transpose();
+      const Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> root = root_of(covariance);
       deviated = b.contract(z, b.constant(std::vector<double>(root.data(), root.data() + root.size()), {k, k}), 0, 1, false);
     } else {
       for (const double x : *values)
@@ -576,7 +636,7 @@ void Lowerer::on(const ast::For& s, Span) {
     context_ = static_cast<std::uint32_t>(program_.contexts.size() - 1);
     block(s.body);
     loops_.pop_back();
-    if (errors_.size() >= kMaxErrors || (returned_ && call_depth_ > 0)) break;
+    if (errors_.size() >= kMaxErrors || (returned_ && call_depth_ > 0) || met_) break;
   }
   context_ = outer_context;
   if (const auto it = scope.find(s.variable.name); it != scope.end()) it->second.kind = Kind::kLocal;  // free to be used again
@@ -774,7 +834,14 @@ void Lowerer::finish_reports() {
 namespace tplimit {
 
 Result<Lowered> lower(const ast::Program& program, const Source& source, const LowerOptions& options) {
-  return lowering::Lowerer(source, options).run(program);
+  // Which values are differentiated by shows when `grad` is met: then once more, with these kept apart.
+  std::set<std::uint32_t> differentiated;
+  for (;;) {
+    lowering::Lowerer lowerer(source, options, differentiated);
+    auto lowered = lowerer.run(program);
+    if (!lowerer.met()) return lowered;
+    differentiated.insert(*lowerer.met());
+  }
 }
 
 }  // namespace tplimit

@@ -32,17 +32,8 @@ const double kDensity = 1 / std::sqrt(2 * std::numbers::pi);
 constexpr std::size_t at(Index i) { return static_cast<std::size_t>(i); }
 double density(double z) { return kDensity * std::exp(-0.5 * z * z); }
 
-// ---- x = L z with independent standard normals z ----
+}  // namespace
 
-struct Whitened {
-  QuadratureStatus status = QuadratureStatus::kConverged;
-  Index dim = 0;
-  int rank = 0;
-  Vector L;  ///< dim x rank, column-major
-  double operator()(Index i, int k) const { return L[at(i + k * dim)]; }
-};
-
-/// Pivoted Cholesky factorisation of the correlations, rows scaled back to the covariances.
 Whitened whiten(std::span<const double> covariance) {
   Whitened w;
   w.dim = static_cast<Index>(std::llround(std::sqrt(static_cast<double>(covariance.size()))));
@@ -91,6 +82,8 @@ Whitened whiten(std::span<const double> covariance) {
     ++w.rank;
   }
 }
+
+namespace {
 
 /// Collects points z, evaluates f on blocks of them and hands the values on.
 class PointBlock {
@@ -464,8 +457,8 @@ QuadratureResult smooth_expectation(std::span<const double> covariance, const In
       result.evaluations += add_level(w, block, outputs, h, radius, h == 1, sums);
       Vector now = sums.value;
       for (double& v : now) v *= volume;
-      // h = 1/4 is the first that may end it: two very coarse rules agree too easily.
-      agreed = !before.empty() && h <= 0.25;
+      // Two rules that are too coarse agree too easily, and do so where both sample an oscillation in phase.
+      agreed = !before.empty() && h <= std::min(0.25, options.largest_step);
       result.errors.assign(at(outputs), std::numeric_limits<double>::infinity());
       for (int o = 0; o < outputs && !before.empty(); ++o) {
         result.errors[at(o)] = std::abs(now[at(o)] - before[at(o)]) + volume * sums.shell[at(o)];
@@ -596,6 +589,12 @@ struct Side {
   double tail(int o, Index i, Index step) const { return tails[at((o * count + i) * tail_steps() + step)]; }
 };
 
+/// c/sqrt(ab), without overflow or underflow of ab.
+double correlation(double a, double b, double c) {
+  const double product = a * b;
+  return product > 1e-290 && product < 1e290 ? c / std::sqrt(product) : c / (std::sqrt(a) * std::sqrt(b));
+}
+
 bool valid_variance(double v) { return v >= 0 && std::isfinite(v); }
 
 /// Values at all grid points of the members of a chunk, even and odd parts: [o][part]: kChunk x half.
@@ -667,7 +666,7 @@ struct GridChoice {
 };
 
 /// Order, step and radius from the smallest, the middle and the largest variance of each side.
-GridChoice choose_grid(std::span<const Side* const> sides, double tolerance) {
+GridChoice choose_grid(std::span<const Side* const> sides, double tolerance, double resolution) {
   struct Sample {
     const Side* side;
     std::vector<Index> members;
@@ -685,7 +684,9 @@ GridChoice choose_grid(std::span<const Side* const> sides, double tolerance) {
   double radius = 13;  // phi^(1/2) there is 3e-19 of its peak
   double refinement = 1;
   for (Index order = 64;;) {
-    choice.grid = make_grid(order, refinement * step_for(order), radius);
+    // A panel of half-length h holds frequencies up to 4/h (growth e^7 on the ellipse of half-axis sqrt(3) h).
+    const double resolving = 2 * std::numbers::pi / (2 * std::sqrt(static_cast<double>(order)) + 9 + 4 / resolution);
+    choice.grid = make_grid(order, refinement * std::min(step_for(order), resolving), radius);
     double remainder = 0;
     bool wide_enough = true, finite = true;
     choice.error = 0;
@@ -726,7 +727,76 @@ GridChoice choose_grid(std::span<const Side* const> sides, double tolerance) {
   }
 }
 
-void fill_side(Side& side, const HermiteGrid& grid, const ParallelFor& parallel_for) {
+/// Coefficients of one function by nodes of each row's own.
+bool coefficients_by_nodes(const Side& side, const GramRules& rules, bool column, Index order, std::span<const Index> members, Vector& second, double* out) {
+  std::fill_n(out, order * kChunk, 0.0);
+  second.assign(at(kChunk), 0);
+  bool finite = true;
+  Vector z, w, x, values, before, now;
+  for (std::size_t lane = 0; lane < members.size(); ++lane) {
+    const double variance = side.variances[at(members[lane])];
+    const double root = valid_variance(variance) ? std::sqrt(variance) : 0;
+    rules.nodes(column, root * root, order, z, w);
+    const std::size_t n = z.size();
+    x.resize(n);
+    values.resize(n);
+    now.resize(n);
+    before.assign(n, 0.0);
+    for (std::size_t k = 0; k < n; ++k) x[k] = root * z[k];
+    (*side.f)(static_cast<Index>(n), x.data(), values.data());
+    // Half of the density goes with the function, so that nothing overflows before it counts.
+    for (std::size_t k = 0; k < n; ++k) {
+      const double half = std::sqrt(density(z[k]));
+      now[k] = half;
+      second[lane] += w[k] * (half * values[k]) * (half * values[k]);
+      values[k] *= w[k] * half;
+    }
+    finite = finite && std::isfinite(second[lane]);
+    for (Index l = 0; l < order; ++l) {
+      std::array<double, 8> sums{};
+      std::size_t k = 0;
+      const double down = std::sqrt(static_cast<double>(l)), up = 1 / std::sqrt(static_cast<double>(l + 1));
+      for (; k + 8 <= n; k += 8)
+        for (std::size_t i = 0; i < 8; ++i) {
+          sums[i] += now[k + i] * values[k + i];
+          const double next = (z[k + i] * now[k + i] - down * before[k + i]) * up;
+          before[k + i] = now[k + i];
+          now[k + i] = next;
+        }
+      for (; k < n; ++k) {
+        sums[0] += now[k] * values[k];
+        const double next = (z[k] * now[k] - down * before[k]) * up;
+        before[k] = now[k];
+        now[k] = next;
+      }
+      out[at(l * kChunk) + lane] = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+    }
+  }
+  return finite;
+}
+
+/// Kinks make coefficients decay slowly: as many as pay, an entry near the diagonal being worth a thousand rows of one term.
+GridChoice choose_order(const GramInput& input, const Side& left, const Side& right, double tolerance) {
+  GridChoice choice;
+  double least = std::numeric_limits<double>::infinity();
+  for (const Index order : {256, 512, 1024, 2048}) {
+    const double terms = static_cast<double>(order), reach = std::pow(1e4 * tolerance, 1 / terms);
+    Index singles = 0;
+    for (Index j = 0; j < right.count; ++j)
+      for (Index i = input.symmetric ? j : 0; i < left.count; ++i)
+        if (std::abs(correlation(left.variances[at(i)], right.variances[at(j)], input.covariance[i + j * input.leading])) > reach) ++singles;
+    // Seconds: points 50 sqrt(order), 1e-9 for each point and term; 3e-3 for an entry.
+    const double rows = static_cast<double>(left.count + (input.symmetric ? 0 : right.count));
+    const double cost = rows * 50e-9 * std::pow(terms, 1.5) + 3e-3 * static_cast<double>(singles);
+    if (cost < least) choice.grid.order = order;
+    least = std::min(least, cost);
+  }
+  choice.grid.half = 1;
+  choice.error = 1e-15;
+  return choice;
+}
+
+void fill_side(Side& side, const HermiteGrid& grid, const ParallelFor& parallel_for, const GramRules* rules, bool column) {
   side.order = grid.order;
   side.coefficients.assign(at(side.functions * side.chunks * side.order * kChunk), 0);
   side.second.assign(at(side.functions * side.count), 0);
@@ -736,11 +806,16 @@ void fill_side(Side& side, const HermiteGrid& grid, const ParallelFor& parallel_
     std::vector<Index> members;
     for (Index i = c * kChunk; i < std::min(side.count, (c + 1) * kChunk); ++i) members.push_back(i);
     Vector second;
-    const ChunkValues values = chunk_values(side, grid, members, second);
-    finite[at(c)] = values.finite && values.wide_enough;
+    ChunkValues values;
+    if (rules) {
+      finite[at(c)] = coefficients_by_nodes(side, *rules, column, grid.order, members, second, side.chunk(0, c));
+    } else {
+      values = chunk_values(side, grid, members, second);
+      finite[at(c)] = values.finite && values.wide_enough;
+    }
     for (int o = 0; o < side.functions; ++o) {
       double* coefficients = side.chunk(o, c);
-      chunk_coefficients(grid, values, o, coefficients);
+      if (!rules) chunk_coefficients(grid, values, o, coefficients);
       for (std::size_t lane = 0; lane < members.size(); ++lane) {
         const Index i = members[lane];
         const double norm = second[at(o * kChunk) + lane];
@@ -779,12 +854,6 @@ void sum_series(Index order, const double* left, const double* right, const doub
   }
 }
 
-/// c/sqrt(ab), without overflow or underflow of ab.
-double correlation(double a, double b, double c) {
-  const double product = a * b;
-  return product > 1e-290 && product < 1e290 ? c / std::sqrt(product) : c / (std::sqrt(a) * std::sqrt(b));
-}
-
 /// One entry by the two-dimensional trapezoid rule.
 struct SingleEntry {
   double a, b, rho;
@@ -795,6 +864,7 @@ struct SingleEntry {
   std::span<const double> scale;  ///< sqrt(E f^2 E g^2) per function
   double tolerance;
   Index limit;
+  double largest_step;            ///< at which two levels that agree may end it
 
   Vector values;
   double error = std::numeric_limits<double>::infinity();  ///< relative to the scale
@@ -849,7 +919,7 @@ struct SingleEntry {
             const double difference = std::abs(values[at(o)] - before[at(o)]);
             error = std::max(error, std::isfinite(difference) && scale[at(o)] > 0 ? difference / scale[at(o)] : std::numeric_limits<double>::infinity());
           }
-        converged = error <= tolerance;
+        converged = error <= tolerance && h <= largest_step;
       }
       before = values;
     }
@@ -880,13 +950,14 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
     side.chunks = (side.count + kChunk - 1) / kChunk;
     return side;
   };
+  TPLIMIT_CHECK(!options.rules || functions == 1, "rules for one function, not {}", functions);
   Side left = make_side(input.row_variances, f), other;
   if (!input.symmetric) other = make_side(input.column_variances, g ? g : f);
   Side& right = input.symmetric ? left : other;
   const std::array<const Side*, 2> both = {&left, &right};
-  const GridChoice choice = choose_grid(std::span(both).first(input.symmetric ? 1 : 2), tolerance);
-  fill_side(left, choice.grid, parallel_for);
-  if (!input.symmetric) fill_side(right, choice.grid, parallel_for);
+  const GridChoice choice = options.rules ? choose_order(input, left, right, tolerance) : choose_grid(std::span(both).first(input.symmetric ? 1 : 2), tolerance, input.resolution);
+  fill_side(left, choice.grid, parallel_for, options.rules, false);
+  if (!input.symmetric) fill_side(right, choice.grid, parallel_for, options.rules, true);
   const double grid_error = left.finite && right.finite ? 2 * choice.error : std::numeric_limits<double>::infinity();
   const Index order = choice.grid.order;
 
@@ -970,6 +1041,12 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
     for (Index slot = 0; slot < kChunk * kChunk; ++slot)
       if (needs_single[slot]) part.singles.emplace_back(i0 + slot % kChunk, j0 + slot / kChunk);
   });
+  for (int o = 0; o < functions; ++o) {
+    double row = 0, column = 0;
+    for (Index i = 0; i < P; ++i) row = std::max(row, left.moment(o, i));
+    for (Index j = 0; j < Q; ++j) column = std::max(column, right.moment(o, j));
+    result.largest_scale = std::max(result.largest_scale, std::sqrt(row) * std::sqrt(column));
+  }
   std::vector<std::pair<Index, Index>> singles;
   for (const Part& part : parts) {
     result.status.merge(part.status);
@@ -992,8 +1069,16 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
     const double a = input.row_variances[at(i)], b = input.column_variances[at(j)];
     double rho = a == 0 || b == 0 ? 0 : correlation(a, b, input.covariance[i + j * input.leading]);
     rho = std::clamp(rho, -1.0, 1.0);
+    if (options.rules) {
+      const auto [value, error] = options.rules->entry(i, j, rho);
+      // The scale of an error that is printed for all entries.
+      reports[at(s)] = {scale[0] > 0 ? error / scale[0] : value == 0 ? 0 : std::numeric_limits<double>::infinity(), error <= 1e-8 * scale[0], 1};
+      values[at(i + j * P)] = value;
+      if (input.symmetric) values[at(j + i * P)] = value;
+      return;
+    }
     SingleEntry entry{a, b, rho, left.f, right.f, functions, choice.grid.radius > 13 ? choice.grid.radius : kRadius, scale, tolerance,
-                      options.max_evaluations / result.single_entries};
+                      options.max_evaluations / result.single_entries, 2 * std::numbers::pi / (9 + 8 / input.resolution)};
     entry.run();
     reports[at(s)] = {entry.error, entry.converged, entry.evaluations};
     for (int o = 0; o < functions; ++o) {

@@ -1,9 +1,12 @@
 #include "tplimit/passes/ablations.hpp"
 
 #include <algorithm>
+#include <bit>
 #include <map>
 #include <set>
+#include <utility>
 
+#include "tplimit/math/normals.hpp"
 #include "tplimit/passes/gradient.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/support/overloaded.hpp"
@@ -116,44 +119,177 @@ class Linearisation : Rewriting {
       return Diagnostic{Severity::kError, "E2149", "lazy training needs to know the output of the network", {}, "", "it is the first argument of mse: train with mse(f, y)", {}, false};
     find_predictions();
     tangent_.resize(in_.size());
+    changed_.assign(in_.size(), false);
     for (std::uint32_t k = 0; k < in_.size(); ++k) {
       const Node& node = in_.nodes[k];
       b_.set_origin(node.span, node.context);
       if (node.type.matrix) matrix(k, node);
       else value(k, node);
+      changed_[k] = is_change({k}) || std::holds_alternative<UpdateMatrix>(node.op) || std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return changed_[in.value]; });
       if (error_) return *error_;
     }
+    // A parameter without a width axis has moved visibly.
+    const auto is_moved_parameter = [&](NodeId id) { return structure_[id.value].leaf && !in_[id].type.width && !prediction_[id.value] && tangent_[id.value].valid(); };
+    const auto reported = [&](NodeId id, Span span) {
+      if (is_moved_parameter(id)) map_[id.value] = b_.plus(map_[id.value], std::exchange(tangent_[id.value], {}));
+      else check_reported(id, span);
+    };
+    for (const Report& report : in_.reports)
+      for (const auto& entry : report.entries) reported(entry.value, report.span);
+    for (const Expectation& e : in_.expectations)
+      for (const NodeId id : {e.left, e.right}) reported(id, e.span);
+    if (error_) return *error_;
     return finish();
   }
 
  private:
-  /// The same expressions elsewhere, such as the output on test samples, are outputs too.
+  // ---- which values are outputs
+
+  /// What a value computes, whatever the data and the versions of the parameters: equal for the output on other samples, at other
+  /// times, or written once more.  Multiples of finite values and rearrangements are linear and are looked through.
+  struct Structure {
+    std::uint64_t key = 0;  ///< 0: nothing but constants
+    bool leaf = false;      ///< a parameter or random value itself
+    friend bool operator==(const Structure&, const Structure&) = default;
+  };
+  [[nodiscard]] bool is_change(NodeId id) const { return std::holds_alternative<Change>(in_[id].op); }
+  [[nodiscard]] Structure structure_of(std::uint32_t k) const {
+    const Node& node = in_.nodes[k];
+    const auto of = [&](std::size_t i) { return structure_[node.in[i].value]; };
+    const auto mixed = [&](std::uint64_t tag, bool ordered) {
+      std::uint64_t key = mix_key(tag, node.op.index() + 1);
+      for (std::size_t i = 0; i < node.in.size(); ++i) key = ordered ? mix_key(key, of(i).key) : key + mix_key(tag, of(i).key);
+      return Structure{key, false};
+    };
+    const auto product = [](const Structure& a, const Structure& b) { return mix_key(4, a.key) + mix_key(4, b.key); };
+    bool constant = !node.in.empty();
+    for (std::size_t i = 0; i < node.in.size(); ++i) constant = constant && of(i).key == 0;
+    return std::visit(
+        overloaded{
+            [&](const Constant&) { return Structure{}; },
+            [&](const StandardNormal& s) { return Structure{mix_key(1, s.source.value), true}; },
+            [&](const GaussianMatrix& s) { return Structure{mix_key(1, s.source.value), true}; },
+            [&](const Parameter& p) { return constant ? Structure{mix_key(2, p.index), true} : of(0); },
+            [&](const UpdateMatrix&) { return of(0); }, [&](const ScaleMatrix&) { return of(0); },
+            [&](const Map& m) {
+              if (constant) return Structure{};
+              if (m.fn == Fn::kAdd || m.fn == Fn::kSub)  // a version of a parameter
+                for (const std::size_t i : {0u, 1u})
+                  if (is_change(node.in[1 - i])) return of(i);
+              if (m.fn == Fn::kMul) return Structure{product(of(0), of(1)), false};
+              return mixed(mix_key(static_cast<std::uint64_t>(m.fn), std::bit_cast<std::uint64_t>(m.parameter)), m.fn != Fn::kAdd);
+            },
+            [&](const Concat&) {
+              for (std::size_t i = 1; i < node.in.size(); ++i)
+                if (of(i) != of(0)) return mixed(0, true);
+              return of(0);
+            },
+            [&](const Scale& c) {  // before a function acts on it, a multiple is another value
+              return node.type.width && !constant && !of(0).leaf ? Structure{mix_key(mix_key(6, std::bit_cast<std::uint64_t>(c.factor)), of(0).key), false} : of(0);
+            },
+            [&](const Average&) { return constant ? Structure{} : Structure{mix_key(3, of(0).key), false}; },
+            [&](const Contract& c) {
+              if (constant) return Structure{};
+              if (c.average && c.contracted == 0) return Structure{mix_key(3, product(of(0), of(1))), false};  // E(a b)
+              return mixed(c.average, false);
+            },
+            [&](const MatMul& m) { return mixed(m.transposed, true); },
+            [&](const auto& op) {
+              using T = std::decay_t<decltype(op)>;
+              if constexpr (std::is_same_v<T, Gather> || std::is_same_v<T, Permute> || std::is_same_v<T, Reshape> || std::is_same_v<T, Expand> ||
+                            std::is_same_v<T, Stop> || std::is_same_v<T, Change>)
+                return of(0);
+              else return constant ? Structure{} : mixed(5, true);
+            },
+        },
+        node.op);
+  }
+
+  /// The readout behind an average over coordinates, v of E(v z) with z no parameter; else invalid.
+  [[nodiscard]] NodeId readout_of(NodeId id) const {
+    const Node& node = in_[id];
+    const auto* c = std::get_if<Contract>(&node.op);
+    const std::vector<NodeId>* factors = c && c->average ? &node.in : nullptr;
+    if (std::holds_alternative<Average>(node.op))
+      if (const auto* m = std::get_if<Map>(&in_[node.in[0]].op); m && m->fn == Fn::kMul) factors = &in_[node.in[0]].in;
+    if (!factors) return {};
+    const bool first = structure_[(*factors)[0].value].leaf, second = structure_[(*factors)[1].value].leaf;
+    return first == second ? NodeId{} : (*factors)[first ? 0 : 1];
+  }
+
+  /// The finite values that one is computed from without passing an output.
+  template <class F>
+  void each_finite_behind(NodeId root, bool past_outputs, F f) const {
+    std::vector<NodeId> stack{root};
+    std::set<NodeId> seen;
+    while (!stack.empty()) {
+      const NodeId id = stack.back();
+      stack.pop_back();
+      if (in_[id].type.width || in_[id].type.matrix || (!past_outputs && prediction_[id.value]) || !seen.insert(id).second) continue;
+      f(id);
+      if (!is_change(id)) stack.insert(stack.end(), in_[id].in.begin(), in_[id].in.end());
+    }
+  }
+
   void find_predictions() {
-    std::set<std::pair<std::uint32_t, std::uint32_t>> spans;
-    for (const NamedValue& p : in_.predictions) spans.emplace(in_[p.value].span.begin, in_[p.value].span.end);
+    structure_.reserve(in_.size());
+    for (std::uint32_t k = 0; k < in_.size(); ++k) structure_.push_back(structure_of(k));
+    std::set<NodeId> named;
+    std::set<std::uint64_t> keys;
+    std::vector<NodeId> stack;
+    for (const NamedValue& p : in_.predictions) {
+      named.insert(p.value);
+      stack.push_back(p.value);
+      each_finite_behind(p.value, true, [&](NodeId id) {
+        if (const NodeId v = readout_of(id); v.valid()) readouts_.insert(structure_[v.value].key);
+      });
+    }
+    // f and g of an output f + c or f - g are outputs.
+    std::set<NodeId> looked_at;
+    while (!stack.empty()) {
+      const NodeId id = stack.back();
+      stack.pop_back();
+      if (!looked_at.insert(id).second) continue;
+      bool output = named.contains(id);
+      each_finite_behind(id, true, [&](NodeId behind) { output = output || readout_of(behind).valid(); });
+      if (!output) continue;
+      keys.insert(structure_[id.value].key);
+      const auto* m = std::get_if<Map>(&in_[id].op);
+      if (m && (m->fn == Fn::kAdd || m->fn == Fn::kSub)) stack.insert(stack.end(), in_[id].in.begin(), in_[id].in.end());
+      else if (in_[id].in.size() == 1 && structure_[in_[id].in[0].value] == structure_[id.value]) stack.push_back(in_[id].in[0]);
+    }
+    keys.erase(0);
     prediction_.assign(in_.size(), false);
     forward_.assign(in_.size(), false);
-    std::vector<NodeId> stack;
-    std::vector<bool> used_by_same(in_.size(), false);  // parts of one expression: the last node is its value
-    for (const Node& node : in_.nodes)
-      for (const NodeId in : node.in)
-        if (in_[in].span == node.span) used_by_same[in.value] = true;
-    std::set<NodeId> exact;
-    for (const NamedValue& p : in_.predictions) exact.insert(p.value);
-    for (std::uint32_t k = 0; k < in_.size(); ++k)
-      if (exact.contains({k}) || (!in_.nodes[k].type.width && !in_.nodes[k].type.matrix && !used_by_same[k] && spans.contains({in_.nodes[k].span.begin, in_.nodes[k].span.end}))) {
-        prediction_[k] = true;
-        stack.push_back({k});
-      }
+    for (const Report& report : in_.reports)
+      for (const auto& entry : report.entries)
+        if (structure_[entry.value.value].leaf) stack.push_back(entry.value);
+    for (std::uint32_t k = 0; k < in_.size(); ++k) {
+      const Type& type = in_.nodes[k].type;
+      if (!named.contains({k}) && (type.width || type.matrix || !keys.contains(structure_[k].key))) continue;
+      prediction_[k] = true;
+      stack.push_back({k});
+    }
     while (!stack.empty()) {
       const NodeId id = stack.back();
       stack.pop_back();
       if (forward_[id.value]) continue;
       forward_[id.value] = true;
       // What lies behind an update belongs to training, not to the network.
-      if (std::holds_alternative<Change>(in_[id].op) || std::holds_alternative<UpdateMatrix>(in_[id].op)) continue;
+      if (is_change(id) || std::holds_alternative<UpdateMatrix>(in_[id].op)) continue;
       for (const NodeId in : in_[id].in) stack.push_back(in);
     }
+  }
+
+  /// A reported value that moves with the parameters but is not computed from outputs would show its value at the start.
+  void check_reported(NodeId root, Span span) {
+    each_finite_behind(root, false, [&](NodeId id) {
+      const NodeId v = readout_of(id);
+      const bool output = v.valid() && changed_[v.value] && readouts_.contains(structure_[v.value].key);
+      if ((output || is_change(id)) && !error_)
+        error_ = Diagnostic{Severity::kError, "E2149", "lazy training does not know what this is", span, output ? "an average of a trained readout, but of no output" : "it moves with a trained parameter, but is no output",
+                            "outputs are what mse compares with targets, and the same function of the parameters on other samples; values computed from those may be reported, and features, which stay", {}, true};
+    });
   }
 
   void matrix(std::uint32_t k, const Node& node) {
@@ -191,10 +327,12 @@ class Linearisation : Rewriting {
     map_[k] = frozen;
     // Only what an output is computed from has a tangent; gradients and features stay at theta_0.
     if (!forward_[k]) return;
-    bool moves = false;
-    for (const NodeId id : node.in) moves = moves || tangent_[id.value].valid();
-    if (!moves) return;
-    NodeId d = tangent(node, in, frozen);
+    std::vector<NodeId> moves;
+    for (const NodeId id : node.in) moves.push_back(tangent_[id.value]);
+    if (std::none_of(moves.begin(), moves.end(), [](NodeId id) { return id.valid(); })) return;
+    const Result<NodeId> found = tangent(b_, node, in, frozen, moves);
+    if (!found) return fail(node, found.errors()[0].message.c_str());
+    NodeId d = *found;
     if (!d.valid()) return;
     if (b_.type(d) != node.type) d = b_.expand(d, node.type.width, node.type.dims);
     if (prediction_[k]) map_[k] = b_.plus(frozen, d);  // the output itself, from here on
@@ -205,68 +343,10 @@ class Linearisation : Rewriting {
     if (!error_) error_ = Diagnostic{Severity::kError, "E2149", what, node.span, "", "leave --lazy out, or write the network with other functions", {}, true};
   }
 
-  /// sum over operands of d(op)/d(operand) times its tangent.
-  NodeId tangent(const Node& node, const std::vector<NodeId>& in, NodeId y) {
-    const auto moving = [&](std::size_t k) { return tangent_[node.in[k].value].valid(); };
-    const auto dx = [&](std::size_t k) { return tangent_[node.in[k].value]; };
-    NodeId sum;
-    const auto add = [&](NodeId term) { sum = sum.valid() ? b_.plus(sum, term) : term; };
-    std::visit(
-        overloaded{
-            [&](const Map& m) {
-              if (in.size() == 1) return add(b_.times(derivative_of(b_, m, in[0], y), dx(0)));
-              switch (m.fn) {
-                case Fn::kAdd: case Fn::kSub:
-                  if (moving(0)) add(dx(0));
-                  if (moving(1)) add(m.fn == Fn::kAdd ? dx(1) : b_.negate(dx(1)));
-                  return;
-                case Fn::kMul:
-                  if (moving(0)) add(b_.times(dx(0), in[1]));
-                  if (moving(1)) add(b_.times(in[0], dx(1)));
-                  return;
-                case Fn::kDiv:
-                  if (moving(0)) add(b_.map(Fn::kDiv, {dx(0), in[1]}));
-                  if (moving(1)) add(b_.negate(b_.map(Fn::kDiv, {b_.times(y, dx(1)), in[1]})));
-                  return;
-                case Fn::kWhere:
-                  if (moving(1)) add(b_.times(in[0], dx(1)));
-                  if (moving(2)) add(b_.times(b_.minus(b_.constant(1), in[0]), dx(2)));
-                  return;
-                default: return fail(node, "this function has no tangent in lazy training");
-              }
-            },
-            [&](const Contract& c) {
-              if (moving(0)) add(b_.add(c, {dx(0), in[1]}));
-              if (moving(1)) add(b_.add(c, {in[0], dx(1)}));
-            },
-            [&](const MatMul& m) {
-              if (moving(0)) add(b_.matmul(dx(0), in[1], m.transposed));
-              if (moving(1)) add(b_.matmul(in[0], dx(1), m.transposed));
-            },
-            [&](const Concat& c) {
-              std::vector<NodeId> parts;
-              for (std::size_t k = 0; k < in.size(); ++k) {
-                const Type type = b_.type(in[k]);
-                parts.push_back(moving(k) ? dx(k) : b_.zeros(type.width, type.dims));
-              }
-              add(b_.add(c, std::move(parts)));
-            },
-            [&](const Stop&) {},
-            [&](const Parameter&) { add(dx(0)); },
-            [&](const auto& op) {
-              using T = std::decay_t<decltype(op)>;
-              if constexpr (std::is_same_v<T, Scale> || std::is_same_v<T, Average> || std::is_same_v<T, ReduceSum> || std::is_same_v<T, Gather> || std::is_same_v<T, ScatterAdd> ||
-                            std::is_same_v<T, Permute> || std::is_same_v<T, Reshape> || std::is_same_v<T, Expand>)
-                add(b_.add(op, {dx(0)}));
-              else fail(node, "this operation has no tangent in lazy training");
-            },
-        },
-        node.op);
-    return sum;
-  }
-
   std::vector<NodeId> tangent_;
-  std::vector<bool> prediction_, forward_;
+  std::vector<Structure> structure_;
+  std::vector<bool> prediction_, forward_, changed_;
+  std::set<std::uint64_t> readouts_;  ///< keys of what outputs are linear in
   std::set<NodeId> started_;  ///< matrix versions at and above a declaration
   std::optional<Diagnostic> error_;
 };

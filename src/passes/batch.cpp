@@ -77,10 +77,31 @@ class Batch {
   }
 
   // Operations that work on each finite index by itself, or on the last axes.
-  template <class Op>
-  NodeId make(const Op& op, const Node& node, const std::vector<NodeId>& in) {
-    TPLIMIT_CHECK(!node.type.matrix, "a matrix version per sample is refused before");
-    return b_.add(op, in);
+  NodeId make(const Scale& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
+  NodeId make(const Average& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
+  NodeId make(const Stop& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
+  NodeId make(const MatMul& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
+  NodeId make(const Eigvals& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
+  NodeId make(const Samples& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
+  NodeId make(const Histogram& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
+  // Refused by `unbatchable`, or computed from nothing.
+  NodeId make(const Constant& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
+  NodeId make(const StandardNormal& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
+  NodeId make(const GaussianMatrix& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
+  NodeId make(const ScaleMatrix& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
+  NodeId make(const UpdateMatrix& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
+  NodeId make(const Parameter& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
+  NodeId make(const Change& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
+  NodeId make(const Cholesky& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
+  NodeId impossible(const Op& op) {
+    TPLIMIT_CHECK(false, "an operation that can be batched, got {}", op_name(op));
+    return {};
+  }
+  /// Theta_x h(Theta), row by row of Theta_x: the rows of all samples one below the other.
+  NodeId make(const TrainingOperator& op, const Node& node, const std::vector<NodeId>& in) {
+    TPLIMIT_CHECK(!batched_.at(node.in[0]), "one kernel of training samples for all samples");
+    const Dims dims = b_.type(in[1]).dims;  // [size, q, p]
+    return b_.reshape(b_.add(op, {in[0], b_.reshape(in[1], {dims[0] * dims[1], dims[2]})}), dims);
   }
   NodeId make(const Map& op, const Node& node, std::vector<NodeId> in) {
     for (std::size_t k = 0; k < in.size(); ++k) in[k] = aligned(node.in[k], node.type.dims.size());
@@ -141,6 +162,113 @@ std::vector<NodeId> substituted(Builder& builder, const std::vector<NodeId>& out
 }
 
 NodeId substituted(Builder& builder, NodeId output, const std::map<NodeId, NodeId>& inputs) { return substituted(builder, std::vector{output}, inputs)[0]; }
+
+namespace {
+
+/// Which axis of a value holds one entry for each row of an input.
+class RowAxis {
+ public:
+  static constexpr int kNone = -1;   ///< does not depend on the input
+  static constexpr int kMixed = -2;  ///< entries depend on several rows
+  RowAxis(const Builder& b, NodeId input, NodeId output) : b_(b), axis_(std::max(input, output).value + 1, kNone) {
+    axis_[input.value] = 0;
+    for (std::uint32_t k = input.value + 1; k < axis_.size(); ++k) {
+      const Node& node = b.node({k});
+      const auto of = [&](NodeId in) { return axis_[in.value]; };
+      if (std::all_of(node.in.begin(), node.in.end(), [&](NodeId in) { return of(in) == kNone; })) continue;
+      const bool mixed = node.type.matrix || std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return of(in) == kMixed; });
+      axis_[k] = mixed ? kMixed : std::visit([&](const auto& op) { return follow(op, node); }, node.op);
+    }
+  }
+  [[nodiscard]] int of(NodeId id) const { return axis_[id.value]; }
+
+ private:
+  [[nodiscard]] int in(const Node& node, std::size_t k) const { return axis_[node.in[k].value]; }
+  [[nodiscard]] int rank(NodeId id) const { return static_cast<int>(b_.type(id).dims.size()); }
+  /// The axis that an operand's axis becomes where finite axes align from the right.
+  [[nodiscard]] int aligned(const Node& node, std::size_t k) const { return in(node, k) == kNone ? kNone : in(node, k) + static_cast<int>(node.type.dims.size()) - rank(node.in[k]); }
+  [[nodiscard]] static int agreed(int a, int b) { return a == kNone || a == b ? b : b == kNone ? a : kMixed; }
+
+  template <class Op>
+  [[nodiscard]] int follow(const Op&, const Node& node) const {
+    if constexpr (std::is_same_v<Op, Scale> || std::is_same_v<Op, Average> || std::is_same_v<Op, Stop> || std::is_same_v<Op, Parameter> || std::is_same_v<Op, Change> ||
+                  std::is_same_v<Op, Samples> || std::is_same_v<Op, Histogram>)
+      return in(node, 0);
+    else if constexpr (std::is_same_v<Op, MatMul>) return in(node, 1);  // the matrix does not depend on it
+    else if constexpr (std::is_same_v<Op, Expand>) return aligned(node, 0);
+    else if constexpr (std::is_same_v<Op, Map>) {
+      int out = kNone;
+      for (std::size_t k = 0; k < node.in.size(); ++k) out = agreed(out, aligned(node, k));
+      return out;
+    } else return kMixed;
+  }
+  [[nodiscard]] int follow(const Contract& op, const Node& node) const {
+    const int a = in(node, 0), b = in(node, 1), left = rank(node.in[0]) - op.contracted, right = rank(node.in[1]) - op.contracted;
+    if (a >= left || b >= right) return kMixed;  // summed over
+    if (a < op.batch && b < op.batch) return agreed(a, b);
+    if (a != kNone && b != kNone) return kMixed;
+    return a != kNone ? a : b < op.batch ? b : b - op.batch + left;
+  }
+  [[nodiscard]] int reduced(int axis, const Node& node) const { return in(node, 0) == axis ? kMixed : in(node, 0) - (axis < in(node, 0) ? 1 : 0); }
+  [[nodiscard]] int follow(const ReduceSum& op, const Node& node) const { return reduced(op.axis, node); }
+  [[nodiscard]] int follow(const ReduceMax& op, const Node& node) const { return reduced(op.axis, node); }
+  [[nodiscard]] int follow(const Gather& op, const Node& node) const { return in(node, 0) == op.axis ? kMixed : in(node, 0); }
+  [[nodiscard]] int follow(const ScatterAdd& op, const Node& node) const { return in(node, 0) == op.axis ? kMixed : in(node, 0); }
+  [[nodiscard]] int follow(const Permute& op, const Node& node) const {
+    return static_cast<int>(std::find(op.axes.begin(), op.axes.end(), in(node, 0)) - op.axes.begin());
+  }
+  [[nodiscard]] int follow(const Reshape&, const Node& node) const {
+    const Dims &from = b_.type(node.in[0]).dims, &to = node.type.dims;
+    std::int64_t before = 1, now = 1;
+    for (int k = 0; k < in(node, 0); ++k) before *= from[static_cast<std::size_t>(k)];
+    for (std::size_t k = 0; k < to.size(); now *= to[k++])
+      if (now == before && to[k] == from[static_cast<std::size_t>(in(node, 0))]) return static_cast<int>(k);
+    return kMixed;
+  }
+  [[nodiscard]] int follow(const Concat& op, const Node& node) const {
+    int out = kNone;
+    for (std::size_t k = 0; k < node.in.size(); ++k) out = agreed(out, in(node, k));
+    return out == op.axis ? kMixed : out;
+  }
+  [[nodiscard]] int follow(const Eigvals&, const Node& node) const { return in(node, 0) < rank(node.in[0]) - 2 ? in(node, 0) : kMixed; }
+  [[nodiscard]] int follow(const TrainingOperator&, const Node& node) const { return in(node, 0) == kNone && in(node, 1) == 0 ? 0 : kMixed; }
+
+  const Builder& b_;
+  std::vector<int> axis_;
+};
+
+}  // namespace
+
+bool mixes_rows(const Builder& builder, NodeId output, NodeId input) {
+  if (builder.type(input).dims.at(0) == 1) return false;
+  const int axis = RowAxis(builder, input, output).of(output);
+  return axis != RowAxis::kNone && axis != 0;
+}
+
+std::optional<Diagnostic> unbatchable(const Builder& builder, const std::vector<NodeId>& outputs, const std::vector<NodeId>& inputs) {
+  std::vector<NodeId> stack = outputs;
+  std::set<NodeId> behind;
+  while (!stack.empty()) {
+    const NodeId id = stack.back();
+    stack.pop_back();
+    if (!behind.insert(id).second) continue;
+    const auto& in = builder.node(id).in;
+    stack.insert(stack.end(), in.begin(), in.end());
+  }
+  std::set<NodeId> moving(inputs.begin(), inputs.end());
+  for (const NodeId id : behind) {  // ascending: operands come first
+    const Node& node = builder.node(id);
+    const auto moves = [&](NodeId in) { return moving.contains(in); };
+    if (moves(id) || std::none_of(node.in.begin(), node.in.end(), moves)) continue;
+    moving.insert(id);
+    const bool kernel = std::holds_alternative<TrainingOperator>(node.op) && moves(node.in[0]);
+    if (!kernel && !node.type.matrix && !std::holds_alternative<Cholesky>(node.op)) continue;
+    return Diagnostic{Severity::kError, "E2134", "a model cannot be evaluated for many samples here", node.span,
+                      kernel ? "the kernel of the training samples depends on the sample" : "a matrix depends on the sample",
+                      kernel ? "predict_gd(Theta, Theta_x, y) may depend on the sample through Theta_x" : "update matrices outside the model", {}, true};
+  }
+  return std::nullopt;
+}
 
 bool depends_on(const Builder& builder, NodeId output, const std::vector<NodeId>& inputs) {
   std::vector<NodeId> stack{output};

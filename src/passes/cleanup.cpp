@@ -8,7 +8,9 @@ namespace tplimit {
 
 using namespace ir;
 
-Program erase_identities(const Program& program, bool keep_names) {
+Program erase_identities(const Program& program, bool keep_names) { return rebuilt(program, keep_names, {}); }
+
+Program rebuilt(const Program& program, bool keep_names, const Rewrite& rewrite) {
   std::vector<bool> needed(program.size(), false);
   for (const NodeId id : outputs_of(program)) needed[id.value] = true;
   if (keep_names)
@@ -36,6 +38,11 @@ Program erase_identities(const Program& program, bool keep_names) {
       continue;
     }
     builder.set_origin(node.span, node.context);
+    if (rewrite)
+      if (const auto other = rewrite(builder, node, in)) {
+        map[k] = *other;
+        continue;
+      }
     if (const auto* c = std::get_if<Constant>(&node.op)) map[k] = builder.constant(*c->values, node.type.dims);
     else map[k] = builder.add(node.op, std::move(in));
   }

@@ -13,7 +13,7 @@ using namespace ir;
 namespace {
 
 /// How every value from `source` on depends on it, by structure: 0 not at all, 1 as an affine function, 2 in another way.  What is constant
-/// almost everywhere, sign(source), is no constant.
+/// almost everywhere, sign(source), is no constant: a derivative that holds almost everywhere proves nothing.
 std::vector<std::uint8_t> degrees(const Program& program, NodeId source, NodeId last) {
   std::vector<std::uint8_t> out(last.value + 1 - source.value, 0);
   out[0] = 1;
@@ -40,10 +40,12 @@ std::vector<std::uint8_t> degrees(const Program& program, NodeId source, NodeId 
                                   return u.entrywise ? 2 : sum;
                                 },
                                 [&](const Stop&) -> std::uint8_t { return 2; },  // its slope is not what `gradient` finds
-                                [&](const ReduceMax&) -> std::uint8_t { return 2; }, [&](const Cholesky&) -> std::uint8_t { return 2; },
-                                [&](const Eigvals&) -> std::uint8_t { return 2; }, [&](const TrainingOperator&) -> std::uint8_t { return 2; },
-                                [&](const Samples&) -> std::uint8_t { return 2; }, [&](const Histogram&) -> std::uint8_t { return 2; },
-                                [&](const auto&) { return largest; }},  // copies, multiples, sums, means
+                                [&](const auto& op) {
+                                  using T = std::decay_t<decltype(op)>;
+                                  constexpr bool kCopies = std::is_same_v<T, Reshape> || std::is_same_v<T, Permute> || std::is_same_v<T, Gather> || std::is_same_v<T, ScatterAdd> || std::is_same_v<T, Expand> || std::is_same_v<T, Concat> || std::is_same_v<T, Parameter> || std::is_same_v<T, Change>;
+                                  constexpr bool kSums = std::is_same_v<T, Scale> || std::is_same_v<T, Average> || std::is_same_v<T, ReduceSum>;
+                                  return kCopies || kSums ? largest : std::uint8_t{2};
+                                }},
                      node.op);
   }
   return out;

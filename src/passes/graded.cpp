@@ -363,7 +363,12 @@ class Grading {
     return averaged(terms, std::move(rest), node.type);
   }
   Series visit(const Map& op, const Node& node) {
-    if (node.in.size() == 1) return unary(op, operand(node, 0), node.type);
+    if (!node.type.width && is_jump(node)) return finite_jump(op, node);
+    if (node.in.size() == 1) {
+      const Series& x = operand(node, 0);
+      if (!node.type.width && !x.terms.empty() && (op.fn == Fn::kRelu || op.fn == Fn::kLeakyRelu || op.fn == Fn::kAbs)) decisions_.push_back({current_, {x.terms[0].out}, x.terms[0].out, false});
+      return unary(op, x, node.type);
+    }
     const Series &a = operand(node, 0), &b = operand(node, 1);
     switch (op.fn) {
       case Fn::kAdd: case Fn::kSub: return sum(op.fn, a, b, node.type);
@@ -378,6 +383,7 @@ class Grading {
         const bool from_right = op.fn == Fn::kLess;  // a < b: step(b - a)
         const Series difference = from_right ? sum(Fn::kSub, b, a, node.type) : sum(Fn::kSub, a, b, node.type);
         if (op.fn != Fn::kMax && op.fn != Fn::kMin) return comparison(op.fn, difference, node.type);
+        if (!node.type.width && !difference.terms.empty()) decisions_.push_back({current_, leading(node), difference.terms[0].out, false});
         const Series excess = unary(Map{Fn::kRelu, 0}, difference, node.type);
         return op.fn == Fn::kMax ? sum(Fn::kAdd, b, excess, node.type) : sum(Fn::kSub, a, excess, node.type);
       }
@@ -547,6 +553,57 @@ class Grading {
     return x;
   }
 
+  /// Numbers whose fluctuations decide on a jump (passes/determinacy): what is drawn is decided, entries that are 0 by their next term.
+  Series finite_jump(const Map& op, const Node& node) {
+    const bool whole = op.fn == Fn::kMod, choice = op.fn == Fn::kWhere;
+    Series x = operand(node, 0);
+    if (!whole && !choice && node.in.size() == 2) {
+      std::vector<Term> terms = x.terms;
+      for (Term t : operand(node, 1).terms) {
+        t.out = b_.negate(t.out);
+        terms.push_back(t);
+      }
+      Series rest;
+      inherit(rest, x, parts_.one());
+      inherit(rest, operand(node, 1), parts_.one());
+      x = gather(std::move(terms), node.type, std::move(rest));
+    }
+    const bool moves = x.terms.size() > 1 || x.dropped != 0;
+    const Dims dims = choice || whole ? in_[node.in[0]].type.dims : node.type.dims;
+    NodeId margin = x.terms.empty() ? b_.zeros(false, dims) : x.terms[0].out;
+    Exponent last = x.terms.empty() ? Exponent(0) : x.terms[0].order;
+    const auto size = parts_.size(x.dropped);
+    if (x.terms.size() > 1 && !whole && (!size || *size < x.terms[1].order)) {
+      margin = b_.map(Fn::kWhere, {margin, margin, x.terms[1].out});
+      last = x.terms[1].order;
+    }
+    const bool known = !size || (!x.terms.empty() && *size < last);  // up to what decisions find out
+    if (whole || choice) {
+      if (moves && known) {
+        if (whole) decisions_.push_back({current_, {margin, operand(node, 1).terms.empty() ? b_.zeros(false, in_[node.in[1]].type.dims) : operand(node, 1).terms[0].out}, {}});
+        else decisions_.push_back({current_, {margin}, margin});
+      }
+      return leading_only(op, node);
+    }
+    Series out;
+    if (moves && (known || x.terms.empty())) decisions_.push_back({current_, {margin}, margin});
+    else if (!known) drop(out, parts_.one({0, 0, {0, ~std::uint64_t{0}}, {}}), x.culprit);
+    const NodeId value = node.in.size() == 1 ? b_.map(op.fn, {margin}) : b_.map(op.fn, {margin, b_.constant(0)});
+    return gather({{0, value, {0, ~std::uint64_t{0}}, {}, ~std::uint64_t{0}, 0}}, node.type, std::move(out));
+  }
+
+  /// The operands' terms of the largest order.
+  std::vector<NodeId> leading(const Node& node) {
+    std::optional<Exponent> top;
+    for (const NodeId id : node.in)
+      if (const Series& x = series_[id.value]; !x.terms.empty()) top = top ? std::max(*top, x.terms[0].order) : x.terms[0].order;
+    std::vector<NodeId> out;
+    for (const NodeId id : node.in) {
+      const Series& x = series_[id.value];
+      out.push_back(!x.terms.empty() && x.terms[0].order == *top ? x.terms[0].out : b_.zeros(in_[id].type.width, in_[id].type.dims));
+    }
+    return out;
+  }
   /// Functions of which only the value at the leading terms is carried.
   Series leading_only(const Op& op, const Node& node) {
     std::vector<NodeId> in;
@@ -574,6 +631,7 @@ class Grading {
       in.push_back(leads ? x.terms[0].out : b_.zeros(in_[id].type.width, in_[id].type.dims));
       rest = parts_.plus(rest, parts_.plus(kept(x, leads ? 1 : 0), x.dropped));
     }
+    if (!node.type.width && std::holds_alternative<ReduceMax>(op)) decisions_.push_back({current_, {in[0]}, {}, false});
     lead.order = comparison || !top ? Exponent(0) : *top;
     drop(out, parts_.without_parity(parts_.shifted(rest, comparison && top ? -*top : Exponent(0))), current_);
     lead.out = b_.add(op, std::move(in));
@@ -847,8 +905,10 @@ class Grading {
       step.losses.clear();
       out_.steps.push_back(std::move(step));
     }
+    hold_decisions(out_, decisions_);
     // Slopes of readouts are taken of n times a mean: powers of n that cancel are left in them, and vanish at n = 1.
     result.program = erase_identities(at_width(erase_identities(out_), 1));
+    release_decisions(result, in_, std::move(decisions_));
     result.random_outputs = random_outputs_;
     return result;
   }
@@ -873,6 +933,7 @@ class Grading {
   std::map<NodeId, Readout> readouts_;  ///< by source
   std::map<NodeId, NodeId> drawn_;
   bool random_outputs_ = false;
+  std::vector<Decision> decisions_;
   std::optional<Diagnostic> error_;
   NodeId current_;
 };

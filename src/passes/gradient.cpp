@@ -60,6 +60,50 @@ NodeId derivative_of(Builder& b, const Map& map, NodeId x, NodeId y) {
 
 namespace {
 
+/// t times the derivative of y = phi(x_0, ..) by x_k, the same for tangents and cotangents; invalid: 0 almost everywhere.
+NodeId times_partial(Builder& b, const Map& map, const std::vector<NodeId>& x, NodeId y, std::size_t k, NodeId t) {
+  switch (map.fn) {
+    case Fn::kSign: case Fn::kStep: return {};
+    case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: return {};
+    case Fn::kAdd: return t;
+    case Fn::kSub: return k == 0 ? t : b.negate(t);
+    case Fn::kMul: return b.times(t, x[1 - k]);
+    case Fn::kDiv: return k == 0 ? b.map(Fn::kDiv, {t, x[1]}) : b.negate(b.times(t, b.map(Fn::kDiv, {y, x[1]})));
+    case Fn::kPow:  // y x^(y-1), x^y log x
+      if (k == 0) return b.times(t, b.times(x[1], b.map(Fn::kPow, {x[0], b.minus(x[1], b.constant(1))})));
+      return b.times(t, b.times(y, b.map(Fn::kLog, {x[0]})));
+    case Fn::kMin: case Fn::kMax: {
+      const NodeId left_smaller = b.map(Fn::kLess, {x[0], x[1]});
+      return b.times(t, (k == 0) == (map.fn == Fn::kMin) ? left_smaller : b.minus(b.constant(1), left_smaller));
+    }
+    case Fn::kWhere:  // a condition is any number that is not 0
+      if (k == 0) return {};
+      return k == 1 ? b.map(Fn::kWhere, {x[0], t, b.constant(0)}) : b.map(Fn::kWhere, {x[0], b.constant(0), t});
+    case Fn::kMod: return k == 0 ? t : b.times(t, b.map(Fn::kDiv, {b.minus(y, x[0]), x[1]}));  // x - y floor(x/y)
+    default: return b.times(t, derivative_of(b, map, x[0], y));
+  }
+}
+
+/// Repeats a value along a removed axis.
+NodeId spread(Builder& b, NodeId x, int axis, const Dims& dims) {
+  Dims with_one = dims;
+  with_one[static_cast<std::size_t>(axis)] = 1;
+  const NodeId shaped = b.reshape(x, with_one);
+  return b.expand(shaped, b.type(shaped).width, dims);
+}
+
+/// A subgradient of y = max of x along an axis: equal shares for the largest entries, so that they add up to 1 at ties too.
+NodeId shares_of_maximum(Builder& b, NodeId x, NodeId y, int axis) {
+  const Dims dims = b.type(x).dims;
+  const NodeId largest = b.map(Fn::kEqual, {x, spread(b, y, axis, dims)});
+  return b.map(Fn::kDiv, {largest, spread(b, b.sum(largest, axis), axis, dims)});
+}
+
+Diagnostic not_differentiable(const Node& node, const char* what) {
+  return {.severity = Severity::kError, .code = "E2501", .message = fmt::format("{} has no derivative here", what), .span = node.span,
+          .label = "the loss depends on a parameter through this", .help = "wrap it in stop(..) if it is meant as a constant", .notes = {}};
+}
+
 class Reverse {
  public:
   Reverse(Builder& builder, NodeId loss, const std::vector<NodeId>& targets, const std::vector<NodeId>& fixed)
@@ -155,10 +199,7 @@ class Reverse {
     if (!node.type.matrix && b_.type(g.tensor).dims != node.type.dims) slot(id).tensor = b_.expand(g.tensor, b_.type(g.tensor).width, node.type.dims);
     const NodeId dy = slot(id).tensor;
     std::optional<Diagnostic> error;
-    const auto not_differentiable = [&](const char* what) {
-      error = Diagnostic{.severity = Severity::kError, .code = "E2501", .message = fmt::format("{} has no derivative here", what), .span = node.span,
-                         .label = "the loss depends on a parameter through this", .help = "wrap it in stop(..) if it is meant as a constant", .notes = {}};
-    };
+    const auto refuse = [&](const char* what) { error = not_differentiable(node, what); };
     std::visit(
         overloaded{
             [&](const Constant&) {}, [&](const StandardNormal&) {}, [&](const GaussianMatrix&) {}, [&](const Stop&) {},
@@ -171,11 +212,10 @@ class Reverse {
             [&](const Map& m) { propagate_map(m, node, id, dy); },
             [&](const Contract& c) { propagate_contract(c, node, dy); },
             [&](const Average&) { accumulate(node.in[0], b_.scale(1, -1, dy)); },
-            [&](const ReduceSum& r) { accumulate(node.in[0], spread(dy, r.axis, b_.type(node.in[0]).dims)); },
+            [&](const ReduceSum& r) { accumulate(node.in[0], spread(b_, dy, r.axis, Dims(b_.type(node.in[0]).dims))); },
             [&](const ReduceMax& r) {
               const Dims dims = b_.type(node.in[0]).dims;
-              const NodeId is_max = b_.map(Fn::kEqual, {node.in[0], spread(id, r.axis, dims)});
-              accumulate(node.in[0], b_.times(is_max, spread(dy, r.axis, dims)));
+              accumulate(node.in[0], b_.times(shares_of_maximum(b_, node.in[0], id, r.axis), spread(b_, dy, r.axis, dims)));
             },
             [&](const Gather& gather) {
               const std::int64_t size = b_.type(node.in[0]).dims[static_cast<std::size_t>(gather.axis)];
@@ -217,13 +257,13 @@ class Reverse {
               if (!u.entrywise) return propagate_update(node, g.outer);
               for (const OuterTerm& t : g.outer) accumulate_outer(node.in[0], t);
               for (std::size_t k = 1; k < node.in.size(); ++k)
-                if (active(node.in[k])) not_differentiable("an entrywise update");
+                if (active(node.in[k])) refuse("an entrywise update");
             },
-            [&](const Cholesky&) { not_differentiable("a random output"); },
-            [&](const Eigvals&) { not_differentiable("eigvals"); },
-            [&](const TrainingOperator&) { not_differentiable("predict_gd"); },
-            [&](const Samples&) { not_differentiable("samples"); },
-            [&](const Histogram&) { not_differentiable("hist"); },
+            [&](const Cholesky&) { refuse("a random output"); },
+            [&](const Eigvals&) { refuse("eigvals"); },
+            [&](const TrainingOperator&) { refuse("predict_gd"); },
+            [&](const Samples&) { refuse("samples"); },
+            [&](const Histogram&) { refuse("hist"); },
         },
         node.op);
     return error;
@@ -231,67 +271,18 @@ class Reverse {
 
   NodeId widen_if(bool yes, NodeId x) { return yes ? widen(x, b_.type(x).dims) : x; }
 
-  /// Repeats a value along a removed axis.
-  NodeId spread(NodeId x, int axis, const Dims dims) {
-    Dims with_one = dims;
-    with_one[static_cast<std::size_t>(axis)] = 1;
-    const NodeId shaped = b_.reshape(x, with_one);
-    return b_.expand(shaped, b_.type(shaped).width, dims);
-  }
-
   void propagate_map(const Map& m, const Node& node, NodeId id, NodeId dy) {
     const auto& in = node.in;
-    const auto pass = [&](std::size_t k, auto make) {
-      if (!active(in[k])) return;
+    for (std::size_t k = 0; k < in.size(); ++k) {
+      if (!active(in[k])) continue;
       const Type type = b_.type(in[k]);
-      NodeId cotangent = make();
+      NodeId cotangent = times_partial(b_, m, in, id, k, dy);
+      if (!cotangent.valid()) continue;
       // dy may be constant over coordinates although the node is not; a sum over coordinates needs the axis.
       if (node.type.width && !type.width) cotangent = widen(cotangent, b_.type(cotangent).dims);
       if (b_.type(cotangent).dims.size() < node.type.dims.size() || b_.type(cotangent).dims != node.type.dims)
         cotangent = b_.expand(cotangent, b_.type(cotangent).width, node.type.dims);
       accumulate(in[k], unbroadcast(cotangent, type));
-    };
-    if (in.size() == 1) {
-      if (m.fn == Fn::kSign || m.fn == Fn::kStep) return;
-      return pass(0, [&] { return b_.times(dy, derivative_of(b_, m, in[0], id)); });
-    }
-    switch (m.fn) {
-      case Fn::kAdd:
-        pass(0, [&] { return dy; });
-        pass(1, [&] { return dy; });
-        return;
-      case Fn::kSub:
-        pass(0, [&] { return dy; });
-        pass(1, [&] { return b_.negate(dy); });
-        return;
-      case Fn::kMul:
-        pass(0, [&] { return b_.times(dy, in[1]); });
-        pass(1, [&] { return b_.times(dy, in[0]); });
-        return;
-      case Fn::kDiv:
-        pass(0, [&] { return b_.map(Fn::kDiv, {dy, in[1]}); });
-        pass(1, [&] { return b_.negate(b_.times(dy, b_.map(Fn::kDiv, {id, in[1]}))); });
-        return;
-      case Fn::kPow:  // y x^(y-1), x^y log x
-        pass(0, [&] { return b_.times(dy, b_.times(in[1], b_.map(Fn::kPow, {in[0], b_.minus(in[1], b_.constant(1))}))); });
-        pass(1, [&] { return b_.times(dy, b_.times(id, b_.map(Fn::kLog, {in[0]}))); });
-        return;
-      case Fn::kMin: case Fn::kMax: {
-        const NodeId left_smaller = b_.map(Fn::kLess, {in[0], in[1]});
-        const std::size_t smaller = m.fn == Fn::kMin ? 0 : 1;
-        pass(smaller, [&] { return b_.times(dy, left_smaller); });
-        pass(1 - smaller, [&] { return b_.times(dy, b_.minus(b_.constant(1), left_smaller)); });
-        return;
-      }
-      case Fn::kWhere:
-        pass(1, [&] { return b_.map(Fn::kWhere, {in[0], dy, b_.constant(0)}); });
-        pass(2, [&] { return b_.map(Fn::kWhere, {in[0], b_.constant(0), dy}); });
-        return;
-      case Fn::kMod:  // x - y floor(x/y)
-        pass(0, [&] { return dy; });
-        pass(1, [&] { return b_.times(dy, b_.map(Fn::kDiv, {b_.minus(id, in[0]), in[1]})); });
-        return;
-      default: return;  // comparisons: 0 almost everywhere
     }
   }
 
@@ -361,6 +352,56 @@ class Reverse {
 };
 
 }  // namespace
+
+Result<NodeId> tangent(Builder& b, const Node& node, const std::vector<NodeId>& in, NodeId y, const std::vector<NodeId>& moves) {
+  NodeId sum;
+  std::optional<Diagnostic> error;
+  const auto add = [&](NodeId term) {
+    if (term.valid() && !b.is_zero(term)) sum = sum.valid() ? b.plus(sum, term) : term;
+  };
+  const auto linear = [&](const auto& op) {  // in its first operand, the only one
+    if (moves[0].valid()) add(b.add(op, {moves[0]}));
+  };
+  const auto refuse = [&](const char* what) { error = not_differentiable(node, what); };
+  const auto impossible = [&] { TPLIMIT_CHECK(false, "a tensor computed from others, got {}", op_name(node.op)); };
+  std::visit(
+      overloaded{
+          [&](const Map& m) {
+            for (std::size_t k = 0; k < in.size(); ++k)
+              if (moves[k].valid()) add(times_partial(b, m, in, y, k, moves[k]));
+          },
+          [&](const Contract& c) {
+            if (moves[0].valid()) add(b.add(c, {moves[0], in[1]}));
+            if (moves[1].valid()) add(b.add(c, {in[0], moves[1]}));
+          },
+          [&](const MatMul& m) {
+            if (moves[0].valid()) add(b.matmul(moves[0], in[1], m.transposed));
+            if (moves[1].valid()) add(b.matmul(in[0], moves[1], m.transposed));
+          },
+          [&](const ReduceMax& r) {
+            if (moves[0].valid()) add(b.sum(b.times(shares_of_maximum(b, in[0], y, r.axis), moves[0]), r.axis));
+          },
+          [&](const Concat& c) {
+            std::vector<NodeId> parts;
+            for (std::size_t k = 0; k < in.size(); ++k) {
+              const Type type = b.type(in[k]);
+              parts.push_back(moves[k].valid() ? moves[k] : b.zeros(type.width, type.dims));
+            }
+            add(b.add(c, std::move(parts)));
+          },
+          [&](const Parameter&) { add(moves[0]); }, [&](const Change&) { add(moves[0]); }, [&](const Stop&) {},
+          [&](const Scale& op) { linear(op); }, [&](const Average& op) { linear(op); }, [&](const ReduceSum& op) { linear(op); },
+          [&](const Gather& op) { linear(op); }, [&](const ScatterAdd& op) { linear(op); }, [&](const Permute& op) { linear(op); },
+          [&](const Reshape& op) { linear(op); }, [&](const Expand& op) { linear(op); },
+          [&](const Cholesky&) { refuse("a random output"); }, [&](const Eigvals&) { refuse("eigvals"); }, [&](const TrainingOperator&) { refuse("predict_gd"); },
+          [&](const Samples&) { refuse("samples"); }, [&](const Histogram&) { refuse("hist"); },
+          [&](const Constant&) { impossible(); }, [&](const StandardNormal&) { impossible(); }, [&](const GaussianMatrix&) { impossible(); },
+          [&](const ScaleMatrix&) { impossible(); }, [&](const UpdateMatrix&) { impossible(); },
+      },
+      node.op);
+  if (error) return *error;
+  return sum;
+}
 
 Result<std::vector<Derivative>> gradient(Builder& builder, NodeId loss, const std::vector<NodeId>& targets, const std::vector<NodeId>& fixed,
                                          std::vector<std::pair<NodeId, NodeId>>* cotangents) {

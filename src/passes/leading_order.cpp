@@ -33,6 +33,9 @@ struct Order {
   std::uint64_t odd = 0;    ///< bit set: changes sign
   std::uint64_t mixed = 0;  ///< bit set: neither even nor odd, `odd` then means nothing
   bool positive = false;    ///< > 0 almost everywhere
+  // Of coordinates: what the leading term may be with positive probability, and whether dropped terms then remain.
+  bool zero = false, zero_moves = false;    ///< 0
+  bool other = false, other_moves = false;  ///< other numbers
   NodeId out;              ///< the leading coefficient in the limit program
 
   [[nodiscard]] MaybeExponent size() const { return larger(lead, dropped); }
@@ -73,6 +76,7 @@ class Analysis {
           reject("E3105", "a power of the width is out of range", "", "exponents lie between -10^6 and 10^6 with denominators that divide 40320; fewer nested roots and powers help");
       if (error_) return;
       if (!node.type.matrix && builder_.is_zero(order.out)) order.lead.reset();
+      find_atoms(node, order);
       orders_.push_back(std::move(order));
     }
   }
@@ -199,6 +203,7 @@ class Analysis {
         Order to;
         const auto kept = keep_largest(to, node);
         to.positive = op.fn == Fn::kAdd && operand(node, 0).positive && operand(node, 1).positive;
+        if (is_floor(node)) to.dropped.reset();  // whole numbers, where it is determined
         to.out = builder_.map(op.fn, kept);
         to.out = builder_.expand(to.out, node.type.width, node.type.dims);
         return to;
@@ -229,13 +234,18 @@ class Analysis {
         Order to;
         const auto kept = keep_largest(to, node);
         no_parity(to);
-        to.out = builder_.expand(builder_.map(op.fn, kept), node.type.width, node.type.dims);
+        if (!node.type.width && to.dropped) follow(kept, builder_.minus(kept[0], kept[1]));
+        to.out = builder_.expand(kept[0] == kept[1] ? kept[0] : builder_.map(op.fn, kept), node.type.width, node.type.dims);
         return to;
       }
       case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: {
         Order to;
         const auto kept = keep_largest(to, node);
         no_parity(to);
+        // Sides that are one value in the limit: what is dropped decides everywhere.
+        const NodeId difference = builder_.minus(kept[0], kept[1]);
+        if (node.type.width && to.dropped && (builder_.is_zero(difference) || sum_of_atoms(node).zero_moves)) return reject_jump(op);
+        if (decidable(to, node)) decide(to, kept, difference);
         // A dropped term moves the comparison by its size relative to what is compared.
         if (to.dropped) to.dropped = to.lead ? *to.dropped - *to.lead : Exponent(0);
         to.lead = Exponent(0);
@@ -244,9 +254,11 @@ class Analysis {
       }
       case Fn::kWhere: {
         Order to;
-        const Order& c = operand(node, 0);
+        Order c = operand(node, 0);
         auto kept = keep_largest(to, node, 1);
         kept.insert(kept.begin(), c.out);
+        if (in_[node.in[0]].type.width && c.zero_moves) return reject_jump(op);
+        if (!in_[node.in[0]].type.width && decidable(c, in_[node.in[0]])) decide(c, {c.out}, c.out);
         inherit(to, c, to.lead);
         if (!c.lead && c.dropped) drop(to, to.lead, c.culprit);
         join_parity(to, c);
@@ -256,6 +268,7 @@ class Analysis {
       }
       case Fn::kPow: case Fn::kMod: {
         Order to;
+        if (op.fn == Fn::kMod && vanishes(operand(node, 0))) return small_mod(node);
         for (std::size_t k = 0; k < 2; ++k) {
           const Order& x = operand(node, k);
           if (x.lead && *x.lead != 0) {
@@ -266,6 +279,8 @@ class Analysis {
           inherit(to, x, Exponent(0));
           to.mixed |= x.mixed | x.odd;
         }
+        if (op.fn == Fn::kMod && node.type.width && (operand(node, 0).zero_moves || operand(node, 0).other_moves)) return reject_jump(op);
+        if (op.fn == Fn::kMod && !node.type.width && to.dropped) follow({operand(node, 0).out, operand(node, 1).out}, {});
         to.lead = Exponent(0);
         to.out = builder_.expand(builder_.map(op.fn, {operand(node, 0).out, operand(node, 1).out}), node.type.width, node.type.dims);
         return to;
@@ -276,9 +291,159 @@ class Analysis {
     return {};
   }
 
+  // ---- jumps
+  /// Numbers fluctuate less than their leading terms: all but their values on the jump itself is certain.
+  bool decidable(const Order& x, const Node& node) const { return !node.type.width && x.dropped && (!x.lead || *x.dropped < *x.lead); }
+  void follow(std::vector<NodeId> operands, NodeId margin) { decisions_.push_back({current_, std::move(operands), margin, is_jump(in_[current_])}); }
+  void decide(Order& to, std::vector<NodeId> operands, NodeId margin) {
+    undecided_ = undecided_ || builder_.is_zero(margin);
+    follow(std::move(operands), margin);
+    to.dropped.reset();
+  }
+  Order reject_jump(const Map& op) {
+    reject("E3108", fmt::format("'{}' jumps where dropped terms decide", name(op.fn)), "some coordinates lie on the jump up to terms that vanish", "the limit engine does not follow such terms: compare what decides, multiplied by a power of the width");
+    return {};
+  }
+  static bool vanishes(const Order& x) { return x.lead ? *x.lead < 0 : x.dropped.has_value(); }
+  /// mod(u, y) for u that vanishes: y where u / y < 0, else 0.
+  Order small_mod(const Node& node) {
+    const Order &u = operand(node, 0), &y = operand(node, 1);
+    Order to;
+    if (!y.lead || *y.lead != 0) {
+      reject("E3105", "'mod' needs operands of size 1", "operand 2", "scale the operands by powers of the width first");
+      return to;
+    }
+    if (node.type.width && u.zero_moves) return reject_jump(Map{Fn::kMod, 0});
+    to.lead = Exponent(0);
+    inherit(to, y, Exponent(0));
+    to.mixed = u.mixed | u.odd | y.mixed | y.odd;
+    if (node.type.width) {
+      if (u.dropped) drop(to, *u.dropped - *u.lead, u.culprit);
+    } else if (u.dropped) {
+      Order decided = u;
+      decide(decided, {u.out, y.out}, u.out);
+    }
+    drop(to, u.size(), current_);
+    to.out = builder_.expand(builder_.map(Fn::kWhere, {builder_.map(Fn::kLess, {builder_.times(u.out, y.out), builder_.constant(0)}), y.out, builder_.constant(0)}), node.type.width, node.type.dims);
+    return to;
+  }
+  /// x - mod(x, y), y a constant.
+  bool is_floor(const Node& node) const {
+    const auto* m = std::get_if<Map>(&node.op);
+    if (!m || m->fn != Fn::kSub || node.type.width) return false;
+    const Node& fraction = in_[node.in[1]];
+    const auto* mod = std::get_if<Map>(&fraction.op);
+    return mod && mod->fn == Fn::kMod && fraction.in[0] == node.in[0] && !order(fraction.in[1]).dropped;
+  }
+
+  static void no_atoms(Order& x) { x.zero = x.zero_moves = x.other = x.other_moves = false; }
+  /// Of a sum of operands.
+  Order sum_of_atoms(const Node& node) const {
+    MaybeExponent lead;
+    for (const NodeId id : node.in) lead = larger(lead, order(id).lead);
+    Order to;
+    to.zero = to.other = true;
+    bool moves = false, zeros = true, generic = false;
+    const Order* only = nullptr;
+    std::size_t count = 0;
+    for (const NodeId id : node.in) {
+      const Order& x = order(id);
+      if (x.lead && x.lead == lead) {
+        generic = generic || (!in_[id].type.width && x.dropped);  // an average: equal to none of the other numbers
+        if (!x.zero && !x.other) to.zero = to.other = false;  // continuous, and so is the sum
+        zeros = zeros && !x.other;
+        only = &x;
+        ++count;
+        moves = moves || x.zero_moves || x.other_moves;
+      } else {
+        moves = moves || x.size().has_value();
+      }
+    }
+    if (zeros) to.other = false;
+    if (count == 1) to.zero = to.zero && only->zero;
+    if (generic) to.zero = to.other = false;
+    to.zero_moves = to.zero && moves;
+    to.other_moves = to.other && moves;
+    return to;
+  }
+  static void product_of_atoms(Order& to, const Order& a, bool a_wide, const Order& b, bool b_wide) {
+    no_atoms(to);
+    for (const auto& [x, wide, y, other_wide] : {std::tuple(&a, a_wide, &b, b_wide), std::tuple(&b, b_wide, &a, a_wide)}) {
+      if (!wide) continue;
+      to.zero = to.zero || x->zero;
+      to.zero_moves = to.zero_moves || x->zero_moves;
+      const bool constant = x->other && (other_wide ? y->other : !y->dropped);
+      to.other = to.other || constant;
+      to.other_moves = to.other_moves || (constant && (x->other_moves || (other_wide && y->other_moves)));
+    }
+  }
+  /// Numbers that coordinates take with positive probability.
+  void find_atoms(const Node& node, Order& to) const {
+    if (node.type.matrix) return;
+    if (!node.type.width) {
+      // An average that leads equals no other number but by chance.
+      const auto* c = std::get_if<Constant>(&node.op);
+      to.other = to.lead && !to.dropped;
+      to.zero = to.lead ? !to.dropped && (!c || std::any_of(c->values->begin(), c->values->end(), [](double x) { return x == 0; })) : true;
+      to.zero_moves = !to.lead && to.dropped;
+      to.other_moves = false;
+      return;
+    }
+    const auto any = [&](bool Order::*flag) { return std::any_of(node.in.begin(), node.in.end(), [&](NodeId id) { return !in_[id].type.matrix && order(id).*flag; }); };
+    const auto copy_all = [&] {
+      for (const auto flag : {&Order::zero, &Order::zero_moves, &Order::other, &Order::other_moves}) to.*flag = any(flag);
+    };
+    no_atoms(to);
+    if (std::holds_alternative<StandardNormal>(node.op) || std::holds_alternative<MatMul>(node.op)) {
+    } else if (const auto* c = std::get_if<Contract>(&node.op)) {
+      static_cast<void>(c);
+      product_of_atoms(to, operand(node, 0), in_[node.in[0]].type.width, operand(node, 1), in_[node.in[1]].type.width);
+    } else if (const auto* m = std::get_if<Map>(&node.op)) {
+      switch (m->fn) {
+        case Fn::kAdd: case Fn::kSub: {
+          const Order sum = sum_of_atoms(node);
+          to.zero = sum.zero;
+          to.zero_moves = sum.zero_moves;
+          to.other = sum.other;
+          to.other_moves = sum.other_moves;
+          break;
+        }
+        case Fn::kMul: case Fn::kDiv: product_of_atoms(to, operand(node, 0), in_[node.in[0]].type.width, operand(node, 1), in_[node.in[1]].type.width); break;
+        case Fn::kStep: case Fn::kSign: case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: to.zero = to.other = true; break;
+        case Fn::kMod: copy_all(); break;
+        case Fn::kWhere:
+          for (const auto flag : {&Order::zero, &Order::zero_moves, &Order::other, &Order::other_moves}) to.*flag = operand(node, 1).*flag || operand(node, 2).*flag;
+          break;
+        default:
+          copy_all();
+          if (m->fn == Fn::kRelu) to.zero = true;
+          if (node.in.size() == 1 && m->fn != Fn::kPower && traits_of(*m).at_zero != 0 && (to.zero || to.other)) {
+            to.zero = to.other = true;
+            to.zero_moves = to.other_moves = to.zero_moves || to.other_moves;
+          }
+      }
+    } else {
+      copy_all();
+      if (std::holds_alternative<Concat>(node.op))
+        for (const NodeId id : node.in)
+          if (order(id).size() && order(id).lead != to.lead) to.zero = to.zero_moves = true;  // these columns are 0 beside the others
+    }
+    if (!to.lead && to.dropped) to.zero = to.zero_moves = true;
+  }
+
   Order unary(const Map& op, const Node& node) {
     const Order& x = operand(node, 0);
     const FunctionTraits traits = traits_of(op);
+    const bool jump = op.fn == Fn::kStep || op.fn == Fn::kSign;
+    if (jump && node.type.width && x.zero_moves) return reject_jump(op);
+    if (!node.type.width && x.dropped && (op.fn == Fn::kRelu || op.fn == Fn::kLeakyRelu || op.fn == Fn::kAbs)) follow({x.out}, x.out);
+    if (jump && decidable(x, node)) {
+      Order to;
+      decide(to, {x.out}, x.out);
+      to.lead = Exponent(0);
+      to.out = builder_.map(op.fn, {x.out}, op.parameter);
+      return to;
+    }
     Order to;
     to.odd = x.odd;
     to.mixed = x.mixed;
@@ -366,6 +531,7 @@ class Analysis {
   Order visit(const ReduceSum& op, const Node& node) { return same_size(op, node); }
   Order visit(const ReduceMax& op, const Node& node) {
     Order to = same_size(op, node);
+    if (!node.type.width && to.dropped) follow({operand(node, 0).out}, {});
     no_parity(to);
     to.positive = false;
     return to;
@@ -600,7 +766,10 @@ class Analysis {
     };
     keep(in_.names, out_.names);
     keep(in_.predictions, out_.predictions);
+    hold_decisions(out_, decisions_);
     result.program = erase_identities(out_, keep_names);  // what was replaced by zeros is needed no more
+    release_decisions(result, in_, std::move(decisions_));
+    result.undecided = undecided_;
     return result;
   }
 
@@ -608,6 +777,8 @@ class Analysis {
   Program out_;
   Builder builder_;
   std::vector<Order> orders_;
+  std::vector<Decision> decisions_;
+  bool undecided_ = false;
   std::optional<Diagnostic> error_;
   NodeId current_;
 };

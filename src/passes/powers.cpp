@@ -1,7 +1,7 @@
 #include "tplimit/passes/powers.hpp"
 
 #include <algorithm>
-#include <set>
+#include <bit>
 
 #include "tplimit/ir/function_traits.hpp"
 #include "tplimit/support/check.hpp"
@@ -80,20 +80,51 @@ std::optional<Exponent> PartSums::size_caused_by(Id a, std::uint64_t cause, bool
   return out;
 }
 
+/// Covered: of the same causes, no larger, and with symmetries that the other has as well, so that no operation makes more of it.
 PartSums::Id PartSums::intern(std::vector<Part> parts) {
+  for (Part& p : parts)
+    if (p.causes & kWatched) p.causes = kWatched;
   // Largest first, so that a part is met after all that may cover it.
   std::sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) {
     return a.order != b.order ? a.order > b.order : std::tie(a.causes, a.scalar, a.vector) < std::tie(b.causes, b.scalar, b.vector);
   });
+  parts.erase(std::unique(parts.begin(), parts.end()), parts.end());
   const auto covers = [](Parity big, Parity small) { return (small.mixed & ~big.mixed) == 0 && ((big.odd ^ small.odd) & ~big.mixed) == 0; };
+  // So many parts stay apart.  Others lose the symmetries in which they differ from the part that is nearest, which bounds
+  // them from above.
   std::vector<Part> kept;
-  constexpr std::size_t kMost = 96;  // beyond, small parts with parities of their own are no longer told apart
-  for (Part p : parts) {
-    if (kept.size() >= kMost) {
-      p.scalar = p.vector = {0, ~std::uint64_t{0}};
-      if (std::any_of(kept.begin(), kept.end(), [&](const Part& q) { return q.causes == p.causes && q.vector.mixed == p.vector.mixed; })) continue;
+  for (const Part& p : parts) {
+    std::size_t sizes = 0, alike = 0;
+    std::optional<Exponent> last;
+    Part* nearest = nullptr;
+    int least = 0;
+    bool covered = false;
+    for (Part& q : kept) {
+      if (q.causes != p.causes) continue;
+      if (covers(q.scalar, p.scalar) && covers(q.vector, p.vector)) {
+        covered = true;
+        break;
+      }
+      if (!last || q.order != *last) {
+        last = q.order;
+        ++sizes;
+        nearest = nullptr;
+        alike = 0;
+      }
+      ++alike;
+      const int lost = std::popcount(joint(q.scalar, p.scalar).mixed & ~q.scalar.mixed) + std::popcount(joint(q.vector, p.vector).mixed & ~q.vector.mixed);
+      if (!nearest || lost < least) {
+        nearest = &q;
+        least = lost;
+      }
     }
-    if (std::none_of(kept.begin(), kept.end(), [&](const Part& q) { return q.causes == p.causes && covers(q.scalar, p.scalar) && covers(q.vector, p.vector); })) kept.push_back(p);
+    if (covered) continue;
+    if (sizes > limits_.sizes || (nearest && nearest->order == p.order && alike >= limits_.alike)) {
+      nearest->scalar = joint(nearest->scalar, p.scalar);
+      nearest->vector = joint(nearest->vector, p.vector);
+    } else {
+      kept.push_back(p);
+    }
   }
   std::vector<std::tuple<std::uint64_t, Parity, Parity, std::int64_t, std::int64_t>> key;
   for (const Part& p : kept) key.emplace_back(p.causes, p.scalar, p.vector, p.order.numerator(), p.order.denominator());
@@ -255,8 +286,8 @@ std::vector<Part> PartSums::homogeneous(const Map& map, Exponent degree, const s
     }
     // .. and beside the whole.
     if (p.order < *top) out.push_back(product(ground.image(parity, 1, degree * *top - *top), p));
-    else if (ground.causes != p.causes) out.push_back(ground.image(parity, 0, degree * *top));
   }
+  if (ground.causes) out.push_back(ground.image(parity, 0, degree * *top));
   return out;
 }
 
@@ -316,13 +347,9 @@ std::vector<Part> PartSums::smooth(const Map& map, std::vector<Part> x) {
     Background both = start;
     both.add(p);
     out.push_back(both.image(parity, 0, image_order(std::max(start_order, p.order))));
-    for (const Part& q : large) {
-      if (q.causes == 0 || q.causes == p.causes) continue;
-      Background three = both;
-      three.add(q);
-      out.push_back(three.image(parity, 0, image_order(std::max({start_order, p.order, q.order}))));
-    }
   }
+  // .. all of them together, which have the symmetries of no more than any few ..
+  if (all.causes) out.push_back(all.image(parity, 0, image_order(all_order)));
   // .. and small parts beside all of it.
   if (all.causes) around(all, all_order);
   if (start.empty) at_zero(small, true);

@@ -30,16 +30,70 @@ using Sum = PartSums::Id;
 
 std::optional<Exponent> larger(std::optional<Exponent> a, std::optional<Exponent> b) { return !a ? b : !b ? a : std::max(*a, *b); }
 
-std::uint64_t bit(std::uint32_t variable) { return std::uint64_t{1} << std::min<std::uint32_t>(variable, 63); }
+std::optional<Exponent> smaller(std::optional<Exponent> a, std::optional<Exponent> b) { return !a || !b ? std::nullopt : std::optional(std::min(*a, *b)); }
 
+constexpr std::uint64_t kWatched = PartSums::kWatched, kOthers = 2;
+
+/// Which nodes are versions of variables: Parameter nodes, matrix updates above them, and sums with a Change.
+struct Versions {
+  std::vector<bool> declared;            ///< matrices made by the declaration: below the first Parameter node; those above by training
+  std::map<NodeId, std::uint32_t> of;
+  std::map<std::string, std::uint32_t> variable_of_name;
+
+  explicit Versions(const Program& program) : declared(program.size(), false) {
+    for (std::uint32_t v = 0; v < program.variables.size(); ++v) variable_of_name.emplace(program.variables[v].name, v);
+    for (std::size_t k = 0; k < program.size(); ++k) {
+      const Node& node = program.nodes[k];
+      declared[k] = node.type.matrix && !std::holds_alternative<Parameter>(node.op) && (node.in.empty() || declared[node.in[0].value]);
+    }
+    const auto variable_of = [&](SourceId source) {
+      const auto it = variable_of_name.find(program.sources[source.value].name);
+      return it == variable_of_name.end() ? 0xffffffff : it->second;
+    };
+    for (std::uint32_t k = 0; k < program.size(); ++k) {
+      const Node& node = program.nodes[k];
+      const NodeId id{k};
+      if (std::holds_alternative<Parameter>(node.op)) {
+        // The source below it, if there is one.
+        if (const auto it = of.find(node.in[0]); it != of.end()) {  // assigned by the script
+          of[id] = it->second;
+          continue;
+        }
+        NodeId below = node.in[0];
+        std::vector<NodeId> stack{below};
+        std::set<NodeId> seen;
+        while (!stack.empty()) {
+          below = stack.back();
+          stack.pop_back();
+          if (!seen.insert(below).second) continue;
+          std::optional<SourceId> source;
+          if (const auto* s = std::get_if<StandardNormal>(&program[below].op)) source = s->source;
+          if (const auto* g = std::get_if<GaussianMatrix>(&program[below].op)) source = g->source;
+          if (source && variable_of(*source) != 0xffffffff) of[id] = variable_of(*source);
+          for (const NodeId in : program[below].in) stack.push_back(in);
+        }
+      } else if (node.type.matrix && !node.in.empty() && !declared[k]) {
+        if (const auto it = of.find(node.in[0]); it != of.end()) of[id] = it->second;
+      } else if (std::holds_alternative<Map>(node.op)) {
+        for (const NodeId in : node.in)
+          if (const auto* c = std::get_if<Change>(&program[in].op)) of[id] = c->variable;
+      }
+    }
+  }
+};
+
+/// Shares of single variables, of which there are many, are counted with fewer symmetries.
+constexpr PartSums::Limits kSizes{8, 4}, kShares{3, 2};
+
+/// Which updates a part needs is followed for one variable at a time, against all others, or for all variables as one: sets of
+/// causes are as many as there are subsets of the variables, and the sizes asked for do not need them.
 class Counting {
  public:
-  Counting(const Program& program, const Adjustment& adjustment) : in_(program), adjust_(adjustment), start_(initial_program_) {
+  Counting(const Program& program, const Versions& versions, const Adjustment& adjustment, std::optional<std::uint32_t> watched = {}) : in_(program), versions_(versions), adjust_(adjustment), watched_(watched), start_(initial_program_), parts_(watched ? kShares : kSizes) {
+    choose_flips();
     initial_program_.sources = program.sources;
     initial_program_.contexts = program.contexts;
-    for (std::uint32_t v = 0; v < program.variables.size(); ++v) variable_of_name_.emplace(program.variables[v].name, v);
     for (const TrainingStep& step : program.steps) trained_ = trained_ || !step.losses.empty();
-    mark_initial_versions();
     sums_.assign(program.size(), 0);
     initial_.assign(program.size(), NodeId{});
     for (std::uint32_t k = 0; k < program.size(); ++k) {
@@ -54,18 +108,27 @@ class Counting {
   }
 
   RegimeReport report();
+  [[nodiscard]] std::optional<Exponent> size(NodeId id) const { return parts_.size(sums_[id.value]); }
+  [[nodiscard]] NodeId grown_by_updates() const { return grown_by_updates_; }
+  /// Of the part that the updates of the watched variable are needed for.
+  [[nodiscard]] std::optional<Exponent> size_by_watched(NodeId id) const { return parts_.size_caused_by(sums_[id.value], kWatched, false); }
 
  private:
-  // ---- counting
-  /// Matrix versions below the first Parameter node were made by the declaration, those above by training.
-  void mark_initial_versions() {
-    declared_.assign(in_.size(), false);
-    for (std::size_t k = 0; k < in_.size(); ++k) {
-      const Node& node = in_.nodes[k];
-      declared_[k] = node.type.matrix && !std::holds_alternative<Parameter>(node.op) && (node.in.empty() || declared_[node.in[0].value]);
-    }
+  [[nodiscard]] std::uint64_t bit(std::uint32_t variable) const { return !watched_ || variable == *watched_ ? kWatched : kOthers; }
+  /// A flip for each Gaussian vector, then for each matrix; those that are left flip together, which is a symmetry too.
+  void choose_flips() {
+    std::vector<bool> matrix(in_.sources.size(), false);
+    for (const Node& node : in_.nodes)
+      if (const auto* g = std::get_if<GaussianMatrix>(&node.op)) matrix[g->source.value] = true;
+    flip_.resize(in_.sources.size());
+    std::uint32_t next = 0;
+    for (const bool matrices : {false, true})
+      for (std::size_t k = 0; k < flip_.size(); ++k)
+        if (matrix[k] == matrices) flip_[k] = std::min(next++, 63u);
   }
+  Sum flipped(Sum x, SourceId source) { return parts_.flipped(x, flip_[source.value]); }
 
+  // ---- counting
   /// The same value with no update made, in a program where equal values are one node.
   void find_initial(NodeId id) {
     const Node& node = in_[id];
@@ -73,7 +136,7 @@ class Counting {
     for (const NodeId k : node.in) in.push_back(initial_[k.value]);
     NodeId out;
     if (std::holds_alternative<Change>(node.op)) out = start_.zeros(node.type.width, node.type.dims);
-    else if (node.type.matrix && !declared_[id.value] && (std::holds_alternative<UpdateMatrix>(node.op) || std::holds_alternative<ScaleMatrix>(node.op))) out = in[0];
+    else if (node.type.matrix && !versions_.declared[id.value] && (std::holds_alternative<UpdateMatrix>(node.op) || std::holds_alternative<ScaleMatrix>(node.op))) out = in[0];
     else if (const auto* c = std::get_if<Constant>(&node.op)) out = start_.constant(*c->values, node.type.dims);
     else out = start_.add(node.op, std::move(in));
     if (!node.type.matrix && start_.type(out) != node.type) out = start_.expand(out, node.type.width, node.type.dims);
@@ -87,8 +150,8 @@ class Counting {
     return it == factors.end() ? Exponent(0) : it->second;
   }
   [[nodiscard]] std::uint32_t variable_of(SourceId source) const {
-    const auto it = variable_of_name_.find(in_.sources[source.value].name);
-    return it == variable_of_name_.end() ? 0xffffffff : it->second;
+    const auto it = versions_.variable_of_name.find(in_.sources[source.value].name);
+    return it == versions_.variable_of_name.end() ? 0xffffffff : it->second;
   }
   Exponent initial_factor(SourceId source) const { return factor(adjust_.initial, variable_of(source)); }
 
@@ -119,7 +182,7 @@ class Counting {
       } else {
         m = matrices_.at(node.in[0]);
         const std::uint32_t variable = variable_of(m.source);
-        const bool declared = declared_[chain[k].value];
+        const bool declared = versions_.declared[chain[k].value];
         if (std::holds_alternative<ScaleMatrix>(node.op)) {
           const Sum c = of(node, 1);
           const Sum scaled = parts_.times(m.scale, c);
@@ -159,8 +222,9 @@ class Counting {
 
   /// W x or W' x; `updates` only: the part that its updates make.
   Sum apply(const Matrix& w, Sum x, bool transposed, bool updates_only = false) {
-    Sum out = updates_only ? 0 : parts_.times(w.scale, parts_.flipped(x, w.source.value));
+    Sum out = updates_only ? 0 : parts_.times(w.scale, flipped(x, w.source));
     for (const Term& t : w.terms) {
+      if (updates_only && t.causes == 0) continue;
       const Sum mean = parts_.shifted(parts_.average(parts_.times(transposed ? t.d : t.x, x)), t.entries + 1);
       const Sum product = parts_.times(parts_.times(t.c, transposed ? t.x : t.d), mean);
       out = parts_.plus(out, t.causes ? parts_.times(product, cause(t.causes)) : product);
@@ -175,7 +239,7 @@ class Counting {
     return std::visit(
         overloaded{
             [&](const Constant& c) -> Sum { return std::any_of(c.values->begin(), c.values->end(), [](double x) { return x != 0; }) ? parts_.one() : 0; },
-            [&](const StandardNormal& s) { return parts_.flipped(parts_.one({}, initial_factor(s.source)), s.source.value); },
+            [&](const StandardNormal& s) { return flipped(parts_.one({}, initial_factor(s.source)), s.source); },
             [&](const Scale& s) { return s.factor == 0 ? Sum{0} : parts_.shifted(of(node, 0), s.power); },
             [&](const Map& m) { return map(m, node); },
             [&](const Contract& c) {
@@ -224,65 +288,31 @@ class Counting {
     std::vector<bool> forward;  ///< what the predictions are computed from, back to the versions of the variables
   };
   void find_forward_passes();
-  void find_versions();
   void find_effects();
   [[nodiscard]] StepSize sizes(NodeId id) const;
   std::vector<Feature> features() const;
-  std::optional<Diagnostic> growth() const;
+  std::optional<Diagnostic> growth();
 
   const Program& in_;
+  const Versions& versions_;
   const Adjustment& adjust_;
+  std::optional<std::uint32_t> watched_;
+  std::vector<std::uint32_t> flip_;  ///< of each source
   bool trained_ = false;
   Program initial_program_;
   Builder start_;
   PartSums parts_;
   std::vector<Sum> sums_;
   std::vector<NodeId> initial_;
-  std::vector<bool> declared_;
-  std::map<std::string, std::uint32_t> variable_of_name_;
   std::map<NodeId, Matrix> matrices_;
 
-  std::map<NodeId, std::uint32_t> version_;   ///< nodes that are versions of variables
   std::vector<std::uint32_t> step_of_;        ///< first forward pass a node takes part in; none: kNoStep
   std::vector<bool> feature_;
   std::vector<std::vector<NodeId>> outputs_;  ///< predictions by step
   std::vector<VariableEffect> effects_;
+  NodeId grown_by_updates_;  ///< what growth() has found, unless it is large at the start
   static constexpr std::uint32_t kNoStep = 0xffffffff;
 };
-
-/// Parameter nodes, matrix updates above them, and sums with a Change.
-void Counting::find_versions() {
-  std::map<std::uint32_t, std::uint32_t> variable_of_parameter;
-  for (std::uint32_t k = 0; k < in_.size(); ++k) {
-    const Node& node = in_.nodes[k];
-    const NodeId id{k};
-    if (std::holds_alternative<Parameter>(node.op)) {
-      // The source below it, if there is one.
-      if (const auto it = version_.find(node.in[0]); it != version_.end()) {  // assigned by the script
-        version_[id] = it->second;
-        continue;
-      }
-      NodeId below = node.in[0];
-      std::vector<NodeId> stack{below};
-      std::set<NodeId> seen;
-      while (!stack.empty()) {
-        below = stack.back();
-        stack.pop_back();
-        if (!seen.insert(below).second) continue;
-        std::optional<SourceId> source;
-        if (const auto* s = std::get_if<StandardNormal>(&in_[below].op)) source = s->source;
-        if (const auto* g = std::get_if<GaussianMatrix>(&in_[below].op)) source = g->source;
-        if (source && variable_of(*source) != 0xffffffff) version_[id] = variable_of(*source);
-        for (const NodeId in : in_[below].in) stack.push_back(in);
-      }
-    } else if (node.type.matrix && !node.in.empty() && !declared_[k]) {
-      if (const auto it = version_.find(node.in[0]); it != version_.end()) version_[id] = it->second;
-    } else if (std::holds_alternative<Map>(node.op)) {
-      for (const NodeId in : node.in)
-        if (const auto* c = std::get_if<Change>(&in_[in].op)) version_[id] = c->variable;
-    }
-  }
-}
 
 /// Values that predictions are computed from, step by step, ending at versions of variables.
 void Counting::find_forward_passes() {
@@ -298,7 +328,7 @@ void Counting::find_forward_passes() {
     while (!stack.empty()) {
       const NodeId id = stack.back();
       stack.pop_back();
-      if (version_.contains(id) || step_of_[id.value] != kNoStep) continue;
+      if (versions_.of.contains(id) || step_of_[id.value] != kNoStep) continue;
       step_of_[id.value] = s;
       const Node& node = in_[id];
       const auto* m = std::get_if<Map>(&node.op);
@@ -309,8 +339,8 @@ void Counting::find_forward_passes() {
         // Features: what nonlinear maps, matrices and readouts act on, but not the readout's own weights.
         if (in_[in].type.width && (nonlinear || contracts)) {
           NodeId source = in;
-          while (!version_.contains(source) && in_[source].in.size() == 1) source = in_[source].in[0];
-          if (!version_.contains(source)) feature_[in.value] = true;
+          while (!versions_.of.contains(source) && in_[source].in.size() == 1) source = in_[source].in[0];
+          if (!versions_.of.contains(source)) feature_[in.value] = true;
         }
         stack.push_back(in);
       }
@@ -336,7 +366,7 @@ void Counting::find_effects() {
       id = next;
     }
   };
-  for (const auto& [version, variable] : version_) {
+  for (const auto& [version, variable] : versions_.of) {
     const std::uint64_t own = bit(variable);
     // Scaled or selected first, as in v / n @ z.
     std::vector<std::pair<NodeId, Exponent>> stack{{version, 0}};
@@ -360,7 +390,7 @@ void Counting::find_effects() {
           const Matrix& w = matrix(node.in[0]);
           const Sum x = sums_[node.in[1].value];
           initial = parts_.size_caused_by(apply(w, parts_.initial(x), m->transposed), 0, true);
-          update = parts_.size_caused_by(apply(w, x, m->transposed, true), own, false);
+          update = parts_.size(apply(w, x, m->transposed, true));
           if (const auto decay = parts_.size_caused_by(w.scale, own, true); decay && x != 0) update = larger(update, *decay + *parts_.size(x));
         } else if (const auto* c = std::get_if<Contract>(&node.op); c && c->average) {
           const Sum v = sums_[id.value];
@@ -369,16 +399,12 @@ void Counting::find_effects() {
           if (vi && zi) initial = *vi + *zi;
           update = parts_.size_caused_by(parts_.average(parts_.times(v, parts_.caused_by(z, 0))), own, true);
         } else {
-          initial = parts_.size_caused_by(sums_[user.value], 0, true);
-          update = parts_.size_caused_by(sums_[user.value], own, true);
-          if (std::holds_alternative<Contract>(node.op) || std::holds_alternative<Map>(node.op)) {
-            // The variable's own part only: a bias beside other terms.
-              Sum own_part = sums_[id.value];
-            if (std::holds_alternative<Contract>(node.op) || std::get<Map>(node.op).fn == Fn::kMul)
-              own_part = parts_.times(own_part, parts_.caused_by(sums_[(node.in[0] == id ? node.in[1] : node.in[0]).value], 0));
-            initial = parts_.size_caused_by(own_part, 0, true);
-            update = parts_.size_caused_by(own_part, own, true);
-          }
+          // The variable's own part only: a bias beside other terms.
+          Sum own_part = sums_[id.value];
+          if (std::holds_alternative<Contract>(node.op) || (std::holds_alternative<Map>(node.op) && std::get<Map>(node.op).fn == Fn::kMul))
+            own_part = parts_.times(own_part, parts_.caused_by(sums_[(node.in[0] == id ? node.in[1] : node.in[0]).value], 0));
+          initial = parts_.size_caused_by(own_part, 0, true);
+          update = parts_.size_caused_by(own_part, own, true);
         }
         // `before` is part of the operand's own size already.
         const Exponent power = after - before;
@@ -391,7 +417,7 @@ void Counting::find_effects() {
     const Node& node = in_.nodes[k];
     if (const auto* c = std::get_if<Change>(&node.op)) {
       if (const auto it = effects.find(c->variable); it != effects.end()) it->second.entry = larger(it->second.entry, parts_.size(sums_[k]));
-    } else if (std::holds_alternative<UpdateMatrix>(node.op) && !declared_[k]) {
+    } else if (std::holds_alternative<UpdateMatrix>(node.op) && !versions_.declared[k]) {
       const Matrix& w = matrix({k});
       const auto it = effects.find(variable_of(w.source));
       if (it == effects.end()) continue;
@@ -408,7 +434,6 @@ StepSize Counting::sizes(NodeId id) const {
   out.value = parts_.size(s);
   for (const Part& p : parts_[s])
     if (p.causes) out.change = larger(out.change, p.order);
-  for (std::uint32_t v = 0; v < in_.variables.size(); ++v) out.by_variable.push_back(parts_.size_caused_by(s, bit(v), false));
   return out;
 }
 
@@ -436,13 +461,14 @@ std::vector<Feature> Counting::features() const {
     if (feature.steps.size() > named.step) return;
     while (feature.steps.size() < named.step) feature.steps.push_back(feature.steps.empty() ? StepSize{} : feature.steps.back());
     feature.steps.push_back(sizes(named.value));
+    feature.steps.back().node = named.value;
     contexts[it->second].push_back(named.context);
   };
   for (const NamedValue& named : in_.names)
     if (named.kind == NamedValue::Kind::kValue) add(named, false);
   std::set<std::pair<std::string, NodeId>> predicted;  // reported and trained on: one output
   for (const NamedValue& named : in_.predictions)
-    if (predicted.emplace(named.name, named.value).second) add(named, true);
+    if (!named.name.empty() && predicted.emplace(named.name, named.value).second) add(named, true);
   // "l = 1": the loop variables that stay the same from step to step.
   for (std::size_t k = 0; k < out.size(); ++k) {
     const auto fields = [&](std::uint32_t context) {
@@ -469,7 +495,7 @@ std::vector<Feature> Counting::features() const {
 }
 
 /// Where stability ends first: an argument of a function or matrix, or a prediction, that grows with n.
-std::optional<Diagnostic> Counting::growth() const {
+std::optional<Diagnostic> Counting::growth() {
   for (std::uint32_t k = 0; k < in_.size(); ++k) {
     const NodeId id{k};
     if (step_of_[k] == kNoStep) continue;
@@ -481,19 +507,13 @@ std::optional<Diagnostic> Counting::growth() const {
     Diagnostic d{Severity::kWarning, "W5310", output ? "the output grows with the width" : "features grow with the width", in_[id].span,
                  fmt::format("of size {}{}", power_of_width(*size, in_.width_name), s == 0 ? " at the start" : fmt::format(" after {} step{}", s, s == 1 ? "" : "s")), "", {}, true};
     const auto start = parts_.size_caused_by(sums_[k], 0, true);
-    if (!(start && *start > 0))
-      for (std::uint32_t v = 0; v < in_.variables.size(); ++v)
-        if (const auto own = parts_.size_caused_by(sums_[k], bit(v), false); own && *own == *size) {
-          d.notes.push_back({fmt::format("through the updates of '{}'", in_.variables[v].name), in_.variables[v].span});
-          break;
-        }
+    if (!(start && *start > 0)) grown_by_updates_ = id;
     return d;
   }
   return std::nullopt;
 }
 
 RegimeReport Counting::report() {
-  find_versions();
   find_forward_passes();
   find_effects();
   RegimeReport out;
@@ -525,11 +545,11 @@ RegimeReport Counting::report() {
 }
 
 /// Initial values so that preactivations have size 1 and readouts n^-1 per term, then rates so that every update moves its layer by order 1.
-std::vector<Fix> find_fixes(const Program& program, const RegimeReport& first) {
+std::vector<Fix> find_fixes(const Program& program, const Versions& versions, const RegimeReport& first) {
   if (first.regime == Regime::kUntrained || first.maximal) return {};
   Adjustment adjustment;
   RegimeReport now = first;
-  const auto recount = [&] { now = Counting(program, adjustment).report(); };
+  const auto recount = [&] { now = Counting(program, versions, adjustment).report(); };
   // In the order of the network: a layer's input must be right before the layer is.
   std::vector<VariableEffect> order = first.effects;
   std::sort(order.begin(), order.end(), [](const VariableEffect& a, const VariableEffect& b) { return a.span.begin < b.span.begin; });
@@ -562,11 +582,87 @@ std::vector<Fix> find_fixes(const Program& program, const RegimeReport& first) {
   return out;
 }
 
+/// The forward pass before the last step once more after it, so that what the step does is counted.  Where the program itself has
+/// the same values there, they are the same nodes.
+Program with_last_pass(Program program) {
+  if (program.steps.empty()) return program;
+  const auto steps = static_cast<std::uint32_t>(program.steps.size());
+  const Versions versions(program);
+  std::map<std::uint32_t, NodeId> newest;
+  for (const auto& [id, variable] : versions.of) newest[variable] = id;
+  std::uint32_t last = 0;
+  std::vector<NodeId> outputs, losses;
+  for (const NamedValue& p : program.predictions)
+    if (p.step < steps) last = std::max(last, p.step);
+  for (const NamedValue& p : program.predictions)
+    if (p.step < steps && p.step == last) outputs.push_back(p.value);
+  if (outputs.empty())
+    for (std::uint32_t s = 0; s < steps; ++s)
+      if (!program.steps[s].losses.empty()) {
+        last = s;
+        losses = program.steps[s].losses;
+      }
+  outputs.insert(outputs.end(), losses.begin(), losses.end());
+  std::vector<NodeId> now(program.size());
+  std::vector<bool> needed(program.size(), false);
+  for (const NodeId id : outputs) needed[id.value] = true;
+  for (auto k = static_cast<std::uint32_t>(program.size()); k-- > 0;)
+    if (needed[k] && !versions.of.contains({k}))
+      for (const NodeId in : program.nodes[k].in) needed[in.value] = true;
+  Builder builder(program);
+  for (std::uint32_t k = 0; k < now.size(); ++k) {
+    now[k] = {k};
+    if (!needed[k]) continue;
+    const Node node = program.nodes[k];
+    if (const auto it = versions.of.find({k}); it != versions.of.end()) {
+      if (program[newest.at(it->second)].type == node.type) now[k] = newest.at(it->second);
+      continue;
+    }
+    std::vector<NodeId> in;
+    for (const NodeId id : node.in) in.push_back(now[id.value]);
+    if (in == node.in) continue;
+    builder.set_origin(node.span, node.context);
+    now[k] = builder.add(node.op, std::move(in));
+    if (!node.type.matrix && builder.type(now[k]) != node.type) now[k] = builder.expand(now[k], node.type.width, node.type.dims);
+  }
+  const auto repeat = [&](std::vector<NamedValue>& values) {
+    std::set<std::pair<std::uint32_t, std::uint32_t>> known;
+    for (const NamedValue& v : values)
+      if (v.step == steps) known.emplace(v.span.begin, v.span.end);
+    for (std::size_t k = 0, count = values.size(); k < count; ++k) {
+      NamedValue named = values[k];
+      if (named.step != last || now[named.value.value] == named.value || versions.of.contains(named.value) || known.contains({named.span.begin, named.span.end})) continue;
+      named.value = now[named.value.value];
+      named.step = steps;
+      values.push_back(std::move(named));
+    }
+  };
+  repeat(program.names);
+  repeat(program.predictions);
+  for (const NodeId loss : losses) program.predictions.push_back({"", now[loss.value], 0, {}, 0, steps});
+  return program;
+}
+
 }  // namespace
 
-RegimeReport count_powers(const Program& program) {
-  RegimeReport out = Counting(program, {}).report();
-  out.fixes = find_fixes(program, out);
+RegimeReport count_powers(const Program& written, bool every_share) {
+  const Program program = with_last_pass(written);
+  const Versions versions(program);
+  Counting all(program, versions, {});
+  RegimeReport out = all.report();
+  const NodeId grown = all.grown_by_updates();
+  const auto trained = std::count_if(program.variables.begin(), program.variables.end(), [](const Variable& v) { return v.trained; });
+  const bool shares = every_share || trained <= kFewVariables;
+  for (std::uint32_t v = 0; v < program.variables.size(); ++v) {
+    if (!shares && (!grown.valid() || !out.unstable->notes.empty())) break;
+    const Counting one(program, versions, {}, v);
+    for (Feature& f : out.features)
+      for (StepSize& s : f.steps)
+        if (shares) s.by_variable.push_back(s.node.valid() ? smaller(one.size_by_watched(s.node), s.change) : std::nullopt);
+    if (grown.valid() && out.unstable->notes.empty() && one.size_by_watched(grown) == all.size(grown))
+      out.unstable->notes.push_back({fmt::format("through the updates of '{}'", program.variables[v].name), program.variables[v].span});
+  }
+  out.fixes = find_fixes(program, versions, out);
   return out;
 }
 

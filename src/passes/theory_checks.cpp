@@ -3,6 +3,7 @@
 #include <map>
 #include <set>
 
+#include "tplimit/ir/function_traits.hpp"
 #include "tplimit/passes/passes.hpp"
 
 namespace tplimit {
@@ -11,13 +12,12 @@ using namespace ir;
 
 namespace {
 
-/// The name of a function with a kink or jump; null if it is smooth.
-const char* kinked(const Map& map) {
-  switch (map.fn) {
-    case Fn::kAbs: case Fn::kSign: case Fn::kStep: case Fn::kRelu: case Fn::kLeakyRelu: case Fn::kMin: case Fn::kMax: case Fn::kMod: return name(map.fn);
-    case Fn::kElu: return map.parameter == 1 ? nullptr : name(map.fn);
-    default: return nullptr;
-  }
+/// The name of a function with a kink or jump, as the text writes it; null if it and its derivative are continuous.
+const char* kinked(const Op& op) {
+  if (std::holds_alternative<ReduceMax>(op)) return "max";
+  const auto* map = std::get_if<Map>(&op);
+  if (!map || first_delta(*map).value_or(3) > 2) return nullptr;
+  return map->fn == Fn::kLess ? "<" : map->fn == Fn::kLessEqual ? "<=" : name(map->fn);
 }
 
 }  // namespace
@@ -43,18 +43,17 @@ Diagnostics theory_checks(const Program& program) {
     for (const NodeId in : node.in)
       if (program[in].type.width && (product || multiplied[k])) multiplied[in.value] = true;
   }
-  // step and sign as derivatives of what was named already.
-  std::set<NodeId> arguments;
+  // Derivatives of what was named already: step and sign of relu and abs, comparisons of max and min.
+  std::set<std::vector<NodeId>> arguments;
   for (const Node& node : program.nodes)
-    if (const auto* map = std::get_if<Map>(&node.op); map && kinked(*map) && map->fn != Fn::kStep && map->fn != Fn::kSign) arguments.insert(node.in.begin(), node.in.end());
+    if (const auto* map = std::get_if<Map>(&node.op); map && first_delta(*map).value_or(1) > 1) arguments.insert(node.in);
   for (std::size_t k = 0; k < program.size(); ++k) {
     const Node& node = program.nodes[k];
     const auto* map = std::get_if<Map>(&node.op);
-    if (!map || !node.type.width) continue;
-    if ((map->fn == Fn::kStep || map->fn == Fn::kSign) && arguments.contains(node.in[0])) continue;
-    if (const char* what = kinked(*map); what && corrections && multiplied[k])
+    if (!node.type.width || (map && first_delta(*map) == 1 && arguments.contains(node.in))) continue;
+    if (const char* what = kinked(node.op); what && corrections && multiplied[k])
       warn(node, "W5311", fmt::format("'{}' is not smooth", what), "the theorem's proof takes derivatives of this", "the corrections are taken by Stein's lemma, which needs no derivative; networks agree with them, but no theorem says so");
-    if (map->fn == Fn::kExp)
+    if (map && map->fn == Fn::kExp)
       warn(node, "W5312", "'exp' grows faster than every polynomial", "the theorem asks for polynomially bounded maps", "moments may be far from typical: compare with networks");
   }
   return out;

@@ -24,22 +24,25 @@ WidthSamples samples_of(const SimulationResult& networks, std::size_t report) {
   return samples;
 }
 
-/// Eigenvalues that meet 0 or a neighbour have no expansion in 1/n: they are shown, but decide nothing.
+/// Eigenvalues that meet 0 or a neighbour have no expansion in 1/n, and what is undetermined has no limit: they are shown, but decide nothing.
 Convergence assess(const ReportResult& report, const std::vector<WidthSamples>& samples, double limit_dof) {
-  const VectorXd limit = to_vector(report.value), error = to_vector(report.error);
+  VectorXd limit = to_vector(report.value), error = to_vector(report.error);
+  for (Index j = 0; j < limit.size(); ++j)
+    if (std::isnan(limit[j])) limit[j] = error[j] = 0;
   const double spread = report.random ? 0 : -0.5;
   Convergence all = assess_convergence(limit, error, samples, limit_dof, spread);
   std::vector<Index> resolved;
   for (std::size_t j = 0; j < report.value.size(); ++j)
-    if (report.unresolved.empty() || !report.unresolved[j]) resolved.push_back(static_cast<Index>(j));
+    if (!std::isnan(report.value[j]) && (report.unresolved.empty() || !report.unresolved[j])) resolved.push_back(static_cast<Index>(j));
   if (resolved.size() == report.value.size()) return all;
   Convergence some;
-  some.reason = "no eigenvalue is resolved";
+  const char* what = report.undetermined.empty() ? "eigenvalues not resolved" : "values undetermined";
+  some.reason = report.undetermined.empty() ? "no eigenvalue is resolved" : "undetermined";
   if (!resolved.empty()) {
     std::vector<WidthSamples> selected;
     for (const WidthSamples& sample : samples) selected.push_back({sample.width, sample.values(Eigen::all, resolved)});
     some = assess_convergence(limit(resolved), error(resolved), selected, limit_dof, spread);
-    some.reason += fmt::format("; {} of {} eigenvalues not resolved and left out", report.value.size() - resolved.size(), report.value.size());
+    some.reason += fmt::format("; {} of {} {} and left out", report.value.size() - resolved.size(), report.value.size(), what);
   }
   some.entries = std::move(all.entries);
   return some;
@@ -77,12 +80,6 @@ Comparison compare(LimitResult limit, std::vector<SimulationResult> networks) {
 
 LimitResult mean_over_draws(LimitResult limit) {
   for (ReportResult& report : limit.reports) {
-    if (report.spread.empty() || report.method == Method::kSamples) continue;
-    report.error.resize(report.value.size(), 0.0);
-    for (std::size_t j = 0; j < report.value.size(); ++j) {
-      report.random = report.random || report.spread[j] > 10 * report.error[j] + 1e-12 * std::abs(report.value[j]);
-      report.error[j] = std::hypot(report.spread[j] / std::sqrt(static_cast<double>(limit.draws)), report.error[j]);
-    }
     report.spread.clear();
   }
   return limit;
@@ -112,7 +109,15 @@ LimitResult average_draws(std::vector<LimitResult> draws) {
       for (const auto* value : values) report.spread[j] += std::pow((*value)[j] - report.value[j], 2);
       report.spread[j] = std::sqrt(report.spread[j] / static_cast<double>(draws.size() - 1));
     }
-    for (const double error : report.error) out.largest_error = std::max(out.largest_error, error);
+    // The errors of draws, from the same particles, go together; the draws are independent.
+    report.error.resize(report.value.size(), 0.0);
+    for (std::size_t j = 0; j < report.value.size(); ++j) {
+      report.random = report.random || report.spread[j] > 10 * report.error[j] + 1e-12 * std::abs(report.value[j]);
+      report.error[j] = std::hypot(report.spread[j] / std::sqrt(static_cast<double>(draws.size())), report.error[j]);
+      if (!std::isnan(report.error[j])) out.largest_error = std::max(out.largest_error, report.error[j]);
+    }
+    for (const LimitResult& draw : draws)
+      if (report.undetermined.empty()) report.undetermined = draw.reports[k].undetermined;
   }
   out.expectations.clear();
   out.time_s = 0;

@@ -74,6 +74,7 @@ Json head(const ProgramInfo& program) {
 }
 
 const char* error_kind(const ReportResult& r) {
+  if (!r.spread.empty()) return "standard_error";
   if (r.method == Method::kExact) return "exact";
   if (r.method == Method::kSamples) return "samples";
   if (r.error.empty()) return "none";
@@ -93,6 +94,7 @@ Json report_json(const ReportResult& r) {
               {"error", error_kind(r)}};
   const auto flag = [&](std::size_t j) { return Json(static_cast<bool>(r.unresolved[j])); };
   out["unresolved"] = r.unresolved.empty() ? Json(nullptr) : nested(r.shape, flag);
+  if (!r.undetermined.empty()) out["undetermined"] = r.undetermined;
   if (!r.spread.empty()) out["spread"] = nested(r.shape, r.spread);
   return out;
 }

@@ -4,6 +4,7 @@
 #include <cmath>
 #include <cstdlib>
 #include <functional>
+#include <map>
 #include <optional>
 #include <string_view>
 
@@ -160,6 +161,7 @@ using Cell = std::function<std::string(std::size_t)>;
 
 Cell values_of(const ReportResult& r) {
   return [&r](std::size_t j) {
+    if (std::isnan(r.value[j])) return std::string("undetermined");
     const std::string number = r.error.empty() ? format_sample(r.value[j]) : format_number(r.value[j], r.error[j]);
     return number + (!r.unresolved.empty() && r.unresolved[j] ? "?" : "");
   };
@@ -171,6 +173,7 @@ Cell spread_of(const ReportResult& r) {
 bool has_unresolved(const ReportResult& r) { return std::find(r.unresolved.begin(), r.unresolved.end(), true) != r.unresolved.end(); }
 
 std::string method_note(const ReportResult& r) {
+  if (!r.spread.empty()) return "";  // most of the error is that of the draws
   switch (r.method) {
     case Method::kExact: return "   exact";
     case Method::kClosedForm: return "   closed form";
@@ -281,12 +284,12 @@ std::string expectations(const LimitResult& limit, const Source& source) {
   for (std::size_t k = 0; k < worst.size(); ++k) {
     const ExpectResult& e = *worst[k];
     const bool failed = e.status == ExpectStatus::kFailed, known = std::isfinite(e.error);
-    const auto show = [&](double x) { return known ? format_number(x, e.error) : format_sample(x); };
+    const auto show = [&](double x) { return std::isnan(x) ? "undetermined" : known ? format_number(x, e.error) : format_sample(x); };
     const auto side = [&](double x) { return x == 0 ? std::string("0") : without_error(show(x)); };
     out += fmt::format("{:<9}  {}:{}: {}\n", failed ? "FAIL" : word(e.status), source.name(), source.line_of(e.span.begin),
                        one_line(source.text(e.span)));
     out += fmt::format("           left {}, right {}, difference {}{}", side(e.left), side(e.right),
-                       show(e.left - e.right), known ? "" : ", no error estimate: one randomisation");
+                       show(e.left - e.right), known || std::isnan(e.left) ? "" : ", no error estimate: one randomisation");
     if (!e.iteration.empty()) out += fmt::format(", worst at {}", e.iteration);
     if (e.status != ExpectStatus::kPassed && counts[k].first > 1)
       out += fmt::format("; {} of {} iterations {}", counts[k].second, counts[k].first, failed ? "fail" : "are undecided");
@@ -312,7 +315,7 @@ std::string heading(const ProgramInfo& program, std::string_view what) {
 std::string conditional(const ProgramInfo& program, bool random_outputs, std::uint64_t seed, int draws) {
   if (!program.random_scalars && !random_outputs) return "";
   const char* what = !random_outputs ? "random scalars" : program.random_scalars ? "random scalars and outputs" : "random outputs";
-  if (draws > 1) return fmt::format("mean over {} draws of the {} from --seed {}; spread: their standard deviation\n", draws, what, seed);
+  if (draws > 1) return fmt::format("mean over {} draws of the {} from --seed {}, its standard error in parentheses; spread: their standard deviation\n", draws, what, seed);
   return fmt::format("conditional on the {} drawn from --seed {}\n", what, seed);
 }
 
@@ -372,9 +375,13 @@ std::string width_table(const ReportResult& r, const Convergence& c, const std::
   if (with_rms) {
     std::vector<std::string> rms;
     for (Eigen::Index k = 0; k < rows; ++k) {
-      double squares = 0;
-      for (const EntryConvergence& entry : c.entries) squares += entry.rms[k] * entry.rms[k];
-      rms.push_back(two_digits(std::sqrt(squares / static_cast<double>(c.entries.size()))));
+      double squares = 0, count = 0;
+      for (std::size_t j = 0; j < c.entries.size(); ++j) {
+        if (std::isnan(r.value[j])) continue;
+        squares += c.entries[j].rms[k] * c.entries[j].rms[k];
+        ++count;
+      }
+      rms.push_back(count > 0 ? two_digits(std::sqrt(squares / count)) : "");
     }
     rms.emplace_back();
     columns.push_back(column(headings(fmt::format("all {}", c.entries.size()), "rms deviation"), rms));
@@ -401,6 +408,22 @@ std::string corrections_table(const ReportResult& r, const Convergence& c, const
     variance.push_back(show(own.variance));
   }
   return join({label_column(labels), column({"limit"}, limit), column({"off"}, off), column({"b"}, slope), column({r.random ? "v n" : "v"}, variance)});
+}
+
+/// "disagrees: loss (1 of 6 reports); agrees: 5": how many have the verdict; which do not agree.
+std::string overall_text(const Comparison& all) {
+  std::map<Verdict, std::vector<std::string>> names;
+  std::size_t compared = 0;
+  for (std::size_t k = 0; k < all.reports.size(); ++k) {
+    if (!all.reports[k]) continue;
+    names[all.reports[k]->verdict].push_back(all.limit.reports[k].name);
+    ++compared;
+  }
+  const auto listed = [&](Verdict v) { return v == Verdict::kAgrees || compared == 1 ? "" : fmt::format(": {}", fmt::join(names[v], ", ")); };
+  std::string out = fmt::format("{}{} ({} of {})", word(all.verdict), listed(all.verdict), names[all.verdict].size(), plural(compared, "report"));
+  for (const Verdict v : {Verdict::kAgrees, Verdict::kInconclusive})
+    if (v != all.verdict && !names[v].empty()) out += fmt::format("; {}{}", word(v), v == Verdict::kAgrees ? fmt::format(": {}", names[v].size()) : listed(v));
+  return out;
 }
 
 std::string section(const ReportResult& r, const std::optional<Convergence>& c, const Comparison& all, const TextOptions& options) {
@@ -469,18 +492,12 @@ std::string to_text(const Comparison& all, const ProgramInfo& program, const Tex
   if (!all.networks.empty())
     out += fmt::format("networks: {} at each width ({})\n", plural(all.networks[0].seeds, "seed"), widths);
   out += conditional(program, all.limit.random_outputs, all.limit.engine.seed, all.limit.draws);
-  std::size_t compared = 0, agreeing = 0;
-  for (std::size_t k = 0; k < all.reports.size(); ++k) {
-    out += section(all.limit.reports[k], all.reports[k], all, options);
-    compared += all.reports[k] ? 1u : 0u;
-    agreeing += all.reports[k] && all.reports[k]->verdict == Verdict::kAgrees ? 1u : 0u;
-  }
+  for (std::size_t k = 0; k < all.reports.size(); ++k) out += section(all.limit.reports[k], all.reports[k], all, options);
   if (std::any_of(all.limit.reports.begin(), all.limit.reports.end(), has_unresolved)) out += kUnresolvedNote;
   if (all.show_corrections) out += kCorrectionsNote;
   out += expectations(all.limit, program.source);
   const bool random = std::any_of(all.limit.reports.begin(), all.limit.reports.end(), [](const ReportResult& r) { return r.random; });
-  out += fmt::format("\noverall: {} ({} of {}); expected slopes: sd -0.5{}, bias |mean - limit| -1\n", word(all.verdict), agreeing,
-                     plural(compared, "report"), random ? " (0 where the limit is random)" : "");
+  out += fmt::format("\noverall: {}; expected slopes: sd -0.5{}, bias |mean - limit| -1\n", overall_text(all), random ? " (0 where the limit is random)" : "");
   return out + fmt::format("time {}, memory {}\n", time_text(time_s), memory_text(bytes));
 }
 

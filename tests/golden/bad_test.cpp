@@ -51,7 +51,7 @@ Run options_of(const std::string& text) {
     else if (name == "particles") run.evaluate.particles = std::stoll(value);
     else if (name == "engine") run.evaluate.engine = value == "particles" ? Engine::kParticles : value == "moments" ? Engine::kMoments : Engine::kExact;
     else if (name == "randomisations") run.evaluate.randomisations = std::stoi(value);
-    else if (name == "memory") run.evaluate.memory_bytes = std::stod(value);
+    else if (name == "memory") run.evaluate.memory_bytes = run.lower.memory_bytes = std::stod(value);
     else if (name == "tolerance") run.evaluate.tolerance = std::stod(value);
     else if (name == "matrices") run.matrices = value == "lazy" ? Matrices::kLazy : Matrices::kDense;
     else if (name == "decouple") run.ablations.decouple.push_back(value);

@@ -113,6 +113,7 @@ TEST(KernelRegime, ReadoutsMayBeRowsOfAnArray) {
   for (std::size_t i = 0; i < 4; ++i) EXPECT_NEAR(rows[0].value[i], rows[1].value[i], 1e-10);
 }
 
+// Functions that are not affine in the readout: else the law of reports is a Gaussian, and its covariance is reported.
 std::string training(const std::string& parametrization, const std::string& phi, int samples, int steps, const std::string& variance = "1.5") {
   std::string x, y;
   for (int k = 0; k < samples; ++k) {
@@ -133,7 +134,7 @@ K = ntk(f, X)
 predicted = f(X)
 for t in 0..{} {{
   out = f(X)
-  report out, predicted
+  report exp(out), exp(predicted)
   step sgd(mse(out, y), lr = 0.2)
   predicted = predicted - {:.17g} * K @ (predicted - y)
 }}

@@ -80,6 +80,63 @@ TEST(Tolerance, CoversSamplingAndDroppedDirections) {
   }
 }
 
+/// Three hidden tanh layers on 8 digits: past the edge of stability from t = 10 on, where the loss
+/// oscillates along the sharpest direction, and what is new in every step excites it.
+std::string edge_of_stability() {
+  return R"(width n
+data X, y = csv("data/digits8x8.csv", rows = 0..8, target = "target", standardize = true, standardize_target = true)
+param U : [n, 64] ~ normal(0, 1 / 64), lr = n
+param W : [2, n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0, 1), lr = n
+for t in 0..50 {
+  z1 = tanh(U @ X)
+  z2 = tanh(W[0] @ z1)
+  h3 = W[1] @ z2
+  loss = mse(v @ tanh(h3) / n, y)
+  report linearity = E((W[1] @ (z2[0] - z2[1]) - h3[0] + h3[1])^2)
+  report loss
+  step sgd(loss, lr = 0.3)
+}
+)";
+}
+
+TEST(EdgeOfStability, IsTheSameForLazyAndDenseNetworksAndForTheLimit) {
+  LowerOptions where;
+  where.base_directory = TPLIMIT_SOURCE_DIR "/programs";
+  const Module module = test::parsed(edge_of_stability(), where);
+  constexpr int kSeeds = 30;
+  const auto at_the_end = [](const SimulationResult& r, const char* report) {
+    std::vector<double> out;
+    for (const auto& network : r.runs[test::report_index(r.reports, report)]) out.push_back(network.back());
+    return out;
+  };
+  // Other seeds for lazy networks: their initial vectors would be the same.
+  const SimulationResult lazy_networks = test::networks_of(module, 512, kSeeds, Matrices::kLazy, 1000);
+  for (const double lost : at_the_end(lazy_networks, "linearity")) EXPECT_LT(lost, 1e-24);
+
+  // Kolmogorov and Smirnov's distance of the two laws, which have long tails: above 2.3 once in 50,000.
+  const std::vector<double> dense = at_the_end(test::networks_of(module, 512, kSeeds, Matrices::kDense), "loss");
+  const std::vector<double> lazy = at_the_end(lazy_networks, "loss");
+  double distance = 0;
+  for (const double x : dense) {
+    const auto below = [x](const std::vector<double>& v) { return std::count_if(v.begin(), v.end(), [x](double y) { return y <= x; }); };
+    distance = std::max(distance, std::abs(static_cast<double>(below(dense) - below(lazy))) / kSeeds);
+  }
+  EXPECT_LT(distance * std::sqrt(kSeeds / 2.0), 2.3);
+
+  // The mean of networks less its term of order 1/n.
+  const auto wide = test::moments(at_the_end(test::networks_of(module, 1024, kSeeds, Matrices::kLazy, 2000), "loss")), narrow = test::moments(lazy);
+  const double mean = 2 * wide.mean - narrow.mean, error = std::hypot(2 * wide.error_of_mean(), narrow.error_of_mean());
+  for (const double rank_tol : {1e-6, 1e-3}) {
+    EvaluateOptions options = test::particles(2048, 4);
+    options.rank_tol = rank_tol;
+    const LimitResult limit = test::limit_of(module, options);
+    const ReportResult& loss = test::report(limit, "loss");
+    EXPECT_LT(std::abs(test::deviation(loss.value.back(), loss.error.back(), mean, error)), 5) << loss.value.back() << " " << mean << " +- " << error;
+    EXPECT_LT(loss.error.back(), 5e-4) << rank_tol;
+  }
+}
+
 TEST(Rank, StopsGrowingAlongSmoothTraining) {
   const auto rank_after = [](int steps) { return limit_with(test::parsed(training(steps)), 2048, 0.03).engine.largest_rank; };
   const auto early = rank_after(20), late = rank_after(200);

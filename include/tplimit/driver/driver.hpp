@@ -60,6 +60,7 @@ struct EvaluateOptions {
   std::optional<std::int64_t> particles{};  ///< unset: 16384, or where a tolerance is given as many as it needs, from 2048 on
   int randomisations = 8;
   std::optional<double> tolerance;   ///< more particles and directions until every error, of sampling and truncation together, is below this
+  std::vector<std::string> tolerance_on{};  ///< names of the reports that the tolerance is for; empty: all.  E2701 if there is none of that name
   std::uint64_t seed = 0;
   std::uint64_t draw = 0;            ///< which draw of random outputs
   std::optional<GradedOptions::Given> given{};  ///< a random output with this value instead
@@ -77,9 +78,9 @@ struct EvaluateOptions {
 ///
 /// By particles, every number is computed from averages pooled over `randomisations` independent runs; its error is one standard error
 /// by jackknife over them.  Where directions were dropped (rank_tol above 1e-5), the same randomisations are repeated with three times the
-/// rank_tol, and half of the difference is added in squares.  Reproducible: the same seed gives the same bits for any number of threads, and on
+/// rank_tol, and half of the difference is added in squares.  So is what the runs cannot show: rare events, heavy tails, rounding.  Reproducible: the same seed gives the same bits for any number of threads, and on
 /// every rank; another number of ranks gives the same up to rounding, powers of two that divide the particles into equal chunks the same bits.
-/// Errors: E3.. where the limit does not exist or is not carried by this engine; E4101 a number is not finite; E4201 too few
+/// Errors: E3.. where the limit does not exist or is not carried by this engine; E4101 a number is not finite; E4102 a mean is infinite or not resolved; E4201 too few
 /// particles; E4202 not enough memory; E4301 the asked engine cannot do a report.
 /// Cost: O(randomisations * instructions * particles * rank).
 Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& options = {});
@@ -121,8 +122,8 @@ Module comparable(Module module);
 /// Exponents of the reports and what would be refused, without computing numbers.
 Result<LeadingOrder> check(const Module& module);
 
-/// Sizes of all values in powers of n, and the regime that follows.
-RegimeReport regime(const Module& module);
+/// Sizes of all values in powers of n, and the regime that follows; `every_share`: see count_powers.
+RegimeReport regime(const Module& module, bool every_share = true);
 
 /// The limit of a program, value by value, as formulas.
 struct LimitFormulas {

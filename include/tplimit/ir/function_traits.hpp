@@ -18,4 +18,8 @@ struct FunctionTraits {
 };
 [[nodiscard]] FunctionTraits traits_of(const Map& map);
 
+/// The first derivative of a function that contains deltas where its argument (of two arguments: their difference) passes 0: 1 where
+/// the function jumps, 2 at kinks; none if it is smooth.  `where` jumps with its condition, which is a comparison.
+[[nodiscard]] std::optional<int> first_delta(const Map& map);
+
 }  // namespace tplimit::ir

@@ -18,6 +18,7 @@ struct LowerOptions {
   std::vector<std::pair<std::string, std::string>> data_files;   ///< --data NAME=FILE
   std::uint64_t seed = 0;                                        ///< of random scalars and permutations' own seeds
   std::uint64_t draw = 0;                                        ///< which draw of the random scalars
+  double memory_bytes = 0;                                       ///< for the unrolled program; 0: 80 % of the machine's memory
 };
 
 struct Lowered {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <functional>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "tplimit/math/dual_kernels.hpp"
@@ -26,17 +27,30 @@ struct Hyperplane {
   double offset = 0;
 };
 
-struct QuadratureOptions {
-  double tolerance = 1e-12;                      ///< of each output's error, relative to E|f|
-  std::int64_t max_evaluations = 200'000'000;    ///< points at which the integrand is evaluated
-};
-
 enum class QuadratureStatus {
   kConverged,
   kNotConverged,     ///< the limit on evaluations was reached first; values and errors are what was found
   kRankTooLarge,     ///< the covariance has numerical rank above 3; no values
   kNotACovariance,   ///< not symmetric, not positive semidefinite, or not finite; no values
   kNotFinite,        ///< the integrand was infinite or not a number where the weight counts, or the integral diverges
+};
+
+/// x = L z with independent standard normals z.
+struct Whitened {
+  QuadratureStatus status = QuadratureStatus::kConverged;
+  std::int64_t dim = 0;
+  int rank = 0;
+  std::vector<double> L;  ///< dim x rank, column-major
+  double operator()(std::int64_t i, int k) const { return L[static_cast<std::size_t>(i + k * dim)]; }
+};
+
+/// Pivoted Cholesky factorisation of the correlations, rows scaled back to the covariances (dim x dim, column-major).
+[[nodiscard]] Whitened whiten(std::span<const double> covariance);
+
+struct QuadratureOptions {
+  double tolerance = 1e-12;                      ///< of each output's error, relative to E|f|
+  std::int64_t max_evaluations = 200'000'000;    ///< points at which the integrand is evaluated
+  double largest_step = 0.25;                    ///< at which two levels of a trapezoid rule may end it: what resolves the integrand
 };
 
 struct QuadratureResult {
@@ -49,8 +63,8 @@ struct QuadratureResult {
 };
 
 /// E f_o(x), x ~ N(0, covariance), for smooth f and covariances of rank at most 3 (rank 0: f(0)).
-/// Tensor trapezoid rule in whitened coordinates within a ball, h = 1, 1/2, 1/4, .. until two levels agree; points of the coarser
-/// level are reused.  Converges geometrically for f analytic in a strip; with kinks use kinked_expectation.
+/// Tensor trapezoid rule in whitened coordinates within a ball, h = 1, 1/2, 1/4, .. until two levels agree, the finer one with
+/// largest_step or less; points of the coarser level are reused.  Converges geometrically for f analytic in a strip; with kinks use kinked_expectation.
 /// Shapes: covariance is dim x dim, column-major; dim = sqrt(size).  The integrand is called with up to 4096 points, by one
 ///   thread at a time.
 /// Errors: InternalError if covariance is not square or outputs < 1; see QuadratureStatus for the rest.
@@ -80,16 +94,29 @@ struct GramInput {
   std::span<const double> row_variances;     ///< Var u_i
   std::span<const double> column_variances;  ///< Var v_j
   bool symmetric = false;  ///< u = v and f = g: only the lower triangle is read, both are written
+  /// f(sqrt(a) z) and g(sqrt(b) z) are polynomials of degree 31, nearly, on all intervals of twice this length.  Two levels of a
+  /// trapezoid rule cannot tell that alone: both may sample an oscillation in phase.
+  double resolution = 1;
+};
+
+/// For functions with kinks or narrow features: nodes z and weights w for integrals of f(sqrt(variance) z) phi(z) times
+/// polynomials of degree below `order`, and single entries.
+struct GramRules {
+  std::function<void(bool column, double variance, std::int64_t order, std::vector<double>& z, std::vector<double>& w)> nodes;
+  /// The value of entry (i, j), and an absolute error.
+  std::function<std::pair<double, double>(std::int64_t i, std::int64_t j, double correlation)> entry;
 };
 
 struct GramOptions {
   double tolerance = 1e-13;  ///< of the absolute error, relative to sqrt(E f(u_i)^2 E g(v_j)^2)
   /// Evaluations of all functions at one point that single entries may take in total; the fast path needs only a few per row.
   std::int64_t max_evaluations = 20'000'000'000;
+  const GramRules* rules = nullptr;  ///< one function then
 };
 
 struct GramResult {
   MomentStatus status;            ///< bad_index counts entries i + j rows
+  double largest_scale = 0;       ///< largest sqrt(E f(u_i)^2 E g(v_j)^2)
   double largest_error = 0;       ///< largest estimated error, relative as the tolerance is
   bool converged = true;          ///< every entry met the tolerance
   std::int64_t evaluations = 0;

@@ -21,9 +21,10 @@ struct Ablations {
 /// of W x and W' d vanish: each needs the other product of the same Gaussian matrix.  Errors: E2148 no such matrix.
 Result<ir::Program> decoupled(const ir::Program& program, const Ablations& ablations);
 
-/// Lazy training: predictions (first arguments of mse, and the same expressions elsewhere) are replaced by
+/// Lazy training: outputs (first arguments of mse, and the same functions of the parameters elsewhere) are replaced by
 /// f(theta_0) + <df/dtheta(theta_0), theta_t - theta_0>; everything else that is computed from parameters, gradients included, uses theta_0.
-/// Needs: the lowered program, Change nodes in place.  Errors: E2149 no mse, or a function without a tangent.
+/// Needs: the lowered program, Change nodes in place.  Errors: E2149 no mse, a function without a tangent,
+/// or a report that moves but is computed from no output.
 Result<ir::Program> linearised(const ir::Program& program);
 
 }  // namespace tplimit

@@ -22,8 +22,9 @@ struct Parity {
 /// followed apart: an average sees the vector's only.
 struct Part {
   Exponent order;
-  std::uint64_t causes = 0;  ///< variables whose updates it needs: bit min(variable, 63).  Parts without causes make up the initial value
+  std::uint64_t causes = 0;  ///< groups of variables whose updates it needs, a bit each.  Parts without causes make up the initial value
   Parity scalar, vector;
+  friend bool operator==(const Part&, const Part&) = default;
 };
 
 /// Sums of parts and what programs do with them, by value: equal sums have one id, and each operation is computed once.
@@ -31,7 +32,13 @@ struct Part {
 class PartSums {
  public:
   using Id = std::uint32_t;
-  PartSums() { (void)intern({}); }
+  static constexpr std::uint64_t kWatched = 1;  ///< parts with this cause are not told apart by their other causes
+  /// How many parts of the same causes and size are kept apart, and at how many sizes below the largest.
+  struct Limits {
+    std::size_t alike = 24, sizes = 4;
+  };
+  PartSums() : PartSums(Limits{}) {}
+  explicit PartSums(Limits limits) : limits_(limits) { (void)intern({}); }
 
   [[nodiscard]] const std::vector<Part>& operator[](Id id) const { return sums_[id]; }
   /// Largest order; empty for zero.
@@ -73,6 +80,7 @@ class PartSums {
   template <class Key, class Memo, class Make>
   Id once(Memo& memo, const Key& key, Make make);
 
+  Limits limits_;
   std::vector<std::vector<Part>> sums_;
   std::map<std::vector<std::tuple<std::uint64_t, Parity, Parity, std::int64_t, std::int64_t>>, Id> ids_;
   std::map<std::tuple<int, Id, Id>, Id> binary_;

@@ -9,8 +9,11 @@
 
 namespace tplimit {
 
+constexpr std::ptrdiff_t kFewVariables = 8;
+
 /// Sizes of one value of the text at one step, as powers of n; empty: exactly 0.
 struct StepSize {
+  ir::NodeId node;
   std::optional<Exponent> value;
   std::optional<Exponent> change;                               ///< of what the updates of parameters add to it
   std::vector<std::optional<Exponent>> by_variable;             ///< of the part of the change that the updates of one variable are needed for
@@ -66,7 +69,8 @@ struct Adjustment {
 /// parts n^e Z that need the updates of certain variables; a mean over coordinates of a part that changes sign with a Gaussian family is
 /// n^(-1/2) times smaller; a function acts on parts by its expansion around what has size 1.  Values are generic: no data
 /// are looked at, and coefficients are taken to be nonzero unless a symmetry says otherwise.
-/// Needs: the lowered program, Change nodes in place.  Cost: O(nodes), times the number of variables for the fixes.
-RegimeReport count_powers(const ir::Program& program);
+/// Needs: the lowered program, Change nodes in place.  Cost: O(nodes), times the number of variables for
+/// the fixes and for by_variable, which is empty beyond kFewVariables trained ones unless every share is asked for.
+RegimeReport count_powers(const ir::Program& program, bool every_share = true);
 
 }  // namespace tplimit

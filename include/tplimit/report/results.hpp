@@ -30,6 +30,7 @@ struct ReportResult {
   std::vector<std::int64_t> shape;                      ///< extents of loops, then axes of the value
   std::vector<double> value;
   std::vector<double> error;                            ///< empty if there is none (one randomisation, samples)
+  std::string undetermined{};                           ///< why some values, which are NaN, stay random as the width grows; else empty
   std::vector<bool> unresolved;                         ///< eigenvalues that cannot be told from 0 or a neighbour; else empty
   Method method = Method::kParticles;
   bool random = false;                                  ///< of one network it stays random as the width grows: `value` is of the mean

@@ -15,6 +15,7 @@
 #include <vector>
 
 #include <Eigen/QR>
+#include <fmt/format.h>
 #include <gtest/gtest.h>
 
 #include "tplimit/math/normals.hpp"
@@ -94,7 +95,7 @@ class Example {
         input_(executor_, rows, law_, Keys{mix_key(key, 1)}),
         output_(executor_, rows, law_, Keys{mix_key(key, 2)}) {
     if (kind == Kind::kDense) matrix_ = std::make_unique<DenseMatrix<double>>(executor_, rows, key);
-    else matrix_ = std::make_unique<LazyMatrix>(executor_, rows, LazySettings{law_, rank_tol, single}, input_, kind == Kind::kOneSpace ? input_ : output_, std::array<std::int64_t, 2>{std::min<Index>(rows, 200), std::min<Index>(rows, 200)});
+    else matrix_ = std::make_unique<LazyMatrix>(executor_, rows, LazySettings{law_, rank_tol, single}, input_, kind == Kind::kOneSpace ? input_ : output_, std::array<std::int64_t, 2>{std::min<Index>(rows, 2000), std::min<Index>(rows, 2000)});
   }
 
   Vectors vectors(const Matrix& m) { return {block_of(m), ++nodes_}; }
@@ -255,9 +256,108 @@ TEST(LazyMatrixOfANetwork, HasNoMoreDirectionsThanCoordinates) {
   for (int step = 0; step < 12; ++step) {
     const Vectors x = s.vectors((start + 0.02 * step * change).array().tanh()), d = s.vectors((change + 0.02 * step * start).array().tanh());
     const Matrix wx = s.times(w, x), wd = s.transposed_times(w, d);
-    EXPECT_LT(distance(mean_product(matrix_of(d.block), wx), mean_product(wd, matrix_of(x.block))), 1e-9) << step;  // directions of 1e-6 lose digits
+    EXPECT_LT(distance(mean_product(matrix_of(d.block), wx), mean_product(wd, matrix_of(x.block))), 1e-11) << step;
   }
   EXPECT_EQ(s.ranks()[0], kN);
+}
+
+// ---- long runs ------------------------------------------------------------------------------------
+
+/// How far a lazy matrix is from one fixed matrix after `steps` products on each side, with vectors
+/// that move a little from step to step, as in training.
+struct Defects {
+  double orthogonality = 0;  ///< |Q'Q - 1|, entry by entry
+  double span = 0;           ///< |x - Q <Q, x>| / |x|
+  double linearity = 0;      ///< |W (x - y) - W x + W y| / |x|, W x and W y of the time they were made
+  double adjointness = 0;    ///< <d, W x> - <W' d, x>, likewise; of |d| |x|
+};
+
+Defects defects_of(Example& s, Index rows, int steps, double change) {
+  const MatrixVersion w = s.matrix().initial();
+  const auto unit = [rows](Matrix v) -> Matrix { return v / std::sqrt(v.squaredNorm() / static_cast<double>(rows)); };
+  Matrix x = unit(normals(rows, 1, 11)), d = unit(normals(rows, 1, 12));
+  std::vector<Matrix> xs, ds, products, transposed;
+  for (int step = 0; step < steps; ++step) {
+    const Matrix wx = s.times(w, s.vectors(x)), wd = s.transposed_times(w, s.vectors(d));
+    if (step % (steps / 10) == 0) {
+      xs.push_back(x);
+      ds.push_back(d);
+      products.push_back(wx);
+      transposed.push_back(wd);
+    }
+    // Something smooth, and something new.
+    const auto key = static_cast<std::uint64_t>(20 + 2 * step);
+    x = unit(x + change * wd.array().tanh().matrix() + 0.1 * change * normals(rows, 1, key));
+    d = unit(d + change * wx.array().tanh().matrix() + 0.1 * change * normals(rows, 1, key + 1));
+  }
+  Defects out;
+  const auto panels = s.matrix().panels();
+  for (const std::size_t side : {0u, 1u}) {
+    const Matrix q = matrix_of(*panels[2 * side]);
+    out.orthogonality = std::max(out.orthogonality, distance(mean_product(q, q), Matrix::Identity(q.cols(), q.cols())));
+    for (const Matrix& v : side == 0 ? xs : ds) out.span = std::max(out.span, std::sqrt((v - q * mean_product(q, v)).squaredNorm() / static_cast<double>(rows)));
+  }
+  for (std::size_t i = 0; i < xs.size(); ++i)
+    for (std::size_t j = 0; j < xs.size(); ++j) {
+      out.adjointness = std::max(out.adjointness, std::abs(mean_product(ds[i], products[j])(0, 0) - mean_product(transposed[i], xs[j])(0, 0)));
+      if (i == j) continue;
+      const Matrix lost = s.times(w, s.vectors(xs[i] - xs[j])) - products[i] + products[j];
+      out.linearity = std::max(out.linearity, std::sqrt(lost.squaredNorm() / static_cast<double>(rows)));
+    }
+  return out;
+}
+
+TEST(LazyMatrix, IsOneMatrixThroughoutALongRun) {
+  for (const Kind kind : {Kind::kExact, Kind::kMatched, Kind::kOneSpace})
+    for (const double change : {0.2, 0.01, 1e-4}) {
+      constexpr Index kM = 3000;
+      Example s(kind, kM, 1e-13);
+      const Defects found = defects_of(s, kM, 300, change);
+      const std::string where = fmt::format("{}, change {}", static_cast<int>(kind), change);
+      EXPECT_GT(s.ranks()[0], 250) << where;
+      EXPECT_LT(found.orthogonality, kTolerance) << where;
+      EXPECT_LT(found.span, kTolerance) << where;
+      EXPECT_LT(found.linearity, kTolerance) << where;
+      EXPECT_LT(found.adjointness, kTolerance) << where;
+    }
+}
+
+TEST(LazyMatrix, IsOneMatrixOverThousandsOfStepsUpToWhatItDrops) {
+  for (const bool single : {false, true}) {
+    constexpr Index kM = 2048;
+    constexpr double kTruncate = 1e-2;
+    Example s(Kind::kMatched, kM, kTruncate, 1, 1, single);
+    const Defects found = defects_of(s, kM, 3000, 0.003);
+    EXPECT_GT(s.ranks()[0], 20);
+    EXPECT_LT(found.orthogonality, single ? 1e-6 : kTolerance);
+    EXPECT_LT(found.span, 1.01 * kTruncate);
+    EXPECT_LT(found.linearity, 3 * kTruncate);
+    EXPECT_LT(found.adjointness, 3 * kTruncate);
+  }
+}
+
+TEST(LazyMatrixInSinglePrecision, IsOneMatrixToSinglePrecisionThroughoutALongRun) {
+  for (const Kind kind : {Kind::kExact, Kind::kMatched})
+    for (const double change : {0.2, 0.01}) {
+      constexpr Index kM = 3000;
+      Example s(kind, kM, 1e-6, 1, 1, true);
+      const Defects found = defects_of(s, kM, 300, change);
+      EXPECT_GT(s.ranks()[0], 250);
+      EXPECT_LT(found.orthogonality, 1e-7) << change;
+      for (const double defect : {found.span, found.linearity, found.adjointness}) EXPECT_LT(defect, 3e-6) << change;
+    }
+}
+
+TEST(LazyMatrixOfANetwork, SeesDirectionsThatOneBlockNearlyHides) {
+  // Columns that differ by 1e-9: within the noise of their Gram matrix, but not of their entries.
+  Example s(Kind::kExact, kRows, 1e-13);
+  const MatrixVersion w = s.matrix().initial();
+  const Matrix x = normals(kRows, 1, 1), e = normals(kRows, 1, 2);
+  const Matrix product = s.times(w, s.vectors((Matrix(kRows, 3) << x, x + 1e-9 * e, x).finished()));
+  EXPECT_EQ(s.ranks()[0], 2);
+  EXPECT_TRUE(product.col(2) == product.col(0) || distance(product.col(2), product.col(0)) < 10 * kTolerance);
+  EXPECT_NEAR((product.col(1) - product.col(0)).norm() / (1e-9 * e.norm()), 1, 0.2);
+  EXPECT_LT(distance(s.times(w, s.vectors(1e-9 * e)), product.col(1) - product.col(0)), 10 * kTolerance);
 }
 
 // ---- the law ---------------------------------------------------------------------------------------

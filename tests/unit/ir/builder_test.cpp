@@ -261,7 +261,7 @@ TEST(Zero, AbsorbsWithTheRightShape) {
       {b.minus(s.z, s.z), {false, true, {2, 3}}},
       {b.times(s.x, zeros), {false, true, {2, 3}}},
       {b.times(s.x, finite_zeros), {false, true, {2, 3}}},
-      {b.map(Fn::kDiv, {finite_zeros, s.x}), {false, true, {2, 3}}},
+      {b.map(Fn::kDiv, {zeros, b.constant(2.0)}), {false, true, {2, 3}}},
       {b.contract(zeros, s.x, 0, 1, false), {false, true, {2}}},
       {b.contract(s.x, zeros, 0, 1, true), {false, false, {2}}},
       {b.average(zeros), {false, false, {2, 3}}},
@@ -275,6 +275,22 @@ TEST(Zero, AbsorbsWithTheRightShape) {
     EXPECT_EQ(b.type(absorbed[k].first), absorbed[k].second) << "case " << k;
   }
   verify(s.program);
+}
+
+TEST(Zero, DoesNotAbsorbWhatMayNotBeFinite) {
+  Sample s;
+  Builder& b = s.b;
+  const NodeId zero = b.constant(0.0, {3}), mean = b.average(s.x), inverse = b.map(Fn::kPower, {mean}, -1);
+  for (const NodeId id : {b.map(Fn::kDiv, {zero, mean}), b.times(zero, inverse), b.times(zero, b.scale(2, 0, inverse)), b.times(zero, b.map(Fn::kLog, {mean})), b.contract(zero, inverse, 0, 1, false)}) {
+    EXPECT_FALSE(b.is_zero(id));
+    EXPECT_FALSE(b.constant_values(id));
+  }
+  const double infinity = std::numeric_limits<double>::infinity();
+  const auto folded = [&](NodeId id) { return (*b.constant_values(id))[0]; };
+  EXPECT_TRUE(std::isnan(folded(b.times(zero, b.constant(infinity, {3})))));
+  EXPECT_TRUE(std::isnan(folded(b.map(Fn::kDiv, {zero, b.constant(std::vector<double>{0, 1, 2}, {3})}))));
+  EXPECT_TRUE(std::isnan(folded(b.scale(0, 0, b.constant(infinity)))));
+  EXPECT_TRUE(std::isnan(folded(b.average(b.map(Fn::kDiv, {b.zeros(true, {3}), zero})))));
 }
 
 TEST(Updates, DropTermsThatAreZero) {

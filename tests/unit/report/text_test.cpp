@@ -335,9 +335,9 @@ TEST(AverageDraws, TakesMeanAndStandardDeviationOverDraws) {
   const LimitResult mean = average_draws({a, b});
   EXPECT_EQ(mean.draws, 2);
   EXPECT_DOUBLE_EQ(mean.reports[0].value[0], 2);
-  EXPECT_DOUBLE_EQ(mean.reports[0].error[0], 0.2);
+  EXPECT_DOUBLE_EQ(mean.reports[0].error[0], std::hypot(std::sqrt(2.0) / std::sqrt(2.0), 0.2));  // over draws, and of each
   EXPECT_DOUBLE_EQ(mean.reports[0].spread[0], std::sqrt(2.0));
-  EXPECT_DOUBLE_EQ(mean.largest_error, 0.2);
+  EXPECT_DOUBLE_EQ(mean.largest_error, mean.reports[0].error[0]);
   ASSERT_EQ(mean.expectations.size(), 2u);
   EXPECT_EQ(mean.expectations[1].iteration, "draw 1, t = 1");
 }

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <functional>
+#include <vector>
+
+#include "tplimit/ir/program.hpp"
+
+namespace tplimit {
+
+/// A function of numbers without a width axis that jumps (step, sign, comparisons, mod, the condition of `where`) or
+/// follows one of its operands (max, relu, ..), where the operands of networks fluctuate around their limits.
+struct Decision {
+  ir::NodeId node;                   ///< in the program whose limit is taken
+  std::vector<ir::NodeId> operands;  ///< in the limit program: leading coefficients of what decides
+  ir::NodeId margin;                 ///< in the limit program: what is set against 0; invalid: whether operands[0] / operands[1] is whole
+  bool jump = true;                  ///< else it follows an operand
+};
+
+struct Numbers {
+  const std::vector<double>* value;
+  const std::vector<double>* error;  ///< standard errors or bounds; null or empty: there is no estimate
+};
+
+/// Which entries of which values stay random as the width grows, because a jump lies at a limit.
+struct Undetermined {
+  std::vector<std::vector<char>> at;  ///< per node and entry; empty: none
+  std::vector<ir::NodeId> root;       ///< per node: the jump behind it
+  [[nodiscard]] bool holds(ir::NodeId id, std::size_t entry) const { return !at.empty() && !at[id.value].empty() && at[id.value][entry] != 0; }
+  [[nodiscard]] bool any(ir::NodeId id) const { return !at.empty() && !at[id.value].empty(); }
+};
+
+/// step, sign, comparisons, mod and `where`.
+[[nodiscard]] bool is_jump(const ir::Node& node);
+
+/// A jump is undetermined where what decides lies within 5 errors of it and fluctuates; sides that are the same linear
+/// form in averages are equal in networks too.  So is all that is computed from it, except by branches not taken.
+/// Cost: O(nodes), and O(entries) of what is computed from an undetermined jump.
+[[nodiscard]] Undetermined undetermined(const ir::Program& program, const std::vector<Decision>& decisions, const std::function<Numbers(ir::NodeId)>& limit);
+
+}  // namespace tplimit

@@ -1,0 +1,171 @@
+#include "engines/term_summary.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <limits>
+
+namespace tplimit::engines {
+
+using namespace ir;
+
+namespace {
+
+/// Extents of an averaging contraction: a [batch, left, inner], b [batch, right, inner].
+struct Extents {
+  std::int64_t batch = 1, left = 1, right = 1, inner = 1;
+  Extents(const Contract& op, const Dims& a, const Dims& b) {
+    const auto last = [&](const Dims& d) { return static_cast<std::int64_t>(d.size()) - op.contracted; };
+    for (std::int64_t k = 0; k < static_cast<std::int64_t>(a.size()); ++k)
+      (k < op.batch ? batch : k < last(a) ? left : inner) *= a[static_cast<std::size_t>(k)];
+    for (std::int64_t k = op.batch; k < last(b); ++k) right *= b[static_cast<std::size_t>(k)];
+  }
+};
+
+const double* column(const View& x, std::int64_t j) { return x.data + j * x.ld; }
+
+/// Largest of both vectors of all ranks: each rank's part stands alone in a sum.
+template <class Keep>
+void gather(const Communicator& ranks, const std::vector<double>& own, Keep keep) {
+  std::vector<double> all(own.size() * static_cast<std::size_t>(ranks.size()), -0.0);
+  std::copy(own.begin(), own.end(), all.begin() + static_cast<std::ptrdiff_t>(own.size()) * ranks.rank());
+  ranks.sum(all);
+  for (std::size_t k = 0; k < all.size(); ++k) keep(k % own.size(), all[k]);
+}
+
+}  // namespace
+
+void save(Writer& out, const TermSummary& terms) {
+  for (const auto* values : {&terms.largest, &terms.low, &terms.high, &terms.unseen}) out.values(*values);
+}
+
+TermSummary load_terms(Reader& in) {
+  TermSummary terms;
+  for (auto* values : {&terms.largest, &terms.low, &terms.high, &terms.unseen}) *values = in.values<double>();
+  return terms;
+}
+
+void ColumnRanges::include(const View& x, std::int64_t columns) {
+  ColumnRanges own;
+  for (std::int64_t j = 0; j < columns; ++j) {
+    const Eigen::Map<const Eigen::VectorXd> values(column(x, j), x.rows);
+    own.low.push_back(values.minCoeff());
+    own.high.push_back(values.maxCoeff());
+  }
+  merge(own);
+}
+
+void ColumnRanges::merge(const ColumnRanges& other) {
+  if (low.empty()) *this = other;
+  for (std::size_t j = 0; j < other.low.size(); ++j) {
+    low[j] = std::min(low[j], other.low[j]);
+    high[j] = std::max(high[j], other.high[j]);
+  }
+}
+
+void ColumnRanges::share(const Communicator& ranks) {
+  if (ranks.size() == 1) return;
+  gather(ranks, std::vector(low), [&](std::size_t j, double x) { low[j] = std::min(low[j], x); });
+  gather(ranks, std::vector(high), [&](std::size_t j, double x) { high[j] = std::max(high[j], x); });
+}
+
+void term_sizes(const Node& node, const std::vector<const Type*>& types, const std::vector<View>& in, double* sizes) {
+  const std::int64_t rows = in[0].rows;
+  Eigen::Map<Eigen::ArrayXd> out(sizes, rows);
+  const auto values = [&](std::size_t operand, std::int64_t j) { return Eigen::Map<const Eigen::ArrayXd>(column(in[operand], j), rows); };
+  const std::int64_t a = size_of(types[0]->dims);
+  out.setZero();
+  if (std::holds_alternative<Contract>(node.op)) {
+    const std::int64_t b = size_of(types[1]->dims);
+    Eigen::ArrayXd other = Eigen::ArrayXd::Zero(rows);
+    for (std::int64_t j = 0; j < a; ++j) out += values(0, j).square();
+    for (std::int64_t j = 0; j < b; ++j) other += values(1, j).square();
+    out = out.sqrt() * other.sqrt();
+  } else {
+    for (std::int64_t j = 0; j < a; ++j) out = out.max(values(0, j).abs());
+  }
+}
+
+void bound_terms(const Node& node, const std::vector<const Type*>& types, const std::vector<const ColumnRanges*>& in, TermSummary& out) {
+  const auto columns = static_cast<std::size_t>(size_of(node.type.dims));
+  if (std::holds_alternative<Histogram>(node.op)) {
+    out.low.assign(columns, 0.0);
+    out.high.assign(columns, 1.0);
+    return;
+  }
+  const auto* op = std::get_if<Contract>(&node.op);
+  if (!op) {
+    out.low = in[0]->low;
+    out.high = in[0]->high;
+    return;
+  }
+  const Extents n(*op, types[0]->dims, types[1]->dims);
+  const bool same = node.in[0] == node.in[1];
+  out.low.assign(columns, 0.0);
+  out.high.assign(columns, 0.0);
+  std::size_t entry = 0;
+  for (std::int64_t p = 0; p < n.batch; ++p)
+    for (std::int64_t i = 0; i < n.left; ++i)
+      for (std::int64_t j = 0; j < n.right; ++j, ++entry)
+        for (std::int64_t k = 0; k < n.inner; ++k) {
+          const auto x = static_cast<std::size_t>((p * n.left + i) * n.inner + k), y = static_cast<std::size_t>((p * n.right + j) * n.inner + k);
+          const double corners[] = {in[0]->low[x] * in[1]->low[y], in[0]->low[x] * in[1]->high[y], in[0]->high[x] * in[1]->low[y], in[0]->high[x] * in[1]->high[y]};
+          const auto [least, most] = std::minmax_element(std::begin(corners), std::end(corners));
+          out.low[entry] += same && x == y ? std::max(0.0, *least) : *least;
+          out.high[entry] += *most;
+        }
+}
+
+void include_changes(const Node& node, const std::vector<const Type*>& types, const std::vector<View>& in, const std::vector<View>& changed, std::vector<double>& unseen) {
+  const std::int64_t rows = in[0].rows, columns = size_of(node.type.dims);
+  unseen.resize(static_cast<std::size_t>(columns), 0.0);
+  const auto values = [&](const View& x, std::int64_t j) { return Eigen::Map<const Eigen::ArrayXd>(column(x, j), rows); };
+  const auto raise = [&](std::size_t entry, const Eigen::ArrayXd& change) { unseen[entry] = std::max(unseen[entry], change.isFinite().select(change.abs(), 0.0).maxCoeff()); };
+  if (const auto* op = std::get_if<Contract>(&node.op)) {
+    const Extents n(*op, types[0]->dims, types[1]->dims);
+    std::size_t entry = 0;
+    for (std::int64_t p = 0; p < n.batch; ++p)
+      for (std::int64_t i = 0; i < n.left; ++i)
+        for (std::int64_t j = 0; j < n.right; ++j, ++entry) {
+          Eigen::ArrayXd change = Eigen::ArrayXd::Zero(rows);
+          for (std::int64_t k = 0; k < n.inner; ++k) {
+            const std::int64_t x = (p * n.left + i) * n.inner + k, y = (p * n.right + j) * n.inner + k;
+            change += values(changed[0], x) * values(changed[1], y) - values(in[0], x) * values(in[1], y);
+          }
+          raise(entry, change);
+        }
+  } else if (std::holds_alternative<Average>(node.op)) {
+    for (std::int64_t j = 0; j < columns; ++j) raise(static_cast<std::size_t>(j), values(changed[0], j) - values(in[0], j));
+  }
+}
+
+std::vector<double> largest_of(std::vector<double> sizes, const Communicator& ranks) {
+  const auto keep = [&](std::vector<double>& values) {
+    const auto count = static_cast<std::size_t>(kLargestTerms);
+    if (values.size() > count) std::nth_element(values.begin(), values.begin() + kLargestTerms - 1, values.end(), std::greater<>());
+    values.resize(count, 0.0);
+    std::sort(values.begin(), values.end(), std::greater<>());
+  };
+  keep(sizes);
+  if (ranks.size() == 1) return sizes;
+  std::vector<double> all;
+  gather(ranks, sizes, [&](std::size_t, double x) { all.push_back(x); });
+  keep(all);
+  return all;
+}
+
+bool jumps(const Op& op) {
+  const auto* map = std::get_if<Map>(&op);
+  if (!map) return false;
+  switch (map->fn) {
+    case Fn::kSign: case Fn::kStep: case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: return true;
+    default: return false;
+  }
+}
+
+double other_side(const Op& op, double value) {
+  if (std::get<Map>(op).fn == Fn::kSign) return value == 0 ? 1 : -value;
+  return 1 - value;
+}
+
+}  // namespace tplimit::engines

@@ -1,0 +1,47 @@
+#pragma once
+
+#include <vector>
+
+#include "engines/state_file.hpp"
+#include "engines/tall.hpp"
+#include "tplimit/ir/program.hpp"
+
+namespace tplimit::engines {
+
+/// What a run saw of the terms of an average, to judge what its particles cannot resolve (docs/theory.md, "Errors").
+struct TermSummary {
+  /// Sizes of the largest terms, descending; of an average of many entries one size for each particle, which bounds that of all entries.
+  std::vector<double> largest;
+  std::vector<double> low, high;  ///< per entry: bounds of its terms
+  std::vector<double> unseen;     ///< per entry: largest change of a term if a jump that no particle crosses were crossed
+};
+
+void save(Writer& out, const TermSummary& terms);
+[[nodiscard]] TermSummary load_terms(Reader& in);
+
+/// Terms kept in `largest` of one run.
+inline constexpr std::int64_t kLargestTerms = 128;
+
+/// Smallest and largest value per column, over rows.
+struct ColumnRanges {
+  std::vector<double> low, high;
+  void include(const ir::View& x, std::int64_t columns);
+  void merge(const ColumnRanges& other);
+  /// Over all ranks.
+  void share(const Communicator& ranks);
+};
+
+/// The size of each row's term of an average over these rows: |f|, or |x| |y| of a contraction.
+void term_sizes(const ir::Node& node, const std::vector<const ir::Type*>& types, const std::vector<ir::View>& in, double* sizes);
+/// Bounds of the terms of each entry from those of the operands' columns.
+void bound_terms(const ir::Node& node, const std::vector<const ir::Type*>& types, const std::vector<const ColumnRanges*>& in, TermSummary& out);
+/// Raises `unseen` to the largest change of a term, row by row, if the operands were `changed`.
+void include_changes(const ir::Node& node, const std::vector<const ir::Type*>& types, const std::vector<ir::View>& in, const std::vector<ir::View>& changed, std::vector<double>& unseen);
+/// The largest of the sizes of all ranks, descending.
+std::vector<double> largest_of(std::vector<double> sizes, const Communicator& ranks);
+
+/// Whether the function jumps between two values; `other_side` of a value is the one across the jump.
+[[nodiscard]] bool jumps(const ir::Op& op);
+[[nodiscard]] double other_side(const ir::Op& op, double value);
+
+}  // namespace tplimit::engines
