@@ -368,7 +368,7 @@ RunFailure first_not_finite(const Program& program, const std::vector<NodeId>& a
   for (std::size_t k = 0; k < nodes.size(); ++k)
     // An infinite constant may be meant, as in max(x, -inf).
     if (!std::holds_alternative<Constant>(program[nodes[k]].op) && !all_finite({values[k]})) return {{"E4101", "a number is not finite", ""}, nodes[k]};
-  return {{"E4101", "a number is not finite", ""}, wanted.front()};
+  return {{"E4101", "a number is not finite", ""}, wanted.empty() ? program.reports.front().entries.front().value : wanted.front()};
 }
 
 /// Values of finite nodes from averages pooled over runs, errors by jackknife over runs and from what the runs do not resolve.
@@ -1035,6 +1035,8 @@ Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOpti
   const auto start = Clock::now();
   verify(limit.program);
   if (const auto unknown = unknown_report(limit.program, options.tolerance_on)) return *unknown;
+  // What cancels in the limit may leave 0/0.
+  if (const auto node = certain_nan(limit.program)) return diagnose(limit.program, {{"E4101", "", ""}, *node});
   LimitEvaluation evaluation(limit, options);
   if (const auto refused = evaluation.refusal()) return *refused;
   constexpr std::int64_t kMostParticles = std::int64_t{1} << 24;

@@ -449,7 +449,8 @@ void FunctionTable::find_kinks(Function& f) {
         // A pole within reach shows as a root of the divisor.
         break;
       default:
-        if (!first_delta(*m)) continue;
+        // An equality holds at a point, which no grid may sample.
+        if (!first_delta(*m) && m->fn != Fn::kEqual && m->fn != Fn::kNotEqual) continue;
     }
     const auto g = [&](double x) { return difference_at(node, x); };
     const std::size_t before = f.kinks.size();

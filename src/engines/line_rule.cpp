@@ -300,10 +300,13 @@ class Enclosures {
       case Fn::kMod: {
         const E ratio = product(a, finish({1 / b.left, 1 / b.right, inverse(b.range), kAll, inverse(b.box)}));
         const Interval whole{std::floor(ratio.range.lo), std::floor(ratio.range.hi)};
-        const double middle = std::floor(value_at(n.in[0], 0.5 * (from_ + to_)) / value_at(n.in[1], 0.5 * (from_ + to_)));
-        // Away from the jumps y floor(x / y) is a multiple of y.
-        const double noise = 1e-12 * std::max(1.0, ratio.range.size());
-        if (whole.bounded() && ratio.range.lo >= middle - noise && ratio.range.hi <= middle + 1 + noise) return difference(a, scaled(middle, b));
+        // Not by a value: one point may be another one than all others, as sign(h^2) at 0.
+        const double middle = whole.bounded() ? std::floor(0.5 * (ratio.range.lo + ratio.range.hi))
+                                              : std::floor(value_at(n.in[0], 0.5 * (from_ + to_)) / value_at(n.in[1], 0.5 * (from_ + to_)));
+        // Away from the jumps y floor(x / y) is a multiple of y.  What is analytic touches a jump at points only.
+        const bool analytic = std::isfinite(ratio.box.size()) && ratio.range.lo < ratio.range.hi;
+        const double noise = analytic ? 1e-12 * std::max(1.0, ratio.range.size()) : 0;
+        if (whole.bounded() && ratio.range.lo >= middle - noise && (ratio.range.hi < middle + 1 || (analytic && ratio.range.hi <= middle + 1 + noise))) return difference(a, scaled(middle, b));
         for (const double jump : {middle, middle + 1}) (void)sign_of(difference(ratio, fixed(jump)), [&](double x) { return value_at(n.in[0], x) / value_at(n.in[1], x) - jump; });
         return unknown({0, 0, {-b.range.size(), b.range.size()}, kAll, kEverywhere});
       }

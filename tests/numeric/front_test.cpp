@@ -209,6 +209,19 @@ TEST(Widths, CallsWithoutArguments) {
 
 // ---- what is not finite
 
+TEST(Finite, WhatCancelsInTheLimitMayLeaveZeroByZero) {
+  const std::string head = "width n\nrandom W : [n, n] ~ normal(0, 1 / n)\nrandom x : [2, n] ~ normal(0, 1)\nd = x[0] + x[1] - x[0] - x[1]\nw = W @ (x[0] + x[1]) - W @ x[0] - W @ x[1]\n";
+  for (const char* value : {"E(d / sqrt(E(d^2)))", "E(d / abs(d))", "E(w / sqrt(E(w^2)))", "E(d * x[0]) / E(d^2)"})
+    for (const Engine engine : {Engine::kAuto, Engine::kMoments}) {
+      EvaluateOptions options;
+      options.engine = engine;
+      options.particles = 1024;
+      const auto result = evaluate(test::parsed(head + "report " + value + "\n"), options);
+      ASSERT_FALSE(result) << value;
+      EXPECT_EQ(result.errors()[0].code, "E4101") << value;
+    }
+}
+
 TEST(Finite, ZeroTimesWhatIsNotFiniteIsNotZero) {
   const std::string head = "width n\ndata X = [[1, 0.5], [0, 0]]\ndata o = [0, 0]\nrandom U : [n, 2] ~ normal(0, 1)\nrandom W : [n, n] ~ normal(0, 1 / n)\nh = U @ X\ns = sqrt(E(h^2))\ng = U @ o\n";
   for (const char* value : {"E(h / s)", "gram(h / s)[0]", "E(h * E(h^2)^-1)", "E(h^3 / E(h^2)^2)", "E(log(E(h^2)) * h)", "E((W @ (h / s))^3)", "E(relu(h) / E(relu(h)))",

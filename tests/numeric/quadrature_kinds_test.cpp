@@ -80,6 +80,13 @@ TEST(QuadratureKinds, NarrowFeaturesAreFoundFromTheExpression) {
 }
 
 // cov(h0, h1) = 1/2: E f(h0) g(h1) of oscillations is known.
+TEST(QuadratureKinds, WhatOnePointDoesIsNotWhatItsNeighboursDo) {
+  // sign(h^2) is 0 at 0 and 1 elsewhere; min(h, 1) stays on a jump of floor.
+  for (const char* one : {"floor(sign(h^2))", "floor(step(h^2))", "mod(sign(h^2) + 0.5, 1) + 0.5", "floor(sign(h^4)) ^ 2", "(h^2 > 0)"}) expect_mean(one, 1);
+  expect_mean("floor(min(h, 1))", reference([](double z) { return std::floor(std::min(z, 1.0)); }, 240'000), 1e-10);
+  expect_mean("floor(2 * clip(h, -1, 0.5))", reference([](double z) { return std::floor(2 * std::clamp(z, -1.0, 0.5)); }, 240'000), 1e-10);
+}
+
 TEST(QuadratureKinds, OscillationsOfTwoGaussians) {
   const std::string two = "random h : [2, n] ~ normal(0, [[1, 0.5], [0.5, 1]])\n";
   for (const double w : {12.5, 25.0, 30.0, 47.0}) {

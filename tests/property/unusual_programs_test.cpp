@@ -136,6 +136,7 @@ TEST(UnusualPrograms, AgreeWithParticlesAndWithNetworks) {
     Dice dice(70'000 + seed);
     const std::string text = unusual_program(dice);
     SCOPED_TRACE(fmt::format("seed {}\n{}", seed, text));
+    if (std::getenv("TPLIMIT_SHOW")) std::fprintf(stderr, "%d\n", static_cast<int>(seed));
     const Module module = parsed(text);
     ++tally.programs;
     EvaluateOptions automatic;
@@ -172,8 +173,15 @@ TEST(KernelRegime, GivenOutputsTrainLikeNetworksWithTheirOutputsShifted) {
       ADD_FAILURE() << limit.errors()[0].message;
       continue;
     }
-    // One network fluctuates by n^(-1/2): its mean over seeds has the limit, its bias is 1/n.
-    judge(tally, *limit, networks_of(network_module, 4096, kSeeds, Matrices::kLazy, seed), "given");
+    // Where maps have kinks, means over networks are off by n^(-1/2) (0.1, 0.06, 0.03, 0.016 at n = 4^5 .. 4^8): two widths take it out.
+    const SimulationResult narrow = networks_of(network_module, kWidth / 4, kSeeds, Matrices::kLazy, seed);
+    SimulationResult both = networks_of(network_module, kWidth, kSeeds, Matrices::kLazy, seed);
+    for (std::size_t k = 0; k < both.reports.size(); ++k)
+      for (std::size_t j = 0; j < both.reports[k].value.size(); ++j) {
+        both.reports[k].value[j] = 2 * both.reports[k].value[j] - narrow.reports[k].value[j];
+        both.reports[k].error[j] = std::hypot(2 * both.reports[k].error[j], narrow.reports[k].error[j]);
+      }
+    judge(tally, *limit, both, "given");
   }
   if (more() > 1) std::printf("%zu programs, %zu refused, %zu numbers, %zu beyond 6\n", tally.programs, tally.refused, tally.numbers, tally.beyond);
 }
