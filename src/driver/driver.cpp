@@ -611,7 +611,7 @@ class LimitEvaluation {
         if (!moments_ || known(entry.value)) continue;
         const engines::MomentValue& v = (*moments_)[entry.value];
         if (!v.infinite) continue;
-        Diagnostic d{Severity::kError, "E4102", fmt::format("report '{}' needs an infinite mean", report.name), report.span, v.why,
+        Diagnostic d{Severity::kError, "E4102", fmt::format("report '{}' needs a mean that is infinite, or too heavy to compute", report.name), report.span, v.why,
                      "samples would print a number that means nothing; bound what is averaged", {}, true};
         if (program_[v.culprit].span != report.span) d.notes.push_back({"because of this", program_[v.culprit].span});
         return d;

@@ -345,7 +345,7 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
   return covariances_.emplace(std::pair{p, q}, std::move(out)).first->second;
 }
 
-/// A term or a derivative may have an infinite mean where the whole has a finite one.
+/// A derivative at a pole may have an infinite mean where the function has a finite one.
 MomentEngine::Moment MomentEngine::finite_part(const std::function<Moment()>& moment) {
   try {
     return moment();
@@ -400,9 +400,20 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
     return all;
   };
   const auto left = parts(x), right = parts(y);
+  // One infinite mean beside finite ones makes the sum infinite; two may cancel.
+  std::optional<Unknown> infinite;
+  std::size_t count = 0;
   for (const auto& [s, rows] : left)
     for (const auto& [t, columns] : right) {
-      const Moment m = finite_part([&] { return term_moment(s, static_cast<int>(rows.size()), t, static_cast<int>(columns.size())); });
+      Moment m;
+      try {
+        m = term_moment(s, static_cast<int>(rows.size()), t, static_cast<int>(columns.size()));
+      } catch (Unknown& unknown) {
+        if (!unknown.infinite) throw;
+        infinite = std::move(unknown);
+        ++count;
+        continue;
+      }
       double largest = 0;
       for (int j = 0; j < static_cast<int>(columns.size()); ++j) {
         const double cj = t.at_column(j);
@@ -416,6 +427,11 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
       size += largest * m.value.cwiseAbs().maxCoeff();
       out.method = weaker(out.method, m.method);
     }
+  if (infinite) {
+    infinite->infinite = count == 1;
+    infinite->grows = infinite->grows && count == 1;
+    throw Unknown{*infinite};
+  }
   out.error += size * (x.relative + y.relative);
   out.method = weaker(out.method, weaker(x.method, y.method));
   return out;
@@ -448,15 +464,12 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
   std::erase_if(groups, [](const auto& own) { return own.empty(); });
   // Those of one factor first: their mean is often 0, and then so is all.
   std::stable_sort(groups.begin(), groups.end(), [](const auto& a, const auto& b) { return a.size() < b.size(); });
-  // Two Gaussians on different sides are done in bulk where that is safe.
+  // Bounded functions of one or two Gaussians are done in bulk.
   const auto change_of_measure = [&](const std::vector<std::pair<int, Factor>>& own) -> std::optional<Moment> {
-    constexpr int kFewEntries = 256;
     const bool centred = std::all_of(own.begin(), own.end(), [&](const auto& f) { return block(f.second.affine).mean.size() == 0; });
     if (own.size() == 1 && centred && functions_.closed_form(own[0].second.f)) return std::nullopt;
-    if (own.size() == 2 && own[0].first != own[1].first) {
-      if (centred && functions_.pair_form(own[0].second.f, own[1].second.f)) return std::nullopt;
-      if (rows * columns > kFewEntries && !grows(own[0].second) && !grows(own[1].second)) return std::nullopt;
-    }
+    if (own.size() == 2 && own[0].first != own[1].first && centred && functions_.pair_form(own[0].second.f, own[1].second.f)) return std::nullopt;
+    if (own.size() <= 2 && std::none_of(own.begin(), own.end(), [&](const auto& f) { return grows(f.second); })) return std::nullopt;
     return tilted(own, rows, columns);
   };
   std::vector<Moment> parts;

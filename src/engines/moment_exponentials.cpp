@@ -16,6 +16,7 @@ using namespace ir;
 
 namespace {
 
+constexpr double kLooseClosedForm = 1e-11;   // relative: for narrow bells far away quadrature does better
 constexpr double kLeastEigenvalue = 1e-10;  // of M: below, rounding decides the value
 
 /// Whether |f| neither vanishes nor falls as a Gaussian far away on either side, as far as values show.
@@ -177,6 +178,7 @@ std::optional<MomentEngine::Moment> MomentEngine::tilted(const std::vector<std::
     (side == 0 ? left : right) = true;
   }
   if (!some) return std::nullopt;
+  const bool steep = std::any_of(factors.begin(), factors.end(), [&](const auto& f) { return grows(f.second); });
   for (const auto& [side, f] : factors)
     for (const auto& other : factors) {
       const Covariance& c = covariance(f.affine, other.second.affine);
@@ -209,7 +211,7 @@ std::optional<MomentEngine::Moment> MomentEngine::tilted(const std::vector<std::
       const auto n = static_cast<Eigen::Index>(variables.size());
       Matrix covariances = Matrix::Zero(n, n);
       Eigen::VectorXd mean = Eigen::VectorXd::Zero(n), quadratic = mean, slope = mean;
-      double exponent = 0;
+      double exponent = 0, size_of_exponent = 0;
       for (Eigen::Index k = 0; k < n; ++k) {
         const auto [affine, row] = variables[static_cast<std::size_t>(k)];
         if (block(affine).mean.size() > 0) mean(k) = block(affine).mean(row);
@@ -220,6 +222,7 @@ std::optional<MomentEngine::Moment> MomentEngine::tilted(const std::vector<std::
       for (std::size_t k = 0; k < factors.size(); ++k) {
         const auto slot = static_cast<Eigen::Index>(slots[k].back());
         exponent += exponentials[k].constant;
+        size_of_exponent += std::abs(exponentials[k].constant);
         slope(slot) += exponentials[k].linear;
         quadratic(slot) += exponentials[k].quadratic;
       }
@@ -274,7 +277,8 @@ std::optional<MomentEngine::Moment> MomentEngine::tilted(const std::vector<std::
       scale.push_back(std::exp(exponent));
       // Rounding and errors of covariances move M by `change`.
       const double change = (relative + 4 * std::numeric_limits<double>::epsilon() * static_cast<double>(n)) * most;
-      error.push_back(change * (inverse.sum() + inverse.cwiseProduct(h).squaredNorm()) + kClosedFormError * (1 + std::abs(exponent)));
+      error.push_back(change * (inverse.sum() + inverse.cwiseProduct(h).squaredNorm()) + kClosedFormError * (1 + size_of_exponent + std::abs(exponent)));
+      if (!steep && error.back() > kLooseClosedForm) return std::nullopt;
       dim = std::max(dim, used);
     }
     // The other factors, of Gaussians with other means and covariances.
