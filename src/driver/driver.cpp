@@ -611,7 +611,7 @@ class LimitEvaluation {
         if (!moments_ || known(entry.value)) continue;
         const engines::MomentValue& v = (*moments_)[entry.value];
         if (!v.infinite) continue;
-        Diagnostic d{Severity::kError, "E4102", fmt::format("report '{}' needs an infinite mean", report.name), report.span, v.why,
+        Diagnostic d{Severity::kError, "E4102", fmt::format("report '{}' needs a mean that is infinite, or too heavy to compute", report.name), report.span, v.why,
                      "samples would print a number that means nothing; bound what is averaged", {}, true};
         if (program_[v.culprit].span != report.span) d.notes.push_back({"because of this", program_[v.culprit].span});
         return d;
@@ -719,7 +719,7 @@ class LimitEvaluation {
   /// Everything that needs no sampling.
   void find_moments() {
     executor_.emplace(threads_, *options_.ranks);
-    if (options_.engine == Engine::kParticles) return;
+    if (options_.engine == Engine::kParticles && !may_be_infinite()) return;
     moments_.emplace(program_, outputs_, *executor_, options_.merge_rows);
     std::vector<NodeId> margins;
     for (const Decision& d : limit_.decisions)
@@ -727,6 +727,16 @@ class LimitEvaluation {
     std::sort(margins.begin(), margins.end());
     moments_->set_margins(std::move(margins));
     moments_->run();
+    // Particles would print a number.
+    if (options_.engine == Engine::kParticles && std::none_of(outputs_.begin(), outputs_.end(), [&](NodeId id) { return (*moments_)[id].infinite; })) moments_.reset();
+  }
+  /// Whether some coordinatewise function grows exponentially or has poles.
+  [[nodiscard]] bool may_be_infinite() const {
+    return std::any_of(program_.nodes.begin(), program_.nodes.end(), [&](const Node& node) {
+      const auto* m = std::get_if<Map>(&node.op);
+      if (!m || !node.type.width) return false;
+      return m->fn == Fn::kExp || m->fn == Fn::kPow || (m->fn == Fn::kPower && m->parameter < 0) || (m->fn == Fn::kDiv && program_[node.in[1]].type.width);
+    });
   }
   [[nodiscard]] bool known(NodeId id) const { return moments_ && (*moments_)[id].known(); }
   [[nodiscard]] Method method_of(NodeId id) const {

@@ -26,6 +26,13 @@ struct PairForm {
   std::function<MomentStatus(std::span<const double> a, std::span<const double> b, std::span<const double> c, std::span<double> K)> kernel;
 };
 
+/// f(x) = exp(constant + linear x + quadratic x^2) rest(x).
+struct Exponential {
+  double constant = 0, linear = 0, quadratic = 0;
+  int rest = 0;
+  [[nodiscard]] bool trivial() const { return linear == 0 && quadratic == 0; }
+};
+
 /// Functions of one number, composed from the coordinatewise functions of the IR; equal compositions get equal numbers.
 class FunctionTable {
  public:
@@ -42,6 +49,9 @@ class FunctionTable {
   Id shifted(Id f, double scale, double shift);
   /// Almost everywhere.
   Id derivative(Id f);
+
+  /// The exponential of a quadratic polynomial that f contains as a factor.
+  const Exponential& exponential(Id f);
 
   /// y[i] = f(x[i]).  Thread-safe.
   void evaluate(Id f, std::int64_t count, const double* x, double* y) const;
@@ -79,6 +89,7 @@ class FunctionTable {
     std::vector<double> kinks;
     bool integrable = true;
     Id derivative = -1;
+    std::optional<Exponential> exponential{};
   };
   Id intern(ir::Program program, ir::NodeId out);
   static void recognise(Function& f);

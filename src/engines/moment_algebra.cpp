@@ -612,6 +612,16 @@ MomentEngine::Field MomentEngine::map(const Map& m, const Node& node) {
   return apply(m, node, std::move(in));
 }
 
+/// x^n of a product, factor by factor.
+std::optional<MomentEngine::Field> MomentEngine::powers(const Field& x, double n) {
+  Field out = x;
+  Term& t = out.terms[0];
+  if (t.sum) return std::nullopt;
+  for (double& c : t.coefficient) c = std::pow(c, n);
+  for (Factor& f : t.factors) f.f = functions_.compose({Fn::kPower, n}, {f.f});
+  return out;
+}
+
 MomentEngine::Field MomentEngine::apply(const Map& m, const Node& node, std::vector<Field> in) {
   Field quality{in[0].columns, {}};
   for (const Field& x : in) {
@@ -676,7 +686,12 @@ MomentEngine::Field MomentEngine::apply(const Map& m, const Node& node, std::vec
     case Fn::kAdd: return add(in[0], in[1], 1);
     case Fn::kSub: return add(in[0], in[1], -1);
     case Fn::kMul: return times(in[0], in[1]);
+    case Fn::kExp:
+      if (auto product = exponential(in[0])) return *product;
+      break;
     case Fn::kPower:
+      if (in[0].terms.size() == 1 && !in[0].polynomials && m.parameter == std::floor(m.parameter))
+        if (auto product = powers(in[0], m.parameter)) return *product;
       if (m.parameter == 2 || m.parameter == 3) {
         Field out = times(in[0], in[0]);
         return m.parameter == 2 ? out : times(out, in[0]);
@@ -692,6 +707,8 @@ MomentEngine::Field MomentEngine::apply(const Map& m, const Node& node, std::vec
       }
       break;
     case Fn::kDiv:
+      if (in[1].terms.size() == 1 && !in[1].polynomials && in[1].terms[0].factors.size() > 1)
+        if (const auto inverse = powers(in[1], -1)) return times(in[0], *inverse);
       if (const auto u = as_unary(in[1])) {
         Field inverse = quality;
         inverse.terms = {{{1.0}, {{functions_.compose({Fn::kPower, -1}, {u->f}), u->affine, u->columns}}}};

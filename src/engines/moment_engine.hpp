@@ -86,6 +86,7 @@ class MomentEngine {
   Field field_step(ir::NodeId id, const ir::Node& node);
   Field map(const ir::Map& m, const ir::Node& node);
   Field apply(const ir::Map& m, const ir::Node& node, std::vector<Field> in);
+  std::optional<Field> powers(const Field& x, double n);
   Field contract(const ir::Contract& c, const ir::Node& node);
   Field multiply(const Version& w, ir::NodeId x_node, bool transposed);
   Field gaussian_part(const Version& w, ir::NodeId x_node, const std::shared_ptr<const Field>& x, bool transposed);
@@ -119,6 +120,12 @@ class MomentEngine {
   Field of_polynomials(Polynomials columns, const Field& x, const Field& y) const;
   Field constant(std::vector<double> values) const;
   Field of_affine(int affine) const;
+
+  // ---- exponentials of quadratic forms
+  std::optional<Field> exponential(const Field& x);
+  bool grows(const Factor& f);
+  bool may_diverge(const Factor& f);
+  std::optional<Moment> tilted(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
 
   // ---- moments
   const Covariance& covariance(int p, int q);
@@ -186,6 +193,7 @@ class MomentEngine {
   std::size_t live_ = 0, sweep_at_ = 256;                             ///< blocks not known to be dead; how many start a sweep
   std::map<std::pair<int, int>, int> symbols_;                        ///< member of a family of independent normals -> variable of polynomials
   std::map<std::tuple<std::uint32_t, bool, std::uint32_t>, int> hats_;  ///< source, transposed, vector -> family
+  std::map<int, int> tilted_normals_;                                 ///< families by their size
   double excess_ = 0;
   std::int64_t rows_merged_ = 0;
 };

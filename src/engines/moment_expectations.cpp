@@ -14,7 +14,6 @@ namespace tplimit::engines {
 using namespace ir;
 
 namespace {
-constexpr const char* kDiverges = "the mean is infinite, or its tails are too heavy for any quadrature";
 constexpr double kLooseQuadrature = 1e-6;  // relative errors that beat those of particles
 
 std::string not_a_covariance(const std::array<double, 3>& entry) {
@@ -346,12 +345,12 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
   return covariances_.emplace(std::pair{p, q}, std::move(out)).first->second;
 }
 
-/// A term or a derivative may have an infinite mean where the whole has a finite one.
+/// A derivative at a pole may have an infinite mean where the function has a finite one.
 MomentEngine::Moment MomentEngine::finite_part(const std::function<Moment()>& moment) {
   try {
     return moment();
   } catch (Unknown& unknown) {
-    unknown.infinite = false;
+    unknown.infinite = unknown.grows;
     throw;
   }
 }
@@ -401,9 +400,20 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
     return all;
   };
   const auto left = parts(x), right = parts(y);
+  // One infinite mean beside finite ones makes the sum infinite; two may cancel.
+  std::optional<Unknown> infinite;
+  std::size_t count = 0;
   for (const auto& [s, rows] : left)
     for (const auto& [t, columns] : right) {
-      const Moment m = finite_part([&] { return term_moment(s, static_cast<int>(rows.size()), t, static_cast<int>(columns.size())); });
+      Moment m;
+      try {
+        m = term_moment(s, static_cast<int>(rows.size()), t, static_cast<int>(columns.size()));
+      } catch (Unknown& unknown) {
+        if (!unknown.infinite) throw;
+        infinite = std::move(unknown);
+        ++count;
+        continue;
+      }
       double largest = 0;
       for (int j = 0; j < static_cast<int>(columns.size()); ++j) {
         const double cj = t.at_column(j);
@@ -417,6 +427,11 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
       size += largest * m.value.cwiseAbs().maxCoeff();
       out.method = weaker(out.method, m.method);
     }
+  if (infinite) {
+    infinite->infinite = count == 1;
+    infinite->grows = infinite->grows && count == 1;
+    throw Unknown{*infinite};
+  }
   out.error += size * (x.relative + y.relative);
   out.method = weaker(out.method, weaker(x.method, y.method));
   return out;
@@ -449,9 +464,21 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
   std::erase_if(groups, [](const auto& own) { return own.empty(); });
   // Those of one factor first: their mean is often 0, and then so is all.
   std::stable_sort(groups.begin(), groups.end(), [](const auto& a, const auto& b) { return a.size() < b.size(); });
+  // Bounded functions of one or two Gaussians are done in bulk.
+  const auto change_of_measure = [&](const std::vector<std::pair<int, Factor>>& own) -> std::optional<Moment> {
+    const bool centred = std::all_of(own.begin(), own.end(), [&](const auto& f) { return block(f.second.affine).mean.size() == 0; });
+    if (own.size() == 1 && centred && functions_.closed_form(own[0].second.f)) return std::nullopt;
+    if (own.size() == 2 && own[0].first != own[1].first && centred && functions_.pair_form(own[0].second.f, own[1].second.f)) return std::nullopt;
+    if (own.size() <= 2 && std::none_of(own.begin(), own.end(), [&](const auto& f) { return grows(f.second); })) return std::nullopt;
+    return tilted(own, rows, columns);
+  };
   std::vector<Moment> parts;
+  bool zero = false;
   for (const auto& own : groups) {
-    if (own.size() == 1) {
+    if (zero && std::none_of(own.begin(), own.end(), [&](const auto& f) { return may_diverge(f.second); })) continue;
+    if (auto changed = change_of_measure(own)) {
+      parts.push_back(std::move(*changed));
+    } else if (own.size() == 1) {
       Moment m = mean(own[0].second, own[0].first == 0 ? rows : columns);
       if (own[0].first == 1) m.value.transposeInPlace();
       parts.push_back(std::move(m));
@@ -469,8 +496,10 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
       }
       parts.push_back(closed ? std::move(*closed) : single_entries(own, rows, columns));
     }
-    if (parts.back().method == MomentMethod::kExact && (parts.back().value.array() == 0).all()) return {Matrix::Zero(1, 1)};
+    // 0, if what it is multiplied by has a mean.
+    zero = zero || (parts.back().method == MomentMethod::kExact && (parts.back().value.array() == 0).all());
   }
+  if (zero) return {Matrix::Zero(1, 1)};
   if (parts.empty()) return {Matrix::Ones(1, 1)};
   std::sort(parts.begin(), parts.end(), [](const Moment& a, const Moment& b) { return a.value.size() > b.value.size(); });
   Moment out = std::move(parts[0]);
@@ -591,7 +620,7 @@ MomentEngine::Moment MomentEngine::mean(const Factor& s, int rows) {
       for (int i = 0; i < rows; ++i) out.value(i, 0) = affine.mean(s.column(i));
     return out;
   }
-  if (affine.mean.size() == 0 && functions_.parity(s.f) < 0) return {Matrix::Zero(rows, 1)};
+  if (affine.mean.size() == 0 && functions_.parity(s.f) < 0 && !may_diverge(s)) return {Matrix::Zero(rows, 1)};
   const Variances& v = variances(s.affine);
   Matrix mean, variance(rows, 1);
   for (int i = 0; i < rows; ++i) variance(i, 0) = v.value(s.column(i));
@@ -634,6 +663,7 @@ MomentEngine::Moment MomentEngine::normal_means(FunctionTable::Id f, const Matri
 /// E f(u) g(v) of centred Gaussians, g odd or even: only f's part of the same parity counts.  Of relu it is x / 2 or |x| / 2, of step
 /// sign(x) / 2 or 1 / 2.
 std::optional<MomentEngine::Moment> MomentEngine::by_parity(const Factor& s, int rows, const Factor& t, int columns) {
+  if (may_diverge(s) || may_diverge(t)) return std::nullopt;
   const auto& pieces = functions_.piecewise(s.f);
   const int parity = functions_.parity(t.f);
   if (parity * functions_.parity(s.f) < 0) return Moment{Matrix::Zero(rows, columns)};
@@ -1087,7 +1117,7 @@ MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index colum
     const auto accept = [&](LineStatus status, double value, double error, double magnitude) {
       out.value(i, j) = value;
       errors[slot] = error;
-      if (status == LineStatus::kDiverges) failures[slot] = kDiverges;
+      if (status == LineStatus::kDiverges) failures[slot] = kInfiniteMean;
       else if (!(error <= kLooseQuadrature * magnitude)) failures[slot] = "quadrature does not converge";
     };
     if (w.status == QuadratureStatus::kConverged && w.rank <= 1) {
@@ -1153,7 +1183,7 @@ MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index colum
     errors[slot] = r.errors[0];
   });
   for (const std::string& f : failures)
-    if (!f.empty()) throw Unknown{f, {}, f == kDiverges};
+    if (!f.empty()) throw Unknown{f, {}, f == kInfiniteMean};
   out.error = *std::max_element(errors.begin(), errors.end());
   disturb(out.value, out.error);
   if (symmetric) out.value.triangularView<Eigen::StrictlyLower>() = out.value.transpose().eval();
