@@ -146,8 +146,9 @@ std::optional<CovarianceLimit> covariance_limit(const Program& program) {
 Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& options) {
   const Program program = cancel_terms(written);
   const GradedOptions graded{options.seed, options.draw, Exponent(1, 2), options.given};
-  if (options.given) return graded_limit(program, graded);
   Result<LeadingOrder> limit = leading_order(program);
+  // Graded values are no better where dropped terms decide on jumps.
+  if (options.given && (limit || limit.errors()[0].code != "E3108")) return graded_limit(program, graded);
   if (limit && limit->undecided && program.steps.empty())
     if (Result<LeadingOrder> drawn = graded_limit(program, graded); drawn && drawn->random_outputs) return drawn;
   if (limit || limit.errors()[0].code != "E3102") return limit;
@@ -1013,10 +1014,11 @@ class LimitEvaluation {
         if (!r.error.empty()) r.error[at + j] = std::numeric_limits<double>::quiet_NaN();
         if (!r.undetermined.empty()) continue;
         const Node& jump = (*limit_.source)[undetermined.root[entry.value.value]];
-        const char* what = std::get<Map>(jump.op).fn == Fn::kMod ? "floor" : name(std::get<Map>(jump.op).fn);
+        const Fn fn = std::get<Map>(jump.op).fn;
+        const char* what = fn == Fn::kMod ? "floor" : fn == Fn::kLess || fn == Fn::kLessEqual ? "a comparison" : fn == Fn::kEqual ? "==" : fn == Fn::kNotEqual ? "!=" : name(fn);
         if (undetermined.any(undetermined.root[entry.value.value]) && !undetermined.open.any(undetermined.root[entry.value.value]))
-          r.undetermined = fmt::format("'{}' jumps at the limit of its argument: networks of any width lie on both sides", what);
-        else r.undetermined = fmt::format("'{}' jumps within the error of its argument, and what follows is not finite on one side or needs 8 randomisations: more particles may decide", what);
+          r.undetermined = fmt::format("{} jumps exactly at the limit: networks of any width lie on both sides, and stay random", what);
+        else r.undetermined = fmt::format("{} jumps within the error of the limit, and what follows is not finite on one side or needs 8 randomisations: more particles may decide", what);
         Diagnostic d{Severity::kWarning, "W5303", fmt::format("report '{}' is undetermined in some entries", report.name), report.span, r.undetermined, "", {}, true};
         d.notes.push_back({"the jump" + (jump.context ? " (in the iteration " + limit_.source->contexts[jump.context] + ")" : std::string()), jump.span});
         warnings.push_back(std::move(d));

@@ -108,13 +108,11 @@ class Determinacy {
     if (!m.sampled) return false;
     if (!d.margin.valid() || std::abs((*m.value)[entry]) > kRounding) return true;
     // A difference of one number from itself, chosen here among others, has no error of its own.
-    return std::any_of(d.operands.begin(), d.operands.end(), [&](NodeId id) {
-      const Numbers x = limit_(id);
-      if (!x.error || x.error->empty()) return x.sampled;
-      if (x.error->size() == 1) return (*x.error)[0] > 0;
-      const std::size_t place = places.size() == d.operands.size() ? places[static_cast<std::size_t>(&id - d.operands.data())] : entry;
-      return place < x.error->size() && (*x.error)[place] > 0;
-    });
+    for (std::size_t k = 0; k < d.operands.size(); ++k) {
+      const Numbers x = limit_(d.operands[k]);
+      if (!x.error || x.error->empty() ? x.sampled : (*x.error)[x.error->size() == 1 ? 0 : places.size() == d.operands.size() ? places[k] : entry] > 0) return true;
+    }
+    return false;
   }
   void decide(const Decision& d, const Node& node, Entries& own, Entries& open) {
     own.resize(static_cast<std::size_t>(size_of(node.type.dims)), 0);
