@@ -115,6 +115,7 @@ class Determinacy {
     return false;
   }
   void decide(const Decision& d, const Node& node, Entries& own, Entries& open) {
+    if (branches_agree(node)) return;
     own.resize(static_cast<std::size_t>(size_of(node.type.dims)), 0);
     open.resize(own.size(), 0);
     const auto far = distances(d);
@@ -173,6 +174,7 @@ class Determinacy {
     } else if (const auto* m = std::get_if<Map>(&node.op)) {
       if (m->fn == Fn::kWhere) need(node.in[0]);
       for (std::size_t k = 0; k < node.in.size(); ++k) {
+        if (k == 0 && m->fn == Fn::kWhere && branches_agree(node)) continue;
         const Entries& from = marks.at[node.in[k].value];
         if (from.empty()) continue;
         const auto index = indices(id, k);
@@ -217,6 +219,14 @@ class Determinacy {
       all();
     }
     return own;
+  }
+  bool branches_agree(const Node& node) {
+    const auto* m = std::get_if<Map>(&node.op);
+    if (!m || m->fn != Fn::kWhere) return false;
+    if (node.in[1] == node.in[2]) return true;
+    if (node.type.width || program_[node.in[1]].type.dims != program_[node.in[2]].type.dims) return false;
+    for (const std::size_t k : {1u, 2u}) need(node.in[k]);
+    return form(node.in[1]) == form(node.in[2]);
   }
   /// Whether the condition of `where` is met, if networks agree about it.
   std::optional<bool> condition(NodeId c, std::size_t entry) {

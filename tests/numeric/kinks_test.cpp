@@ -107,6 +107,7 @@ TEST(Kinks, WhatNetworksAgreeAboutIsANumber) {
            {"E(x^2) >= max(E(x^2), 0.5)", 1},  // the same number on both sides
            {"2 * E(x^2) - E(x^2) == E(x^2)", 1},
            {"0 * step(E(x^2) - 1)", 0},
+           {"where(E(x^2) > 1, 2 * E(y^2), E(y^2) + E(y^2))", 2},  // branches that agree
            {"E(x * y) * step(2 * E(x^2) - 1)", 0}}) {
     for (const Engine engine : {Engine::kAuto, Engine::kParticles}) {
       EvaluateOptions options;
