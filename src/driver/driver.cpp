@@ -146,8 +146,9 @@ std::optional<CovarianceLimit> covariance_limit(const Program& program) {
 Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& options) {
   const Program program = cancel_terms(written);
   const GradedOptions graded{options.seed, options.draw, Exponent(1, 2), options.given};
-  if (options.given) return graded_limit(program, graded);
   Result<LeadingOrder> limit = leading_order(program);
+  // Graded values are no better where dropped terms decide on jumps.
+  if (options.given && (limit || limit.errors()[0].code != "E3108")) return graded_limit(program, graded);
   if (limit && limit->undecided && program.steps.empty())
     if (Result<LeadingOrder> drawn = graded_limit(program, graded); drawn && drawn->random_outputs) return drawn;
   if (limit || limit.errors()[0].code != "E3102") return limit;
@@ -388,18 +389,21 @@ void add_unresolved(Pooled& out, const std::vector<std::vector<double>>& mean, c
     for (std::size_t a = 0; a < at.size(); ++a)
       for (std::size_t j = 0; j < at[a].size(); ++j) at[a][j] += (mix_key(mix_key(k, a), j) & 1 ? 1 : -1) * unresolved[a][j];
     changed.push_back(evaluate_at(at));
-    if (!all_finite(changed.back())) changed.pop_back();  // as beyond the edge of a domain
   }
   for (std::size_t w = 0; w < out.error.size(); ++w)
     for (std::size_t j = 0; j < out.error[w].size(); ++j) {
-      double squares = 0;
-      for (const auto& values : changed) squares += std::pow(values[w][j] - out.value[w][j], 2) / static_cast<double>(changed.size());
-      out.error[w][j] = std::hypot(out.error[w][j], std::sqrt(squares));
+      double squares = 0, count = 0;
+      for (const auto& values : changed)
+        if (std::isfinite(values[w][j])) {  // else beyond the edge of a domain
+          squares += std::pow(values[w][j] - out.value[w][j], 2);
+          ++count;
+        }
+      if (count > 0) out.error[w][j] = std::hypot(out.error[w][j], std::sqrt(squares / count));
     }
 }
 
-Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs, const std::vector<std::vector<double>>& unresolved) {
-  FiniteEvaluator tail(program, atoms, wanted);
+/// Of each average over the runs.
+std::vector<std::vector<double>> means_of(const Program& program, const std::vector<NodeId>& atoms, const std::vector<RunResult>& runs) {
   const std::size_t count = runs.size();
   std::vector<std::vector<double>> mean(atoms.size());
   for (std::size_t a = 0; a < atoms.size(); ++a) {
@@ -416,6 +420,51 @@ Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std:
       for (std::size_t j = 0; j < mean[a].size(); ++j) mean[a][j] += run.values[a][j];
     for (double& x : mean[a]) x /= static_cast<double>(count);
   }
+  return mean;
+}
+
+/// What values that jump change by, as root mean squares, if averages are off by their errors as they came out together: with
+/// factors g / sqrt(R (R - 1)) for the deviation of each of R runs, g normal.  So values of sums over many jumps have the errors of
+/// what decides.  Errors are taken 2.5 times as large, so that a jump that lies within 5 of them is crossed, in 2 of 100 draws or more.
+std::vector<std::vector<double>> spread_over_jumps(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs, const std::vector<std::vector<double>>& unresolved) {
+  constexpr int kDraws = 256;
+  constexpr double kStretch = 2.5;
+  const auto mean = means_of(program, atoms, runs);
+  FiniteEvaluator tail(program, atoms, wanted);
+  const auto evaluate_at = [&](const std::vector<std::vector<double>>& at) {
+    std::vector<const double*> given;
+    for (const auto& v : at) given.push_back(v.data());
+    return tail.evaluate(given);
+  };
+  const auto centre = evaluate_at(mean);
+  std::vector<std::vector<double>> squares;
+  for (const auto& v : centre) squares.emplace_back(v.size(), 0.0);
+  const double r = static_cast<double>(runs.size());
+  std::vector<double> normals(runs.size());
+  for (std::uint64_t k = 0; k < kDraws; ++k) {
+    plain_normals(mix_key(0x6a756d70ULL, k), 0, normals);
+    auto at = mean;
+    for (std::size_t a = 0; a < atoms.size(); ++a) {
+      if (std::holds_alternative<Samples>(program[atoms[a]].op)) continue;
+      for (std::size_t j = 0; j < at[a].size(); ++j) {
+        double change = (mix_key(mix_key(k, a), j) & 1 ? 1 : -1) * unresolved[a][j];
+        for (std::size_t i = 0; i < runs.size(); ++i) change += normals[i] * (runs[i].values[a][j] - mean[a][j]) / std::sqrt(r * (r - 1));
+        at[a][j] += kStretch * change;
+      }
+    }
+    const auto values = evaluate_at(at);
+    for (std::size_t w = 0; w < values.size(); ++w)
+      for (std::size_t j = 0; j < values[w].size(); ++j) squares[w][j] += std::pow(values[w][j] - centre[w][j], 2) / kDraws;
+  }
+  for (auto& v : squares)
+    for (double& x : v) x = std::sqrt(x);
+  return squares;
+}
+
+Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs, const std::vector<std::vector<double>>& unresolved) {
+  FiniteEvaluator tail(program, atoms, wanted);
+  const std::size_t count = runs.size();
+  const auto mean = means_of(program, atoms, runs);
   const auto evaluate_at = [&](const std::vector<std::vector<double>>& at) {
     std::vector<const double*> given;
     for (const auto& v : at) given.push_back(v.data());
@@ -423,13 +472,13 @@ Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std:
   };
   Pooled out;
   out.value = evaluate_at(mean);
+  // Where it is undetermined, nobody asks for the value: the others are needed.
   const auto fail_at = [&](const std::vector<std::vector<double>>& at) {
     std::vector<const double*> given;
     for (const auto& v : at) given.push_back(v.data());
-    out.failure = first_not_finite(program, atoms, wanted, given);
-    return out;
+    if (!out.failure) out.failure = first_not_finite(program, atoms, wanted, given);
   };
-  if (!all_finite(out.value)) return fail_at(mean);
+  if (!all_finite(out.value)) fail_at(mean);
   if (count < 2) return out;
   const double r = static_cast<double>(count);
   std::vector<std::vector<double>> sum, sum_of_squares;
@@ -445,7 +494,7 @@ Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std:
       for (std::size_t j = 0; j < mean[a].size(); ++j) without[a][j] += (mean[a][j] - run.values[a][j]) / (r - 1);
     }
     const auto values = evaluate_at(without);
-    if (!all_finite(values)) return fail_at(without);
+    if (!all_finite(values)) fail_at(without);
     for (std::size_t w = 0; w < values.size(); ++w)
       for (std::size_t j = 0; j < values[w].size(); ++j) {
         const double d = values[w][j] - out.value[w][j];
@@ -779,8 +828,9 @@ class LimitEvaluation {
     std::vector<NodeId> left;
     for (const NodeId id : outputs_)
       if (!known(id)) left.push_back(id);
-    Pooled particles = pool(program_, atoms_, left, runs, unresolved_by(runs).error), out;
-    if (particles.failure) return particles;
+    const auto unresolved = unresolved_by(runs).error;
+    Pooled particles = pool(program_, atoms_, left, runs, unresolved), out;
+    out.failure = particles.failure;
     for (std::size_t k = 0, next = 0; k < outputs_.size(); ++k) {
       if (known(outputs_[k])) {
         out.value.push_back((*moments_)[outputs_[k]].value);
@@ -793,8 +843,69 @@ class LimitEvaluation {
         ++next;
       }
     }
-    if (!out.failure && limit_.source)
-      out.undetermined = undetermined(*limit_.source, limit_.decisions, [&](NodeId id) { return Numbers{&out.value[slot(id)], method_of(id) == Method::kExact && !known(id) ? &kNoError : &out.error[slot(id)]}; });
+    if (!limit_.source) return out;
+    // Fewer runs may well all lie on the same side of a jump.
+    constexpr std::size_t kJudges = 8;
+    const bool matched = std::none_of(runs.begin(), runs.end(), [](const RunResult& run) { return run.matching_stopped; });
+    out.undetermined = undetermined(*limit_.source, limit_.decisions, [&](NodeId id) {
+      const Method method = method_of(id);
+      return Numbers{&out.value[slot(id)], method == Method::kExact && !known(id) ? &kNoError : &out.error[slot(id)], method >= Method::kParticles && !(matched && proved_[id.value])};
+    }, runs.size() >= kJudges);
+    if (out.failure && only_undetermined(out)) out.failure.reset();
+    if (!out.failure) judge_open(out, runs, unresolved);
+    return out;
+  }
+
+  /// Errors of what sampling leaves open; undetermined where it is not finite on one side, as 1 / step(..).
+  void judge_open(Pooled& out, const std::vector<RunResult>& runs, const std::vector<std::vector<double>>& unresolved) const {
+    std::vector<NodeId> open;
+    for_all_reported([&](NodeId of, NodeId value) {
+      if (out.undetermined.open.any(of) && !known(value)) open.push_back(value);
+    });
+    if (open.empty()) return;
+    std::sort(open.begin(), open.end());
+    open.erase(std::unique(open.begin(), open.end()), open.end());
+    std::vector<std::vector<double>> spread;
+    if (runs.size() > 1) spread = spread_over_jumps(program_, atoms_, open, runs, unresolved);
+    for_all_reported([&](NodeId of, NodeId value) {
+      if (!out.undetermined.open.any(of) || known(value)) return;
+      const auto& v = out.value[slot(value)];
+      auto& e = out.error[slot(value)];
+      for (std::size_t j = 0; j < v.size(); ++j) {
+        if (!out.undetermined.open.holds(of, j)) continue;
+        const double own = spread.empty() ? 0 : spread[static_cast<std::size_t>(std::lower_bound(open.begin(), open.end(), value) - open.begin())][j];
+        if (std::isfinite(v[j]) && std::isfinite(own)) {
+          if (!e.empty()) e[j] = std::max(e[j], own);
+          continue;
+        }
+        out.undetermined.at[of.value].resize(v.size(), 0);
+        out.undetermined.at[of.value][j] = 1;
+        if (!out.undetermined.root[of.value].valid()) out.undetermined.root[of.value] = out.undetermined.open.root[of.value];
+      }
+    });
+  }
+  /// With the value in the program whose limit this is.
+  template <class Visit>
+  void for_all_reported(Visit visit) const {
+    for (std::size_t k = 0; k < program_.reports.size(); ++k)
+      for (std::size_t i = 0; i < program_.reports[k].entries.size(); ++i) visit(limit_.source->reports[k].entries[i].value, program_.reports[k].entries[i].value);
+    for (std::size_t k = 0; k < program_.expectations.size(); ++k) visit(limit_.source->expectations[k].difference, program_.expectations[k].difference);
+  }
+  /// What is not finite comes after an undetermined jump.
+  [[nodiscard]] bool only_undetermined(const Pooled& pooled) const {
+    bool out = true;
+    const auto check = [&](NodeId of, NodeId value) {
+      const auto &v = pooled.value[slot(value)], &e = pooled.error[slot(value)];
+      for (std::size_t j = 0; j < v.size(); ++j) out = out && ((std::isfinite(v[j]) && (j >= e.size() || std::isfinite(e[j]))) || pooled.undetermined.holds(of, j) || pooled.undetermined.open.holds(of, j));
+    };
+    for_all_reported(check);
+    for (const Decision& d : limit_.decisions)
+      for (const NodeId id : d.operands) {
+        const auto& v = pooled.value[slot(id)];
+        const auto& in = (*limit_.source)[d.node].in;
+        const auto reached = [&](NodeId x) { return pooled.undetermined.any(x) || pooled.undetermined.open.any(x); };
+        out = out && (std::all_of(v.begin(), v.end(), [](double x) { return std::isfinite(x); }) || std::any_of(in.begin(), in.end(), reached));
+      }
     return out;
   }
 
@@ -913,7 +1024,11 @@ class LimitEvaluation {
         if (!r.error.empty()) r.error[at + j] = std::numeric_limits<double>::quiet_NaN();
         if (!r.undetermined.empty()) continue;
         const Node& jump = (*limit_.source)[undetermined.root[entry.value.value]];
-        r.undetermined = fmt::format("'{}' jumps at the limit of its argument: networks of any width lie on both sides", std::get<Map>(jump.op).fn == Fn::kMod ? "floor" : name(std::get<Map>(jump.op).fn));
+        const Fn fn = std::get<Map>(jump.op).fn;
+        const char* what = fn == Fn::kMod ? "floor" : fn == Fn::kLess || fn == Fn::kLessEqual ? "a comparison" : fn == Fn::kEqual ? "==" : fn == Fn::kNotEqual ? "!=" : name(fn);
+        if (undetermined.any(undetermined.root[entry.value.value]) && !undetermined.open.any(undetermined.root[entry.value.value]))
+          r.undetermined = fmt::format("{} jumps exactly at the limit: networks of any width lie on both sides, and stay random", what);
+        else r.undetermined = fmt::format("{} jumps within the error of the limit, and what follows is not finite on one side or needs 8 randomisations: more particles may decide", what);
         Diagnostic d{Severity::kWarning, "W5303", fmt::format("report '{}' is undetermined in some entries", report.name), report.span, r.undetermined, "", {}, true};
         d.notes.push_back({"the jump" + (jump.context ? " (in the iteration " + limit_.source->contexts[jump.context] + ")" : std::string()), jump.span});
         warnings.push_back(std::move(d));
