@@ -1014,7 +1014,10 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
   Result<LimitResult> result = evaluate_limit(*limit, affordable(module, options));
-  if (result) result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
+  if (!result) return result;
+  result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
+  for (std::size_t k = 0; k < result->reports.size(); ++k)
+    if (const ReportOrder& counted = limit->reports.at(k); counted.order < 0 && !counted.proved_zero) result->reports[k].order = to_double(counted.order);
   return result;
 }
 

@@ -29,6 +29,8 @@ Convergence assess(const ReportResult& report, const std::vector<WidthSamples>& 
   VectorXd limit = to_vector(report.value), error = to_vector(report.error);
   for (Index j = 0; j < limit.size(); ++j)
     if (std::isnan(limit[j])) limit[j] = error[j] = 0;
+  if (report.order && limit.isZero(0) && error.isZero(0) && report.undetermined.empty() && report.unresolved.empty())
+    return assess_vanishing(samples, *report.order);
   const double spread = report.random ? 0 : -0.5;
   Convergence all = assess_convergence(limit, error, samples, limit_dof, spread);
   std::vector<Index> resolved;

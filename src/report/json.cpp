@@ -95,6 +95,7 @@ Json report_json(const ReportResult& r) {
   const auto flag = [&](std::size_t j) { return Json(static_cast<bool>(r.unresolved[j])); };
   out["unresolved"] = r.unresolved.empty() ? Json(nullptr) : nested(r.shape, flag);
   if (!r.undetermined.empty()) out["undetermined"] = r.undetermined;
+  if (r.order) out["order"] = number(*r.order);
   if (!r.spread.empty()) out["spread"] = nested(r.shape, r.spread);
   return out;
 }
@@ -177,6 +178,7 @@ Json convergence_json(const ReportResult& r, const Convergence& c, const Compari
               {"p_value", number(c.p_value)},
               {"sd_slope", slope_json(c.sd_slope)},
               {"bias_slope", slope_json(c.bias_slope)},
+              {"rms_slope", slope_json(c.rms_slope)},
               {"resolution", per_entry([](const EntryConvergence& e) { return e.resolution; })},
               {"widths", Json::array()}};
   for (std::size_t k = 0; k < all.networks.size(); ++k) {
