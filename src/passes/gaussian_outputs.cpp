@@ -8,24 +8,19 @@ namespace tplimit {
 
 using namespace ir;
 
-namespace {
-
-/// Whether f is linear in `source` by structure: a derivative that holds almost everywhere proves nothing.
-bool linear_in(const Builder& b, NodeId f, NodeId source) {
+bool linear_in(const Builder& b, NodeId f, const std::vector<NodeId>& sources) {
+  const auto is_source = [&](NodeId id) { return std::find(sources.begin(), sources.end(), id) != sources.end(); };
   std::vector<bool> depends(f.value + 1, false);
-  depends[source.value] = true;
-  for (std::uint32_t k = source.value + 1; k <= f.value; ++k) {
-    const Node& node = b.node({k});
-    std::size_t count = 0;
-    for (const NodeId in : node.in) count += depends[in.value] ? 1u : 0u;
-    depends[k] = count > 0;
+  for (std::uint32_t k = std::min_element(sources.begin(), sources.end())->value; k <= f.value; ++k) {
+    const auto& in = b.node({k}).in;
+    depends[k] = is_source({k}) || std::any_of(in.begin(), in.end(), [&](NodeId id) { return depends[id.value]; });
   }
   std::vector<NodeId> stack{f};
   std::vector<bool> seen(f.value + 1, false);
   while (!stack.empty()) {
     const NodeId id = stack.back();
     stack.pop_back();
-    if (id == source || !depends[id.value] || seen[id.value]) continue;
+    if (is_source(id) || !depends[id.value] || seen[id.value]) continue;
     seen[id.value] = true;
     const Node& node = b.node(id);
     const auto on = [&](std::size_t k) { return static_cast<bool>(depends[node.in[k].value]); };
@@ -50,10 +45,8 @@ bool linear_in(const Builder& b, NodeId f, NodeId source) {
   return true;
 }
 
-}  // namespace
-
 std::optional<LinearPart> linear_part(Builder& b, NodeId f, NodeId source) {
-  if (!depends_on(b, f, {source}) || !linear_in(b, f, source)) return std::nullopt;
+  if (!depends_on(b, f, {source}) || !linear_in(b, f, {source})) return std::nullopt;
   Result<std::vector<Derivative>> d = gradient(b, f, {source});
   if (!d || !(*d)[0].tensor.valid() || depends_on(b, (*d)[0].tensor, {source})) return std::nullopt;
   const Type type = b.type(source);
