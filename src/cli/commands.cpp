@@ -198,12 +198,6 @@ Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Optio
   return out;
 }
 
-bool differ(const LimitResult& a, const LimitResult& b) {
-  for (std::size_t k = 0; k < a.reports.size(); ++k)
-    if (a.reports[k].value != b.reports[k].value) return true;
-  return false;
-}
-
 /// Of --limit, or why it cannot be used.
 std::variant<LimitResult, std::string> read_limit(const std::string& file, const Module& module, const ir::Program& networks, const Options& options) {
   std::ifstream in(file, std::ios::binary);
@@ -288,13 +282,7 @@ int compare(const Options& options) {
       if (!one) return one.errors();
       if (!(*one)[0].random_outputs) return std::move((*one)[0]);
       // Networks have outputs of their own: their mean is set beside the mean over draws.
-      Result<std::vector<LimitResult>> all = evaluate_draws(loaded, options, address(*checkpoint), bar, 0, given ? 2 : options.draws);
-      if (!all) return all.errors();
-      if (given && !differ((*all)[0], (*all)[1])) {  // all that was random is given
-        (*all)[0].random_outputs = false;
-        return std::move((*all)[0]);
-      }
-      if (given) all = evaluate_draws(loaded, options, address(*checkpoint), bar, 0, options.draws);
+      Result<std::vector<LimitResult>> all = evaluate_draws(loaded, options, address(*checkpoint), bar, 0, options.draws);
       if (!all) return all.errors();
       return mean_over_draws(average_draws(std::move(*all)));
     }();

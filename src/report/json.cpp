@@ -248,8 +248,7 @@ ReportResult report_from(const Json& j) {
   r.index_values = j.at("index_values").get<std::vector<std::vector<std::int64_t>>>();
   r.shape = j.at("shape").get<std::vector<std::int64_t>>();
   r.value = flat(j.at("value"));
-  if (!j.at("stderr").is_null() || r.shape.empty()) r.error = flat(j.at("stderr"));
-  if (r.shape.empty() && j.at("stderr").is_null()) r.error.clear();
+  if (j.at("error") != "none" && j.at("error") != "samples") r.error = flat(j.at("stderr"));
   for (const Method m : {Method::kExact, Method::kClosedForm, Method::kQuadrature, Method::kParticles, Method::kNetworks, Method::kSamples})
     if (j.at("method") == to_string(m)) r.method = m;
   if (!j.at("unresolved").is_null())
