@@ -39,3 +39,5 @@ tplimit_test(counting_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/counting_test.cpp)
 tplimit_test(compare_words_test LABEL numeric LINK tplimit::report
   SOURCES numeric/compare_words_test.cpp)
+tplimit_test(compare_networks_test LABEL numeric LINK tplimit::driver tplimit::report
+  SOURCES numeric/compare_networks_test.cpp)

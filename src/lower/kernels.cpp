@@ -247,6 +247,13 @@ Value Lowerer::builtin_nngp(const ast::Call& call, Span span) {
     if (depends_on(b, rest, {source}))
       fail("E2132", "a part of the output is not linear in a centred Gaussian", call.args[0]->span, "", "its fluctuations are not covered by a kernel");
   }
+  try {
+    const NodeId deviation = b.minus(f.output, rest);
+    const NodeId left = b.reshape(f.batch(b, {deviation}, true)[0], {f.rows, 1}), right = b.reshape(f.batch(b, {deviation}, false)[0], {f.columns, 1});
+    kernels_.push_back({sum, b.contract(left, right, 0, 1, false)});
+  } catch (const Rejection&) {
+    // Only the kernel can be batched: comparisons keep to it.
+  }
   return {Tensor{sum, {{false, f.rows}, {false, f.columns}}}};
 }
 

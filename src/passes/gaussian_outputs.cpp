@@ -12,14 +12,18 @@ using namespace ir;
 
 namespace {
 
-/// How every value from `source` on depends on it, by structure: 0 not at all, 1 as an affine function, 2 in another way.  What is constant
+/// How every value from the first of `sources` on depends on them, by structure: 0 not at all, 1 as an affine function, 2 in another way.  What is constant
 /// almost everywhere, sign(source), is no constant: a derivative that holds almost everywhere proves nothing.
-std::vector<std::uint8_t> degrees(const Program& program, NodeId source, NodeId last) {
+std::vector<std::uint8_t> degrees(const Program& program, const std::vector<NodeId>& sources, NodeId last) {
+  const NodeId source = *std::min_element(sources.begin(), sources.end());
+  if (last < source) return {0};
   std::vector<std::uint8_t> out(last.value + 1 - source.value, 0);
-  out[0] = 1;
+  for (const NodeId id : sources)
+    if (!(last < id)) out[id.value - source.value] = 1;
   for (std::uint32_t k = source.value + 1; k <= last.value; ++k) {
     const Node& node = program[{k}];
     std::uint8_t& own = out[k - source.value];
+    if (own == 1) continue;  // a source
     const auto of = [&](std::size_t j) -> std::uint8_t { return node.in[j] < source ? std::uint8_t{0} : out[node.in[j].value - source.value]; };
     std::uint8_t largest = 0;
     for (std::size_t j = 0; j < node.in.size(); ++j) largest = std::max(largest, of(j));
@@ -57,7 +61,7 @@ std::vector<NodeId> readout_candidates(const Program& program) {
   std::vector<std::pair<std::uint32_t, NodeId>> found;  // the first value that is not affine in it
   for (std::uint32_t k = 0; k < program.size(); ++k) {
     if (!std::holds_alternative<StandardNormal>(program[{k}].op)) continue;
-    const auto degree = degrees(program, {k}, {static_cast<std::uint32_t>(program.size() - 1)});
+    const auto degree = degrees(program, {NodeId{k}}, {static_cast<std::uint32_t>(program.size() - 1)});
     found.emplace_back(k + static_cast<std::uint32_t>(std::find(degree.begin(), degree.end(), 2) - degree.begin()), NodeId{k});
   }
   std::sort(found.begin(), found.end(), std::greater<>());
@@ -66,8 +70,10 @@ std::vector<NodeId> readout_candidates(const Program& program) {
   return out;
 }
 
+bool linear_in(const Builder& b, NodeId f, const std::vector<NodeId>& sources) { return degrees(b.program(), sources, f).back() == 1; }
+
 std::optional<LinearPart> linear_part(Builder& b, NodeId f, NodeId source) {
-  if (f < source || degrees(b.program(), source, f).back() != 1) return std::nullopt;
+  if (!linear_in(b, f, {source})) return std::nullopt;
   Result<std::vector<Derivative>> d = gradient(b, f, {source});
   if (!d || !(*d)[0].tensor.valid() || depends_on(b, (*d)[0].tensor, {source})) return std::nullopt;
   const Type type = b.type(source);

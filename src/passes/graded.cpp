@@ -300,6 +300,7 @@ class Grading {
           out = given_number(type);
           continue;
         }
+        random_outputs_ = true;
         std::vector<double> normals(static_cast<std::size_t>(readout.count));
         const std::string& name = out_.sources[std::get<StandardNormal>(b_.node(source).op).source.value].name;
         plain_normals(mix_key(mix_key(mix_key(kOutputWord, options_.seed), options_.draw), hash_text(name.data(), name.size())), 0, normals);
@@ -319,7 +320,6 @@ class Grading {
         const NodeId own = b_.reshape(b_.gather(values, 0, std::move(last)), type.dims);
         out = out.valid() ? b_.plus(out, own) : own;
       }
-      random_outputs_ = true;
     }
     drawn_[mean] = out;
     return out;

@@ -8,6 +8,9 @@
 
 namespace tplimit {
 
+/// Whether f is linear, apart from a constant, in all sources together, by structure: a derivative that holds almost everywhere proves nothing.
+bool linear_in(const ir::Builder& builder, ir::NodeId f, const std::vector<ir::NodeId>& sources);
+
 /// f = <slope, source> + at_zero, a finite scalar f that is linear in `source`.
 struct LinearPart {
   Derivative slope;    ///< does not depend on the source
