@@ -467,7 +467,8 @@ constexpr std::int64_t kSideBySide = 16384;
 
 class LimitEvaluation {
  public:
-  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options) : limit_(limit), program_(limit.program), options_(options), threads_(thread_count(options.threads, *options.ranks)) {
+  /// `only_methods`: to say which method a report needs; nothing can be run.
+  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options, bool only_methods = false) : limit_(limit), program_(limit.program), options_(options), threads_(thread_count(options.threads, *options.ranks)) {
     outputs_ = outputs_of(program_);
     for (const Report& report : program_.reports)
       for (const auto& entry : report.entries)
@@ -478,7 +479,7 @@ class LimitEvaluation {
     }
     std::sort(outputs_.begin(), outputs_.end());
     outputs_.erase(std::unique(outputs_.begin(), outputs_.end()), outputs_.end());
-    find_moments();
+    find_moments(only_methods);
     std::vector<NodeId> left;  // for particles
     for (const NodeId id : outputs_)
       if (!known(id)) left.push_back(id);
@@ -717,7 +718,7 @@ class LimitEvaluation {
   }
 
   /// Everything that needs no sampling.
-  void find_moments() {
+  void find_moments(bool only_methods) {
     executor_.emplace(threads_, *options_.ranks);
     if (options_.engine == Engine::kParticles) return;
     moments_.emplace(program_, outputs_, *executor_, options_.merge_rows);
@@ -726,7 +727,22 @@ class LimitEvaluation {
       if (d.margin.valid()) margins.push_back(d.margin);
     std::sort(margins.begin(), margins.end());
     moments_->set_margins(std::move(margins));
-    moments_->run();
+    if (only_methods || options_.engine == Engine::kAuto) moments_->set_budget(budget(only_methods));
+    if (only_methods) moments_->survey();
+    else moments_->run();
+  }
+  /// Of moments where particles can do the same, or find out that they must: half of the cost of the particles, but for small programs.
+  [[nodiscard]] engines::MomentEngine::Budget budget(bool only_methods) const {
+    constexpr double kEvaluations = 5e7, kOperations = 2e9;  // about half a second and two
+    engines::MomentEngine::Budget out{kEvaluations, kOperations};
+    if (only_methods) {
+      if (options_.engine != Engine::kAuto) out.operations = std::numeric_limits<double>::infinity();
+      return out;
+    }
+    const Schedule all = engines::make_schedule(program_, atoms_of(program_, outputs_));
+    const std::int64_t particles = options_.particles.value_or(options_.tolerance ? 2048 : kDefaultParticles);
+    out.operations = std::max(kOperations, 0.5 * options_.randomisations * engines::estimate_operations(all, particles));
+    return out;
   }
   [[nodiscard]] bool known(NodeId id) const { return moments_ && (*moments_)[id].known(); }
   [[nodiscard]] Method method_of(NodeId id) const {
@@ -1126,7 +1142,7 @@ Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOp
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
   const EvaluateOptions own = affordable(module, options);
-  const LimitEvaluation evaluation(*limit, own);
+  const LimitEvaluation evaluation(*limit, own, true);
   std::vector<ReportMethod> out;
   for (const Report& report : limit->program.reports) out.push_back(evaluation.method_of(report));
   return out;
