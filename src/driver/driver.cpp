@@ -733,16 +733,17 @@ class LimitEvaluation {
   }
   /// Of moments where particles can do the same, or find out that they must: half of the cost of the particles, but for small programs.
   [[nodiscard]] engines::MomentEngine::Budget budget(bool only_methods) const {
-    constexpr double kEvaluations = 5e7, kOperations = 2e9;  // about half a second and two
-    engines::MomentEngine::Budget out{kEvaluations, kOperations};
+    constexpr double kEvaluation = 20;  // operations of one
+    constexpr double kCheaper = 4;      // measured: operations of moments in the time of one of particles
+    engines::MomentEngine::Budget out{1e7, 1e9};
     if (only_methods) {
       if (options_.engine != Engine::kAuto) out.operations = std::numeric_limits<double>::infinity();
       return out;
     }
     const Schedule all = engines::make_schedule(program_, atoms_of(program_, outputs_));
     const std::int64_t particles = options_.particles.value_or(options_.tolerance ? 2048 : kDefaultParticles);
-    out.operations = std::max(kOperations, 0.5 * options_.randomisations * engines::estimate_operations(all, particles));
-    return out;
+    const double cost = options_.randomisations * engines::estimate_operations(all, particles);
+    return {std::max(2e6, 0.25 * cost / kEvaluation), std::max(1e9, kCheaper * 0.5 * cost)};
   }
   [[nodiscard]] bool known(NodeId id) const { return moments_ && (*moments_)[id].known(); }
   [[nodiscard]] Method method_of(NodeId id) const {

@@ -202,7 +202,7 @@ class MomentEngine {
   std::size_t live_ = 0, sweep_at_ = 256;                             ///< blocks not known to be dead; how many start a sweep
   std::map<std::pair<int, int>, int> symbols_;                        ///< member of a family of independent normals -> variable of polynomials
   std::map<std::tuple<std::uint32_t, bool, std::uint32_t>, int> hats_;  ///< source, transposed, vector -> family
-  Budget budget_, spent_;      ///< spent_: by other engines
+  Budget budget_, spent_{0, 0};  ///< spent_: by other engines
   double operations_ = 0;
   bool rough_ = false;         ///< quadratures have few points now
   std::uint32_t rough_from_ = std::numeric_limits<std::uint32_t>::max();  ///< the first node with such values
