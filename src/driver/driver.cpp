@@ -579,7 +579,8 @@ constexpr std::int64_t kSideBySide = 16384;
 
 class LimitEvaluation {
  public:
-  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options) : limit_(limit), program_(limit.program), options_(options), threads_(thread_count(options.threads, *options.ranks)) {
+  /// `only_methods`: to say which method a report needs; nothing can be run.
+  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options, bool only_methods = false) : limit_(limit), program_(limit.program), options_(options), threads_(thread_count(options.threads, *options.ranks)) {
     outputs_ = outputs_of(program_);
     for (const Report& report : program_.reports)
       for (const auto& entry : report.entries)
@@ -590,7 +591,7 @@ class LimitEvaluation {
     }
     std::sort(outputs_.begin(), outputs_.end());
     outputs_.erase(std::unique(outputs_.begin(), outputs_.end()), outputs_.end());
-    find_moments();
+    find_moments(only_methods);
     std::vector<NodeId> left;  // for particles
     for (const NodeId id : outputs_)
       if (!known(id)) left.push_back(id);
@@ -829,7 +830,7 @@ class LimitEvaluation {
   }
 
   /// Everything that needs no sampling.
-  void find_moments() {
+  void find_moments(bool only_methods) {
     executor_.emplace(threads_, *options_.ranks);
     if (options_.engine == Engine::kParticles && !may_be_infinite()) return;
     moments_.emplace(program_, outputs_, *executor_, options_.merge_rows);
@@ -838,7 +839,9 @@ class LimitEvaluation {
       if (d.margin.valid()) margins.push_back(d.margin);
     std::sort(margins.begin(), margins.end());
     moments_->set_margins(std::move(margins));
-    moments_->run();
+    if (only_methods || options_.engine == Engine::kAuto || options_.engine == Engine::kParticles) moments_->set_budget(budget(only_methods));
+    if (only_methods) moments_->survey();
+    else moments_->run();
     // Particles would print a number.
     if (options_.engine == Engine::kParticles && std::none_of(outputs_.begin(), outputs_.end(), [&](NodeId id) { return (*moments_)[id].infinite; })) moments_.reset();
   }
@@ -849,6 +852,20 @@ class LimitEvaluation {
       if (!m || !node.type.width) return false;
       return m->fn == Fn::kExp || m->fn == Fn::kPow || (m->fn == Fn::kPower && m->parameter < 0) || (m->fn == Fn::kDiv && program_[node.in[1]].type.width);
     });
+  }
+  /// Of moments where particles can do the same, or find out that they must: half of the cost of the particles, but for small programs.
+  [[nodiscard]] engines::MomentEngine::Budget budget(bool only_methods) const {
+    constexpr double kEvaluation = 20;  // operations of one
+    constexpr double kCheaper = 4;      // measured: operations of moments in the time of one of particles
+    engines::MomentEngine::Budget out{1e7, 1e9};
+    if (only_methods) {
+      if (options_.engine != Engine::kAuto) out.operations = std::numeric_limits<double>::infinity();
+      return out;
+    }
+    const Schedule all = engines::make_schedule(program_, atoms_of(program_, outputs_));
+    const std::int64_t particles = options_.particles.value_or(options_.tolerance ? 2048 : kDefaultParticles);
+    const double cost = options_.randomisations * engines::estimate_operations(all, particles);
+    return {std::max(2e6, 0.25 * cost / kEvaluation), std::max(1e9, kCheaper * 0.5 * cost)};
   }
   [[nodiscard]] bool known(NodeId id) const { return moments_ && (*moments_)[id].known(); }
   [[nodiscard]] Method method_of(NodeId id) const {
@@ -1319,7 +1336,7 @@ Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOp
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
   const EvaluateOptions own = affordable(module, options);
-  const LimitEvaluation evaluation(*limit, own);
+  const LimitEvaluation evaluation(*limit, own, true);
   std::vector<ReportMethod> out;
   for (const Report& report : limit->program.reports) out.push_back(evaluation.method_of(report));
   return out;

@@ -446,6 +446,7 @@ void FunctionTable::evaluate(Id id, std::int64_t count, const double* x, double*
     return;
   }
   const Function& f = functions_[static_cast<std::size_t>(id)];
+  evaluations_.fetch_add((count + kCall) * f.out.value, std::memory_order_relaxed);
   std::vector<std::vector<double>> values;
   run(f.program, count, x, values, f.out);
   std::copy(values[f.out.value].begin(), values[f.out.value].end(), y);

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <optional>
@@ -55,6 +56,8 @@ class FunctionTable {
 
   /// y[i] = f(x[i]).  Thread-safe.
   void evaluate(Id f, std::int64_t count, const double* x, double* y) const;
+  /// Elementary functions evaluated so far, a call as much as kCall of them.
+  [[nodiscard]] double evaluations() const { return static_cast<double>(evaluations_); }
 
   /// f as a program of coordinatewise functions whose node 0 is x.
   [[nodiscard]] const ir::Program& program(Id f) const { return functions_[static_cast<std::size_t>(f)].program; }
@@ -95,6 +98,8 @@ class FunctionTable {
   static void recognise(Function& f);
   static void find_kinks(Function& f);
 
+  static constexpr std::int64_t kCall = 16;
+  mutable std::atomic<std::int64_t> evaluations_ = 0;
   std::deque<Function> functions_;  // references stay good
   std::unordered_map<std::string, Id> known_;
 };

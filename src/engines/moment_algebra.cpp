@@ -128,6 +128,7 @@ int MomentEngine::affine_of(const Field& x) {
   if (x.terms.size() == 1 && x.terms[0].coefficient == std::vector<double>{1.0} && x.terms[0].factors.size() == 1 && !x.terms[0].factors[0].columns) return x.terms[0].factors[0].affine;
   Affine out;
   out.rows = x.columns;
+  charge(static_cast<double>(x.terms.size()) * x.columns);
   const auto dense = [&](Part& p) {
     if (!p.selection()) return;
     p.dense = Matrix::Zero(x.columns, families_[at(p.family)].size);
@@ -167,6 +168,7 @@ int MomentEngine::affine_of(const Field& x) {
       } else {
         dense(*same);
         dense(q);
+        charge(2 * static_cast<double>(q.dense.size()));
         for (Eigen::Index k = 0; k < q.dense.size(); ++k) accumulate(same->dense.data()[k], q.dense.data()[k]);
       }
     }
@@ -287,6 +289,7 @@ MomentEngine::Field MomentEngine::add(Field x, const Field& y, double sign) {
     out.relative = std::max(x.relative, y.relative);
     return out;
   }
+  charge(8.0 * static_cast<double>(x.terms.size() * y.terms.size()));
   for (Term t : y.terms) {
     if (sign != 1) for (double& c : t.coefficient) c *= sign;
     const auto same = std::find_if(x.terms.begin(), x.terms.end(), [&](const Term& o) {
@@ -383,6 +386,7 @@ MomentEngine::Field MomentEngine::combine(const Matrix& weights, const Field& y)
       Part q{p.family, {}, {}, Matrix::Zero(rows, families_[at(p.family)].size)};
       if (p.selection()) for (int s = 0; s < y.columns; ++s) q.dense.col(p.index[at(s)]) += p.scale(s) * weights.col(s);
       else q.dense = weights * p.dense;
+      charge(static_cast<double>(q.dense.size()) * (p.selection() ? 1 : 0.25 * static_cast<double>(weights.cols())));
       drop_cancelled(q.dense, weights, p);
       to.parts.push_back(std::move(q));
     }

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -44,6 +45,15 @@ class MomentEngine {
   ~MomentEngine();
   /// Outputs that are only set against 0 (ascending): small ones need no small error.
   void set_margins(std::vector<ir::NodeId> margins) { margins_ = std::move(margins); }
+  /// Limits by counts, which are the same on all machines.  Beyond `evaluations` of functions, what can be known is found out first,
+  /// with quadratures of few points, so that nothing is spent on values from which only unknown ones are computed.  Beyond
+  /// `operations` of algebra everything is unknown.
+  struct Budget {
+    double evaluations = std::numeric_limits<double>::infinity(), operations = std::numeric_limits<double>::infinity();
+  };
+  void set_budget(Budget budget) { budget_ = budget; }
+  /// Which outputs can be known, and how: within the budget, known values may be rough.
+  void survey();
   /// Evaluates what the outputs need.  First-order bounds of errors multiply along a program; where one exceeds 1e-9 of the value,
   /// the error is measured instead: 4 times the largest change in kDisturbedRuns runs in which every closed form and quadrature
   /// is moved by its own error with random signs.
@@ -55,6 +65,8 @@ class MomentEngine {
   /// Largest c^2/(ab) - 1 of a covariance that was clamped as rounding.
   [[nodiscard]] double largest_excess() const { return excess_; }
   [[nodiscard]] std::int64_t rows_merged() const { return rows_merged_; }
+  /// What was spent so far of the budget, also by runs for rough values and for errors.
+  [[nodiscard]] Budget spent() const { return {functions_.evaluations() + spent_.evaluations, operations_ + spent_.operations}; }
 
  private:
   using Matrix = Eigen::MatrixXd;
@@ -78,6 +90,10 @@ class MomentEngine {
 
   void evaluate();
   void measure_errors();
+  void evaluate_rough_outputs();
+  bool out_of_evaluations();
+  void charge(double operations);
+  static Matrix rough_pair(const FunctionTable& functions, FunctionTable::Id f, const Eigen::VectorXd& a, FunctionTable::Id g, const Eigen::VectorXd& b, const Matrix& covariances);
   void disturb(Matrix& values, double error);
   void step(ir::NodeId id);
   void collect_garbage();
@@ -157,6 +173,7 @@ class MomentEngine {
   Moment conditional_means(const Factor& f, int columns, const Factor& u, const Eigen::VectorXd& a, const Eigen::VectorXd& distance);
   static Moment row_sums(const Matrix& weights, const Moment& m);
   struct Entry;
+  static double rough_value(const FunctionTable& functions, const Entry& entry, std::string& failure);
   Moment entries(Eigen::Index rows, Eigen::Index columns, const std::function<Entry(Eigen::Index, Eigen::Index)>& entry_at, bool symmetric = false);
   static std::vector<int> key_of(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns, bool mirrored);
   [[nodiscard]] std::optional<Moment> recalled(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns) const;
@@ -194,6 +211,10 @@ class MomentEngine {
   std::map<std::pair<int, int>, int> symbols_;                        ///< member of a family of independent normals -> variable of polynomials
   std::map<std::tuple<std::uint32_t, bool, std::uint32_t>, int> hats_;  ///< source, transposed, vector -> family
   std::map<int, int> tilted_normals_;                                 ///< families by their size
+  Budget budget_, spent_{0, 0};  ///< spent_: by other engines
+  double operations_ = 0;
+  bool rough_ = false;         ///< quadratures have few points now
+  std::uint32_t rough_from_ = std::numeric_limits<std::uint32_t>::max();  ///< the first node with such values
   double excess_ = 0;
   std::int64_t rows_merged_ = 0;
 };

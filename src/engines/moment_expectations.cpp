@@ -14,6 +14,7 @@ namespace tplimit::engines {
 using namespace ir;
 
 namespace {
+constexpr double kTerm = 100;                // operations of any term, at least
 constexpr double kLooseQuadrature = 1e-6;  // relative errors that beat those of particles
 
 std::string not_a_covariance(const std::array<double, 3>& entry) {
@@ -251,6 +252,7 @@ const MomentEngine::Variances& MomentEngine::variances(int p) {
   if (const auto known = variances_.find(p); known != variances_.end()) return known->second;
   const Affine& x = block(p);
   Variances out{Eigen::VectorXd::Zero(x.rows)};
+  charge(kTerm + 20.0 * static_cast<double>(x.parts.size() * x.parts.size()));
   for (const Part& a : x.parts)
     for (const Part& b : x.parts) {
       if (!related_families(a.family, b.family)) continue;
@@ -266,6 +268,7 @@ const MomentEngine::Variances& MomentEngine::variances(int p) {
       } else if (c.identity && !a.selection() && !b.selection()) {
         out.value += a.dense.cwiseProduct(b.dense).rowwise().sum();
       } else {
+        charge(0.25 * x.rows * families_[at(b.family)].size * (a.selection() ? 1 : families_[at(a.family)].size));
         const Matrix left = times_covariance(a, c, x.rows, families_[at(b.family)].size);
         if (b.selection()) for (int i = 0; i < x.rows; ++i) out.value(i) += b.scale(i) * left(i, b.index[at(i)]);
         else out.value += left.cwiseProduct(b.dense).rowwise().sum();
@@ -302,6 +305,7 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
   Covariance out;
   Matrix sum;
   const Affine &x = block(p), &y = block(q);
+  charge(kTerm + 20.0 * static_cast<double>(x.parts.size() * y.parts.size()));
   for (const Part& a : x.parts)
     for (const Part& b : y.parts) {
       if (!related_families(a.family, b.family)) continue;
@@ -318,6 +322,7 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
         continue;
       }
       if (a.selection() && b.selection() && !c.identity) {
+        charge(2.0 * x.rows * y.rows);
         const bool first = sum.size() == 0;
         if (first) sum.resize(x.rows, y.rows);
         each_column(x.rows, y.rows, [&](int j) {
@@ -330,6 +335,8 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
         });
         continue;
       }
+      const double size = families_[at(b.family)].size;
+      charge(c.identity ? 0.25 * x.rows * y.rows * size : 0.25 * x.rows * size * ((a.selection() ? 1 : families_[at(a.family)].size) + y.rows));
       Matrix product(x.rows, y.rows);
       if (c.identity && !a.selection() && !b.selection()) {
         product.noalias() = a.dense * b.dense.transpose();
@@ -367,6 +374,7 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
       for (int i = 0; i < x.columns; ++i) {
         const Sparse &a = (*p)[at(i)], &b = (*q)[at(j)];
         if (a.size() * b.size() > 20 * kMostProducts) throw Unknown{"a polynomial with too many terms", {}};
+        charge(4.0 * static_cast<double>(a.size() * b.size()));
         bool fits = true;
         long double sum = 0;  // terms of high degree cancel
         for (const auto& [m, c] : a)
@@ -439,6 +447,7 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
 
 /// Factors of both sides in independent groups; the moment is the product of the groups'.
 MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Term& t, int columns) {
+  charge(kTerm + 8.0 * rows * columns);
   if (s.sum || t.sum) return sum_moment(s, rows, t, columns);
   if (auto parts = by_pattern(s, rows, t, columns)) return std::move(*parts);
   std::vector<std::pair<int, Factor>> factors;  // (side, factor)
@@ -523,6 +532,7 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
 }
 
 void MomentEngine::note(const MomentStatus& status) {
+  if (rough_) return;  // rough moments need be no covariances
   excess_ = std::max(excess_, status.largest_excess);
   if (status.bad_index != kNoIndex) throw Unknown{not_a_covariance(status.bad_entry), {}};
   if (status.overflow) throw Unknown{"a moment overflows", {}};
@@ -768,6 +778,11 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
   gather_all();
   const std::vector<std::pair<int, Factor>> both{{0, s}, {1, t}};
   if (auto known = recalled(both, rows, columns)) return std::move(*known);
+  if (out_of_evaluations()) {
+    out.value = rough_pair(functions_, s.f, a, t.f, b, out.value);
+    out.method = MomentMethod::kQuadrature;
+    return out;
+  }
   GramInput input;
   input.rows = rows;
   input.columns = columns;
@@ -1102,15 +1117,82 @@ MomentEngine::Moment MomentEngine::single_entries(const std::vector<std::pair<in
   return out;
 }
 
+namespace {
+/// Gauss's rule for the standard normal density: exact for polynomials of degree 11.
+constexpr std::array<double, 6> kRoughNodes{-3.324257433552119, -1.889175877753711, -0.6167065901925942, 0.6167065901925942, 1.889175877753711, 3.324257433552119};
+constexpr std::array<double, 6> kRoughWeights{0.002555784402056, 0.088615746041915, 0.408828469556029, 0.408828469556029, 0.088615746041915, 0.002555784402056};
+constexpr std::size_t kRough = kRoughNodes.size();
+}  // namespace
+
+/// Some number of the right kind: which moments are known does not depend on it.
+double MomentEngine::rough_value(const FunctionTable& functions, const Entry& entry, std::string& failure) {
+  const Whitened w = whiten(entry.covariances);
+  if (w.status == QuadratureStatus::kRankTooLarge) failure = "a moment of more than 3 dependent Gaussians";
+  if (w.status != QuadratureStatus::kConverged) return 1;
+  std::size_t points = 1;
+  for (int r = 0; r < w.rank; ++r) points *= kRough;
+  std::vector<double> product(points, 1.0), x(points), y(points);
+  for (const auto& [k, f] : entry.functions) {
+    for (std::size_t p = 0; p < points; ++p) {
+      x[p] = entry.means[k];
+      for (std::size_t r = 0, rest = p; r < static_cast<std::size_t>(w.rank); ++r, rest /= kRough) x[p] += w(static_cast<std::int64_t>(k), static_cast<int>(r)) * kRoughNodes[rest % kRough];
+    }
+    functions.evaluate(f, static_cast<std::int64_t>(points), x.data(), y.data());
+    for (std::size_t p = 0; p < points; ++p) product[p] *= y[p];
+  }
+  double sum = 0;
+  for (std::size_t p = 0; p < points; ++p) {
+    for (std::size_t r = 0, rest = p; r < static_cast<std::size_t>(w.rank); ++r, rest /= kRough) product[p] *= kRoughWeights[rest % kRough];
+    sum += product[p];
+  }
+  return std::isfinite(sum) ? sum : 1;
+}
+
+/// E f(u) g(v), variances a and b, by the first terms of Mehler's series.
+MomentEngine::Matrix MomentEngine::rough_pair(const FunctionTable& functions, FunctionTable::Id f, const Eigen::VectorXd& a, FunctionTable::Id g, const Eigen::VectorXd& b, const Matrix& covariances) {
+  const auto coefficients = [&](FunctionTable::Id h, const Eigen::VectorXd& variances) {
+    Matrix out = Matrix::Zero(variances.size(), static_cast<Eigen::Index>(kRough));
+    std::array<double, kRough> x{}, y{};
+    for (Eigen::Index i = 0; i < variances.size(); ++i) {
+      for (std::size_t q = 0; q < kRough; ++q) x[q] = std::sqrt(std::max(0.0, variances(i))) * kRoughNodes[q];
+      functions.evaluate(h, static_cast<std::int64_t>(kRough), x.data(), y.data());
+      for (std::size_t q = 0; q < kRough; ++q) {
+        double before = 0, polynomial = kRoughWeights[q] * (std::isfinite(y[q]) ? y[q] : 1);
+        for (std::size_t l = 0; l < kRough; ++l) {
+          out(i, static_cast<Eigen::Index>(l)) += polynomial;
+          const double next = (kRoughNodes[q] * polynomial - std::sqrt(static_cast<double>(l)) * before) / std::sqrt(static_cast<double>(l + 1));
+          before = polynomial;
+          polynomial = next;
+        }
+      }
+    }
+    return out;
+  };
+  const Matrix left = coefficients(f, a), right = coefficients(g, b);
+  Matrix out(a.size(), b.size());
+  for (Eigen::Index j = 0; j < b.size(); ++j)
+    for (Eigen::Index i = 0; i < a.size(); ++i) {
+      const double size = std::sqrt(std::max(0.0, a(i) * b(j))), rho = size > 0 ? std::clamp(covariances(i, j) / size, -1.0, 1.0) : 0.0;
+      double sum = 0;
+      for (auto l = static_cast<Eigen::Index>(kRough); l-- > 0;) sum = sum * rho + left(i, l) * right(j, l);
+      out(i, j) = sum;
+    }
+  return out;
+}
+
 /// A matrix of moments, each by a quadrature of its own.
 MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index columns, const std::function<Entry(Eigen::Index, Eigen::Index)>& entry_at, bool symmetric) {
   Moment out{Matrix::Zero(rows, columns), 0, MomentMethod::kQuadrature};
   std::vector<double> errors(static_cast<std::size_t>(out.value.size()), 0.0);
   std::vector<std::string> failures(errors.size());
-  executor_.parallel(out.value.size(), [&](std::int64_t e) {
+  const auto integrate = [&](std::int64_t e) {
     const Eigen::Index i = e % rows, j = e / rows;
     if (symmetric && i > j) return;
     const Entry entry = entry_at(i, j);
+    if (rough_) {
+      out.value(i, j) = rough_value(functions_, entry, failures[static_cast<std::size_t>(e)]);
+      return;
+    }
     const std::size_t dim = entry.means.size();
     const auto slot = static_cast<std::size_t>(e);
     const Whitened w = whiten(entry.covariances);
@@ -1181,7 +1263,12 @@ MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index colum
     }
     out.value(i, j) = r.values[0];
     errors[slot] = r.errors[0];
-  });
+  };
+  constexpr std::int64_t kBatch = 64;  // what is over the budget does not depend on threads
+  for (std::int64_t first = 0; first < out.value.size(); first += kBatch) {
+    if (!rough_ && out_of_evaluations()) return entries(rows, columns, entry_at, symmetric);
+    executor_.parallel(std::min<std::int64_t>(kBatch, out.value.size() - first), [&](std::int64_t e) { integrate(first + e); });
+  }
   for (const std::string& f : failures)
     if (!f.empty()) throw Unknown{f, {}, f == kInfiniteMean};
   out.error = *std::max_element(errors.begin(), errors.end());
