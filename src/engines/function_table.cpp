@@ -493,9 +493,10 @@ void FunctionTable::recognise(Function& f) {
 std::optional<PairForm> FunctionTable::pair_form(Id f, Id g) const {
   const auto &closed = closed_form(f), &other = closed_form(g);
   if (closed && other && closed->g == other->g)
-    return PairForm{closed->scale, other->scale, closed->factor * other->factor, [&form = closed->g](auto a, auto b, auto c, auto K) { return dual_kernel(form, a, b, c, K); }};
+    return PairForm{closed->scale, other->scale, closed->factor * other->factor, [&form = closed->g](auto a, auto b, auto c, auto K) { return dual_kernel(form, a, b, c, K); }, &closed->g, f == g};
   if (const auto &p = piecewise(f), &q = piecewise(g); p && q)
-    return PairForm{1, 1, 1, [&p, &q](auto a, auto b, auto c, auto K) { return piecewise_kernel(*p, *q, a, b, c, K); }};
+    return PairForm{1, 1, 1, [&p, &q](auto a, auto b, auto c, auto K) { return piecewise_kernel(*p, *q, a, b, c, K); }, nullptr, f == g,
+                    p->above[0] != p->below[0] && q->above[0] != q->below[0]};
   return std::nullopt;
 }
 

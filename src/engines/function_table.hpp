@@ -25,6 +25,9 @@ struct Recognised {
 struct PairForm {
   double scale_f = 1, scale_g = 1, factor = 1;
   std::function<MomentStatus(std::span<const double> a, std::span<const double> b, std::span<const double> c, std::span<double> K)> kernel;
+  const DualFunction* both = nullptr;  ///< g, where f and g are one function up to factors and scales
+  bool symmetric = false;              ///< f and g are the same
+  bool jumps = false;                  ///< f and g both jump
 };
 
 /// f(x) = exp(constant + linear x + quadratic x^2) rest(x).

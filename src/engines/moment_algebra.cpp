@@ -860,7 +860,7 @@ MomentEngine::Field MomentEngine::gaussian_part(const Version& w, NodeId x_node,
       if (opposes(p.family)) opposites.insert(p.family);
   for (const int g : opposites) {
     const Family opposite = families_[at(g)];
-    Matrix derivative = Matrix::Zero(x->columns, opposite.size);
+    Matrix derivative;  // as large as a kernel, and often 0
     MomentMethod method = MomentMethod::kExact;
     double error = 0;
     for (const auto& [t, one] : all) {
@@ -869,6 +869,8 @@ MomentEngine::Field MomentEngine::gaussian_part(const Version& w, NodeId x_node,
         if (p.family != g) continue;
         method = weaker(method, m.method);
         error = std::max(error, m.error);
+        if ((m.value.array() == 0).all()) continue;
+        if (derivative.size() == 0) derivative = Matrix::Zero(x->columns, opposite.size);
         for (int j = 0; j < x->columns; ++j) {
           const double e = m.value(m.value.rows() == 1 ? 0 : j, 0) * t->at_column(j);
           const int column = u.column(j);
@@ -877,7 +879,7 @@ MomentEngine::Field MomentEngine::gaussian_part(const Version& w, NodeId x_node,
         }
       }
     }
-    if ((derivative.array() == 0).all()) continue;
+    if (derivative.size() == 0 || (derivative.array() == 0).all()) continue;
     Field correction = combine(derivative, *opposite.x);
     correction.method = weaker(correction.method, method);
     correction.relative += error / derivative.cwiseAbs().maxCoeff();

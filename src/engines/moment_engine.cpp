@@ -113,11 +113,92 @@ void MomentEngine::evaluate() {
         if (last_[in.value] != k) continue;
         fields_[in.value] = nullptr;  // families keep what they need
         versions_[in.value] = nullptr;
-        if (!kept_[in.value]) finite_[in.value].value = finite_[in.value].error = std::vector<double>();  // {} would keep the memory
+        if (kept_[in.value]) continue;
+        finite_[in.value].value = finite_[in.value].error = std::vector<double>();  // {} would keep the memory
+        finite_[in.value].pairs = nullptr;
       }
       collect_garbage();
       if (rough_ && rough_from_ > k) rough_from_ = k;
     }
+  std::vector<NodeId> open;
+  for (const NodeId id : outputs_)
+    if (finite_[id.value].pairs) open.push_back(id);
+  settle(open);
+}
+
+/// Evaluates pairs, those of one shape together.  What has no value is unknown.
+void MomentEngine::settle(const std::vector<NodeId>& ids) {
+  constexpr std::size_t kEachError = 4096;  // entries whose errors are kept one by one
+  std::vector<NodeId> left;
+  for (const NodeId id : ids)
+    if (finite_[id.value].pairs && std::find(left.begin(), left.end(), id) == left.end()) left.push_back(id);
+  while (!left.empty()) {
+    const PairMatrix& shape = *finite_[left[0].value].pairs;
+    std::vector<NodeId> own, others;
+    std::vector<PairMatrix::Target> targets;
+    for (const NodeId id : left) {
+      MomentValue& v = finite_[id.value];
+      if (v.pairs->rows() != shape.rows() || v.pairs->columns() != shape.columns() || v.pairs->symmetric() != shape.symmetric()) {
+        others.push_back(id);
+        continue;
+      }
+      v.value.resize(static_cast<std::size_t>(shape.rows()) * static_cast<std::size_t>(shape.columns()));
+      if (v.value.size() <= kEachError && v.method != MomentMethod::kExact) v.error.resize(v.value.size());
+      own.push_back(id);
+      targets.push_back({v.pairs, v.value.data(), v.error.size() == v.value.size() ? v.error.data() : nullptr});
+    }
+    std::string why;
+    try {
+      note(PairMatrix::evaluate(targets, executor_, disturbance_));
+    } catch (const Unknown& unknown) {
+      why = unknown.why;
+    }
+    for (std::size_t k = 0; k < own.size(); ++k) {
+      MomentValue& v = finite_[own[k].value];
+      if (v.method == MomentMethod::kExact) v.error = {0.0};
+      else if (v.value.size() > kEachError) v.error = {targets[k].largest_error};
+      v.pairs = nullptr;
+      v.why = why;
+      v.culprit = own[k];
+    }
+    left = std::move(others);
+  }
+}
+
+/// Copies, multiples, sums and products of matrices of pairs.
+bool MomentEngine::pairs_step(NodeId id, const Node& node) {
+  MomentValue& out = finite_[id.value];
+  const auto value = [&](std::size_t k) -> const MomentValue& { return finite_[node.in[k].value]; };
+  const auto size = static_cast<std::size_t>(size_of(node.type.dims));
+  const auto fits = [&](std::size_t k) { return value(k).pairs && static_cast<std::size_t>(value(k).pairs->rows()) * static_cast<std::size_t>(value(k).pairs->columns()) == size; };
+  if (node.in.size() == 1) {
+    const auto* scale = std::get_if<Scale>(&node.op);
+    if (!fits(0) || !(scale || std::holds_alternative<Reshape>(node.op) || std::holds_alternative<ReduceSum>(node.op))) return false;
+    out.pairs = scale ? PairMatrix::multiple(value(0).pairs, scale->factor) : value(0).pairs;
+    out.method = value(0).method;
+    return true;
+  }
+  const auto* m = std::get_if<Map>(&node.op);
+  if (!m || node.in.size() != 2 || (m->fn != Fn::kAdd && m->fn != Fn::kSub && m->fn != Fn::kMul)) return false;
+  const std::size_t k = fits(0) ? 0 : 1;
+  if (!fits(k)) return false;
+  const MomentValue &x = value(k), &y = value(1 - k);
+  if (m->fn == Fn::kMul && !y.pairs && y.value.size() == 1) {
+    const double c = y.value[0];
+    out.pairs = PairMatrix::multiple(x.pairs, c, c != 0 ? carried(y.error_at(0)) / std::abs(c) : 0);
+  } else if (fits(0) && fits(1) && program_[node.in[0]].type.dims == program_[node.in[1]].type.dims && x.pairs->rows() == y.pairs->rows()) {
+    out.pairs = m->fn == Fn::kMul ? PairMatrix::product(x.pairs, y.pairs) : PairMatrix::sum(value(0).pairs, value(1).pairs, m->fn == Fn::kAdd ? 1 : -1);
+  } else if (!y.pairs && y.value.size() == size && program_[node.in[0]].type.dims == program_[node.in[1]].type.dims && std::isfinite(*std::max_element(y.error.begin(), y.error.end()))) {
+    auto numbers = std::make_shared<Matrix>(x.pairs->rows(), x.pairs->columns());
+    std::copy(y.value.begin(), y.value.end(), numbers->data());
+    const bool symmetric = x.pairs->symmetric() && *numbers == numbers->transpose();
+    const Pairs other = PairMatrix::dense(std::move(numbers), carried(*std::max_element(y.error.begin(), y.error.end())), symmetric);
+    out.pairs = m->fn == Fn::kMul ? PairMatrix::product(x.pairs, other) : PairMatrix::sum(k == 0 ? x.pairs : other, k == 0 ? other : x.pairs, m->fn == Fn::kAdd ? 1 : -1);
+  } else {
+    return false;
+  }
+  out.method = weaker(x.method, y.method);
+  return true;
 }
 
 /// Drops blocks and covariances that no live value and no family needs.
@@ -142,6 +223,7 @@ void MomentEngine::collect_garbage() {
   for (std::size_t i = 0; i < live.size(); ++i)
     if (!live[i]) affines_[i] = nullptr;
   std::erase_if(covariances_, [&](const auto& c) { return !live[at(c.first.first)] || !live[at(c.first.second)]; });
+  std::erase_if(pair_covariances_, [&](const auto& c) { return !live[at(c.first.first)] || !live[at(c.first.second)]; });
   std::erase_if(variances_, [&](const auto& v) { return !live[at(v.first)]; });
   live_ = static_cast<std::size_t>(std::count(live.begin(), live.end(), true));
   sweep_at_ = std::max<std::size_t>(256, 2 * live_);
@@ -157,6 +239,16 @@ void MomentEngine::step(NodeId id) {
       out.infinite = finite_[in.value].infinite;
       return;
     }
+  if (std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return finite_[in.value].pairs != nullptr; })) {
+    if (pairs_step(id, node)) return;
+    settle(node.in);
+    for (const NodeId in : node.in)
+      if (!finite_[in.value].known()) {
+        out.why = finite_[in.value].why;
+        out.culprit = finite_[in.value].culprit;
+        return;
+      }
+  }
   try {
     charge(kNode);
     if (node.type.matrix) {

@@ -11,6 +11,7 @@
 
 #include "engines/executor.hpp"
 #include "engines/function_table.hpp"
+#include "engines/pair_matrix.hpp"
 #include "engines/sparse_polynomial.hpp"
 #include "tplimit/ir/program.hpp"
 
@@ -27,6 +28,7 @@ struct MomentValue {
   MomentMethod method = MomentMethod::kExact;
   std::string why;                   ///< not empty: unknown
   ir::NodeId culprit;                ///< where the unknown begins
+  Pairs pairs;                       ///< not null: not evaluated yet, `value` is empty
   bool infinite = false;             ///< unknown because it is infinite, or too heavy-tailed to be told from that
   [[nodiscard]] bool known() const { return why.empty(); }
 };
@@ -95,6 +97,8 @@ class MomentEngine {
   void charge(double operations);
   static Matrix rough_pair(const FunctionTable& functions, FunctionTable::Id f, const Eigen::VectorXd& a, FunctionTable::Id g, const Eigen::VectorXd& b, const Matrix& covariances);
   void disturb(Matrix& values, double error);
+  /// An error of what a moment is computed from; disturbed values carry it themselves.
+  [[nodiscard]] double carried(double error) const { return disturbance_ != 0 ? 0 : error; }
   void step(ir::NodeId id);
   void collect_garbage();
   void finite_step(ir::NodeId id, const ir::Node& node);
@@ -107,6 +111,8 @@ class MomentEngine {
   Field multiply(const Version& w, ir::NodeId x_node, bool transposed);
   Field gaussian_part(const Version& w, ir::NodeId x_node, const std::shared_ptr<const Field>& x, bool transposed);
   MomentValue average(const ir::Node& node);
+  bool pairs_step(ir::NodeId id, const ir::Node& node);
+  void settle(const std::vector<ir::NodeId>& ids);
 
   // ---- algebra of fields
   [[nodiscard]] Field operand(ir::NodeId id) const;
@@ -145,7 +151,14 @@ class MomentEngine {
 
   // ---- moments
   const Covariance& covariance(int p, int q);
-  const Covariance& family_covariance(int f, int g);
+  Covariance& family_covariance(int f, int g);
+  const Covariance& settled(Covariance& c);
+  Moment settled(Moment m);
+  struct PairCovariance;
+  const PairCovariance& pair_covariance(int p, int q);  ///< null pairs: only as numbers, or 0
+  std::shared_ptr<const PairSide> side(int f);
+  PairCovariance pairs_of(const Factor& s, int rows, const Factor& t, int columns);
+  Pairs as_pairs(const Moment& m, int rows, int columns, bool same) const;
   const Variances& variances(int p);
   static Matrix times_covariance(const Part& a, const Covariance& c, int rows, int size);
   [[nodiscard]] bool related_families(int f, int g) const;
@@ -156,10 +169,11 @@ class MomentEngine {
   bool is_constant(const Factor& f, int i);
   double value_at_mean(const Factor& f, int i) const;
   std::optional<Moment> by_pattern(const Term& s, int rows, const Term& t, int columns);
-  Moment cross(const Field& x, const Field& y);
-  Moment term_moment(const Term& s, int rows, const Term& t, int columns);
+  // lazy: the moment may come as pairs.
+  Moment cross(const Field& x, const Field& y, bool lazy = false);
+  Moment term_moment(const Term& s, int rows, const Term& t, int columns, bool lazy = false);
+  Moment pair(const Factor& s, int rows, const Factor& t, int columns, bool lazy = false);
   std::optional<Moment> by_parity(const Factor& s, int rows, const Factor& t, int columns);
-  Moment pair(const Factor& s, int rows, const Factor& t, int columns);
   std::optional<Moment> polynomial_moment(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   std::optional<Moment> same_side(const Factor& s, const Factor& t, int rows);
   std::optional<Moment> selected(const Factor& s, const Factor& t, int rows);
@@ -202,6 +216,7 @@ class MomentEngine {
   std::vector<std::shared_ptr<const Affine>> affines_;  ///< references to blocks stay good
   std::vector<Family> families_;
   std::map<std::pair<int, int>, Covariance> covariances_, family_covariances_;
+  std::map<std::pair<int, int>, PairCovariance> pair_covariances_;
   std::map<int, Variances> variances_;
   std::map<std::vector<int>, Moment> quadratures_;                    ///< by key_of
   Eigen::Index remembered_ = 0;                                       ///< numbers in them

@@ -50,8 +50,10 @@ MomentValue MomentEngine::average(const Node& node) {
       for (int i = 0; i < rows; ++i) left.push_back((p * rows + i) * depth + l);
       for (int j = 0; j < columns; ++j) right.push_back((p * columns + j) * depth + l);
       // The other way round: columns of the matrix are rows of the result.
-      const Moment m = cross(remap(y, right), remap(x, left));
-      if (batch == 1 && depth == 1) {
+      const Moment m = cross(remap(y, right), remap(x, left), batch == 1 && depth == 1);
+      if (m.pairs) {
+        out.pairs = m.pairs;
+      } else if (batch == 1 && depth == 1) {
         out.value.assign(m.value.data(), m.value.data() + m.value.size());
       } else {
         double* to = out.value.data() + static_cast<std::ptrdiff_t>(p) * m.value.size();
@@ -81,6 +83,18 @@ bool MomentEngine::related(int p, int q) const {
 /// Whether some s_i and some t_j are correlated: of jointly Gaussian variables, those that are not are independent.
 bool MomentEngine::dependent(const Factor& s, int rows, const Factor& t, int columns) {
   if (!related(s.affine, t.affine)) return false;
+  if (!covariances_.contains({s.affine, t.affine})) {  // as far as that takes no matrix of numbers
+    const Affine &x = block(s.affine), &y = block(t.affine);
+    for (const Part& a : x.parts)
+      for (const Part& b : y.parts)
+        if (related_families(a.family, b.family) && family_covariance(a.family, b.family).pairs) return true;
+    if (x.parts.size() == 1 && y.parts.size() == 1 && families_[at(x.parts[0].family)].matrix < 0 && !x.parts[0].selection() && !y.parts[0].selection()) {
+      for (int j = 0; j < columns; ++j)
+        for (int i = 0; i < rows; ++i)
+          if (x.parts[0].dense.row(s.column(i)).dot(y.parts[0].dense.row(t.column(j))) != 0) return true;
+      return false;
+    }
+  }
   const auto c = covariance(s.affine, t.affine).value;
   if (!c) return false;
   for (int j = 0; j < columns; ++j)
@@ -197,7 +211,7 @@ std::optional<MomentEngine::Moment> MomentEngine::by_pattern(const Term& s, int 
   return out;
 }
 
-const MomentEngine::Covariance& MomentEngine::family_covariance(int f, int g) {
+MomentEngine::Covariance& MomentEngine::family_covariance(int f, int g) {
   const auto known = family_covariances_.find({f, g});
   if (known != family_covariances_.end()) return known->second;
   Covariance out;
@@ -206,18 +220,139 @@ const MomentEngine::Covariance& MomentEngine::family_covariance(int f, int g) {
     out.identity = f == g;
   } else if (a.matrix == b.matrix && a.transposed == b.transposed) {
     if (const auto other = family_covariances_.find({g, f}); other != family_covariances_.end()) {
-      out = other->second;
+      out = settled(other->second);
       out.value = std::make_shared<const Matrix>(out.value->transpose());
+      out.pairs = nullptr;
     } else {
-      Moment m = cross(*a.x, *b.x);
-      if (f == g) symmetrise(m.value);
+      Moment m = cross(*a.x, *b.x, true);
+      if (m.pairs && !m.pairs->left() && f != g)
+        if (auto left = side(f), right = side(g); left && right) m.pairs = PairMatrix::with_sides(m.pairs, left, right);
       out.method = m.method;
-      const double size = m.value.cwiseAbs().maxCoeff();
-      out.relative = size > 0 ? m.error / size : 0;
-      out.value = std::make_shared<const Matrix>(std::move(m.value));
+      if (m.pairs && m.pairs->left() && (f != g || m.pairs->symmetric())) {
+        out.pairs = m.pairs;
+      } else {
+        m = settled(std::move(m));
+        if (f == g) symmetrise(m.value);
+        const double size = m.value.cwiseAbs().maxCoeff();
+        out.relative = size > 0 ? m.error / size : 0;
+        out.value = std::make_shared<const Matrix>(std::move(m.value));
+      }
     }
   }
   return family_covariances_.emplace(std::pair{f, g}, std::move(out)).first->second;
+}
+
+/// The moments of the members of a family with themselves.
+std::shared_ptr<const PairSide> MomentEngine::side(int f) {
+  const Covariance& c = family_covariance(f, f);
+  if (c.pairs) return c.pairs->left();
+  return c.value ? PairMatrix::dense(c.value, carried(c.relative) * c.value->cwiseAbs().maxCoeff(), true)->left() : nullptr;
+}
+
+const MomentEngine::Covariance& MomentEngine::settled(Covariance& c) {
+  if (c.value || !c.pairs) return c;
+  Moment m = settled({{}, 0, c.method, c.pairs});
+  const double size = m.value.cwiseAbs().maxCoeff();
+  c.relative = size > 0 ? m.error / size : 0;
+  c.value = std::make_shared<const Matrix>(std::move(m.value));
+  return c;
+}
+
+MomentEngine::Moment MomentEngine::settled(Moment m) {
+  if (!m.pairs) return m;
+  m.value.resize(m.pairs->rows(), m.pairs->columns());
+  std::array<PairMatrix::Target, 1> target{{{m.pairs, m.value.data()}}};
+  note(PairMatrix::evaluate(target, executor_, disturbance_));
+  m.error = m.method == MomentMethod::kExact ? 0 : carried(target[0].largest_error);
+  m.pairs = nullptr;
+  return m;
+}
+
+/// A moment as pairs; one row or column stands for all.  same: of the same variables on both sides.
+Pairs MomentEngine::as_pairs(const Moment& m, int rows, int columns, bool same) const {
+  if (m.pairs) return m.pairs;
+  if (m.value.rows() == rows && m.value.cols() == columns) return PairMatrix::dense(std::make_shared<const Matrix>(m.value), carried(m.error), same);
+  const Eigen::VectorXd ones_left = Eigen::VectorXd::Ones(rows), ones_right = Eigen::VectorXd::Ones(columns);
+  if (m.value.size() == 1 && same && m.value(0, 0) >= 0) {
+    const Eigen::VectorXd root = std::sqrt(m.value(0, 0)) * ones_left;
+    return PairMatrix::outer(root, root, carried(m.error), true);
+  }
+  const Pairs out = m.value.cols() == 1 ? PairMatrix::outer(m.value.rows() == 1 ? m.value(0, 0) * ones_left : Eigen::VectorXd(m.value.col(0)), ones_right, carried(m.error), false)
+                                        : PairMatrix::outer(ones_left, m.value.row(0).transpose(), carried(m.error), false);
+  return PairMatrix::with_sides(out, nullptr, nullptr);
+}
+
+/// The covariance of two blocks as pairs, as far as that takes no numbers.
+const MomentEngine::PairCovariance& MomentEngine::pair_covariance(int p, int q) {
+  if (const auto known = pair_covariances_.find({p, q}); known != pair_covariances_.end()) return known->second;
+  const auto find = [&]() -> PairCovariance {
+    PairCovariance out;
+    const Affine &x = block(p), &y = block(q);
+    for (std::size_t k = 0; k < x.parts.size(); ++k)
+      for (std::size_t l = 0; l < y.parts.size(); ++l) {
+        const Part &a = x.parts[k], &b = y.parts[l];
+        const Covariance& c = family_covariance(a.family, b.family);
+        if (!c.identity && !c.value && !c.pairs) continue;
+        if (p == q && k != l) return {};  // their sum is symmetric, they are not
+        out.method = weaker(out.method, c.method);
+        const auto one_member = [](const Part& s) { return s.selection() && std::all_of(s.index.begin(), s.index.end(), [&](int i) { return i == s.index[0]; }); };
+        Pairs own;
+        if (c.identity && !a.selection() && !b.selection()) {
+          own = PairMatrix::gram(a.dense, p == q ? Matrix() : b.dense);
+        } else if (c.identity && one_member(a) && one_member(b)) {
+          if (a.index[0] != b.index[0]) continue;
+          own = PairMatrix::outer(a.scale, b.scale, 0, p == q);
+        } else if (c.pairs && a.selection() && b.selection()) {
+          const double s = a.scale(0), t = b.scale(0);
+          const Pairs members = PairMatrix::selected(c.pairs, a.index, b.index);
+          if ((a.scale.array() == s).all() && (b.scale.array() == t).all()) own = PairMatrix::scaled(members, s, t);
+          else own = PairMatrix::product(PairMatrix::outer(a.scale, b.scale, 0, p == q), members);
+        } else {
+          return {};
+        }
+        out.pairs = out.pairs ? PairMatrix::sum(out.pairs, own, 1) : own;
+      }
+    return out;
+  };
+  PairCovariance out = find();
+  return pair_covariances_.emplace(std::pair{p, q}, std::move(out)).first->second;
+}
+
+/// The covariances behind two factors, with sides.
+MomentEngine::PairCovariance MomentEngine::pairs_of(const Factor& s, int rows, const Factor& t, int columns) {
+  const auto map = [](const Factor& f, int own) {
+    std::vector<int> index;
+    for (int i = 0; i < own; ++i) index.push_back(f.column(i));
+    return index;
+  };
+  const bool same = s.affine == t.affine && (s.columns == t.columns || (s.columns && t.columns && *s.columns == *t.columns));
+  PairCovariance out = pair_covariance(s.affine, t.affine);
+  if (out.pairs) {
+    out.pairs = PairMatrix::selected(out.pairs, map(s, rows), map(t, columns));
+  } else {
+    const Covariance& c = covariance(s.affine, t.affine);
+    out.method = c.method;
+    if (c.value) out.pairs = PairMatrix::dense(c.value, carried(c.relative) * c.value->cwiseAbs().maxCoeff(), same, map(s, rows), map(t, columns));
+    else out.pairs = PairMatrix::outer(Eigen::VectorXd::Zero(rows), Eigen::VectorXd::Zero(columns), 0, false);
+  }
+  if (!out.pairs->left() || !out.pairs->right()) {
+    const auto side_of = [&](const Factor& f, int own) {
+      const Variances& v = variances(f.affine);
+      out.method = weaker(out.method, v.method);
+      auto found = std::make_shared<PairSide>(at(own));
+      for (int i = 0; i < own; ++i) {
+        found->variance[at(i)] = v.value(f.column(i));
+        found->root[at(i)] = std::sqrt(std::max(0.0, found->variance[at(i)]));
+        found->error[at(i)] = carried(v.relative);
+      }
+      return found;
+    };
+    out.pairs = PairMatrix::with_sides(out.pairs, side_of(s, rows), side_of(t, columns));
+  }
+  for (const auto& [own, size] : {std::pair{out.pairs->left(), rows}, std::pair{out.pairs->right(), columns}})
+    for (int i = 0; i < size; ++i)
+      if (const double v = own->variance[at(i)]; !(v >= 0 && std::isfinite(v))) throw Unknown{not_a_covariance({v, v, v}), {}};
+  return out;
 }
 
 void MomentEngine::each_column(Eigen::Index rows, Eigen::Index columns, const std::function<void(int)>& body) const {
@@ -253,35 +388,46 @@ const MomentEngine::Variances& MomentEngine::variances(int p) {
   const Affine& x = block(p);
   Variances out{Eigen::VectorXd::Zero(x.rows)};
   charge(kTerm + 20.0 * static_cast<double>(x.parts.size() * x.parts.size()));
-  for (const Part& a : x.parts)
-    for (const Part& b : x.parts) {
-      if (!related_families(a.family, b.family)) continue;
-      const Covariance& c = family_covariance(a.family, b.family);
-      if (!c.identity && !c.value) continue;
-      out.relative = std::max(out.relative, c.relative);
-      out.method = weaker(out.method, c.method);
-      if (a.selection() && b.selection()) {
-        for (int i = 0; i < x.rows; ++i) {
-          const int k = a.index[at(i)], l = b.index[at(i)];
-          out.value(i) += a.scale(i) * b.scale(i) * (c.identity ? (k == l ? 1.0 : 0.0) : (*c.value)(k, l));
-        }
-      } else if (c.identity && !a.selection() && !b.selection()) {
-        out.value += a.dense.cwiseProduct(b.dense).rowwise().sum();
-      } else {
-        charge(0.25 * x.rows * families_[at(b.family)].size * (a.selection() ? 1 : families_[at(a.family)].size));
-        const Matrix left = times_covariance(a, c, x.rows, families_[at(b.family)].size);
-        if (b.selection()) for (int i = 0; i < x.rows; ++i) out.value(i) += b.scale(i) * left(i, b.index[at(i)]);
-        else out.value += left.cwiseProduct(b.dense).rowwise().sum();
-      }
+  if (const PairCovariance& own = pair_covariance(p, p); own.pairs && own.pairs->left()) {
+    const PairSide& side = *own.pairs->left();
+    for (int i = 0; i < x.rows; ++i) {
+      out.value(i) = side.variance[at(i)];
+      if (own.method != MomentMethod::kExact) out.relative = std::max(out.relative, side.error[at(i)]);
     }
+    out.method = own.method;
+  } else {
+    for (const Part& a : x.parts)
+      for (const Part& b : x.parts) {
+        if (!related_families(a.family, b.family)) continue;
+        const Covariance& c = settled(family_covariance(a.family, b.family));
+        if (!c.identity && !c.value) continue;
+        out.relative = std::max(out.relative, c.relative);
+        out.method = weaker(out.method, c.method);
+        if (a.selection() && b.selection()) {
+          for (int i = 0; i < x.rows; ++i) {
+            const int k = a.index[at(i)], l = b.index[at(i)];
+            out.value(i) += a.scale(i) * b.scale(i) * (c.identity ? (k == l ? 1.0 : 0.0) : (*c.value)(k, l));
+          }
+        } else if (c.identity && !a.selection() && !b.selection()) {
+          out.value += a.dense.cwiseProduct(b.dense).rowwise().sum();
+        } else {
+          charge(0.25 * x.rows * families_[at(b.family)].size * (a.selection() ? 1 : families_[at(a.family)].size));
+          const Matrix left = times_covariance(a, c, x.rows, families_[at(b.family)].size);
+          if (b.selection()) for (int i = 0; i < x.rows; ++i) out.value(i) += b.scale(i) * left(i, b.index[at(i)]);
+          else out.value += left.cwiseProduct(b.dense).rowwise().sum();
+        }
+      }
+  }
   // The square of a difference of products with a matrix is a sum that cancels: known up to the errors of its terms.
   Eigen::VectorXd size = Eigen::VectorXd::Zero(x.rows), count = size;
   double relative = 0;
   for (const Part& a : x.parts) {
     if (families_[at(a.family)].matrix < 0) continue;
-    const Covariance& c = family_covariance(a.family, a.family);
-    const Eigen::VectorXd deviations = c.value->diagonal().cwiseMax(0).cwiseSqrt();
-    relative = std::max(relative, c.relative);
+    const std::shared_ptr<const PairSide> members = side(a.family);
+    if (!members) continue;
+    const Eigen::VectorXd deviations = Eigen::Map<const Eigen::VectorXd>(members->root.data(), families_[at(a.family)].size);
+    const Covariance& own = family_covariance(a.family, a.family);
+    relative = std::max(relative, own.value ? own.relative : *std::max_element(members->error.begin(), members->error.end()));
     for (int i = 0; i < x.rows; ++i) {
       if (a.selection()) {
         size(i) += std::abs(a.scale(i)) * deviations(a.index[at(i)]);
@@ -306,10 +452,24 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
   Matrix sum;
   const Affine &x = block(p), &y = block(q);
   charge(kTerm + 20.0 * static_cast<double>(x.parts.size() * y.parts.size()));
+  bool open = false;  // a family's covariance has no numbers yet
   for (const Part& a : x.parts)
     for (const Part& b : y.parts) {
       if (!related_families(a.family, b.family)) continue;
       const Covariance& c = family_covariance(a.family, b.family);
+      open = open || (c.pairs && !c.value);
+    }
+  if (const PairCovariance& own = open ? pair_covariance(p, q) : PairCovariance{}; own.pairs) {
+    const Moment m = settled({{}, 0, own.method, own.pairs});
+    const double size = m.value.cwiseAbs().maxCoeff();
+    out.relative = size > 0 ? m.error / size : 0;
+    out.method = own.method;
+    out.value = std::make_shared<const Matrix>(m.value);
+    return covariances_.emplace(std::pair{p, q}, std::move(out)).first->second;
+  }
+  for (const Part& a : x.parts)
+    for (const Part& b : y.parts) {
+      const Covariance& c = settled(family_covariance(a.family, b.family));
       if (!c.identity && !c.value) continue;
       out.relative = std::max(out.relative, c.relative);
       out.method = weaker(out.method, c.method);
@@ -364,7 +524,7 @@ MomentEngine::Moment MomentEngine::finite_part(const std::function<Moment()>& mo
 
 MomentEngine::Moment MomentEngine::mean_of(const Field& x) { return cross(x, {1, {{{1.0}, {}}}}); }
 
-MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
+MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y, bool lazy) {
   Moment out;
   if (x.polynomials || y.polynomials) {
     out.value.setZero(x.columns, y.columns);
@@ -388,8 +548,13 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
   }
   double size = 0;
   if (x.terms.size() == 1 && y.terms.size() == 1 && x.terms[0].coefficient.size() == 1 && y.terms[0].coefficient.size() == 1) {
-    Moment m = term_moment(x.terms[0], x.columns, y.terms[0], y.columns);
+    Moment m = term_moment(x.terms[0], x.columns, y.terms[0], y.columns, lazy);
     const double c = x.terms[0].coefficient[0] * y.terms[0].coefficient[0];
+    if (m.pairs) {
+      m.pairs = PairMatrix::scaled(m.pairs, x.terms[0].coefficient[0], y.terms[0].coefficient[0], carried(x.relative + y.relative));
+      m.method = weaker(m.method, weaker(x.method, y.method));
+      return m;
+    }
     if (c != 1) m.value *= c;
     if (m.value.rows() == 1 && x.columns > 1) m.value = m.value.replicate(x.columns, 1).eval();
     if (m.value.cols() == 1 && y.columns > 1) m.value = m.value.replicate(1, y.columns).eval();
@@ -446,7 +611,7 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y) {
 }
 
 /// Factors of both sides in independent groups; the moment is the product of the groups'.
-MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Term& t, int columns) {
+MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Term& t, int columns, bool lazy) {
   charge(kTerm + 8.0 * rows * columns);
   if (s.sum || t.sum) return sum_moment(s, rows, t, columns);
   if (auto parts = by_pattern(s, rows, t, columns)) return std::move(*parts);
@@ -492,7 +657,7 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
       if (own[0].first == 1) m.value.transposeInPlace();
       parts.push_back(std::move(m));
     } else if (own.size() == 2 && own[0].first != own[1].first) {
-      parts.push_back(pair(own[0].second, rows, own[1].second, columns));
+      parts.push_back(pair(own[0].second, rows, own[1].second, columns, lazy));
     } else {
       std::optional<Moment> closed;
       if (own.size() == 2) closed = same_side(own[0].second, own[1].second, own[0].first == 0 ? rows : columns);
@@ -506,10 +671,21 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
       parts.push_back(closed ? std::move(*closed) : single_entries(own, rows, columns));
     }
     // 0, if what it is multiplied by has a mean.
-    zero = zero || (parts.back().method == MomentMethod::kExact && (parts.back().value.array() == 0).all());
+    zero = zero || (parts.back().method == MomentMethod::kExact && !parts.back().pairs && (parts.back().value.array() == 0).all());
   }
   if (zero) return {Matrix::Zero(1, 1)};
   if (parts.empty()) return {Matrix::Ones(1, 1)};
+  if (std::any_of(parts.begin(), parts.end(), [](const Moment& m) { return m.pairs != nullptr; })) {
+    const auto equal = [](const Factor& a, const Factor& b) { return a.f == b.f && a.affine == b.affine && (a.columns == b.columns || (a.columns && b.columns && *a.columns == *b.columns)); };
+    const bool same = rows == columns && std::equal(s.factors.begin(), s.factors.end(), t.factors.begin(), t.factors.end(), equal);
+    Moment out;
+    for (const Moment& m : parts) {
+      const Pairs own = as_pairs(m, rows, columns, same);
+      out.pairs = out.pairs ? PairMatrix::product(out.pairs, own) : own;
+      out.method = weaker(out.method, m.method);
+    }
+    return out;
+  }
   std::sort(parts.begin(), parts.end(), [](const Moment& a, const Moment& b) { return a.value.size() > b.value.size(); });
   Moment out = std::move(parts[0]);
   for (std::size_t k = 1; k < parts.size(); ++k) {
@@ -699,27 +875,42 @@ std::optional<MomentEngine::Moment> MomentEngine::by_parity(const Factor& s, int
   return out;
 }
 
-MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor& t, int columns) {
+MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor& t, int columns, bool lazy) {
   const Affine &x = block(s.affine), &y = block(t.affine);
-  const Covariance c = covariance(s.affine, t.affine);
   const bool identities = s.f == FunctionTable::kIdentity && t.f == FunctionTable::kIdentity;
   if (!identities && (x.mean.size() > 0 || y.mean.size() > 0)) {
     const std::vector<std::pair<int, Factor>> both{{0, s}, {1, t}};
     const auto reduced = stein(both, rows, columns);
     return reduced ? *reduced : single_entries(both, rows, columns);
   }
+  const auto &p = functions_.polynomial(s.f), &q = functions_.polynomial(t.f);
+  if (identities && lazy && x.mean.size() == 0 && y.mean.size() == 0) {
+    const PairCovariance own = pairs_of(s, rows, t, columns);
+    return {{}, 0, own.method, own.pairs};
+  }
+  const bool one_sided = s.f == FunctionTable::kIdentity || t.f == FunctionTable::kIdentity;
+  if (!(p && q) && !one_sided)
+    if (const auto form = functions_.pair_form(s.f, t.f)) {
+      const PairCovariance own = pairs_of(s, rows, t, columns);
+      Moment out{{}, 0, weaker(own.method, MomentMethod::kClosedForm), PairMatrix::kernel(own.pairs, *form)};
+      if (lazy) return out;
+      out = settled(std::move(out));
+      out.error += kClosedFormError * out.value.cwiseAbs().maxCoeff();  // what follows as matrices does not count its rounding
+      return out;
+    }
+  const Covariance c = covariance(s.affine, t.affine);
   Moment out{Matrix(rows, columns), 0, c.method};
-  const auto gather = [&](int j, double factor) {  // column j of the covariances
+  const auto gather = [&](int j) {  // column j of the covariances
     double* to = out.value.col(j).data();
     if (!c.value) {
       std::fill_n(to, rows, 0.0);
       return;
     }
     const double* from = c.value->col(t.column(j)).data();
-    if (s.columns) for (int i = 0; i < rows; ++i) to[i] = factor * from[s.column(i)];
-    else for (int i = 0; i < rows; ++i) to[i] = factor * from[i];
+    if (s.columns) for (int i = 0; i < rows; ++i) to[i] = from[s.column(i)];
+    else for (int i = 0; i < rows; ++i) to[i] = from[i];
   };
-  const auto gather_all = [&] { each_column(rows, columns, [&](int j) { gather(j, 1); }); };
+  const auto gather_all = [&] { each_column(rows, columns, [&](int j) { gather(j); }); };
   if (identities) {
     gather_all();
     out.error = c.relative * out.value.cwiseAbs().maxCoeff();
@@ -728,8 +919,7 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
         if (x.mean.size() > 0 && y.mean.size() > 0) out.value(i, j) += x.mean(s.column(i)) * y.mean(t.column(j));
     return out;
   }
-  const auto &p = functions_.polynomial(s.f), &q = functions_.polynomial(t.f);
-  if (!(p && q) && (s.f == FunctionTable::kIdentity || t.f == FunctionTable::kIdentity)) return *stein({{0, s}, {1, t}}, rows, columns);
+  if (!(p && q) && one_sided) return *stein({{0, s}, {1, t}}, rows, columns);
   const Variances &cx = variances(s.affine), &cy = variances(t.affine);
   Eigen::VectorXd a(rows), b(columns);
   for (int i = 0; i < rows; ++i) a(i) = cx.value(s.column(i));
@@ -752,22 +942,6 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
     }
     out.value = std::move(sum);
     out.error = relative * static_cast<double>(p->size() + q->size() - 2) * out.value.cwiseAbs().maxCoeff();
-    return out;
-  }
-  if (const auto form = functions_.pair_form(s.f, t.f)) {
-    const Eigen::VectorXd av = a * (form->scale_f * form->scale_f), bv = b * (form->scale_g * form->scale_g);
-    std::vector<MomentStatus> status(at(columns));
-    each_column(rows, columns, [&](int j) {
-      gather(j, form->scale_f * form->scale_g);
-      const std::span<double> column(out.value.col(j).data(), at(rows));
-      status[at(j)] = form->kernel({av.data(), at(rows)}, {&bv(j), 1}, column, column);
-      if (form->factor != 1) out.value.col(j) *= form->factor;
-    });
-    for (const MomentStatus& one : status) note(one);
-    const double largest = out.value.cwiseAbs().maxCoeff();
-    out.method = weaker(out.method, MomentMethod::kClosedForm);
-    disturb(out.value, kClosedFormError * largest);
-    out.error = (kClosedFormError + relative * std::max(amplification(s.f, a), amplification(t.f, b))) * largest;
     return out;
   }
   if (auto half = by_parity(s, rows, t, columns)) return std::move(*half);
@@ -875,6 +1049,7 @@ MomentEngine::Moment MomentEngine::slope(const std::vector<std::pair<int, Factor
     for (int i = 0; i < rows; ++i) {
       distance(i) = position - (means.size() > 0 ? means(u.column(i)) : 0.0);
       a(i) = variance.value(u.column(i));
+      // A Gaussian of variance 0 is W y for a y that is 0: whatever the derivative by it is, it stands beside that y.
       density(i) = a(i) > 0 ? std::exp(-0.5 * distance(i) * distance(i) / a(i)) / std::sqrt(2 * std::numbers::pi * a(i)) : 0.0;
     }
     std::array<Term, 2> rest{Term{{1.0}, {}}, Term{{1.0}, {}}};

@@ -75,9 +75,14 @@ struct MomentEngine::Version {
   MomentMethod method = MomentMethod::kExact;
 };
 struct MomentEngine::Covariance {
-  std::shared_ptr<const Matrix> value;  ///< null: 0
+  std::shared_ptr<const Matrix> value;  ///< null: 0, or only as pairs
+  Pairs pairs;
   bool identity = false;                ///< I, not stored
   double relative = 0;
+  MomentMethod method = MomentMethod::kExact;
+};
+struct MomentEngine::PairCovariance {
+  Pairs pairs;
   MomentMethod method = MomentMethod::kExact;
 };
 struct MomentEngine::Variances {
@@ -97,6 +102,7 @@ struct MomentEngine::Moment {
   Matrix value;       ///< rows x columns; 1 where it does not depend on one of them
   double error = 0;   ///< absolute, largest
   MomentMethod method = MomentMethod::kExact;
+  Pairs pairs{};      ///< not null: instead of value and error
 };
 /// E d/du of a term for the Gaussian u behind each column.
 struct MomentEngine::Slope {

@@ -8,6 +8,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "math/angle.hpp"
 #include "math/simd.hpp"
 #include "tplimit/math/vector_functions.hpp"
 #include "tplimit/support/check.hpp"
@@ -16,16 +17,19 @@
 namespace tplimit {
 namespace {
 
+using simd::angle;
 using simd::Bits;
+using simd::even_scale;
 using simd::kLanes;
 using simd::load;
 using simd::mul_add;
 using simd::Pack;
+using simd::product_error;
+using simd::sine_less_product;
 using simd::splat;
 using simd::store;
 
 constexpr double kPi = std::numbers::pi;
-constexpr double kHalfPiRest = 6.123233995736766e-17;  // pi/2 less its nearest double
 constexpr double kLargest = std::numeric_limits<double>::max();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
@@ -33,23 +37,6 @@ using Buffer = double[256];  // a few dozen of them stay in the first-level cach
 constexpr std::size_t kBlock = std::extent_v<Buffer>;
 
 bool any_of(auto mask) { return simd::any(std::bit_cast<Bits>(mask)); }
-
-/// a b - p for p = a b rounded, exactly (barring underflow).
-Pack product_error(Pack a, Pack b, Pack p) {
-#if defined(__AVX512F__) || (defined(__AVX2__) && defined(__FMA__)) || !defined(__x86_64__)
-#if defined(__x86_64__)
-  return mul_add(a, b, -p);
-#else
-  for (std::size_t lane = 0; lane < kLanes; ++lane) a[lane] = std::fma(a[lane], b[lane], -p[lane]);
-  return a;
-#endif
-#else
-  // Without the instruction: halves of 26 bits (Veltkamp), whose products are exact (Dekker).
-  const Pack a_high = simd::pack_of(simd::bits_of(a) & 0xfffffffff8000000), a_low = a - a_high;
-  const Pack b_high = simd::pack_of(simd::bits_of(b) & 0xfffffffff8000000), b_low = b - b_high;
-  return ((a_high * b_high - p) + a_high * b_low + a_low * b_high) + a_low * b_low;
-#endif
-}
 
 /// Some covariances, checked and padded with (1, 1, 0) to whole packs.
 struct Block {
@@ -84,12 +71,6 @@ void Block::fill(std::span<const double> from_a, std::span<const double> from_b,
   copy(from_a, constant_a, 1, a);
   copy(from_b, constant_b, 1, b);
   copy(from_c, false, 0, c);
-}
-
-/// 2^-e and 2^e for which x 4^-e is in [1, 4), given x >= 0 (x = 0 and subnormal x: less).
-std::pair<Pack, Pack> even_scale(Pack x) {
-  const Bits half = ((simd::bits_of(x) >> 52) + 1) >> 1;  // e + 512
-  return {simd::pack_of((1535 - half) << 52), simd::pack_of((half + 511) << 52)};
 }
 
 void Block::prepare(MomentStatus& status) {
@@ -139,23 +120,6 @@ void Block::prepare(MomentStatus& status) {
   for (std::size_t lane = 0; lane < kLanes; ++lane) status.largest_excess = std::max(status.largest_excess, excess[lane]);
 }
 
-/// The angle of (x, y), atan2(y, x), for x, y >= 0, not both 0; 2 eps, also for small angles.
-[[gnu::always_inline]] inline Pack angle(Pack y, Pack x) {
-  const auto steep = y > x;
-  const Pack big = steep ? y : x, small = steep ? x : y;
-  // Beyond tan(pi/8): atan(r) = pi/4 + atan((r - 1)/(r + 1)).
-  const auto far = small > 0.41421356237309503 * big;
-  const Pack r = (far ? small - big : small) / (far ? small + big : big);
-  const Pack z = r * r;
-  // (atan(r)/r - 1)/r^2, interpolated at Chebyshev points of z in [0, tan^2(pi/8)]: 2^-58 of atan(r).
-  constexpr double kQ[] = {-0x1.5555555555555p-2, 0x1.9999999999953p-3,  -0x1.249249248d7eep-3, 0x1.c71c71c304b64p-4,
-                           -0x1.745d165df3ee7p-4, 0x1.3b1392d9e64b0p-4,  -0x1.110e880a643d8p-4, 0x1.e19a13b800ab6p-5,
-                           -0x1.ac7a937cce153p-5, 0x1.74ddd3c6187b4p-5,  -0x1.1b33b8784aa69p-5, 0x1.0ad368c98424cp-6};
-  Pack p = mul_add(r * z, simd::polynomial(z, z * z, kQ), r);
-  p = far ? 0.25 * kPi + (p + 0.5 * kHalfPiRest) : p;
-  return steep ? 0.5 * kPi - (p - kHalfPiRest) : p;
-}
-
 /// E relu(u) relu(v)/sqrt(ab) and E 1[u > 0] 1[v > 0].
 [[gnu::always_inline]] inline std::pair<Pack, Pack> relu_pair(Pack rho, Pack sine) {
   const auto negative = rho < 0.0;
@@ -163,11 +127,7 @@ void Block::prepare(MomentStatus& status) {
   const Pack psi = angle(sine, magnitude);
   const Pack phi = negative ? psi : kPi - psi;  // pi - theta, the angle of the sector where u and v are positive
   Pack R = mul_add(rho, phi, sine);
-  // sin phi - phi cos phi cancels for small phi: its series is phi^3 sum_k (-phi^2)^k (2k + 2)/(2k + 3)!, here to 4e-16 for
-  // phi < 1/2, from where on the cancellation costs at most 5 bits.
-  constexpr double kSeries[] = {1.0 / 3, -1.0 / 30, 1.0 / 840, -1.0 / 45360, 1.0 / 3991680, -1.0 / 518918400, 1.0 / 93405312000};
-  const Pack square = phi * phi;
-  R = negative & (phi < 0.5) ? square * phi * simd::horner<0, 1>(square, kSeries) : R;
+  R = negative ? sine_less_product(phi, R) : R;
   return {R * (0.5 / kPi), phi * (0.5 / kPi)};
 }
 
