@@ -126,6 +126,7 @@ class MomentEngine {
   Moment pair(const Factor& s, int rows, const Factor& t, int columns);
   std::optional<Moment> polynomial_moment(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   std::optional<Moment> same_side(const Factor& s, const Factor& t, int rows);
+  std::optional<Moment> selected(const Factor& s, const Factor& t, int rows);
   Moment mean(const Factor& s, int rows);
   Moment normal_means(FunctionTable::Id f, const Matrix& means, const Matrix& variances);
   Moment sum_moment(const Term& s, int rows, const Term& t, int columns);

@@ -317,6 +317,10 @@ MomentEngine::Moment MomentEngine::group_moment(const std::vector<std::pair<int,
     if (closed && own[0].first == 1) closed->value.transposeInPlace();
     if (!closed) closed = polynomial_moment(own, rows, columns);
     if (!closed) closed = stein(own, rows, columns);
+    if (!closed && own.size() == 2) {
+      closed = selected(own[0].second, own[1].second, own[0].first == 0 ? rows : columns);
+      if (closed && own[0].first == 1) closed->value.transposeInPlace();
+    }
     out = closed ? std::move(*closed) : single_entries(own, rows, columns);
   }
   constexpr Eigen::Index kMostKept = 1 << 18;
@@ -392,6 +396,29 @@ std::optional<MomentEngine::Moment> MomentEngine::same_side(const Factor& s, con
   if (!exact) disturb(out.value, kClosedFormError * out.value.cwiseAbs().maxCoeff());
   const Eigen::VectorXd a = Eigen::Map<const Eigen::VectorXd>(arrays[0].data(), rows) / (form->scale_f * form->scale_f);
   out.error = ((exact ? 0 : kClosedFormError) + relative * std::max(amplification(s.f, a), amplification(t.f, a))) * out.value.cwiseAbs().maxCoeff();
+  return out;
+}
+
+/// As entries of all pairs of columns, if those are no more: quadratures of all pairs share their work.
+std::optional<MomentEngine::Moment> MomentEngine::selected(const Factor& s, const Factor& t, int rows) {
+  const auto distinct = [&](const Factor& f, std::vector<int>& place) {
+    std::map<int, int> places;
+    std::vector<int> columns;
+    for (int i = 0; i < rows; ++i) {
+      const auto [it, fresh] = places.emplace(f.column(i), static_cast<int>(columns.size()));
+      if (fresh) columns.push_back(f.column(i));
+      place.push_back(it->second);
+    }
+    return columns;
+  };
+  std::vector<int> left_place, right_place;
+  std::vector<int> left = distinct(s, left_place), right = distinct(t, right_place);
+  if (left.size() * right.size() > at(rows)) return std::nullopt;
+  const auto of = [](const Factor& f, std::vector<int> columns) { return Factor{f.f, f.affine, std::make_shared<const std::vector<int>>(std::move(columns))}; };
+  const int p = static_cast<int>(left.size()), q = static_cast<int>(right.size());
+  const Moment all = pair(of(s, std::move(left)), p, of(t, std::move(right)), q);
+  Moment out{Matrix(rows, 1), all.error, all.method};
+  for (int i = 0; i < rows; ++i) out.value(i, 0) = all.value(left_place[at(i)], right_place[at(i)]);
   return out;
 }
 

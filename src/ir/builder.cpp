@@ -317,6 +317,14 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
 
 /// Finite operations on constants are done at once.
 std::optional<NodeId> Builder::fold(const Op& op, const std::vector<NodeId>& in, const Type& type) {
+  if (std::holds_alternative<Map>(op) && type.width) {  // constants over the coordinates as well
+    std::vector<NodeId> values;
+    for (const NodeId id : in) {
+      values.push_back(std::holds_alternative<Expand>(node(id).op) ? node(id).in[0] : id);
+      if (!constant_values(values.back())) return std::nullopt;
+    }
+    return expand(add(op, std::move(values)), true, Dims(type.dims));
+  }
   if (in.empty() || type.width || type.matrix || !is_rowwise(op)) return std::nullopt;
   if (const auto* s = std::get_if<Scale>(&op); s && s->power != 0) return std::nullopt;
   std::vector<View> views;

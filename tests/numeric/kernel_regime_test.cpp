@@ -133,11 +133,11 @@ K = ntk(f, X)
 predicted = f(X)
 for t in 0..{} {{
   out = f(X)
-  report out, predicted
+  report out, predicted, loss = mse(out, y)
   step sgd(mse(out, y), lr = 0.2)
   predicted = predicted - {:.17g} * K @ (predicted - y)
 }}
-)", x, y, parametrization, variance, phi, steps, 0.4 / samples);
+)", x, y, parametrization, variance, phi, steps, 0.2 / samples);
 }
 
 TEST(KernelRegime, PiecewiseFunctionsTrainUnderTheTangentKernel) {
