@@ -100,14 +100,14 @@ TEST_P(Verdicts, OfReportsThatVanishFollowTheCountedPower) {
       const Network steady = [=](Random& r, double n) { return std::pow(n, order) * (1 + 0.5 * std::pow(n, -0.25) + normal(r) / std::sqrt(n)); };
       const Network constant = [](Random& r, double n) { return 0.1 + normal(r) / std::sqrt(n); };
       for (const Network& network : {random, steady}) {
-        const Shares s = shares(GetParam(), entries, network, vanishing(order));
+        const Shares s = shares(GetParam(), entries, network, vanishing(order), 250);
         show(("vanishing " + std::to_string(order)).c_str(), GetParam(), entries, s);
         EXPECT_LE(s.disagrees, 0.02);
       }
-      const Shares stays = shares(GetParam(), entries, [](Random& r, double) { return normal(r); }, vanishing(order));
+      const Shares stays = shares(GetParam(), entries, [](Random& r, double) { return normal(r); }, vanishing(order), 250);
       show("does not vanish", GetParam(), entries, stays);
       EXPECT_LE(stays.agrees, 0.05);
-      const Shares nonzero = shares(GetParam(), entries, constant, vanishing(order));
+      const Shares nonzero = shares(GetParam(), entries, constant, vanishing(order), 250);
       EXPECT_LE(nonzero.agrees, order == -0.25 ? 1 : 0.15);  // 0.1 is hidden by n^-1/2 up to n = 100
     }
 }
