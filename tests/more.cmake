@@ -37,3 +37,5 @@ tplimit_test(counting_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/counting_test.cpp)
 tplimit_test(compare_words_test LABEL numeric LINK tplimit::report
   SOURCES numeric/compare_words_test.cpp)
+tplimit_test(budget_test LABEL numeric LINK tplimit::driver tplimit::engines
+  SOURCES numeric/budget_test.cpp)
