@@ -24,6 +24,15 @@ tplimit_output_test(explain_numbers 0 "explain bare.tp --numbers")
 tplimit_output_test(explain_json 0 "explain bare.tp --numbers --format json")
 tplimit_output_test(compare_corrections 0 "compare linear.tp --widths 16,64,256 --seeds 2000 --matrices dense --fit-corrections")
 
+tplimit_output_test(compare_nngp 0 "compare kernel_outputs.tp --widths 64,256,1024 --seeds 64")
+tplimit_output_test(compare_two_values 0 "compare two_values.tp --widths 64,256,1024 --seeds 16")
+tplimit_output_test(compare_vanishing 0 "compare vanishing.tp --widths 64,256,1024 --seeds 8")
+tplimit_output_test(compare_given 0 "compare kernel_regime.tp --widths 64,256,1024 --seeds 32 --given out=1")
+tplimit_output_test(compare_draws 5 "compare kernel_regime.tp --widths 64,256,1024 --seeds 8 --draws 16")
+add_test(NAME compare_limit COMMAND ${CMAKE_COMMAND} -DTPLIMIT=$<TARGET_FILE:tplimit_cli> -DFOLDER=${CMAKE_CURRENT_SOURCE_DIR}/golden/cli
+  -DSCRATCH=${CMAKE_CURRENT_BINARY_DIR}/compare_limit -P ${CMAKE_CURRENT_SOURCE_DIR}/golden/compare_limit.cmake)
+set_tests_properties(compare_limit PROPERTIES LABELS golden TIMEOUT 120)
+
 add_test(NAME memory_estimates COMMAND ${CMAKE_COMMAND} -DTPLIMIT=$<TARGET_FILE:tplimit_cli> -DPROGRAMS=${PROJECT_SOURCE_DIR}/programs
   -DOUT=${CMAKE_CURRENT_BINARY_DIR}/memory_estimates.json -P ${CMAKE_CURRENT_SOURCE_DIR}/golden/memory_estimates.cmake)
 set_tests_properties(memory_estimates PROPERTIES LABELS numeric TIMEOUT 300 RUN_SERIAL ON)

@@ -15,6 +15,8 @@ tplimit_test(long_training_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/long_training_test.cpp)
 tplimit_test(graded_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/graded_test.cpp)
+tplimit_test(kernel_regime_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/kernel_regime_test.cpp)
 tplimit_test(widths_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/widths_test.cpp)
 tplimit_test(networks_test LABEL numeric LINK tplimit::driver tplimit::report
@@ -39,3 +41,7 @@ tplimit_test(counting_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/counting_test.cpp)
 tplimit_test(compare_words_test LABEL numeric LINK tplimit::report
   SOURCES numeric/compare_words_test.cpp)
+tplimit_test(compare_networks_test LABEL numeric LINK tplimit::driver tplimit::report
+  SOURCES numeric/compare_networks_test.cpp)
+tplimit_test(budget_test LABEL numeric LINK tplimit::driver tplimit::engines
+  SOURCES numeric/budget_test.cpp)

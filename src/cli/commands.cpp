@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <fstream>
+#include <iterator>
 #include <string_view>
 
 #include <fmt/format.h>
@@ -69,7 +71,7 @@ Loaded load(const Options& options, std::uint64_t draw = 0) {
 }
 
 ProgramInfo info(const Module& module, const Options& options) {
-  ProgramInfo out{module.source, module.sha256, module.constants, module.program.has_random_scalars, to_string(module.ablations)};
+  ProgramInfo out{module.source, module.sha256, module.constants, module.program.has_random_scalars, to_string(module.ablations), fmt::format("{:016x}", ir::fingerprint(module.program))};
   if (const auto& given = options.evaluate.given) out.constants.emplace_back(given->name + " (given)", fmt::format("{}", fmt::join(given->values, ",")));
   return out;
 }
@@ -139,6 +141,7 @@ std::vector<std::pair<std::string, std::string>> identity(std::string_view comma
     if (!e.tolerance_on.empty()) add("--tol-on", fmt::format("{}", fmt::join(e.tolerance_on, ",")));
     if (e.given) add("--given", fmt::format("{}={}", e.given->name, fmt::join(e.given->values, ",")));
     if (options.draws > 1) add("--draws", options.draws);
+    if (!options.limit.empty()) add("--limit", options.limit);
   }
   if (command != "run") {
     if (command == "simulate") add("--width", s.width);
@@ -195,6 +198,24 @@ Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Optio
   return out;
 }
 
+/// Of --limit, or why it cannot be used.
+std::variant<LimitResult, std::string> read_limit(const std::string& file, const Module& module, const ir::Program& networks, const Options& options) {
+  std::ifstream in(file, std::ios::binary);
+  const std::string text{std::istreambuf_iterator<char>(in), {}};
+  if (!in) return std::string("cannot be read");
+  auto read = limit_from_json(text, info(module, options), networks);
+  auto* limit = std::get_if<LimitResult>(&read);
+  if (!limit) return read;
+  if ((module.program.has_random_scalars || limit->random_outputs) && limit->engine.seed != options.evaluate.seed)
+    return fmt::format("its --seed is {}, here {}", limit->engine.seed, options.evaluate.seed);
+  if (module.program.has_random_scalars && limit->draws > 1) return std::string("it is a mean over draws of random scalars; networks have those of --seed");
+  limit->warnings = module.warnings;
+  if (!limit->random_outputs) return read;
+  if (limit->draws == 1) return fmt::format("it is conditional on one draw of the random outputs: run --draws {} --out", options.draws);
+  limit->warnings.clear();
+  return mean_over_draws(std::move(*limit));
+}
+
 }  // namespace
 
 // ---- commands --------------------------------------------------------------------------------------
@@ -242,27 +263,35 @@ int compare(const Options& options) {
   double total = limit_cost;
   for (const std::int64_t width : options.widths) total += static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) * options.simulate.seeds;
 
-  const Module networks_of = comparable(*loaded.module);
+  const auto& given = options.evaluate.given;
+  const Result<Module> networks_of = given ? conditioned(*loaded.module, *given) : Result<Module>(comparable(*loaded.module));
+  std::optional<LimitResult> known;
+  if (!options.limit.empty()) {
+    std::variant<LimitResult, std::string> read = read_limit(options.limit, *loaded.module, networks_of ? networks_of->program : loaded.module->program, options);
+    if (const auto* fault = std::get_if<std::string>(&read)) return complain(fmt::format("--limit '{}': {}", options.limit, *fault));
+    known = std::move(std::get<LimitResult>(read));
+  }
   Result<std::optional<Checkpoint>> checkpoint = open_checkpoint("compare", options, loaded);
   if (!checkpoint) return reject(checkpoint.errors(), loaded.source);
   std::vector<SimulationResult> networks;
   Result<LimitResult> limit = [&]() -> Result<LimitResult> {
     ProgressBar bar(show_progress(options));
     Result<LimitResult> result = [&]() -> Result<LimitResult> {
+      if (known) return std::move(*known);
       Result<std::vector<LimitResult>> one = evaluate_draws(loaded, options, address(*checkpoint), bar, limit_cost / total, 1);
       if (!one) return one.errors();
       if (!(*one)[0].random_outputs) return std::move((*one)[0]);
       // Networks have outputs of their own: their mean is set beside the mean over draws.
-      constexpr int kDraws = 64;
-      Result<std::vector<LimitResult>> all = evaluate_draws(loaded, options, address(*checkpoint), bar, 0, kDraws);
+      Result<std::vector<LimitResult>> all = evaluate_draws(loaded, options, address(*checkpoint), bar, 0, options.draws);
       if (!all) return all.errors();
       return mean_over_draws(average_draws(std::move(*all)));
     }();
     if (!result) return result;
+    if (!networks_of) return networks_of.errors();
     SimulateOptions simulation = options.simulate;
     simulation.checkpoint = address(*checkpoint);
     simulation.progress = bar.stage("networks", 1 - limit_cost / total);
-    Result<std::vector<SimulationResult>> all = tplimit::simulate(networks_of, simulation, options.widths);
+    Result<std::vector<SimulationResult>> all = tplimit::simulate(*networks_of, simulation, options.widths);
     if (!all) return all.errors();
     networks = std::move(*all);
     return result;

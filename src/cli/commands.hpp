@@ -41,7 +41,8 @@ struct Options {
   SimulateOptions simulate;
   std::vector<std::int64_t> widths;  ///< compare
   bool fit_corrections = false;      ///< compare
-  int draws = 1;                     ///< run
+  int draws = 1;                     ///< run, compare
+  std::string limit;                 ///< compare: a result of run --out; empty: computed
   std::string out;                   ///< JSON file; empty: none
   std::string checkpoint;            ///< folder; empty: none
   double checkpoint_interval = 60;   ///< seconds

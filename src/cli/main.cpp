@@ -180,6 +180,10 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
   compare_app.add_flag("--fit-corrections", for_compare.fit_corrections, "Show limit, coefficient of 1/n and n-scaled variance that the widths give");
   add_networks(compare_app, for_compare, 8, 2);
   add_limit(compare_app, for_compare, 2);
+  for_compare.draws = 64;
+  add(compare_app, "--draws", "K", for_compare.draws, "Draws of random outputs of the limit, over which it is averaged; default 64", small_count(2));
+  CLI::Option* known = compare_app.add_option("--limit", for_compare.limit, "Take the limit from this result of run --out of the same program and data")->type_name("FILE");
+  for (const char* other : {"--engine", "--particles", "--randomisations", "--tol", "--rank-tol", "--merge-rows", "--draws"}) known->excludes(compare_app.get_option(other));
   add_running(compare_app, for_compare);
   add_checkpoint(compare_app, for_compare);
 

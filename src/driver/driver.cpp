@@ -26,6 +26,7 @@
 #include "tplimit/data/table.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
+#include "tplimit/passes/batch.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
 #include "tplimit/passes/graded.hpp"
 #include "tplimit/passes/known_values.hpp"
@@ -97,6 +98,7 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
   if (const auto node = certain_nan(module.program)) return diagnose(module.program, {{"E4101", "", ""}, *node});
   module.written = std::make_shared<const Program>(std::move(lowered->program));
   module.warnings = std::move(lowered->warnings);
+  if (!ablations.any()) module.kernels = std::move(lowered->kernels);
   module.source = std::move(source);
   return module;
 }
@@ -146,8 +148,9 @@ std::optional<CovarianceLimit> covariance_limit(const Program& program) {
 Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& options) {
   const Program program = cancel_terms(written);
   const GradedOptions graded{options.seed, options.draw, Exponent(1, 2), options.given};
-  if (options.given) return graded_limit(program, graded);
   Result<LeadingOrder> limit = leading_order(program);
+  // Graded values are no better where dropped terms decide on jumps.
+  if (options.given && (limit || limit.errors()[0].code != "E3108")) return graded_limit(program, graded);
   if (limit && limit->undecided && program.steps.empty())
     if (Result<LeadingOrder> drawn = graded_limit(program, graded); drawn && drawn->random_outputs) return drawn;
   if (limit || limit.errors()[0].code != "E3102") return limit;
@@ -161,7 +164,68 @@ Result<LeadingOrder> check(const Module& module) { return limit_of(module.progra
 
 RegimeReport regime(const Module& module, bool every_share) { return count_powers(*module.written, every_share); }
 
+/// The networks' outputs for kernels of outputs, where a report is linear in these.
+static void use_outputs(Module& module) {
+  Program program = *module.written;
+  Builder b(program);
+  std::map<NodeId, NodeId> products;
+  std::vector<NodeId> kernels;
+  for (const OutputKernel& k : module.kernels)
+    if (products.emplace(k.kernel, k.product).second) kernels.push_back(k.kernel);
+  for (Report& report : program.reports) {
+    const bool linear = std::all_of(report.entries.begin(), report.entries.end(), [&](const auto& entry) { return linear_in(b, entry.value, kernels); });
+    for (auto& entry : report.entries) {
+      if (!linear || !depends_on(b, entry.value, kernels)) continue;
+      b.set_origin(report.span, program[entry.value].context);
+      entry.value = substituted(b, entry.value, products);
+      report.random = true;
+    }
+  }
+  module.program = erase_identities(program);
+  verify(module.program);
+}
+
+Result<Module> conditioned(Module module, const GradedOptions::Given& given) {
+  Program program = module.program;
+  NodeId f;
+  for (const NamedValue& named : program.names)
+    if (named.name == given.name && named.kind == NamedValue::Kind::kValue && (!f.valid() || named.value < f)) f = named.value;
+  const auto refused = [&](std::string message) { return Diagnostic{Severity::kError, "E3107", std::move(message), f.valid() ? program[f].span : Span{}, "", "--given NAME=VALUE sets a random output such as v @ z / sqrt(n) at its first occurrence", {}, f.valid()}; };
+  if (!f.valid()) return refused(fmt::format("no value '{}' reaches a report", given.name));
+  Builder b(program);
+  b.set_origin(program[f].span, program[f].context);
+  const std::int64_t size = size_of(program[f].type.dims);
+  std::vector<double> values = given.values;
+  if (values.size() == 1) values.assign(static_cast<std::size_t>(size), values[0]);
+  if (static_cast<std::int64_t>(values.size()) != size) return refused(fmt::format("'{}' has {} entries, given are {}", given.name, size, values.size()));
+  const auto parts = b.type(f).width ? std::nullopt : readouts_of(b, f);
+  if (!parts) return refused(fmt::format("'{}' is not linear in an initial vector", given.name));
+  const auto rows = [&](NodeId slope) { return b.reshape(slope, {size, size_of(b.type(slope).dims) / size}); };
+  NodeId covariance;
+  for (const auto& [source, slope] : parts->slopes) {
+    const NodeId own = b.scale(1, 1, b.contract(rows(slope), rows(slope), 0, 1, true));
+    covariance = covariance.valid() ? b.plus(covariance, own) : own;
+  }
+  std::vector<double> unit(static_cast<std::size_t>(size * size), 0.0);
+  for (std::int64_t k = 0; k < size; ++k) unit[static_cast<std::size_t>(k * size + k)] = 1;
+  const NodeId inverse = b.add(TrainingOperator{1, std::numeric_limits<double>::infinity(), 0, false}, {covariance, b.constant(std::move(unit), {size, size})});
+  const NodeId missing = b.reshape(b.minus(b.constant(std::move(values), program[f].type.dims), f), {size});
+  const NodeId weights = b.reshape(b.contract(inverse, missing, 0, 1, false), {1, size});
+  std::map<NodeId, NodeId> moved;
+  for (const auto& [source, slope] : parts->slopes)
+    moved[source] = b.plus(source, b.reshape(b.contract(b.permute(rows(slope), {1, 0}), weights, 0, 1, false), b.type(source).dims));
+  const auto follow = [&](NodeId& id) { id = substituted(b, id, moved); };
+  for (Report& report : program.reports)
+    for (auto& entry : report.entries) follow(entry.value);
+  for (Expectation& e : program.expectations)
+    for (NodeId* side : {&e.left, &e.right, &e.difference}) follow(*side);
+  module.program = erase_identities(program);
+  verify(module.program);
+  return module;
+}
+
 Module comparable(Module module) {
+  if (!module.kernels.empty()) use_outputs(module);
   if (leading_order(module.program)) return module;
   if (auto covariances = covariance_limit(module.program)) module.program = std::move(covariances->programs.networks);
   return module;
@@ -388,18 +452,21 @@ void add_unresolved(Pooled& out, const std::vector<std::vector<double>>& mean, c
     for (std::size_t a = 0; a < at.size(); ++a)
       for (std::size_t j = 0; j < at[a].size(); ++j) at[a][j] += (mix_key(mix_key(k, a), j) & 1 ? 1 : -1) * unresolved[a][j];
     changed.push_back(evaluate_at(at));
-    if (!all_finite(changed.back())) changed.pop_back();  // as beyond the edge of a domain
   }
   for (std::size_t w = 0; w < out.error.size(); ++w)
     for (std::size_t j = 0; j < out.error[w].size(); ++j) {
-      double squares = 0;
-      for (const auto& values : changed) squares += std::pow(values[w][j] - out.value[w][j], 2) / static_cast<double>(changed.size());
-      out.error[w][j] = std::hypot(out.error[w][j], std::sqrt(squares));
+      double squares = 0, count = 0;
+      for (const auto& values : changed)
+        if (std::isfinite(values[w][j])) {  // else beyond the edge of a domain
+          squares += std::pow(values[w][j] - out.value[w][j], 2);
+          ++count;
+        }
+      if (count > 0) out.error[w][j] = std::hypot(out.error[w][j], std::sqrt(squares / count));
     }
 }
 
-Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs, const std::vector<std::vector<double>>& unresolved) {
-  FiniteEvaluator tail(program, atoms, wanted);
+/// Of each average over the runs.
+std::vector<std::vector<double>> means_of(const Program& program, const std::vector<NodeId>& atoms, const std::vector<RunResult>& runs) {
   const std::size_t count = runs.size();
   std::vector<std::vector<double>> mean(atoms.size());
   for (std::size_t a = 0; a < atoms.size(); ++a) {
@@ -416,6 +483,51 @@ Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std:
       for (std::size_t j = 0; j < mean[a].size(); ++j) mean[a][j] += run.values[a][j];
     for (double& x : mean[a]) x /= static_cast<double>(count);
   }
+  return mean;
+}
+
+/// What values that jump change by, as root mean squares, if averages are off by their errors as they came out together: with
+/// factors g / sqrt(R (R - 1)) for the deviation of each of R runs, g normal.  So values of sums over many jumps have the errors of
+/// what decides.  Errors are taken 2.5 times as large, so that a jump that lies within 5 of them is crossed, in 2 of 100 draws or more.
+std::vector<std::vector<double>> spread_over_jumps(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs, const std::vector<std::vector<double>>& unresolved) {
+  constexpr int kDraws = 256;
+  constexpr double kStretch = 2.5;
+  const auto mean = means_of(program, atoms, runs);
+  FiniteEvaluator tail(program, atoms, wanted);
+  const auto evaluate_at = [&](const std::vector<std::vector<double>>& at) {
+    std::vector<const double*> given;
+    for (const auto& v : at) given.push_back(v.data());
+    return tail.evaluate(given);
+  };
+  const auto centre = evaluate_at(mean);
+  std::vector<std::vector<double>> squares;
+  for (const auto& v : centre) squares.emplace_back(v.size(), 0.0);
+  const double r = static_cast<double>(runs.size());
+  std::vector<double> normals(runs.size());
+  for (std::uint64_t k = 0; k < kDraws; ++k) {
+    plain_normals(mix_key(0x6a756d70ULL, k), 0, normals);
+    auto at = mean;
+    for (std::size_t a = 0; a < atoms.size(); ++a) {
+      if (std::holds_alternative<Samples>(program[atoms[a]].op)) continue;
+      for (std::size_t j = 0; j < at[a].size(); ++j) {
+        double change = (mix_key(mix_key(k, a), j) & 1 ? 1 : -1) * unresolved[a][j];
+        for (std::size_t i = 0; i < runs.size(); ++i) change += normals[i] * (runs[i].values[a][j] - mean[a][j]) / std::sqrt(r * (r - 1));
+        at[a][j] += kStretch * change;
+      }
+    }
+    const auto values = evaluate_at(at);
+    for (std::size_t w = 0; w < values.size(); ++w)
+      for (std::size_t j = 0; j < values[w].size(); ++j) squares[w][j] += std::pow(values[w][j] - centre[w][j], 2) / kDraws;
+  }
+  for (auto& v : squares)
+    for (double& x : v) x = std::sqrt(x);
+  return squares;
+}
+
+Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs, const std::vector<std::vector<double>>& unresolved) {
+  FiniteEvaluator tail(program, atoms, wanted);
+  const std::size_t count = runs.size();
+  const auto mean = means_of(program, atoms, runs);
   const auto evaluate_at = [&](const std::vector<std::vector<double>>& at) {
     std::vector<const double*> given;
     for (const auto& v : at) given.push_back(v.data());
@@ -423,13 +535,13 @@ Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std:
   };
   Pooled out;
   out.value = evaluate_at(mean);
+  // Where it is undetermined, nobody asks for the value: the others are needed.
   const auto fail_at = [&](const std::vector<std::vector<double>>& at) {
     std::vector<const double*> given;
     for (const auto& v : at) given.push_back(v.data());
-    out.failure = first_not_finite(program, atoms, wanted, given);
-    return out;
+    if (!out.failure) out.failure = first_not_finite(program, atoms, wanted, given);
   };
-  if (!all_finite(out.value)) return fail_at(mean);
+  if (!all_finite(out.value)) fail_at(mean);
   if (count < 2) return out;
   const double r = static_cast<double>(count);
   std::vector<std::vector<double>> sum, sum_of_squares;
@@ -445,7 +557,7 @@ Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std:
       for (std::size_t j = 0; j < mean[a].size(); ++j) without[a][j] += (mean[a][j] - run.values[a][j]) / (r - 1);
     }
     const auto values = evaluate_at(without);
-    if (!all_finite(values)) return fail_at(without);
+    if (!all_finite(values)) fail_at(without);
     for (std::size_t w = 0; w < values.size(); ++w)
       for (std::size_t j = 0; j < values[w].size(); ++j) {
         const double d = values[w][j] - out.value[w][j];
@@ -467,7 +579,8 @@ constexpr std::int64_t kSideBySide = 16384;
 
 class LimitEvaluation {
  public:
-  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options) : limit_(limit), program_(limit.program), options_(options), threads_(thread_count(options.threads, *options.ranks)) {
+  /// `only_methods`: to say which method a report needs; nothing can be run.
+  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options, bool only_methods = false) : limit_(limit), program_(limit.program), options_(options), threads_(thread_count(options.threads, *options.ranks)) {
     outputs_ = outputs_of(program_);
     for (const Report& report : program_.reports)
       for (const auto& entry : report.entries)
@@ -478,7 +591,7 @@ class LimitEvaluation {
     }
     std::sort(outputs_.begin(), outputs_.end());
     outputs_.erase(std::unique(outputs_.begin(), outputs_.end()), outputs_.end());
-    find_moments();
+    find_moments(only_methods);
     std::vector<NodeId> left;  // for particles
     for (const NodeId id : outputs_)
       if (!known(id)) left.push_back(id);
@@ -611,7 +724,7 @@ class LimitEvaluation {
         if (!moments_ || known(entry.value)) continue;
         const engines::MomentValue& v = (*moments_)[entry.value];
         if (!v.infinite) continue;
-        Diagnostic d{Severity::kError, "E4102", fmt::format("report '{}' needs an infinite mean", report.name), report.span, v.why,
+        Diagnostic d{Severity::kError, "E4102", fmt::format("report '{}' needs a mean that is infinite, or too heavy to compute", report.name), report.span, v.why,
                      "samples would print a number that means nothing; bound what is averaged", {}, true};
         if (program_[v.culprit].span != report.span) d.notes.push_back({"because of this", program_[v.culprit].span});
         return d;
@@ -717,16 +830,42 @@ class LimitEvaluation {
   }
 
   /// Everything that needs no sampling.
-  void find_moments() {
+  void find_moments(bool only_methods) {
     executor_.emplace(threads_, *options_.ranks);
-    if (options_.engine == Engine::kParticles) return;
+    if (options_.engine == Engine::kParticles && !may_be_infinite()) return;
     moments_.emplace(program_, outputs_, *executor_, options_.merge_rows);
     std::vector<NodeId> margins;
     for (const Decision& d : limit_.decisions)
       if (d.margin.valid()) margins.push_back(d.margin);
     std::sort(margins.begin(), margins.end());
     moments_->set_margins(std::move(margins));
-    moments_->run();
+    if (only_methods || options_.engine == Engine::kAuto || options_.engine == Engine::kParticles) moments_->set_budget(budget(only_methods));
+    if (only_methods) moments_->survey();
+    else moments_->run();
+    // Particles would print a number.
+    if (options_.engine == Engine::kParticles && std::none_of(outputs_.begin(), outputs_.end(), [&](NodeId id) { return (*moments_)[id].infinite; })) moments_.reset();
+  }
+  /// Whether some coordinatewise function grows exponentially or has poles.
+  [[nodiscard]] bool may_be_infinite() const {
+    return std::any_of(program_.nodes.begin(), program_.nodes.end(), [&](const Node& node) {
+      const auto* m = std::get_if<Map>(&node.op);
+      if (!m || !node.type.width) return false;
+      return m->fn == Fn::kExp || m->fn == Fn::kPow || (m->fn == Fn::kPower && m->parameter < 0) || (m->fn == Fn::kDiv && program_[node.in[1]].type.width);
+    });
+  }
+  /// Of moments where particles can do the same, or find out that they must: half of the cost of the particles, but for small programs.
+  [[nodiscard]] engines::MomentEngine::Budget budget(bool only_methods) const {
+    constexpr double kEvaluation = 20;  // operations of one
+    constexpr double kCheaper = 4;      // measured: operations of moments in the time of one of particles
+    engines::MomentEngine::Budget out{1e7, 1e9};
+    if (only_methods) {
+      if (options_.engine != Engine::kAuto) out.operations = std::numeric_limits<double>::infinity();
+      return out;
+    }
+    const Schedule all = engines::make_schedule(program_, atoms_of(program_, outputs_));
+    const std::int64_t particles = options_.particles.value_or(options_.tolerance ? 2048 : kDefaultParticles);
+    const double cost = options_.randomisations * engines::estimate_operations(all, particles);
+    return {std::max(2e6, 0.25 * cost / kEvaluation), std::max(1e9, kCheaper * 0.5 * cost)};
   }
   [[nodiscard]] bool known(NodeId id) const { return moments_ && (*moments_)[id].known(); }
   [[nodiscard]] Method method_of(NodeId id) const {
@@ -769,8 +908,9 @@ class LimitEvaluation {
     std::vector<NodeId> left;
     for (const NodeId id : outputs_)
       if (!known(id)) left.push_back(id);
-    Pooled particles = pool(program_, atoms_, left, runs, unresolved_by(runs).error), out;
-    if (particles.failure) return particles;
+    const auto unresolved = unresolved_by(runs).error;
+    Pooled particles = pool(program_, atoms_, left, runs, unresolved), out;
+    out.failure = particles.failure;
     for (std::size_t k = 0, next = 0; k < outputs_.size(); ++k) {
       if (known(outputs_[k])) {
         out.value.push_back((*moments_)[outputs_[k]].value);
@@ -783,8 +923,69 @@ class LimitEvaluation {
         ++next;
       }
     }
-    if (!out.failure && limit_.source)
-      out.undetermined = undetermined(*limit_.source, limit_.decisions, [&](NodeId id) { return Numbers{&out.value[slot(id)], method_of(id) == Method::kExact && !known(id) ? &kNoError : &out.error[slot(id)]}; });
+    if (!limit_.source) return out;
+    // Fewer runs may well all lie on the same side of a jump.
+    constexpr std::size_t kJudges = 8;
+    const bool matched = std::none_of(runs.begin(), runs.end(), [](const RunResult& run) { return run.matching_stopped; });
+    out.undetermined = undetermined(*limit_.source, limit_.decisions, [&](NodeId id) {
+      const Method method = method_of(id);
+      return Numbers{&out.value[slot(id)], method == Method::kExact && !known(id) ? &kNoError : &out.error[slot(id)], method >= Method::kParticles && !(matched && proved_[id.value])};
+    }, runs.size() >= kJudges);
+    if (out.failure && only_undetermined(out)) out.failure.reset();
+    if (!out.failure) judge_open(out, runs, unresolved);
+    return out;
+  }
+
+  /// Errors of what sampling leaves open; undetermined where it is not finite on one side, as 1 / step(..).
+  void judge_open(Pooled& out, const std::vector<RunResult>& runs, const std::vector<std::vector<double>>& unresolved) const {
+    std::vector<NodeId> open;
+    for_all_reported([&](NodeId of, NodeId value) {
+      if (out.undetermined.open.any(of) && !known(value)) open.push_back(value);
+    });
+    if (open.empty()) return;
+    std::sort(open.begin(), open.end());
+    open.erase(std::unique(open.begin(), open.end()), open.end());
+    std::vector<std::vector<double>> spread;
+    if (runs.size() > 1) spread = spread_over_jumps(program_, atoms_, open, runs, unresolved);
+    for_all_reported([&](NodeId of, NodeId value) {
+      if (!out.undetermined.open.any(of) || known(value)) return;
+      const auto& v = out.value[slot(value)];
+      auto& e = out.error[slot(value)];
+      for (std::size_t j = 0; j < v.size(); ++j) {
+        if (!out.undetermined.open.holds(of, j)) continue;
+        const double own = spread.empty() ? 0 : spread[static_cast<std::size_t>(std::lower_bound(open.begin(), open.end(), value) - open.begin())][j];
+        if (std::isfinite(v[j]) && std::isfinite(own)) {
+          if (!e.empty()) e[j] = std::max(e[j], own);
+          continue;
+        }
+        out.undetermined.at[of.value].resize(v.size(), 0);
+        out.undetermined.at[of.value][j] = 1;
+        if (!out.undetermined.root[of.value].valid()) out.undetermined.root[of.value] = out.undetermined.open.root[of.value];
+      }
+    });
+  }
+  /// With the value in the program whose limit this is.
+  template <class Visit>
+  void for_all_reported(Visit visit) const {
+    for (std::size_t k = 0; k < program_.reports.size(); ++k)
+      for (std::size_t i = 0; i < program_.reports[k].entries.size(); ++i) visit(limit_.source->reports[k].entries[i].value, program_.reports[k].entries[i].value);
+    for (std::size_t k = 0; k < program_.expectations.size(); ++k) visit(limit_.source->expectations[k].difference, program_.expectations[k].difference);
+  }
+  /// What is not finite comes after an undetermined jump.
+  [[nodiscard]] bool only_undetermined(const Pooled& pooled) const {
+    bool out = true;
+    const auto check = [&](NodeId of, NodeId value) {
+      const auto &v = pooled.value[slot(value)], &e = pooled.error[slot(value)];
+      for (std::size_t j = 0; j < v.size(); ++j) out = out && ((std::isfinite(v[j]) && (j >= e.size() || std::isfinite(e[j]))) || pooled.undetermined.holds(of, j) || pooled.undetermined.open.holds(of, j));
+    };
+    for_all_reported(check);
+    for (const Decision& d : limit_.decisions)
+      for (const NodeId id : d.operands) {
+        const auto& v = pooled.value[slot(id)];
+        const auto& in = (*limit_.source)[d.node].in;
+        const auto reached = [&](NodeId x) { return pooled.undetermined.any(x) || pooled.undetermined.open.any(x); };
+        out = out && (std::all_of(v.begin(), v.end(), [](double x) { return std::isfinite(x); }) || std::any_of(in.begin(), in.end(), reached));
+      }
     return out;
   }
 
@@ -903,7 +1104,11 @@ class LimitEvaluation {
         if (!r.error.empty()) r.error[at + j] = std::numeric_limits<double>::quiet_NaN();
         if (!r.undetermined.empty()) continue;
         const Node& jump = (*limit_.source)[undetermined.root[entry.value.value]];
-        r.undetermined = fmt::format("'{}' jumps at the limit of its argument: networks of any width lie on both sides", std::get<Map>(jump.op).fn == Fn::kMod ? "floor" : name(std::get<Map>(jump.op).fn));
+        const Fn fn = std::get<Map>(jump.op).fn;
+        const char* what = fn == Fn::kMod ? "floor" : fn == Fn::kLess || fn == Fn::kLessEqual ? "a comparison" : fn == Fn::kEqual ? "==" : fn == Fn::kNotEqual ? "!=" : name(fn);
+        if (undetermined.any(undetermined.root[entry.value.value]) && !undetermined.open.any(undetermined.root[entry.value.value]))
+          r.undetermined = fmt::format("{} jumps exactly at the limit: networks of any width lie on both sides, and stay random", what);
+        else r.undetermined = fmt::format("{} jumps within the error of the limit, and what follows is not finite on one side or needs 8 randomisations: more particles may decide", what);
         Diagnostic d{Severity::kWarning, "W5303", fmt::format("report '{}' is undetermined in some entries", report.name), report.span, r.undetermined, "", {}, true};
         d.notes.push_back({"the jump" + (jump.context ? " (in the iteration " + limit_.source->contexts[jump.context] + ")" : std::string()), jump.span});
         warnings.push_back(std::move(d));
@@ -1014,7 +1219,10 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
   Result<LimitResult> result = evaluate_limit(*limit, affordable(module, options));
-  if (result) result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
+  if (!result) return result;
+  result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
+  for (std::size_t k = 0; k < result->reports.size(); ++k)
+    if (const ReportOrder& counted = limit->reports.at(k); counted.order < 0 && !counted.proved_zero) result->reports[k].order = to_double(counted.order);
   return result;
 }
 
@@ -1128,7 +1336,7 @@ Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOp
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
   const EvaluateOptions own = affordable(module, options);
-  const LimitEvaluation evaluation(*limit, own);
+  const LimitEvaluation evaluation(*limit, own, true);
   std::vector<ReportMethod> out;
   for (const Report& report : limit->program.reports) out.push_back(evaluation.method_of(report));
   return out;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <functional>
 #include <map>
 #include <numbers>
 
@@ -225,7 +226,7 @@ FunctionTable::FunctionTable() {
 FunctionTable::Id FunctionTable::intern(Program program, NodeId out) {
   std::string key = fmt::format("{} {}", to_text(program), out.value);
   if (const auto it = known_.find(key); it != known_.end()) return it->second;
-  Function f{std::move(program), out, {}, {}, {}, {}, true, -1};
+  Function f{std::move(program), out, {}, {}, {}, {}, true, -1, {}};
   recognise(f);
   find_kinks(f);
   functions_.push_back(std::move(f));
@@ -310,6 +311,110 @@ FunctionTable::Id FunctionTable::derivative(Id id) {
   return functions_[static_cast<std::size_t>(id)].derivative = result;
 }
 
+const Exponential& FunctionTable::exponential(Id id) {
+  if (const auto& known = functions_[static_cast<std::size_t>(id)].exponential) return *known;
+  const Function& f = functions_[static_cast<std::size_t>(id)];
+  using Quadratic = std::array<double, 3>;
+  struct Split {
+    Quadratic exponent{};
+    NodeId rest;
+  };
+  Program program = with_variable();
+  Builder b(program);
+  (void)b.add(StandardNormal{{0}}, {});
+  const auto combined = [](const Quadratic& p, double c, const Quadratic& q) { return Quadratic{p[0] + c * q[0], p[1] + c * q[1], p[2] + c * q[2]}; };
+  std::vector<NodeId> value(f.program.size());
+  std::vector<std::optional<Quadratic>> polynomial(f.program.size());  // of degree 2 at most
+  std::vector<Split> split(f.program.size());
+  // exp(c x) of node x, its sums apart.
+  const std::function<Split(NodeId, double)> exponential_of = [&](NodeId x, double c) -> Split {
+    if (const auto& p = polynomial[x.value]) return {combined({}, c, *p), b.constant(1)};
+    const Node& node = f.program[x];
+    if (const auto* s = std::get_if<Scale>(&node.op)) return exponential_of(node.in[0], c * s->factor);
+    const auto* m = std::get_if<Map>(&node.op);
+    const auto factor = [&](std::size_t k) { return m && polynomial[node.in[k].value] && (*polynomial[node.in[k].value])[1] == 0 && (*polynomial[node.in[k].value])[2] == 0 ? (*polynomial[node.in[k].value])[0] : 0.0; };
+    if (m && (m->fn == Fn::kAdd || m->fn == Fn::kSub)) {
+      const Split one = exponential_of(node.in[0], c), other = exponential_of(node.in[1], m->fn == Fn::kAdd ? c : -c);
+      return {combined(one.exponent, 1, other.exponent), b.times(one.rest, other.rest)};
+    }
+    if (m && m->fn == Fn::kMul)
+      for (const std::size_t k : {0u, 1u})
+        if (const double by = factor(k); by != 0) return exponential_of(node.in[1 - k], c * by);
+    if (m && m->fn == Fn::kDiv)
+      if (const double by = factor(1); by != 0) return exponential_of(node.in[0], c / by);
+    return {{}, b.map(Fn::kExp, {c == 1 ? value[x.value] : b.times(b.constant(c), value[x.value])})};
+  };
+  for (std::size_t k = 0; k <= f.out.value; ++k) {
+    const Node& node = f.program.nodes[k];
+    std::vector<NodeId> in;
+    for (const NodeId i : node.in) in.push_back(value[i.value]);
+    const auto* constant = std::get_if<Constant>(&node.op);
+    value[k] = constant ? b.constant(*constant->values, node.type.dims) : k == 0 ? NodeId{0} : b.add(node.op, std::move(in));
+    split[k] = {{}, value[k]};
+    const auto p = [&](std::size_t j) -> const std::optional<Quadratic>& { return polynomial[node.in[j].value]; };
+    const auto of = [&](std::size_t j) -> const Split& { return split[node.in[j].value]; };
+    const auto* m = std::get_if<Map>(&node.op);
+    if (k == 0) {
+      polynomial[k] = Quadratic{0, 1, 0};
+    } else if (constant) {
+      polynomial[k] = Quadratic{constant->values->front(), 0, 0};
+    } else if (const auto* s = std::get_if<Scale>(&node.op)) {
+      if (p(0)) polynomial[k] = combined({}, s->factor, *p(0));
+      split[k] = {of(0).exponent, b.scale(s->factor, 0, of(0).rest)};
+    } else if (!m) {
+      if (node.in.size() != 1) continue;
+      polynomial[k] = p(0);
+      split[k] = {of(0).exponent, of(0).exponent == Quadratic{} ? value[k] : of(0).rest};  // Expand
+    } else if (m->fn == Fn::kExp) {
+      split[k] = exponential_of(node.in[0], 1);
+    } else if (m->fn == Fn::kAdd || m->fn == Fn::kSub) {
+      if (p(0) && p(1)) polynomial[k] = combined(*p(0), m->fn == Fn::kAdd ? 1 : -1, *p(1));
+      if (of(0).exponent == of(1).exponent && of(0).exponent != Quadratic{}) split[k] = {of(0).exponent, b.map(m->fn, {of(0).rest, of(1).rest})};
+      else if (b.is_zero(value[node.in[1].value])) split[k] = of(0);
+      else if (b.is_zero(value[node.in[0].value]) && m->fn == Fn::kAdd) split[k] = of(1);
+    } else if (m->fn == Fn::kMul) {
+      if (p(0) && p(1)) {
+        const Quadratic &x = *p(0), &y = *p(1);
+        if (x[2] * y[1] == 0 && x[1] * y[2] == 0 && x[2] * y[2] == 0) polynomial[k] = Quadratic{x[0] * y[0], x[0] * y[1] + x[1] * y[0], x[0] * y[2] + x[1] * y[1] + x[2] * y[0]};
+      }
+      split[k] = {combined(of(0).exponent, 1, of(1).exponent), b.times(of(0).rest, of(1).rest)};
+    } else if (m->fn == Fn::kDiv) {
+      if (p(0) && p(1) && (*p(1))[0] != 0 && (*p(1))[1] == 0 && (*p(1))[2] == 0) polynomial[k] = combined({}, 1 / (*p(1))[0], *p(0));
+      split[k] = {combined(of(0).exponent, -1, of(1).exponent), b.map(Fn::kDiv, {of(0).rest, of(1).rest})};
+    } else if (m->fn == Fn::kPower || m->fn == Fn::kSqrt) {
+      const double n = m->fn == Fn::kSqrt ? 0.5 : m->parameter;
+      if (n == 2 && p(0) && (*p(0))[2] == 0) polynomial[k] = Quadratic{(*p(0))[0] * (*p(0))[0], 2 * (*p(0))[0] * (*p(0))[1], (*p(0))[1] * (*p(0))[1]};
+      if (of(0).exponent != Quadratic{}) split[k] = {combined({}, n, of(0).exponent), b.map(m->fn, {of(0).rest}, m->parameter)};
+    }
+  }
+  const auto [exponent, rest] = split[f.out.value];
+  Exponential out{exponent[0], exponent[1], exponent[2], id};
+  if (!out.trivial()) {
+    // Only what the rest needs: kinks are looked for in all nodes.
+    std::vector<bool> needed(program.size(), false);
+    needed[0] = needed[rest.value] = true;
+    for (std::size_t k = rest.value; k > 0; --k)
+      if (needed[k]) for (const NodeId i : program.nodes[k].in) needed[i.value] = true;
+    Program clean = with_variable();
+    Builder c(clean);
+    std::vector<NodeId> map(program.size());
+    for (std::size_t k = 0; k <= rest.value; ++k) {
+      if (!needed[k]) continue;
+      const Node& node = program.nodes[k];
+      std::vector<NodeId> in;
+      for (const NodeId i : node.in) in.push_back(map[i.value]);
+      if (const auto* values = std::get_if<Constant>(&node.op)) map[k] = c.constant(*values->values, node.type.dims);
+      else map[k] = c.add(node.op, std::move(in));
+    }
+    NodeId result = map[rest.value];
+    if (!c.type(result).width) result = c.expand(result, true, {});
+    out.rest = intern(std::move(clean), result);
+  } else {
+    out.constant = 0;
+  }
+  return *(functions_[static_cast<std::size_t>(id)].exponential = out);
+}
+
 void FunctionTable::run(const Program& program, std::int64_t count, const double* x, std::vector<std::vector<double>>& values, NodeId out) {
   values.resize(program.size());
   for (std::size_t k = 0; k <= out.value; ++k) {
@@ -341,6 +446,7 @@ void FunctionTable::evaluate(Id id, std::int64_t count, const double* x, double*
     return;
   }
   const Function& f = functions_[static_cast<std::size_t>(id)];
+  evaluations_.fetch_add((count + kCall) * f.out.value, std::memory_order_relaxed);
   std::vector<std::vector<double>> values;
   run(f.program, count, x, values, f.out);
   std::copy(values[f.out.value].begin(), values[f.out.value].end(), y);

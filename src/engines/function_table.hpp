@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <deque>
 #include <functional>
 #include <optional>
@@ -29,6 +30,13 @@ struct PairForm {
   bool jumps = false;                  ///< f and g both jump
 };
 
+/// f(x) = exp(constant + linear x + quadratic x^2) rest(x).
+struct Exponential {
+  double constant = 0, linear = 0, quadratic = 0;
+  int rest = 0;
+  [[nodiscard]] bool trivial() const { return linear == 0 && quadratic == 0; }
+};
+
 /// Functions of one number, composed from the coordinatewise functions of the IR; equal compositions get equal numbers.
 class FunctionTable {
  public:
@@ -46,8 +54,13 @@ class FunctionTable {
   /// Almost everywhere.
   Id derivative(Id f);
 
+  /// The exponential of a quadratic polynomial that f contains as a factor.
+  const Exponential& exponential(Id f);
+
   /// y[i] = f(x[i]).  Thread-safe.
   void evaluate(Id f, std::int64_t count, const double* x, double* y) const;
+  /// Elementary functions evaluated so far, a call as much as kCall of them.
+  [[nodiscard]] double evaluations() const { return static_cast<double>(evaluations_); }
 
   /// f as a program of coordinatewise functions whose node 0 is x.
   [[nodiscard]] const ir::Program& program(Id f) const { return functions_[static_cast<std::size_t>(f)].program; }
@@ -82,11 +95,14 @@ class FunctionTable {
     std::vector<double> kinks;
     bool integrable = true;
     Id derivative = -1;
+    std::optional<Exponential> exponential{};
   };
   Id intern(ir::Program program, ir::NodeId out);
   static void recognise(Function& f);
   static void find_kinks(Function& f);
 
+  static constexpr std::int64_t kCall = 16;
+  mutable std::atomic<std::int64_t> evaluations_ = 0;
   std::deque<Function> functions_;  // references stay good
   std::unordered_map<std::string, Id> known_;
 };

@@ -128,6 +128,7 @@ int MomentEngine::affine_of(const Field& x) {
   if (x.terms.size() == 1 && x.terms[0].coefficient == std::vector<double>{1.0} && x.terms[0].factors.size() == 1 && !x.terms[0].factors[0].columns) return x.terms[0].factors[0].affine;
   Affine out;
   out.rows = x.columns;
+  charge(static_cast<double>(x.terms.size()) * x.columns);
   const auto dense = [&](Part& p) {
     if (!p.selection()) return;
     p.dense = Matrix::Zero(x.columns, families_[at(p.family)].size);
@@ -167,6 +168,7 @@ int MomentEngine::affine_of(const Field& x) {
       } else {
         dense(*same);
         dense(q);
+        charge(2 * static_cast<double>(q.dense.size()));
         for (Eigen::Index k = 0; k < q.dense.size(); ++k) accumulate(same->dense.data()[k], q.dense.data()[k]);
       }
     }
@@ -287,6 +289,7 @@ MomentEngine::Field MomentEngine::add(Field x, const Field& y, double sign) {
     out.relative = std::max(x.relative, y.relative);
     return out;
   }
+  charge(8.0 * static_cast<double>(x.terms.size() * y.terms.size()));
   for (Term t : y.terms) {
     if (sign != 1) for (double& c : t.coefficient) c *= sign;
     const auto same = std::find_if(x.terms.begin(), x.terms.end(), [&](const Term& o) {
@@ -383,6 +386,7 @@ MomentEngine::Field MomentEngine::combine(const Matrix& weights, const Field& y)
       Part q{p.family, {}, {}, Matrix::Zero(rows, families_[at(p.family)].size)};
       if (p.selection()) for (int s = 0; s < y.columns; ++s) q.dense.col(p.index[at(s)]) += p.scale(s) * weights.col(s);
       else q.dense = weights * p.dense;
+      charge(static_cast<double>(q.dense.size()) * (p.selection() ? 1 : 0.25 * static_cast<double>(weights.cols())));
       drop_cancelled(q.dense, weights, p);
       to.parts.push_back(std::move(q));
     }
@@ -612,6 +616,16 @@ MomentEngine::Field MomentEngine::map(const Map& m, const Node& node) {
   return apply(m, node, std::move(in));
 }
 
+/// x^n of a product, factor by factor.
+std::optional<MomentEngine::Field> MomentEngine::powers(const Field& x, double n) {
+  Field out = x;
+  Term& t = out.terms[0];
+  if (t.sum) return std::nullopt;
+  for (double& c : t.coefficient) c = std::pow(c, n);
+  for (Factor& f : t.factors) f.f = functions_.compose({Fn::kPower, n}, {f.f});
+  return out;
+}
+
 MomentEngine::Field MomentEngine::apply(const Map& m, const Node& node, std::vector<Field> in) {
   Field quality{in[0].columns, {}};
   for (const Field& x : in) {
@@ -656,6 +670,17 @@ MomentEngine::Field MomentEngine::apply(const Map& m, const Node& node, std::vec
       }
       break;
     }
+    case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual:
+      // By the difference of Gaussians, one Gaussian, of which it is known whether its variance is 0.
+      if (linear(in[0]) && linear(in[1]) && !in[0].constant() && !in[1].constant())
+        return apply(m, node, {simplified(add(in[0], in[1], -1)), Field{in[0].columns, {}}});
+      break;
+    case Fn::kMax: case Fn::kMin:  // b + relu(a - b), a - relu(a - b)
+      if (linear(in[0]) && linear(in[1]) && !in[0].constant() && !in[1].constant()) {
+        Field positive = apply({Fn::kRelu, 0}, node, {simplified(add(in[0], in[1], -1))});
+        return m.fn == Fn::kMax ? add(in[1], positive, 1) : add(in[0], positive, -1);
+      }
+      break;
     default: break;
   }
   if (auto composed = compose(false)) return *composed;
@@ -665,7 +690,12 @@ MomentEngine::Field MomentEngine::apply(const Map& m, const Node& node, std::vec
     case Fn::kAdd: return add(in[0], in[1], 1);
     case Fn::kSub: return add(in[0], in[1], -1);
     case Fn::kMul: return times(in[0], in[1]);
+    case Fn::kExp:
+      if (auto product = exponential(in[0])) return *product;
+      break;
     case Fn::kPower:
+      if (in[0].terms.size() == 1 && !in[0].polynomials && m.parameter == std::floor(m.parameter))
+        if (auto product = powers(in[0], m.parameter)) return *product;
       if (m.parameter == 2 || m.parameter == 3) {
         Field out = times(in[0], in[0]);
         return m.parameter == 2 ? out : times(out, in[0]);
@@ -681,6 +711,8 @@ MomentEngine::Field MomentEngine::apply(const Map& m, const Node& node, std::vec
       }
       break;
     case Fn::kDiv:
+      if (in[1].terms.size() == 1 && !in[1].polynomials && in[1].terms[0].factors.size() > 1)
+        if (const auto inverse = powers(in[1], -1)) return times(in[0], *inverse);
       if (const auto u = as_unary(in[1])) {
         Field inverse = quality;
         inverse.terms = {{{1.0}, {{functions_.compose({Fn::kPower, -1}, {u->f}), u->affine, u->columns}}}};

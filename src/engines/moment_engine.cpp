@@ -17,6 +17,7 @@ using namespace ir;
 namespace {
 constexpr double kLooseError = 1e-9;
 constexpr std::uint64_t kDisturbedRuns = 4;
+constexpr double kNode = 1000;       // operations of any node, at least
 constexpr double kParallel = 1e-12;  // rows that differ by rounding only
 }  // namespace
 
@@ -31,7 +32,39 @@ MomentEngine::~MomentEngine() = default;
 
 void MomentEngine::run() {
   evaluate();
+  evaluate_rough_outputs();
   measure_errors();
+}
+
+void MomentEngine::survey() { evaluate(); }
+
+/// Those that can be known, alone.
+void MomentEngine::evaluate_rough_outputs() {
+  if (!rough_) return;
+  std::vector<NodeId> rough;
+  for (const NodeId id : outputs_)
+    if (id.value >= rough_from_ && finite_[id.value].known()) rough.push_back(id);
+  not_finite_ = {};
+  if (rough.empty()) return;
+  MomentEngine exact(program_, rough, executor_, merge_rows_);
+  exact.set_budget({std::numeric_limits<double>::infinity(), budget_.operations});
+  exact.evaluate();
+  for (const NodeId id : rough) finite_[id.value] = std::move(exact.finite_[id.value]);
+  not_finite_ = exact.not_finite_;
+  excess_ = std::max(excess_, exact.excess_);
+  rows_merged_ = std::max(rows_merged_, exact.rows_merged_);
+  const Budget more = exact.spent();
+  spent_ = {spent_.evaluations + more.evaluations, spent_.operations + more.operations};
+}
+
+bool MomentEngine::out_of_evaluations() {
+  rough_ = rough_ || functions_.evaluations() > budget_.evaluations;
+  return rough_;
+}
+
+void MomentEngine::charge(double operations) {
+  operations_ += operations;
+  if (operations_ > budget_.operations) throw Unknown{fmt::format("not decided within {:.0e} operations", budget_.operations), {}};
 }
 
 void MomentEngine::measure_errors() {
@@ -48,6 +81,8 @@ void MomentEngine::measure_errors() {
     MomentEngine other(program_, loose, executor_, std::min(merge_rows_, kParallel));  // merging is an error that is measured too
     other.disturbance_ = k;
     other.evaluate();
+    const Budget more = other.spent();
+    spent_ = {spent_.evaluations + more.evaluations, spent_.operations + more.operations};
     for (std::size_t i = 0; i < loose.size(); ++i) {
       const MomentValue &a = finite_[loose[i].value], &b = other[loose[i]];
       if (!b.known()) return;  // the bounds stand
@@ -83,6 +118,7 @@ void MomentEngine::evaluate() {
         finite_[in.value].pairs = nullptr;
       }
       collect_garbage();
+      if (rough_ && rough_from_ > k) rough_from_ = k;
     }
   std::vector<NodeId> open;
   for (const NodeId id : outputs_)
@@ -214,6 +250,7 @@ void MomentEngine::step(NodeId id) {
       }
   }
   try {
+    charge(kNode);
     if (node.type.matrix) {
       auto v = std::make_shared<Version>();
       if (!node.in.empty()) *v = *versions_[node.in[0].value];

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <limits>
 #include <map>
 #include <memory>
 #include <string>
@@ -46,6 +47,15 @@ class MomentEngine {
   ~MomentEngine();
   /// Outputs that are only set against 0 (ascending): small ones need no small error.
   void set_margins(std::vector<ir::NodeId> margins) { margins_ = std::move(margins); }
+  /// Limits by counts, which are the same on all machines.  Beyond `evaluations` of functions, what can be known is found out first,
+  /// with quadratures of few points, so that nothing is spent on values from which only unknown ones are computed.  Beyond
+  /// `operations` of algebra everything is unknown.
+  struct Budget {
+    double evaluations = std::numeric_limits<double>::infinity(), operations = std::numeric_limits<double>::infinity();
+  };
+  void set_budget(Budget budget) { budget_ = budget; }
+  /// Which outputs can be known, and how: within the budget, known values may be rough.
+  void survey();
   /// Evaluates what the outputs need.  First-order bounds of errors multiply along a program; where one exceeds 1e-9 of the value,
   /// the error is measured instead: 4 times the largest change in kDisturbedRuns runs in which every closed form and quadrature
   /// is moved by its own error with random signs.
@@ -57,6 +67,8 @@ class MomentEngine {
   /// Largest c^2/(ab) - 1 of a covariance that was clamped as rounding.
   [[nodiscard]] double largest_excess() const { return excess_; }
   [[nodiscard]] std::int64_t rows_merged() const { return rows_merged_; }
+  /// What was spent so far of the budget, also by runs for rough values and for errors.
+  [[nodiscard]] Budget spent() const { return {functions_.evaluations() + spent_.evaluations, operations_ + spent_.operations}; }
 
  private:
   using Matrix = Eigen::MatrixXd;
@@ -80,6 +92,10 @@ class MomentEngine {
 
   void evaluate();
   void measure_errors();
+  void evaluate_rough_outputs();
+  bool out_of_evaluations();
+  void charge(double operations);
+  static Matrix rough_pair(const FunctionTable& functions, FunctionTable::Id f, const Eigen::VectorXd& a, FunctionTable::Id g, const Eigen::VectorXd& b, const Matrix& covariances);
   void disturb(Matrix& values, double error);
   /// An error of what a moment is computed from; disturbed values carry it themselves.
   [[nodiscard]] double carried(double error) const { return disturbance_ != 0 ? 0 : error; }
@@ -90,6 +106,7 @@ class MomentEngine {
   Field field_step(ir::NodeId id, const ir::Node& node);
   Field map(const ir::Map& m, const ir::Node& node);
   Field apply(const ir::Map& m, const ir::Node& node, std::vector<Field> in);
+  std::optional<Field> powers(const Field& x, double n);
   Field contract(const ir::Contract& c, const ir::Node& node);
   Field multiply(const Version& w, ir::NodeId x_node, bool transposed);
   Field gaussian_part(const Version& w, ir::NodeId x_node, const std::shared_ptr<const Field>& x, bool transposed);
@@ -126,6 +143,12 @@ class MomentEngine {
   Field constant(std::vector<double> values) const;
   Field of_affine(int affine) const;
 
+  // ---- exponentials of quadratic forms
+  std::optional<Field> exponential(const Field& x);
+  bool grows(const Factor& f);
+  bool may_diverge(const Factor& f);
+  std::optional<Moment> tilted(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
+
   // ---- moments
   const Covariance& covariance(int p, int q);
   Covariance& family_covariance(int f, int g);
@@ -153,6 +176,7 @@ class MomentEngine {
   std::optional<Moment> by_parity(const Factor& s, int rows, const Factor& t, int columns);
   std::optional<Moment> polynomial_moment(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns);
   std::optional<Moment> same_side(const Factor& s, const Factor& t, int rows);
+  std::optional<Moment> selected(const Factor& s, const Factor& t, int rows);
   Moment mean(const Factor& s, int rows);
   Moment normal_means(FunctionTable::Id f, const Matrix& means, const Matrix& variances);
   Moment sum_moment(const Term& s, int rows, const Term& t, int columns);
@@ -163,6 +187,7 @@ class MomentEngine {
   Moment conditional_means(const Factor& f, int columns, const Factor& u, const Eigen::VectorXd& a, const Eigen::VectorXd& distance);
   static Moment row_sums(const Matrix& weights, const Moment& m);
   struct Entry;
+  static double rough_value(const FunctionTable& functions, const Entry& entry, std::string& failure);
   Moment entries(Eigen::Index rows, Eigen::Index columns, const std::function<Entry(Eigen::Index, Eigen::Index)>& entry_at, bool symmetric = false);
   static std::vector<int> key_of(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns, bool mirrored);
   [[nodiscard]] std::optional<Moment> recalled(const std::vector<std::pair<int, Factor>>& factors, int rows, int columns) const;
@@ -200,6 +225,11 @@ class MomentEngine {
   std::size_t live_ = 0, sweep_at_ = 256;                             ///< blocks not known to be dead; how many start a sweep
   std::map<std::pair<int, int>, int> symbols_;                        ///< member of a family of independent normals -> variable of polynomials
   std::map<std::tuple<std::uint32_t, bool, std::uint32_t>, int> hats_;  ///< source, transposed, vector -> family
+  std::map<int, int> tilted_normals_;                                 ///< families by their size
+  Budget budget_, spent_{0, 0};  ///< spent_: by other engines
+  double operations_ = 0;
+  bool rough_ = false;         ///< quadratures have few points now
+  std::uint32_t rough_from_ = std::numeric_limits<std::uint32_t>::max();  ///< the first node with such values
   double excess_ = 0;
   std::int64_t rows_merged_ = 0;
 };

@@ -14,7 +14,7 @@ namespace tplimit::engines {
 using namespace ir;
 
 namespace {
-constexpr const char* kDiverges = "the mean is infinite, or its tails are too heavy for any quadrature";
+constexpr double kTerm = 100;                // operations of any term, at least
 constexpr double kLooseQuadrature = 1e-6;  // relative errors that beat those of particles
 
 std::string not_a_covariance(const std::array<double, 3>& entry) {
@@ -387,6 +387,7 @@ const MomentEngine::Variances& MomentEngine::variances(int p) {
   if (const auto known = variances_.find(p); known != variances_.end()) return known->second;
   const Affine& x = block(p);
   Variances out{Eigen::VectorXd::Zero(x.rows)};
+  charge(kTerm + 20.0 * static_cast<double>(x.parts.size() * x.parts.size()));
   if (const PairCovariance& own = pair_covariance(p, p); own.pairs && own.pairs->left()) {
     const PairSide& side = *own.pairs->left();
     for (int i = 0; i < x.rows; ++i) {
@@ -410,6 +411,7 @@ const MomentEngine::Variances& MomentEngine::variances(int p) {
         } else if (c.identity && !a.selection() && !b.selection()) {
           out.value += a.dense.cwiseProduct(b.dense).rowwise().sum();
         } else {
+          charge(0.25 * x.rows * families_[at(b.family)].size * (a.selection() ? 1 : families_[at(a.family)].size));
           const Matrix left = times_covariance(a, c, x.rows, families_[at(b.family)].size);
           if (b.selection()) for (int i = 0; i < x.rows; ++i) out.value(i) += b.scale(i) * left(i, b.index[at(i)]);
           else out.value += left.cwiseProduct(b.dense).rowwise().sum();
@@ -449,6 +451,7 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
   Covariance out;
   Matrix sum;
   const Affine &x = block(p), &y = block(q);
+  charge(kTerm + 20.0 * static_cast<double>(x.parts.size() * y.parts.size()));
   bool open = false;  // a family's covariance has no numbers yet
   for (const Part& a : x.parts)
     for (const Part& b : y.parts) {
@@ -479,6 +482,7 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
         continue;
       }
       if (a.selection() && b.selection() && !c.identity) {
+        charge(2.0 * x.rows * y.rows);
         const bool first = sum.size() == 0;
         if (first) sum.resize(x.rows, y.rows);
         each_column(x.rows, y.rows, [&](int j) {
@@ -491,6 +495,8 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
         });
         continue;
       }
+      const double size = families_[at(b.family)].size;
+      charge(c.identity ? 0.25 * x.rows * y.rows * size : 0.25 * x.rows * size * ((a.selection() ? 1 : families_[at(a.family)].size) + y.rows));
       Matrix product(x.rows, y.rows);
       if (c.identity && !a.selection() && !b.selection()) {
         product.noalias() = a.dense * b.dense.transpose();
@@ -506,12 +512,12 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
   return covariances_.emplace(std::pair{p, q}, std::move(out)).first->second;
 }
 
-/// A term or a derivative may have an infinite mean where the whole has a finite one.
+/// A derivative at a pole may have an infinite mean where the function has a finite one.
 MomentEngine::Moment MomentEngine::finite_part(const std::function<Moment()>& moment) {
   try {
     return moment();
   } catch (Unknown& unknown) {
-    unknown.infinite = false;
+    unknown.infinite = unknown.grows;
     throw;
   }
 }
@@ -528,6 +534,7 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y, bool la
       for (int i = 0; i < x.columns; ++i) {
         const Sparse &a = (*p)[at(i)], &b = (*q)[at(j)];
         if (a.size() * b.size() > 20 * kMostProducts) throw Unknown{"a polynomial with too many terms", {}};
+        charge(4.0 * static_cast<double>(a.size() * b.size()));
         bool fits = true;
         long double sum = 0;  // terms of high degree cancel
         for (const auto& [m, c] : a)
@@ -566,9 +573,20 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y, bool la
     return all;
   };
   const auto left = parts(x), right = parts(y);
+  // One infinite mean beside finite ones makes the sum infinite; two may cancel.
+  std::optional<Unknown> infinite;
+  std::size_t count = 0;
   for (const auto& [s, rows] : left)
     for (const auto& [t, columns] : right) {
-      const Moment m = finite_part([&] { return term_moment(s, static_cast<int>(rows.size()), t, static_cast<int>(columns.size())); });
+      Moment m;
+      try {
+        m = term_moment(s, static_cast<int>(rows.size()), t, static_cast<int>(columns.size()));
+      } catch (Unknown& unknown) {
+        if (!unknown.infinite) throw;
+        infinite = std::move(unknown);
+        ++count;
+        continue;
+      }
       double largest = 0;
       for (int j = 0; j < static_cast<int>(columns.size()); ++j) {
         const double cj = t.at_column(j);
@@ -582,6 +600,11 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y, bool la
       size += largest * m.value.cwiseAbs().maxCoeff();
       out.method = weaker(out.method, m.method);
     }
+  if (infinite) {
+    infinite->infinite = count == 1;
+    infinite->grows = infinite->grows && count == 1;
+    throw Unknown{*infinite};
+  }
   out.error += size * (x.relative + y.relative);
   out.method = weaker(out.method, weaker(x.method, y.method));
   return out;
@@ -589,6 +612,7 @@ MomentEngine::Moment MomentEngine::cross(const Field& x, const Field& y, bool la
 
 /// Factors of both sides in independent groups; the moment is the product of the groups'.
 MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Term& t, int columns, bool lazy) {
+  charge(kTerm + 8.0 * rows * columns);
   if (s.sum || t.sum) return sum_moment(s, rows, t, columns);
   if (auto parts = by_pattern(s, rows, t, columns)) return std::move(*parts);
   std::vector<std::pair<int, Factor>> factors;  // (side, factor)
@@ -614,9 +638,21 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
   std::erase_if(groups, [](const auto& own) { return own.empty(); });
   // Those of one factor first: their mean is often 0, and then so is all.
   std::stable_sort(groups.begin(), groups.end(), [](const auto& a, const auto& b) { return a.size() < b.size(); });
+  // Bounded functions of one or two Gaussians are done in bulk.
+  const auto change_of_measure = [&](const std::vector<std::pair<int, Factor>>& own) -> std::optional<Moment> {
+    const bool centred = std::all_of(own.begin(), own.end(), [&](const auto& f) { return block(f.second.affine).mean.size() == 0; });
+    if (own.size() == 1 && centred && functions_.closed_form(own[0].second.f)) return std::nullopt;
+    if (own.size() == 2 && own[0].first != own[1].first && centred && functions_.pair_form(own[0].second.f, own[1].second.f)) return std::nullopt;
+    if (own.size() <= 2 && std::none_of(own.begin(), own.end(), [&](const auto& f) { return grows(f.second); })) return std::nullopt;
+    return tilted(own, rows, columns);
+  };
   std::vector<Moment> parts;
+  bool zero = false;
   for (const auto& own : groups) {
-    if (own.size() == 1) {
+    if (zero && std::none_of(own.begin(), own.end(), [&](const auto& f) { return may_diverge(f.second); })) continue;
+    if (auto changed = change_of_measure(own)) {
+      parts.push_back(std::move(*changed));
+    } else if (own.size() == 1) {
       Moment m = mean(own[0].second, own[0].first == 0 ? rows : columns);
       if (own[0].first == 1) m.value.transposeInPlace();
       parts.push_back(std::move(m));
@@ -628,10 +664,16 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
       if (closed && own[0].first == 1) closed->value.transposeInPlace();
       if (!closed) closed = polynomial_moment(own, rows, columns);
       if (!closed) closed = stein(own, rows, columns);
+      if (!closed && own.size() == 2) {
+        closed = selected(own[0].second, own[1].second, own[0].first == 0 ? rows : columns);
+        if (closed && own[0].first == 1) closed->value.transposeInPlace();
+      }
       parts.push_back(closed ? std::move(*closed) : single_entries(own, rows, columns));
     }
-    if (parts.back().method == MomentMethod::kExact && !parts.back().pairs && (parts.back().value.array() == 0).all()) return {Matrix::Zero(1, 1)};
+    // 0, if what it is multiplied by has a mean.
+    zero = zero || (parts.back().method == MomentMethod::kExact && !parts.back().pairs && (parts.back().value.array() == 0).all());
   }
+  if (zero) return {Matrix::Zero(1, 1)};
   if (parts.empty()) return {Matrix::Ones(1, 1)};
   if (std::any_of(parts.begin(), parts.end(), [](const Moment& m) { return m.pairs != nullptr; })) {
     const auto equal = [](const Factor& a, const Factor& b) { return a.f == b.f && a.affine == b.affine && (a.columns == b.columns || (a.columns && b.columns && *a.columns == *b.columns)); };
@@ -666,6 +708,7 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
 }
 
 void MomentEngine::note(const MomentStatus& status) {
+  if (rough_) return;  // rough moments need be no covariances
   excess_ = std::max(excess_, status.largest_excess);
   if (status.bad_index != kNoIndex) throw Unknown{not_a_covariance(status.bad_entry), {}};
   if (status.overflow) throw Unknown{"a moment overflows", {}};
@@ -732,6 +775,29 @@ std::optional<MomentEngine::Moment> MomentEngine::same_side(const Factor& s, con
   return out;
 }
 
+/// As entries of all pairs of columns, if those are no more: quadratures of all pairs share their work.
+std::optional<MomentEngine::Moment> MomentEngine::selected(const Factor& s, const Factor& t, int rows) {
+  const auto distinct = [&](const Factor& f, std::vector<int>& place) {
+    std::map<int, int> places;
+    std::vector<int> columns;
+    for (int i = 0; i < rows; ++i) {
+      const auto [it, fresh] = places.emplace(f.column(i), static_cast<int>(columns.size()));
+      if (fresh) columns.push_back(f.column(i));
+      place.push_back(it->second);
+    }
+    return columns;
+  };
+  std::vector<int> left_place, right_place;
+  std::vector<int> left = distinct(s, left_place), right = distinct(t, right_place);
+  if (left.size() * right.size() > at(rows)) return std::nullopt;
+  const auto of = [](const Factor& f, std::vector<int> columns) { return Factor{f.f, f.affine, std::make_shared<const std::vector<int>>(std::move(columns))}; };
+  const int p = static_cast<int>(left.size()), q = static_cast<int>(right.size());
+  const Moment all = pair(of(s, std::move(left)), p, of(t, std::move(right)), q);
+  Moment out{Matrix(rows, 1), all.error, all.method};
+  for (int i = 0; i < rows; ++i) out.value(i, 0) = all.value(left_place[at(i)], right_place[at(i)]);
+  return out;
+}
+
 MomentEngine::Moment MomentEngine::mean(const Factor& s, int rows) {
   const Affine& affine = block(s.affine);
   if (s.f == FunctionTable::kIdentity) {
@@ -740,7 +806,7 @@ MomentEngine::Moment MomentEngine::mean(const Factor& s, int rows) {
       for (int i = 0; i < rows; ++i) out.value(i, 0) = affine.mean(s.column(i));
     return out;
   }
-  if (affine.mean.size() == 0 && functions_.parity(s.f) < 0 && functions_.integrable(s.f)) return {Matrix::Zero(rows, 1)};
+  if (affine.mean.size() == 0 && functions_.parity(s.f) < 0 && !may_diverge(s)) return {Matrix::Zero(rows, 1)};
   const Variances& v = variances(s.affine);
   Matrix mean, variance(rows, 1);
   for (int i = 0; i < rows; ++i) variance(i, 0) = v.value(s.column(i));
@@ -783,6 +849,7 @@ MomentEngine::Moment MomentEngine::normal_means(FunctionTable::Id f, const Matri
 /// E f(u) g(v) of centred Gaussians, g odd or even: only f's part of the same parity counts.  Of relu it is x / 2 or |x| / 2, of step
 /// sign(x) / 2 or 1 / 2.
 std::optional<MomentEngine::Moment> MomentEngine::by_parity(const Factor& s, int rows, const Factor& t, int columns) {
+  if (may_diverge(s) || may_diverge(t)) return std::nullopt;
   const auto& pieces = functions_.piecewise(s.f);
   const int parity = functions_.parity(t.f);
   if (parity * functions_.parity(s.f) < 0) return Moment{Matrix::Zero(rows, columns)};
@@ -885,6 +952,11 @@ MomentEngine::Moment MomentEngine::pair(const Factor& s, int rows, const Factor&
   gather_all();
   const std::vector<std::pair<int, Factor>> both{{0, s}, {1, t}};
   if (auto known = recalled(both, rows, columns)) return std::move(*known);
+  if (out_of_evaluations()) {
+    out.value = rough_pair(functions_, s.f, a, t.f, b, out.value);
+    out.method = MomentMethod::kQuadrature;
+    return out;
+  }
   GramInput input;
   input.rows = rows;
   input.columns = columns;
@@ -1220,22 +1292,89 @@ MomentEngine::Moment MomentEngine::single_entries(const std::vector<std::pair<in
   return out;
 }
 
+namespace {
+/// Gauss's rule for the standard normal density: exact for polynomials of degree 11.
+constexpr std::array<double, 6> kRoughNodes{-3.324257433552119, -1.889175877753711, -0.6167065901925942, 0.6167065901925942, 1.889175877753711, 3.324257433552119};
+constexpr std::array<double, 6> kRoughWeights{0.002555784402056, 0.088615746041915, 0.408828469556029, 0.408828469556029, 0.088615746041915, 0.002555784402056};
+constexpr std::size_t kRough = kRoughNodes.size();
+}  // namespace
+
+/// Some number of the right kind: which moments are known does not depend on it.
+double MomentEngine::rough_value(const FunctionTable& functions, const Entry& entry, std::string& failure) {
+  const Whitened w = whiten(entry.covariances);
+  if (w.status == QuadratureStatus::kRankTooLarge) failure = "a moment of more than 3 dependent Gaussians";
+  if (w.status != QuadratureStatus::kConverged) return 1;
+  std::size_t points = 1;
+  for (int r = 0; r < w.rank; ++r) points *= kRough;
+  std::vector<double> product(points, 1.0), x(points), y(points);
+  for (const auto& [k, f] : entry.functions) {
+    for (std::size_t p = 0; p < points; ++p) {
+      x[p] = entry.means[k];
+      for (std::size_t r = 0, rest = p; r < static_cast<std::size_t>(w.rank); ++r, rest /= kRough) x[p] += w(static_cast<std::int64_t>(k), static_cast<int>(r)) * kRoughNodes[rest % kRough];
+    }
+    functions.evaluate(f, static_cast<std::int64_t>(points), x.data(), y.data());
+    for (std::size_t p = 0; p < points; ++p) product[p] *= y[p];
+  }
+  double sum = 0;
+  for (std::size_t p = 0; p < points; ++p) {
+    for (std::size_t r = 0, rest = p; r < static_cast<std::size_t>(w.rank); ++r, rest /= kRough) product[p] *= kRoughWeights[rest % kRough];
+    sum += product[p];
+  }
+  return std::isfinite(sum) ? sum : 1;
+}
+
+/// E f(u) g(v), variances a and b, by the first terms of Mehler's series.
+MomentEngine::Matrix MomentEngine::rough_pair(const FunctionTable& functions, FunctionTable::Id f, const Eigen::VectorXd& a, FunctionTable::Id g, const Eigen::VectorXd& b, const Matrix& covariances) {
+  const auto coefficients = [&](FunctionTable::Id h, const Eigen::VectorXd& variances) {
+    Matrix out = Matrix::Zero(variances.size(), static_cast<Eigen::Index>(kRough));
+    std::array<double, kRough> x{}, y{};
+    for (Eigen::Index i = 0; i < variances.size(); ++i) {
+      for (std::size_t q = 0; q < kRough; ++q) x[q] = std::sqrt(std::max(0.0, variances(i))) * kRoughNodes[q];
+      functions.evaluate(h, static_cast<std::int64_t>(kRough), x.data(), y.data());
+      for (std::size_t q = 0; q < kRough; ++q) {
+        double before = 0, polynomial = kRoughWeights[q] * (std::isfinite(y[q]) ? y[q] : 1);
+        for (std::size_t l = 0; l < kRough; ++l) {
+          out(i, static_cast<Eigen::Index>(l)) += polynomial;
+          const double next = (kRoughNodes[q] * polynomial - std::sqrt(static_cast<double>(l)) * before) / std::sqrt(static_cast<double>(l + 1));
+          before = polynomial;
+          polynomial = next;
+        }
+      }
+    }
+    return out;
+  };
+  const Matrix left = coefficients(f, a), right = coefficients(g, b);
+  Matrix out(a.size(), b.size());
+  for (Eigen::Index j = 0; j < b.size(); ++j)
+    for (Eigen::Index i = 0; i < a.size(); ++i) {
+      const double size = std::sqrt(std::max(0.0, a(i) * b(j))), rho = size > 0 ? std::clamp(covariances(i, j) / size, -1.0, 1.0) : 0.0;
+      double sum = 0;
+      for (auto l = static_cast<Eigen::Index>(kRough); l-- > 0;) sum = sum * rho + left(i, l) * right(j, l);
+      out(i, j) = sum;
+    }
+  return out;
+}
+
 /// A matrix of moments, each by a quadrature of its own.
 MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index columns, const std::function<Entry(Eigen::Index, Eigen::Index)>& entry_at, bool symmetric) {
   Moment out{Matrix::Zero(rows, columns), 0, MomentMethod::kQuadrature};
   std::vector<double> errors(static_cast<std::size_t>(out.value.size()), 0.0);
   std::vector<std::string> failures(errors.size());
-  executor_.parallel(out.value.size(), [&](std::int64_t e) {
+  const auto integrate = [&](std::int64_t e) {
     const Eigen::Index i = e % rows, j = e / rows;
     if (symmetric && i > j) return;
     const Entry entry = entry_at(i, j);
+    if (rough_) {
+      out.value(i, j) = rough_value(functions_, entry, failures[static_cast<std::size_t>(e)]);
+      return;
+    }
     const std::size_t dim = entry.means.size();
     const auto slot = static_cast<std::size_t>(e);
     const Whitened w = whiten(entry.covariances);
     const auto accept = [&](LineStatus status, double value, double error, double magnitude) {
       out.value(i, j) = value;
       errors[slot] = error;
-      if (status == LineStatus::kDiverges) failures[slot] = kDiverges;
+      if (status == LineStatus::kDiverges) failures[slot] = kInfiniteMean;
       else if (!(error <= kLooseQuadrature * magnitude)) failures[slot] = "quadrature does not converge";
     };
     if (w.status == QuadratureStatus::kConverged && w.rank <= 1) {
@@ -1299,9 +1438,14 @@ MomentEngine::Moment MomentEngine::entries(Eigen::Index rows, Eigen::Index colum
     }
     out.value(i, j) = r.values[0];
     errors[slot] = r.errors[0];
-  });
+  };
+  constexpr std::int64_t kBatch = 64;  // what is over the budget does not depend on threads
+  for (std::int64_t first = 0; first < out.value.size(); first += kBatch) {
+    if (!rough_ && out_of_evaluations()) return entries(rows, columns, entry_at, symmetric);
+    executor_.parallel(std::min<std::int64_t>(kBatch, out.value.size() - first), [&](std::int64_t e) { integrate(first + e); });
+  }
   for (const std::string& f : failures)
-    if (!f.empty()) throw Unknown{f, {}, f == kDiverges};
+    if (!f.empty()) throw Unknown{f, {}, f == kInfiniteMean};
   out.error = *std::max_element(errors.begin(), errors.end());
   disturb(out.value, out.error);
   if (symmetric) out.value.triangularView<Eigen::StrictlyLower>() = out.value.transpose().eval();

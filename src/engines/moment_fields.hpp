@@ -9,6 +9,7 @@ namespace tplimit::engines {
 
 inline constexpr std::size_t kMostTerms = 512, kManyTerms = 16, kFewTerms = 8, kFewRows = 4;
 inline constexpr double kCancelled = 64 * std::numeric_limits<double>::epsilon();  ///< of the terms of a sum: what is left is rounding
+inline constexpr const char* kInfiniteMean = "the mean is infinite, or its tails are too heavy for any quadrature";
 inline constexpr double kClosedFormError = 1e-14;  ///< of dual_kernel, relative to sqrt(K(a,a) K(b,b))
 
 inline MomentMethod weaker(MomentMethod a, MomentMethod b) { return std::max(a, b); }
@@ -117,6 +118,7 @@ struct MomentEngine::Unknown {
   std::string why;
   ir::NodeId culprit{};
   bool infinite = false;
+  bool grows = false;  ///< exponentially: then so do derivatives and multiples
 };
 
 

@@ -352,6 +352,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
   }
   if (const auto* p = std::get_if<Permute>(&op)) {
     if (std::is_sorted(p->axes.begin(), p->axes.end())) return in[0];
+    if (is_zero(in[0])) return zeros(type(in[0]).width, infer_type(op, {&type(in[0])}).dims);
     return std::nullopt;
   }
   if (const auto* g = std::get_if<Gather>(&op)) {
@@ -360,6 +361,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
       std::int64_t expected = 0;
       if (std::all_of(g->indices->begin(), g->indices->end(), [&](auto i) { return i == expected++; })) return in[0];
     }
+    if (is_zero(in[0])) return zeros(type(in[0]).width, infer_type(op, {&type(in[0])}).dims);
     return std::nullopt;
   }
   if (std::holds_alternative<Concat>(op)) return in.size() == 1 ? std::optional(in[0]) : std::nullopt;
@@ -384,6 +386,14 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
 
 /// Finite operations on constants are done at once.
 std::optional<NodeId> Builder::fold(const Op& op, const std::vector<NodeId>& in, const Type& type) {
+  if (std::holds_alternative<Map>(op) && type.width) {  // constants over the coordinates as well
+    std::vector<NodeId> values;
+    for (const NodeId id : in) {
+      values.push_back(std::holds_alternative<Expand>(node(id).op) ? node(id).in[0] : id);
+      if (!constant_values(values.back())) return std::nullopt;
+    }
+    return expand(add(op, std::move(values)), true, Dims(type.dims));
+  }
   if (in.empty() || type.width || type.matrix || !is_rowwise(op)) return std::nullopt;
   if (const auto* s = std::get_if<Scale>(&op); s && s->power != 0) return std::nullopt;
   std::vector<View> views;

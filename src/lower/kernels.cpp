@@ -243,18 +243,23 @@ Value Lowerer::builtin_nngp(const ast::Call& call, Span span) {
     sum = sum.valid() ? b.plus(sum, kernel) : kernel;
     rest = part->at_zero;
   };
-  // Later declarations first: readouts are declared last, and what they multiply is then not mistaken for a readout.
-  const auto is_gaussian = [&](std::size_t k) { return std::holds_alternative<ir::StandardNormal>(builder_.program().nodes[k].op); };
-  for (std::size_t k = builder_.program().size(); k-- > 0;)
-    if (is_gaussian(k)) take({static_cast<std::uint32_t>(k)}, std::nullopt);
+  const std::vector<NodeId> gaussians = readout_candidates(b.program());
+  for (const NodeId source : gaussians) take(source, std::nullopt);
   for (const auto& [name, variable] : variables_)
     if (const Tensor* t = globals_.at(name).value.as<Tensor>(); t && variable.deviation && variable.old_versions.empty())
       take(t->node, variable.deviation);
   if (!sum.valid())
     fail("E2132", "the output is not linear in a centred Gaussian", call.args[0]->span, "", "nngp needs a random readout such as v @ z / sqrt(n); the limit of v @ z / n is a number, not a Gaussian");
-  for (std::uint32_t k = 0; k < builder_.program().size(); ++k) {
-    if (is_gaussian(k) && depends_on(b, rest, {NodeId{k}}))
+  for (const NodeId source : gaussians) {
+    if (depends_on(b, rest, {source}))
       fail("E2132", "a part of the output is not linear in a centred Gaussian", call.args[0]->span, "", "its fluctuations are not covered by a kernel");
+  }
+  try {
+    const NodeId deviation = b.minus(f.output, rest);
+    const NodeId left = b.reshape(f.batch(b, {deviation}, true)[0], {f.rows, 1}), right = b.reshape(f.batch(b, {deviation}, false)[0], {f.columns, 1});
+    kernels_.push_back({sum, b.contract(left, right, 0, 1, false)});
+  } catch (const Rejection&) {
+    // Only the kernel can be batched: comparisons keep to it.
   }
   return {Tensor{sum, {{false, f.rows}, {false, f.columns}}}};
 }

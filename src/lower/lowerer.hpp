@@ -269,6 +269,7 @@ class Lowerer {
   ir::Program program_;
   ir::Builder builder_;
   Diagnostics errors_, warnings_;
+  std::vector<OutputKernel> kernels_;
 
   Scope globals_;
   Scope* locals_ = nullptr;  ///< scope of the model being inlined; null outside

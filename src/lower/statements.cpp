@@ -49,7 +49,7 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
   if (errors_.empty() && program_.reports.empty() && program_.expectations.empty())
     errors_.push_back({Severity::kError, "E2601", "the program reports nothing", {}, "", "add a line such as: report E(x)", {}, false});
   if (!errors_.empty()) return errors_;
-  return Lowered{std::move(program_), std::move(warnings_)};
+  return Lowered{std::move(program_), std::move(warnings_), std::move(kernels_)};
 }
 
 void Lowerer::count_work(Span span) {

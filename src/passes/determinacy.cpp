@@ -33,28 +33,40 @@ using Entries = std::vector<char>;
 
 class Determinacy {
  public:
-  Determinacy(const Program& program, const std::vector<Decision>& decisions, const std::function<Numbers(NodeId)>& limit) : program_(program), limit_(limit) {
+  Determinacy(const Program& program, const std::vector<Decision>& decisions, const std::function<Numbers(NodeId)>& limit, bool judged) : program_(program), limit_(limit), judged_(judged) {
     for (const Decision& d : decisions) decisions_[d.node.value] = &d;
   }
 
   Undetermined run() {
     if (std::none_of(decisions_.begin(), decisions_.end(), [&](const auto& d) { return near_a_jump(*d.second); })) return {};
-    out_.at.resize(program_.size());
-    out_.root.resize(program_.size());
+    for (Marks* marks : {static_cast<Marks*>(&out_), &out_.open}) {
+      marks->at.resize(program_.size());
+      marks->root.resize(program_.size());
+    }
     for (std::uint32_t k = 0; k < program_.size(); ++k) {
       const Node& node = program_.nodes[k];
-      Entries own = inherited({k}, node);
-      if (const auto it = decisions_.find(k); it != decisions_.end() && near_a_jump(*it->second)) decide(*it->second, node, own);
-      if (std::find(own.begin(), own.end(), 1) == own.end()) continue;
-      out_.at[k] = std::move(own);
-      for (const NodeId in : node.in)
-        if (!out_.root[k].valid() && out_.any(in)) out_.root[k] = out_.root[in.value];
-      if (!out_.root[k].valid()) out_.root[k] = {k};
+      Entries own = inherited({k}, node, out_), open = inherited({k}, node, out_.open);
+      if (const auto it = decisions_.find(k); it != decisions_.end() && near_a_jump(*it->second)) decide(*it->second, node, own, open);
+      if ((node.type.width || node.type.matrix) && !open.empty()) {
+        if (!judged_ && own.empty()) mark(out_, {k}, std::move(open), out_.open);
+        open.clear();
+      }
+      mark(out_, {k}, std::move(own), out_);
+      mark(out_.open, {k}, std::move(open), out_.open);
     }
     return std::move(out_);
   }
 
  private:
+  void mark(Marks& to, NodeId id, Entries own, const Marks& from) const {
+    if (std::find(own.begin(), own.end(), 1) == own.end()) return;
+    to.at[id.value] = std::move(own);
+    for (const NodeId in : program_[id].in)
+      if (!to.root[id.value].valid() && from.any(in)) to.root[id.value] = from.root[in.value];
+    if (!to.root[id.value].valid()) to.root[id.value] = id;
+  }
+  [[nodiscard]] bool random(NodeId id, std::size_t entry) const { return out_.holds(id, entry) || out_.open.holds(id, entry); }
+
   // ---- jumps
   /// How far from the jump, in units of what may be an error; entries of the margin, or of the result for mod.
   [[nodiscard]] std::vector<double> distances(const Decision& d) const {
@@ -90,8 +102,22 @@ class Determinacy {
     const auto far = distances(d);
     return std::any_of(far.begin(), far.end(), [](double x) { return !(std::abs(x) > 1); });
   }
-  void decide(const Decision& d, const Node& node, Entries& own) {
+  /// Sampling alone leaves open whether it lies on the jump.
+  [[nodiscard]] bool only_sampled(const Decision& d, std::size_t entry, const std::vector<std::size_t>& places) const {
+    const Numbers m = limit_(d.margin.valid() ? d.margin : d.operands[0]);
+    if (!m.sampled) return false;
+    if (!d.margin.valid() || std::abs((*m.value)[entry]) > kRounding) return true;
+    // A difference of one number from itself, chosen here among others, has no error of its own.
+    for (std::size_t k = 0; k < d.operands.size(); ++k) {
+      const Numbers x = limit_(d.operands[k]);
+      if (!x.error || x.error->empty() ? x.sampled : (*x.error)[x.error->size() == 1 ? 0 : places.size() == d.operands.size() ? places[k] : entry] > 0) return true;
+    }
+    return false;
+  }
+  void decide(const Decision& d, const Node& node, Entries& own, Entries& open) {
+    if (branches_agree(node)) return;
     own.resize(static_cast<std::size_t>(size_of(node.type.dims)), 0);
+    open.resize(own.size(), 0);
     const auto far = distances(d);
     const Map& m = std::get<Map>(node.op);
     // The condition of `where` has its own shape.
@@ -105,11 +131,16 @@ class Determinacy {
       const std::size_t at = far.size() == own.size() ? j : far.size() == 1 ? 0 : index[0][j];
       if (own[j] || std::abs(far[at]) > 1) continue;
       Form difference = form(node.in[0])[index[0][j]];
-      if (sides == 2 && m.fn == Fn::kMod) own[j] = !constant(difference) || !constant(form(node.in[1])[index[1][j]]);
+      bool fluctuates;
+      if (sides == 2 && m.fn == Fn::kMod) fluctuates = !constant(difference) || !constant(form(node.in[1])[index[1][j]]);
       else {
         if (sides == 2) add(difference, form(node.in[1])[index[1][j]], -1);
-        own[j] = !constant(difference);
+        fluctuates = !constant(difference);
       }
+      if (!fluctuates) continue;
+      std::vector<std::size_t> places;
+      for (std::size_t k = 0; k < sides; ++k) places.push_back(index[k][j]);
+      (only_sampled(d, at, places) ? open : own)[j] = 1;
     }
   }
 
@@ -130,8 +161,8 @@ class Determinacy {
       for (std::size_t j = 0; j < out.size(); ++j) out[j] = (*c->values)[j] != 0;
     return out;
   }
-  Entries inherited(NodeId id, const Node& node) {
-    if (std::none_of(node.in.begin(), node.in.end(), [&](NodeId in) { return out_.any(in); })) return {};
+  Entries inherited(NodeId id, const Node& node, const Marks& marks) {
+    if (std::none_of(node.in.begin(), node.in.end(), [&](NodeId in) { return marks.any(in); })) return {};
     const auto size = static_cast<std::size_t>(node.type.matrix ? 1 : size_of(node.type.dims));
     Entries own(size, 0);
     const auto join = [&](const Entries& from) {
@@ -143,7 +174,8 @@ class Determinacy {
     } else if (const auto* m = std::get_if<Map>(&node.op)) {
       if (m->fn == Fn::kWhere) need(node.in[0]);
       for (std::size_t k = 0; k < node.in.size(); ++k) {
-        const Entries& from = out_.at[node.in[k].value];
+        if (k == 0 && m->fn == Fn::kWhere && branches_agree(node)) continue;
+        const Entries& from = marks.at[node.in[k].value];
         if (from.empty()) continue;
         const auto index = indices(id, k);
         const auto other = m->fn == Fn::kMul ? nonzero(node.in[1 - k]) : std::vector<double>{};
@@ -157,7 +189,7 @@ class Determinacy {
       }
     } else if (const auto* c = std::get_if<Contract>(&node.op)) {
       for (const std::size_t k : {0u, 1u}) {
-        const Entries& from = out_.at[node.in[k].value];
+        const Entries& from = marks.at[node.in[k].value];
         if (from.empty()) continue;
         const std::vector<double> here(from.begin(), from.end()), there = nonzero(node.in[1 - k]);
         const Type a{false, false, program_[node.in[0]].type.dims}, b{false, false, program_[node.in[1]].type.dims};
@@ -167,30 +199,38 @@ class Determinacy {
         for (std::size_t j = 0; j < size; ++j) own[j] = own[j] || out[j] != 0;
       }
     } else if (std::holds_alternative<MatMul>(node.op)) {
-      if (out_.any(node.in[0])) all();
-      else join(out_.at[node.in[1].value]);
+      if (marks.any(node.in[0])) all();
+      else join(marks.at[node.in[1].value]);
     } else if (std::holds_alternative<Concat>(node.op)) {
       const auto index = parts(node);
       for (std::size_t j = 0; j < size; ++j) {
-        const Entries& from = out_.at[node.in[index[j].first].value];
+        const Entries& from = marks.at[node.in[index[j].first].value];
         own[j] = !from.empty() && from[index[j].second];
       }
     } else if (const auto* max = std::get_if<ReduceMax>(&node.op)) {
-      join(evaluated(node, ReduceSum{max->axis}, 0, out_.at[node.in[0].value]));
+      join(evaluated(node, ReduceSum{max->axis}, 0, marks.at[node.in[0].value]));
     } else if (std::holds_alternative<Average>(node.op) || std::holds_alternative<Scale>(node.op) || std::holds_alternative<Stop>(node.op) || std::holds_alternative<Parameter>(node.op) || std::holds_alternative<Change>(node.op)) {
-      join(out_.at[node.in[0].value]);
+      join(marks.at[node.in[0].value]);
     } else if (std::holds_alternative<ReduceSum>(node.op) || std::holds_alternative<Gather>(node.op) || std::holds_alternative<ScatterAdd>(node.op) || std::holds_alternative<Permute>(node.op) || std::holds_alternative<Reshape>(node.op)) {
-      join(evaluated(node, node.op, 0, out_.at[node.in[0].value]));
+      join(evaluated(node, node.op, 0, marks.at[node.in[0].value]));
     } else if (std::holds_alternative<Expand>(node.op)) {
-      join(evaluated(node, Expand{false, node.type.dims}, 0, out_.at[node.in[0].value]));
+      join(evaluated(node, Expand{false, node.type.dims}, 0, marks.at[node.in[0].value]));
     } else {
       all();
     }
     return own;
   }
+  bool branches_agree(const Node& node) {
+    const auto* m = std::get_if<Map>(&node.op);
+    if (!m || m->fn != Fn::kWhere) return false;
+    if (node.in[1] == node.in[2]) return true;
+    if (node.type.width || program_[node.in[1]].type.dims != program_[node.in[2]].type.dims) return false;
+    for (const std::size_t k : {1u, 2u}) need(node.in[k]);
+    return form(node.in[1]) == form(node.in[2]);
+  }
   /// Whether the condition of `where` is met, if networks agree about it.
   std::optional<bool> condition(NodeId c, std::size_t entry) {
-    if (program_[c].type.width || out_.holds(c, entry)) return std::nullopt;
+    if (program_[c].type.width || random(c, entry)) return std::nullopt;
     const Form& f = form(c)[entry];
     if (!constant(f)) return std::nullopt;
     return !f.empty();
@@ -250,7 +290,7 @@ class Determinacy {
     }
     const auto finish = [&]() -> std::vector<Form>&& {
       for (std::size_t j = 0; j < size; ++j)
-        if (out[j].size() > kLongest || out_.holds(id, j)) opaque(j);
+        if (out[j].size() > kLongest || random(id, j)) opaque(j);
       return std::move(out);
     };
     if (const auto* s = std::get_if<Scale>(&node.op)) {
@@ -431,6 +471,7 @@ class Determinacy {
 
   const Program& program_;
   const std::function<Numbers(NodeId)>& limit_;
+  bool judged_;
   std::unordered_map<std::uint32_t, const Decision*> decisions_;
   std::unordered_map<std::uint32_t, std::vector<Form>> forms_;
   Undetermined out_;
@@ -470,6 +511,6 @@ void release_decisions(LeadingOrder& limit, const Program& source, std::vector<D
   limit.decisions = std::move(decisions);
 }
 
-Undetermined undetermined(const Program& program, const std::vector<Decision>& decisions, const std::function<Numbers(NodeId)>& limit) { return Determinacy(program, decisions, limit).run(); }
+Undetermined undetermined(const Program& program, const std::vector<Decision>& decisions, const std::function<Numbers(NodeId)>& limit, bool judged) { return Determinacy(program, decisions, limit, judged).run(); }
 
 }  // namespace tplimit

@@ -1,8 +1,10 @@
 #include <algorithm>
+#include <functional>
 
 #include "tplimit/passes/batch.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
 #include "tplimit/passes/passes.hpp"
+#include "tplimit/support/overloaded.hpp"
 
 namespace tplimit {
 
@@ -10,57 +12,75 @@ using namespace ir;
 
 namespace {
 
-/// Whether f is linear in `source` by structure: a derivative that holds almost everywhere proves nothing.
-bool linear_in(const Builder& b, NodeId f, NodeId source) {
-  std::vector<bool> depends(f.value + 1, false);
-  depends[source.value] = true;
-  for (std::uint32_t k = source.value + 1; k <= f.value; ++k) {
-    const Node& node = b.node({k});
-    std::size_t count = 0;
-    for (const NodeId in : node.in) count += depends[in.value] ? 1u : 0u;
-    depends[k] = count > 0;
+/// How every value from the first of `sources` on depends on them, by structure: 0 not at all, 1 as an affine function, 2 in another way.  What is constant
+/// almost everywhere, sign(source), is no constant: a derivative that holds almost everywhere proves nothing.
+std::vector<std::uint8_t> degrees(const Program& program, const std::vector<NodeId>& sources, NodeId last) {
+  const NodeId source = *std::min_element(sources.begin(), sources.end());
+  if (last < source) return {0};
+  std::vector<std::uint8_t> out(last.value + 1 - source.value, 0);
+  for (const NodeId id : sources)
+    if (!(last < id)) out[id.value - source.value] = 1;
+  for (std::uint32_t k = source.value + 1; k <= last.value; ++k) {
+    const Node& node = program[{k}];
+    std::uint8_t& own = out[k - source.value];
+    if (own == 1) continue;  // a source
+    const auto of = [&](std::size_t j) -> std::uint8_t { return node.in[j] < source ? std::uint8_t{0} : out[node.in[j].value - source.value]; };
+    std::uint8_t largest = 0;
+    for (std::size_t j = 0; j < node.in.size(); ++j) largest = std::max(largest, of(j));
+    if (largest == 0) continue;
+    const auto times = [](int x, int y) { return static_cast<std::uint8_t>(std::min(2, x + y)); };
+    own = std::visit(overloaded{[&](const Map& m) -> std::uint8_t {
+                                  if (m.fn == Fn::kAdd || m.fn == Fn::kSub) return largest;
+                                  if (m.fn == Fn::kMul) return times(of(0), of(1));
+                                  if (m.fn == Fn::kDiv) return of(1) == 0 ? of(0) : 2;
+                                  if (m.fn == Fn::kWhere) return of(0) == 0 ? largest : 2;
+                                  return 2;
+                                },
+                                [&](const Contract&) { return times(of(0), of(1)); }, [&](const MatMul&) { return times(of(0), of(1)); },
+                                [&](const ScaleMatrix&) { return times(of(0), of(1)); },
+                                [&](const UpdateMatrix& u) -> std::uint8_t {
+                                  std::uint8_t sum = of(0);
+                                  for (std::size_t j = 1; j + 2 < node.in.size(); j += 3) sum = std::max(sum, times(times(of(j), of(j + 1)), of(j + 2)));
+                                  return u.entrywise ? 2 : sum;
+                                },
+                                [&](const Stop&) -> std::uint8_t { return 2; },  // its slope is not what `gradient` finds
+                                [&](const auto& op) {
+                                  using T = std::decay_t<decltype(op)>;
+                                  constexpr bool kCopies = std::is_same_v<T, Reshape> || std::is_same_v<T, Permute> || std::is_same_v<T, Gather> || std::is_same_v<T, ScatterAdd> || std::is_same_v<T, Expand> || std::is_same_v<T, Concat> || std::is_same_v<T, Parameter> || std::is_same_v<T, Change>;
+                                  constexpr bool kSums = std::is_same_v<T, Scale> || std::is_same_v<T, Average> || std::is_same_v<T, ReduceSum>;
+                                  return kCopies || kSums ? largest : std::uint8_t{2};
+                                }},
+                     node.op);
   }
-  std::vector<NodeId> stack{f};
-  std::vector<bool> seen(f.value + 1, false);
-  while (!stack.empty()) {
-    const NodeId id = stack.back();
-    stack.pop_back();
-    if (id == source || !depends[id.value] || seen[id.value]) continue;
-    seen[id.value] = true;
-    const Node& node = b.node(id);
-    const auto on = [&](std::size_t k) { return static_cast<bool>(depends[node.in[k].value]); };
-    bool linear = false;
-    if (const auto* m = std::get_if<Map>(&node.op)) {
-      if (m->fn == Fn::kAdd || m->fn == Fn::kSub) linear = true;
-      else if (m->fn == Fn::kMul) linear = !on(0) || !on(1);
-      else if (m->fn == Fn::kDiv) linear = !on(1);
-      else if (m->fn == Fn::kWhere) linear = !on(0);
-    } else if (std::holds_alternative<Contract>(node.op)) {
-      linear = !on(0) || !on(1);
-    } else if (std::holds_alternative<MatMul>(node.op)) {
-      linear = !on(0);
-    } else {
-      linear = std::holds_alternative<Scale>(node.op) || std::holds_alternative<Average>(node.op) || std::holds_alternative<ReduceSum>(node.op) || std::holds_alternative<Gather>(node.op) || std::holds_alternative<ScatterAdd>(node.op) ||
-               std::holds_alternative<Permute>(node.op) || std::holds_alternative<Reshape>(node.op) || std::holds_alternative<Expand>(node.op) || std::holds_alternative<Concat>(node.op) || std::holds_alternative<Stop>(node.op) ||
-               std::holds_alternative<Parameter>(node.op) || std::holds_alternative<Change>(node.op);
-    }
-    if (!linear) return false;
-    stack.insert(stack.end(), node.in.begin(), node.in.end());
-  }
-  return true;
+  return out;
 }
 
 }  // namespace
 
+std::vector<NodeId> readout_candidates(const Program& program) {
+  std::vector<std::pair<std::uint32_t, NodeId>> found;  // the first value that is not affine in it
+  for (std::uint32_t k = 0; k < program.size(); ++k) {
+    if (!std::holds_alternative<StandardNormal>(program[{k}].op)) continue;
+    const auto degree = degrees(program, {NodeId{k}}, {static_cast<std::uint32_t>(program.size() - 1)});
+    found.emplace_back(k + static_cast<std::uint32_t>(std::find(degree.begin(), degree.end(), 2) - degree.begin()), NodeId{k});
+  }
+  std::sort(found.begin(), found.end(), std::greater<>());
+  std::vector<NodeId> out;
+  for (const auto& [first, id] : found) out.push_back(id);
+  return out;
+}
+
+bool linear_in(const Builder& b, NodeId f, const std::vector<NodeId>& sources) { return degrees(b.program(), sources, f).back() == 1; }
+
 std::optional<LinearPart> linear_part(Builder& b, NodeId f, NodeId source) {
-  if (!depends_on(b, f, {source}) || !linear_in(b, f, source)) return std::nullopt;
+  if (!linear_in(b, f, {source})) return std::nullopt;
   Result<std::vector<Derivative>> d = gradient(b, f, {source});
   if (!d || !(*d)[0].tensor.valid() || depends_on(b, (*d)[0].tensor, {source})) return std::nullopt;
   const Type type = b.type(source);
   return LinearPart{std::move((*d)[0]), substituted(b, f, {{source, b.zeros(type.width, type.dims)}})};
 }
 
-std::optional<ReadoutParts> readouts_of(Builder& b, NodeId f) {
+std::optional<ReadoutParts> readouts_of(Builder& b, NodeId f, const std::vector<NodeId>& candidates) {
   const Dims dims = b.type(f).dims;
   const std::int64_t size = size_of(dims);
   // One row of the Jacobian is the gradient of f[k]; batched over the unit vectors it is all rows.
@@ -68,10 +88,7 @@ std::optional<ReadoutParts> readouts_of(Builder& b, NodeId f) {
   NodeId scalar = b.sum(b.reshape(b.times(weight, f), {size}), 0);
   ReadoutParts out{{}, f};
   std::vector<NodeId> sources, slopes;
-  // Later declarations first, as in nngp: what a readout multiplies is not mistaken for the readout.
-  for (std::size_t k = b.program().size(); k-- > 0;) {
-    const NodeId source{static_cast<std::uint32_t>(k)};
-    if (!std::holds_alternative<StandardNormal>(b.node(source).op)) continue;
+  for (const NodeId source : candidates) {
     const auto part = linear_part(b, scalar, source);
     if (!part) continue;
     sources.push_back(source);
@@ -98,8 +115,8 @@ struct GaussianOutput {
   NodeId mean;        ///< f at r = 0, of f's shape
 };
 
-std::optional<GaussianOutput> split(Builder& b, NodeId f) {
-  const auto parts = readouts_of(b, f);
+std::optional<GaussianOutput> split(Builder& b, NodeId f, const std::vector<NodeId>& candidates) {
+  const auto parts = readouts_of(b, f, candidates);
   if (!parts) return std::nullopt;
   const std::int64_t size = size_of(b.type(f).dims);
   GaussianOutput out{{}, parts->rest};
@@ -118,6 +135,7 @@ GaussianOutputs gaussian_outputs(const Program& program, const std::vector<bool>
   out.limit.reports.clear();
   out.networks.reports.clear();
   Builder b(out.limit);
+  const std::vector<NodeId> candidates = readout_candidates(program);
   std::vector<Report> limit, networks;
   for (std::size_t k = 0; k < program.reports.size(); ++k) {
     const Report& report = program.reports[k];
@@ -126,7 +144,7 @@ GaussianOutputs gaussian_outputs(const Program& program, const std::vector<bool>
     for (std::size_t j = 0; j < report.entries.size() && convertible; ++j) {
       const NodeId f = report.entries[j].value;
       b.set_origin(report.span, program[f].context);
-      const auto parts = split(b, f);
+      const auto parts = split(b, f, candidates);
       convertible = parts.has_value();
       if (!parts) break;
       Dims twice = program[f].type.dims;

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/kernels.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
 #include "tplimit/passes/powers.hpp"
 #include "tplimit/math/normals.hpp"
@@ -54,6 +55,7 @@ class Grading {
   Result<LeadingOrder> run() {
     series_.resize(in_.size());
     find_given();
+    for (const NodeId source : readout_candidates(in_)) readout_sources_.push_back(std::get<StandardNormal>(in_[source].op).source);
     // What is given comes before all else that is random.
     for (const bool first : {true, false})
       for (std::uint32_t k = 0; k < in_.size() && !error_; ++k) {
@@ -141,7 +143,7 @@ class Grading {
       if (b_.is_zero(t.out)) continue;
       if (!rest.terms.empty() && rest.terms.back().order == t.order) {
         Term& same = rest.terms.back();
-        same.out = b_.plus(same.out, t.out);
+        same.out = together(same.out, t.out);
         same.scalar = joint(same.scalar, t.scalar);
         same.vector = joint(same.vector, t.vector);
         same.holds |= t.holds;
@@ -154,6 +156,63 @@ class Grading {
       }
     }
     return rest;
+  }
+  /// a + b.  Where both are one linear function of different finite values, that function of their sum: updates under a fixed kernel, c_s d x' with
+  /// the same d and x in every step, stay one term.
+  NodeId together(NodeId a, NodeId b) {
+    const auto joined = b_.type(a) == b_.type(b) ? combined(a, 1, b, 1) : std::nullopt;
+    return joined ? *joined : b_.plus(a, b);
+  }
+  /// p a + q b as such a function; both are of one type.
+  std::optional<NodeId> combined(NodeId a, double p, NodeId b, double q) {
+    for (auto [id, factor] : {std::pair{&a, &p}, std::pair{&b, &q}})
+      if (const auto* s = std::get_if<Scale>(&b_.node(*id).op); s && s->power == 0) {
+        *factor *= s->factor;
+        *id = b_.node(*id).in[0];
+      }
+    if (a == b) return b_.scale(p + q, 0, a);
+    const Node x = b_.node(a), y = b_.node(b);  // copies: the program grows
+    if (!x.type.width) return b_.plus(b_.scale(p, 0, a), b_.scale(q, 0, b));
+    const auto same_types = [&] {
+      for (std::size_t k = 0; k < x.in.size(); ++k)
+        if (b_.type(x.in[k]) != b_.type(y.in[k])) return false;
+      return true;
+    };
+    const auto is = [](const Node& node, Fn fn) {
+      const auto* m = std::get_if<Map>(&node.op);
+      return m && m->fn == fn;
+    };
+    if (is(y, Fn::kAdd) && b_.type(y.in[0]) == y.type && b_.type(y.in[1]) == y.type)
+      for (const std::size_t k : {0u, 1u})
+        if (const auto part = combined(a, p, y.in[k], q)) {
+          const auto both = combined(*part, 1, y.in[1 - k], q);
+          return both ? *both : b_.plus(*part, b_.scale(q, 0, y.in[1 - k]));
+        }
+    if (is(x, Fn::kAdd))
+      for (const std::size_t k : {1u, 0u}) {
+        if (b_.type(x.in[0]) != x.type || b_.type(x.in[1]) != x.type) break;
+        if (const auto part = combined(x.in[k], p, b, q)) return b_.plus(b_.scale(p, 0, x.in[1 - k]), *part);
+      }
+    const auto rebuilt = [&](std::size_t k, std::optional<NodeId> part) -> std::optional<NodeId> {
+      if (!part) return std::nullopt;
+      std::vector<NodeId> in = x.in;
+      in[k] = *part;
+      return b_.add(x.op, std::move(in));
+    };
+    if (is(x, Fn::kMul) && is(y, Fn::kMul))
+      for (const std::size_t k : {0u, 1u})
+        if (x.in[k] == y.in[1 - k] && b_.type(x.in[1 - k]) == b_.type(y.in[k])) return rebuilt(1 - k, combined(x.in[1 - k], p, y.in[k], q));
+    if (x.op.index() != y.op.index() || x.in.size() != y.in.size() || !same_types()) return std::nullopt;
+    // One operation on the same operands but one.
+    for (std::size_t k = 0; k < x.in.size(); ++k) {
+      std::vector<NodeId> in = y.in;
+      in[k] = x.in[k];
+      const bool linear = std::holds_alternative<Contract>(x.op) || is(x, Fn::kMul) || (std::holds_alternative<MatMul>(x.op) && k == 1) || std::holds_alternative<Reshape>(x.op) ||
+                          std::holds_alternative<Permute>(x.op) || std::holds_alternative<Gather>(x.op) || std::holds_alternative<ScatterAdd>(x.op) || std::holds_alternative<Expand>(x.op) ||
+                          std::holds_alternative<ReduceSum>(x.op);
+      if (linear && in == x.in && b_.add(y.op, std::move(in)) == a) return rebuilt(k, combined(x.in[k], p, y.in[k], q));
+    }
+    return std::nullopt;
   }
   static Parity joint(Parity a, Parity b) {
     const std::uint64_t mixed = a.mixed | b.mixed | (a.odd ^ b.odd);
@@ -225,7 +284,10 @@ class Grading {
     if (const auto it = drawn_.find(mean); it != drawn_.end()) return it->second;
     const Type type = b_.type(mean);
     NodeId out;
-    if (const auto parts = readouts_of(b_, b_.scale(1, 1, mean)); parts && b_.is_zero(parts->rest)) {
+    std::vector<NodeId> candidates;
+    for (const SourceId source : readout_sources_)
+      if (const auto it = normals_.find(source); it != normals_.end()) candidates.push_back(it->second);
+    if (const auto parts = readouts_of(b_, b_.scale(1, 1, mean), candidates); parts && b_.is_zero(parts->rest)) {
       for (const auto& [source, slope] : parts->slopes) {
         const std::int64_t size = size_of(type.dims), width = size_of(b_.type(slope).dims) / std::max<std::int64_t>(1, size);
         const NodeId rows = b_.reshape(slope, {size, width});
@@ -238,6 +300,7 @@ class Grading {
           out = given_number(type);
           continue;
         }
+        random_outputs_ = true;
         std::vector<double> normals(static_cast<std::size_t>(readout.count));
         const std::string& name = out_.sources[std::get<StandardNormal>(b_.node(source).op).source.value].name;
         plain_normals(mix_key(mix_key(mix_key(kOutputWord, options_.seed), options_.draw), hash_text(name.data(), name.size())), 0, normals);
@@ -257,7 +320,6 @@ class Grading {
         const NodeId own = b_.reshape(b_.gather(values, 0, std::move(last)), type.dims);
         out = out.valid() ? b_.plus(out, own) : own;
       }
-      random_outputs_ = true;
     }
     drawn_[mean] = out;
     return out;
@@ -268,7 +330,8 @@ class Grading {
   Series visit(const StandardNormal& op, const Node&) {
     Parity odd;
     if (op.source.value < 64) odd.odd = std::uint64_t{1} << op.source.value;
-    return {{{0, b_.add(op, {}), {}, odd, odd.odd, odd.odd}}, 0, {}};
+    const NodeId out = normals_[op.source] = b_.add(op, {});
+    return {{{0, out, {}, odd, odd.odd, odd.odd}}, 0, {}};
   }
   Series visit(const Scale& op, const Node& node) {
     Series out = operand(node, 0);
@@ -308,25 +371,186 @@ class Grading {
     }
     const Series &a = operand(node, 0), &b = operand(node, 1);
     switch (op.fn) {
-      case Fn::kAdd: case Fn::kSub: {
-        std::vector<Term> terms = a.terms;
-        for (Term t : b.terms) {
-          if (op.fn == Fn::kSub) t.out = b_.negate(t.out);
-          terms.push_back(t);
-        }
-        for (Term& t : terms) t.out = shaped(t.out, node.type);
-        Series rest;
-        inherit(rest, a, parts_.one());
-        inherit(rest, b, parts_.one());
-        return gather(std::move(terms), node.type, std::move(rest));
-      }
+      case Fn::kAdd: case Fn::kSub: return sum(op.fn, a, b, node.type);
       case Fn::kMul: return bilinear(a, b, node.type, [&](NodeId x, NodeId y) { return b_.times(x, y); });
       case Fn::kDiv: {
         Series inverse = unary(Map{Fn::kPower, -1}, b, in_[node.in[1]].type);
         return bilinear(a, inverse, node.type, [&](NodeId x, NodeId y) { return b_.times(x, y); });
       }
+      // As functions of the difference, so that each argument is expanded and leading parts may cancel.
+      case Fn::kMax: case Fn::kMin: case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: {
+        if (infinite(a) || infinite(b)) return leading_only(op, node);
+        const bool from_right = op.fn == Fn::kLess;  // a < b: step(b - a)
+        const Series difference = from_right ? sum(Fn::kSub, b, a, node.type) : sum(Fn::kSub, a, b, node.type);
+        if (op.fn != Fn::kMax && op.fn != Fn::kMin) return comparison(op.fn, difference, node.type);
+        if (!node.type.width && !difference.terms.empty()) decisions_.push_back({current_, leading(node), difference.terms[0].out, false});
+        const Series excess = unary(Map{Fn::kRelu, 0}, difference, node.type);
+        return op.fn == Fn::kMax ? sum(Fn::kAdd, b, excess, node.type) : sum(Fn::kSub, a, excess, node.type);
+      }
+      case Fn::kWhere: return where(node);
+      case Fn::kMod: return b.terms.size() == 1 && b.dropped == 0 && b.terms[0].order == 0 ? mod(a, b.terms[0], node.type) : leading_only(op, node);
       default: return leading_only(op, node);
     }
+  }
+  Series sum(Fn fn, const Series& a, const Series& b, const Type& type) {
+    std::vector<Term> terms = a.terms;
+    for (Term t : b.terms) {
+      if (fn == Fn::kSub) t.out = b_.negate(t.out);
+      terms.push_back(t);
+    }
+    for (Term& t : terms) t.out = shaped(t.out, type);
+    Series rest;
+    inherit(rest, a, parts_.one());
+    inherit(rest, b, parts_.one());
+    return gather(std::move(terms), type, std::move(rest));
+  }
+  Series one(const Type& type) { return {{{0, b_.expand(b_.constant(1, type.dims), type.width, type.dims), {}, {}}}, 0, {}}; }
+  /// Holds infinite constants, of which no differences are taken.
+  [[nodiscard]] bool infinite(const Series& x) const {
+    return std::any_of(x.terms.begin(), x.terms.end(), [&](const Term& t) {
+      NodeId id = t.out;
+      while (std::holds_alternative<Expand>(b_.node(id).op)) id = b_.node(id).in[0];
+      const auto* values = b_.constant_values(id);
+      return values && std::any_of(values->begin(), values->end(), [](double v) { return std::isinf(v); });
+    });
+  }
+  /// Where a function jumps, a change of its argument moves its value by height x delta x change, which is bounded only: no engine carries deltas.
+  void drop_jumps(Series& to, const Part& slope, const Series& argument) {
+    drop(to, parts_.times(parts_.one(slope), parts_.plus(kept(argument, 1), argument.dropped)), current_);
+  }
+  /// d > 0 for kLess, not (d > 0) for kLessEqual, d = 0, d != 0.
+  Series comparison(Fn fn, const Series& d, const Type& type) {
+    Series out;
+    if (d.terms.empty()) {
+      if (fn == Fn::kLessEqual || fn == Fn::kEqual) out = one(type);
+      if (d.dropped != 0) drop(out, parts_.without_parity(parts_.one({0, 0, {0, ~std::uint64_t{0}}, {0, ~std::uint64_t{0}}})), d.culprit);
+      return out;
+    }
+    if (fn == Fn::kEqual || fn == Fn::kNotEqual) {
+      const Term& lead = d.terms[0];
+      const Part value{0, 0, even(lead.scalar), even(lead.vector)};
+      out.terms.push_back({0, b_.map(fn, {lead.out, b_.zeros(false, {})}), value.scalar, value.vector, lead.holds, 0});
+      drop_jumps(out, {-lead.order, 0, value.scalar, value.vector}, d);
+      return gather(std::move(out.terms), type, {{}, out.dropped, out.culprit});
+    }
+    const Series positive = unary(Map{Fn::kStep, 0}, d, type);
+    return fn == Fn::kLess ? positive : sum(Fn::kSub, one(type), positive, type);
+  }
+  /// x - y floor(x / y), y a plain number: of slope 1 in x, with jumps.
+  Series mod(const Series& x, const Term& y, const Type& type) {
+    if (x.terms.empty() || x.terms[0].order != 0) return leading_only(Map{Fn::kMod, 0}, in_[current_]);
+    const Term& x0 = x.terms[0];
+    const Part slope{0, 0, even(product(x0.scalar, y.scalar)), even(product(x0.vector, y.vector))};
+    std::vector<Term> terms{{0, b_.map(Fn::kMod, {x0.out, y.out}), slope.scalar, slope.vector, x0.holds | y.holds, 0}};
+    terms.insert(terms.end(), x.terms.begin() + 1, x.terms.end());
+    Series out;
+    inherit(out, x, parts_.one());
+    drop_jumps(out, slope, x);
+    return gather(std::move(terms), type, std::move(out));
+  }
+  /// Each branch by itself under the leading condition; where the condition changes, one branch is taken for the other.
+  Series where(const Node& node) {
+    const Series &c = operand(node, 0), &x = operand(node, 1), &y = operand(node, 2);
+    if (c.terms.empty() && c.dropped == 0) return shaped(y, node.type);
+    Series out;
+    if (c.terms.empty()) {
+      drop(out, parts_.without_parity(parts_.plus(all(x), all(y))), c.culprit);
+      return out;
+    }
+    const Term& lead = c.terms[0];
+    const Part taken{0, 0, even(lead.scalar), even(lead.vector)};
+    std::set<Exponent> orders;
+    for (const Series* branch : {&x, &y})
+      for (const Term& t : branch->terms) orders.insert(t.order);
+    std::vector<Term> terms;
+    for (const Exponent order : orders) {
+      Term whole{order, {}, {}, {}};
+      std::vector<NodeId> in{lead.out};
+      bool fresh = true;
+      for (const std::size_t k : {1u, 2u}) {
+        const Series& branch = operand(node, k);
+        const auto it = std::find_if(branch.terms.begin(), branch.terms.end(), [&](const Term& t) { return t.order == order; });
+        in.push_back(it == branch.terms.end() ? b_.zeros(in_[node.in[k]].type.width, in_[node.in[k]].type.dims) : it->out);
+        if (it == branch.terms.end()) continue;
+        whole.scalar = fresh ? it->scalar : joint(whole.scalar, it->scalar);
+        whole.vector = fresh ? it->vector : joint(whole.vector, it->vector);
+        whole.linear = fresh ? it->linear : whole.linear & it->linear;
+        whole.holds |= it->holds;
+        fresh = false;
+      }
+      whole.out = b_.map(Fn::kWhere, in);
+      whole.scalar = product(whole.scalar, taken.scalar);
+      whole.vector = product(whole.vector, taken.vector);
+      whole.holds |= lead.holds;
+      whole.linear &= ~lead.holds;
+      terms.push_back(whole);
+    }
+    inherit(out, x, parts_.one(taken));
+    inherit(out, y, parts_.one(taken));
+    const Sum moved = parts_.shifted(parts_.plus(kept(c, 1), c.dropped), -lead.order), branches = parts_.plus(all(x), all(y));
+    const Sum jump = parts_.times(branches_meet(node) ? parts_.times(moved, moved) : moved, branches);
+    drop(out, compares(in_[node.in[0]].op) ? jump : parts_.without_parity(jump), c.dropped ? c.culprit : current_);
+    return gather(std::move(terms), node.type, std::move(out));
+  }
+  /// A value of the input program as a function of one other, `variable` at t; empty if it is computed from something else.
+  std::optional<double> value_at(NodeId id, NodeId variable, double t) const {
+    if (id == variable) return t;
+    const Node& node = in_[id];
+    if (const auto* c = std::get_if<Constant>(&node.op)) {
+      const bool uniform = !c->values->empty() && std::all_of(c->values->begin(), c->values->end(), [&](double v) { return v == c->values->front(); });
+      return uniform ? std::optional(c->values->front()) : std::nullopt;
+    }
+    std::vector<double> in;
+    for (const NodeId k : node.in) {
+      const auto x = std::holds_alternative<Map>(node.op) || std::holds_alternative<Scale>(node.op) || std::holds_alternative<Expand>(node.op) || std::holds_alternative<Reshape>(node.op) ? value_at(k, variable, t) : std::nullopt;
+      if (!x) return std::nullopt;
+      in.push_back(*x);
+    }
+    if (const auto* s = std::get_if<Scale>(&node.op)) return s->power == 0 ? std::optional(s->factor * in[0]) : std::nullopt;
+    if (!std::holds_alternative<Map>(node.op)) return in.empty() ? std::nullopt : std::optional(in[0]);
+    const Type scalar;
+    std::vector<const Type*> types(in.size(), &scalar);
+    std::vector<View> views;
+    for (const double& x : in) views.push_back({&x, 1, 1});
+    double out = 0;
+    evaluate_rows(Node{node.op, scalar, node.in, node.span, 0}, types, views, {&out, 1, 1});
+    return out;
+  }
+  /// The branches of where(p < q, x, y) are equal where p = q: p - q is an affine function of one value, and x and y are functions of it.
+  bool branches_meet(const Node& node) const {
+    const Node& condition = in_[node.in[0]];
+    if (!compares(condition.op)) return false;
+    const auto compared = [&](NodeId variable, double t) -> std::optional<double> {
+      const auto p = value_at(condition.in[0], variable, t), q = condition.in.size() > 1 ? value_at(condition.in[1], variable, t) : std::optional(0.0);
+      return p && q ? std::optional(*p - *q) : std::nullopt;
+    };
+    std::vector<NodeId> variables(condition.in.begin(), condition.in.end());  // what is compared, and what that is a function of
+    for (std::size_t k = 0; k < variables.size() && k < 16; ++k) {
+      const Node& v = in_[variables[k]];
+      if (std::holds_alternative<Constant>(v.op)) continue;
+      if (std::holds_alternative<Map>(v.op) || std::holds_alternative<Scale>(v.op) || std::holds_alternative<Expand>(v.op) || std::holds_alternative<Reshape>(v.op)) variables.insert(variables.end(), v.in.begin(), v.in.end());
+      const auto u0 = compared(variables[k], 0), u1 = compared(variables[k], 1), u2 = compared(variables[k], 2);
+      if (!u0 || !u1 || !u2 || *u1 == *u0 || std::abs(*u2 - 2 * *u1 + *u0) > 1e-12 * (std::abs(*u0) + std::abs(*u1))) continue;
+      const double root = -*u0 / (*u1 - *u0);
+      constexpr double kBeside = 1e-9;
+      bool meet = true;
+      for (const double t : {root, root - kBeside, root + kBeside}) {
+        const auto x = value_at(node.in[1], variables[k], t), y = value_at(node.in[2], variables[k], t);
+        meet = meet && x && y && std::abs(*x - *y) <= (t == root ? 1e-12 : 1e3 * kBeside) * (1 + std::abs(*x) + std::abs(*y));
+      }
+      if (meet) return true;
+    }
+    return false;
+  }
+  /// Its value is 1 or 0, and changes as its condition does.
+  static bool compares(const Op& op) {
+    const auto* m = std::get_if<Map>(&op);
+    return m && (m->fn == Fn::kLess || m->fn == Fn::kLessEqual || m->fn == Fn::kEqual || m->fn == Fn::kNotEqual || m->fn == Fn::kStep);
+  }
+  static Parity even(Parity p) { return {0, p.mixed | p.odd}; }
+  Series shaped(Series x, const Type& type) {
+    for (Term& t : x.terms) t.out = shaped(t.out, type);
+    return x;
   }
 
   /// Numbers whose fluctuations decide on a jump (passes/determinacy): what is drawn is decided, entries that are 0 by their next term.
@@ -368,6 +592,18 @@ class Grading {
     return gather({{0, value, {0, ~std::uint64_t{0}}, {}, ~std::uint64_t{0}, 0}}, node.type, std::move(out));
   }
 
+  /// The operands' terms of the largest order.
+  std::vector<NodeId> leading(const Node& node) {
+    std::optional<Exponent> top;
+    for (const NodeId id : node.in)
+      if (const Series& x = series_[id.value]; !x.terms.empty()) top = top ? std::max(*top, x.terms[0].order) : x.terms[0].order;
+    std::vector<NodeId> out;
+    for (const NodeId id : node.in) {
+      const Series& x = series_[id.value];
+      out.push_back(!x.terms.empty() && x.terms[0].order == *top ? x.terms[0].out : b_.zeros(in_[id].type.width, in_[id].type.dims));
+    }
+    return out;
+  }
   /// Functions of which only the value at the leading terms is carried.
   Series leading_only(const Op& op, const Node& node) {
     std::vector<NodeId> in;
@@ -375,26 +611,31 @@ class Grading {
     for (const NodeId id : node.in)
       if (!series_[id.value].terms.empty()) top = top ? std::max(*top, series_[id.value].terms[0].order) : series_[id.value].terms[0].order;
     const auto* m = std::get_if<Map>(&op);
-    const bool compares = m && (m->fn == Fn::kLess || m->fn == Fn::kLessEqual || m->fn == Fn::kEqual || m->fn == Fn::kNotEqual);
-    const bool homogeneous = compares || !m || m->fn == Fn::kMin || m->fn == Fn::kMax;
+    const bool comparison = compares(op);
+    const bool homogeneous = comparison || !m || m->fn == Fn::kMin || m->fn == Fn::kMax;
     if (top && *top != 0 && !homogeneous) {
       reject("E3105", "this function needs arguments of size 1 in a graded limit", fmt::format("an argument has size {}", power_of_width(*top, in_.width_name)), "scale the arguments by powers of the width first");
       return {};
     }
     Series out;
     Sum rest = 0;
+    Term lead{0, {}, {}, {}};
     for (const NodeId id : node.in) {
       const Series& x = series_[id.value];
       const bool leads = !x.terms.empty() && x.terms[0].order == *top;
+      if (leads) {
+        lead.scalar = even(product(lead.scalar, even(x.terms[0].scalar)));
+        lead.vector = even(product(lead.vector, even(x.terms[0].vector)));
+        lead.holds |= x.terms[0].holds;
+      }
       in.push_back(leads ? x.terms[0].out : b_.zeros(in_[id].type.width, in_[id].type.dims));
       rest = parts_.plus(rest, parts_.plus(kept(x, leads ? 1 : 0), x.dropped));
     }
     if (!node.type.width && std::holds_alternative<ReduceMax>(op)) decisions_.push_back({current_, {in[0]}, {}, false});
-    if (!node.type.width && m && (m->fn == Fn::kMin || m->fn == Fn::kMax)) decisions_.push_back({current_, in, b_.minus(in[0], in[1]), false});
-    const Exponent order = compares || !top ? Exponent(0) : *top;
-    drop(out, parts_.without_parity(parts_.shifted(rest, compares && top ? -*top : Exponent(0))), current_);
-    Parity mixed{0, ~std::uint64_t{0}};
-    return gather({{order, b_.add(op, std::move(in)), mixed, node.type.width ? mixed : Parity{}, ~std::uint64_t{0}, 0}}, node.type, std::move(out));
+    lead.order = comparison || !top ? Exponent(0) : *top;
+    drop(out, parts_.without_parity(parts_.shifted(rest, comparison && top ? -*top : Exponent(0))), current_);
+    lead.out = b_.add(op, std::move(in));
+    return gather({lead}, node.type, std::move(out));
   }
 
   Series unary(const Map& op, const Series& x, const Type& type) {
@@ -425,6 +666,7 @@ class Grading {
       for (std::size_t k = 1; k < x.terms.size(); ++k)
         terms.push_back({x.terms[k].order + slope.order, b_.times(derivative, x.terms[k].out), product(slope.scalar, x.terms[k].scalar), product(slope.vector, x.terms[k].vector),
                          x.terms[k].holds | x.terms[0].holds, x.terms[k].linear & ~x.terms[0].holds});
+      if (op.fn == Fn::kStep || op.fn == Fn::kSign) drop_jumps(out, slope, x);
       drop(out, parts_.times(parts_.one(slope), x.dropped), x.culprit);
       const Sum small = parts_.plus(kept(x, 1), x.dropped);
       drop(out, parts_.times(parts_.one(curvature), parts_.times(small, small)), current_);
@@ -487,6 +729,9 @@ class Grading {
     SourceId source;
     struct Update { Series c, d, x; Dims dims; };
     std::vector<Update> updates;  ///< + sum c d x' / n
+    bool zero = false;            ///< no Gaussian matrix, only updates
+    /// Sums D and X of d and x of which only bounds matter: parts of updates of relative size below n^-depth.
+    std::set<std::pair<Sum, Sum>> bounds;
   };
   void matrix_step(const Node& node) {
     Matrix m;
@@ -496,16 +741,51 @@ class Grading {
       m = matrices_.at(node.in[0]);
       if (const auto* update = std::get_if<UpdateMatrix>(&node.op)) {
         if (update->entrywise) return reject("E3106", "entrywise updates of width matrices are not carried by the limit engine", "the update is no sum of few outer products", "check counts its powers of n, simulate runs networks");
-        for (std::size_t k = 1; k < node.in.size(); k += 3) m.updates.push_back({operand(node, k), operand(node, k + 1), operand(node, k + 2), in_[node.in[k + 1]].type.dims});
+        for (std::size_t k = 1; k < node.in.size(); k += 3) append(m, {operand(node, k), operand(node, k + 1), operand(node, k + 2), in_[node.in[k + 1]].type.dims});
       } else {
         const Series& c = operand(node, 1);
+        if (c.terms.empty() && c.dropped == 0) {
+          m.zero = true;
+          m.updates.clear();
+          m.bounds.clear();
+          matrices_[current_] = std::move(m);
+          return;
+        }
         if (c.terms.size() != 1 || c.dropped != 0) return reject("E3102", "a matrix is scaled by something that is no plain power of the width", "", "scale by constants");
         m.order += c.terms[0].order;
         m.out = b_.add(ScaleMatrix{}, {m.out, c.terms[0].out});
         for (auto& u : m.updates) u.c = bilinear(u.c, c, {}, [&](NodeId x, NodeId y) { return b_.times(x, y); });
+        std::set<std::pair<Sum, Sum>> bounds;
+        for (const auto& [d, x] : m.bounds) bounds.insert({parts_.times(d, kept(c)), x});
+        m.bounds = std::move(bounds);
       }
     }
     matrices_[current_] = std::move(m);
+  }
+  /// Of an update that is n^-depth times the matrix only the leading part is carried.  Those with the same x are one.
+  void append(Matrix& m, Matrix::Update u) {
+    const auto leading = [](const Series& s) { return Series{{s.terms[0]}, 0, {}}; };
+    if (u.c.terms.empty() || u.d.terms.empty() || u.x.terms.empty() || m.zero || u.c.terms[0].order + u.d.terms[0].order + u.x.terms[0].order > m.order - options_.depth) {
+      m.updates.push_back(std::move(u));
+      return;
+    }
+    const Sum d = parts_.times(kept(leading(u.c)), kept(leading(u.d)));
+    const Sum below = parts_.plus(parts_.times(parts_.plus(kept(u.c, 1), u.c.dropped), all(u.d)), parts_.times(kept(leading(u.c)), parts_.plus(kept(u.d, 1), u.d.dropped)));
+    m.bounds.insert({below, all(u.x)});
+    m.bounds.insert({d, parts_.plus(kept(u.x, 1), u.x.dropped)});
+    Term lead = multiplied(u.c.terms[0], u.d.terms[0], [&](NodeId c, NodeId v) { return b_.times(c, v); });
+    for (Matrix::Update& v : m.updates) {
+      if (v.x.terms.size() != 1 || v.x.dropped != 0 || v.x.terms[0].out != u.x.terms[0].out || v.x.terms[0].order != u.x.terms[0].order || v.d.terms.size() != 1 || v.d.dropped != 0) continue;
+      Term& own = v.d.terms[0];
+      if (own.order != lead.order) continue;
+      own.out = together(own.out, lead.out);
+      own.scalar = joint(own.scalar, lead.scalar);
+      own.vector = joint(own.vector, lead.vector);
+      own.holds |= lead.holds;
+      own.linear &= lead.linear;
+      return;
+    }
+    m.updates.push_back({one({}), Series{{lead}, 0, {}}, leading(u.x), std::move(u.dims)});
   }
   Series visit(const MatMul& op, const Node& node) {
     const Matrix& w = matrices_.at(node.in[0]);
@@ -513,15 +793,18 @@ class Grading {
     Series sum;
     std::vector<Term> terms;
     for (const Term& t : x.terms) {
+      if (w.zero) break;
       const Sum flipped = parts_.flipped(parts_.one(t.part()), w.source.value);
       const Part& p = parts_[flipped].front();
       terms.push_back({t.order + w.order, b_.matmul(w.out, t.out, op.transposed), p.scalar, p.vector, t.holds, t.linear});
       drop(sum, parts_.one({t.order + w.order - Exponent(1, 2), 0, p.scalar, p.vector}), current_);  // its inner averages fluctuate
     }
-    drop(sum, parts_.shifted(parts_.flipped(x.dropped, w.source.value), w.order), x.culprit);
+    if (!w.zero) drop(sum, parts_.shifted(parts_.flipped(x.dropped, w.source.value), w.order), x.culprit);
     const std::int64_t columns = size_of(node.type.dims);
     const auto flat = [&](const Series& s, std::int64_t size) { return linear(s, {false, true, {size}}, [&](NodeId v) { return b_.reshape(v, {size}); }); };
     const Series z = flat(x, columns);
+    for (const auto& [d, x_parts] : w.bounds)
+      drop(sum, parts_.times(op.transposed ? x_parts : d, parts_.average(parts_.times(all(z), op.transposed ? d : x_parts))), current_);
     for (const Matrix::Update& u : w.updates) {
       const std::int64_t size = size_of(u.dims);
       const Series left = flat(op.transposed ? u.x : u.d, size), right = flat(op.transposed ? u.d : u.x, size);
@@ -553,7 +836,11 @@ class Grading {
       const Node& culprit = in_[x.culprit];
       const auto* c = std::get_if<Contract>(&culprit.op);
       const bool fluctuation = std::holds_alternative<Average>(culprit.op) || std::holds_alternative<MatMul>(culprit.op) || (c && c->average);
-      d.notes.push_back({(fluctuation ? "dropped here: the fluctuation of an average, n^(-1/2) times the size of its terms" : "dropped here: a term smaller than the one beside it") + (culprit.context ? fmt::format(" (in the iteration {})", in_.contexts[culprit.context]) : std::string()), culprit.span});
+      const auto* m = std::get_if<Map>(&culprit.op);
+      const bool jumps = compares(culprit.op) || (m && (m->fn == Fn::kSign || m->fn == Fn::kMod || m->fn == Fn::kWhere));
+      d.notes.push_back({(fluctuation ? "dropped here: the fluctuation of an average, n^(-1/2) times the size of its terms"
+                          : jumps     ? "dropped here: what changes where the argument crosses a jump of the function"
+                                      : "dropped here: a term smaller than the one beside it") + (culprit.context ? fmt::format(" (in the iteration {})", in_.contexts[culprit.context]) : std::string()), culprit.span});
       return d;
     }
     return std::nullopt;
@@ -641,6 +928,8 @@ class Grading {
   NodeId target_, given_;    ///< the value that is given (in_); the number that stands for it
   std::vector<bool> behind_target_;
   std::optional<std::vector<double>> beside_;
+  std::vector<SourceId> readout_sources_;  ///< in one order for the whole program, so that outputs have a joint law
+  std::map<SourceId, NodeId> normals_;
   std::map<NodeId, Readout> readouts_;  ///< by source
   std::map<NodeId, NodeId> drawn_;
   bool random_outputs_ = false;

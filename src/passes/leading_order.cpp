@@ -123,6 +123,67 @@ class Analysis {
     to.odd = 0;
   }
 
+  /// How fast a node grows, as a power of the Gaussians behind it.
+  struct Growth {
+    int degree = 0;
+    bool above = true, below = true;  ///< what may be large: values > 0, values < 0
+  };
+  static constexpr int kFast = 8;
+  const Growth& growth(NodeId id) {
+    growth_.resize(in_.size());
+    if (growth_[id.value]) return *growth_[id.value];
+    const Node& node = in_[id];
+    Growth out;
+    const auto of = [&](std::size_t k) { return growth(node.in[k]); };
+    const auto join = [&](const Growth& a) { out = {std::max(out.degree, a.degree), out.above || a.above, out.below || a.below}; };
+    const auto* m = std::get_if<Map>(&node.op);
+    const auto* contract = std::get_if<Contract>(&node.op);
+    if (const auto* c = std::get_if<Constant>(&node.op)) {
+      const auto [low, high] = std::minmax_element(c->values->begin(), c->values->end());
+      out = {0, *high > 0, *low < 0};
+    } else if (!node.type.width || std::holds_alternative<StandardNormal>(node.op) || std::holds_alternative<MatMul>(node.op)) {
+      out.degree = node.type.width ? 1 : 0;
+    } else if (const auto* s = std::get_if<Scale>(&node.op)) {
+      out = of(0);
+      if (s->factor < 0) std::swap(out.above, out.below);
+    } else if ((m && m->fn == Fn::kMul) || contract) {
+      const Growth a = of(0), b = of(1);
+      out = {std::min(kFast, a.degree + b.degree), (a.above && b.above) || (a.below && b.below), node.in[0] != node.in[1] && ((a.above && b.below) || (a.below && b.above))};
+    } else if (m && m->fn == Fn::kPower && m->parameter > 0) {
+      out.degree = std::min(kFast, static_cast<int>(std::ceil(m->parameter * of(0).degree)));
+      out.below = std::fmod(m->parameter, 2) != 0 && of(0).below;
+    } else if (m && m->fn == Fn::kExp) {
+      const Growth a = of(0);
+      out = {a.degree > 0 && a.above ? kFast : 0, true, false};
+    } else if (m && (m->fn == Fn::kTanh || m->fn == Fn::kErf || m->fn == Fn::kSigmoid || m->fn == Fn::kSin || m->fn == Fn::kCos)) {
+      out.degree = 0;
+    } else {
+      out = {0, false, false};
+      for (std::size_t k = 0; k < node.in.size(); ++k) {
+        Growth a = of(k);
+        if (m && m->fn == Fn::kSub && k == 1) std::swap(a.above, a.below);
+        join(a);
+      }
+      if (m && (m->fn == Fn::kAbs || m->fn == Fn::kRelu)) out = {out.degree, true, false};
+      else if (m && m->fn != Fn::kAdd && m->fn != Fn::kSub) out.above = out.below = true;
+    }
+    return *(growth_[id.value] = out);
+  }
+  /// Of even symmetry, and 0 where a Gaussian is.
+  bool vanishes_somewhere(NodeId id) {
+    const Node* node = &in_[id];
+    while (std::holds_alternative<Scale>(node->op)) node = &in_[node->in[0]];
+    const auto* m = std::get_if<Map>(&node->op);
+    if (!m || !(m->fn == Fn::kAbs || (m->fn == Fn::kPower && m->parameter > 0) || (m->fn == Fn::kMul && node->in[0] == node->in[1]))) return false;
+    const Order& x = order(node->in[0]);
+    return (x.odd & ~x.mixed) != 0 || vanishes_somewhere(node->in[0]);
+  }
+  /// The average of a product with it need not exist: symmetry proves nothing.
+  static void no_symmetry(Order& to) {
+    to.mixed = ~std::uint64_t{0};
+    to.odd = 0;
+  }
+
   NodeId zero_like(const Type& type) { return builder_.zeros(type.width, type.dims); }
 
   /// Operands of a sum: the largest orders stay, the others become zero and count as dropped.  Returns their new nodes.
@@ -227,6 +288,7 @@ class Analysis {
         Order to = product(a, inverse);
         // An odd divisor passes through 0: the average of a/b need not exist, and symmetry proves nothing about it.
         if (b.odd & ~b.mixed) no_parity(to);
+        if (vanishes_somewhere(node.in[1])) no_symmetry(to);
         to.out = builder_.expand(builder_.map(Fn::kDiv, {a.out, b.out}), node.type.width, node.type.dims);
         return to;
       }
@@ -389,6 +451,12 @@ class Analysis {
       to.other_moves = false;
       return;
     }
+    if (!to.lead) {  // all coordinates are 0 up to what was dropped, as where leading parts cancel
+      no_atoms(to);
+      to.zero = true;
+      to.zero_moves = to.dropped.has_value();
+      return;
+    }
     const auto any = [&](bool Order::*flag) { return std::any_of(node.in.begin(), node.in.end(), [&](NodeId id) { return !in_[id].type.matrix && order(id).*flag; }); };
     const auto copy_all = [&] {
       for (const auto flag : {&Order::zero, &Order::zero_moves, &Order::other, &Order::other_moves}) to.*flag = any(flag);
@@ -450,6 +518,8 @@ class Analysis {
     if (traits.parity == FunctionTraits::Parity::kEven) to.odd = 0;
     // Odd and singular at 0 (1/x): the average need not exist, so symmetry does not prove it zero.
     if (traits.parity == FunctionTraits::Parity::kNone || (traits.degree && *traits.degree < 0)) no_parity(to);
+    if (op.fn == Fn::kExp && growth(node.in[0]).degree > 1 && growth(node.in[0]).above) no_symmetry(to);  // of a Gaussian squared, or more
+    if (traits.degree && *traits.degree < 0 && vanishes_somewhere(node.in[0])) no_symmetry(to);
     to.positive = traits.positive && x.lead.has_value();
     const auto apply = [&] { return builder_.map(op.fn, {x.out}, op.parameter); };
     const auto constant = [&](double value) { return builder_.expand(builder_.constant(value, node.type.dims), node.type.width, node.type.dims); };
@@ -774,6 +844,7 @@ class Analysis {
   }
 
   const Program& in_;
+  std::vector<std::optional<Growth>> growth_;  ///< by node
   Program out_;
   Builder builder_;
   std::vector<Order> orders_;

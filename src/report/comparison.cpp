@@ -29,6 +29,8 @@ Convergence assess(const ReportResult& report, const std::vector<WidthSamples>& 
   VectorXd limit = to_vector(report.value), error = to_vector(report.error);
   for (Index j = 0; j < limit.size(); ++j)
     if (std::isnan(limit[j])) limit[j] = error[j] = 0;
+  if (report.order && limit.isZero(0) && error.isZero(0) && report.undetermined.empty() && report.unresolved.empty())
+    return assess_vanishing(samples, *report.order);
   const double spread = report.random ? 0 : -0.5;
   Convergence all = assess_convergence(limit, error, samples, limit_dof, spread);
   std::vector<Index> resolved;
@@ -66,7 +68,10 @@ Comparison compare(LimitResult limit, std::vector<SimulationResult> networks) {
     if (report.method == Method::kSamples) continue;
     TPLIMIT_CHECK(report.error.size() == report.value.size(), "an error for every number of '{}'", report.name);
     std::vector<WidthSamples> samples;
-    for (const SimulationResult& width : networks) samples.push_back(samples_of(width, k));
+    for (const SimulationResult& width : networks) {
+      samples.push_back(samples_of(width, k));
+      limit.reports[k].random = report.random || width.reports[k].random;
+    }
     const double dof = limit.draws > 1 ? limit.draws - 1 : report.method == Method::kExact || report.method == Method::kClosedForm || report.method == Method::kQuadrature ? std::numeric_limits<double>::infinity()
                                                        : static_cast<double>(limit.engine.randomisations - 1);
     out.reports.back() = assess(report, samples, dof);

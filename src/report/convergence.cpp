@@ -22,8 +22,9 @@ using Eigen::VectorXd;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kSmallestP = 1e-3;       // of a whole report
+constexpr double kDoubtfulP = 0.05;       // .. where nothing but the mean speaks for the limit
 constexpr double kErrors = 3;             // how many standard errors the slope may lie above -1/2
-constexpr double kHiddenSlope = 1.0 / 6;  // 3 such errors cannot tell -1/2 from 0
+constexpr double kApart = 2;              // .. and must lie below that of networks that stay random
 constexpr double kCurvature = 0.12;  // standard error of log sd at the smallest width for 1 + d/n, see docs/compare.md
 constexpr double kBend = 0.5;        // .. and of n variance, which no other entry averages out
 constexpr double kNextTerm = 0.25;   // largest next term of the mean in units of the last one fitted, smallest width ..
@@ -380,8 +381,8 @@ double largest_number(const VectorXd& limit, const std::vector<WidthSamples>& sa
   return largest;
 }
 
-std::string slope_text(const std::optional<SlopeFit>& fit) {
-  return fit ? fmt::format("sd slope {:.2f} +- {:.2f}", fit->slope, fit->error) : std::string("no sd slope");
+std::string slope_text(const std::optional<SlopeFit>& fit, std::string_view what = "sd") {
+  return fit ? fmt::format("{} slope {:.2f} +- {:.2f}", what, fit->slope, fit->error) : fmt::format("no {} slope", what);
 }
 
 /// The numbers are in units of `unit`, which messages undo.
@@ -435,8 +436,15 @@ Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std
                        result.p_value, worst, unit * entry.mean[s.largest], unit * entry.mean_error[s.largest],
                        s.width[s.largest], unit * entry.limit, unit * entry.limit_error);
   };
-  const bool spread_has_power = result.sd_slope && result.sd_slope->error <= kHiddenSlope;
-  const bool mean_has_power = noise2 <= size2 / 4;
+  // Networks that stay random (spread: grow) must be excluded, not only allowed for.
+  const double other = spread + 0.5;
+  const bool moving = s.scaled_variance(differing).array().sqrt().maxCoeff() > 4 * s.rounding;
+  const bool told_apart = result.sd_slope && result.sd_slope->slope + kApart * result.sd_slope->error < other;
+  // One width: sd / |limit| is n^-1/2 or 1; between them lies n^-1/4.
+  const double sd2 = s.variance.row(s.largest)(differing).sum();
+  const bool small = widths > 1 || spread == 0 || sd2 * std::sqrt(s.width[s.largest]) <= size2;
+  const bool mean_has_power = noise2 <= size2 / 4 && small;
+  const bool mean_alone = mean_has_power && (widths == 1 || result.p_value > kDoubtfulP);
   if (result.p_value <= kSmallestP && widths == 1) {
     result.verdict = Verdict::kInconclusive;
     result.reason = off("mean is off, and one width cannot tell a finite-width correction from a wrong limit");
@@ -446,7 +454,8 @@ Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std
   } else if (result.sd_slope && result.sd_slope->slope > spread + kErrors * result.sd_slope->error) {
     result.verdict = Verdict::kDisagrees;
     result.reason = fmt::format("{}: {}; mean fits (p = {:.2g})", spread == 0 ? "sd grows" : "sd does not fall like n^-1/2", slope, result.p_value);
-  } else if (spread_has_power || mean_has_power) {
+  } else if (spread == 0 && widths > 1 ? told_apart && mean_alone : told_apart || (mean_alone && (widths == 1 || !moving))) {
+    // Where networks stay random only their mean tests the limit.
     result.verdict = Verdict::kAgrees;
     const bool faster = result.sd_slope && result.sd_slope->slope < spread - kErrors * result.sd_slope->error;
     result.reason =
@@ -454,6 +463,13 @@ Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std
     if (widths == 1)
       result.reason = fmt::format("mean is within its error of the limit (p = {:.2g}); one width: rates not tested",
                                   result.p_value);
+  } else if (mean_has_power && !mean_alone) {
+    result.verdict = Verdict::kInconclusive;
+    result.reason = off("mean is doubtful") + ", " + slope + "; take more seeds or larger widths";
+  } else if (mean_has_power) {
+    result.verdict = Verdict::kInconclusive;
+    result.reason = fmt::format("mean fits (p = {:.2g}), but {} cannot be told from {}; take more seeds or widths further apart",
+                                result.p_value, slope, spread == 0 ? "1/2, sd that grows" : "0, networks that stay random");
   } else {
     result.verdict = Verdict::kInconclusive;
     result.reason = fmt::format("noise hides it: limit tested to +- {:.2g} only, {}; take more seeds or larger widths",
@@ -462,7 +478,62 @@ Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std
   return result;
 }
 
+/// Slope of the root mean square over seeds and entries of what tends to 0.
+std::optional<SlopeFit> fit_rms(const Summary& s, const std::vector<WidthSamples>& samples) {
+  std::vector<Index> used;
+  VectorXd y(s.width.size()), variance(s.width.size());
+  double typical = 0;
+  for (Index k = 0; k < s.width.size(); ++k) {
+    const VectorXd square = samples[static_cast<std::size_t>(k)].values.rowwise().squaredNorm();  // of each seed
+    const double sum = square.sum();
+    if (!(std::sqrt(sum) > s.rounding)) continue;  // exactly 0 at this width: nothing to take a logarithm of
+    used.push_back(k);
+    y[k] = 0.5 * std::log(sum / s.seeds[k]);
+    // Seeds differ by (m + x)^2, x ~ N(0, v): 4 m^2 v + 2 v^2; entries as if fully correlated.
+    const Eigen::ArrayXd mean2 = s.mean.row(k).array().square(), v = s.variance.row(k).array();
+    const double normal = (4 * mean2 * v + 2 * v.square()).sqrt().sum() / (mean2 + v).sum();
+    const Eigen::ArrayXd without = 0.5 * (sum - square.array()).max(1e-3 * sum).log();
+    const double jackknife = (without - without.mean()).square().sum() * (s.seeds[k] - 1) / s.seeds[k];
+    variance[k] = std::max(0.25 * normal * normal / s.seeds[k], jackknife);
+    typical += variance[k] * s.seeds[k];
+  }
+  const auto points = static_cast<Index>(used.size());
+  if (points < 2) return std::nullopt;
+  typical /= static_cast<double>(points);
+  const VectorXd own = variance(used).array().max(typical / s.seeds(used).array()) + 1e-24;
+  // The next power may be n^-1/4 smaller only.
+  const VectorXd curvature = kCurvature * s.inverse(used).array().sqrt().sqrt();
+  const MatrixXd covariance = MatrixXd(own.asDiagonal()) + curvature * curvature.transpose();
+  return fit_slope(s.width(used).array().log(), y(used), covariance);
+}
+
 }  // namespace
+
+Convergence assess_vanishing(const std::vector<WidthSamples>& samples, double order) {
+  const Index entries = samples.empty() ? 0 : samples[0].values.cols();
+  const VectorXd zero = VectorXd::Zero(entries);
+  Convergence result = assess_convergence(zero, zero, samples, kInfinity);
+  if (entries == 0 || samples.size() < 2) return result;
+  const Summary s = summarise(zero, samples, 0, 0);
+  if (s.rms.maxCoeff() <= s.rounding) return result;
+  result.verdict = Verdict::kInconclusive;
+  result.p_value = 1;  // the mean need not go like 1/n
+  result.rms_slope = fit_rms(s, samples);
+  const auto& fit = result.rms_slope;
+  const std::string counted = fmt::format("limit 0, counted n^{:.4g}, {}", order, slope_text(fit, "rms"));
+  result.reason = counted;
+  if (!fit) return result;
+  if (fit->slope > order + kErrors * fit->error) {
+    result.verdict = Verdict::kDisagrees;
+    result.reason += ": does not vanish like that";
+  } else if (fit->slope + kApart * fit->error < 0) {
+    result.verdict = Verdict::kAgrees;
+    if (fit->slope < order - kErrors * fit->error) result.reason += ", faster";
+  } else {
+    result.reason += " cannot be told from 0; take more seeds or widths further apart";
+  }
+  return result;
+}
 
 Convergence assess_convergence(const VectorXd& limit, const VectorXd& limit_error,
                                const std::vector<WidthSamples>& samples, double limit_dof, double spread) {

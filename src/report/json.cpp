@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
 #include "report/words.hpp"
@@ -70,6 +71,7 @@ Json head(const ProgramInfo& program) {
   for (const auto& [name, value] : program.constants) set[name] = value;
   Json own{{"file", program.source.name()}, {"sha256", program.sha256}, {"set", set}, {"random_scalars", program.random_scalars}};
   if (!program.ablations.empty()) own["ablations"] = program.ablations;
+  if (!program.fingerprint.empty()) own["fingerprint"] = program.fingerprint;
   return {{"tplimit", version()}, {"program", std::move(own)}};
 }
 
@@ -95,6 +97,8 @@ Json report_json(const ReportResult& r) {
   const auto flag = [&](std::size_t j) { return Json(static_cast<bool>(r.unresolved[j])); };
   out["unresolved"] = r.unresolved.empty() ? Json(nullptr) : nested(r.shape, flag);
   if (!r.undetermined.empty()) out["undetermined"] = r.undetermined;
+  if (r.random) out["random"] = true;
+  if (r.order) out["order"] = number(*r.order);
   if (!r.spread.empty()) out["spread"] = nested(r.shape, r.spread);
   return out;
 }
@@ -177,6 +181,7 @@ Json convergence_json(const ReportResult& r, const Convergence& c, const Compari
               {"p_value", number(c.p_value)},
               {"sd_slope", slope_json(c.sd_slope)},
               {"bias_slope", slope_json(c.bias_slope)},
+              {"rms_slope", slope_json(c.rms_slope)},
               {"resolution", per_entry([](const EntryConvergence& e) { return e.resolution; })},
               {"widths", Json::array()}};
   for (std::size_t k = 0; k < all.networks.size(); ++k) {
@@ -204,6 +209,122 @@ std::string to_json(const LimitResult& limit, const ProgramInfo& program) {
   Json out = limit_json(limit, program);
   finish(out, limit.warnings, program.source, limit.time_s, limit.peak_memory_bytes);
   return to_string(out);
+}
+
+namespace {
+
+void flatten(const Json& json, std::vector<double>& out) {
+  if (json.is_array())
+    for (const Json& item : json) flatten(item, out);
+  else out.push_back(json.is_null() ? std::numeric_limits<double>::quiet_NaN() : json.is_boolean() ? (json.get<bool>() ? 1.0 : 0.0) : json.get<double>());
+}
+std::vector<double> flat(const Json& json) {
+  std::vector<double> out;
+  flatten(json, out);
+  return out;
+}
+
+std::string settings(const Json& set) {
+  std::string out;
+  for (const auto& [name, value] : set.items()) out += fmt::format("{}{} = {}", out.empty() ? "" : ", ", name, value.get<std::string>());
+  return out.empty() ? "nothing" : out;
+}
+
+/// "" or what differs.
+std::string difference(const Json& theirs, const Json& ours) {
+  if (theirs.at("sha256") != ours.at("sha256")) return fmt::format("the text of the program differs: it is of '{}', sha256 {}.., here {}..", theirs.at("file").get<std::string>(), theirs.at("sha256").get<std::string>().substr(0, 8), ours.at("sha256").get<std::string>().substr(0, 8));
+  if (settings(theirs.at("set")) != settings(ours.at("set"))) return fmt::format("what is set differs: there {}, here {}", settings(theirs.at("set")), settings(ours.at("set")));
+  const auto ablations = [](const Json& j) { return j.value("ablations", std::string("none")); };
+  if (ablations(theirs) != ablations(ours)) return fmt::format("ablations differ: there {}, here {}", ablations(theirs), ablations(ours));
+  if (!theirs.contains("fingerprint")) return "it is of an older version, and does not say of which data";
+  if (theirs.at("fingerprint") != ours.at("fingerprint")) return "data differ: those of files, or those drawn from --seed";
+  return "";
+}
+
+ReportResult report_from(const Json& j) {
+  ReportResult r;
+  r.name = j.at("name");
+  r.index_names = j.at("index").get<std::vector<std::string>>();
+  r.index_values = j.at("index_values").get<std::vector<std::vector<std::int64_t>>>();
+  r.shape = j.at("shape").get<std::vector<std::int64_t>>();
+  r.value = flat(j.at("value"));
+  if (j.at("error") != "none" && j.at("error") != "samples") r.error = flat(j.at("stderr"));
+  for (const Method m : {Method::kExact, Method::kClosedForm, Method::kQuadrature, Method::kParticles, Method::kNetworks, Method::kSamples})
+    if (j.at("method") == to_string(m)) r.method = m;
+  if (!j.at("unresolved").is_null())
+    for (const double x : flat(j.at("unresolved"))) r.unresolved.push_back(x != 0);
+  r.undetermined = j.value("undetermined", std::string());
+  r.random = j.value("random", false);
+  if (j.contains("order")) r.order = j.at("order").get<double>();
+  if (j.contains("spread")) r.spread = flat(j.at("spread"));
+  return r;
+}
+
+/// "" or how the report differs from that of the program.
+std::string difference(const ReportResult& theirs, const ir::Report& ours, const ir::Program& program) {
+  std::vector<std::int64_t> shape;
+  std::int64_t size = 0;
+  for (const auto& entry : ours.entries) size += ir::size_of(program[entry.value].type.dims);
+  if (!ours.entries.empty()) shape = program[ours.entries[0].value].type.dims;
+  const std::size_t loops = ours.index_names.size();
+  if (theirs.name != ours.name) return fmt::format("report '{}' is '{}' there", ours.name, theirs.name);
+  const bool same = theirs.index_names == ours.index_names && theirs.shape.size() == loops + shape.size() && std::equal(shape.begin(), shape.end(), theirs.shape.begin() + static_cast<std::ptrdiff_t>(loops));
+  if (!same || static_cast<std::int64_t>(theirs.value.size()) != size) return fmt::format("report '{}' has another shape there", ours.name);
+  if (theirs.method != Method::kSamples && theirs.error.size() != theirs.value.size()) return fmt::format("report '{}' has no errors there: run with two randomisations or more", ours.name);
+  return "";
+}
+
+LimitResult limit_from(const Json& json, const ProgramInfo& program, const ir::Program& networks) {
+  LimitResult out;
+  const Json& engine = json.at("engine");
+  out.engine.name = engine.at("name");
+  out.engine.particles = engine.at("particles");
+  out.engine.randomisations = engine.at("randomisations");
+  out.engine.seed = engine.at("seed");
+  out.engine.threads = engine.at("threads");
+  out.engine.rank_tol = engine.at("rank_tol");
+  out.engine.largest_rank = engine.at("largest_rank");
+  if (engine.at("tolerance").is_number()) out.engine.tolerance = engine.at("tolerance").get<double>();
+  out.engine.single_precision = engine.at("precision") == "single";
+  out.engine.extrapolated = engine.at("extrapolated");
+  out.random_outputs = engine.at("random_outputs");
+  out.draws = engine.at("draws");
+  out.tolerance_missed = engine.at("tolerance_missed");
+  const auto real = [](const Json& j) { return j.is_null() ? std::numeric_limits<double>::quiet_NaN() : j.get<double>(); };
+  out.largest_error = real(engine.at("largest_error"));
+  for (const Json& report : json.at("reports")) out.reports.push_back(report_from(report));
+  for (std::size_t k = 0; k < out.reports.size() && k < networks.reports.size(); ++k) out.reports[k].span = networks.reports[k].span;
+  for (const Json& e : json.at("expectations")) {
+    ExpectResult own;
+    for (const ir::Expectation& x : networks.expectations)
+      if (program.source.line_of(x.span.begin) == e.at("line").get<std::size_t>() && words::one_line(program.source.text(x.span)) == e.at("text").get<std::string>()) own.span = x.span;
+    own.iteration = e.at("iteration");
+    for (const ExpectStatus status : {ExpectStatus::kPassed, ExpectStatus::kFailed, ExpectStatus::kUndecided})
+      if (e.at("status") == word(status)) own.status = status;
+    own.left = real(e.at("left"));
+    own.right = real(e.at("right"));
+    own.error = e.at("error").is_null() ? std::numeric_limits<double>::infinity() : e.at("error").get<double>();
+    own.tolerance = real(e.at("tolerance"));
+    out.expectations.push_back(std::move(own));
+  }
+  return out;
+}
+
+}  // namespace
+
+std::variant<LimitResult, std::string> limit_from_json(const std::string& text, const ProgramInfo& program, const ir::Program& networks) {
+  try {
+    const Json json = Json::parse(text);
+    if (json.at("engine").at("name") == "networks") return std::string("it is a result of simulate, not of run");
+    if (std::string what = difference(json.at("program"), head(program).at("program")); !what.empty()) return what;
+    LimitResult out = limit_from(json, program, networks);
+    if (out.reports.size() != networks.reports.size()) return fmt::format("it has {} reports, the program {}", out.reports.size(), networks.reports.size());
+    for (std::size_t k = 0; k < out.reports.size(); ++k)
+      if (std::string what = difference(out.reports[k], networks.reports[k], networks); !what.empty()) return what;
+    return out;
+  } catch (const nlohmann::json::exception&) {
+    return std::string("it is no result of run --out");
+  }
 }
 
 std::string to_json(const SimulationResult& networks, const ProgramInfo& program) {

@@ -496,8 +496,10 @@ std::string to_text(const Comparison& all, const ProgramInfo& program, const Tex
   if (std::any_of(all.limit.reports.begin(), all.limit.reports.end(), has_unresolved)) out += kUnresolvedNote;
   if (all.show_corrections) out += kCorrectionsNote;
   out += expectations(all.limit, program.source);
+  const bool vanishes = std::any_of(all.reports.begin(), all.reports.end(), [](const auto& c) { return c && c->rms_slope; });
   const bool random = std::any_of(all.limit.reports.begin(), all.limit.reports.end(), [](const ReportResult& r) { return r.random; });
-  out += fmt::format("\noverall: {}; expected slopes: sd -0.5{}, bias |mean - limit| -1\n", overall_text(all), random ? " (0 where the limit is random)" : "");
+  out += fmt::format("\noverall: {}; expected slopes: sd -0.5{}, bias |mean - limit| -1{}\n", overall_text(all), random ? " (0 where the limit is random)" : "",
+                     vanishes ? ", rms of what vanishes as counted" : "");
   return out + fmt::format("time {}, memory {}\n", time_text(time_s), memory_text(bytes));
 }
 

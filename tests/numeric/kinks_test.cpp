@@ -43,18 +43,31 @@ TEST(Kinks, TheNextTermDecidesWhereTheLeadingOneCancels) {
   }
 }
 
+// Features move by n^(-1/2) beside equal terms, which cancel; where they do not cancel, or rest on a kink, it is refused.
 TEST(Kinks, FeaturesAfterTrainingAgainstThoseBefore) {
-  const std::string network = R"(width n
-parametrization ntk
+  const auto network = [](const std::string& regime, const std::string& what) {
+    return "width n\nparametrization " + regime + R"(
 param U : input [n] ~ normal(0, 1)
 param c : output [n] ~ normal(0, 1)
 before = U * 1
-step sgd((E(U^2) - 2)^2, lr = 1)
-report grown = E(U > before)
-)";
-  const LimitResult limit = limit_of(network, {});
-  const SimulationResult networks = networks_of(network, 16384, 8, Matrices::kLazy);
-  EXPECT_NEAR(limit.reports[0].value[0], networks.reports[0].value[0], 0.02);
+out = c @ tanh(U * 1)
+step sgd((out - 1)^2, lr = 1)
+report grown = )" + what + "\n";
+  };
+  for (const std::string regime : {"ntk", "mup"})
+    for (const std::string what : {"E(U > before)", "E(step(U - before))", "E(c * sign(U - before) * (1 + U))", "E(where(U > before, c^2, 0))"}) {
+      const LimitResult limit = limit_of(network(regime, what), {});
+      const SimulationResult networks = networks_of(network(regime, what), 16384, 8, Matrices::kLazy);
+      EXPECT_NEAR(limit.reports[0].value[0], networks.reports[0].value[0], 6 * networks.reports[0].error[0] + 2e-3) << regime << " " << what;
+    }
+  for (const std::string what : {"E(relu(U) > relu(before))", "E(step(tanh(U) - tanh(before)))", "E(relu(U) == relu(before))", "E(floor(relu(U) - relu(before)))", "E(where(relu(U) - relu(before), 1, 0))"})
+    for (const bool given : {false, true}) {
+      EvaluateOptions options;
+      if (given) options.given = GradedOptions::Given{"out", {0.5}};
+      const auto result = evaluate(parsed(network("ntk", what)), options);
+      ASSERT_FALSE(result) << what;
+      EXPECT_EQ(result.errors()[0].code, "E3108") << what;
+    }
 }
 
 // Coordinates that lie on a jump with positive probability, up to dropped terms.
@@ -94,6 +107,7 @@ TEST(Kinks, WhatNetworksAgreeAboutIsANumber) {
            {"E(x^2) >= max(E(x^2), 0.5)", 1},  // the same number on both sides
            {"2 * E(x^2) - E(x^2) == E(x^2)", 1},
            {"0 * step(E(x^2) - 1)", 0},
+           {"where(E(x^2) > 1, 2 * E(y^2), E(y^2) + E(y^2))", 2},  // branches that agree
            {"E(x * y) * step(2 * E(x^2) - 1)", 0}}) {
     for (const Engine engine : {Engine::kAuto, Engine::kParticles}) {
       EvaluateOptions options;
@@ -171,6 +185,80 @@ TEST(Kinks, TrainingFromAnUndeterminedGradient) {
     EXPECT_EQ(out[1], 0) << loss;
     EXPECT_TRUE(std::isnan(out[2]) && std::isnan(out[3])) << loss;
   }
+}
+
+// Some of 100 margins are always within their errors of 0.
+const std::string kDigits = R"(width n
+data X, y = csv("data/digits8x8.csv", rows = 0..100, target = "target", standardize = true)
+const Y = one_hot(y, 10)
+parametrization mup
+param U : input [n, 64] ~ normal(0, 1 / 64)
+param V : output [10, n] ~ normal(0, 1)
+for t in 0..8 {
+  f = V @ tanh(U @ X)
+  report accuracy = mean(where(sum(f * Y, axis = 1) >= max(f, axis = 1), 1, 0)), loss = mse(f, Y)
+  step sgd(LOSS, lr = 0.5)
+}
+)";
+Module digits(const std::string& loss) {
+  std::string text = kDigits;
+  text.replace(text.find("LOSS"), 4, loss);
+  LowerOptions where;
+  where.base_directory = TPLIMIT_SOURCE_DIR "/programs";
+  return parsed(text, where);
+}
+TEST(Kinks, AccuracyOverManySamplesHasAnError) {
+  {
+    const Module module = digits("10 * mse(f, Y)");
+    const SimulationResult networks = networks_of(module, 4096, 4, Matrices::kLazy);
+    for (const std::uint64_t seed : {std::uint64_t{0}, std::uint64_t{1}}) {
+      const LimitResult limit = limit_of(module, particles(512, 8, seed));
+      const ReportResult &own = limit.reports[0], &theirs = networks.reports[0];
+      EXPECT_TRUE(std::isnan(own.value[0]));
+      EXPECT_NE(own.undetermined.find("networks of any width"), std::string::npos);
+      for (std::size_t t = 1; t < 8; ++t) {
+        ASSERT_TRUE(std::isfinite(own.value[t])) << t;
+        EXPECT_GE(own.value[t], 0.9);
+        EXPECT_LT(own.error[t], 0.03);
+        EXPECT_NEAR(own.value[t], theirs.value[t], 4 * std::hypot(own.error[t], theirs.error[t]) + 0.01) << t << " seed " << seed;
+      }
+    }
+  }
+}
+
+// The margin's sign is known at many particles; at few it has an error, which must cover the right side.
+TEST(Kinks, OpenJumpsHaveErrorsThatCoverBothSides) {
+  const std::string head = kHead + "m = E(tanh(x)^2 * exp(x / 5)) - ";
+  const double exact = limit_of(head + "0\nreport m\n", {}).reports[0].value[0];
+  int open = 0, far = 0;
+  for (std::uint64_t seed = 0; seed < 40; ++seed)
+    for (const double shift : {1e-6, 1e-5, 1e-4, 1e-3}) {
+      const LimitResult limit = limit_of(head + fmt::format("{:.15g}\nreport a = step(m), b = where(m > 0, 3, 1), c = max(2 * sign(m), -1), d = floor(1 + m), e = 1 / step(m)\n", exact - shift), particles(128, 8, seed));
+      const std::vector<double> right{1, 3, 2, 1};
+      for (std::size_t k = 0; k < right.size(); ++k) {
+        const double difference = std::abs(limit.reports[k].value[0] - right[k]), error = limit.reports[k].error[0];
+        EXPECT_TRUE(difference == 0 || error > 0) << seed << " " << k;
+        if (difference > 4 * error) ++far;
+        if (error > 0) ++open;
+      }
+      const double inverse = limit.reports[4].value[0];
+      EXPECT_TRUE(inverse == 1 || std::isnan(inverse)) << inverse;
+    }
+  EXPECT_GT(open, 100);
+  EXPECT_LE(far, 2);
+}
+
+TEST(Kinks, WhatOverflowsAfterAnUndeterminedJumpIsUndetermined) {
+  for (const Engine engine : {Engine::kAuto, Engine::kParticles})
+    for (const std::string text : {"1 / step(E(x^2) - 1)", "log(E(x^2) > 1)", "exp(1000 * step(E(x^2) - E(y^2)))"}) {
+      EvaluateOptions options;
+      options.engine = engine;
+      options.particles = 1024;
+      const LimitResult result = limit_of(kHead + "report a = " + text + ", b = E(x^2)\n", options);
+      EXPECT_TRUE(std::isnan(result.reports[0].value[0])) << text;
+      EXPECT_NEAR(result.reports[1].value[0], 1, 1e-9);
+    }
+  EXPECT_EQ(code_of(kHead + "report 1 / step(E(x^2) - 2)\n"), "E4101");
 }
 
 TEST(Kinks, ExpectationsOnThemAreUndecided) {

@@ -5,6 +5,7 @@
 #include <numbers>
 #include <random>
 
+#include <Eigen/Eigenvalues>
 #include <gtest/gtest.h>
 
 #include "tests/support/run.hpp"
@@ -184,6 +185,112 @@ TEST(QuadratureKinds, RandomFunctions) {
     known += m.error < 1e-9;
   }
   EXPECT_GT(known, kCases * 9 / 10);
+}
+
+constexpr const char* kTwo = "random h : [2, n] ~ normal(0, [[1, 0.5], [0.5, 1]])\n";
+
+TEST(QuadratureKinds, ExponentialsOfQuadraticForms) {
+  expect_mean("exp(h[0] * h[1] / 2)", 1 / std::sqrt(0.3125), 1e-12, kTwo);  // |I - S/2 [[0, 1], [1, 0]]| = (1 - 3/4) (1 + 1/4)
+  expect_mean("1 / exp(h[0] * h[1] / 2)", 1 / std::sqrt(1.3125), 1e-12, kTwo);
+  expect_mean("exp(h[0] * h[1] / 4)^2", 1 / std::sqrt(0.3125), 1e-12, kTwo);
+  expect_mean("exp(0.499 * h^2)", 1 / std::sqrt(0.002), 1e-9);
+  expect_mean("h^4 * exp(0.49 * h^2)", 3 / std::pow(0.02, 2.5), 1e-6);
+  expect_mean("abs(h) * exp(0.4 * h^2)", std::sqrt(2 / std::numbers::pi) / 0.2, 1e-11);
+  expect_mean("exp(0.3 * h^2) * cos(5 * h)", std::exp(-12.5 / 0.4) / std::sqrt(0.4), 1e-12);
+  // E e^(30 h) sigmoid(h) = e^450 (1 - e^-30 e^(1/2) + ..)
+  const Number m = mean("exp(30 * h) * sigmoid(h)");
+  EXPECT_NEAR(m.value / std::exp(450), 1 - std::exp(-29.5), 1e-12);
+  EXPECT_LE(m.error / m.value, 1e-10);
+  // A matrix between: E W'tanh(.).. needs derivatives of such exponentials.
+  const auto r = run("random h : [n] ~ normal(0, 1)\nrandom W : [n, n] ~ normal(0, 1/n)\ny = W @ exp(h^2 / 5)\n", "E(y^2)");
+  ASSERT_TRUE(r);
+  EXPECT_NEAR(r->reports[0].value[0], 1 / std::sqrt(0.2), 1e-11);
+}
+
+TEST(QuadratureKinds, InfiniteMeansOfSumsAndOddFunctions) {
+  for (const char* f : {"h * exp(h^2)", "1 / h", "h^-3", "tanh(h) * exp(h^2)", "h * exp(h^4)", "exp(h^2 / 2) + tanh(h)", "exp(h^2 / 2) - exp(h)", "1 / abs(h) + h^2"})
+    EXPECT_TRUE(infinite(f)) << f;
+  for (const char* f : {"exp(h[0] * h[1] / 1.5)", "exp(h[0] * h[1])", "h[0] * exp(h[1]^2)", "exp(h[0] * h[1]) * tanh(h[0])", "exp(h[0] * h[1]) * sigmoid(h[1])", "exp(h[0] * h[1]) + h[0]",
+                        "exp((h[0] - h[1])^2)"})
+    EXPECT_TRUE(infinite(f, kTwo)) << f;
+  EXPECT_TRUE(infinite("(W @ exp(0.3 * h^2))^2", "random h : [n] ~ normal(0, 1)\nrandom W : [n, n] ~ normal(0, 1/n)\n"));
+  // Symmetry proves what it proved before.
+  for (const char* f : {"h * exp(-h^2)", "h / (1 + h^2)", "tanh(h) * exp(0.3 * h^2)"}) expect_mean(f, 0);
+  // A factor that vanishes where the exponential grows: E (u^+ v^-) exp(u v) is finite.
+  EXPECT_FALSE(infinite("exp(h[0] * h[1]) * relu(h[0]) * relu(-h[1])", kTwo));
+}
+
+// Sampling shows nothing of a mean behind a product with a matrix.
+TEST(QuadratureKinds, ParticlesRefuseInfiniteMeans) {
+  for (const char* f : {"exp(h^2 / 2)", "1 / abs(h)", "1 / h^2", "tanh(W @ exp(0.3 * h^2))", "tanh(W @ (1 / abs(h)))", "h * exp(h^2)"})
+    for (const std::uint64_t seed : {1, 2, 3}) {
+      EvaluateOptions options;
+      options.engine = Engine::kParticles;
+      options.particles = 1024;
+      options.randomisations = 2;
+      options.seed = seed;
+      const auto r = evaluate(test::parsed(fmt::format("width n\n{}random W : [n, n] ~ normal(0, 1/n)\nreport E({})\n", kOne, f)), options);
+      ASSERT_FALSE(r) << f;
+      EXPECT_EQ(r.errors()[0].code, "E4102") << f;
+    }
+}
+
+// exp of random forms of 2 or 3 Gaussians, times polynomials and bounded functions.
+TEST(QuadratureKinds, RandomExponentialsOfQuadraticForms) {
+  std::mt19937_64 random(20261129);
+  const auto uniform = [&](double a, double b) { return std::round(1000 * (a + (b - a) * std::uniform_real_distribution<>(0, 1)(random))) / 1000; };
+  for (int n = 0; n < 120; ++n) {
+    const Eigen::Index dim = 2 + n % 2;
+    Eigen::MatrixXd root(dim, dim), form(dim, dim);
+    Eigen::VectorXd slope(dim);
+    for (Eigen::Index i = 0; i < dim; ++i) {
+      slope(i) = n % 3 == 0 ? uniform(-0.5, 0.5) : 0;
+      for (Eigen::Index j = 0; j < dim; ++j) root(i, j) = uniform(-1, 1);
+    }
+    for (Eigen::Index i = 0; i < dim; ++i)
+      for (Eigen::Index j = 0; j <= i; ++j) form(i, j) = form(j, i) = uniform(-1, 1);
+    const Eigen::MatrixXd covariance = root * root.transpose() + 0.05 * Eigen::MatrixXd::Identity(dim, dim);
+    const Eigen::MatrixXd lower = covariance.llt().matrixL();
+    const double most = Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>(2 * lower.transpose() * form * lower).eigenvalues().maxCoeff();
+    const bool diverges = n % 4 == 3;
+    if (diverges && most <= 0.1) continue;
+    form *= (diverges ? uniform(1.01, 2) : uniform(0.1, 0.8)) / (diverges ? most : std::max(most, 0.5));
+    std::string rows, exponent;
+    for (Eigen::Index i = 0; i < dim; ++i) {
+      rows += i > 0 ? ", [" : "[";
+      for (Eigen::Index j = 0; j < dim; ++j) {
+        rows += fmt::format("{}{:.17g}", j > 0 ? ", " : "", covariance(i, j));
+        exponent += fmt::format("{}{:.17g} * h[{}] * h[{}]", exponent.empty() ? "" : " + ", form(i, j), i, j);
+      }
+      rows += "]";
+      exponent += fmt::format(" + {:.17g} * h[{}]", slope(i), i);
+    }
+    const std::string declarations = fmt::format("random h : [{}, n] ~ normal(0, [{}])\n", dim, rows);
+    const std::string whole = "exp(" + exponent + ")";
+    SCOPED_TRACE(declarations + whole);
+    if (diverges) {
+      for (const char* other : {"", " * h[1]", " * sigmoid(h[0])", " + tanh(h[1])"}) EXPECT_TRUE(infinite(whole + other, declarations)) << other;
+      continue;
+    }
+    // By completing the square.
+    const Eigen::MatrixXd moved = (covariance.inverse() - 2 * form).inverse();
+    const Eigen::VectorXd mean = moved * slope;
+    const double factor = std::sqrt(moved.determinant() / covariance.determinant()) * std::exp(0.5 * slope.dot(mean));
+    const auto near = [&](const std::string& text, double value, double size) {
+      const auto r = run(declarations, "E(" + text + ")");
+      ASSERT_TRUE(r) << text;
+      const double error = r->reports[0].error.empty() ? 0 : r->reports[0].error[0];
+      EXPECT_NEAR(r->reports[0].value[0], value, 6 * error + 1e-11 * size) << text;
+      EXPECT_LE(error, 1e-9 * size) << text;
+    };
+    near(whole, factor, factor);
+    near(whole + " * h[0] * h[1]", factor * (moved(0, 1) + mean(0) * mean(1)), factor * (1 + moved.diagonal().sum()));
+    near(whole + " * (h[0] - h[1])^2", factor * (moved(0, 0) - 2 * moved(0, 1) + moved(1, 1) + (mean(0) - mean(1)) * (mean(0) - mean(1))), factor * (1 + moved.diagonal().sum()));
+    near(whole + " * cos(2 * h[0] + h[1])", factor * std::exp(-0.5 * (4 * moved(0, 0) + 4 * moved(0, 1) + moved(1, 1))) * std::cos(2 * mean(0) + mean(1)), factor);
+    const double sd = std::sqrt(moved(0, 0)), z = mean(0) / sd;
+    near(whole + " * relu(h[0])", factor * (mean(0) * 0.5 * std::erfc(-z / std::numbers::sqrt2) + sd * std::exp(-0.5 * z * z) / std::sqrt(2 * std::numbers::pi)), factor * (1 + sd));
+    near(whole + " * tanh(h[1])", factor * reference([&](double x) { return std::tanh(mean(1) + std::sqrt(moved(1, 1)) * x); }, 4000), factor);
+  }
 }
 
 }  // namespace

@@ -279,5 +279,15 @@ TEST(SingularCovariances, RandomProgramsAgreeWithMonteCarlo) {
   EXPECT_GT(known, 2 * all / 3) << "of " << all;
 }
 
+TEST(VarianceZero, ComparisonsAreOfTheDifference) {
+  // x[2] = x[0] + x[1] with probability 1.
+  const std::string head = "width n\nrandom x : [3, n] ~ normal(0, [[1, 0.5, 1.5], [0.5, 1, 1.5], [1.5, 1.5, 3]])\nrandom y : [n] ~ normal(0, 1)\n";
+  for (const Case& c : std::vector<Case>{{"x[2] == x[0] + x[1]", 1}, {"x[2] > x[0] + x[1]", 0}, {"x[2] >= x[0] + x[1]", 1}, {"x[0] > x[1]", 0.5}, {"max(x[0], x[1])", std::sqrt(0.5 / std::numbers::pi)},
+                                         {"max(x[2], x[0] + x[1]) - x[2]", 0}, {"min(x[0], x[1]) * x[2]", 1.5}, {"(x[2] == x[0] + x[1]) * abs(y)", std::sqrt(2 / std::numbers::pi)}}) {
+    const LimitResult limit = limit_of(head + "report E(" + c.expression + ")\n", engine(Engine::kMoments));
+    EXPECT_NEAR(limit.reports[0].value[0], c.value, 1e-14) << c.expression;
+  }
+}
+
 }  // namespace
 }  // namespace tplimit::test

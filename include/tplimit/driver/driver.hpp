@@ -30,6 +30,7 @@ struct Module {
   std::shared_ptr<const ir::Program> written;                  ///< as lowered, with all that the text names: for counting
   Diagnostics warnings;
   Ablations ablations;                                         ///< what was changed in it
+  std::vector<OutputKernel> kernels{};                         ///< in `written`; none where that was changed
 };
 
 /// Reads and checks a program: syntax, names, shapes, data files.  `options.base_directory` is where data paths start.
@@ -116,8 +117,12 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
 Result<std::vector<SimulationResult>> simulate(const Module& module, const SimulateOptions& options, const std::vector<std::int64_t>& widths);
 
 /// The module whose networks report what `evaluate` does: where the limit of a report f is Gaussian, (f - mean) (f - mean)' instead
-/// of f; its average over networks tends to the covariance.
+/// of f; its average over networks tends to the covariance.  Reports that are linear in kernels nngp(f, X) likewise, with f(X) f(X)' for the kernel; what is
+/// not linear in them keeps the kernel's formula at finite width.
 Module comparable(Module module);
+/// The module whose networks are conditional on the given value of a random output f = J r + f_0, r ~ N(0, 1): with r + J' (J J')^+ (g - f) for r, which at
+/// every width is exactly the law of r given f = g, for J and f_0 do not depend on r.  Errors: E3107 if the value is not of this form.
+Result<Module> conditioned(Module module, const GradedOptions::Given& given);
 
 /// Exponents of the reports and what would be refused, without computing numbers.
 Result<LeadingOrder> check(const Module& module);

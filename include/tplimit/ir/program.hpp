@@ -219,6 +219,7 @@ class Builder {
   [[nodiscard]] const Node& node(NodeId id) const { return program_.nodes[id.value]; }
   [[nodiscard]] const Type& type(NodeId id) const { return node(id).type; }
   [[nodiscard]] Program& program() { return program_; }
+  [[nodiscard]] const Program& program() const { return program_; }
   /// The values if the node is a Constant, else null.
   [[nodiscard]] const std::vector<double>* constant_values(NodeId id) const;
   [[nodiscard]] bool is_zero(NodeId id) const;

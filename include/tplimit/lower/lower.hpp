@@ -21,9 +21,15 @@ struct LowerOptions {
   double memory_bytes = 0;                                       ///< for the unrolled program; 0: 80 % of the machine's memory
 };
 
+/// A covariance kernel nngp(f, X, X2), and (f(X) - mean) (f(X2) - mean)' of one network.
+struct OutputKernel {
+  ir::NodeId kernel, product;
+};
+
 struct Lowered {
   ir::Program program;
   Diagnostics warnings;
+  std::vector<OutputKernel> kernels;
 };
 
 /// AST to IR: names, shapes and types, loops unrolled, models inlined, gradients taken at each `grad` and `step`.

@@ -19,22 +19,30 @@ struct Decision {
 struct Numbers {
   const std::vector<double>* value;
   const std::vector<double>* error;  ///< standard errors or bounds; null or empty: there is no estimate
+  bool sampled = false;              ///< by particles, and not proved exact: 0 within its error is not 0
 };
 
-/// Which entries of which values stay random as the width grows, because a jump lies at a limit.
-struct Undetermined {
+/// Entries of values that something reaches.
+struct Marks {
   std::vector<std::vector<char>> at;  ///< per node and entry; empty: none
   std::vector<ir::NodeId> root;       ///< per node: the jump behind it
   [[nodiscard]] bool holds(ir::NodeId id, std::size_t entry) const { return !at.empty() && !at[id.value].empty() && at[id.value][entry] != 0; }
   [[nodiscard]] bool any(ir::NodeId id) const { return !at.empty() && !at[id.value].empty(); }
 };
 
+/// Which entries of which values stay random as the width grows, because a jump lies at a limit.
+struct Undetermined : Marks {
+  Marks open;  ///< determined, but sampling leaves open on which side of a jump
+};
+
 /// step, sign, comparisons, mod and `where`.
 [[nodiscard]] bool is_jump(const ir::Node& node);
 
-/// A jump is undetermined where what decides lies within 5 errors of it and fluctuates; sides that are the same linear
-/// form in averages are equal in networks too.  So is all that is computed from it, except by branches not taken.
+/// A jump is undetermined where what decides lies on it, up to rounding and bounds of errors, and fluctuates; sides that are
+/// the same linear form in averages are equal in networks too.  So is all that is computed from it, except by branches not
+/// taken.  Where only sampling does not resolve the jump, within 5 errors, it is open, and so is what is computed from it without
+/// a width axis.  With `judged`, by runs that each decide for themselves, their spread is the error of all that comes after; else it is undetermined.
 /// Cost: O(nodes), and O(entries) of what is computed from an undetermined jump.
-[[nodiscard]] Undetermined undetermined(const ir::Program& program, const std::vector<Decision>& decisions, const std::function<Numbers(ir::NodeId)>& limit);
+[[nodiscard]] Undetermined undetermined(const ir::Program& program, const std::vector<Decision>& decisions, const std::function<Numbers(ir::NodeId)>& limit, bool judged);
 
 }  // namespace tplimit

@@ -8,12 +8,16 @@
 
 namespace tplimit {
 
+/// Whether f is linear, apart from a constant, in all sources together, by structure: a derivative that holds almost everywhere proves nothing.
+bool linear_in(const ir::Builder& builder, ir::NodeId f, const std::vector<ir::NodeId>& sources);
+
 /// f = <slope, source> + at_zero, a finite scalar f that is linear in `source`.
 struct LinearPart {
   Derivative slope;    ///< does not depend on the source
   ir::NodeId at_zero;  ///< f with the source replaced by zeros
 };
-/// Empty if f does not depend on the source or not linearly.  Appends nodes.
+/// Empty if f does not depend on the source or is not affine in it by structure (sign(v @ x) is not, though its derivative is 0 almost
+/// everywhere).  Appends nodes.
 std::optional<LinearPart> linear_part(ir::Builder& builder, ir::NodeId f, ir::NodeId source);
 
 /// A finite f [d..] that is linear in initial vectors r: f = rest + sum over r of <J_r, r>, a sum over coordinates.
@@ -21,8 +25,10 @@ struct ReadoutParts {
   std::vector<std::pair<ir::NodeId, ir::NodeId>> slopes;  ///< StandardNormal node r, J_r [size of f, dims of r..] with a width axis
   ir::NodeId rest;                                        ///< f at r = 0
 };
-/// Empty if f is linear in no initial vector.  Appends nodes.
-std::optional<ReadoutParts> readouts_of(ir::Builder& builder, ir::NodeId f);
+/// Empty if f is linear in none of the candidates, which are tried in this order.  Appends nodes.
+std::optional<ReadoutParts> readouts_of(ir::Builder& builder, ir::NodeId f, const std::vector<ir::NodeId>& candidates);
+/// The initial vectors of the program, those first of which other than affine functions are taken last: readouts, wherever they are declared.
+std::vector<ir::NodeId> readout_candidates(const ir::Program& program);
 
 /// A program with some reports f [d..] replaced by what they tend to in law.
 struct GaussianOutputs {

@@ -25,8 +25,9 @@ struct GradedOptions {
 /// with its parities, as in counting.
 /// A given value must be the first random number of its readout, plus at most a constant: else E3107.  Given the first numbers f of a readout, later ones are
 /// K21 K11^+ f + N(0, K22 - K21 K11^+ K12).
-/// Needs: erase_identities.  Errors: those of leading_order, E3107.  Cost: that of leading_order times the number of terms, and O(steps^2)
-/// products for updates of matrices.
+/// Where a function jumps, the first-order change of its value contains a delta, which is bounded, not carried.
+/// Needs: erase_identities.  Errors: those of leading_order, E3107.  Cost: that of leading_order times the number of terms; a product with a
+/// matrix has a term for each of the different vectors x of its updates d x', which under a fixed kernel are as many as batches.
 Result<LeadingOrder> graded_limit(const ir::Program& program, const GradedOptions& options);
 
 }  // namespace tplimit

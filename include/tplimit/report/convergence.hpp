@@ -51,6 +51,7 @@ struct Convergence {
   std::optional<SlopeFit> sd_slope;    ///< of the seed standard deviation; expected -1/2; absent for one width, and
                                        ///< when the seeds differ by rounding only
   std::optional<SlopeFit> bias_slope;  ///< of |mean - limit|; expected -1; absent when noise hides the bias
+  std::optional<SlopeFit> rms_slope;   ///< of assess_vanishing: of the root mean square over seeds and entries
   double p_value = 1;  ///< smallest entry p-value times the number of entries not equal to the limit, at most 1
   Verdict verdict = Verdict::kInconclusive;
   std::string reason;  ///< one line: why this verdict
@@ -78,15 +79,20 @@ struct Convergence {
 ///   an error of 0.12 at the smallest width.  Error of the slope: times sqrt(chi^2/dof) where that exceeds 1.
 /// - Corrections: the terms of Mean, the next one taken as 0 +- its bound; `limit` without the limit as a datum.  Variance: weighted by
 ///   S - 1, with relative errors from the larger of chi-square and jackknife, and the correction of Spread.
-/// - Verdict: `agrees` when p > 1e-3, slope <= -1/2 + 3 errors, and one of the two tests has power: slope error <= 1/6,
-///   or resolution <= |limit| / 2 (root mean squares over entries); also when all entries are equal.  `inconclusive`
-///   when neither has, or when a single width is off (b cannot be fitted); else `disagrees`.
+/// - Verdict: `disagrees` when p <= 1e-3 or slope > n^spread + 3 errors.  `agrees` when neither, and slope + 2 errors < 0, which excludes
+///   networks that stay random (spread 0: < 1/2, sd that grows, and resolution <= |limit| / 2, root mean squares over entries).  Where seeds are equal,
+///   resolution alone decides; one width also needs sd <= n^-1/4 |limit|.  Also when all entries are equal.  Else, and when a single width is off (b
+///   cannot be fitted), `inconclusive`.
 ///
 /// Errors: InternalError where `Needs` is broken.
 /// Cost: O(entries (seeds + widths)) + O(entries (all seeds) min(entries, all seeds)).
 Convergence assess_convergence(const Eigen::VectorXd& limit, const Eigen::VectorXd& limit_error,
                                const std::vector<WidthSamples>& samples,
                                double limit_dof = std::numeric_limits<double>::infinity(), double spread = -0.5);
+
+/// The same for a report that vanishes, counted as n^order, order < 0, with corrections that may be n^-1/4 smaller only: does its root mean square over seeds
+/// and entries?  `disagrees` when its slope > order + 3 errors; `agrees` when slope + 2 errors < 0; else `inconclusive`.  One width: as above.
+Convergence assess_vanishing(const std::vector<WidthSamples>& samples, double order);
 
 /// kDisagrees if any disagrees; else kAgrees if any agrees; else kInconclusive.
 Verdict overall(const std::vector<Verdict>& verdicts);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <string>
+#include <variant>
 
 #include "tplimit/report/comparison.hpp"
 #include "tplimit/report/results.hpp"
@@ -16,5 +17,8 @@ std::string to_json(const LimitResult& limit, const ProgramInfo& program);
 std::string to_json(const SimulationResult& networks, const ProgramInfo& program);
 /// That of the limit, and "compare".
 std::string to_json(const Comparison& comparison, const ProgramInfo& program);
+
+/// The limit that to_json wrote, of the program `program`; `networks` has its reports.  Else why it cannot stand for that limit.  No warnings.
+std::variant<LimitResult, std::string> limit_from_json(const std::string& json, const ProgramInfo& program, const ir::Program& networks);
 
 }  // namespace tplimit

@@ -34,6 +34,7 @@ struct ReportResult {
   std::vector<bool> unresolved;                         ///< eigenvalues that cannot be told from 0 or a neighbour; else empty
   Method method = Method::kParticles;
   bool random = false;                                  ///< of one network it stays random as the width grows: `value` is of the mean
+  std::optional<double> order{};                        ///< a report that vanishes like n^order, by counting
   std::vector<double> spread{};                         ///< standard deviation over draws of the random scalars; empty for one draw
 };
 

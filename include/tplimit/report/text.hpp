@@ -18,6 +18,7 @@ struct ProgramInfo {
   std::vector<std::pair<std::string, std::string>> constants;  ///< what --set changed: name, value
   bool random_scalars = false;                                 ///< results are conditional on values drawn from the seed
   std::string ablations{};                                     ///< what was changed in the program; empty: nothing
+  std::string fingerprint{};                                   ///< of the program with its data
 };
 
 /// A number known exactly: up to 12 significant digits.
