@@ -198,7 +198,7 @@ Result<Module> conditioned(Module module, const GradedOptions::Given& given) {
   std::vector<double> values = given.values;
   if (values.size() == 1) values.assign(static_cast<std::size_t>(size), values[0]);
   if (static_cast<std::int64_t>(values.size()) != size) return refused(fmt::format("'{}' has {} entries, given are {}", given.name, size, values.size()));
-  const auto parts = b.type(f).width ? std::nullopt : readouts_of(b, f);
+  const auto parts = b.type(f).width ? std::nullopt : readouts_of(b, f, readout_candidates(program));
   if (!parts) return refused(fmt::format("'{}' is not linear in an initial vector", given.name));
   const auto rows = [&](NodeId slope) { return b.reshape(slope, {size, size_of(b.type(slope).dims) / size}); };
   NodeId covariance;
