@@ -566,6 +566,7 @@ void FunctionTable::find_kinks(Function& f) {
     for (const double x : {-7.0, -0.3, 0.5, 3.0, 11.0}) linear = linear && std::abs(g(x) - (g0 + g1 * x)) <= 1e-14 * (std::abs(g0) + std::abs(g1 * x));
     if (linear) {
       if (g1 != 0) f.kinks.push_back(g0 == 0 ? 0.0 : -g0 / g1);
+      f.null = f.null || (m->fn == Fn::kEqual && NodeId{static_cast<std::uint32_t>(k)} == f.out && g1 != 0);
     } else {
       // As many roots on a grid as fine as any kink may need, or there are too many.
       std::vector<double> grid(40'001);
@@ -586,11 +587,14 @@ void FunctionTable::find_kinks(Function& f) {
       double left = -1e4, at_left = g(left);
       for (int i = 1; i <= 2000; ++i) {
         const double right = std::sinh(std::asinh(1e4) * (i - 1000) / 1000.0), at_right = g(right);
-        if (at_right == 0) f.kinks.push_back(right);
-        else if (at_left * at_right < 0) {
+        // A change of sign, or an edge of where g is 0: a condition may be 0 on a half-line.
+        if ((at_left == 0) != (at_right == 0) || at_left * at_right < 0) {
           double a = left, b = right;
-          for (int j = 0; j < 200 && b - a > 1e-16 * (std::abs(a) + std::abs(b)); ++j) (g(0.5 * (a + b)) * at_left > 0 ? a : b) = 0.5 * (a + b);
-          f.kinks.push_back(0.5 * (a + b));
+          for (int j = 0; j < 200 && b - a > 1e-16 * (std::abs(a) + std::abs(b)); ++j) {
+            const double middle = 0.5 * (a + b), value = g(middle);
+            (at_left == 0 ? value == 0 : value * at_left > 0) ? a = middle : b = middle;
+          }
+          f.kinks.push_back(at_right == 0 ? b : at_left == 0 ? a : 0.5 * (a + b));
         }
         left = right;
         at_left = at_right;

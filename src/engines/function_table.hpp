@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <deque>
 #include <functional>
@@ -83,6 +84,12 @@ class FunctionTable {
   /// (position, height) where f itself jumps; heights to 1e-13.
   [[nodiscard]] std::vector<std::pair<double, double>> jumps(Id f) const;
   /// False if f has more kinks or poles than quadrature can split at.
+  /// Whether f is 0 almost everywhere, as x == c is.
+  [[nodiscard]] bool null(Id f) const {
+    const auto& own = functions_[static_cast<std::size_t>(f)];
+    const auto zero = [](double c) { return c == 0; };
+    return own.null || (own.piecewise && std::all_of(own.piecewise->above.begin(), own.piecewise->above.end(), zero) && std::all_of(own.piecewise->below.begin(), own.piecewise->below.end(), zero));
+  }
   [[nodiscard]] bool integrable(Id f) const { return functions_[static_cast<std::size_t>(f)].integrable; }
 
  private:
@@ -96,6 +103,7 @@ class FunctionTable {
     bool integrable = true;
     Id derivative = -1;
     std::optional<Exponential> exponential{};
+    bool null = false;  ///< 0 but at points
   };
   Id intern(ir::Program program, ir::NodeId out);
   static void recognise(Function& f);

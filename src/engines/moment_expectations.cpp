@@ -615,6 +615,10 @@ MomentEngine::Moment MomentEngine::term_moment(const Term& s, int rows, const Te
   charge(kTerm + 8.0 * rows * columns);
   if (s.sum || t.sum) return sum_moment(s, rows, t, columns);
   if (auto parts = by_pattern(s, rows, t, columns)) return std::move(*parts);
+  // No argument is a constant now: what is 0 almost everywhere has the mean 0, whatever stands beside it.
+  for (const auto* side : {&s, &t})
+    for (const Factor& f : side->factors)
+      if (functions_.null(f.f)) return {Matrix::Zero(1, 1)};
   std::vector<std::pair<int, Factor>> factors;  // (side, factor)
   for (const Factor& f : s.factors) factors.emplace_back(0, f);
   for (const Factor& f : t.factors) factors.emplace_back(1, f);
