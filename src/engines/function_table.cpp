@@ -586,8 +586,15 @@ void FunctionTable::find_kinks(Function& f) {
       double left = -1e4, at_left = g(left);
       for (int i = 1; i <= 2000; ++i) {
         const double right = std::sinh(std::asinh(1e4) * (i - 1000) / 1000.0), at_right = g(right);
-        if (at_right == 0) f.kinks.push_back(right);
-        else if (at_left * at_right < 0) {
+        if ((at_left == 0) != (at_right == 0)) {  // where it becomes 0, or stops to be: a root, or an end of a flat part
+          double zero = at_left == 0 ? left : right, other = at_left == 0 ? right : left;
+          for (int j = 0; j < 200 && std::abs(zero - other) > 1e-16 * (std::abs(zero) + std::abs(other)); ++j) {
+            const double middle = 0.5 * (zero + other);
+            if (middle == zero || middle == other) break;
+            (g(middle) == 0 ? zero : other) = middle;
+          }
+          f.kinks.push_back(zero);
+        } else if (at_left * at_right < 0) {
           double a = left, b = right;
           for (int j = 0; j < 200 && b - a > 1e-16 * (std::abs(a) + std::abs(b)); ++j) (g(0.5 * (a + b)) * at_left > 0 ? a : b) = 0.5 * (a + b);
           f.kinks.push_back(0.5 * (a + b));
