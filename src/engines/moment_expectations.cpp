@@ -291,6 +291,7 @@ const MomentEngine::PairCovariance& MomentEngine::pair_covariance(int p, int q) 
     for (std::size_t k = 0; k < x.parts.size(); ++k)
       for (std::size_t l = 0; l < y.parts.size(); ++l) {
         const Part &a = x.parts[k], &b = y.parts[l];
+        if (!related_families(a.family, b.family)) continue;
         const Covariance& c = family_covariance(a.family, b.family);
         if (!c.identity && !c.value && !c.pairs) continue;
         if (p == q && k != l) return {};  // their sum is symmetric, they are not
@@ -469,6 +470,7 @@ const MomentEngine::Covariance& MomentEngine::covariance(int p, int q) {
   }
   for (const Part& a : x.parts)
     for (const Part& b : y.parts) {
+      if (!related_families(a.family, b.family)) continue;
       const Covariance& c = settled(family_covariance(a.family, b.family));
       if (!c.identity && !c.value) continue;
       out.relative = std::max(out.relative, c.relative);
