@@ -144,6 +144,7 @@ std::vector<double> largest_of(std::vector<double> sizes, const Communicator& ra
     const auto count = static_cast<std::size_t>(kLargestTerms);
     if (values.size() > count) std::nth_element(values.begin(), values.begin() + kLargestTerms - 1, values.end(), std::greater<>());
     values.resize(count, 0.0);
+    values.shrink_to_fit();  // results are kept until all runs have ended
     std::sort(values.begin(), values.end(), std::greater<>());
   };
   keep(sizes);
