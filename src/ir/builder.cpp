@@ -296,7 +296,8 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
         if ((is_zero(in[0]) && !may_be_singular(*this, in[1])) || (is_zero(in[1]) && !may_be_singular(*this, in[0]))) return zero_result();
         for (const int k : {0, 1}) {
           const NodeId x = in[static_cast<std::size_t>(k)], y = in[static_cast<std::size_t>(1 - k)];
-          if (is_constant(node(x), 1) && covers(type(y), type(x))) return y;
+          const NodeId inner = std::holds_alternative<Expand>(node(x).op) ? node(x).in[0] : x;
+          if (is_constant(node(inner), 1) && covers(type(y), type(x))) return y;
           if (const auto* values = constant_values(x); values && type(x).dims.empty() && !constant_values(y) && (*values)[0] != 0) return scale((*values)[0], 0, y);
           // Powers of n move outwards, where they meet and cancel.
           if (const auto* s = std::get_if<Scale>(&node(x).op); s && s->power != 0) {
