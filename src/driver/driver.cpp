@@ -856,7 +856,7 @@ class LimitEvaluation {
   /// Of moments where particles can do the same, or find out that they must: half of the cost of the particles, but for small programs.
   [[nodiscard]] engines::MomentEngine::Budget budget(bool only_methods) const {
     constexpr double kEvaluation = 20;  // operations of one
-    constexpr double kCheaper = 4;      // measured: operations of moments in the time of one of particles
+    constexpr double kCheaper = 4;      // operations of moments in the time of one of particles, of bench/cliffs/linear_residual.tp
     engines::MomentEngine::Budget out{1e7, 1e9};
     if (only_methods) {
       if (options_.engine != Engine::kAuto) out.operations = std::numeric_limits<double>::infinity();
@@ -878,25 +878,25 @@ class LimitEvaluation {
     }
     return sampled_[id.value] ? Method::kSamples : random_[id.value] ? Method::kParticles : Method::kExact;
   }
+  /// Once matching stops, nothing is exact.
+  [[nodiscard]] static bool matched(const std::vector<RunResult>& runs) {
+    return std::none_of(runs.begin(), runs.end(), [](const RunResult& run) { return run.matching_stopped; });
+  }
   [[nodiscard]] Unresolved unresolved_by(const std::vector<RunResult>& runs) const {
-    // Once matching stops, nothing is exact.
-    const bool matched = std::none_of(runs.begin(), runs.end(), [](const RunResult& run) { return run.matching_stopped; });
-    return unresolved(program_, atoms_, runs, matched ? proved_ : std::vector<bool>(program_.size(), false), particles_);
+    return unresolved(program_, atoms_, runs, matched(runs) ? proved_ : std::vector<bool>(program_.size(), false), particles_);
   }
 
   /// W5403 for averages with heavy tails; E4102 if one is not resolved.
   [[nodiscard]] std::optional<Diagnostic> judge_tails(const std::vector<HeavyTail>& tails, Diagnostics& warnings) const {
     for (const HeavyTail& tail : tails) {
-      Diagnostic d = diagnose(program_, {{"W5403", "heavy tails: most of the error of this mean comes from terms that are rarer than one of all particles", "errors contain an estimate of what such terms add; a mean of something bounded, or more --particles, is safer"}, tail.average});
-      d.severity = Severity::kWarning;
+      const engines::EvaluationStop heavy{"W5403", "heavy tails: most of the error of this mean comes from terms that are rarer than one of all particles",
+                                          "errors contain an estimate of what such terms add; a mean of something bounded, or more --particles, is safer"};
+      const engines::EvaluationStop infinite{"E4102", "this mean is infinite, or made by terms so rare that the particles do not show them",
+                                             "a mean exists if P(term > t) falls faster than 1/t; if it does, use far more --particles"};
+      Diagnostic d = diagnose(program_, {tail.resolved ? heavy : infinite, tail.average});
       d.label = fmt::format("P(term > t) falls like t^-{:.1f}", tail.index);
-      if (!tail.resolved) {
-        d.severity = Severity::kError;
-        d.code = "E4102";
-        d.message = "this mean is infinite, or made by terms so rare that the particles do not show them";
-        d.help = "a mean exists if P(term > t) falls faster than 1/t; if it does, use far more --particles";
-        return d;
-      }
+      if (!tail.resolved) return d;
+      d.severity = Severity::kWarning;
       // One for each place in the text.
       if (std::none_of(warnings.begin(), warnings.end(), [&](const Diagnostic& w) { return w.code == d.code && w.span == d.span; })) warnings.push_back(std::move(d));
     }
@@ -926,10 +926,10 @@ class LimitEvaluation {
     if (!limit_.source) return out;
     // Fewer runs may well all lie on the same side of a jump.
     constexpr std::size_t kJudges = 8;
-    const bool matched = std::none_of(runs.begin(), runs.end(), [](const RunResult& run) { return run.matching_stopped; });
+    const bool exact = matched(runs);
     out.undetermined = undetermined(*limit_.source, limit_.decisions, [&](NodeId id) {
       const Method method = method_of(id);
-      return Numbers{&out.value[slot(id)], method == Method::kExact && !known(id) ? &kNoError : &out.error[slot(id)], method >= Method::kParticles && !(matched && proved_[id.value])};
+      return Numbers{&out.value[slot(id)], method == Method::kExact && !known(id) ? &kNoError : &out.error[slot(id)], method >= Method::kParticles && !(exact && proved_[id.value])};
     }, runs.size() >= kJudges);
     if (out.failure && only_undetermined(out)) out.failure.reset();
     if (!out.failure) judge_open(out, runs, unresolved);
@@ -1202,14 +1202,6 @@ class LimitEvaluation {
 
 namespace {
 Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOptions& options);
-
-/// Moments of the tangents of P outputs cost P^4: beyond a few outputs, particles are as fast as in the training that is linearised.
-EvaluateOptions affordable(const Module& module, EvaluateOptions options) {
-  constexpr std::int64_t kFewOutputs = 4;
-  const auto many = [&](const NamedValue& p) { return size_of(module.program[p.value].type.dims) > kFewOutputs; };
-  if (module.ablations.lazy && options.engine == Engine::kAuto && std::any_of(module.program.predictions.begin(), module.program.predictions.end(), many)) options.engine = Engine::kParticles;
-  return options;
-}
 }
 
 Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& options) {
@@ -1218,7 +1210,7 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
   if (options.tolerance && options.randomisations < 2) return Diagnostic{Severity::kError, "E2701", "one randomisation has no standard error to compare with a tolerance", {}, "", "use 2 randomisations or more", {}, false};
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
-  Result<LimitResult> result = evaluate_limit(*limit, affordable(module, options));
+  Result<LimitResult> result = evaluate_limit(*limit, options);
   if (!result) return result;
   result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
   for (std::size_t k = 0; k < result->reports.size(); ++k)
@@ -1335,8 +1327,7 @@ Result<std::vector<explain::Number>> numbers_of(LimitFormulas& formulas, const s
 Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOptions& options) {
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
-  const EvaluateOptions own = affordable(module, options);
-  const LimitEvaluation evaluation(*limit, own, true);
+  const LimitEvaluation evaluation(*limit, options, true);
   std::vector<ReportMethod> out;
   for (const Report& report : limit->program.reports) out.push_back(evaluation.method_of(report));
   return out;

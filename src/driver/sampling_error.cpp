@@ -52,7 +52,10 @@ int degree_of(const Program& program, const Node& node, const std::vector<int>& 
                         [&](const Samples&) { return kNoPolynomial; }, [&](const Histogram&) { return kNoPolynomial; },
                         [&](const ReduceMax&) { return function(); }, [&](const Cholesky&) { return function(); },
                         [&](const Eigvals&) { return function(); }, [&](const TrainingOperator&) { return function(); },
-                        [&](const auto&) { return most; },  // linear: sums, copies, other orders of entries
+                        // Linear: sums, copies, other orders of entries.
+                        [&](const Scale&) { return most; }, [&](const ReduceSum&) { return most; }, [&](const Gather&) { return most; }, [&](const ScatterAdd&) { return most; },
+                        [&](const Permute&) { return most; }, [&](const Reshape&) { return most; }, [&](const Expand&) { return most; }, [&](const Concat&) { return most; },
+                        [&](const Stop&) { return most; }, [&](const Parameter&) { return most; }, [&](const Change&) { return most; },
                     },
                     node.op);
 }
@@ -148,9 +151,8 @@ std::vector<bool> means_of_squares(const Program& program, NodeId average) {
   const auto all = static_cast<std::size_t>(size_of(node.type.dims));
   if (const auto* contract = std::get_if<Contract>(&node.op); contract && contract->average && node.in[0] == node.in[1]) {
     // [batch.., i.., i..]
-    std::size_t side = 1;
     const Dims& dims = program[node.in[0]].type.dims;
-    for (std::size_t k = static_cast<std::size_t>(contract->batch); k + static_cast<std::size_t>(contract->contracted) < dims.size(); ++k) side *= static_cast<std::size_t>(dims[k]);
+    const auto side = static_cast<std::size_t>(ContractSizes(*contract, dims, dims).left);
     std::vector<bool> out(all);
     for (std::size_t j = 0; j < all; ++j) out[j] = j % side == j / side % side;
     return out;

@@ -27,8 +27,14 @@ Program with_variable() {
 
 /// Copies what `out` needs of another function into a builder, of `x` instead of its variable.
 NodeId copy_into(Builder& b, const Program& program, NodeId out, NodeId x = {0}) {
+  std::vector<bool> needed(program.size(), false);
+  needed[out.value] = true;
+  for (std::size_t k = out.value; k > 0; --k)
+    if (needed[k])
+      for (const NodeId id : program.nodes[k].in) needed[id.value] = true;
   std::vector<NodeId> map(program.size());
   for (std::size_t k = 0; k <= out.value; ++k) {
+    if (!needed[k]) continue;
     const Node& node = program.nodes[k];
     std::vector<NodeId> in;
     for (const NodeId id : node.in) in.push_back(map[id.value]);
@@ -391,22 +397,9 @@ const Exponential& FunctionTable::exponential(Id id) {
   Exponential out{exponent[0], exponent[1], exponent[2], id};
   if (!out.trivial()) {
     // Only what the rest needs: kinks are looked for in all nodes.
-    std::vector<bool> needed(program.size(), false);
-    needed[0] = needed[rest.value] = true;
-    for (std::size_t k = rest.value; k > 0; --k)
-      if (needed[k]) for (const NodeId i : program.nodes[k].in) needed[i.value] = true;
     Program clean = with_variable();
     Builder c(clean);
-    std::vector<NodeId> map(program.size());
-    for (std::size_t k = 0; k <= rest.value; ++k) {
-      if (!needed[k]) continue;
-      const Node& node = program.nodes[k];
-      std::vector<NodeId> in;
-      for (const NodeId i : node.in) in.push_back(map[i.value]);
-      if (const auto* values = std::get_if<Constant>(&node.op)) map[k] = c.constant(*values->values, node.type.dims);
-      else map[k] = c.add(node.op, std::move(in));
-    }
-    NodeId result = map[rest.value];
+    NodeId result = copy_into(c, program, rest, c.add(StandardNormal{{0}}, {}));
     if (!c.type(result).width) result = c.expand(result, true, {});
     out.rest = intern(std::move(clean), result);
   } else {

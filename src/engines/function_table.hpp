@@ -83,13 +83,13 @@ class FunctionTable {
   [[nodiscard]] const std::vector<double>& kinks(Id f) const { return functions_[static_cast<std::size_t>(f)].kinks; }
   /// (position, height) where f itself jumps; heights to 1e-13.
   [[nodiscard]] std::vector<std::pair<double, double>> jumps(Id f) const;
-  /// False if f has more kinks or poles than quadrature can split at.
   /// Whether f is 0 almost everywhere, as x == c is.
   [[nodiscard]] bool null(Id f) const {
     const auto& own = functions_[static_cast<std::size_t>(f)];
     const auto zero = [](double c) { return c == 0; };
     return own.null || (own.piecewise && std::all_of(own.piecewise->above.begin(), own.piecewise->above.end(), zero) && std::all_of(own.piecewise->below.begin(), own.piecewise->below.end(), zero));
   }
+  /// False if f has more kinks or poles than quadrature can split at.
   [[nodiscard]] bool integrable(Id f) const { return functions_[static_cast<std::size_t>(f)].integrable; }
 
  private:

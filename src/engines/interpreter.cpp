@@ -9,6 +9,7 @@
 #include <set>
 
 #include "engines/dense_matrix.hpp"
+#include "tplimit/ir/function_traits.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/support/overloaded.hpp"
 
@@ -296,7 +297,7 @@ class Run {
       const bool wanted = is_average(node.op) && std::find(s_.wanted.begin(), s_.wanted.end(), *id) != s_.wanted.end();
       if (wanted) out.sizes[id->value].resize(static_cast<std::size_t>(own_.count));
       if (!wanted && !behind.contains(*id)) continue;
-      if (jumps(node.op)) {
+      if (is_piecewise_constant(node.op)) {
         out.jumps.push_back(*id);
         unknown(*id);
       }

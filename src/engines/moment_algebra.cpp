@@ -773,13 +773,8 @@ MomentEngine::Field MomentEngine::apply(const Map& m, const Node& node, std::vec
 }
 
 MomentEngine::Field MomentEngine::contract(const Contract& c, const Node& node) {
-  const Dims &a = program_[node.in[0]].type.dims, &b = program_[node.in[1]].type.dims;
-  const auto split = [&](const Dims& d) {
-    return std::array<int, 3>{static_cast<int>(size_of({d.begin(), d.begin() + c.batch})), static_cast<int>(size_of({d.begin() + c.batch, d.end() - c.contracted})),
-                              static_cast<int>(size_of({d.end() - c.contracted, d.end()}))};
-  };
-  const auto [batch, rows, depth] = split(a);
-  const int columns = split(b)[1];
+  const ContractSizes sizes(c, program_[node.in[0]].type.dims, program_[node.in[1]].type.dims);
+  const auto batch = static_cast<int>(sizes.batch), rows = static_cast<int>(sizes.left), columns = static_cast<int>(sizes.right), depth = static_cast<int>(sizes.inner);
   const int count = batch * rows * columns;
   // A block times numbers: one matrix product.
   for (const std::size_t k : {0u, 1u}) {

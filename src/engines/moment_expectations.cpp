@@ -7,6 +7,7 @@
 #include <numeric>
 
 #include "engines/line_rule.hpp"
+#include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/gaussian_quadrature.hpp"
 
 namespace tplimit::engines {
@@ -38,9 +39,8 @@ MomentValue MomentEngine::average(const Node& node) {
   }
   const auto* c = std::get_if<Contract>(&node.op);
   if (!c) throw Unknown{"histograms are drawn by the particle engine", {}};
-  const Dims &a = program_[node.in[0]].type.dims, &b = program_[node.in[1]].type.dims;
-  const auto batch = static_cast<int>(size_of({a.begin(), a.begin() + c->batch})), depth = static_cast<int>(size_of({a.end() - c->contracted, a.end()}));
-  const auto rows = static_cast<int>(size_of(a)) / batch / depth, columns = static_cast<int>(size_of(b)) / batch / depth;
+  const ContractSizes sizes(*c, program_[node.in[0]].type.dims, program_[node.in[1]].type.dims);
+  const auto batch = static_cast<int>(sizes.batch), rows = static_cast<int>(sizes.left), columns = static_cast<int>(sizes.right), depth = static_cast<int>(sizes.inner);
   const Field x = operand(node.in[0]), y = operand(node.in[1]);
   std::vector<double> error(at(batch), 0.0);
   if (batch * depth != 1) out.value.assign(static_cast<std::size_t>(size_of(node.type.dims)), 0.0);

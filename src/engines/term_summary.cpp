@@ -11,17 +11,6 @@ using namespace ir;
 
 namespace {
 
-/// Extents of an averaging contraction: a [batch, left, inner], b [batch, right, inner].
-struct Extents {
-  std::int64_t batch = 1, left = 1, right = 1, inner = 1;
-  Extents(const Contract& op, const Dims& a, const Dims& b) {
-    const auto last = [&](const Dims& d) { return static_cast<std::int64_t>(d.size()) - op.contracted; };
-    for (std::int64_t k = 0; k < static_cast<std::int64_t>(a.size()); ++k)
-      (k < op.batch ? batch : k < last(a) ? left : inner) *= a[static_cast<std::size_t>(k)];
-    for (std::int64_t k = op.batch; k < last(b); ++k) right *= b[static_cast<std::size_t>(k)];
-  }
-};
-
 const double* column(const View& x, std::int64_t j) { return x.data + j * x.ld; }
 
 /// Largest of both vectors of all ranks: each rank's part stands alone in a sum.
@@ -99,7 +88,7 @@ void bound_terms(const Node& node, const std::vector<const Type*>& types, const 
     out.high = in[0]->high;
     return;
   }
-  const Extents n(*op, types[0]->dims, types[1]->dims);
+  const ContractSizes n(*op, types[0]->dims, types[1]->dims);
   const bool same = node.in[0] == node.in[1];
   out.low.assign(columns, 0.0);
   out.high.assign(columns, 0.0);
@@ -122,7 +111,7 @@ void include_changes(const Node& node, const std::vector<const Type*>& types, co
   const auto values = [&](const View& x, std::int64_t j) { return Eigen::Map<const Eigen::ArrayXd>(column(x, j), rows); };
   const auto raise = [&](std::size_t entry, const Eigen::ArrayXd& change) { unseen[entry] = std::max(unseen[entry], change.isFinite().select(change.abs(), 0.0).maxCoeff()); };
   if (const auto* op = std::get_if<Contract>(&node.op)) {
-    const Extents n(*op, types[0]->dims, types[1]->dims);
+    const ContractSizes n(*op, types[0]->dims, types[1]->dims);
     std::size_t entry = 0;
     for (std::int64_t p = 0; p < n.batch; ++p)
       for (std::int64_t i = 0; i < n.left; ++i)
@@ -153,15 +142,6 @@ std::vector<double> largest_of(std::vector<double> sizes, const Communicator& ra
   gather(ranks, sizes, [&](std::size_t, double x) { all.push_back(x); });
   keep(all);
   return all;
-}
-
-bool jumps(const Op& op) {
-  const auto* map = std::get_if<Map>(&op);
-  if (!map) return false;
-  switch (map->fn) {
-    case Fn::kSign: case Fn::kStep: case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: return true;
-    default: return false;
-  }
 }
 
 double other_side(const Op& op, double value) {

@@ -40,8 +40,7 @@ void include_changes(const ir::Node& node, const std::vector<const ir::Type*>& t
 /// The largest of the sizes of all ranks, descending.
 std::vector<double> largest_of(std::vector<double> sizes, const Communicator& ranks);
 
-/// Whether the function jumps between two values; `other_side` of a value is the one across the jump.
-[[nodiscard]] bool jumps(const ir::Op& op);
+/// Of a function that is constant but where it jumps: the value across the jump.
 [[nodiscard]] double other_side(const ir::Op& op, double value);
 
 }  // namespace tplimit::engines

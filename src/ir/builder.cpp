@@ -296,8 +296,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
         if ((is_zero(in[0]) && !may_be_singular(*this, in[1])) || (is_zero(in[1]) && !may_be_singular(*this, in[0]))) return zero_result();
         for (const int k : {0, 1}) {
           const NodeId x = in[static_cast<std::size_t>(k)], y = in[static_cast<std::size_t>(1 - k)];
-          const NodeId inner = std::holds_alternative<Expand>(node(x).op) ? node(x).in[0] : x;
-          if (is_constant(node(inner), 1) && covers(type(y), type(x))) return y;
+          if (const auto* ones = known(*this, x); ones && std::all_of(ones->begin(), ones->end(), [](double v) { return v == 1; }) && covers(type(y), type(x))) return y;
           if (const auto* values = constant_values(x); values && type(x).dims.empty() && !constant_values(y) && (*values)[0] != 0) return scale((*values)[0], 0, y);
           // Powers of n move outwards, where they meet and cancel.
           if (const auto* s = std::get_if<Scale>(&node(x).op); s && s->power != 0) {
@@ -387,14 +386,6 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
 
 /// Finite operations on constants are done at once.
 std::optional<NodeId> Builder::fold(const Op& op, const std::vector<NodeId>& in, const Type& type) {
-  if (std::holds_alternative<Map>(op) && type.width) {  // constants over the coordinates as well
-    std::vector<NodeId> values;
-    for (const NodeId id : in) {
-      values.push_back(std::holds_alternative<Expand>(node(id).op) ? node(id).in[0] : id);
-      if (!constant_values(values.back())) return std::nullopt;
-    }
-    return expand(add(op, std::move(values)), true, Dims(type.dims));
-  }
   if (in.empty() || type.width || type.matrix || !is_rowwise(op)) return std::nullopt;
   if (const auto* s = std::get_if<Scale>(&op); s && s->power != 0) return std::nullopt;
   std::vector<View> views;

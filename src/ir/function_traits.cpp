@@ -59,4 +59,9 @@ std::optional<int> first_delta(const Map& map) {
   return std::nullopt;
 }
 
+bool is_piecewise_constant(const Op& op) {
+  const auto* map = std::get_if<Map>(&op);
+  return map && ((first_delta(*map) == 1 && map->fn != Fn::kMod) || map->fn == Fn::kEqual || map->fn == Fn::kNotEqual);
+}
+
 }  // namespace tplimit::ir

@@ -191,20 +191,6 @@ void evaluate_map(const Map& map, const Type& type, const std::vector<const Type
   }
 }
 
-/// Sizes of the four groups of axes of a Contract.
-struct ContractSizes {
-  Index batch = 1, left = 1, right = 1, inner = 1;
-  ContractSizes(const Contract& op, const Dims& a, const Dims& b) {
-    const auto batch_end = static_cast<std::size_t>(op.batch);
-    const std::size_t a_end = a.size() - static_cast<std::size_t>(op.contracted);
-    const std::size_t b_end = b.size() - static_cast<std::size_t>(op.contracted);
-    for (std::size_t k = 0; k < batch_end; ++k) batch *= a[k];
-    for (std::size_t k = batch_end; k < a_end; ++k) left *= a[k];
-    for (std::size_t k = batch_end; k < b_end; ++k) right *= b[k];
-    for (std::size_t k = a_end; k < a.size(); ++k) inner *= a[k];
-  }
-};
-
 void evaluate_contract(const Contract& op, const std::vector<const Type*>& types, const std::vector<View>& in, MutableView out) {
   const ContractSizes n(op, types[0]->dims, types[1]->dims);
   const bool wa = types[0]->width, wb = types[1]->width;
@@ -343,6 +329,16 @@ void training_operator(const TrainingOperator& t, Index p, Index q, const View& 
 bool is_average(const Op& op) {
   const auto* contract = std::get_if<Contract>(&op);
   return std::holds_alternative<Average>(op) || std::holds_alternative<Histogram>(op) || (contract && contract->average);
+}
+
+ContractSizes::ContractSizes(const Contract& op, const Dims& a, const Dims& b) {
+  const auto batch_end = static_cast<std::size_t>(op.batch);
+  const std::size_t a_end = a.size() - static_cast<std::size_t>(op.contracted);
+  const std::size_t b_end = b.size() - static_cast<std::size_t>(op.contracted);
+  for (std::size_t k = 0; k < batch_end; ++k) batch *= a[k];
+  for (std::size_t k = batch_end; k < a_end; ++k) left *= a[k];
+  for (std::size_t k = batch_end; k < b_end; ++k) right *= b[k];
+  for (std::size_t k = a_end; k < a.size(); ++k) inner *= a[k];
 }
 
 bool is_rowwise(const Op& op) {

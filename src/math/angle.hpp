@@ -32,6 +32,19 @@ inline std::pair<Pack, Pack> even_scale(Pack x) {
   return {pack_of((1535 - half) << 52), pack_of((half + 511) << 52)};
 }
 
+/// ab - c^2 from exact products; scaled by powers of two that keep ab, c^2 and the errors of these products away from overflow and underflow.
+struct Determinant {
+  Pack up_a, up_b;  ///< sqrt(a) and sqrt(b) are these times what they are scaled
+  Pack ab, c, D;    ///< scaled
+};
+inline Determinant determinant_of(Pack a, Pack b, Pack c) {
+  const auto [down_a, up_a] = even_scale(a);
+  const auto [down_b, up_b] = even_scale(b);
+  const Pack A = a * down_a * down_a, B = b * down_b * down_b, C = c * down_a * down_b;
+  const Pack ab = A * B, cc = C * C;
+  return {up_a, up_b, ab, C, (ab - cc) + (product_error(A, B, ab) - product_error(C, C, cc))};
+}
+
 /// The angle of (x, y), atan2(y, x), for x, y >= 0, not both 0; 2 eps, also for small angles.
 [[gnu::always_inline]] inline Pack angle(Pack y, Pack x) {
   constexpr double kPi = std::numbers::pi, kHalfPiRest = 6.123233995736766e-17;  // pi/2 less its nearest double

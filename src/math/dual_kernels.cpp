@@ -19,7 +19,6 @@ namespace {
 
 using simd::angle;
 using simd::Bits;
-using simd::even_scale;
 using simd::kLanes;
 using simd::load;
 using simd::mul_add;
@@ -81,13 +80,7 @@ void Block::prepare(MomentStatus& status) {
     const auto valid_variances = (A >= 0.0) & (A <= kLargest) & (B >= 0.0) & (B <= kLargest);
     A = valid_variances ? simd::abs(A) : splat(1.0);
     B = valid_variances ? simd::abs(B) : splat(1.0);
-    // Powers of two keep ab, c^2 and the errors of these products away from overflow and underflow.
-    const auto [down_a, up_a] = even_scale(A);
-    const auto [down_b, up_b] = even_scale(B);
-    const Pack As = A * down_a * down_a, Bs = B * down_b * down_b;
-    Pack Cs = C * down_a * down_b;
-    const Pack p = As * Bs, q = Cs * Cs;
-    Pack Ds = (p - q) + (product_error(As, Bs, p) - product_error(Cs, Cs, q));
+    auto [up_a, up_b, p, Cs, Ds] = simd::determinant_of(A, B, C);
     const auto valid = valid_variances & (Ds >= -kLargestExcess * p);
     const auto above = valid & (Ds < 0.0);
     const Pack root_s = simd::sqrt(p);

@@ -37,12 +37,7 @@ void gaps_of_values(const PairColumn& p, const double* c, const double* error_c,
     const Pack a = load(p.a + i), b = of_b(p, p.b, i), given = load(c + i);
     const auto variances = (a >= 0.0) & (a <= kLargest) & (b >= 0.0) & (b <= kLargest);
     const Pack A = variances ? simd::abs(a) : splat(1.0), B = variances ? simd::abs(b) : splat(1.0);
-    // Powers of two keep ab, c^2 and the errors of these products away from overflow and underflow.
-    const auto [down_a, up_a] = simd::even_scale(A);
-    const auto [down_b, up_b] = simd::even_scale(B);
-    const Pack As = A * down_a * down_a, Bs = B * down_b * down_b, Cs = given * down_a * down_b;
-    const Pack ab = As * Bs, cc = Cs * Cs;
-    const Pack D = (ab - cc) + (simd::product_error(As, Bs, ab) - simd::product_error(Cs, Cs, cc));
+    const auto [up_a, up_b, ab, Cs, D] = simd::determinant_of(A, B, given);
     const auto valid = variances & (D >= -kLargestExcess * ab);
     const auto zero = ab == 0.0;
     const Pack safe = zero ? splat(1.0) : ab;

@@ -7,6 +7,7 @@
 #include <optional>
 #include <unordered_map>
 
+#include "tplimit/ir/function_traits.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/passes/passes.hpp"
 
@@ -348,14 +349,8 @@ class Determinacy {
         }
       }
     } else if (const auto* c = std::get_if<Contract>(&node.op)) {
-      const Dims &a = program_[node.in[0]].type.dims, &b = program_[node.in[1]].type.dims;
-      const auto extent = [](const Dims& dims, std::size_t from, std::size_t to) {
-        std::size_t n = 1;
-        for (std::size_t k = from; k < to; ++k) n *= static_cast<std::size_t>(dims[k]);
-        return n;
-      };
-      const auto batch = static_cast<std::size_t>(c->batch), inner = static_cast<std::size_t>(c->contracted);
-      const std::size_t rows = extent(a, batch, a.size() - inner), columns = extent(b, batch, b.size() - inner), sum = extent(a, a.size() - inner, a.size());
+      const ContractSizes n(*c, program_[node.in[0]].type.dims, program_[node.in[1]].type.dims);
+      const auto rows = static_cast<std::size_t>(n.left), columns = static_cast<std::size_t>(n.right), sum = static_cast<std::size_t>(n.inner);
       for (std::size_t j = 0; j < size; ++j) {
         const std::size_t p = j / (rows * columns), left = p * rows + j / columns % rows, right = p * columns + j % columns;
         for (std::size_t k = 0; k < sum; ++k) {
@@ -481,11 +476,7 @@ class Determinacy {
 
 bool is_jump(const Node& node) {
   const auto* m = std::get_if<Map>(&node.op);
-  if (!m) return false;
-  switch (m->fn) {
-    case Fn::kStep: case Fn::kSign: case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: case Fn::kMod: case Fn::kWhere: return true;
-    default: return false;
-  }
+  return is_piecewise_constant(node.op) || (m && (m->fn == Fn::kMod || m->fn == Fn::kWhere));
 }
 
 void hold_decisions(Program& program, std::vector<Decision>& decisions) {

@@ -459,31 +459,12 @@ class Grading {
     }
     const Term& lead = c.terms[0];
     const Part taken{0, 0, even(lead.scalar), even(lead.vector)};
-    std::set<Exponent> orders;
-    for (const Series* branch : {&x, &y})
-      for (const Term& t : branch->terms) orders.insert(t.order);
-    std::vector<Term> terms;
-    for (const Exponent order : orders) {
-      Term whole{order, {}, {}, {}};
-      std::vector<NodeId> in{lead.out};
-      bool fresh = true;
-      for (const std::size_t k : {1u, 2u}) {
-        const Series& branch = operand(node, k);
-        const auto it = std::find_if(branch.terms.begin(), branch.terms.end(), [&](const Term& t) { return t.order == order; });
-        in.push_back(it == branch.terms.end() ? b_.zeros(in_[node.in[k]].type.width, in_[node.in[k]].type.dims) : it->out);
-        if (it == branch.terms.end()) continue;
-        whole.scalar = fresh ? it->scalar : joint(whole.scalar, it->scalar);
-        whole.vector = fresh ? it->vector : joint(whole.vector, it->vector);
-        whole.linear = fresh ? it->linear : whole.linear & it->linear;
-        whole.holds |= it->holds;
-        fresh = false;
-      }
-      whole.out = b_.map(Fn::kWhere, in);
+    std::vector<Term> terms = order_by_order(node, 1, [&](const std::vector<NodeId>& in) { return b_.map(Fn::kWhere, {lead.out, in[0], in[1]}); });
+    for (Term& whole : terms) {
       whole.scalar = product(whole.scalar, taken.scalar);
       whole.vector = product(whole.vector, taken.vector);
       whole.holds |= lead.holds;
       whole.linear &= ~lead.holds;
-      terms.push_back(whole);
     }
     inherit(out, x, parts_.one(taken));
     inherit(out, y, parts_.one(taken));
@@ -667,6 +648,8 @@ class Grading {
         terms.push_back({x.terms[k].order + slope.order, b_.times(derivative, x.terms[k].out), product(slope.scalar, x.terms[k].scalar), product(slope.vector, x.terms[k].vector),
                          x.terms[k].holds | x.terms[0].holds, x.terms[k].linear & ~x.terms[0].holds});
       if (op.fn == Fn::kStep || op.fn == Fn::kSign) drop_jumps(out, slope, x);
+      // What is dropped may cancel a term of its size: no symmetry is left.
+      if (const auto size = parts_.size(x.dropped); size && *size >= *top) drop(out, parts_.without_parity(parts_.shifted(parts_.one(value), *size - *top)), x.culprit);
       drop(out, parts_.times(parts_.one(slope), x.dropped), x.culprit);
       const Sum small = parts_.plus(kept(x, 1), x.dropped);
       drop(out, parts_.times(parts_.one(curvature), parts_.times(small, small)), current_);
@@ -693,17 +676,18 @@ class Grading {
       return linear(operand(node, 0), node.type, [&](NodeId x) { return b_.add(op, {x}); });
     else return leading_only(op, node);
   }
-  Series visit(const Concat& op, const Node& node) {
+  /// What acts on each order by itself: make(terms of the operands from `first` on, zeros for those without), for all orders.
+  template <class Make>
+  std::vector<Term> order_by_order(const Node& node, std::size_t first, Make make) {
     std::set<Exponent> orders;
-    for (std::size_t k = 0; k < node.in.size(); ++k)
+    for (std::size_t k = first; k < node.in.size(); ++k)
       for (const Term& t : operand(node, k).terms) orders.insert(t.order);
     std::vector<Term> terms;
-    Series rest;
     for (const Exponent order : orders) {
       std::vector<NodeId> in;
       Term whole{order, {}, {}, {}};
       bool fresh = true;
-      for (std::size_t k = 0; k < node.in.size(); ++k) {
+      for (std::size_t k = first; k < node.in.size(); ++k) {
         const Series& x = operand(node, k);
         const auto it = std::find_if(x.terms.begin(), x.terms.end(), [&](const Term& t) { return t.order == order; });
         const Type& type = in_[node.in[k]].type;
@@ -715,9 +699,14 @@ class Grading {
         whole.holds |= it->holds;
         fresh = false;
       }
-      whole.out = b_.add(op, std::move(in));
+      whole.out = make(in);
       terms.push_back(whole);
     }
+    return terms;
+  }
+  Series visit(const Concat& op, const Node& node) {
+    std::vector<Term> terms = order_by_order(node, 0, [&](const std::vector<NodeId>& in) { return b_.add(op, in); });
+    Series rest;
     for (std::size_t k = 0; k < node.in.size(); ++k) inherit(rest, operand(node, k), parts_.one());
     return gather(std::move(terms), node.type, std::move(rest));
   }

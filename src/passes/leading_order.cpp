@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <array>
 #include <optional>
 
 #include "tplimit/ir/function_traits.hpp"
@@ -24,8 +25,14 @@ MaybeExponent sum(MaybeExponent a, MaybeExponent b) {
   return *a + *b;
 }
 
+/// Numbers that the leading term of a coordinate may be with positive probability, and whether dropped terms then remain.
+struct Atoms {
+  bool zero = false, zero_moves = false;    ///< 0
+  bool other = false, other_moves = false;  ///< other numbers
+};
+
 /// One value as a leading term n^lead and a bound n^dropped on everything left out.
-struct Order {
+struct Order : Atoms {
   MaybeExponent lead;      ///< empty: the leading term is proved zero
   MaybeExponent dropped;   ///< empty: nothing was left out
   NodeId culprit;          ///< in the input program: where the largest dropped term was left out
@@ -33,9 +40,6 @@ struct Order {
   std::uint64_t odd = 0;    ///< bit set: changes sign
   std::uint64_t mixed = 0;  ///< bit set: neither even nor odd, `odd` then means nothing
   bool positive = false;    ///< > 0 almost everywhere
-  // Of coordinates: what the leading term may be with positive probability, and whether dropped terms then remain.
-  bool zero = false, zero_moves = false;    ///< 0
-  bool other = false, other_moves = false;  ///< other numbers
   NodeId out;              ///< the leading coefficient in the limit program
 
   [[nodiscard]] MaybeExponent size() const { return larger(lead, dropped); }
@@ -398,12 +402,11 @@ class Analysis {
     return mod && mod->fn == Fn::kMod && fraction.in[0] == node.in[0] && !order(fraction.in[1]).dropped;
   }
 
-  static void no_atoms(Order& x) { x.zero = x.zero_moves = x.other = x.other_moves = false; }
   /// Of a sum of operands.
-  Order sum_of_atoms(const Node& node) const {
+  Atoms sum_of_atoms(const Node& node) const {
     MaybeExponent lead;
     for (const NodeId id : node.in) lead = larger(lead, order(id).lead);
-    Order to;
+    Atoms to;
     to.zero = to.other = true;
     bool moves = false, zeros = true, generic = false;
     const Order* only = nullptr;
@@ -428,59 +431,49 @@ class Analysis {
     to.other_moves = to.other && moves;
     return to;
   }
-  static void product_of_atoms(Order& to, const Order& a, bool a_wide, const Order& b, bool b_wide) {
-    no_atoms(to);
-    for (const auto& [x, wide, y, other_wide] : {std::tuple(&a, a_wide, &b, b_wide), std::tuple(&b, b_wide, &a, a_wide)}) {
-      if (!wide) continue;
+  Atoms product_of_atoms(const Node& node) const {
+    Atoms to;
+    for (const std::size_t k : {0u, 1u}) {
+      const Order *x = &operand(node, k), *y = &operand(node, 1 - k);
+      const bool other_wide = in_[node.in[1 - k]].type.width;
+      if (!in_[node.in[k]].type.width) continue;
       to.zero = to.zero || x->zero;
       to.zero_moves = to.zero_moves || x->zero_moves;
       const bool constant = x->other && (other_wide ? y->other : !y->dropped);
       to.other = to.other || constant;
       to.other_moves = to.other_moves || (constant && (x->other_moves || (other_wide && y->other_moves)));
     }
+    return to;
   }
   /// Numbers that coordinates take with positive probability.
-  void find_atoms(const Node& node, Order& to) const {
+  void find_atoms(const Node& node, Order& order_of_node) const {
+    Atoms& to = order_of_node;
+    const auto &lead = order_of_node.lead, &dropped = order_of_node.dropped;
     if (node.type.matrix) return;
     if (!node.type.width) {
       // An average that leads equals no other number but by chance.
       const auto* c = std::get_if<Constant>(&node.op);
-      to.other = to.lead && !to.dropped;
-      to.zero = to.lead ? !to.dropped && (!c || std::any_of(c->values->begin(), c->values->end(), [](double x) { return x == 0; })) : true;
-      to.zero_moves = !to.lead && to.dropped;
-      to.other_moves = false;
+      to.other = lead && !dropped;
+      to.zero = lead ? !dropped && (!c || std::any_of(c->values->begin(), c->values->end(), [](double x) { return x == 0; })) : true;
+      to.zero_moves = !lead && dropped;
       return;
     }
-    if (!to.lead) {  // all coordinates are 0 up to what was dropped, as where leading parts cancel
-      no_atoms(to);
-      to.zero = true;
-      to.zero_moves = to.dropped.has_value();
-      return;
-    }
-    const auto any = [&](bool Order::*flag) { return std::any_of(node.in.begin(), node.in.end(), [&](NodeId id) { return !in_[id].type.matrix && order(id).*flag; }); };
+    const auto any = [&](bool Atoms::*flag) { return std::any_of(node.in.begin(), node.in.end(), [&](NodeId id) { return !in_[id].type.matrix && order(id).*flag; }); };
+    static constexpr std::array kFlags{&Atoms::zero, &Atoms::zero_moves, &Atoms::other, &Atoms::other_moves};
     const auto copy_all = [&] {
-      for (const auto flag : {&Order::zero, &Order::zero_moves, &Order::other, &Order::other_moves}) to.*flag = any(flag);
+      for (const auto flag : kFlags) to.*flag = any(flag);
     };
-    no_atoms(to);
-    if (std::holds_alternative<StandardNormal>(node.op) || std::holds_alternative<MatMul>(node.op)) {
-    } else if (const auto* c = std::get_if<Contract>(&node.op)) {
-      static_cast<void>(c);
-      product_of_atoms(to, operand(node, 0), in_[node.in[0]].type.width, operand(node, 1), in_[node.in[1]].type.width);
+    if (std::holds_alternative<StandardNormal>(node.op) || std::holds_alternative<MatMul>(node.op)) return;  // continuous
+    if (std::holds_alternative<Contract>(node.op)) {
+      to = product_of_atoms(node);
     } else if (const auto* m = std::get_if<Map>(&node.op)) {
       switch (m->fn) {
-        case Fn::kAdd: case Fn::kSub: {
-          const Order sum = sum_of_atoms(node);
-          to.zero = sum.zero;
-          to.zero_moves = sum.zero_moves;
-          to.other = sum.other;
-          to.other_moves = sum.other_moves;
-          break;
-        }
-        case Fn::kMul: case Fn::kDiv: product_of_atoms(to, operand(node, 0), in_[node.in[0]].type.width, operand(node, 1), in_[node.in[1]].type.width); break;
+        case Fn::kAdd: case Fn::kSub: to = sum_of_atoms(node); break;
+        case Fn::kMul: case Fn::kDiv: to = product_of_atoms(node); break;
         case Fn::kStep: case Fn::kSign: case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: to.zero = to.other = true; break;
         case Fn::kMod: copy_all(); break;
         case Fn::kWhere:
-          for (const auto flag : {&Order::zero, &Order::zero_moves, &Order::other, &Order::other_moves}) to.*flag = operand(node, 1).*flag || operand(node, 2).*flag;
+          for (const auto flag : kFlags) to.*flag = operand(node, 1).*flag || operand(node, 2).*flag;
           break;
         default:
           copy_all();
@@ -494,9 +487,9 @@ class Analysis {
       copy_all();
       if (std::holds_alternative<Concat>(node.op))
         for (const NodeId id : node.in)
-          if (order(id).size() && order(id).lead != to.lead) to.zero = to.zero_moves = true;  // these columns are 0 beside the others
+          if (order(id).size() && order(id).lead != lead) to.zero = to.zero_moves = true;  // these columns are 0 beside the others
     }
-    if (!to.lead && to.dropped) to.zero = to.zero_moves = true;
+    if (!lead && dropped) to.zero = to.zero_moves = true;  // all coordinates, as where leading parts cancel
   }
 
   Order unary(const Map& op, const Node& node) {

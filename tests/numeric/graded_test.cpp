@@ -1,5 +1,6 @@
 #include <gtest/gtest.h>
 
+#include "tests/support/draws.hpp"
 #include "tplimit/driver/driver.hpp"
 
 // Limits that need more than leading orders: networks in the kernel regime, from random outputs at the start.
@@ -128,39 +129,11 @@ for t in 0..2 {
   W *= 0.99
 }
 )";
-  for (const auto& [program, kDraws] : {std::pair{several, 100}, std::pair{residual, 12}}) {
-    auto module = parse(Source("test.tp", program));
-    ASSERT_TRUE(module) << render(module.errors(), Source("test.tp", program));
-    std::vector<std::vector<double>> mean(2), square(2);
-    EvaluateOptions options;
-    options.particles = 2048;
-    options.engine = Engine::kParticles;
-    options.randomisations = 2;
-    for (int d = 0; d < kDraws; ++d) {
-      options.draw = static_cast<std::uint64_t>(d);
-      const auto result = evaluate(*module, options);
-      ASSERT_TRUE(result) << render(result.errors(), module->source);
-      for (std::size_t r = 0; r < 2; ++r) {
-        const auto& v = result->reports[r].value;
-        mean[r].resize(v.size());
-        square[r].resize(v.size());
-        for (std::size_t k = 0; k < v.size(); ++k) {
-          mean[r][k] += v[k] / kDraws;
-          square[r][k] += v[k] * v[k] / kDraws;
-        }
-      }
-    }
-    SimulateOptions networks;
-    networks.width = 512;
-    networks.seeds = 200;
-    const auto found = simulate(*module, networks);
-    ASSERT_TRUE(found);
-    for (std::size_t r = 0; r < 2; ++r)
-      for (std::size_t k = 0; k < mean[r].size(); ++k) {
-        const double deviation = std::sqrt(std::max(0.0, square[r][k] - mean[r][k] * mean[r][k]) / kDraws);
-        EXPECT_NEAR(mean[r][k], found->reports[r].value[k], 4.5 * std::hypot(deviation, found->reports[r].error[k]) + 4.0 / 512) << r << " " << k;
-      }
-  }
+  EvaluateOptions options;
+  options.particles = 2048;
+  options.engine = Engine::kParticles;
+  options.randomisations = 2;
+  for (const auto& [program, draws] : {std::pair{several, 100}, std::pair{residual, 12}}) test::expect_draws_agree_with_networks(program, options, draws, 512, 200);
 }
 
 // Draws of the output have the covariance of the readout; the loss of a random output is random as well.

@@ -4,6 +4,7 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/support/draws.hpp"
 #include "tplimit/driver/driver.hpp"
 
 // Graded limits of functions with kinks and jumps, readouts declared anywhere, and training of many steps under a fixed kernel.
@@ -180,35 +181,7 @@ for t in 0..3 {
   step sgd(mse(out, y), lr = 0.5)
 }
 )";
-  auto module = parse(Source("test.tp", program));
-  ASSERT_TRUE(module) << render(module.errors(), Source("test.tp", program));
-  constexpr int kDraws = 300;
-  std::array<std::vector<double>, 2> mean, square;
-  EvaluateOptions options;
-  for (int d = 0; d < kDraws; ++d) {
-    options.draw = static_cast<std::uint64_t>(d);
-    const auto result = evaluate(*module, options);
-    ASSERT_TRUE(result) << render(result.errors(), module->source);
-    for (std::size_t r = 0; r < 2; ++r) {
-      const auto& v = result->reports[r].value;
-      mean[r].resize(v.size());
-      square[r].resize(v.size());
-      for (std::size_t k = 0; k < v.size(); ++k) {
-        mean[r][k] += v[k] / kDraws;
-        square[r][k] += v[k] * v[k] / kDraws;
-      }
-    }
-  }
-  SimulateOptions networks;
-  networks.width = 4096;
-  networks.seeds = 300;
-  const auto found = simulate(*module, networks);
-  ASSERT_TRUE(found);
-  for (std::size_t r = 0; r < 2; ++r)
-    for (std::size_t k = 0; k < mean[r].size(); ++k) {
-      const double deviation = std::sqrt(std::max(0.0, square[r][k] - mean[r][k] * mean[r][k]) / kDraws);
-      EXPECT_NEAR(mean[r][k], found->reports[r].value[k], 4.5 * std::hypot(deviation, found->reports[r].error[k]) + 4.0 / 4096) << r << " " << k;
-    }
+  test::expect_draws_agree_with_networks(program, {}, 300, 4096, 300);
 }
 
 }  // namespace

@@ -73,6 +73,8 @@ report grown = )" + what + "\n";
 // Coordinates that lie on a jump with positive probability, up to dropped terms.
 TEST(Kinks, AtomsOnAJumpAreRefused) {
   for (const std::string text : {"E(step(relu(x) + y / sqrt(n)))", "E(floor(sign(x) + y / n))", "E(relu(x) + y / n > relu(-x))", "E(where(step(x) + y / n == 1, 1, 2))", "E(tanh(x + y / n) > tanh(x))", "E(relu(x + y / n) > relu(x))", "E(max(tanh(x), tanh(x + y / n)) == tanh(x))", "E(step(x * (1 + y / n) - x))", "E(floor(x * (1 + y / n) - x))"}) EXPECT_EQ(code_of(kHead + "report " + text + "\n"), "E3108") << text;
+  // What is dropped is as large as what leads, and cancels it: 1 is right for the first.
+  for (const std::string text : {"E(sign(exp(x / n) - 1 - x / n))", "E(relu(n * (exp(x / n) - 1 - x / n)))"}) EXPECT_EQ(code_of(kHead + "report " + text + "\n"), "E3102") << text;
   for (const std::string text : {"E(step(relu(x)))", "E(relu(x) > 0)", "E(step(relu(x) + y))", "E(step(x) > E(step(x)))", "E(max(relu(x), relu(y)) == relu(y))", "E(step(relu(x) / sqrt(E(relu(x)^2))))", "E(step(clip(x, -1, 1) - E(clip(x, -1, 1))))", "E(step(1 - relu(x) + E(relu(x))))"}) EXPECT_EQ(code_of(kHead + "report " + text + "\n"), "") << text;
 }
 

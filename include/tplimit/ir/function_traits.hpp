@@ -22,4 +22,7 @@ struct FunctionTraits {
 /// the function jumps, 2 at kinks; none if it is smooth.  `where` jumps with its condition, which is a comparison.
 [[nodiscard]] std::optional<int> first_delta(const Map& map);
 
+/// step, sign and comparisons: constant but where they jump.
+[[nodiscard]] bool is_piecewise_constant(const Op& op);
+
 }  // namespace tplimit::ir

@@ -22,6 +22,12 @@ struct MutableView {
   std::int64_t ld;
 };
 
+/// Sizes of the four groups of axes of a Contract: a [batch, left, inner], b [batch, right, inner].
+struct ContractSizes {
+  std::int64_t batch = 1, left = 1, right = 1, inner = 1;
+  ContractSizes(const Contract& op, const Dims& a, const Dims& b);
+};
+
 /// True if a row of the result depends only on the same row of the operands (and on finite operands).
 [[nodiscard]] bool is_rowwise(const Op& op);
 /// True for Average, averaging Contract and Histogram: sums over rows, divided by their number at the end.
