@@ -547,9 +547,14 @@ RegimeReport Counting::report() {
 /// Initial values so that preactivations have size 1 and readouts n^-1 per term, then rates so that every update moves its layer by order 1.
 std::vector<Fix> find_fixes(const Program& program, const Versions& versions, const RegimeReport& first) {
   if (first.regime == Regime::kUntrained || first.maximal) return {};
+  // Counted with rates so small that no update adds to another: where one explodes, all sizes do.
+  const Exponent kFrozen = -1000;
   Adjustment adjustment;
-  RegimeReport now = first;
+  for (const VariableEffect& e : first.effects)
+    if (program.variables[e.variable].trained) adjustment.rate[e.variable] = kFrozen;
+  RegimeReport now;
   const auto recount = [&] { now = Counting(program, versions, adjustment).report(); };
+  recount();
   // In the order of the network: a layer's input must be right before the layer is.
   std::vector<VariableEffect> order = first.effects;
   std::sort(order.begin(), order.end(), [](const VariableEffect& a, const VariableEffect& b) { return a.span.begin < b.span.begin; });
@@ -562,13 +567,13 @@ std::vector<Fix> find_fixes(const Program& program, const Versions& versions, co
     recount();
   }
   for (int round = 0; round < 4 && !now.maximal; ++round) {
-    bool any = false;
+    // A layer behind one that starts at 0 moves by the product of two updates: the first of them is set first.
+    std::optional<Exponent> largest;
     for (const VariableEffect& e : now.effects)
-      if (program.variables[e.variable].trained && e.update && *e.update != 0) {
-        adjustment.rate[e.variable] = (adjustment.rate.contains(e.variable) ? adjustment.rate[e.variable] : Exponent(0)) - *e.update;
-        any = true;
-      }
-    if (!any) break;
+      if (program.variables[e.variable].trained && e.update && *e.update != 0) largest = larger(largest, e.update);
+    if (!largest) break;
+    for (const VariableEffect& e : now.effects)
+      if (program.variables[e.variable].trained && e.update && *e.update != 0 && *e.update > *largest + kFrozen / 2) adjustment.rate[e.variable] += -*e.update;
     recount();
   }
   if (!now.maximal) return {};

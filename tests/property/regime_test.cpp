@@ -193,6 +193,16 @@ TEST(Counting, FixesLeadToMaximalUpdates) {
   std::map<std::uint32_t, std::pair<Exponent, Exponent>> fixes;
   for (const Fix& fix : ntk.fixes) fixes[fix.variable] = {fix.initial, fix.rate};
   EXPECT_EQ(fixes, (std::map<std::uint32_t, std::pair<Exponent, Exponent>>{{0, {0, 1}}, {1, {0, 1}}, {2, {Exponent(-1, 2), 0}}}));
+  // Where sizes explode, and where a readout starts at 0.
+  const RegimeReport products = counted(written("", "1/n)", "1), lr = n", "v @ (relu(W @ tanh(U @ X)) * (U @ X))"));
+  EXPECT_EQ(products.regime, Regime::kUnstable);
+  fixes.clear();
+  for (const Fix& fix : products.fixes) fixes[fix.variable] = {fix.initial, fix.rate};
+  EXPECT_EQ(fixes, (std::map<std::uint32_t, std::pair<Exponent, Exponent>>{{0, {0, 1}}, {2, {-1, -2}}}));
+  const RegimeReport zero = counted(written("", "1/n)", "0)", "v @ tanh(W @ tanh(U @ X)) / n"));
+  fixes.clear();
+  for (const Fix& fix : zero.fixes) fixes[fix.variable] = {fix.initial, fix.rate};
+  EXPECT_EQ(fixes, (std::map<std::uint32_t, std::pair<Exponent, Exponent>>{{0, {0, 1}}, {2, {0, 1}}}));
 }
 
 // Updates written by hand, weight decay, and a readout that starts at 0.
