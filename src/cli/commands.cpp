@@ -349,10 +349,12 @@ int check(const Options& options) {
     warnings.insert(warnings.end(), hypotheses.begin(), hypotheses.end());
     if (counted.unstable && orders) warnings.push_back(*counted.unstable);
     fmt::print(stderr, "{}", render(warnings, loaded.source));
-    fmt::print("{}: {} instructions, Gaussian matrices and vectors: {}, expectations: {}\n\n", loaded.source.name(),
+    fmt::print("{}: {} instructions, Gaussian matrices and vectors: {}, expectations: {}\n", loaded.source.name(),
                module.program.size(), module.program.sources.size(), module.program.expectations.size());
-    if (orders)
+    if (orders) {
+      fmt::print("\n");
       if (const int code = print_limit(module, *orders, options); code != kDone) return code;
+    }
     fmt::print("{}", regime_text(counted, *module.written, module.source));
   }
   if (orders) return verdict;

@@ -464,8 +464,9 @@ std::vector<Feature> Counting::features() const {
     feature.steps.back().node = named.value;
     contexts[it->second].push_back(named.context);
   };
+  std::set<std::tuple<std::string, NodeId, std::uint32_t>> seen;  // a model's value, named the same where it is returned
   for (const NamedValue& named : in_.names)
-    if (named.kind == NamedValue::Kind::kValue) add(named, false);
+    if (named.kind == NamedValue::Kind::kValue && seen.emplace(named.name, named.value, named.step).second) add(named, false);
   std::set<std::pair<std::string, NodeId>> predicted;  // reported and trained on: one output
   for (const NamedValue& named : in_.predictions)
     if (!named.name.empty() && predicted.emplace(named.name, named.value).second) add(named, true);

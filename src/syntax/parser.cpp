@@ -440,11 +440,12 @@ class Parser {
 
   Statement param(bool trained) {
     static constexpr std::string_view kForm = "the form is: param U : [n, 64] ~ normal(0, 1/64), lr = n";
+    static constexpr std::string_view kArray = "all sizes stand behind the ':', that of an array first: param W : [2, n, n] ~ normal(0, 1/n)";
     advance();
     ast::Param param;
     param.trained = trained;
     param.name = identifier("the name of a parameter");
-    expect(TokenKind::kColon, "after the name of a parameter", kForm);
+    expect(TokenKind::kColon, "after the name of a parameter", kind() == TokenKind::kLeftSquare ? kArray : kForm);
     if (kind() == TokenKind::kIdentifier) param.role.push_back(identifier("a role"));
     axes(param);
     if (kind() == TokenKind::kEqual) expect(TokenKind::kTilde, "before the law of a parameter", kForm);
