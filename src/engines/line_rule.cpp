@@ -52,7 +52,7 @@ Interval rising(F f, Interval a) { return ordered({f(a.lo), f(a.hi)}); }
 Interval cosine(Interval a) {
   if (!a.bounded() || a.hi - a.lo >= 2 * std::numbers::pi) return {-1, 1};
   Interval out{std::min(std::cos(a.lo), std::cos(a.hi)), std::max(std::cos(a.lo), std::cos(a.hi))};
-  if (std::floor(a.hi / (2 * std::numbers::pi)) > std::floor(a.lo / (2 * std::numbers::pi)) || a.lo == 0) out.hi = 1;
+  if (std::floor(a.hi / (2 * std::numbers::pi)) > std::floor(a.lo / (2 * std::numbers::pi))) out.hi = 1;
   if (std::floor((a.hi / std::numbers::pi - 1) / 2) > std::floor((a.lo / std::numbers::pi - 1) / 2)) out.lo = -1;
   return out;
 }

@@ -1,7 +1,9 @@
 #include "engines/pair_matrix.hpp"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <limits>
 #include <mutex>
 #include <unordered_map>
 
