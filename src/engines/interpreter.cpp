@@ -258,10 +258,10 @@ class Run {
   }
 
   // ---- what particles do not resolve
-  /// The terms of those averages of a group that are wanted, and the jumps behind them.
+  /// The terms of those averages of a group that are wanted, and the jumps and flat sides behind them.
   struct TermWatch {
     std::map<std::uint32_t, std::vector<double>> sizes;                ///< of the terms of each row, per average
-    std::map<std::uint32_t, ColumnRanges> ranges;                      ///< of operands and of jumps
+    std::map<std::uint32_t, ColumnRanges> ranges;                      ///< of operands, and of `jumps`
     std::set<std::pair<std::uint32_t, std::size_t>> first;             ///< (average, operand) that adds to the operand's range
     std::vector<NodeId> jumps;
     std::unique_ptr<std::mutex> mutex = std::make_unique<std::mutex>();
@@ -297,7 +297,7 @@ class Run {
       const bool wanted = is_average(node.op) && std::find(s_.wanted.begin(), s_.wanted.end(), *id) != s_.wanted.end();
       if (wanted) out.sizes[id->value].resize(static_cast<std::size_t>(own_.count));
       if (!wanted && !behind.contains(*id)) continue;
-      if (is_piecewise_constant(node.op)) {
+      if (is_piecewise_constant(node.op) || has_flat_side(node.op)) {
         out.jumps.push_back(*id);
         unknown(*id);
       }
@@ -389,10 +389,7 @@ class Run {
         }
         other = same;
         for (std::size_t j = 0; j < columns.size(); ++j)
-          for (std::int64_t i = 0; columns[j] && i < r; ++i) {
-            double& x = other[j * static_cast<std::size_t>(r) + static_cast<std::size_t>(i)];
-            x = other_side(node.op, x);
-          }
+          if (columns[j]) cross(node.op, types, views(node, false), static_cast<std::int64_t>(j), {other.data() + j * static_cast<std::size_t>(r), static_cast<std::size_t>(r)});
       }
     });
     for (auto& [id, largest] : change) {

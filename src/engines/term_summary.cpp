@@ -144,9 +144,26 @@ std::vector<double> largest_of(std::vector<double> sizes, const Communicator& ra
   return all;
 }
 
-double other_side(const Op& op, double value) {
-  if (std::get<Map>(op).fn == Fn::kSign) return value == 0 ? 1 : -value;
-  return 1 - value;
+bool has_flat_side(const Op& op) {
+  const auto* map = std::get_if<Map>(&op);
+  return map && (map->fn == Fn::kRelu || map->fn == Fn::kMax || map->fn == Fn::kMin);
+}
+
+void cross(const Op& op, const std::vector<const Type*>& types, const std::vector<View>& in, std::int64_t j, std::span<double> values) {
+  const Fn fn = std::get<Map>(op).fn;
+  if (!has_flat_side(op)) {
+    for (double& x : values) x = fn != Fn::kSign ? 1 - x : x == 0 ? 1 : -x;
+    return;
+  }
+  const auto argument = [&](std::size_t k, std::size_t i) { return k < in.size() ? column(in[k], j)[types[k]->width ? i : 0] : 0.0; };
+  double nearest = std::numeric_limits<double>::infinity(), farthest = 0;
+  for (std::size_t i = 0; i < values.size(); ++i) {
+    const double distance = std::abs(argument(0, i) - argument(1, i));
+    nearest = std::min(nearest, distance);
+    farthest = std::max(farthest, distance);
+  }
+  if (nearest == farthest) return;  // no random number
+  for (double& x : values) x += fn == Fn::kMin ? -nearest : nearest;
 }
 
 }  // namespace tplimit::engines

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <span>
 #include <vector>
 
 #include "engines/state_file.hpp"
@@ -40,7 +41,9 @@ void include_changes(const ir::Node& node, const std::vector<const ir::Type*>& t
 /// The largest of the sizes of all ranks, descending.
 std::vector<double> largest_of(std::vector<double> sizes, const Communicator& ranks);
 
-/// Of a function that is constant but where it jumps: the value across the jump.
-[[nodiscard]] double other_side(const ir::Op& op, double value);
+/// relu, max and min: constant on one side of the kink if an argument is.
+[[nodiscard]] bool has_flat_side(const ir::Op& op);
+/// Some values of column j of a function, all alike: across the jump, or as far beyond the kink as these arguments come near it.
+void cross(const ir::Op& op, const std::vector<const ir::Type*>& types, const std::vector<ir::View>& in, std::int64_t j, std::span<double> values);
 
 }  // namespace tplimit::engines

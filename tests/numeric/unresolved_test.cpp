@@ -40,6 +40,10 @@ TEST(Unresolved, RareEventsAreInTheError) {
     cases.push_back({"E(tanh(x)^2 + 1000 * step(x - " + at + ")) - E(tanh(x)^2)", 1000 * tail(a)});
     cases.push_back({"E(sign(x - " + at + "))", 2 * tail(a) - 1});
     cases.push_back({"exp(E(where(abs(x) > " + at + ", 7 * x^2, x^2)))", std::exp(1 + 12 * tail2(a))});
+    const double beyond = density(a) - a * tail(a);  // E relu(x - a)
+    cases.push_back({"E(relu(x - " + at + "))", beyond});
+    cases.push_back({"E(max(x, " + at + "))", a + beyond});
+    cases.push_back({"E(tanh(x)^2 - 1000 * min(" + at + " - x, 0)) - E(tanh(x)^2)", 1000 * beyond});
   }
   cases.push_back({"E(x^2 * (floor(x) < 4.5))", 1 - tail2(5)});
   int far = 0, all = 0;
