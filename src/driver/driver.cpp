@@ -24,6 +24,7 @@
 #include "engines/moment_engine.hpp"
 #include "engines/run_store.hpp"
 #include "tplimit/data/table.hpp"
+#include "tplimit/ir/function_traits.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/passes/batch.hpp"
@@ -438,7 +439,8 @@ RunFailure first_not_finite(const Program& program, const std::vector<NodeId>& a
 /// Values of finite nodes from averages pooled over runs, errors by jackknife over runs and from what the runs do not resolve.
 struct Pooled {
   std::vector<std::vector<double>> value, error;
-  Undetermined undetermined;
+  Undetermined undetermined;          ///< of the program whose limit this is
+  Marks by_rounding;                  ///< of the limit program
   std::optional<RunFailure> failure;  ///< a value is not finite, or not everywhere within its error
 };
 /// Adds in squares what the values change by if each average is off by its unresolved error, with random signs.
@@ -659,7 +661,7 @@ class LimitEvaluation {
     if (target && count > 1) {
       const Pooled first = with_moments(*runs);
       if (first.failure) return diagnose(program_, *first.failure);
-      out.engine.sampling_error = largest_reported(first.error, first.undetermined);
+      out.engine.sampling_error = largest_reported(first.error, first);
       if (out.engine.sampling_error > *target) return Outcome{std::move(out), false};
     }
     std::vector<std::vector<double>> truncation;
@@ -695,11 +697,11 @@ class LimitEvaluation {
     }
     Pooled pooled = with_moments(*runs);
     if (pooled.failure) return diagnose(program_, *pooled.failure);
-    out.engine.sampling_error = largest_reported(pooled.error, pooled.undetermined);
+    out.engine.sampling_error = largest_reported(pooled.error, pooled);
     if (truncation.empty()) truncation = std::move(of_proved);
     for (std::size_t k = 0; k < of_proved.size(); ++k)
       for (std::size_t j = 0; j < of_proved[k].size(); ++j) truncation[k][j] = std::max(truncation[k][j], of_proved[k][j]);
-    if (!truncation.empty()) out.engine.truncation_error = largest_reported(truncation, pooled.undetermined);
+    if (!truncation.empty()) out.engine.truncation_error = largest_reported(truncation, pooled);
     for (std::size_t k = 0; k < truncation.size(); ++k)
       for (std::size_t j = 0; j < pooled.error[k].size(); ++j) pooled.error[k][j] = std::hypot(pooled.error[k][j], truncation[k][j]);
     collect(pooled, out);
@@ -775,14 +777,19 @@ class LimitEvaluation {
     return options_.tolerance_on.empty() || std::find(options_.tolerance_on.begin(), options_.tolerance_on.end(), report.name) != options_.tolerance_on.end();
   }
 
+  /// Entry j of value i of report k.
+  [[nodiscard]] bool undetermined(const Pooled& pooled, std::size_t k, std::size_t i, std::size_t j) const {
+    const NodeId value = program_.reports[k].entries[i].value;
+    return (limit_.source && pooled.undetermined.holds(limit_.source->reports[k].entries[i].value, j)) || (!known(value) && pooled.by_rounding.holds(value, j));
+  }
   /// Over all entries of reports that the tolerance covers, of errors of outputs.
-  [[nodiscard]] double largest_reported(const std::vector<std::vector<double>>& errors, const Undetermined& undetermined) const {
+  [[nodiscard]] double largest_reported(const std::vector<std::vector<double>>& errors, const Pooled& pooled) const {
     double out = 0;
     for (std::size_t k = 0; k < program_.reports.size(); ++k)
       for (std::size_t i = 0; covered(program_.reports[k]) && i < program_.reports[k].entries.size(); ++i) {
         const auto& own = errors[slot(program_.reports[k].entries[i].value)];
         for (std::size_t j = 0; j < own.size(); ++j)
-          if (!limit_.source || !undetermined.holds(limit_.source->reports[k].entries[i].value, j)) out = std::max(out, own[j]);
+          if (!undetermined(pooled, k, i, j)) out = std::max(out, own[j]);
       }
     return out;
   }
@@ -845,13 +852,8 @@ class LimitEvaluation {
     // Particles would print a number.
     if (options_.engine == Engine::kParticles && std::none_of(outputs_.begin(), outputs_.end(), [&](NodeId id) { return (*moments_)[id].infinite; })) moments_.reset();
   }
-  /// Whether some coordinatewise function grows exponentially or has poles.
   [[nodiscard]] bool may_be_infinite() const {
-    return std::any_of(program_.nodes.begin(), program_.nodes.end(), [&](const Node& node) {
-      const auto* m = std::get_if<Map>(&node.op);
-      if (!m || !node.type.width) return false;
-      return m->fn == Fn::kExp || m->fn == Fn::kPow || (m->fn == Fn::kPower && m->parameter < 0) || (m->fn == Fn::kDiv && program_[node.in[1]].type.width);
-    });
+    return std::any_of(program_.nodes.begin(), program_.nodes.end(), [&](const Node& node) { return may_have_heavy_tails(program_, node); });
   }
   /// Of moments where particles can do the same, or find out that they must: half of the cost of the particles, but for small programs.
   [[nodiscard]] engines::MomentEngine::Budget budget(bool only_methods) const {
@@ -889,18 +891,30 @@ class LimitEvaluation {
   /// W5403 for averages with heavy tails; E4102 if one is not resolved.
   [[nodiscard]] std::optional<Diagnostic> judge_tails(const std::vector<HeavyTail>& tails, Diagnostics& warnings) const {
     for (const HeavyTail& tail : tails) {
-      const engines::EvaluationStop heavy{"W5403", "heavy tails: most of the error of this mean comes from terms that are rarer than one of all particles",
-                                          "errors contain an estimate of what such terms add; a mean of something bounded, or more --particles, is safer"};
-      const engines::EvaluationStop infinite{"E4102", "this mean is infinite, or made by terms so rare that the particles do not show them",
+      const bool product = std::holds_alternative<MatMul>(program_[tail.average].op), resolved = tail.resolved && !(tail.relative > 1);
+      const char* what = product ? "the mean square of this vector" : "this mean";
+      const engines::EvaluationStop heavy{"W5403", fmt::format("heavy tails: most of the error of {} comes from terms that are rarer than one of all particles", what),
+                                          tail.relative > 0 ? fmt::format("errors of what follows contain {:.1g} of its size for such terms; something bounded, or more --particles, is safer", tail.relative)
+                                                            : "errors contain an estimate of what such terms add; a mean of something bounded, or more --particles, is safer"};
+      const engines::EvaluationStop infinite{"E4102", fmt::format("{} is infinite, or made by terms so rare that the particles do not show them", what),
                                              "a mean exists if P(term > t) falls faster than 1/t; if it does, use far more --particles"};
-      Diagnostic d = diagnose(program_, {tail.resolved ? heavy : infinite, tail.average});
-      d.label = fmt::format("P(term > t) falls like t^-{:.1f}", tail.index);
-      if (!tail.resolved) return d;
+      Diagnostic d = diagnose(program_, {resolved ? heavy : infinite, product ? program_[tail.average].in[1] : tail.average});
+      d.label = fmt::format("P({} > t) falls like t^-{:.1f}", product ? "square" : "term", tail.index);
+      if (!resolved) return d;
       d.severity = Severity::kWarning;
       // One for each place in the text.
       if (std::none_of(warnings.begin(), warnings.end(), [&](const Diagnostic& w) { return w.code == d.code && w.span == d.span; })) warnings.push_back(std::move(d));
     }
     return std::nullopt;
+  }
+  /// Of what follows averages with heavy tails, as if in proportion to them.
+  void add_inner_tails(Pooled& out, const std::vector<HeavyTail>& tails) const {
+    for (const HeavyTail& tail : tails) {
+      const Marks reached = reached_from(program_, {{tail.average.value, std::vector<double>(static_cast<std::size_t>(size_of(program_[tail.average].type.dims)), 1.0)}});
+      for (std::size_t k = 0; k < outputs_.size(); ++k)
+        for (std::size_t j = 0; j < out.error[k].size() && !known(outputs_[k]); ++j)
+          if (reached.holds(outputs_[k], j)) out.error[k][j] = std::hypot(out.error[k][j], tail.relative * std::abs(out.value[k][j]));
+    }
   }
 
   /// Values and errors of all outputs: known moments, and averages over the runs.
@@ -908,7 +922,7 @@ class LimitEvaluation {
     std::vector<NodeId> left;
     for (const NodeId id : outputs_)
       if (!known(id)) left.push_back(id);
-    const auto unresolved = unresolved_by(runs).error;
+    const auto [unresolved, tails, inner] = unresolved_by(runs);
     Pooled particles = pool(program_, atoms_, left, runs, unresolved), out;
     out.failure = particles.failure;
     for (std::size_t k = 0, next = 0; k < outputs_.size(); ++k) {
@@ -923,11 +937,20 @@ class LimitEvaluation {
         ++next;
       }
     }
+    add_inner_tails(out, inner);
+    std::map<std::uint32_t, std::vector<double>> by_rounding;
+    for (const RunResult& run : runs)
+      for (const auto& [jump, entries] : run.by_rounding) {
+        auto& all = by_rounding[jump];
+        all.resize(entries.size());
+        for (std::size_t j = 0; j < all.size(); ++j) all[j] = std::max(all[j], entries[j]);
+      }
+    if (!by_rounding.empty()) out.by_rounding = reached_from(program_, by_rounding);
     if (!limit_.source) return out;
     // Fewer runs may well all lie on the same side of a jump.
     constexpr std::size_t kJudges = 8;
     const bool exact = matched(runs);
-    out.undetermined = undetermined(*limit_.source, limit_.decisions, [&](NodeId id) {
+    out.undetermined = tplimit::undetermined(*limit_.source, limit_.decisions, [&](NodeId id) {
       const Method method = method_of(id);
       return Numbers{&out.value[slot(id)], method == Method::kExact && !known(id) ? &kNoError : &out.error[slot(id)], method >= Method::kParticles && !(exact && proved_[id.value])};
     }, runs.size() >= kJudges);
@@ -1092,29 +1115,36 @@ class LimitEvaluation {
   inline static const std::vector<double> kNoError{0.0};
 
   /// The entries of a report, or W5303 for those that are not determined.
-  void mark_undetermined(std::size_t k, const Undetermined& undetermined, ReportResult& r, Diagnostics& warnings) const {
-    if (!limit_.source) return;
-    const Report& report = limit_.source->reports[k];
+  void mark_undetermined(std::size_t k, const Pooled& pooled, ReportResult& r, Diagnostics& warnings) const {
+    const Report& report = program_.reports[k];
     std::size_t at = 0;
-    for (const auto& entry : report.entries) {
-      const auto size = static_cast<std::size_t>(size_of((*limit_.source)[entry.value].type.dims));
-      for (std::size_t j = 0; j < size && undetermined.any(entry.value); ++j) {
-        if (!undetermined.holds(entry.value, j)) continue;
+    for (std::size_t i = 0; i < report.entries.size(); ++i) {
+      const NodeId value = report.entries[i].value;
+      const auto size = static_cast<std::size_t>(size_of(program_[value].type.dims));
+      for (std::size_t j = 0; j < size; ++j) {
+        if (!undetermined(pooled, k, i, j)) continue;
         r.value[at + j] = std::numeric_limits<double>::quiet_NaN();
         if (!r.error.empty()) r.error[at + j] = std::numeric_limits<double>::quiet_NaN();
-        if (!r.undetermined.empty()) continue;
-        const Node& jump = (*limit_.source)[undetermined.root[entry.value.value]];
-        const Fn fn = std::get<Map>(jump.op).fn;
-        const char* what = fn == Fn::kMod ? "floor" : fn == Fn::kLess || fn == Fn::kLessEqual ? "a comparison" : fn == Fn::kEqual ? "==" : fn == Fn::kNotEqual ? "!=" : name(fn);
-        if (undetermined.any(undetermined.root[entry.value.value]) && !undetermined.open.any(undetermined.root[entry.value.value]))
-          r.undetermined = fmt::format("{} jumps exactly at the limit: networks of any width lie on both sides, and stay random", what);
-        else r.undetermined = fmt::format("{} jumps within the error of the limit, and what follows is not finite on one side or needs 8 randomisations: more particles may decide", what);
-        Diagnostic d{Severity::kWarning, "W5303", fmt::format("report '{}' is undetermined in some entries", report.name), report.span, r.undetermined, "", {}, true};
-        d.notes.push_back({"the jump" + (jump.context ? " (in the iteration " + limit_.source->contexts[jump.context] + ")" : std::string()), jump.span});
-        warnings.push_back(std::move(d));
+        if (r.undetermined.empty()) explain_undetermined(pooled, limit_.source ? limit_.source->reports[k].entries[i].value : NodeId{}, value, j, report, r, warnings);
       }
       at += size;
     }
+  }
+  /// The reason, once for a report.
+  void explain_undetermined(const Pooled& pooled, NodeId of, NodeId value, std::size_t j, const Report& report, ReportResult& r, Diagnostics& warnings) const {
+    const Undetermined& u = pooled.undetermined;
+    const bool at_limit = limit_.source && u.holds(of, j);
+    const Program& program = at_limit ? *limit_.source : program_;
+    const NodeId root = at_limit ? u.root[of.value] : pooled.by_rounding.root[value.value];
+    const Node& jump = program[root];
+    const Fn fn = std::get<Map>(jump.op).fn;
+    const char* what = fn == Fn::kMod ? "floor" : fn == Fn::kLess || fn == Fn::kLessEqual ? "a comparison" : fn == Fn::kEqual ? "==" : fn == Fn::kNotEqual ? "!=" : name(fn);
+    if (!at_limit) r.undetermined = fmt::format("{} jumps where its argument is 0 up to rounding: arithmetic in double precision does not decide", what);
+    else if (u.any(root) && !u.open.any(root)) r.undetermined = fmt::format("{} jumps exactly at the limit: networks of any width lie on both sides, and stay random", what);
+    else r.undetermined = fmt::format("{} jumps within the error of the limit, and what follows is not finite on one side or needs 8 randomisations: more particles may decide", what);
+    Diagnostic d{Severity::kWarning, "W5303", fmt::format("report '{}' is undetermined in some entries", report.name), report.span, r.undetermined, "", {}, true};
+    d.notes.push_back({"the jump" + (jump.context ? " (in the iteration " + program.contexts[jump.context] + ")" : std::string()), jump.span});
+    warnings.push_back(std::move(d));
   }
 
   void collect(const Pooled& pooled, LimitResult& out) const {
@@ -1144,14 +1174,14 @@ class LimitEvaluation {
         }
       }
       if (r.error.size() < r.value.size()) r.error.clear();  // one randomisation
-      mark_undetermined(out.reports.size(), pooled.undetermined, r, out.warnings);
+      mark_undetermined(out.reports.size(), pooled, r, out.warnings);
       for (const double e : r.error)
         if (!std::isnan(e) && covered(report)) out.largest_error = std::max(out.largest_error, e);
       out.reports.push_back(std::move(r));
     }
     for (std::size_t k = 0; k < program_.expectations.size(); ++k) {
       const Expectation& e = program_.expectations[k];
-      if (limit_.source && pooled.undetermined.any(limit_.source->expectations[k].difference)) {
+      if ((limit_.source && pooled.undetermined.any(limit_.source->expectations[k].difference)) || (!known(e.difference) && pooled.by_rounding.any(e.difference))) {
         constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
         out.expectations.push_back({e.span, program_.contexts[e.context], ExpectStatus::kUndecided, kNone, kNone, kNone, e.tolerance});
         continue;

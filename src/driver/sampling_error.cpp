@@ -64,15 +64,20 @@ int degree_of(const Program& program, const Node& node, const std::vector<int>& 
 struct TailIndex {
   double index = 0, error = 0, size = 0;  ///< size: of the largest term
   bool everywhere = false;                ///< no mean, by the 16, 32, .. largest terms as by all of them
+
+  /// Below 2 the variance is infinite, and with it the spread of runs no measure; below 1 the mean is.
+  [[nodiscard]] bool heavy() const { return index > 0 && index + 1.5 * error < 2; }
+  /// Quasi-random particles leave little error where they are many: what they do not reach adds more, and hardly spreads over runs.
+  [[nodiscard]] bool long_tailed() const { return index > 0 && (index < 3 || heavy()); }
+  /// The mean of what lies beyond the largest term, for terms with P(term > t) ~ t^-index; near 1, of as many as there are.
+  [[nodiscard]] double beyond(double terms) const { return size / terms * std::min(index / std::max(1e-9, index - 1), std::sqrt(terms)); }
 };
-TailIndex tail_index(const std::vector<RunResult>& runs, std::size_t average, double terms) {
-  std::vector<double> all;
-  for (const RunResult& run : runs) all.insert(all.end(), run.terms[average].largest.begin(), run.terms[average].largest.end());
+TailIndex tail_index(std::vector<double> all, double terms) {
   std::sort(all.begin(), all.end(), std::greater<>());
   // Far enough in the tail that polynomials of Gaussians look light, and so many that the estimate means something.
   constexpr std::size_t kLeast = 16;
   constexpr double kOneOf = 256;
-  if (terms < 2048) return {};
+  if (terms < 2048 || all.empty()) return {};
   auto k = static_cast<std::size_t>(std::clamp(terms / kOneOf, double{kLeast}, static_cast<double>(engines::kLargestTerms - 1)));
   k = std::min(k, all.size() - 1);
   while (k >= kLeast && !(all[k] > 0)) --k;
@@ -134,14 +139,25 @@ Unresolved unresolved(const Program& program, const std::vector<NodeId>& average
       error[j] = std::max({rounding, unseen / terms, agree ? (high - low) / terms : 0.0});
     }
     if (std::holds_alternative<Histogram>(op)) continue;
-    const TailIndex tail = tail_index(runs, a, terms);
-    const double z = tail.index > 0 ? tail.error / tail.index : 0;
-    // Below 2 the variance is infinite, and with it the spread of runs no measure; below 1 the mean is.
-    if (tail.index == 0 || tail.index * (1 + 1.5 * z) >= 2) continue;
-    out.tails.push_back({averages[a], tail.index, tail.error, !tail.everywhere});
-    // The mean of what lies beyond the largest term, for terms with P(term > t) ~ t^-index; near 1, of as many as there are.
-    const double beyond = tail.size / terms * std::min(tail.index / std::max(1e-9, tail.index - 1), std::sqrt(terms));
-    for (double& e : error) e = std::max(e, beyond);
+    std::vector<double> largest;
+    for (const RunResult& run : runs) largest.insert(largest.end(), run.terms[a].largest.begin(), run.terms[a].largest.end());
+    const TailIndex tail = tail_index(std::move(largest), terms);
+    if (!tail.long_tailed()) continue;
+    if (tail.heavy()) out.tails.push_back({averages[a], tail.index, tail.error, !tail.everywhere});
+    for (double& e : error) e = std::max(e, tail.beyond(terms));
+  }
+  for (const auto& [id, first] : runs[0].inner) {
+    if (proved[id]) continue;
+    std::vector<double> largest;
+    double mean = 0;
+    for (const RunResult& run : runs) {
+      const TermSummary& own = run.inner.at(id);
+      largest.insert(largest.end(), own.largest.begin(), own.largest.end());
+      mean += own.mean / count;
+    }
+    const TailIndex tail = tail_index(std::move(largest), terms);
+    if (tail.long_tailed()) out.inner.push_back({NodeId{id}, tail.index, tail.error, !tail.everywhere, tail.beyond(terms) / mean});
+    if (tail.heavy()) out.tails.push_back(out.inner.back());
   }
   return out;
 }

@@ -13,15 +13,17 @@ std::vector<bool> proved_by_matching(const ir::Program& program);
 
 /// An average over particles whose terms have heavy tails.
 struct HeavyTail {
-  ir::NodeId average;
+  ir::NodeId average;     ///< or a product with a matrix, which takes the mean square of its vectors
   double index, error;    ///< P(term > t) ~ t^-index, one standard error
   bool resolved;          ///< false: the mean is infinite, or beyond these particles
+  double relative = 0;    ///< of averages inside a program: what terms beyond the largest may add, in units of the mean
 };
 
 /// What the spread over runs cannot show (docs/theory.md, "Errors").
 struct Unresolved {
   std::vector<std::vector<double>> error;  ///< per average and entry: one standard error, to be added in squares
-  std::vector<HeavyTail> tails;
+  std::vector<HeavyTail> tails;            ///< to be told
+  std::vector<HeavyTail> inner;            ///< of averages inside the program, also if they are less heavy: for errors of what follows
 };
 /// `averages`: what the runs' values are of.  `proved`: of all nodes.
 Unresolved unresolved(const ir::Program& program, const std::vector<ir::NodeId>& averages, const std::vector<engines::RunResult>& runs, const std::vector<bool>& proved, std::int64_t particles);

@@ -32,6 +32,12 @@ Schedule make_schedule(const Program& program, std::vector<NodeId> wanted) {
     if (s.needed[k])
       for (const NodeId in : program.nodes[k].in) s.last_use[in.value] = k;
   }
+  s.heavy.assign(program.size(), false);
+  for (std::uint32_t k = 0; k < program.size(); ++k) {
+    const Node& node = program.nodes[k];
+    if (!s.needed[k] || !node.type.width || std::holds_alternative<MatMul>(node.op) || is_bounded(node.op)) continue;
+    s.heavy[k] = may_have_heavy_tails(program, node) || std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return s.heavy[in.value]; });
+  }
   s.spaces = probability_spaces(program);
   return s;
 }
@@ -56,6 +62,7 @@ class Run {
         spaces_.emplace_back(executor_, settings_.rows, law, std::move(keys));
       }
     }
+    if (settings_.limit && !settings_.trace) rounding_.emplace(program_, s_.needed);
     operations_before_ = executor_.operations();
     matrices_.resize(program_.sources.size());
     source_.resize(program_.size());
@@ -92,6 +99,9 @@ class Run {
       result.values.emplace_back(b.chunk(0), b.chunk(0) + b.columns());
     }
     for (const NodeId id : s_.wanted) result.terms.push_back(std::move(terms_[id.value]));
+    for (const NodeId id : s_.wanted) terms_.erase(id.value);
+    result.inner = std::move(terms_);
+    if (rounding_) result.by_rounding = rounding_->decided(executor_.ranks());
     for (const auto& space : spaces_) result.matching_stopped = result.matching_stopped || space.matching_stopped();
     for (const auto& m : matrices_) {
       result.ranks.push_back(m ? m->ranks() : std::array<std::int64_t, 2>{});
@@ -155,6 +165,7 @@ class Run {
     if (type(in).matrix) versions_[in.value] = {};
     else if (type(in).width) {
       blocks_[in.value] = {};
+      if (rounding_) rounding_->forget(in);
       for (const auto& m : matrices_)
         if (m) m->forget(in.value);
     }
@@ -233,7 +244,10 @@ class Run {
           watch.average(p.id, node, p.types, in, c * chunk);
         } else if (p.scratch) evaluate_rows(node, p.types, in, {scratch + p.scratch_offset * chunk, r, chunk});
         else evaluate_rows(node, p.types, in, blocks_[p.id.value].mutable_view(c));
-        if (!p.average) watch.value(p.id, p.scratch ? View{scratch + p.scratch_offset * chunk, r, chunk} : blocks_[p.id.value].view(c), p.columns);
+        if (p.average) continue;
+        const View value = p.scratch ? View{scratch + p.scratch_offset * chunk, r, chunk} : blocks_[p.id.value].view(c);
+        watch.value(p.id, value, p.columns);
+        if (rounding_ && c == 0) rounding_->value(p.id, p.types, in, value);
       }
     };
 
@@ -263,9 +277,11 @@ class Run {
     std::map<std::uint32_t, std::vector<double>> sizes;                ///< of the terms of each row, per average
     std::map<std::uint32_t, ColumnRanges> ranges;                      ///< of operands, and of `jumps`
     std::set<std::pair<std::uint32_t, std::size_t>> first;             ///< (average, operand) that adds to the operand's range
+    std::set<std::uint32_t> inner;                                     ///< averages that are not wanted, with operands that may have heavy tails
     std::vector<NodeId> jumps;
     std::unique_ptr<std::mutex> mutex = std::make_unique<std::mutex>();
 
+    [[nodiscard]] bool wanted(NodeId id) const { return sizes.contains(id.value) && !inner.contains(id.value); }
     void include(std::uint32_t id, const View& x, std::int64_t columns) {
       ColumnRanges own;
       own.include(x, columns);
@@ -295,7 +311,9 @@ class Run {
     for (auto id = group.rbegin(); id != group.rend(); ++id) {
       const Node& node = program_[*id];
       const bool wanted = is_average(node.op) && std::find(s_.wanted.begin(), s_.wanted.end(), *id) != s_.wanted.end();
-      if (wanted) out.sizes[id->value].resize(static_cast<std::size_t>(own_.count));
+      const bool inner = !wanted && is_average(node.op) && std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return s_.heavy[in.value]; });
+      if (wanted || inner) out.sizes[id->value].resize(static_cast<std::size_t>(own_.count));
+      if (inner) out.inner.insert(id->value);
       if (!wanted && !behind.contains(*id)) continue;
       if (is_piecewise_constant(node.op) || has_flat_side(node.op)) {
         out.jumps.push_back(*id);
@@ -319,6 +337,10 @@ class Run {
     for (auto& [id, ranges] : watch.ranges) ranges.share(executor_.ranks());
     for (auto& [id, sizes] : watch.sizes) {
       const Node& node = program_.nodes[id];
+      if (watch.inner.contains(id)) {
+        summarise_inner({id}, std::move(sizes));
+        continue;
+      }
       std::vector<const Type*> types;
       std::vector<const ColumnRanges*> in;
       for (const NodeId operand : node.in) {
@@ -338,6 +360,14 @@ class Run {
     }
   }
 
+  void summarise_inner(NodeId id, std::vector<double> sizes) {
+    TermSummary& own = terms_[id.value];
+    own.mean = std::accumulate(sizes.begin(), sizes.end(), 0.0);
+    executor_.ranks().sum({&own.mean, 1});
+    own.mean /= static_cast<double>(settings_.rows);
+    own.largest = largest_of(std::move(sizes), executor_.ranks());
+  }
+
   /// What would change in the averages of the group, term by term, if these columns of the jump were on its other side.
   void cross_jump(NodeId jump, const std::vector<bool>& columns, const TermWatch& watch, const std::vector<NodeId>& group) {
     std::set<NodeId> after{jump}, needed;
@@ -345,10 +375,10 @@ class Run {
       for (const NodeId in : program_[id].in)
         if (after.contains(in)) after.insert(id);
     for (auto id = group.rbegin(); id != group.rend(); ++id)
-      if (needed.contains(*id) || (after.contains(*id) && watch.sizes.contains(id->value))) needed.insert(program_[*id].in.begin(), program_[*id].in.end());
+      if (needed.contains(*id) || (after.contains(*id) && watch.wanted(*id))) needed.insert(program_[*id].in.begin(), program_[*id].in.end());
     std::map<std::uint32_t, std::vector<double>> change;
     for (const NodeId id : group)
-      if (after.contains(id) && watch.sizes.contains(id.value)) change[id.value].assign(static_cast<std::size_t>(size_of(type(id).dims)), 0.0);
+      if (after.contains(id) && watch.wanted(id)) change[id.value].assign(static_cast<std::size_t>(size_of(type(id).dims)), 0.0);
     if (change.empty()) return;
     std::mutex mutex;
     const std::int64_t rows = own_.count, chunk = std::min(rows, kChunkRows), chunks = rows == 0 ? 0 : (rows + kChunkRows - 1) / kChunkRows;
@@ -499,8 +529,15 @@ class Run {
 
   void multiply(NodeId id, const Node& node, bool transposed) {
     const Block& x = blocks_[node.in[1].value];
+    if (settings_.limit && !settings_.trace && s_.heavy[node.in[1].value]) {
+      std::vector<double> sizes(static_cast<std::size_t>(own_.count));
+      for (std::int64_t c = 0; c < x.chunks(); ++c)
+        Eigen::Map<Eigen::VectorXd>(sizes.data() + c * kChunkRows, x.chunk_rows(c)) = all_columns(x, c).rowwise().squaredNorm();
+      summarise_inner(id, std::move(sizes));
+    }
     Block y(own_.count, x.columns());
     matrix(source_[node.in[0].value]).apply(versions_[node.in[0].value], transposed, x, node.in[1].value, s_.spaces.columns[id.value][0].first, y);
+    if (rounding_ && own_.count > 0) rounding_->product(id, x.view(0), y.view(0));
     blocks_[id.value] = std::move(y);
   }
 
@@ -566,6 +603,7 @@ class Run {
       out.value(id);
       engines::save(out, terms);
     }
+    if (rounding_) rounding_->save(out);
     out.value<std::uint64_t>(sources_.size());
     for (const Panel& source : sources_) source.save(out);
     for (const auto& m : matrices_) {
@@ -588,6 +626,7 @@ class Run {
       const auto id = in.value<std::uint32_t>();
       terms_[id] = load_terms(in);
     }
+    if (rounding_) rounding_->load(in);
     for (auto left = in.value<std::uint64_t>(); left > 0; --left) sources_.push_back(Panel::load(in));
     for (std::uint32_t s = 0; s < matrices_.size(); ++s)
       if (in.value<bool>()) matrix({s}).load(in);
@@ -626,6 +665,7 @@ class Run {
   std::vector<std::unique_ptr<WidthMatrix>> matrices_;
   std::vector<SourceId> source_;
   std::vector<NodeId> pending_;
+  std::optional<RoundingWatch> rounding_;       ///< of the limit
   std::map<std::uint32_t, TermSummary> terms_;  ///< of wanted averages
   std::uint32_t current_ = 0;
   double operations_before_ = 0;  ///< what the executor had counted

@@ -6,6 +6,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "engines/rounding.hpp"
 #include "engines/run_state.hpp"
 #include "engines/term_summary.hpp"
 #include "engines/width_matrix.hpp"
@@ -20,6 +21,7 @@ struct Schedule {
   std::vector<ir::NodeId> wanted;          ///< finite nodes whose values are returned
   std::vector<bool> needed;                ///< nodes to evaluate: ancestors of wanted
   std::vector<std::uint32_t> last_use;     ///< among needed nodes; wanted ones are kept anyway
+  std::vector<bool> heavy;                 ///< values that may have heavy tails
   ProbabilitySpaces spaces;
 };
 Schedule make_schedule(const ir::Program& program, std::vector<ir::NodeId> wanted);
@@ -40,6 +42,8 @@ struct RunResult {
   bool matching_stopped = false;
   std::vector<std::array<std::int64_t, 2>> ranks;       ///< per source: directions of W and W'
   std::vector<TermSummary> terms;                       ///< one per wanted node, of the limit; empty if it is no average
+  std::map<std::uint32_t, TermSummary> inner;           ///< of the limit: averages that are not wanted, and squared norms that products take, of what may have heavy tails
+  std::map<std::uint32_t, std::vector<double>> by_rounding;  ///< per jump of the limit whose side rounding decides: 1 for such entries
   double largest_dropped = 0;                           ///< largest |rest| / |x| of a direction that was dropped
   [[nodiscard]] std::int64_t largest_rank() const;
 };

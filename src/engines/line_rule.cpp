@@ -377,12 +377,15 @@ class Line {
       queue.push_back({-to, -kCuts[k]});
     }
     for (Piece& p : queue) examine(p);
+    bool full = false;
     while (!queue.empty()) {
       Piece p = queue.front();
       queue.pop_front();
       if (out_.status == LineStatus::kDiverges) return out_;
       if (settle(p)) continue;
-      if (static_cast<int>(out_.panels.size() + queue.size()) > most_) {
+      // Sticky, or the rest would be halved down to rounding by turns.
+      full = full || static_cast<int>(out_.panels.size() + queue.size()) > most_;
+      if (full) {
         give_up(p);
         continue;
       }

@@ -151,7 +151,7 @@ bool NormalSpace::project(Block& g) {
     for (std::size_t l = 0; l < row.size(); ++l) t.row(static_cast<Eigen::Index>(l)) = products.row(normals + row[l]).tail(count);
     std::int64_t first = 0;
     for (const Member& m : normals_) {
-      t.noalias() -= m.k.transpose() * on_normals.middleRows(first, m.k.rows());
+      if (m.k.rows() > 0) t.noalias() -= m.k.transpose() * on_normals.middleRows(first, m.k.rows());
       first += m.panel->columns();
     }
     lower_.triangularView<Eigen::Lower>().solveInPlace(t);
@@ -160,7 +160,7 @@ bool NormalSpace::project(Block& g) {
     done = done && t.cwiseAbs().maxCoeff() < kLarge;
     first = 0;
     for (const Member& m : normals_) {
-      on_normals.middleRows(first, m.k.rows()).noalias() -= m.k * t;
+      if (m.k.rows() > 0) on_normals.middleRows(first, m.k.rows()).noalias() -= m.k * t;
       first += m.panel->columns();
     }
     for (std::size_t l = 0; l < row.size(); ++l) on_directions.row(row[l]) = t.row(static_cast<Eigen::Index>(l));

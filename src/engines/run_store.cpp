@@ -22,8 +22,8 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// 1: version 0.1.0; 2: with terms of averages, and how many states were lost.  To be raised whenever a file of an older version can no longer be read.
-constexpr std::uint32_t kFormat = 2;
+// 1: version 0.1.0; 2: with terms of averages, and how many states were lost; 3: with scales of rounding.  To be raised whenever a file of an older version can no longer be read.
+constexpr std::uint32_t kFormat = 3;
 constexpr std::string_view kStateEnding = ".run";
 // Writing takes no more than a twentieth of the time.
 constexpr double kMostOfTheTime = 0.05;

@@ -26,11 +26,13 @@ void gather(const Communicator& ranks, const std::vector<double>& own, Keep keep
 
 void save(Writer& out, const TermSummary& terms) {
   for (const auto* values : {&terms.largest, &terms.low, &terms.high, &terms.unseen}) out.values(*values);
+  out.value(terms.mean);
 }
 
 TermSummary load_terms(Reader& in) {
   TermSummary terms;
   for (auto* values : {&terms.largest, &terms.low, &terms.high, &terms.unseen}) *values = in.values<double>();
+  terms.mean = in.value<double>();
   return terms;
 }
 

@@ -14,6 +14,7 @@ struct TermSummary {
   /// Sizes of the largest terms, descending; of an average of many entries one size for each particle, which bounds that of all entries.
   std::vector<double> largest;
   std::vector<double> low, high;  ///< per entry: bounds of its terms
+  double mean = 0;                ///< of the sizes
   std::vector<double> unseen;     ///< per entry: largest change of a term if a jump that no particle crosses were crossed
 };
 

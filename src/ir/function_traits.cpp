@@ -64,4 +64,15 @@ bool is_piecewise_constant(const Op& op) {
   return map && ((first_delta(*map) == 1 && map->fn != Fn::kMod) || map->fn == Fn::kEqual || map->fn == Fn::kNotEqual);
 }
 
+bool may_have_heavy_tails(const Program& program, const Node& node) {
+  const auto* m = std::get_if<Map>(&node.op);
+  if (!m || !node.type.width) return false;
+  return m->fn == Fn::kExp || m->fn == Fn::kPow || (m->fn == Fn::kPower && m->parameter < 0) || (m->fn == Fn::kDiv && program[node.in[1]].type.width);
+}
+
+bool is_bounded(const Op& op) {
+  const auto* m = std::get_if<Map>(&op);
+  return is_piecewise_constant(op) || (m && (m->fn == Fn::kTanh || m->fn == Fn::kSigmoid || m->fn == Fn::kErf || m->fn == Fn::kSin || m->fn == Fn::kCos));
+}
+
 }  // namespace tplimit::ir

@@ -58,6 +58,20 @@ class Determinacy {
     return std::move(out_);
   }
 
+  Marks reach(const std::map<std::uint32_t, std::vector<double>>& from) {
+    out_.at.resize(program_.size());
+    out_.root.resize(program_.size());
+    for (std::uint32_t k = from.empty() ? 0 : from.begin()->first; k < program_.size(); ++k) {
+      Entries own = inherited({k}, program_.nodes[k], out_);
+      if (const auto it = from.find(k); it != from.end()) {
+        own.resize(it->second.size(), 0);
+        for (std::size_t j = 0; j < own.size(); ++j) own[j] = own[j] || it->second[j] != 0;
+      }
+      mark(out_, {k}, std::move(own), out_);
+    }
+    return std::move(static_cast<Marks&>(out_));
+  }
+
  private:
   void mark(Marks& to, NodeId id, Entries own, const Marks& from) const {
     if (std::find(own.begin(), own.end(), 1) == own.end()) return;
@@ -503,5 +517,9 @@ void release_decisions(LeadingOrder& limit, const Program& source, std::vector<D
 }
 
 Undetermined undetermined(const Program& program, const std::vector<Decision>& decisions, const std::function<Numbers(NodeId)>& limit, bool judged) { return Determinacy(program, decisions, limit, judged).run(); }
+
+Marks reached_from(const Program& program, const std::map<std::uint32_t, std::vector<double>>& entries) {
+  return Determinacy(program, {}, nullptr, true).reach(entries);
+}
 
 }  // namespace tplimit

@@ -25,4 +25,9 @@ struct FunctionTraits {
 /// step, sign and comparisons: constant but where they jump.
 [[nodiscard]] bool is_piecewise_constant(const Op& op);
 
+/// exp, x^y, negative powers and quotients of vectors: of Gaussians they can have tails so heavy that means are infinite, or no sample shows them.
+[[nodiscard]] bool may_have_heavy_tails(const Program& program, const Node& node);
+/// Whatever the argument is.
+[[nodiscard]] bool is_bounded(const Op& op);
+
 }  // namespace tplimit::ir

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <functional>
+#include <map>
 #include <vector>
 
 #include "tplimit/ir/program.hpp"
@@ -44,5 +45,8 @@ struct Undetermined : Marks {
 /// a width axis.  With `judged`, by runs that each decide for themselves, their spread is the error of all that comes after; else it is undetermined.
 /// Cost: O(nodes), and O(entries) of what is computed from an undetermined jump.
 [[nodiscard]] Undetermined undetermined(const ir::Program& program, const std::vector<Decision>& decisions, const std::function<Numbers(ir::NodeId)>& limit, bool judged);
+
+/// What is computed from these entries of these nodes, except by branches not taken.
+[[nodiscard]] Marks reached_from(const ir::Program& program, const std::map<std::uint32_t, std::vector<double>>& entries);
 
 }  // namespace tplimit
