@@ -19,6 +19,7 @@
 #include "tplimit/passes/theory_checks.hpp"
 #include "tplimit/report/comparison.hpp"
 #include "tplimit/report/json.hpp"
+#include "tplimit/report/npz.hpp"
 #include "tplimit/report/text.hpp"
 #include "tplimit/support/output_file.hpp"
 #include "tplimit/syntax/parser.hpp"
@@ -87,12 +88,19 @@ TextOptions text_options(const Options& options) {
 bool is_first(const Options& options) { return options.evaluate.ranks->rank() == 0; }
 bool show_progress(const Options& options) { return is_first(options) && isatty(STDERR_FILENO) != 0; }
 
-/// The JSON first: a reader of the text that goes away early must not prevent it.
+template <class Results>
+std::string write_results(const std::string& file, const Results& results, const ProgramInfo& program) {
+  if constexpr (requires { write_npz(file, results, program); })
+    if (file.ends_with(".npz")) return write_npz(file, results, program);
+  return write_file(file, to_json(results, program));
+}
+
+/// The file first: a reader of the text that goes away early must not prevent it.
 template <class Results>
 int deliver(const Results& results, const ProgramInfo& program, const Diagnostics& warnings, const Options& options, int code) {
   if (!options.quiet) fmt::print(stderr, "{}", render(warnings, program.source));
   if (!options.out.empty() && is_first(options))
-    if (const std::string failure = write_file(options.out, to_json(results, program)); !failure.empty()) code = complain(failure);
+    if (const std::string failure = write_results(options.out, results, program); !failure.empty()) code = complain(failure);
   if (!options.quiet) fmt::print("{}", to_text(results, program, text_options(options)));
   return code;
 }
@@ -254,6 +262,7 @@ int simulate(const Options& options) {
 
 int compare(const Options& options) {
   if (options.fit_corrections && options.widths.size() < 2) return complain("--fit-corrections needs two widths or more");
+  if (options.out.ends_with(".npz")) return complain("compare writes JSON: name another file than an .npz archive");
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);

@@ -43,7 +43,7 @@ struct Options {
   bool fit_corrections = false;      ///< compare
   int draws = 1;                     ///< run, compare
   std::string limit;                 ///< compare: a result of run --out; empty: computed
-  std::string out;                   ///< JSON file; empty: none
+  std::string out;                   ///< JSON file, or .npz; empty: none
   std::string checkpoint;            ///< folder; empty: none
   double checkpoint_interval = 60;   ///< seconds
   bool quiet = false, full = false;

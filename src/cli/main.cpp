@@ -112,7 +112,7 @@ void add_running(CLI::App& app, Options& o) {
   add(app, "--threads", "N", o.evaluate.threads, "Default 0: all cores.  Results do not depend on it", small_count(0));
   add(app, "--memory", "BYTES", o.evaluate.memory_bytes, "Refuse to use more, as in 4G; default: 80 % of the machine's", parse_bytes);
   add(app, "--precision", "NAME", o.simulate.single_precision, "Of stored matrices, bases and normals: single halves memory and time; default double", parse_single);
-  app.add_option("--out", o.out, "Write all numbers to this JSON file")->type_name("FILE");
+  app.add_option("--out", o.out, "Write all numbers to this JSON file, or as NumPy arrays to FILE.npz")->type_name("FILE");
   app.add_flag("--quiet", o.quiet, "Print errors only");
   app.add_flag("--full", o.full, "Print every number of large arrays");
 }

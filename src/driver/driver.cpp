@@ -15,6 +15,7 @@
 #include <mutex>
 #include <numeric>
 #include <set>
+#include <span>
 #include <sstream>
 
 #include <fmt/ranges.h>
@@ -413,7 +414,7 @@ std::vector<double> unresolved_flags(const std::vector<double>& values, const st
   return flags;
 }
 
-bool all_finite(const std::vector<std::vector<double>>& values) {
+bool all_finite(std::span<const std::vector<double>> values) {
   return std::all_of(values.begin(), values.end(), [](const auto& v) { return std::all_of(v.begin(), v.end(), [](double x) { return std::isfinite(x); }); });
 }
 
@@ -432,7 +433,7 @@ RunFailure first_not_finite(const Program& program, const std::vector<NodeId>& a
   const auto values = FiniteEvaluator(program, atoms, nodes).evaluate(given);
   for (std::size_t k = 0; k < nodes.size(); ++k)
     // An infinite constant may be meant, as in max(x, -inf).
-    if (!std::holds_alternative<Constant>(program[nodes[k]].op) && !all_finite({values[k]})) return {{"E4101", "a number is not finite", ""}, nodes[k]};
+    if (!std::holds_alternative<Constant>(program[nodes[k]].op) && !all_finite({&values[k], 1})) return {{"E4101", "a number is not finite", ""}, nodes[k]};
   return {{"E4101", "a number is not finite", ""}, wanted.empty() ? program.reports.front().entries.front().value : wanted.front()};
 }
 
@@ -704,7 +705,7 @@ class LimitEvaluation {
     if (!truncation.empty()) out.engine.truncation_error = largest_reported(truncation, pooled);
     for (std::size_t k = 0; k < truncation.size(); ++k)
       for (std::size_t j = 0; j < pooled.error[k].size(); ++j) pooled.error[k][j] = std::hypot(pooled.error[k][j], truncation[k][j]);
-    collect(pooled, out);
+    collect(std::move(pooled), out);
     out.engine.product_flops = executor_->operations();
     out.engine.sums = options_.ranks->traffic().sums - before.sums;
     out.engine.sum_bytes = options_.ranks->traffic().bytes - before.bytes;
@@ -796,7 +797,7 @@ class LimitEvaluation {
 
   /// Dropping directions leaves an error that grows at least in proportion to rank_tol: half of what a threefold rank_tol changes, in
   /// the same randomisations, whose errors of sampling nearly cancel.
-  Result<std::vector<std::vector<double>>> truncation_error(const Resolution& resolution, const std::vector<RunResult>& runs, ProgressCounter& progress) const {
+  Result<std::vector<std::vector<double>>> truncation_error(const Resolution& resolution, const std::vector<RunResult>& runs, ProgressCounter& progress) {
     const int count = (static_cast<int>(runs.size()) + 1) / 2;
     progress.extend(count);
     auto coarse = run_particles({resolution.particles, std::min(0.5, 3 * resolution.rank_tol)}, count, [&](std::int64_t k) { return std::vector{key(k)}; }, progress);
@@ -812,7 +813,7 @@ class LimitEvaluation {
 
   /// For outputs that only dropped directions make inexact: the change if a thousand times smaller ones are kept.  They are the same in all
   /// randomisations, one suffices.  Where it needs too many directions, an estimate.
-  [[nodiscard]] std::vector<std::vector<double>> truncation_of_proved(const Resolution& resolution, const RunResult& run, double dropped, ProgressCounter& progress) const {
+  [[nodiscard]] std::vector<std::vector<double>> truncation_of_proved(const Resolution& resolution, const RunResult& run, double dropped, ProgressCounter& progress) {
     std::vector<bool> behind_matrix(program_.size(), false);
     for (std::size_t k = 0; k < program_.size(); ++k) {
       behind_matrix[k] = std::holds_alternative<MatMul>(program_.nodes[k].op);
@@ -918,7 +919,7 @@ class LimitEvaluation {
   }
 
   /// Values and errors of all outputs: known moments, and averages over the runs.
-  [[nodiscard]] Pooled with_moments(const std::vector<RunResult>& runs) const {
+  [[nodiscard]] Pooled with_moments(const std::vector<RunResult>& runs) {
     std::vector<NodeId> left;
     for (const NodeId id : outputs_)
       if (!known(id)) left.push_back(id);
@@ -927,10 +928,12 @@ class LimitEvaluation {
     out.failure = particles.failure;
     for (std::size_t k = 0, next = 0; k < outputs_.size(); ++k) {
       if (known(outputs_[k])) {
-        out.value.push_back((*moments_)[outputs_[k]].value);
-        const engines::MomentValue& v = (*moments_)[outputs_[k]];
-        out.error.push_back(v.error.size() == 1 ? std::vector<double>(v.value.size(), v.error[0]) : v.error);
-        if (!all_finite({out.value.back()})) out.failure = RunFailure{{"E4101", "a number is not finite", ""}, moments_->first_not_finite()};
+        // Without particles nobody comes again.
+        engines::MomentValue v = atoms_.empty() ? moments_->take(outputs_[k]) : (*moments_)[outputs_[k]];
+        if (v.error.size() == 1) v.error.resize(v.value.size(), v.error[0]);
+        out.value.push_back(std::move(v.value));
+        out.error.push_back(std::move(v.error));
+        if (!all_finite({&out.value.back(), 1})) out.failure = RunFailure{{"E4101", "a number is not finite", ""}, moments_->first_not_finite()};
       } else {
         out.value.push_back(std::move(particles.value[next]));
         out.error.push_back(particles.error.empty() ? std::vector<double>{} : std::move(particles.error[next]));
@@ -1121,7 +1124,8 @@ class LimitEvaluation {
     for (std::size_t i = 0; i < report.entries.size(); ++i) {
       const NodeId value = report.entries[i].value;
       const auto size = static_cast<std::size_t>(size_of(program_[value].type.dims));
-      for (std::size_t j = 0; j < size; ++j) {
+      const bool any = (limit_.source && pooled.undetermined.any(limit_.source->reports[k].entries[i].value)) || pooled.by_rounding.any(value);
+      for (std::size_t j = 0; any && j < size; ++j) {
         if (!undetermined(pooled, k, i, j)) continue;
         r.value[at + j] = std::numeric_limits<double>::quiet_NaN();
         if (!r.error.empty()) r.error[at + j] = std::numeric_limits<double>::quiet_NaN();
@@ -1147,7 +1151,17 @@ class LimitEvaluation {
     warnings.push_back(std::move(d));
   }
 
-  void collect(const Pooled& pooled, LimitResult& out) const {
+  void collect(Pooled pooled, LimitResult& out) const {
+    std::vector<int> users(outputs_.size(), 0);
+    for (const Report& report : program_.reports)
+      for (const auto& entry : report.entries) ++users[slot(entry.value)];
+    for (const Expectation& e : program_.expectations)
+      for (const NodeId id : {e.left, e.right, e.difference}) ++users[slot(id)];
+    // Large results are handed over, not copied.
+    const auto append = [](std::vector<double>& to, std::vector<double>& from, bool last) {
+      if (last && to.empty()) to = std::move(from);
+      else to.insert(to.end(), from.begin(), from.end());
+    };
     for (const Report& report : program_.reports) {
       ReportResult r = skeleton(program_, report);
       r.method = Method::kExact;
@@ -1159,9 +1173,10 @@ class LimitEvaluation {
       const bool sampled = r.method == Method::kSamples;
       for (const auto& entry : report.entries) {
         const std::size_t k = slot(entry.value);
-        r.value.insert(r.value.end(), pooled.value[k].begin(), pooled.value[k].end());
+        const bool last = users[k] == 1 && !eigen;
+        append(r.value, pooled.value[k], last);
         if (method_of(entry.value) == Method::kExact && !sampled) r.error.resize(r.value.size(), 0.0);
-        else if (!pooled.error[k].empty() && !sampled) r.error.insert(r.error.end(), pooled.error[k].begin(), pooled.error[k].end());
+        else if (!sampled) append(r.error, pooled.error[k], last);
         if (eigen) {
           std::vector<double> flags(pooled.value[k].size(), 0.0);
           if (const auto e = eigenvalues_behind(program_, entry.value)) {

@@ -38,7 +38,7 @@ NodeId copy_into(Builder& b, const Program& program, NodeId out, NodeId x = {0})
     const Node& node = program.nodes[k];
     std::vector<NodeId> in;
     for (const NodeId id : node.in) in.push_back(map[id.value]);
-    if (const auto* c = std::get_if<Constant>(&node.op)) map[k] = b.constant(*c->values, node.type.dims);
+    if (const auto* c = std::get_if<Constant>(&node.op)) map[k] = b.constant(*c, node.type.dims);
     else map[k] = k == 0 ? x : b.add(node.op, std::move(in));
   }
   return map[out.value];
@@ -285,7 +285,7 @@ FunctionTable::Id FunctionTable::derivative(Id id) {
       value[k] = x;
       slope[k] = b.constant(1);
     } else if (const auto* c = std::get_if<Constant>(&node.op)) {
-      value[k] = b.constant(*c->values, node.type.dims);
+      value[k] = b.constant(*c, node.type.dims);
     } else if (const auto* s = std::get_if<Scale>(&node.op)) {
       value[k] = b.add(*s, in);
       slope[k] = b.add(*s, {d[0]});

@@ -62,6 +62,14 @@ class MomentEngine {
   void run();
   /// An output, or why something else is unknown; other numbers are released.
   [[nodiscard]] const MomentValue& operator[](ir::NodeId id) const { return finite_[id.value]; }
+  /// The numbers are handed over; whether they are known, and how, stays.
+  [[nodiscard]] MomentValue take(ir::NodeId id) {
+    MomentValue& own = finite_[id.value];
+    MomentValue out;
+    out.value = std::move(own.value);
+    out.error = std::move(own.error);
+    return out;
+  }
   /// The first node with a number that is not finite; invalid if there is none.
   [[nodiscard]] ir::NodeId first_not_finite() const { return not_finite_; }
   /// Largest c^2/(ab) - 1 of a covariance that was clamped as rounding.

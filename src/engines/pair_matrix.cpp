@@ -12,7 +12,7 @@
 namespace tplimit::engines {
 
 namespace {
-constexpr int kTileRows = 64, kTileColumns = 8;  // three channels of a tile are 12 KiB
+constexpr int kTileRows = 256, kTileColumns = 8;  // the channels of a tile stay in the second cache, and the bookkeeping of a column is spread over many rows
 constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
 constexpr double kGenericError = 1e-14;  // of dual_kernel, relative to sqrt(K(a,a) K(b,b))
 constexpr double kStep = 1e-6;           // of differences for derivatives, relative to variances
@@ -614,10 +614,18 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
               largest[t] = std::max(largest[t], std::abs(v));
               largest_error[t] = std::max(largest_error[t], e);
               if (!std::isfinite(v)) own_status.overflow = true;
-              if (!symmetric) continue;
-              const auto mirror = static_cast<std::size_t>(i) * static_cast<std::size_t>(rows) + static_cast<std::size_t>(j);
-              targets[t].value[mirror] = v;
-              if (targets[t].error) targets[t].error[mirror] = e;
+            }
+          }
+          if (plan.target[k] == 0 || !symmetric) continue;
+          // The mirror image, a row of the tile at a time: its entries stand side by side.
+          const Target& t = targets[plan.target[k] - 1];
+          const double* tile = memory.data() + plan.slot[k] * 4 * kChannel;
+          for (int i = row; i < std::min({rows, row + tall, stop}); ++i) {
+            const auto mirror = static_cast<std::size_t>(i) * static_cast<std::size_t>(rows);
+            for (int j = std::max(first, i); j < stop; ++j) {
+              const std::size_t from = static_cast<std::size_t>(j - first) * kTileRows + static_cast<std::size_t>(i - row);
+              t.value[mirror + static_cast<std::size_t>(j)] = tile[from];
+              if (t.error) t.error[mirror + static_cast<std::size_t>(j)] = tile[from + kChannel];
             }
           }
         }

@@ -34,13 +34,16 @@ class Hash {
   std::uint64_t state_ = 0x243f6a8885a308d3ULL;
 };
 
-std::uint64_t hash_of(const Op& op, const Type& type, const std::vector<NodeId>& in) {
+/// `whole`: of all entries of a large constant, not of some.
+std::uint64_t hash_of(const Op& op, const Type& type, const std::vector<NodeId>& in, bool whole = false) {
+  constexpr std::size_t kSome = 4096;
   Hash h;
   h.word(op.index());
   for (const NodeId id : in) h.word(id.value);
   std::visit(overloaded{[&](const Constant& c) {
                           h.numbers(type.dims);
-                          for (const double v : *c.values) h.real(v);
+                          const std::size_t stride = whole ? 1 : c.values->size() / kSome + 1;
+                          for (std::size_t j = 0; j < c.values->size(); j += stride) h.real((*c.values)[j]);
                         },
                         [&](const Scale& s) { h.real(s.factor); h.exponent(s.power); },
                         [&](const StandardNormal& s) { h.word(s.source.value); },
@@ -68,7 +71,7 @@ bool same_op(const Op& a, const Op& b) {
   if (a.index() != b.index()) return false;
   return std::visit(
       overloaded{
-          [&](const Constant& x) { return *x.values == *std::get<Constant>(b).values; },
+          [&](const Constant& x) { const auto& y = std::get<Constant>(b); return x.values == y.values || *x.values == *y.values; },
           [&](const Scale& x) { const auto& y = std::get<Scale>(b); return x.factor == y.factor && x.power == y.power; },
           [&](const StandardNormal& x) { return x.source == std::get<StandardNormal>(b).source; },
           [&](const Map& x) { const auto& y = std::get<Map>(b); return x.fn == y.fn && x.parameter == y.parameter; },
@@ -173,7 +176,9 @@ std::optional<NodeId> same_everywhere(Builder& b, const Op& op, const std::vecto
   return b.expand(out, type.width, type.dims);
 }
 
-bool is_constant(const Node& node, double value) {
+bool is_constant(const Builder& b, NodeId id, double value) {
+  const Node& node = b.node(id);
+  if (std::holds_alternative<Expand>(node.op)) return is_constant(b, node.in[0], value);
   const auto* c = std::get_if<Constant>(&node.op);
   return c && std::all_of(c->values->begin(), c->values->end(), [&](double v) { return v == value; });
 }
@@ -209,11 +214,12 @@ const std::vector<double>* Builder::constant_values(NodeId id) const {
   return c ? c->values.get() : nullptr;
 }
 
-bool Builder::is_zero(NodeId id) const {
-  const Node& x = node(id);
-  if (std::holds_alternative<Expand>(x.op)) return is_zero(x.in[0]);
-  return is_constant(x, 0);
+std::optional<double> Builder::uniform(NodeId id) const {
+  const auto* values = constant_values(id);
+  return values && !values->empty() && is_constant(*this, id, values->front()) ? std::optional(values->front()) : std::nullopt;
 }
+
+bool Builder::is_zero(NodeId id) const { return is_constant(*this, id, 0); }
 
 NodeId Builder::append(Op op, Type type, std::vector<NodeId> in) {
   const std::uint64_t hash = hash_of(op, type, in);
@@ -308,7 +314,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
       case Fn::kDiv:
         if (is_zero(in[0]))
           if (const auto* values = known(*this, in[1]); values && std::none_of(values->begin(), values->end(), [](double v) { return v == 0 || std::isnan(v); })) return zero_result();
-        if (is_constant(node(in[1]), 1) && covers(a, b)) return in[0];
+        if (is_constant(*this, in[1], 1) && covers(a, b)) return in[0];
         if (const auto* s = std::get_if<Scale>(&node(in[1]).op); s && s->power != 0) {
           const Scale factor = *s;
           return scale(1 / factor.factor, -factor.power, map(Fn::kDiv, {in[0], node(in[1]).in[0]}));
@@ -371,7 +377,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
     return zeros(type.width, type.dims);
   }
   if (std::holds_alternative<MatMul>(op)) return is_zero(in[1]) ? std::optional(in[1]) : std::nullopt;
-  if (std::holds_alternative<ScaleMatrix>(op)) return is_constant(node(in[1]), 1) ? std::optional(in[0]) : std::nullopt;
+  if (std::holds_alternative<ScaleMatrix>(op)) return is_constant(*this, in[1], 1) ? std::optional(in[0]) : std::nullopt;
   if (const auto* update = std::get_if<UpdateMatrix>(&op); update && update->entrywise) return is_zero(in.back()) ? std::optional(in[0]) : std::nullopt;
   if (std::holds_alternative<UpdateMatrix>(op)) {
     std::vector<NodeId> kept{in[0]};
@@ -390,6 +396,17 @@ std::optional<NodeId> Builder::fold(const Op& op, const std::vector<NodeId>& in,
   if (const auto* s = std::get_if<Scale>(&op); s && s->power != 0) return std::nullopt;
   std::vector<View> views;
   std::vector<const Type*> types;
+  // A Gram matrix of many inputs is no constant: each pass would carry it along.
+  constexpr std::int64_t kLarge = 1 << 18;
+  std::int64_t size = 0;
+  for (const NodeId id : in) size += size_of(this->type(id).dims);
+  if (size_of(type.dims) > std::max(kLarge, 2 * size)) {
+    const auto* contract = std::get_if<Contract>(&op);
+    const auto first = contract ? uniform(in[0]) : std::nullopt, second = contract ? uniform(in[1]) : std::nullopt;
+    if (!first || !second) return std::nullopt;
+    const double terms = static_cast<double>(ContractSizes(*contract, this->type(in[0]).dims, this->type(in[1]).dims).inner);
+    return expand(constant(terms * *first * *second), false, type.dims);
+  }
   for (const NodeId id : in) {
     const auto* values = constant_values(id);
     if (!values) return std::nullopt;
@@ -407,9 +424,11 @@ NodeId Builder::constant(double value, Dims dims) {
   return constant(std::vector<double>(size, value), std::move(dims));
 }
 
-NodeId Builder::constant(std::vector<double> values, Dims dims) {
-  TPLIMIT_CHECK(static_cast<std::int64_t>(values.size()) == size_of(dims), "one value per entry of a constant");
-  return append(Constant{std::make_shared<const std::vector<double>>(std::move(values))}, {false, false, std::move(dims)}, {});
+NodeId Builder::constant(std::vector<double> values, Dims dims) { return constant(Constant{std::make_shared<const std::vector<double>>(std::move(values))}, std::move(dims)); }
+
+NodeId Builder::constant(const Constant& values, Dims dims) {
+  TPLIMIT_CHECK(static_cast<std::int64_t>(values.values->size()) == size_of(dims), "one value per entry of a constant");
+  return append(values, {false, false, std::move(dims)}, {});
 }
 
 NodeId Builder::zeros(bool width, Dims dims) {
@@ -429,7 +448,7 @@ NodeId Builder::gather(NodeId x, int axis, std::vector<std::int64_t> indices) {
 
 std::uint64_t fingerprint(const Program& program) {
   Hash h;
-  for (const Node& node : program.nodes) h.word(hash_of(node.op, node.type, node.in));
+  for (const Node& node : program.nodes) h.word(hash_of(node.op, node.type, node.in, true));
   for (const GaussianSource& source : program.sources) {
     h.word(hash_text(source.name.data(), source.name.size()));
     h.word(source.matrix);

@@ -38,7 +38,7 @@ class Rewriting {
     map_.resize(program.size());
   }
   NodeId copy(const Node& node, std::vector<NodeId> in) {
-    if (const auto* c = std::get_if<Constant>(&node.op)) return b_.constant(*c->values, node.type.dims);
+    if (const auto* c = std::get_if<Constant>(&node.op)) return b_.constant(*c, node.type.dims);
     return b_.add(node.op, std::move(in));
   }
   Program finish() {

@@ -43,7 +43,7 @@ Program rebuilt(const Program& program, bool keep_names, const Rewrite& rewrite)
         map[k] = *other;
         continue;
       }
-    if (const auto* c = std::get_if<Constant>(&node.op)) map[k] = builder.constant(*c->values, node.type.dims);
+    if (const auto* c = std::get_if<Constant>(&node.op)) map[k] = builder.constant(*c, node.type.dims);
     else map[k] = builder.add(node.op, std::move(in));
   }
   for (const Report& report : program.reports) {

@@ -326,7 +326,7 @@ class Grading {
   }
 
   // ---- operations
-  Series visit(const Constant& op, const Node& node) { return gather({{0, b_.constant(*op.values, node.type.dims), {}, {}}}, node.type); }
+  Series visit(const Constant& op, const Node& node) { return gather({{0, b_.constant(op, node.type.dims), {}, {}}}, node.type); }
   Series visit(const StandardNormal& op, const Node&) {
     Parity odd;
     if (op.source.value < 64) odd.odd = std::uint64_t{1} << op.source.value;

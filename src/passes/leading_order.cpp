@@ -238,7 +238,7 @@ class Analysis {
   // ---- operations
   Order visit(const Constant& op, const Node& node) {
     Order to{.lead = Exponent(0)};
-    to.out = builder_.constant(*op.values, node.type.dims);
+    to.out = builder_.constant(op, node.type.dims);
     to.positive = std::all_of(op.values->begin(), op.values->end(), [](double x) { return x > 0; });
     return to;
   }

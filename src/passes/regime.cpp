@@ -137,7 +137,7 @@ class Counting {
     NodeId out;
     if (std::holds_alternative<Change>(node.op)) out = start_.zeros(node.type.width, node.type.dims);
     else if (node.type.matrix && !versions_.declared[id.value] && (std::holds_alternative<UpdateMatrix>(node.op) || std::holds_alternative<ScaleMatrix>(node.op))) out = in[0];
-    else if (const auto* c = std::get_if<Constant>(&node.op)) out = start_.constant(*c->values, node.type.dims);
+    else if (const auto* c = std::get_if<Constant>(&node.op)) out = start_.constant(*c, node.type.dims);
     else out = start_.add(node.op, std::move(in));
     if (!node.type.matrix && start_.type(out) != node.type) out = start_.expand(out, node.type.width, node.type.dims);
     initial_[id.value] = out;

@@ -92,8 +92,8 @@ LimitResult mean_over_draws(LimitResult limit) {
 
 LimitResult average_draws(std::vector<LimitResult> draws) {
   TPLIMIT_CHECK(!draws.empty(), "at least one draw");
+  if (draws.size() == 1) return std::move(draws[0]);
   LimitResult out = draws[0];
-  if (draws.size() == 1) return out;
   out.draws = static_cast<int>(draws.size());
   out.largest_error = 0;
   for (std::size_t k = 0; k < out.reports.size(); ++k) {

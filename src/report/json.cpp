@@ -85,21 +85,23 @@ const char* error_kind(const ReportResult& r) {
   return "standard_error";
 }
 
-Json report_json(const ReportResult& r) {
+/// Without `arrays`: they stand elsewhere.
+Json report_json(const ReportResult& r, bool arrays = true) {
+  const auto array = [&](const std::vector<double>& values) { return arrays && !values.empty() ? nested(r.shape, values) : Json(nullptr); };
   Json out = {{"name", r.name},
               {"index", r.index_names},
               {"index_values", r.index_values},
               {"shape", r.shape},
-              {"value", nested(r.shape, r.value)},
-              {"stderr", r.error.empty() ? Json(nullptr) : nested(r.shape, r.error)},
+              {"value", arrays ? nested(r.shape, r.value) : Json(nullptr)},
+              {"stderr", array(r.error)},
               {"method", to_string(r.method)},
               {"error", error_kind(r)}};
   const auto flag = [&](std::size_t j) { return Json(static_cast<bool>(r.unresolved[j])); };
-  out["unresolved"] = r.unresolved.empty() ? Json(nullptr) : nested(r.shape, flag);
+  out["unresolved"] = r.unresolved.empty() || !arrays ? Json(nullptr) : nested(r.shape, flag);
   if (!r.undetermined.empty()) out["undetermined"] = r.undetermined;
   if (r.random) out["random"] = true;
   if (r.order) out["order"] = number(*r.order);
-  if (!r.spread.empty()) out["spread"] = nested(r.shape, r.spread);
+  if (!r.spread.empty()) out["spread"] = array(r.spread);
   return out;
 }
 
@@ -127,7 +129,7 @@ Json warnings_json(const Diagnostics& warnings, const Source& source) {
   return out;
 }
 
-Json limit_json(const LimitResult& limit, const ProgramInfo& program) {
+Json limit_json(const LimitResult& limit, const ProgramInfo& program, bool arrays = true) {
   const EngineInfo& engine = limit.engine;
   Json out = head(program);
   out["engine"] = {{"name", engine.name},
@@ -155,7 +157,7 @@ Json limit_json(const LimitResult& limit, const ProgramInfo& program) {
                    {"memory_estimate_bytes", engine.memory_estimate},
                    {"product_flops", engine.product_flops}};
   out["reports"] = Json::array();
-  for (const ReportResult& r : limit.reports) out["reports"].push_back(report_json(r));
+  for (const ReportResult& r : limit.reports) out["reports"].push_back(report_json(r, arrays));
   out["expectations"] = expectations_json(limit.expectations, program.source);
   return out;
 }
@@ -205,8 +207,8 @@ Json convergence_json(const ReportResult& r, const Convergence& c, const Compari
 
 const char* version() { return TPLIMIT_VERSION; }
 
-std::string to_json(const LimitResult& limit, const ProgramInfo& program) {
-  Json out = limit_json(limit, program);
+std::string to_json(const LimitResult& limit, const ProgramInfo& program, bool arrays) {
+  Json out = limit_json(limit, program, arrays);
   finish(out, limit.warnings, program.source, limit.time_s, limit.peak_memory_bytes);
   return to_string(out);
 }
@@ -327,7 +329,7 @@ std::variant<LimitResult, std::string> limit_from_json(const std::string& text, 
   }
 }
 
-std::string to_json(const SimulationResult& networks, const ProgramInfo& program) {
+std::string to_json(const SimulationResult& networks, const ProgramInfo& program, bool arrays) {
   const EngineInfo& engine = networks.engine;
   Json out = head(program);
   out["engine"] = {{"name", engine.name},
@@ -341,9 +343,9 @@ std::string to_json(const SimulationResult& networks, const ProgramInfo& program
   out["reports"] = Json::array();
   for (std::size_t k = 0; k < networks.reports.size(); ++k) {
     const ReportResult& r = networks.reports[k];
-    Json report = report_json(r);
-    report["runs"] = Json::array();
-    for (const auto& run : networks.runs[k]) report["runs"].push_back(nested(r.shape, run));
+    Json report = report_json(r, arrays);
+    report["runs"] = arrays ? Json::array() : Json(nullptr);
+    for (std::size_t i = 0; arrays && i < networks.runs[k].size(); ++i) report["runs"].push_back(nested(r.shape, networks.runs[k][i]));
     out["reports"].push_back(std::move(report));
   }
   out["expectations"] = Json::array();  // they are statements about the limit

@@ -223,6 +223,8 @@ class Builder {
   /// The values if the node is a Constant, else null.
   [[nodiscard]] const std::vector<double>* constant_values(NodeId id) const;
   [[nodiscard]] bool is_zero(NodeId id) const;
+  /// The value that all entries of a constant have.
+  [[nodiscard]] std::optional<double> uniform(NodeId id) const;
 
   /// Place and iteration recorded in the nodes added from now on.
   void set_origin(Span span, std::uint32_t context) { span_ = span; context_ = context; }
@@ -231,6 +233,7 @@ class Builder {
   // Short names for common nodes.
   NodeId constant(double value, Dims dims = {});
   NodeId constant(std::vector<double> values, Dims dims);
+  NodeId constant(const Constant& values, Dims dims);
   NodeId zeros(bool width, Dims dims);
   NodeId scale(double factor, Exponent power, NodeId x);
   NodeId map(Fn fn, std::vector<NodeId> in, double parameter = 0);

@@ -13,8 +13,9 @@ namespace tplimit {
 /// Of this library, such as "0.1.0".
 const char* version();
 
-std::string to_json(const LimitResult& limit, const ProgramInfo& program);
-std::string to_json(const SimulationResult& networks, const ProgramInfo& program);
+/// Without `arrays` values and errors are null: they stand elsewhere.
+std::string to_json(const LimitResult& limit, const ProgramInfo& program, bool arrays = true);
+std::string to_json(const SimulationResult& networks, const ProgramInfo& program, bool arrays = true);
 /// That of the limit, and "compare".
 std::string to_json(const Comparison& comparison, const ProgramInfo& program);
 
