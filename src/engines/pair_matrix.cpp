@@ -602,6 +602,12 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
             }
             const Channels out = channels(k);
             x.entries(x.column(row, tall, j), sides, in, out, plan.gap[k] && x.gapped_, row, j, tall, packed.data(), own_status);
+            // A variable with itself: its errors stay on the diagonal, where correlations near 1 may part.
+            if (x.symmetric_ && x.left_ && x.kind_ != Kind::kAngles && j >= row && j < row + tall) {
+              const auto i = static_cast<std::size_t>(j);
+              out.at[0][j - row] = x.left_->variance[i];
+              out.at[1][j - row] = x.left_->error[i] * x.left_->variance[i];
+            }
             if (plan.target[k] == 0) continue;
             const std::size_t t = plan.target[k] - 1;
             const int bottom = symmetric ? std::min({rows, row + tall, j + 1}) : std::min(rows, row + tall);

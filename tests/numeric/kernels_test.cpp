@@ -218,6 +218,20 @@ TEST(Kernels, ErrorsOfDeepErfNetsAreCarried) {
     for (const int depth : {1, 3, 10}) (void)check({"erf(z)", weight, 0.2, depth, erf_kernel, erf_slope}, {{0.5, 0.2}, {0.5, 0.2001}, {-0.3, 0.9}, {2, 3}});
 }
 
+// Errors of nearly parallel inputs grow by orders of magnitude in chaotic nets; those of a variance do not.
+TEST(Kernels, DiagonalsOfChaoticNetsKeepTheirErrors) {
+  for (const std::string phi : {"erf(z)", "sin(z)", "cos(2 * z)"}) {
+    const LimitResult limit = limit_of("width n\ndata X = [[1, 0.5], [1.000001, 0.5], [0.2, -1]]\nrandom U : [n, 2] ~ normal(0, 9 / 2)\nrandom W : [59, n, n] ~ normal(0, 9 / n)\nfn phi(z) = " + phi +
+                                       "\nz = phi(U @ X)\nfor l in 0..59 { z = phi(W[l] @ z) }\nreport gram(z), E(z^2)\n", {});
+    const ReportResult &gram = limit.reports[0], &squares = limit.reports[1];
+    EXPECT_EQ(gram.method, Method::kClosedForm);
+    for (std::size_t k = 0; k < 3; ++k) {
+      EXPECT_LT(gram.error[4 * k], 1e-13) << phi;
+      EXPECT_NEAR(gram.value[4 * k], squares.value[k], 1e-13) << phi;
+    }
+  }
+}
+
 TEST(Kernels, WithAZeroInputAreExact) {
   const Net net{"relu(z)", 1, 0, 2, Slopes<0, 10>::kernel, Slopes<0, 10>::slope};
   (void)check(net, {{1, 0.5}, {0, 0}, {-1, 2}});
