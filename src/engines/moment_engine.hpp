@@ -57,7 +57,7 @@ class MomentEngine {
   /// Which outputs can be known, and how: within the budget, known values may be rough.
   void survey();
   /// Evaluates what the outputs need.  First-order bounds of errors multiply along a program; where one exceeds 1e-9 of the value,
-  /// the error is measured instead: 4 times the largest change in kDisturbedRuns runs in which every closed form and quadrature
+  /// the error is measured instead: 6 times the largest change in 2 runs in which every closed form and quadrature
   /// is moved by its own error with random signs.
   void run();
   /// An output, or why something else is unknown; other numbers are released.

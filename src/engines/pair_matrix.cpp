@@ -571,7 +571,7 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
   MomentStatus status;
   std::mutex mutex;
   executor.parallel((columns + kBand - 1) / kBand, [&](std::int64_t band) {
-    std::vector<double> memory(plan.slots * 4 * kChannel + 8);
+    const auto memory = std::make_unique_for_overwrite<double[]>(plan.slots * 4 * kChannel + 8);
     MomentStatus own_status;
     std::vector<double> largest(targets.size(), 0.0), largest_error(targets.size(), 0.0);
     const int end = std::min<int>(columns, static_cast<int>(band + 1) * kBand);
@@ -586,11 +586,11 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
           const PairMatrix& x = *plan.nodes[k];
           if (x.kind_ == Kind::kGram) {
             x.pack(x.symmetric_ ? x.a_ : x.b_, x.symmetric_ ? x.leading_ : x.leading_b_, static_cast<std::size_t>(first), packed);
-            gram_tile(static_cast<std::size_t>(tall), x.a_.data() + row, x.leading_, packed.data(), x.depth_, memory.data() + plan.slot[k] * 4 * kChannel, kTileRows);
+            gram_tile(static_cast<std::size_t>(tall), x.a_.data() + row, x.leading_, packed.data(), x.depth_, memory.get() + plan.slot[k] * 4 * kChannel, kTileRows);
           }
           for (int j = first; j < stop; ++j) {
             const auto channels = [&](std::size_t node) {
-              double* base = memory.data() + plan.slot[node] * 4 * kChannel + static_cast<std::size_t>(j - first) * kTileRows;
+              double* base = memory.get() + plan.slot[node] * 4 * kChannel + static_cast<std::size_t>(j - first) * kTileRows;
               return Channels{{base, base + kChannel, base + 2 * kChannel, base + 3 * kChannel}};
             };
             in.clear();
@@ -625,7 +625,7 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
           if (plan.target[k] == 0 || !symmetric) continue;
           // The mirror image, a row of the tile at a time: its entries stand side by side.
           const Target& t = targets[plan.target[k] - 1];
-          const double* tile = memory.data() + plan.slot[k] * 4 * kChannel;
+          const double* tile = memory.get() + plan.slot[k] * 4 * kChannel;
           for (int i = row; i < std::min({rows, row + tall, stop}); ++i) {
             const auto mirror = static_cast<std::size_t>(i) * static_cast<std::size_t>(rows);
             for (int j = std::max(first, i); j < stop; ++j) {
