@@ -10,10 +10,12 @@
 
 #include "tplimit/math/normals.hpp"
 
-/// Shared by all benchmarks.  Rates are per second of CPU time where one thread works, so that other work on the machine counts little.
+/// Shared by all benchmarks.  Rates are per second of CPU time where one thread works, so that
+/// other work on the machine counts little.
 namespace tplimit::bench {
 
-/// Bytes of the operands that are to come from main memory: four times a last-level cache of 32 MiB.
+/// Bytes of the operands that are to come from main memory: four times a last-level cache of 32
+/// MiB.
 inline constexpr std::size_t kMainMemory = std::size_t{1} << 27;
 
 /// Standard normals, made once, kMainMemory bytes.
@@ -27,7 +29,8 @@ std::span<const T> main_memory_operands() {
   return numbers;
 }
 
-/// `work` was done in every iteration, in units of `name` ("flops", "bytes"); the JSON then holds it per second.
+/// `work` was done in every iteration, in units of `name` ("flops", "bytes"); the JSON then holds
+/// it per second.
 inline void set_rate(benchmark::State& state, const std::string& name, double work) {
   state.counters[name] = benchmark::Counter(work, benchmark::Counter::kIsIterationInvariantRate);
 }

@@ -7,7 +7,8 @@
 
 #include "parallel/session.hpp"
 
-/// Seconds per sum over the ranks of a job, by size: mpirun -n 2 sums_over_ranks.  Least of 5 repetitions.
+/// Seconds per sum over the ranks of a job, by size: mpirun -n 2 sums_over_ranks.  Least of 5
+/// repetitions.
 int main(int argc, char** argv) {
   tplimit::Session session(&argc, &argv);
   const tplimit::Communicator& ranks = session.ranks();
@@ -19,9 +20,12 @@ int main(int argc, char** argv) {
       ranks.sum(values);  // all begin together
       const auto start = std::chrono::steady_clock::now();
       for (int r = 0; r < repeats; ++r) ranks.sum(values);
-      least = std::min(least, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / repeats);
+      least = std::min(
+          least, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() /
+                     repeats);
     }
-    fmt::print("{:>9} bytes  {:>10.2f} us  {:>6.2f} GB/s\n", 8 * count, 1e6 * least, 8e-9 * static_cast<double>(count) / least);
+    fmt::print("{:>9} bytes  {:>10.2f} us  {:>6.2f} GB/s\n", 8 * count, 1e6 * least,
+               8e-9 * static_cast<double>(count) / least);
   }
   return session.finish(0);
 }

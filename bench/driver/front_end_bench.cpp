@@ -16,7 +16,8 @@
 namespace tplimit::bench {
 namespace {
 
-/// Training by gradient descent: three hidden layers, biases, minibatches of two out of eight samples.
+/// Training by gradient descent: three hidden layers, biases, minibatches of two out of eight
+/// samples.
 std::string training(int steps) {
   return fmt::format(R"(width n
 const T = {}
@@ -39,7 +40,8 @@ for t in 0..T {{
   report loss, out, gram(z)
   step sgd(loss, lr = eta)
 }}
-)", steps);
+)",
+                     steps);
 }
 
 /// One long chain of maps, averages and products with one tied matrix.
@@ -55,7 +57,8 @@ for t in 0..{} {{
   s = s + E(h * x) / (1 + E(h^2))
 }}
 report s, E(h^2)
-)", steps);
+)",
+                     steps);
 }
 
 /// A deep residual network, trained: every layer indexes an array of matrices.
@@ -71,13 +74,16 @@ for t in 0..10 {{
   report loss
   step sgd(loss, lr = 0.1)
 }}
-)", layers);
+)",
+                     layers);
 }
 
 /// No loops: as many lines of text as statements.
 std::string flat(int lines) {
   std::string text = "width n\nrandom x : [n] ~ normal(0, 1)\nz0 = x\n";
-  for (int k = 1; k < lines; ++k) text += fmt::format("z{} = tanh(z{} + {} * x) - 0.5 * E(z{}^2) * x # line {}\n", k, k - 1, k, k - 1, k);
+  for (int k = 1; k < lines; ++k)
+    text += fmt::format("z{} = tanh(z{} + {} * x) - 0.5 * E(z{}^2) * x # line {}\n", k, k - 1, k,
+                        k - 1, k);
   return text + fmt::format("report E(z{}^2)\n", lines - 1);
 }
 
@@ -90,7 +96,10 @@ T ok(Result<T> result, const Source& source) {
 /// One workload and what each stage gives to the next; made when its first benchmark runs.
 struct Stages {
   Stages(const char* name, const std::string& text)
-      : source(name, text), ast(ok(parse_syntax(source), source)), lowered(ok(lower(ast, source, {}), source)), program(erase_identities(lowered.program)) {}
+      : source(name, text),
+        ast(ok(parse_syntax(source), source)),
+        lowered(ok(lower(ast, source, {}), source)),
+        program(erase_identities(lowered.program)) {}
   Source source;
   ast::Program ast;
   Lowered lowered;
@@ -103,22 +112,33 @@ struct Stage {
 };
 
 constexpr Stage kStages[] = {
-    {"syntax", [](const Stages& s) { benchmark::DoNotOptimize(ok(parse_syntax(s.source), s.source)); }},
-    {"lower", [](const Stages& s) { benchmark::DoNotOptimize(ok(lower(s.ast, s.source, {}), s.source)); }},
+    {"syntax",
+     [](const Stages& s) { benchmark::DoNotOptimize(ok(parse_syntax(s.source), s.source)); }},
+    {"lower",
+     [](const Stages& s) { benchmark::DoNotOptimize(ok(lower(s.ast, s.source, {}), s.source)); }},
     {"verify", [](const Stages& s) { ir::verify(s.lowered.program); }},
-    {"erase_identities", [](const Stages& s) { benchmark::DoNotOptimize(erase_identities(s.lowered.program)); }},
-    {"leading_order", [](const Stages& s) { benchmark::DoNotOptimize(ok(leading_order(s.program), s.source)); }},
-    {"parse", [](const Stages& s) { benchmark::DoNotOptimize(ok(parse(s.source), s.source)); }},  // all but leading_order
+    {"erase_identities",
+     [](const Stages& s) { benchmark::DoNotOptimize(erase_identities(s.lowered.program)); }},
+    {"leading_order",
+     [](const Stages& s) { benchmark::DoNotOptimize(ok(leading_order(s.program), s.source)); }},
+    {"parse",
+     [](const Stages& s) {
+       benchmark::DoNotOptimize(ok(parse(s.source), s.source));
+     }},  // all but leading_order
 };
 
 template <std::string (*text)(int), int size>
 void register_workload(const char* name) {
   for (const Stage& stage : kStages)
-    benchmark::RegisterBenchmark(fmt::format("BM_FrontEnd/{}/{}", name, stage.name).c_str(), [name, stage](benchmark::State& state) {
-      static const Stages stages(name, text(size));
-      for (auto _ : state) stage.run(stages);
-      set_rate(state, "items", static_cast<double>(stages.lowered.program.size()));  // instructions
-    })->Unit(benchmark::kMillisecond);
+    benchmark::RegisterBenchmark(
+        fmt::format("BM_FrontEnd/{}/{}", name, stage.name).c_str(),
+        [name, stage](benchmark::State& state) {
+          static const Stages stages(name, text(size));
+          for (auto _ : state) stage.run(stages);
+          set_rate(state, "items",
+                   static_cast<double>(stages.lowered.program.size()));  // instructions
+        })
+        ->Unit(benchmark::kMillisecond);
 }
 
 const bool registered = [] {

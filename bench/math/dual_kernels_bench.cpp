@@ -1,4 +1,5 @@
-// Closed forms of second moments, entry by entry over a Gram matrix: K = E f(u) f(v) and K' = E f'(u) f'(v).
+// Closed forms of second moments, entry by entry over a Gram matrix: K = E f(u) f(v) and K' = E
+// f'(u) f'(v).
 
 #include <cmath>
 #include <numbers>
@@ -29,8 +30,11 @@ void dual(benchmark::State& state, const DualFunction& f, double (*reference)(do
 constexpr double kPi = std::numbers::pi;
 
 const bool registered = [] {
-  benchmark::RegisterBenchmark("BM_DualKernel/relu/tplimit", dual, DualFunction(TwoSlope{}), [](double c) { return (std::sqrt(1 - c * c) + c * (kPi - std::acos(c))) / (2 * kPi); });
-  benchmark::RegisterBenchmark("BM_DualKernel/erf/tplimit", dual, DualFunction(ScaledErf{}), [](double c) { return 2 / kPi * std::asin(2 * c / 3); });
+  benchmark::RegisterBenchmark(
+      "BM_DualKernel/relu/tplimit", dual, DualFunction(TwoSlope{}),
+      [](double c) { return (std::sqrt(1 - c * c) + c * (kPi - std::acos(c))) / (2 * kPi); });
+  benchmark::RegisterBenchmark("BM_DualKernel/erf/tplimit", dual, DualFunction(ScaledErf{}),
+                               [](double c) { return 2 / kPi * std::asin(2 * c / 3); });
   return true;
 }();
 

@@ -14,7 +14,9 @@ constexpr std::size_t kCount = 4096;
 using Generator = void (*)(std::uint64_t first, std::span<double> out);
 
 void plain(std::uint64_t first, std::span<double> out) { plain_normals(7, first, out); }
-void sobol(std::uint64_t first, std::span<double> out) { sobol_normals(11, 7, first % (std::uint64_t{1} << 31), out); }
+void sobol(std::uint64_t first, std::span<double> out) {
+  sobol_normals(11, 7, first % (std::uint64_t{1} << 31), out);
+}
 void std_normals(std::uint64_t first, std::span<double> out) {
   std::mt19937_64 engine(first);
   std::normal_distribution<double> normal;
@@ -25,7 +27,9 @@ void std_normals(std::uint64_t first, std::span<double> out) {
 bool stratified(std::vector<double> x) {
   std::sort(x.begin(), x.end());
   for (std::size_t k = 0; k < kCount; ++k)
-    if (!(normal_quantile(static_cast<double>(k) / kCount) <= x[k] && x[k] <= normal_quantile(static_cast<double>(k + 1) / kCount))) return false;
+    if (!(normal_quantile(static_cast<double>(k) / kCount) <= x[k] &&
+          x[k] <= normal_quantile(static_cast<double>(k + 1) / kCount)))
+      return false;
   return true;
 }
 
@@ -33,8 +37,10 @@ bool stratified(std::vector<double> x) {
 bool like_normals(const std::vector<double>& x) {
   const double expected[] = {0, 1, 0, 3}, variance[] = {1, 2, 15, 96};
   for (int p = 1; p <= 4; ++p) {
-    const double sum = std::accumulate(x.begin(), x.end(), 0.0, [p](double s, double v) { return s + std::pow(v, p); });
-    if (!(std::abs(sum / kCount - expected[p - 1]) <= 5 * std::sqrt(variance[p - 1] / kCount))) return false;
+    const double sum = std::accumulate(x.begin(), x.end(), 0.0,
+                                       [p](double s, double v) { return s + std::pow(v, p); });
+    if (!(std::abs(sum / kCount - expected[p - 1]) <= 5 * std::sqrt(variance[p - 1] / kCount)))
+      return false;
   }
   return true;
 }
@@ -42,7 +48,8 @@ bool like_normals(const std::vector<double>& x) {
 void generate(benchmark::State& state, Generator generator, bool quasi_random) {
   std::vector<double> x(kCount);
   generator(0, x);
-  if (!like_normals(x) || (quasi_random && !stratified(x))) return state.SkipWithError("wrong answer");
+  if (!like_normals(x) || (quasi_random && !stratified(x)))
+    return state.SkipWithError("wrong answer");
   std::uint64_t first = 0;
   for (auto _ : state) {
     generator(first, x);

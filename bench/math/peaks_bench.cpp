@@ -1,4 +1,5 @@
-// What the machine can do, in the same run as everything else: OpenBLAS' matrix product in the cache, and reading main memory.
+// What the machine can do, in the same run as everything else: OpenBLAS' matrix product in the
+// cache, and reading main memory.
 
 #include <algorithm>
 #include <cmath>
@@ -18,8 +19,12 @@ constexpr int kSize = 1024;
 
 template <class T>
 void gemm(const T* a, const T* b, T* c) {
-  if constexpr (std::is_same_v<T, double>) cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, kSize, kSize, kSize, 1, a, kSize, b, kSize, 0, c, kSize);
-  else cblas_sgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, kSize, kSize, kSize, 1, a, kSize, b, kSize, 0, c, kSize);
+  if constexpr (std::is_same_v<T, double>)
+    cblas_dgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, kSize, kSize, kSize, 1, a, kSize, b,
+                kSize, 0, c, kSize);
+  else
+    cblas_sgemm(CblasColMajor, CblasNoTrans, CblasNoTrans, kSize, kSize, kSize, 1, a, kSize, b,
+                kSize, 0, c, kSize);
 }
 
 template <class T>
@@ -32,7 +37,9 @@ void peak_gemm(benchmark::State& state, int threads) {
     const int i = (j * 31) % kSize;
     double sum = 0;
     for (int k = 0; k < kSize; ++k) sum += double{a[i + k * kSize]} * double{b[k + j * kSize]};
-    if (!(std::abs(double{c[static_cast<std::size_t>(i + j * kSize)]} - sum) <= (std::is_same_v<T, double> ? 1e-11 : 1e-2))) return state.SkipWithError("wrong answer");
+    if (!(std::abs(double{c[static_cast<std::size_t>(i + j * kSize)]} - sum) <=
+          (std::is_same_v<T, double> ? 1e-11 : 1e-2)))
+      return state.SkipWithError("wrong answer");
   }
   for (auto _ : state) {
     gemm(a, b, c.data());
@@ -67,7 +74,8 @@ const bool registered = [] {
   benchmark::RegisterBenchmark("BM_Peak/sgemm/threads:1", peak_gemm<float>, 1);
   const int all = static_cast<int>(std::thread::hardware_concurrency());
   if (all > 1) {
-    benchmark::RegisterBenchmark("BM_Peak/dgemm/threads:all", peak_gemm<double>, all)->UseRealTime();
+    benchmark::RegisterBenchmark("BM_Peak/dgemm/threads:all", peak_gemm<double>, all)
+        ->UseRealTime();
     benchmark::RegisterBenchmark("BM_Peak/sgemm/threads:all", peak_gemm<float>, all)->UseRealTime();
   }
   benchmark::RegisterBenchmark("BM_Peak/read", peak_read);

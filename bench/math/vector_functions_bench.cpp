@@ -1,4 +1,5 @@
-// Coordinatewise maps beside SLEEF's vector functions and the C++ library, for arrays that stay in the first-level cache.
+// Coordinatewise maps beside SLEEF's vector functions and the C++ library, for arrays that stay in
+// the first-level cache.
 
 #include <cmath>
 
@@ -28,7 +29,9 @@ constexpr double kRootHalf = 0.7071067811865475244;
 Pack sleef_tanh(Pack x) { return TPLIMIT_SLEEF(tanh, u10)(x); }
 Pack sleef_erf(Pack x) { return TPLIMIT_SLEEF(erf, u10)(x); }
 Pack sleef_exp(Pack x) { return TPLIMIT_SLEEF(exp, u10)(x); }
-Pack sleef_gelu(Pack x) { return 0.5 * x * TPLIMIT_SLEEF(erfc, u15)(-kRootHalf * x); }  // no cancellation for x < 0
+Pack sleef_gelu(Pack x) {
+  return 0.5 * x * TPLIMIT_SLEEF(erfc, u15)(-kRootHalf * x);
+}  // no cancellation for x < 0
 
 double std_gelu(double x) { return 0.5 * x * std::erfc(-kRootHalf * x); }
 
@@ -46,7 +49,8 @@ void elementwise(benchmark::State& state, Map map, double (*reference)(double)) 
   map(x.data(), out.data(), kCount);
   // std_gelu itself is off by some units where it is tiny.
   for (std::size_t i = 0; i < kCount; ++i)
-    if (!(std::abs(out[i] - reference(x[i])) <= 1e-14 * std::abs(reference(x[i])))) return state.SkipWithError("wrong answer");
+    if (!(std::abs(out[i] - reference(x[i])) <= 1e-14 * std::abs(reference(x[i]))))
+      return state.SkipWithError("wrong answer");
   for (auto _ : state) {
     map(x.data(), out.data(), kCount);
     benchmark::DoNotOptimize(out.data());
@@ -57,9 +61,12 @@ void elementwise(benchmark::State& state, Map map, double (*reference)(double)) 
 
 template <double (*reference)(double), Pack (*sleef)(Pack)>
 void register_function(const char* name, Map own) {
-  benchmark::RegisterBenchmark(fmt::format("BM_Map/{}/tplimit", name).c_str(), elementwise, own, reference);
-  benchmark::RegisterBenchmark(fmt::format("BM_Map/{}/sleef", name).c_str(), elementwise, &simd::for_each_pack<sleef>, reference);
-  benchmark::RegisterBenchmark(fmt::format("BM_Map/{}/std", name).c_str(), elementwise, &by_std<reference>, reference);
+  benchmark::RegisterBenchmark(fmt::format("BM_Map/{}/tplimit", name).c_str(), elementwise, own,
+                               reference);
+  benchmark::RegisterBenchmark(fmt::format("BM_Map/{}/sleef", name).c_str(), elementwise,
+                               &simd::for_each_pack<sleef>, reference);
+  benchmark::RegisterBenchmark(fmt::format("BM_Map/{}/std", name).c_str(), elementwise,
+                               &by_std<reference>, reference);
 }
 
 double std_tanh(double x) { return std::tanh(x); }

@@ -27,7 +27,8 @@
 namespace tplimit::cli {
 namespace {
 
-// ---- in and out ------------------------------------------------------------------------------------
+// ---- in and out
+// ------------------------------------------------------------------------------------
 
 int complain(std::string_view message) {
   fmt::print(stderr, "tplimit: {}\n", message);
@@ -35,14 +36,19 @@ int complain(std::string_view message) {
 }
 
 bool any_of(const Diagnostics& errors, std::initializer_list<std::string_view> codes) {
-  return std::any_of(errors.begin(), errors.end(), [&](const Diagnostic& d) { return std::find(codes.begin(), codes.end(), d.code) != codes.end(); });
+  return std::any_of(errors.begin(), errors.end(), [&](const Diagnostic& d) {
+    return std::find(codes.begin(), codes.end(), d.code) != codes.end();
+  });
 }
 
-/// Shows why there is no result.  A file that cannot be read and an option out of range are mistakes of the command line.
+/// Shows why there is no result.  A file that cannot be read and an option out of range are
+/// mistakes of the command line.
 int reject(const Diagnostics& errors, const Source& source) {
   fmt::print(stderr, "{}", render(errors, source));
   if (any_of(errors, {"E5206"})) return kInterrupted;
-  return any_of(errors, {"E5001", "E5101", "E2701", "E5201", "E5202", "E5203", "E5204", "E5205"}) ? kUsage : kRejected;
+  return any_of(errors, {"E5001", "E5101", "E2701", "E5201", "E5202", "E5203", "E5204", "E5205"})
+             ? kUsage
+             : kRejected;
 }
 
 /// A program and the text that diagnostics quote, also when it was rejected.
@@ -66,14 +72,23 @@ Loaded load_here(const Options& options, std::uint64_t draw) {
 Loaded load(const Options& options, std::uint64_t draw = 0) {
   Loaded loaded = load_here(options, draw);
   const std::string errors = loaded.module ? "" : render(loaded.module.errors(), loaded.source);
-  if (!as_on_first_rank(*options.evaluate.ranks, loaded.module ? fingerprint(*loaded.module) : errors))
-    throw RanksDiffer(fmt::format("what it reads is not what rank 0 reads{}{}", errors.empty() ? "" : "\n", errors));
+  if (!as_on_first_rank(*options.evaluate.ranks,
+                        loaded.module ? fingerprint(*loaded.module) : errors))
+    throw RanksDiffer(fmt::format("what it reads is not what rank 0 reads{}{}",
+                                  errors.empty() ? "" : "\n", errors));
   return loaded;
 }
 
 ProgramInfo info(const Module& module, const Options& options) {
-  ProgramInfo out{module.source, module.sha256, module.constants, module.program.has_random_scalars, to_string(module.ablations), fmt::format("{:016x}", ir::fingerprint(module.program))};
-  if (const auto& given = options.evaluate.given) out.constants.emplace_back(given->name + " (given)", fmt::format("{}", fmt::join(given->values, ",")));
+  ProgramInfo out{module.source,
+                  module.sha256,
+                  module.constants,
+                  module.program.has_random_scalars,
+                  to_string(module.ablations),
+                  fmt::format("{:016x}", ir::fingerprint(module.program))};
+  if (const auto& given = options.evaluate.given)
+    out.constants.emplace_back(given->name + " (given)",
+                               fmt::format("{}", fmt::join(given->values, ",")));
   return out;
 }
 
@@ -86,10 +101,13 @@ TextOptions text_options(const Options& options) {
 }
 
 bool is_first(const Options& options) { return options.evaluate.ranks->rank() == 0; }
-bool show_progress(const Options& options) { return is_first(options) && isatty(STDERR_FILENO) != 0; }
+bool show_progress(const Options& options) {
+  return is_first(options) && isatty(STDERR_FILENO) != 0;
+}
 
 template <class Results>
-std::string write_results(const std::string& file, const Results& results, const ProgramInfo& program) {
+std::string write_results(const std::string& file, const Results& results,
+                          const ProgramInfo& program) {
   if constexpr (requires { write_npz(file, results, program); })
     if (file.ends_with(".npz")) return write_npz(file, results, program);
   return write_file(file, to_json(results, program));
@@ -97,21 +115,25 @@ std::string write_results(const std::string& file, const Results& results, const
 
 /// The file first: a reader of the text that goes away early must not prevent it.
 template <class Results>
-int deliver(const Results& results, const ProgramInfo& program, const Diagnostics& warnings, const Options& options, int code) {
+int deliver(const Results& results, const ProgramInfo& program, const Diagnostics& warnings,
+            const Options& options, int code) {
   if (!options.quiet) fmt::print(stderr, "{}", render(warnings, program.source));
   if (!options.out.empty() && is_first(options))
-    if (const std::string failure = write_results(options.out, results, program); !failure.empty()) code = complain(failure);
+    if (const std::string failure = write_results(options.out, results, program); !failure.empty())
+      code = complain(failure);
   if (!options.quiet) fmt::print("{}", to_text(results, program, text_options(options)));
   return code;
 }
 
 int exit_code(const LimitResult& limit) {
   const auto any = [&](ExpectStatus status) {
-    return std::any_of(limit.expectations.begin(), limit.expectations.end(), [&](const auto& e) { return e.status == status; });
+    return std::any_of(limit.expectations.begin(), limit.expectations.end(),
+                       [&](const auto& e) { return e.status == status; });
   };
   if (limit.tolerance_missed)
-    complain(fmt::format("the tolerance {:g} was missed: with {} particles the largest error is {:.2g}", limit.engine.tolerance.value_or(0),
-                         limit.engine.particles, limit.largest_error));
+    complain(fmt::format(
+        "the tolerance {:g} was missed: with {} particles the largest error is {:.2g}",
+        limit.engine.tolerance.value_or(0), limit.engine.particles, limit.largest_error));
   if (any(ExpectStatus::kFailed)) return kFailed;
   if (limit.tolerance_missed) return kToleranceMissed;
   return any(ExpectStatus::kUndecided) ? kUndecided : kDone;
@@ -123,18 +145,27 @@ int exit_code(const Comparison& comparison) {
   return limit == kDone && comparison.verdict == Verdict::kInconclusive ? kUndecided : limit;
 }
 
-/// "" or why the command need not start.  The first rank writes, so it alone must be able to; all must know.
+/// "" or why the command need not start.  The first rank writes, so it alone must be able to; all
+/// must know.
 std::string output_fault(const Options& options) {
-  std::string fault = options.out.empty() || !is_first(options) ? "" : why_not_writable(options.out);
+  std::string fault =
+      options.out.empty() || !is_first(options) ? "" : why_not_writable(options.out);
   return as_on_first_rank(*options.evaluate.ranks, fault) ? fault : "rank 0 cannot write";
 }
 
 /// All that determines numbers, in words.  The program's own part covers data, --set and ablations.
-std::vector<std::pair<std::string, std::string>> identity(std::string_view command, const Options& options, const Module& module) {
+std::vector<std::pair<std::string, std::string>> identity(std::string_view command,
+                                                          const Options& options,
+                                                          const Module& module) {
   const EvaluateOptions& e = options.evaluate;
   const SimulateOptions& s = options.simulate;
-  std::vector<std::pair<std::string, std::string>> out{{"program", module.sha256}, {"program with its data", fmt::format("{:016x}", ir::fingerprint(module.program))}, {"command", std::string(command)}};
-  const auto add = [&](const std::string& name, const auto& value) { out.emplace_back(name, fmt::format("{}", value)); };
+  std::vector<std::pair<std::string, std::string>> out{
+      {"program", module.sha256},
+      {"program with its data", fmt::format("{:016x}", ir::fingerprint(module.program))},
+      {"command", std::string(command)}};
+  const auto add = [&](const std::string& name, const auto& value) {
+    out.emplace_back(name, fmt::format("{}", value));
+  };
   add("--seed", e.seed);
   if (s.single_precision) add("--precision", "single");
   for (const auto& [name, value] : options.lower.constants) add("--set " + name, value);
@@ -142,18 +173,22 @@ std::vector<std::pair<std::string, std::string>> identity(std::string_view comma
   if (command != "simulate") {
     if (e.particles) add("--particles", *e.particles);
     add("--randomisations", e.randomisations);
-    add("--engine", std::array{"auto", "exact", "moments", "particles"}.at(static_cast<std::size_t>(e.engine)));
+    add("--engine",
+        std::array{"auto", "exact", "moments", "particles"}.at(static_cast<std::size_t>(e.engine)));
     if (e.rank_tol) add("--rank-tol", *e.rank_tol);
     add("--merge-rows", e.merge_rows);
     if (e.tolerance) add("--tol", *e.tolerance);
     if (!e.tolerance_on.empty()) add("--tol-on", fmt::format("{}", fmt::join(e.tolerance_on, ",")));
-    if (e.given) add("--given", fmt::format("{}={}", e.given->name, fmt::join(e.given->values, ",")));
+    if (e.given)
+      add("--given", fmt::format("{}={}", e.given->name, fmt::join(e.given->values, ",")));
     if (options.draws > 1) add("--draws", options.draws);
     if (!options.limit.empty()) add("--limit", options.limit);
   }
   if (command != "run") {
-    if (command == "simulate") add("--width", s.width);
-    else add("--widths", fmt::format("{}", fmt::join(options.widths, ",")));
+    if (command == "simulate")
+      add("--width", s.width);
+    else
+      add("--widths", fmt::format("{}", fmt::join(options.widths, ",")));
     add("--seeds", s.seeds);
     add("--matrices", std::array{"auto", "dense", "lazy"}.at(static_cast<std::size_t>(s.matrices)));
   }
@@ -161,32 +196,52 @@ std::vector<std::pair<std::string, std::string>> identity(std::string_view comma
 }
 
 /// Of --checkpoint, if it is given.
-Result<std::optional<Checkpoint>> open_checkpoint(std::string_view command, const Options& options, const Loaded& loaded) {
+Result<std::optional<Checkpoint>> open_checkpoint(std::string_view command, const Options& options,
+                                                  const Loaded& loaded) {
   if (options.checkpoint.empty()) return std::optional<Checkpoint>();
-  // A signal reaches ranks at different instructions: it ends the job, and what is finished is kept.
+  // A signal reaches ranks at different instructions: it ends the job, and what is finished is
+  // kept.
   const bool alone = options.evaluate.ranks->size() == 1;
-  CheckpointOptions own{options.checkpoint, options.checkpoint_interval, identity(command, options, *loaded.module), alone ? &stop_on_signals() : nullptr, {}, options.evaluate.ranks};
-  if (!options.quiet) own.warn = [&source = loaded.source](const Diagnostic& warning) { fmt::print(stderr, "{}", render(warning, source)); };
+  CheckpointOptions own{options.checkpoint,
+                        options.checkpoint_interval,
+                        identity(command, options, *loaded.module),
+                        alone ? &stop_on_signals() : nullptr,
+                        {},
+                        options.evaluate.ranks};
+  if (!options.quiet)
+    own.warn = [&source = loaded.source](const Diagnostic& warning) {
+      fmt::print(stderr, "{}", render(warning, source));
+    };
   Result<Checkpoint> opened = Checkpoint::open(std::move(own));
   if (!opened) return opened.errors();
-  if (const auto [finished, in_progress] = opened->found(); !options.quiet && finished + in_progress > 0)
-    fmt::print(stderr, "tplimit: going on from '{}': finished runs: {}, in progress: {}\n", options.checkpoint, finished, in_progress);
+  if (const auto [finished, in_progress] = opened->found();
+      !options.quiet && finished + in_progress > 0)
+    fmt::print(stderr, "tplimit: going on from '{}': finished runs: {}, in progress: {}\n",
+               options.checkpoint, finished, in_progress);
   return std::optional<Checkpoint>(std::move(*opened));
 }
 
-Checkpoint* address(std::optional<Checkpoint>& checkpoint) { return checkpoint ? &*checkpoint : nullptr; }
+Checkpoint* address(std::optional<Checkpoint>& checkpoint) {
+  return checkpoint ? &*checkpoint : nullptr;
+}
 
-/// The checkpoint stays while the same command, started again, could need it: interrupted, out of memory, results not written.
+/// The checkpoint stays while the same command, started again, could need it: interrupted, out of
+/// memory, results not written.
 int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics& errors = {}) {
   if (!checkpoint) return code;
-  const bool undelivered = std::fflush(stdout) != 0 || std::ferror(stdout) || (errors.empty() && code == kUsage);
-  if (undelivered || any_of(errors, {"E5206", "E4202"})) (void)checkpoint->flush();
-  else checkpoint->remove();
+  const bool undelivered =
+      std::fflush(stdout) != 0 || std::ferror(stdout) || (errors.empty() && code == kUsage);
+  if (undelivered || any_of(errors, {"E5206", "E4202"}))
+    (void)checkpoint->flush();
+  else
+    checkpoint->remove();
   return code;
 }
 
 /// One evaluation, or one for each draw of what is random in the limit.
-Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Options& options, Checkpoint* checkpoint, ProgressBar& bar, double share, int draws) {
+Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Options& options,
+                                                Checkpoint* checkpoint, ProgressBar& bar,
+                                                double share, int draws) {
   std::vector<LimitResult> out;
   EvaluateOptions evaluation = options.evaluate;
   evaluation.checkpoint = checkpoint;
@@ -194,12 +249,16 @@ Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Optio
     const Loaded own = draw == 0 ? first : load(options, static_cast<std::uint64_t>(draw));
     if (!own.module) return own.module.errors();
     evaluation.draw = static_cast<std::uint64_t>(draw);
-    evaluation.progress = bar.stage(draws > 1 ? fmt::format("draw {} of {}", draw + 1, draws) : "limit", share / draws);
+    evaluation.progress = bar.stage(
+        draws > 1 ? fmt::format("draw {} of {}", draw + 1, draws) : "limit", share / draws);
     Result<LimitResult> result = evaluate(*own.module, evaluation);
     if (!result) return result.errors();
     out.push_back(std::move(*result));
     if (draws > 1 && !own.module->program.has_random_scalars && !out.back().random_outputs) {
-      if (!options.quiet) fmt::print(stderr, "tplimit: nothing is random in the limit, so draws change nothing: one is evaluated\n");
+      if (!options.quiet)
+        fmt::print(
+            stderr,
+            "tplimit: nothing is random in the limit, so draws change nothing: one is evaluated\n");
       break;
     }
   }
@@ -207,26 +266,33 @@ Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Optio
 }
 
 /// Of --limit, or why it cannot be used.
-std::variant<LimitResult, std::string> read_limit(const std::string& file, const Module& module, const ir::Program& networks, const Options& options) {
+std::variant<LimitResult, std::string> read_limit(const std::string& file, const Module& module,
+                                                  const ir::Program& networks,
+                                                  const Options& options) {
   std::ifstream in(file, std::ios::binary);
   const std::string text{std::istreambuf_iterator<char>(in), {}};
   if (!in) return std::string("cannot be read");
   auto read = limit_from_json(text, info(module, options), networks);
   auto* limit = std::get_if<LimitResult>(&read);
   if (!limit) return read;
-  if ((module.program.has_random_scalars || limit->random_outputs) && limit->engine.seed != options.evaluate.seed)
+  if ((module.program.has_random_scalars || limit->random_outputs) &&
+      limit->engine.seed != options.evaluate.seed)
     return fmt::format("its --seed is {}, here {}", limit->engine.seed, options.evaluate.seed);
-  if (module.program.has_random_scalars && limit->draws > 1) return std::string("it is a mean over draws of random scalars; networks have those of --seed");
+  if (module.program.has_random_scalars && limit->draws > 1)
+    return std::string("it is a mean over draws of random scalars; networks have those of --seed");
   limit->warnings = module.warnings;
   if (!limit->random_outputs) return read;
-  if (limit->draws == 1) return fmt::format("it is conditional on one draw of the random outputs: run --draws {} --out", options.draws);
+  if (limit->draws == 1)
+    return fmt::format("it is conditional on one draw of the random outputs: run --draws {} --out",
+                       options.draws);
   limit->warnings.clear();
   return mean_over_draws(std::move(*limit));
 }
 
 }  // namespace
 
-// ---- commands --------------------------------------------------------------------------------------
+// ---- commands
+// --------------------------------------------------------------------------------------
 
 int run(const Options& options) {
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
@@ -238,9 +304,11 @@ int run(const Options& options) {
     ProgressBar bar(show_progress(options));
     return evaluate_draws(first, options, address(*checkpoint), bar, 1.0, options.draws);
   }();
-  if (!results) return conclude(*checkpoint, reject(results.errors(), first.source), results.errors());
+  if (!results)
+    return conclude(*checkpoint, reject(results.errors(), first.source), results.errors());
   const LimitResult limit = average_draws(std::move(*results));
-  return conclude(*checkpoint, deliver(limit, info(*first.module, options), limit.warnings, options, exit_code(limit)));
+  return conclude(*checkpoint, deliver(limit, info(*first.module, options), limit.warnings, options,
+                                       exit_code(limit)));
 }
 
 int simulate(const Options& options) {
@@ -256,28 +324,40 @@ int simulate(const Options& options) {
     simulation.progress = bar.stage(fmt::format("width {}", simulation.width), 1);
     return tplimit::simulate(*loaded.module, simulation);
   }();
-  if (!networks) return conclude(*checkpoint, reject(networks.errors(), loaded.source), networks.errors());
-  return conclude(*checkpoint, deliver(*networks, info(*loaded.module, options), networks->warnings, options, kDone));
+  if (!networks)
+    return conclude(*checkpoint, reject(networks.errors(), loaded.source), networks.errors());
+  return conclude(*checkpoint, deliver(*networks, info(*loaded.module, options), networks->warnings,
+                                       options, kDone));
 }
 
 int compare(const Options& options) {
-  if (options.fit_corrections && options.widths.size() < 2) return complain("--fit-corrections needs two widths or more");
-  if (options.out.ends_with(".npz")) return complain("compare writes JSON: name another file than an .npz archive");
+  if (options.fit_corrections && options.widths.size() < 2)
+    return complain("--fit-corrections needs two widths or more");
+  if (options.out.ends_with(".npz"))
+    return complain("compare writes JSON: name another file than an .npz archive");
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
 
   // Rough costs for the progress bar: lazy matrices make wide networks linear in the width.
-  const double limit_cost = 256.0 * static_cast<double>(options.evaluate.particles.value_or(kDefaultParticles)) * options.evaluate.randomisations;
+  const double limit_cost =
+      256.0 * static_cast<double>(options.evaluate.particles.value_or(kDefaultParticles)) *
+      options.evaluate.randomisations;
   double total = limit_cost;
-  for (const std::int64_t width : options.widths) total += static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) * options.simulate.seeds;
+  for (const std::int64_t width : options.widths)
+    total += static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) *
+             options.simulate.seeds;
 
   const auto& given = options.evaluate.given;
-  const Result<Module> networks_of = given ? conditioned(*loaded.module, *given) : Result<Module>(comparable(*loaded.module));
+  const Result<Module> networks_of =
+      given ? conditioned(*loaded.module, *given) : Result<Module>(comparable(*loaded.module));
   std::optional<LimitResult> known;
   if (!options.limit.empty()) {
-    std::variant<LimitResult, std::string> read = read_limit(options.limit, *loaded.module, networks_of ? networks_of->program : loaded.module->program, options);
-    if (const auto* fault = std::get_if<std::string>(&read)) return complain(fmt::format("--limit '{}': {}", options.limit, *fault));
+    std::variant<LimitResult, std::string> read =
+        read_limit(options.limit, *loaded.module,
+                   networks_of ? networks_of->program : loaded.module->program, options);
+    if (const auto* fault = std::get_if<std::string>(&read))
+      return complain(fmt::format("--limit '{}': {}", options.limit, *fault));
     known = std::move(std::get<LimitResult>(read));
   }
   Result<std::optional<Checkpoint>> checkpoint = open_checkpoint("compare", options, loaded);
@@ -287,11 +367,13 @@ int compare(const Options& options) {
     ProgressBar bar(show_progress(options));
     Result<LimitResult> result = [&]() -> Result<LimitResult> {
       if (known) return std::move(*known);
-      Result<std::vector<LimitResult>> one = evaluate_draws(loaded, options, address(*checkpoint), bar, limit_cost / total, 1);
+      Result<std::vector<LimitResult>> one =
+          evaluate_draws(loaded, options, address(*checkpoint), bar, limit_cost / total, 1);
       if (!one) return one.errors();
       if (!(*one)[0].random_outputs) return std::move((*one)[0]);
       // Networks have outputs of their own: their mean is set beside the mean over draws.
-      Result<std::vector<LimitResult>> all = evaluate_draws(loaded, options, address(*checkpoint), bar, 0, options.draws);
+      Result<std::vector<LimitResult>> all =
+          evaluate_draws(loaded, options, address(*checkpoint), bar, 0, options.draws);
       if (!all) return all.errors();
       return mean_over_draws(average_draws(std::move(*all)));
     }();
@@ -300,7 +382,8 @@ int compare(const Options& options) {
     SimulateOptions simulation = options.simulate;
     simulation.checkpoint = address(*checkpoint);
     simulation.progress = bar.stage("networks", 1 - limit_cost / total);
-    Result<std::vector<SimulationResult>> all = tplimit::simulate(*networks_of, simulation, options.widths);
+    Result<std::vector<SimulationResult>> all =
+        tplimit::simulate(*networks_of, simulation, options.widths);
     if (!all) return all.errors();
     networks = std::move(*all);
     return result;
@@ -308,7 +391,8 @@ int compare(const Options& options) {
   if (!limit) return conclude(*checkpoint, reject(limit.errors(), loaded.source), limit.errors());
   Comparison comparison = tplimit::compare(std::move(*limit), std::move(networks));
   comparison.show_corrections = options.fit_corrections;
-  return conclude(*checkpoint, deliver(comparison, info(*loaded.module, options), comparison.limit.warnings, options, exit_code(comparison)));
+  return conclude(*checkpoint, deliver(comparison, info(*loaded.module, options),
+                                       comparison.limit.warnings, options, exit_code(comparison)));
 }
 
 namespace {
@@ -318,23 +402,30 @@ int print_limit(const Module& module, const LeadingOrder& orders, const Options&
   const Result<std::vector<ReportMethod>> methods = tplimit::methods(module, options.evaluate);
   if (!methods) return reject(methods.errors(), module.source);
   std::size_t width = 6;
-  for (const ReportOrder& report : orders.reports) width = std::max(width, count_columns(report.name));
+  for (const ReportOrder& report : orders.reports)
+    width = std::max(width, count_columns(report.name));
   fmt::print("{:<{}}   {:>8}   {:<11}   order\n", "report", width, "numbers", "method");
   for (std::size_t k = 0; k < orders.reports.size(); ++k) {
     const ReportOrder& report = orders.reports[k];
     std::int64_t numbers = 0;
-    for (const auto& entry : orders.program.reports.at(k).entries) numbers += ir::size_of(orders.program[entry.value].type.dims);
+    for (const auto& entry : orders.program.reports.at(k).entries)
+      numbers += ir::size_of(orders.program[entry.value].type.dims);
     const std::string limit = report.proved_zero ? "0      proved to be exactly 0 in the limit"
-                              : report.order < 0 ? fmt::format("{:<6} vanishes: the limit is 0", power_of_width(report.order))
+                              : report.order < 0 ? fmt::format("{:<6} vanishes: the limit is 0",
+                                                               power_of_width(report.order))
                                                  : power_of_width(report.order);
-    fmt::print("{}{}   {:>8}   {:<11}   {}\n", report.name, std::string(width - count_columns(report.name), ' '), numbers, to_string((*methods)[k].method), limit);
+    fmt::print("{}{}   {:>8}   {:<11}   {}\n", report.name,
+               std::string(width - count_columns(report.name), ' '), numbers,
+               to_string((*methods)[k].method), limit);
   }
   // Why not a stronger one.
   for (std::size_t k = 0; k < orders.reports.size(); ++k) {
     const ReportMethod& m = (*methods)[k];
     if (m.why.empty()) continue;
     const Location where = module.source.locate(m.culprit.begin);
-    fmt::print("\n{}: {}, for {}:{}:{}{}: {}\n", orders.reports[k].name, to_string(m.method), module.source.name(), where.line, where.column, m.iteration.empty() ? "" : " (" + m.iteration + ")", m.why);
+    fmt::print("\n{}: {}, for {}:{}:{}{}: {}\n", orders.reports[k].name, to_string(m.method),
+               module.source.name(), where.line, where.column,
+               m.iteration.empty() ? "" : " (" + m.iteration + ")", m.why);
   }
   return kDone;
 }
@@ -348,18 +439,27 @@ int check(const Options& options) {
   const Module& module = *loaded.module;
   const RegimeReport counted = regime(module, !options.out.empty());
   if (!options.out.empty())
-    if (const std::string failure = write_file(options.out, regime_json(counted, *module.written, module.source)); !failure.empty()) return complain(failure);
+    if (const std::string failure =
+            write_file(options.out, regime_json(counted, *module.written, module.source));
+        !failure.empty())
+      return complain(failure);
   const Result<LeadingOrder> orders = tplimit::check(module);
-  const int verdict = counted.regime == Regime::kUnstable ? kUnstable : counted.regime == Regime::kTrivial || counted.regime == Regime::kKernel ? kNoFeatures : kDone;
+  const int verdict = counted.regime == Regime::kUnstable ? kUnstable
+                      : counted.regime == Regime::kTrivial || counted.regime == Regime::kKernel
+                          ? kNoFeatures
+                          : kDone;
   if (!options.quiet) {
     Diagnostics warnings = module.warnings;
-    if (orders) std::copy_if(orders->warnings.begin(), orders->warnings.end(), std::back_inserter(warnings), [](const Diagnostic& d) { return d.code != "W5301"; });  // the table says it
+    if (orders)
+      std::copy_if(orders->warnings.begin(), orders->warnings.end(), std::back_inserter(warnings),
+                   [](const Diagnostic& d) { return d.code != "W5301"; });  // the table says it
     const Diagnostics hypotheses = theory_checks(module.program);
     warnings.insert(warnings.end(), hypotheses.begin(), hypotheses.end());
     if (counted.unstable && orders) warnings.push_back(*counted.unstable);
     fmt::print(stderr, "{}", render(warnings, loaded.source));
-    fmt::print("{}: {} instructions, Gaussian matrices and vectors: {}, expectations: {}\n", loaded.source.name(),
-               module.program.size(), module.program.sources.size(), module.program.expectations.size());
+    fmt::print("{}: {} instructions, Gaussian matrices and vectors: {}, expectations: {}\n",
+               loaded.source.name(), module.program.size(), module.program.sources.size(),
+               module.program.expectations.size());
     if (orders) {
       fmt::print("\n");
       if (const int code = print_limit(module, *orders, options); code != kDone) return code;
@@ -368,7 +468,8 @@ int check(const Options& options) {
   }
   if (orders) return verdict;
   // What has no limit, or none that is carried yet, is still counted.
-  if (!options.quiet && counted.unstable) fmt::print(stderr, "{}", render(*counted.unstable, loaded.source));
+  if (!options.quiet && counted.unstable)
+    fmt::print(stderr, "{}", render(*counted.unstable, loaded.source));
   const int rejected = reject(orders.errors(), loaded.source);
   return verdict == kDone ? rejected : verdict;
 }
@@ -391,12 +492,14 @@ int explain(const Options& options) {
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
   const Module& module = *loaded.module;
-  if (options.parametrization) return deliver_text(parametrization_text(regime(module, false), *module.written), options);
+  if (options.parametrization)
+    return deliver_text(parametrization_text(regime(module, false), *module.written), options);
 
   Result<LimitFormulas> limit = limit_formulas(module, options.evaluate);
   if (!limit) return reject(limit.errors(), loaded.source);
   for (const std::string& name : options.selection.names)
-    if (!explain::is_name(limit->formulas, name)) return complain(fmt::format("--vector {}: no value of this name is in the limit", name));
+    if (!explain::is_name(limit->formulas, name))
+      return complain(fmt::format("--vector {}: no value of this name is in the limit", name));
   const explain::View view = explain::view_of(limit->formulas, options.selection);
   std::vector<explain::Number> numbers;
   if (options.numbers) {
@@ -407,12 +510,16 @@ int explain(const Options& options) {
     if (!found) return reject(found.errors(), loaded.source);
     numbers = std::move(*found);
   }
-  if (!options.quiet) fmt::print(stderr, "{}", render(theory_checks(module.program), loaded.source));
+  if (!options.quiet)
+    fmt::print(stderr, "{}", render(theory_checks(module.program), loaded.source));
   const std::string title = loaded.source.name();
   switch (options.format) {
-    case Format::kText: return deliver_text(to_text(limit->formulas, view, numbers, title), options);
-    case Format::kLatex: return deliver_text(to_latex(limit->formulas, view, numbers, title), options);
-    case Format::kJson: return deliver_text(to_json(limit->formulas, view, numbers, title), options);
+    case Format::kText:
+      return deliver_text(to_text(limit->formulas, view, numbers, title), options);
+    case Format::kLatex:
+      return deliver_text(to_latex(limit->formulas, view, numbers, title), options);
+    case Format::kJson:
+      return deliver_text(to_json(limit->formulas, view, numbers, title), options);
   }
   return kDone;
 }
@@ -436,7 +543,8 @@ int format(const Options& options) {
     } else if (!options.in_place) {
       fmt::print("{}", *text);
     } else if (*text != source->text()) {
-      if (const std::string failure = write_file(file, *text); !failure.empty()) worse(complain(failure));
+      if (const std::string failure = write_file(file, *text); !failure.empty())
+        worse(complain(failure));
     }
   }
   return code;

@@ -7,10 +7,12 @@
 
 #include "tplimit/driver/driver.hpp"
 
-/// What the subcommands do: results to standard output, diagnostics to standard error, exit code returned.
+/// What the subcommands do: results to standard output, diagnostics to standard error, exit code
+/// returned.
 namespace tplimit::cli {
 
-/// docs/cli.md says when each is used; the highest that applies in the order kFailed, kToleranceMissed, kUndecided wins.
+/// docs/cli.md says when each is used; the highest that applies in the order kFailed,
+/// kToleranceMissed, kUndecided wins.
 enum ExitCode : int {
   kDone = 0,
   kRejected = 1,
@@ -32,9 +34,10 @@ class RanksDiffer : public std::runtime_error {
 
 enum class Format { kText, kLatex, kJson };
 
-/// The command line, checked number by number.  `lower.seed`, `evaluate.*` and `simulate.*` share --seed, --threads and --memory.
+/// The command line, checked number by number.  `lower.seed`, `evaluate.*` and `simulate.*` share
+/// --seed, --threads and --memory.
 struct Options {
-  std::vector<std::string> files;    ///< one, but for fmt
+  std::vector<std::string> files;  ///< one, but for fmt
   LowerOptions lower;
   Ablations ablations;
   EvaluateOptions evaluate;

@@ -5,9 +5,9 @@
 #include <limits>
 #include <new>
 
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <CLI/CLI.hpp>
 
 #include "cli/commands.hpp"
 #include "cli/numbers.hpp"
@@ -24,19 +24,26 @@ using Assignments = std::vector<std::pair<std::string, std::string>>;
 
 /// An option whose text is turned into a value by `parse(name, text)`.
 template <class Target, class Parse>
-void add(CLI::App& app, const std::string& name, const char* type, Target& target, const std::string& help, Parse parse) {
+void add(CLI::App& app, const std::string& name, const char* type, Target& target,
+         const std::string& help, Parse parse) {
   const auto take = [name, &target, parse](const std::string& text) { target = parse(name, text); };
   app.add_option_function<std::string>(name, take, help)->type_name(type);
 }
 
 auto count(std::int64_t least, std::int64_t most) {
-  return [=](const std::string& name, const std::string& text) { return parse_count(name, text, least, most); };
+  return [=](const std::string& name, const std::string& text) {
+    return parse_count(name, text, least, most);
+  };
 }
 auto small_count(std::int64_t least) {
-  return [=](const std::string& name, const std::string& text) { return static_cast<int>(parse_count(name, text, least, kMost)); };
+  return [=](const std::string& name, const std::string& text) {
+    return static_cast<int>(parse_count(name, text, least, kMost));
+  };
 }
 auto real(double least, double most) {
-  return [=](const std::string& name, const std::string& text) { return parse_real(name, text, least, most); };
+  return [=](const std::string& name, const std::string& text) {
+    return parse_real(name, text, least, most);
+  };
 }
 
 Engine parse_engine(const std::string& name, const std::string& text) {
@@ -44,7 +51,8 @@ Engine parse_engine(const std::string& name, const std::string& text) {
   if (text == "exact") return Engine::kExact;
   if (text == "moments") return Engine::kMoments;
   if (text == "particles") return Engine::kParticles;
-  throw CLI::ValidationError(name, fmt::format("'{}' is not one of auto, exact, moments, particles", text));
+  throw CLI::ValidationError(
+      name, fmt::format("'{}' is not one of auto, exact, moments, particles", text));
 }
 
 Matrices parse_matrices(const std::string& name, const std::string& text) {
@@ -67,10 +75,13 @@ Format parse_format(const std::string& name, const std::string& text) {
   throw CLI::ValidationError(name, fmt::format("'{}' is not one of text, latex, json", text));
 }
 
-std::pair<std::int64_t, std::int64_t> parse_steps(const std::string& name, const std::string& text) {
+std::pair<std::int64_t, std::int64_t> parse_steps(const std::string& name,
+                                                  const std::string& text) {
   const auto dots = text.find("..");
-  if (dots == std::string::npos) throw CLI::ValidationError(name, fmt::format("'{}' is not a range, as in 0..2", text));
-  const auto first = parse_count(name, text.substr(0, dots), 0, kMost), last = parse_count(name, text.substr(dots + 2), 0, kMost);
+  if (dots == std::string::npos)
+    throw CLI::ValidationError(name, fmt::format("'{}' is not a range, as in 0..2", text));
+  const auto first = parse_count(name, text.substr(0, dots), 0, kMost),
+             last = parse_count(name, text.substr(dots + 2), 0, kMost);
   if (last <= first) throw CLI::ValidationError(name, fmt::format("'{}' is an empty range", text));
   return {first, last};
 }
@@ -80,77 +91,125 @@ GradedOptions::Given parse_given(const std::string& name, const std::string& tex
   GradedOptions::Given out{value, {}};
   for (std::size_t from = 0; from <= list.size();) {
     const std::size_t comma = std::min(list.find(',', from), list.size());
-    out.values.push_back(parse_real(name, list.substr(from, comma - from), -std::numeric_limits<double>::max(), std::numeric_limits<double>::max()));
+    out.values.push_back(parse_real(name, list.substr(from, comma - from),
+                                    -std::numeric_limits<double>::max(),
+                                    std::numeric_limits<double>::max()));
     from = comma + 1;
   }
   return out;
 }
 
-void add_assignments(CLI::App& app, const std::string& name, const char* type, Assignments& target, const std::string& help) {
+void add_assignments(CLI::App& app, const std::string& name, const char* type, Assignments& target,
+                     const std::string& help) {
   const auto take = [name, &target](const std::vector<std::string>& texts) {
     for (const std::string& text : texts) {
       auto assignment = parse_assignment(name, text);
       for (const auto& [earlier, value] : target)
-        if (earlier == assignment.first) throw CLI::ValidationError(name, fmt::format("'{}' is given twice", earlier));
+        if (earlier == assignment.first)
+          throw CLI::ValidationError(name, fmt::format("'{}' is given twice", earlier));
       target.push_back(std::move(assignment));
     }
   };
-  app.add_option_function<std::vector<std::string>>(name, take, help)->type_name(type)->allow_extra_args(false);
+  app.add_option_function<std::vector<std::string>>(name, take, help)
+      ->type_name(type)
+      ->allow_extra_args(false);
 }
 
 void add_program(CLI::App& app, Options& o) {
   app.add_option("FILE", o.files, "The program (.tp)")->required()->expected(1)->type_name("");
-  add_assignments(app, "--set", "NAME=VALUE", o.lower.constants, "Replace a constant of the program; may be repeated");
-  add_assignments(app, "--data", "NAME=FILE", o.lower.data_files, "Read the data of this name from another file; may be repeated");
+  add_assignments(app, "--set", "NAME=VALUE", o.lower.constants,
+                  "Replace a constant of the program; may be repeated");
+  add_assignments(app, "--data", "NAME=FILE", o.lower.data_files,
+                  "Read the data of this name from another file; may be repeated");
 }
 
 void add_running(CLI::App& app, Options& o) {
-  app.add_option("--decouple", o.ablations.decouple, "Ablation: products with the transpose of this matrix use an independent copy; may be repeated")->type_name("W")->allow_extra_args(false);
-  app.add_flag("--no-correction", o.ablations.no_correction, "Ablation: --decouple for all matrices, no correction terms are left");
+  app.add_option("--decouple", o.ablations.decouple,
+                 "Ablation: products with the transpose of this matrix use an independent copy; "
+                 "may be repeated")
+      ->type_name("W")
+      ->allow_extra_args(false);
+  app.add_flag("--no-correction", o.ablations.no_correction,
+               "Ablation: --decouple for all matrices, no correction terms are left");
   app.add_flag("--lazy", o.ablations.lazy, "Ablation: train the linearisation at the start");
   add(app, "--seed", "N", o.lower.seed, "Of everything random; default 0", parse_seed);
-  add(app, "--threads", "N", o.evaluate.threads, "Default 0: all cores.  Results do not depend on it", small_count(0));
-  add(app, "--memory", "BYTES", o.evaluate.memory_bytes, "Refuse to use more, as in 4G; default: 80 % of the machine's", parse_bytes);
-  add(app, "--precision", "NAME", o.simulate.single_precision, "Of stored matrices, bases and normals: single halves memory and time; default double", parse_single);
-  app.add_option("--out", o.out, "Write all numbers to this JSON file, or as NumPy arrays to FILE.npz")->type_name("FILE");
+  add(app, "--threads", "N", o.evaluate.threads,
+      "Default 0: all cores.  Results do not depend on it", small_count(0));
+  add(app, "--memory", "BYTES", o.evaluate.memory_bytes,
+      "Refuse to use more, as in 4G; default: 80 % of the machine's", parse_bytes);
+  add(app, "--precision", "NAME", o.simulate.single_precision,
+      "Of stored matrices, bases and normals: single halves memory and time; default double",
+      parse_single);
+  app.add_option("--out", o.out,
+                 "Write all numbers to this JSON file, or as NumPy arrays to FILE.npz")
+      ->type_name("FILE");
   app.add_flag("--quiet", o.quiet, "Print errors only");
   app.add_flag("--full", o.full, "Print every number of large arrays");
 }
 
 void add_checkpoint(CLI::App& app, Options& o) {
-  CLI::Option* folder = app.add_option("--checkpoint", o.checkpoint, "Keep the state of a long evaluation in this folder; the same command goes on from it")->type_name("FOLDER");
-  add(app, "--checkpoint-interval", "SECONDS", o.checkpoint_interval, "How much may be lost; default 60", real(0, kInfinity));
+  CLI::Option* folder =
+      app.add_option(
+             "--checkpoint", o.checkpoint,
+             "Keep the state of a long evaluation in this folder; the same command goes on from it")
+          ->type_name("FOLDER");
+  add(app, "--checkpoint-interval", "SECONDS", o.checkpoint_interval,
+      "How much may be lost; default 60", real(0, kInfinity));
   app.get_option("--checkpoint-interval")->needs(folder);
 }
 
 void add_engine(CLI::App& app, Options& o) {
-  add(app, "--engine", "NAME", o.evaluate.engine, "auto: the strongest method for each report; exact, moments (also closed forms and quadrature), particles; default auto", parse_engine);
+  add(app, "--engine", "NAME", o.evaluate.engine,
+      "auto: the strongest method for each report; exact, moments (also closed forms and "
+      "quadrature), particles; default auto",
+      parse_engine);
 }
 
 void add_limit(CLI::App& app, Options& o, std::int64_t least_randomisations) {
   add_engine(app, o);
-  add(app, "--given", "NAME=VALUES", o.evaluate.given, "A random output at the start is not drawn but has these values, as in out=0 or out=1,-0.5", parse_given);
-  add(app, "--particles", "N", o.evaluate.particles, "Samples that stand for the infinite width, as in 65536, 64k or 1e5; default 16384, with --tol as many as that needs",
+  add(app, "--given", "NAME=VALUES", o.evaluate.given,
+      "A random output at the start is not drawn but has these values, as in out=0 or out=1,-0.5",
+      parse_given);
+  add(app, "--particles", "N", o.evaluate.particles,
+      "Samples that stand for the infinite width, as in 65536, 64k or 1e5; default 16384, with "
+      "--tol as many as that needs",
       count(8, std::int64_t{1} << 31));
-  add(app, "--randomisations", "N", o.evaluate.randomisations, "Independent repetitions, from which errors are estimated; default 8",
+  add(app, "--randomisations", "N", o.evaluate.randomisations,
+      "Independent repetitions, from which errors are estimated; default 8",
       small_count(least_randomisations));
-  add(app, "--tol", "X", o.evaluate.tolerance, "Raise particles, and directions kept, until every error is below this",
+  add(app, "--tol", "X", o.evaluate.tolerance,
+      "Raise particles, and directions kept, until every error is below this",
       real(std::numeric_limits<double>::min(), kInfinity));
-  app.add_option("--tol-on", o.evaluate.tolerance_on, "The tolerance is for these reports only, as in loss,accuracy; default: all")->type_name("NAME,..")->delimiter(',')->allow_extra_args(false)->needs(app.get_option("--tol"));
-  add(app, "--rank-tol", "X", o.evaluate.rank_tol, "Drop new directions of a matrix below this relative size; default 1e-6, with --tol as much as that allows", real(0, 1));
-  add(app, "--merge-rows", "X", o.evaluate.merge_rows, "Without sampling: rows of a sum over f(row) closer in direction than this become one; default 1e-12", real(0, 1));
+  app.add_option("--tol-on", o.evaluate.tolerance_on,
+                 "The tolerance is for these reports only, as in loss,accuracy; default: all")
+      ->type_name("NAME,..")
+      ->delimiter(',')
+      ->allow_extra_args(false)
+      ->needs(app.get_option("--tol"));
+  add(app, "--rank-tol", "X", o.evaluate.rank_tol,
+      "Drop new directions of a matrix below this relative size; default 1e-6, with --tol as much "
+      "as that allows",
+      real(0, 1));
+  add(app, "--merge-rows", "X", o.evaluate.merge_rows,
+      "Without sampling: rows of a sum over f(row) closer in direction than this become one; "
+      "default 1e-12",
+      real(0, 1));
 }
 
 void add_networks(CLI::App& app, Options& o, int seeds, int least_seeds) {
   o.simulate.seeds = seeds;
-  add(app, "--seeds", "K", o.simulate.seeds, fmt::format("Networks per width; default {}", seeds), small_count(least_seeds));
-  add(app, "--matrices", "KIND", o.simulate.matrices, "dense: stored; lazy: revealed product by product, the same law; default auto",
+  add(app, "--seeds", "K", o.simulate.seeds, fmt::format("Networks per width; default {}", seeds),
+      small_count(least_seeds));
+  add(app, "--matrices", "KIND", o.simulate.matrices,
+      "dense: stored; lazy: revealed product by product, the same law; default auto",
       parse_matrices);
 }
 
 /// Parses, then runs the one command that was named.
 int dispatch(int argc, char** argv, const Communicator& ranks) {
-  CLI::App app("Infinite-width limits of neural networks, with error bars, and finite networks beside them", "tplimit");
+  CLI::App app(
+      "Infinite-width limits of neural networks, with error bars, and finite networks beside them",
+      "tplimit");
   app.set_version_flag("--version", fmt::format("tplimit {}", version()));
   app.require_subcommand(1);
   app.failure_message([](const CLI::App*, const CLI::Error& error) {
@@ -161,54 +220,83 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
   CLI::App& run_app = *app.add_subcommand("run", "Compute the limit of infinite width");
   add_program(run_app, for_run);
   add_limit(run_app, for_run, 1);
-  add(run_app, "--draws", "K", for_run.draws, "Average over K draws of the random scalars and show their spread", small_count(1));
+  add(run_app, "--draws", "K", for_run.draws,
+      "Average over K draws of the random scalars and show their spread", small_count(1));
   add_running(run_app, for_run);
   add_checkpoint(run_app, for_run);
 
   CLI::App& simulate_app = *app.add_subcommand("simulate", "Run finite networks of one width");
   add_program(simulate_app, for_simulate);
-  add(simulate_app, "--width", "N", for_simulate.simulate.width, "Width of the networks", count(1, kWidest));
+  add(simulate_app, "--width", "N", for_simulate.simulate.width, "Width of the networks",
+      count(1, kWidest));
   simulate_app.get_option("--width")->required();
   add_networks(simulate_app, for_simulate, 1, 1);
   add_running(simulate_app, for_simulate);
   add_checkpoint(simulate_app, for_simulate);
 
-  CLI::App& compare_app = *app.add_subcommand("compare", "Set finite networks beside the limit: do they tend to it?");
+  CLI::App& compare_app =
+      *app.add_subcommand("compare", "Set finite networks beside the limit: do they tend to it?");
   add_program(compare_app, for_compare);
-  add(compare_app, "--widths", "N,N,..", for_compare.widths, "Widths of the networks, as in 128,512,2048", parse_widths);
+  add(compare_app, "--widths", "N,N,..", for_compare.widths,
+      "Widths of the networks, as in 128,512,2048", parse_widths);
   compare_app.get_option("--widths")->required();
-  compare_app.add_flag("--fit-corrections", for_compare.fit_corrections, "Show limit, coefficient of 1/n and n-scaled variance that the widths give");
+  compare_app.add_flag("--fit-corrections", for_compare.fit_corrections,
+                       "Show limit, coefficient of 1/n and n-scaled variance that the widths give");
   add_networks(compare_app, for_compare, 8, 2);
   add_limit(compare_app, for_compare, 2);
   for_compare.draws = 64;
-  add(compare_app, "--draws", "K", for_compare.draws, "Draws of random outputs of the limit, over which it is averaged; default 64", small_count(2));
-  CLI::Option* known = compare_app.add_option("--limit", for_compare.limit, "Take the limit from this result of run --out of the same program and data")->type_name("FILE");
-  for (const char* other : {"--engine", "--particles", "--randomisations", "--tol", "--rank-tol", "--merge-rows", "--draws"}) known->excludes(compare_app.get_option(other));
+  add(compare_app, "--draws", "K", for_compare.draws,
+      "Draws of random outputs of the limit, over which it is averaged; default 64",
+      small_count(2));
+  CLI::Option* known =
+      compare_app
+          .add_option("--limit", for_compare.limit,
+                      "Take the limit from this result of run --out of the same program and data")
+          ->type_name("FILE");
+  for (const char* other : {"--engine", "--particles", "--randomisations", "--tol", "--rank-tol",
+                            "--merge-rows", "--draws"})
+    known->excludes(compare_app.get_option(other));
   add_running(compare_app, for_compare);
   add_checkpoint(compare_app, for_compare);
 
-  CLI::App& check_app = *app.add_subcommand("check", "Check a program and show the powers of the width, without numbers");
+  CLI::App& check_app = *app.add_subcommand(
+      "check", "Check a program and show the powers of the width, without numbers");
   add_program(check_app, for_check);
   add_engine(check_app, for_check);
-  check_app.add_option("--out", for_check.out, "Write sizes, verdict and advice to this JSON file")->type_name("FILE");
+  check_app.add_option("--out", for_check.out, "Write sizes, verdict and advice to this JSON file")
+      ->type_name("FILE");
   check_app.add_flag("--quiet", for_check.quiet, "Print errors only");
 
   CLI::App& explain_app = *app.add_subcommand("explain", "Write the limit as formulas");
   add_program(explain_app, for_explain);
-  explain_app.add_flag("--parametrization", for_explain.parametrization, "Instead: variance, multiplier and rates of every parameter, in three equivalent forms");
-  add(explain_app, "--format", "NAME", for_explain.format, "text, latex (a document) or json; default text", parse_format);
-  explain_app.add_option("--vector", for_explain.selection.names, "Only values of this name, and what stands in their formulas; may be repeated")->type_name("NAME")->allow_extra_args(false);
-  add(explain_app, "--steps", "A..B", for_explain.selection.steps, "Only what belongs to these steps of training (half-open)", parse_steps);
-  explain_app.add_flag("--numbers", for_explain.numbers, "Evaluate every mean and coefficient that is shown");
+  explain_app.add_flag(
+      "--parametrization", for_explain.parametrization,
+      "Instead: variance, multiplier and rates of every parameter, in three equivalent forms");
+  add(explain_app, "--format", "NAME", for_explain.format,
+      "text, latex (a document) or json; default text", parse_format);
+  explain_app
+      .add_option("--vector", for_explain.selection.names,
+                  "Only values of this name, and what stands in their formulas; may be repeated")
+      ->type_name("NAME")
+      ->allow_extra_args(false);
+  add(explain_app, "--steps", "A..B", for_explain.selection.steps,
+      "Only what belongs to these steps of training (half-open)", parse_steps);
+  explain_app.add_flag("--numbers", for_explain.numbers,
+                       "Evaluate every mean and coefficient that is shown");
   add_limit(explain_app, for_explain, 2);
   add_running(explain_app, for_explain);
 
   CLI::App& format_app = *app.add_subcommand("fmt", "Print programs in canonical layout");
   format_app.add_option("FILE", for_format.files, "Programs (.tp)")->required()->type_name("");
-  CLI::Option* in_place = format_app.add_flag("--in-place", for_format.in_place, "Rewrite the files");
-  format_app.add_flag("--check", for_format.only_check, "Only say which files would change; exit code 1 if any")->excludes(in_place);
+  CLI::Option* in_place =
+      format_app.add_flag("--in-place", for_format.in_place, "Rewrite the files");
+  format_app
+      .add_flag("--check", for_format.only_check,
+                "Only say which files would change; exit code 1 if any")
+      ->excludes(in_place);
 
-  if (!as_on_first_rank(ranks, fmt::format("{}", fmt::join(argv + 1, argv + argc, "\n")))) throw RanksDiffer("its command line is not that of rank 0");
+  if (!as_on_first_rank(ranks, fmt::format("{}", fmt::join(argv + 1, argv + argc, "\n"))))
+    throw RanksDiffer("its command line is not that of rank 0");
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
@@ -221,7 +309,9 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
     o->simulate.memory_bytes = o->evaluate.memory_bytes;
     o->evaluate.ranks = o->simulate.ranks = &ranks;
   }
-  for (Options* o : {&for_run, &for_simulate, &for_compare, &for_explain, &for_check}) o->lower.memory_bytes = o->evaluate.memory_bytes > 0 ? o->evaluate.memory_bytes : 0.8 * ranks.memory();
+  for (Options* o : {&for_run, &for_simulate, &for_compare, &for_explain, &for_check})
+    o->lower.memory_bytes =
+        o->evaluate.memory_bytes > 0 ? o->evaluate.memory_bytes : 0.8 * ranks.memory();
   if (run_app) return run(for_run);
   if (simulate_app) return simulate(for_simulate);
   if (compare_app) return compare(for_compare);
@@ -236,7 +326,8 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
 int main(int argc, char** argv) {
   using namespace tplimit::cli;
 #ifdef __GLIBC__
-  // Large kernels free and allocate arrays of the same size again and again: keep them, the kernel need not clear them anew.
+  // Large kernels free and allocate arrays of the same size again and again: keep them, the kernel
+  // need not clear them anew.
   mallopt(M_MMAP_THRESHOLD, 1 << 30);
   mallopt(M_TRIM_THRESHOLD, 1 << 30);
 #endif
@@ -251,6 +342,9 @@ int main(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     return session.abandon(kRejected, "out of memory; use fewer --particles or a smaller width");
   } catch (const std::exception& error) {
-    return session.abandon(kOurBug, fmt::format("internal error: {}\nThis is a bug in tplimit: please report it with the program and the command line.", error.what()));
+    return session.abandon(kOurBug,
+                           fmt::format("internal error: {}\nThis is a bug in tplimit: please "
+                                       "report it with the program and the command line.",
+                                       error.what()));
   }
 }

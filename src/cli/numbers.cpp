@@ -6,8 +6,8 @@
 #include <optional>
 #include <string_view>
 
-#include <CLI/CLI.hpp>
 #include <fmt/format.h>
+#include <CLI/CLI.hpp>
 
 namespace tplimit::cli {
 namespace {
@@ -24,7 +24,8 @@ std::optional<Number> read(std::string_view text) {
 /// A real number with an optional k, M, G or T.
 std::optional<double> read_scaled(std::string_view text) {
   double unit = 1;
-  if (const auto power = text.empty() ? std::string_view::npos : std::string_view("kMGT").find(text.back());
+  if (const auto power =
+          text.empty() ? std::string_view::npos : std::string_view("kMGT").find(text.back());
       power != std::string_view::npos) {
     unit = std::pow(1024.0, static_cast<double>(power + 1));
     text.remove_suffix(1);
@@ -34,17 +35,22 @@ std::optional<double> read_scaled(std::string_view text) {
   return *value * unit;
 }
 
-[[noreturn]] void reject(const std::string& option, const std::string& text, std::string_view wanted) {
+[[noreturn]] void reject(const std::string& option, const std::string& text,
+                         std::string_view wanted) {
   throw CLI::ValidationError(option, fmt::format("'{}' is not {}", text, wanted));
 }
 
 }  // namespace
 
-std::int64_t parse_count(const std::string& option, const std::string& text, std::int64_t least, std::int64_t most) {
+std::int64_t parse_count(const std::string& option, const std::string& text, std::int64_t least,
+                         std::int64_t most) {
   const auto value = read_scaled(text);
-  if (!value || *value != std::floor(*value)) reject(option, text, "a whole number (as in 65536, 64k or 1e5)");
-  if (*value < static_cast<double>(least)) reject(option, text, fmt::format("possible: at least {} is needed", least));
-  if (*value > static_cast<double>(most)) reject(option, text, fmt::format("possible: at most {} is", most));
+  if (!value || *value != std::floor(*value))
+    reject(option, text, "a whole number (as in 65536, 64k or 1e5)");
+  if (*value < static_cast<double>(least))
+    reject(option, text, fmt::format("possible: at least {} is needed", least));
+  if (*value > static_cast<double>(most))
+    reject(option, text, fmt::format("possible: at most {} is", most));
   return static_cast<std::int64_t>(*value);
 }
 
@@ -71,7 +77,9 @@ double parse_real(const std::string& option, const std::string& text, double lea
   const auto value = read<double>(text);
   if (!value || !(*value >= least && *value < most)) {
     const std::string below = std::isfinite(most) ? fmt::format(" below {}", most) : "";
-    reject(option, text, least > 0 ? "a positive number" + below : "a number of at least 0" + (below.empty() ? "" : " and" + below));
+    reject(option, text,
+           least > 0 ? "a positive number" + below
+                     : "a number of at least 0" + (below.empty() ? "" : " and" + below));
   }
   return *value;
 }
@@ -82,9 +90,11 @@ std::uint64_t parse_seed(const std::string& option, const std::string& text) {
   return *value;
 }
 
-std::pair<std::string, std::string> parse_assignment(const std::string& option, const std::string& text) {
+std::pair<std::string, std::string> parse_assignment(const std::string& option,
+                                                     const std::string& text) {
   const std::size_t sign = text.find('=');
-  if (sign == std::string::npos || sign == 0 || sign + 1 == text.size()) reject(option, text, "of the form NAME=VALUE");
+  if (sign == std::string::npos || sign == 0 || sign + 1 == text.size())
+    reject(option, text, "of the form NAME=VALUE");
   return {text.substr(0, sign), text.substr(sign + 1)};
 }
 

@@ -5,11 +5,13 @@
 #include <utility>
 #include <vector>
 
-/// Numbers as people write them on a command line.  All throw CLI::ValidationError with the name of the option.
+/// Numbers as people write them on a command line.  All throw CLI::ValidationError with the name of
+/// the option.
 namespace tplimit::cli {
 
 /// A whole number in [least, most]: "65536", "64k" (k, M, G, T: powers of 1024), "1e5".
-std::int64_t parse_count(const std::string& option, const std::string& text, std::int64_t least, std::int64_t most);
+std::int64_t parse_count(const std::string& option, const std::string& text, std::int64_t least,
+                         std::int64_t most);
 
 inline constexpr std::int64_t kWidest = std::int64_t{1} << 40;
 
@@ -26,6 +28,7 @@ double parse_real(const std::string& option, const std::string& text, double lea
 std::uint64_t parse_seed(const std::string& option, const std::string& text);
 
 /// "NAME=VALUE"; both not empty.
-std::pair<std::string, std::string> parse_assignment(const std::string& option, const std::string& text);
+std::pair<std::string, std::string> parse_assignment(const std::string& option,
+                                                     const std::string& text);
 
 }  // namespace tplimit::cli

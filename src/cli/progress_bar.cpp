@@ -51,13 +51,18 @@ std::function<void(double)> ProgressBar::stage(std::string name, double share) {
   };
 }
 
-double ProgressBar::elapsed() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+double ProgressBar::elapsed() const {
+  return std::chrono::duration<double>(Clock::now() - start_).count();
+}
 
 void ProgressBar::draw() {
   const auto filled = static_cast<std::size_t>(done_ * static_cast<double>(kBarColumns));
-  const std::string left = expected_ > 0 ? fmt::format("about {} left", clock_text(std::max(0.0, expected_ - elapsed()))) : "";
-  fmt::print(stderr, "\r\033[K[{}{}] {:3.0f} %  {}  {} elapsed  {}", std::string(filled, '#'), std::string(kBarColumns - filled, '.'),
-             100 * done_, name_, clock_text(elapsed()), left);
+  const std::string left =
+      expected_ > 0 ? fmt::format("about {} left", clock_text(std::max(0.0, expected_ - elapsed())))
+                    : "";
+  fmt::print(stderr, "\r\033[K[{}{}] {:3.0f} %  {}  {} elapsed  {}", std::string(filled, '#'),
+             std::string(kBarColumns - filled, '.'), 100 * done_, name_, clock_text(elapsed()),
+             left);
   std::fflush(stderr);
 }
 

@@ -9,8 +9,8 @@
 
 namespace tplimit::cli {
 
-/// A line on standard error with the work done, elapsed and remaining time; drawn twice a second, erased by the destructor.
-/// Does nothing unless `visible`.
+/// A line on standard error with the work done, elapsed and remaining time; drawn twice a second,
+/// erased by the destructor. Does nothing unless `visible`.
 class ProgressBar {
  public:
   explicit ProgressBar(bool visible);
@@ -18,7 +18,8 @@ class ProgressBar {
   ProgressBar(const ProgressBar&) = delete;
   ProgressBar& operator=(const ProgressBar&) = delete;
 
-  /// The next stage, `share` of all work: call the result with the fraction of the stage that is done.
+  /// The next stage, `share` of all work: call the result with the fraction of the stage that is
+  /// done.
   std::function<void(double)> stage(std::string name, double share);
 
  private:
@@ -30,8 +31,9 @@ class ProgressBar {
   std::condition_variable closing_;
   bool closed_ = false;
   std::string name_;
-  double begin_ = 0, end_ = 0, done_ = 0;  // fractions of all work: where the stage starts and ends, what is done
-  double expected_ = 0;                    // seconds for all work, from what was done when it was last heard of
+  double begin_ = 0, end_ = 0,
+         done_ = 0;      // fractions of all work: where the stage starts and ends, what is done
+  double expected_ = 0;  // seconds for all work, from what was done when it was last heard of
   Clock::time_point start_ = Clock::now();
   std::thread painter_;
 };

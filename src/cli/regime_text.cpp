@@ -23,7 +23,9 @@ std::string table(const std::vector<Row>& rows) {
   std::string out;
   for (const Row& row : rows) {
     std::string line;
-    for (std::size_t k = 0; k < row.size(); ++k) line += row[k] + std::string(widths[k] - count_columns(row[k]) + (k + 1 < row.size() ? 2 : 0), ' ');
+    for (std::size_t k = 0; k < row.size(); ++k)
+      line += row[k] +
+              std::string(widths[k] - count_columns(row[k]) + (k + 1 < row.size() ? 2 : 0), ' ');
     line.erase(line.find_last_not_of(' ') + 1);
     out += line + "\n";
   }
@@ -41,41 +43,56 @@ std::string verdict(const RegimeReport& r) {
   switch (r.regime) {
     case Regime::kUntrained: return "";
     case Regime::kUnstable: return "unstable";
-    case Regime::kTrivial: return "trivial: stable, but the output does not move as the width grows";
-    case Regime::kKernel: return "kernel regime: stable, the output moves by order 1, but no feature does";
-    case Regime::kFeatures: return r.maximal ? "feature learning, and every update moves its layer by order 1" : "feature learning: stable, output and features move by order 1";
+    case Regime::kTrivial:
+      return "trivial: stable, but the output does not move as the width grows";
+    case Regime::kKernel:
+      return "kernel regime: stable, the output moves by order 1, but no feature does";
+    case Regime::kFeatures:
+      return r.maximal ? "feature learning, and every update moves its layer by order 1"
+                       : "feature learning: stable, output and features move by order 1";
   }
   return "";
 }
 
 }  // namespace
 
-std::string regime_text(const RegimeReport& report, const ir::Program& program, const Source& source) {
+std::string regime_text(const RegimeReport& report, const ir::Program& program,
+                        const Source& source) {
   const std::string& width = program.width_name;
-  const auto size = [&](const std::optional<Exponent>& e) { return e ? power_of_width(*e, width) : std::string("-"); };
+  const auto size = [&](const std::optional<Exponent>& e) {
+    return e ? power_of_width(*e, width) : std::string("-");
+  };
   std::string out;
 
   // As many columns as the sizes keep changing from step to step.
   std::size_t steps = 0;
   for (const Feature& f : report.features)
     for (std::size_t t = 1; t < f.steps.size(); ++t)
-      if (t == 1 || f.steps[t].change != f.steps[t - 1].change || f.steps[t].by_variable != f.steps[t - 1].by_variable) steps = std::max(steps, t);
+      if (t == 1 || f.steps[t].change != f.steps[t - 1].change ||
+          f.steps[t].by_variable != f.steps[t - 1].by_variable)
+        steps = std::max(steps, t);
   constexpr std::size_t kMostSteps = 6;
   steps = std::min(steps, kMostSteps);
   std::vector<std::uint32_t> trained;
   for (const VariableEffect& e : report.effects)
     if (program.variables[e.variable].trained) trained.push_back(e.variable);
-  const bool attributed = steps > 0 && std::ssize(trained) <= kFewVariables && !report.features[0].steps[0].by_variable.empty();
+  const bool attributed = steps > 0 && std::ssize(trained) <= kFewVariables &&
+                          !report.features[0].steps[0].by_variable.empty();
 
   std::vector<Row> rows{{"value", "start"}};
-  for (std::size_t t = 1; t <= steps; ++t) rows[0].push_back(fmt::format("{}{}{}", t == 1 ? "change: " : "", t, t == steps && static_cast<int>(t) < report.steps ? ".." : ""));
+  for (std::size_t t = 1; t <= steps; ++t)
+    rows[0].push_back(fmt::format("{}{}{}", t == 1 ? "change: " : "", t,
+                                  t == steps && static_cast<int>(t) < report.steps ? ".." : ""));
   if (attributed)
     for (const std::uint32_t v : trained) rows[0].push_back("by " + program.variables[v].name);
   for (const Feature& f : report.features) {
     if (f.steps.empty()) continue;
     rows.push_back({f.name, size(f.steps[0].value)});
-    const auto at = [&](std::size_t t) -> const StepSize& { return f.steps[std::min(t, f.steps.size() - 1)]; };
-    for (std::size_t t = 1; t <= steps; ++t) rows.back().push_back(f.steps.size() > t || t > 1 ? size(at(t).change) : "");
+    const auto at = [&](std::size_t t) -> const StepSize& {
+      return f.steps[std::min(t, f.steps.size() - 1)];
+    };
+    for (std::size_t t = 1; t <= steps; ++t)
+      rows.back().push_back(f.steps.size() > t || t > 1 ? size(at(t).change) : "");
     if (attributed)
       for (const std::uint32_t v : trained) rows.back().push_back(size(at(steps).by_variable[v]));
   }
@@ -85,13 +102,20 @@ std::string regime_text(const RegimeReport& report, const ir::Program& program, 
   rows = {{"parameter", "used in", "size", "update", ""}};
   for (const VariableEffect& e : report.effects) {
     const ir::Variable& v = program.variables[e.variable];
-    const std::string what = !v.trained ? "not trained" : !e.update ? "never updated" : *e.update == 0 ? "maximal" : *e.update < 0 ? "vanishes" : "explodes";
+    const std::string what = !v.trained       ? "not trained"
+                             : !e.update      ? "never updated"
+                             : *e.update == 0 ? "maximal"
+                             : *e.update < 0  ? "vanishes"
+                                              : "explodes";
     std::string text = canonical_text(source, e.span);
     if (text.size() > 40) text = fmt::format("line {}", source.locate(e.span.begin).line);
     rows.push_back({v.name, text, size(e.initial), v.trained ? size(e.update) : "", what});
   }
   if (rows.size() > 1) out += "\n" + table(rows);
-  if (report.gaussian_start) out += "\nThe output is random (Gaussian) at the start, not a constant: its limit is conditional on its value.\n";
+  if (report.gaussian_start)
+    out +=
+        "\nThe output is random (Gaussian) at the start, not a constant: its limit is conditional "
+        "on its value.\n";
   out += fmt::format("\nverdict: {}\n", verdict(report));
 
   // The same change of all matrices of an array is one line.
@@ -100,11 +124,18 @@ std::string regime_text(const RegimeReport& report, const ir::Program& program, 
     const ir::Variable& v = program.variables[fix.variable];
     const std::string name = v.name.substr(0, v.name.find('['));
     std::string line = fmt::format("param {}: use ", name);
-    if (fix.initial != 0) line += fmt::format("variance {} instead of {}", number(v.variance_factor, *v.variance + 2 * fix.initial, width), number(v.variance_factor, *v.variance, width));
+    if (fix.initial != 0)
+      line += fmt::format("variance {} instead of {}",
+                          number(v.variance_factor, *v.variance + 2 * fix.initial, width),
+                          number(v.variance_factor, *v.variance, width));
     if (fix.initial != 0 && fix.rate != 0) line += ", ";
     if (fix.rate != 0) {
-      if (v.rate) line += fmt::format("lr = {} instead of {}", number(v.rate_factor, *v.rate + fix.rate, width), number(v.rate_factor, *v.rate, width));
-      else line += fmt::format("lr times {}", power_of_width(fix.rate, width));
+      if (v.rate)
+        line +=
+            fmt::format("lr = {} instead of {}", number(v.rate_factor, *v.rate + fix.rate, width),
+                        number(v.rate_factor, *v.rate, width));
+      else
+        line += fmt::format("lr times {}", power_of_width(fix.rate, width));
     }
     if (std::find(said.begin(), said.end(), line) == said.end()) said.push_back(line);
   }
@@ -115,28 +146,54 @@ std::string regime_text(const RegimeReport& report, const ir::Program& program, 
   return out;
 }
 
-std::string regime_json(const RegimeReport& report, const ir::Program& program, const Source& source) {
+std::string regime_json(const RegimeReport& report, const ir::Program& program,
+                        const Source& source) {
   using Json = nlohmann::ordered_json;
-  const auto power = [](const std::optional<Exponent>& e) { return e ? Json(to_double(*e)) : Json(nullptr); };
-  Json features = Json::array(), parameters = Json::array(), reports = Json::array(), fixes = Json::array();
+  const auto power = [](const std::optional<Exponent>& e) {
+    return e ? Json(to_double(*e)) : Json(nullptr);
+  };
+  Json features = Json::array(), parameters = Json::array(), reports = Json::array(),
+       fixes = Json::array();
   for (const Feature& f : report.features) {
     Json steps = Json::array();
     for (const StepSize& s : f.steps) {
       Json by = Json::object();
       for (std::size_t v = 0; v < s.by_variable.size(); ++v)
         if (program.variables[v].trained) by[program.variables[v].name] = power(s.by_variable[v]);
-      steps.push_back({{"size", power(s.value)}, {"change", power(s.change)}, {"by", std::move(by)}});
+      steps.push_back(
+          {{"size", power(s.value)}, {"change", power(s.change)}, {"by", std::move(by)}});
     }
-    features.push_back({{"name", f.name}, {"line", source.locate(f.span.begin).line}, {"output", f.prediction}, {"steps", std::move(steps)}});
+    features.push_back({{"name", f.name},
+                        {"line", source.locate(f.span.begin).line},
+                        {"output", f.prediction},
+                        {"steps", std::move(steps)}});
   }
   for (const VariableEffect& e : report.effects) {
     const ir::Variable& v = program.variables[e.variable];
-    parameters.push_back({{"name", v.name}, {"role", v.role}, {"trained", v.trained}, {"size", power(e.initial)}, {"update", power(e.update)}, {"entry", power(e.entry)}, {"maximal", e.maximal()}});
+    parameters.push_back({{"name", v.name},
+                          {"role", v.role},
+                          {"trained", v.trained},
+                          {"size", power(e.initial)},
+                          {"update", power(e.update)},
+                          {"entry", power(e.entry)},
+                          {"maximal", e.maximal()}});
   }
-  for (std::size_t k = 0; k < report.reports.size(); ++k) reports.push_back({{"name", program.reports[k].name}, {"order", power(report.reports[k])}});
-  for (const Fix& f : report.fixes) fixes.push_back({{"name", program.variables[f.variable].name}, {"variance", to_double(2 * f.initial)}, {"rate", to_double(f.rate)}});
-  Json out{{"file", source.name()}, {"regime", to_string(report.regime)}, {"maximal", report.maximal}, {"random_start", report.gaussian_start}, {"steps", report.steps}};
-  out["unstable"] = report.unstable ? Json{{"message", report.unstable->message}, {"label", report.unstable->label}, {"line", source.locate(report.unstable->span.begin).line}} : Json(nullptr);
+  for (std::size_t k = 0; k < report.reports.size(); ++k)
+    reports.push_back({{"name", program.reports[k].name}, {"order", power(report.reports[k])}});
+  for (const Fix& f : report.fixes)
+    fixes.push_back({{"name", program.variables[f.variable].name},
+                     {"variance", to_double(2 * f.initial)},
+                     {"rate", to_double(f.rate)}});
+  Json out{{"file", source.name()},
+           {"regime", to_string(report.regime)},
+           {"maximal", report.maximal},
+           {"random_start", report.gaussian_start},
+           {"steps", report.steps}};
+  out["unstable"] = report.unstable
+                        ? Json{{"message", report.unstable->message},
+                               {"label", report.unstable->label},
+                               {"line", source.locate(report.unstable->span.begin).line}}
+                        : Json(nullptr);
   out["features"] = std::move(features);
   out["parameters"] = std::move(parameters);
   out["reports"] = std::move(reports);
@@ -147,10 +204,14 @@ std::string regime_json(const RegimeReport& report, const ir::Program& program, 
 std::string parametrization_text(const RegimeReport& report, const ir::Program& program) {
   const std::string& width = program.width_name;
   std::string out;
-  struct Form { const char* title; Exponent (*shift)(Exponent b, Exponent c); };
-  const Form forms[]{{"multiplier 1", [](Exponent, Exponent) { return Exponent(0); }},
-                     {"variance without powers of the width", [](Exponent b, Exponent) { return b; }},
-                     {"SGD rate without powers of the width", [](Exponent, Exponent c) { return c / 2; }}};
+  struct Form {
+    const char* title;
+    Exponent (*shift)(Exponent b, Exponent c);
+  };
+  const Form forms[]{
+      {"multiplier 1", [](Exponent, Exponent) { return Exponent(0); }},
+      {"variance without powers of the width", [](Exponent b, Exponent) { return b; }},
+      {"SGD rate without powers of the width", [](Exponent, Exponent c) { return c / 2; }}};
   for (const Form& form : forms) {
     std::vector<Row> rows{{"parameter", "role", "multiplier", "variance", "SGD rate", "Adam rate"}};
     for (const VariableEffect& e : report.effects) {
@@ -158,13 +219,18 @@ std::string parametrization_text(const RegimeReport& report, const ir::Program& 
       if (!v.trained || !v.variance || !v.rate) continue;
       // W = n^-a w: (0, b, c) -> (t, b - t, c - 2 t), for Adam c - t.
       const Exponent b = -*v.variance / 2, c = -*v.rate, t = form.shift(b, c);
-      rows.push_back({v.name, v.role, power_of_width(-t, width), number(v.variance_factor, -2 * (b - t), width), number(v.rate_factor, -(c - 2 * t), width),
+      rows.push_back({v.name, v.role, power_of_width(-t, width),
+                      number(v.variance_factor, -2 * (b - t), width),
+                      number(v.rate_factor, -(c - 2 * t), width),
                       e.entry ? power_of_width(*e.entry + t, width) : "-"});
     }
-    if (rows.size() > 1) out += fmt::format("{}{}\n{}", out.empty() ? "" : "\n", form.title, table(rows));
+    if (rows.size() > 1)
+      out += fmt::format("{}{}\n{}", out.empty() ? "" : "\n", form.title, table(rows));
   }
   if (out.empty()) return "no parameter with a plain variance and rate is trained\n";
-  return out + "\nRates are factors of the base rate. Adam: the rate that makes updates as large as those of SGD, entry by entry.\n";
+  return out +
+         "\nRates are factors of the base rate. Adam: the rate that makes updates as large as "
+         "those of SGD, entry by entry.\n";
 }
 
 }  // namespace tplimit::cli

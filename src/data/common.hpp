@@ -31,8 +31,8 @@ inline Diagnostic file_error(std::string code, std::string message, std::string 
   return diagnostic;
 }
 
-/// Text from a file made fit for a one-line message: control bytes become \xNN, at most `limit` bytes, never half a
-/// code point.
+/// Text from a file made fit for a one-line message: control bytes become \xNN, at most `limit`
+/// bytes, never half a code point.
 inline std::string printable(std::string_view text, std::size_t limit = 32) {
   std::size_t size = std::min(text.size(), limit);
   if (size < text.size()) {
@@ -41,14 +41,18 @@ inline std::string printable(std::string_view text, std::size_t limit = 32) {
   std::string out;
   for (const char c : text.substr(0, size)) {
     const auto byte = static_cast<unsigned char>(c);
-    if (byte < 0x20 || byte == 0x7F) out += fmt::format("\\x{:02x}", byte);
-    else out += c;
+    if (byte < 0x20 || byte == 0x7F)
+      out += fmt::format("\\x{:02x}", byte);
+    else
+      out += c;
   }
   if (size < text.size()) out += "...";
   return out;
 }
 
-inline std::string display_name(const std::filesystem::path& file) { return printable(file.string(), 1000); }
+inline std::string display_name(const std::filesystem::path& file) {
+  return printable(file.string(), 1000);
+}
 
 /// A regular file, read by position.
 class File {
@@ -70,7 +74,8 @@ class File {
     file.size_ = std::filesystem::file_size(path, error);
     if (!error) file.stream_.open(path, std::ios::binary);
     if (error || !file.stream_) {
-      return file_error("E5101", fmt::format("{}: cannot be opened", file.name_), "check that you may read the file");
+      return file_error("E5101", fmt::format("{}: cannot be opened", file.name_),
+                        "check that you may read the file");
     }
     return file;
   }
@@ -115,23 +120,28 @@ Result<DataSet> within_memory(const std::filesystem::path& path, const Reader& r
 }
 
 /// `rows` if it is a non-empty part of 0..count, else E5107.  Absent: everything.
-inline Result<DataOptions::Rows> select_rows(const std::string& name, const DataOptions& options, std::int64_t count) {
+inline Result<DataOptions::Rows> select_rows(const std::string& name, const DataOptions& options,
+                                             std::int64_t count) {
   const DataOptions::Rows rows = options.rows.value_or(DataOptions::Rows{0, count});
   if (rows.begin < 0 || rows.end > count) {
     return file_error("E5107",
-                      fmt::format("{}: rows = {}..{}, but the file has {} rows", name, rows.begin, rows.end, count),
+                      fmt::format("{}: rows = {}..{}, but the file has {} rows", name, rows.begin,
+                                  rows.end, count),
                       fmt::format("choose a range within 0..{}; the end is not included", count));
   }
   if (rows.begin >= rows.end) {
-    return file_error("E5107", fmt::format("{}: rows = {}..{} selects no row", name, rows.begin, rows.end),
+    return file_error("E5107",
+                      fmt::format("{}: rows = {}..{} selects no row", name, rows.begin, rows.end),
                       fmt::format("choose a range within 0..{}; the end is not included", count));
   }
   return rows;
 }
 
-/// Each column of a row-major rows x columns array to mean 0 and standard deviation 1 (divisor: rows).  Columns that
-/// are constant to rounding become 0; their numbers are returned.  Safe for values of any finite size.
-inline std::vector<std::size_t> standardize_columns(std::vector<double>& values, std::size_t columns) {
+/// Each column of a row-major rows x columns array to mean 0 and standard deviation 1 (divisor:
+/// rows).  Columns that are constant to rounding become 0; their numbers are returned.  Safe for
+/// values of any finite size.
+inline std::vector<std::size_t> standardize_columns(std::vector<double>& values,
+                                                    std::size_t columns) {
   std::vector<std::size_t> constant;
   if (columns == 0 || values.empty()) return constant;
   const std::size_t rows = values.size() / columns;
@@ -146,16 +156,19 @@ inline std::vector<std::size_t> standardize_columns(std::vector<double>& values,
     low[j] = std::min(low[j], x);
     high[j] = std::max(high[j], x);
   });
-  // Deviations from the column's middle, in units of its half range, lie in [-1, 1]: no sum below can overflow or lose
-  // digits.
+  // Deviations from the column's middle, in units of its half range, lie in [-1, 1]: no sum below
+  // can overflow or lose digits.
   std::vector<double> middle(columns), unit(columns, 0);
   for (std::size_t j = 0; j < columns; ++j) {
     const double half_range = high[j] / 2 - low[j] / 2;
     middle[j] = low[j] / 2 + high[j] / 2;
-    // 4 eps: a column whose values differ by rounding only would come out as rounding noise of size 1.
-    if (half_range <= 2 * std::numeric_limits<double>::epsilon() * std::max(std::abs(low[j]), std::abs(high[j])))
+    // 4 eps: a column whose values differ by rounding only would come out as rounding noise of
+    // size 1.
+    if (half_range <=
+        2 * std::numeric_limits<double>::epsilon() * std::max(std::abs(low[j]), std::abs(high[j])))
       constant.push_back(j);
-    else unit[j] = half_range;
+    else
+      unit[j] = half_range;
   }
   each([&](double& x, std::size_t j) { x = unit[j] > 0 ? (x - middle[j]) / unit[j] : 0; });
   std::vector<double> mean(columns, 0), variance(columns, 0);
@@ -168,15 +181,19 @@ inline std::vector<std::size_t> standardize_columns(std::vector<double>& values,
 }
 
 /// W5201, one for all constant columns of a file.
-inline Diagnostic constant_columns_warning(const std::string& name, const std::vector<std::string>& columns) {
+inline Diagnostic constant_columns_warning(const std::string& name,
+                                           const std::vector<std::string>& columns) {
   constexpr std::size_t kNamed = 5;
   std::string list;
-  for (std::size_t i = 0; i < std::min(columns.size(), kNamed); ++i) list += (i == 0 ? "" : ", ") + columns[i];
+  for (std::size_t i = 0; i < std::min(columns.size(), kNamed); ++i)
+    list += (i == 0 ? "" : ", ") + columns[i];
   if (columns.size() > kNamed) list += fmt::format(" and {} more", columns.size() - kNamed);
   Diagnostic warning =
       file_error("W5201",
                  fmt::format("{}: {} constant over the selected rows and became 0: {}", name,
-                             columns.size() == 1 ? "1 column is" : fmt::format("{} columns are", columns.size()), list),
+                             columns.size() == 1 ? "1 column is"
+                                                 : fmt::format("{} columns are", columns.size()),
+                             list),
                  "leave such columns out, or select rows in which they vary");
   warning.severity = Severity::kWarning;
   return warning;
@@ -190,7 +207,8 @@ inline std::optional<std::int64_t> product(std::int64_t a, std::int64_t b) {
 
 /// "(3, 4)", for messages.
 inline std::string shape_text(const std::vector<std::int64_t>& shape) {
-  return shape.size() == 1 ? fmt::format("({},)", shape.front()) : fmt::format("({})", fmt::join(shape, ", "));
+  return shape.size() == 1 ? fmt::format("({},)", shape.front())
+                           : fmt::format("({})", fmt::join(shape, ", "));
 }
 
 /// How the numbers of a binary array are stored.
@@ -203,17 +221,20 @@ struct Element {
 inline double decode(const char* bytes, Element element) {
   std::uint64_t word = 0;
   for (std::size_t i = 0; i < element.size; ++i) {
-    const auto byte = static_cast<unsigned char>(bytes[element.big_endian ? i : element.size - 1 - i]);
+    const auto byte =
+        static_cast<unsigned char>(bytes[element.big_endian ? i : element.size - 1 - i]);
     word = (word << 8U) | byte;
   }
   const auto unused = static_cast<unsigned>(64 - 8 * element.size);
   switch (element.kind) {
     case Element::Kind::kBool: return word != 0 ? 1 : 0;
     case Element::Kind::kUnsigned: return static_cast<double>(word);
-    case Element::Kind::kSigned: return static_cast<double>(static_cast<std::int64_t>(word << unused) >> unused);
+    case Element::Kind::kSigned:
+      return static_cast<double>(static_cast<std::int64_t>(word << unused) >> unused);
     case Element::Kind::kFloat:
-      return element.size == 4 ? static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(word)))
-                               : std::bit_cast<double>(word);
+      return element.size == 4
+                 ? static_cast<double>(std::bit_cast<float>(static_cast<std::uint32_t>(word)))
+                 : std::bit_cast<double>(word);
   }
   return 0;
 }
@@ -232,36 +253,45 @@ struct Layout {
 inline Result<DataSet> read_array(File& file, const Layout& layout, const DataOptions& options) {
   const std::string& name = file.name();
   if (!options.targets.empty() || !options.columns.empty()) {
-    return file_error("E5108",
-                      fmt::format("{}: columns are chosen by name, but this kind of file has no column names", name),
-                      "leave out `target` and `columns`, and read targets from a file of their own; or use a csv file");
+    return file_error(
+        "E5108",
+        fmt::format("{}: columns are chosen by name, but this kind of file has no column names",
+                    name),
+        "leave out `target` and `columns`, and read targets from a file of their own; or use a csv "
+        "file");
   }
   if (options.standardize_target) {
-    return file_error("E5108", fmt::format("{}: standardize_target is set, but there is no target", name),
+    return file_error("E5108",
+                      fmt::format("{}: standardize_target is set, but there is no target", name),
                       "use `standardize` where the targets are read from a file of their own");
   }
   const auto& shape = layout.shape;
   if (shape.empty()) {
-    return file_error(layout.format_code, fmt::format("{}: holds a single number, not an array", name),
+    return file_error(layout.format_code,
+                      fmt::format("{}: holds a single number, not an array", name),
                       "the first axis must count samples");
   }
   if (std::find(shape.begin(), shape.end(), 0) != shape.end()) {
-    return file_error(layout.format_code,
-                      fmt::format("{}: the array has no values, its shape is {}", name, shape_text(shape)),
-                      "write a file with at least one sample");
+    return file_error(
+        layout.format_code,
+        fmt::format("{}: the array has no values, its shape is {}", name, shape_text(shape)),
+        "write a file with at least one sample");
   }
   std::optional<std::int64_t> per_row = 1;
   for (std::size_t i = 1; i < shape.size() && per_row; ++i) per_row = product(*per_row, shape[i]);
   const auto count = per_row ? product(shape.front(), *per_row) : std::nullopt;
-  const auto bytes = count ? product(*count, static_cast<std::int64_t>(layout.element.size)) : std::nullopt;
+  const auto bytes =
+      count ? product(*count, static_cast<std::int64_t>(layout.element.size)) : std::nullopt;
   const std::uint64_t present = file.size() - layout.position;
   if (!bytes || static_cast<std::uint64_t>(*bytes) != present) {
     const bool truncated = !bytes || static_cast<std::uint64_t>(*bytes) > present;
-    return file_error(layout.format_code,
-                      fmt::format("{}: {}: shape {} of {}-byte numbers needs {} bytes, the file has {}", name,
-                                  truncated ? "truncated" : "longer than its header says", shape_text(shape),
-                                  layout.element.size, bytes ? fmt::format("{}", *bytes) : "more than 2^63", present),
-                      "write or download the file again");
+    return file_error(
+        layout.format_code,
+        fmt::format("{}: {}: shape {} of {}-byte numbers needs {} bytes, the file has {}", name,
+                    truncated ? "truncated" : "longer than its header says", shape_text(shape),
+                    layout.element.size, bytes ? fmt::format("{}", *bytes) : "more than 2^63",
+                    present),
+        "write or download the file again");
   }
   auto selected = select_rows(name, options, shape.front());
   if (!selected) return selected.errors();
@@ -284,31 +314,36 @@ inline Result<DataSet> read_array(File& file, const Layout& layout, const DataOp
     return fmt::format("{}", fmt::join(index, ", "));
   };
   const auto not_finite = [&](std::int64_t row, std::size_t column, double value) {
-    return file_error("E5105",
-                      fmt::format("{}: value [{}{}{}] is {}", name, row, shape.size() > 1 ? ", " : "",
-                                  position_in_sample(column), std::isnan(value) ? "NaN" : "infinite"),
-                      "remove or replace the value, or leave its row out with rows = a..b");
+    return file_error(
+        "E5105",
+        fmt::format("{}: value [{}{}{}] is {}", name, row, shape.size() > 1 ? ", " : "",
+                    position_in_sample(column), std::isnan(value) ? "NaN" : "infinite"),
+        "remove or replace the value, or leave its row out with rows = a..b");
   };
 
-  // Numbers come from the file in one run: the selected rows in C order, everything in Fortran order (first axis
-  // fastest).
+  // Numbers come from the file in one run: the selected rows in C order, everything in Fortran
+  // order (first axis fastest).
   const std::int64_t first = layout.fortran_order ? 0 : row_begin * *per_row;
   const std::int64_t last = layout.fortran_order ? *count : row_end * *per_row;
   constexpr std::int64_t kChunk = 1 << 14;
-  std::vector<char> buffer(static_cast<std::size_t>(std::min(kChunk, last - first)) * layout.element.size);
+  std::vector<char> buffer(static_cast<std::size_t>(std::min(kChunk, last - first)) *
+                           layout.element.size);
   std::vector<std::int64_t> index(shape.size(), 0);  // Fortran order: of the number being read
-  std::size_t column = 0;                            // Fortran order: its place in a row-major sample
+  std::size_t column = 0;  // Fortran order: its place in a row-major sample
   std::size_t out = 0;
   for (std::int64_t begin = first; begin < last; begin += kChunk) {
     const std::int64_t chunk = std::min(kChunk, last - begin);
-    const std::uint64_t position = layout.position + static_cast<std::uint64_t>(begin) * layout.element.size;
+    const std::uint64_t position =
+        layout.position + static_cast<std::uint64_t>(begin) * layout.element.size;
     if (!file.read(position, buffer.data(), static_cast<std::size_t>(chunk) * layout.element.size))
       return file.unreadable();
     for (std::int64_t i = 0; i < chunk; ++i) {
-      const double value = decode(buffer.data() + static_cast<std::size_t>(i) * layout.element.size, layout.element);
+      const double value =
+          decode(buffer.data() + static_cast<std::size_t>(i) * layout.element.size, layout.element);
       if (!layout.fortran_order) {
         if (!std::isfinite(value))
-          return not_finite(row_begin + static_cast<std::int64_t>(out / columns), out % columns, value);
+          return not_finite(row_begin + static_cast<std::int64_t>(out / columns), out % columns,
+                            value);
         values[out++] = value;
         continue;
       }
@@ -318,10 +353,12 @@ inline Result<DataSet> read_array(File& file, const Layout& layout, const DataOp
       }
       if (++index[0] < shape[0]) continue;
       index[0] = 0;
-      for (std::size_t axis = 1; axis < shape.size() && ++index[axis] == shape[axis]; ++axis) index[axis] = 0;
+      for (std::size_t axis = 1; axis < shape.size() && ++index[axis] == shape[axis]; ++axis)
+        index[axis] = 0;
       column = 0;
       for (std::size_t axis = 1; axis < shape.size(); ++axis) {
-        column = column * static_cast<std::size_t>(shape[axis]) + static_cast<std::size_t>(index[axis]);
+        column =
+            column * static_cast<std::size_t>(shape[axis]) + static_cast<std::size_t>(index[axis]);
       }
     }
   }
@@ -339,7 +376,8 @@ inline Result<DataSet> read_array(File& file, const Layout& layout, const DataOp
 /// What other tools left in front: compressed or archived files, to say so.
 inline std::string archive_hint(std::string_view start) {
   if (start.starts_with("\x1f\x8b")) return "it is compressed: unpack it first with gunzip";
-  if (start.starts_with("PK\x03\x04")) return "it is a zip or npz archive: unpack it first and name the array file";
+  if (start.starts_with("PK\x03\x04"))
+    return "it is a zip or npz archive: unpack it first and name the array file";
   return {};
 }
 

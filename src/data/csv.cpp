@@ -85,7 +85,8 @@ class Records {
     }
     const std::string_view raw = start.substr(0, size);
     for (std::size_t i = 0; i < raw.size(); ++i) {
-      if (raw[i] == '\n' || (raw[i] == '\r' && (i + 1 == raw.size() || raw[i + 1] != '\n'))) ++next_line_;
+      if (raw[i] == '\n' || (raw[i] == '\r' && (i + 1 == raw.size() || raw[i + 1] != '\n')))
+        ++next_line_;
     }
     rest_.remove_prefix(size + 1);
     rest_.remove_prefix(std::min(rest_.find_first_not_of(" \t"), rest_.size()));
@@ -125,7 +126,8 @@ Parsed parse_number(std::string_view text, double& value) {
     if (text.starts_with('-')) return Parsed::kNotANumber;
   }
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (end != text.data() + text.size() || error == std::errc::invalid_argument) return Parsed::kNotANumber;
+  if (end != text.data() + text.size() || error == std::errc::invalid_argument)
+    return Parsed::kNotANumber;
   if (error == std::errc::result_out_of_range) {
     // Too large or too small?  The decimal exponent of the first digit that is not 0 tells.
     std::int64_t exponent = 0;
@@ -140,7 +142,8 @@ Parsed parse_number(std::string_view text, double& value) {
     const std::string_view mantissa = text.substr(0, e);
     const std::size_t digit = std::min(mantissa.find_first_of("123456789"), mantissa.size());
     const std::size_t point = std::min(mantissa.find('.'), mantissa.size());
-    if (exponent + static_cast<std::int64_t>(point) - static_cast<std::int64_t>(digit) > 0) return Parsed::kInfinite;
+    if (exponent + static_cast<std::int64_t>(point) - static_cast<std::int64_t>(digit) > 0)
+      return Parsed::kInfinite;
     value = 0;
   }
   if (std::isnan(value)) return Parsed::kNaN;
@@ -180,10 +183,10 @@ Result<Columns> choose_columns(const std::string& name, const std::vector<std::s
       const auto position = static_cast<std::size_t>(found - header.begin());
       if (use[position] != Use::kNone) {
         const bool both = use[position] != as;
-        return file_error(
-            "E5106",
-            fmt::format("{}: column '{}' is named {}", name, shown, both ? "as a feature and as a target" : "twice"),
-            "name it once");
+        return file_error("E5106",
+                          fmt::format("{}: column '{}' is named {}", name, shown,
+                                      both ? "as a feature and as a target" : "twice"),
+                          "name it once");
       }
       use[position] = as;
       out.push_back(position);
@@ -198,7 +201,8 @@ Result<Columns> choose_columns(const std::string& name, const std::vector<std::s
     }
   }
   if (columns.features.empty()) {
-    return file_error("E5106", fmt::format("{}: every column is a target, no feature is left", name),
+    return file_error("E5106",
+                      fmt::format("{}: every column is a target, no feature is left", name),
                       "name fewer target columns");
   }
   return columns;
@@ -210,7 +214,8 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
   data_files::File file = std::move(opened).value();
   const std::string& name = file.name();
   if (options.standardize_target && options.targets.empty()) {
-    return file_error("E5108", fmt::format("{}: standardize_target is set, but no target is named", name),
+    return file_error("E5108",
+                      fmt::format("{}: standardize_target is set, but no target is named", name),
                       "name the target: target = \"..\"");
   }
   std::string text(static_cast<std::size_t>(file.size()), '\0');
@@ -218,32 +223,38 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
 
   std::string_view content = text;
   if (std::string help = data_files::archive_hint(content); !help.empty()) {
-    return file_error("E5102", fmt::format("{}: no header: this is not text", name), std::move(help));
+    return file_error("E5102", fmt::format("{}: no header: this is not text", name),
+                      std::move(help));
   }
   if (content.starts_with("\xEF\xBB\xBF")) content.remove_prefix(3);  // byte order mark
   Records records(content);
   const auto malformed = [&] {
-    return file_error("E5103", fmt::format("{}: line {}: {}", name, records.line(), records.fault()),
+    return file_error("E5103",
+                      fmt::format("{}: line {}: {}", name, records.line(), records.fault()),
                       "write \"\" for a quote inside a quoted value, and close each quote");
   };
 
   const bool has_header = records.next();
   if (!records.fault().empty()) return malformed();
   if (!has_header || records.blank()) {
-    return file_error(
-        "E5102", fmt::format("{}: no header: {}", name, has_header ? "the first line is empty" : "the file is empty"),
-        "the first line must hold the names of the columns, separated by commas");
+    return file_error("E5102",
+                      fmt::format("{}: no header: {}", name,
+                                  has_header ? "the first line is empty" : "the file is empty"),
+                      "the first line must hold the names of the columns, separated by commas");
   }
   std::vector<std::string> header;
   bool only_numbers = true;
   for (const Field& field : records.fields()) {
     double ignored = 0;
-    only_numbers = only_numbers && !field.quoted && parse_number(field.text, ignored) == Parsed::kNumber;
+    only_numbers =
+        only_numbers && !field.quoted && parse_number(field.text, ignored) == Parsed::kNumber;
     header.emplace_back(field.text);
   }
   if (only_numbers) {
-    return file_error("E5102", fmt::format("{}: no header: the first line holds numbers, not names of columns", name),
-                      "put a line with the names of the columns first, or quote names that look like numbers");
+    return file_error(
+        "E5102",
+        fmt::format("{}: no header: the first line holds numbers, not names of columns", name),
+        "put a line with the names of the columns first, or quote names that look like numbers");
   }
   auto chosen = choose_columns(name, header, options);
   if (!chosen) return chosen.errors();
@@ -251,7 +262,8 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
 
   DataSet data;
   std::vector<double> targets;
-  const auto append = [&](const std::vector<std::size_t>& from, std::vector<double>& to) -> std::optional<Diagnostic> {
+  const auto append = [&](const std::vector<std::size_t>& from,
+                          std::vector<double>& to) -> std::optional<Diagnostic> {
     for (const std::size_t i : from) {
       const std::string_view field = records.fields()[i].text;
       double value = 0;
@@ -260,13 +272,15 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
         to.push_back(value);
         continue;
       }
-      const std::string place = fmt::format("{}: line {}, column '{}'", name, records.line(), printable(header[i]));
+      const std::string place =
+          fmt::format("{}: line {}, column '{}'", name, records.line(), printable(header[i]));
       if (parsed == Parsed::kNotANumber) {
         const bool other_separator = field.find_first_of(";\t|") != std::string_view::npos;
         return file_error(
             "E5104",
             fmt::format("{}: {}", place,
-                        field.empty() ? "the value is missing" : fmt::format("'{}' is not a number", printable(field))),
+                        field.empty() ? "the value is missing"
+                                      : fmt::format("'{}' is not a number", printable(field))),
             other_separator ? "separate values by commas, and write 1.5, not 1,5"
                             : "write a number, or choose other columns with `columns`");
       }
@@ -278,7 +292,8 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
     return std::nullopt;
   };
 
-  const bool can_stop = options.rows && options.rows->begin >= 0 && options.rows->begin < options.rows->end;
+  const bool can_stop =
+      options.rows && options.rows->begin >= 0 && options.rows->begin < options.rows->end;
   std::int64_t row = 0;
   std::size_t blank_line = 0;
   while (!(can_stop && row == options.rows->end) && records.next()) {
@@ -294,10 +309,11 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
       const auto count = [](std::size_t n, std::string_view what) {
         return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s");
       };
-      return file_error("E5103",
-                        fmt::format("{}: line {}: {}, but the header names {}", name, records.line(),
-                                    count(records.fields().size(), "value"), count(header.size(), "column")),
-                        "give each line one value for each column; quote values that contain a comma");
+      return file_error(
+          "E5103",
+          fmt::format("{}: line {}: {}, but the header names {}", name, records.line(),
+                      count(records.fields().size(), "value"), count(header.size(), "column")),
+          "give each line one value for each column; quote values that contain a comma");
     }
     if (!options.rows || (row >= options.rows->begin && row < options.rows->end)) {
       if (auto error = append(columns.features, data.features.values)) return *error;
@@ -316,7 +332,8 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
   data.features.shape = {rows, static_cast<std::int64_t>(columns.features.size())};
   if (!columns.targets.empty()) {
     data.target = Array{{rows}, std::move(targets)};
-    if (columns.targets.size() > 1) data.target->shape.push_back(static_cast<std::int64_t>(columns.targets.size()));
+    if (columns.targets.size() > 1)
+      data.target->shape.push_back(static_cast<std::int64_t>(columns.targets.size()));
   }
   std::vector<std::string> constant;
   const auto standardize = [&](std::vector<double>& values, const std::vector<std::size_t>& from) {
@@ -325,7 +342,8 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
   };
   if (options.standardize) standardize(data.features.values, columns.features);
   if (options.standardize_target) standardize(data.target->values, columns.targets);
-  if (!constant.empty()) data.warnings.push_back(data_files::constant_columns_warning(name, constant));
+  if (!constant.empty())
+    data.warnings.push_back(data_files::constant_columns_warning(name, constant));
   return data;
 }
 

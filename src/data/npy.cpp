@@ -14,7 +14,8 @@ namespace {
 using data_files::Element;
 using data_files::File;
 
-/// Reads the Python literals of an npy header: {'descr': '<f8', 'fortran_order': False, 'shape': (3, 4), }
+/// Reads the Python literals of an npy header: {'descr': '<f8', 'fortran_order': False, 'shape':
+/// (3, 4), }
 class HeaderText {
  public:
   explicit HeaderText(std::string_view text) : rest_(text) {}
@@ -40,7 +41,8 @@ class HeaderText {
   }
   std::optional<bool> boolean() {
     skip_space();
-    for (const auto& [word, value] : {std::pair{std::string_view("True"), true}, {std::string_view("False"), false}}) {
+    for (const auto& [word, value] :
+         {std::pair{std::string_view("True"), true}, {std::string_view("False"), false}}) {
       if (!rest_.starts_with(word)) continue;
       rest_.remove_prefix(word.size());
       return value;
@@ -81,18 +83,26 @@ class HeaderText {
 std::optional<Element> element_of(std::string_view descr) {
   bool big_endian = false;
   if (!descr.empty() && std::string_view("<>|=").find(descr.front()) != std::string_view::npos) {
-    big_endian = descr.front() == '>' || (descr.front() == '=' && std::endian::native == std::endian::big);
+    big_endian =
+        descr.front() == '>' || (descr.front() == '=' && std::endian::native == std::endian::big);
     descr.remove_prefix(1);
   }
   if (descr.size() != 2) return std::nullopt;
   const std::size_t size = static_cast<std::size_t>(descr[1] - '0');
   const bool whole = size == 1 || size == 2 || size == 4 || size == 8;
   switch (descr[0]) {
-    case 'b': return size == 1 ? std::optional(Element{Element::Kind::kBool, size, false}) : std::nullopt;
-    case 'u': return whole ? std::optional(Element{Element::Kind::kUnsigned, size, big_endian}) : std::nullopt;
-    case 'i': return whole ? std::optional(Element{Element::Kind::kSigned, size, big_endian}) : std::nullopt;
+    case 'b':
+      return size == 1 ? std::optional(Element{Element::Kind::kBool, size, false}) : std::nullopt;
+    case 'u':
+      return whole ? std::optional(Element{Element::Kind::kUnsigned, size, big_endian})
+                   : std::nullopt;
+    case 'i':
+      return whole ? std::optional(Element{Element::Kind::kSigned, size, big_endian})
+                   : std::nullopt;
     case 'f':
-      return size == 4 || size == 8 ? std::optional(Element{Element::Kind::kFloat, size, big_endian}) : std::nullopt;
+      return size == 4 || size == 8
+                 ? std::optional(Element{Element::Kind::kFloat, size, big_endian})
+                 : std::nullopt;
     default: return std::nullopt;
   }
 }
@@ -101,16 +111,20 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
   auto opened = File::open(path);
   if (!opened) return opened.errors();
   File file = std::move(opened).value();
-  const auto malformed = [&](std::string_view what, std::string help = "write it again with numpy.save") {
-    return data_files::file_error("E5111", fmt::format("{}: not an npy file: {}", file.name(), what), std::move(help));
+  const auto malformed = [&](std::string_view what,
+                             std::string help = "write it again with numpy.save") {
+    return data_files::file_error(
+        "E5111", fmt::format("{}: not an npy file: {}", file.name(), what), std::move(help));
   };
   const auto unsupported = [&](std::string_view type) {
     return data_files::file_error(
         "E5112", fmt::format("{}: elements of type {} are not supported", file.name(), type),
-        "save integers, bool, float32 or float64, for example numpy.save(file, x.astype(numpy.float64))");
+        "save integers, bool, float32 or float64, for example numpy.save(file, "
+        "x.astype(numpy.float64))");
   };
 
-  // Magic, version, length of the header (2 bytes in version 1, else 4, little-endian), header, numbers.
+  // Magic, version, length of the header (2 bytes in version 1, else 4, little-endian), header,
+  // numbers.
   constexpr std::string_view kMagic = "\x93NUMPY";
   std::array<char, 12> start{};
   const auto present = static_cast<std::size_t>(std::min<std::uint64_t>(file.size(), start.size()));
@@ -126,10 +140,11 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
   const std::size_t length_bytes = major == 1 ? 2 : 4;
   const std::size_t header_begin = 8 + length_bytes;
   if (present < header_begin) return malformed("it is cut off within the header");
-  const auto length =
-      static_cast<std::uint64_t>(data_files::decode(start.data() + 8, {Element::Kind::kUnsigned, length_bytes, false}));
+  const auto length = static_cast<std::uint64_t>(
+      data_files::decode(start.data() + 8, {Element::Kind::kUnsigned, length_bytes, false}));
   if (length > file.size() - header_begin) return malformed("it is cut off within the header");
-  constexpr std::uint64_t kMaxHeader = 1 << 20;  // NumPy itself refuses more than 10,000 bytes from strangers
+  constexpr std::uint64_t kMaxHeader =
+      1 << 20;  // NumPy itself refuses more than 10,000 bytes from strangers
   if (length > kMaxHeader) return malformed(fmt::format("a header of {} bytes", length));
   std::string text(static_cast<std::size_t>(length), '\0');
   if (!file.read(header_begin, text.data(), text.size())) return file.unreadable();
@@ -161,9 +176,11 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
     if (good && !header.accept(',') && !header.next_is('}')) good = false;
   }
   if (!good || !header.at_end() || !element || !fortran_order || !shape) {
-    return malformed(fmt::format("its header is not understood: {}", data_files::printable(text, 80)));
+    return malformed(
+        fmt::format("its header is not understood: {}", data_files::printable(text, 80)));
   }
-  return data_files::read_array(file, {*shape, *element, header_begin + length, *fortran_order, "E5111"}, options);
+  return data_files::read_array(
+      file, {*shape, *element, header_begin + length, *fortran_order, "E5111"}, options);
 }
 
 }  // namespace

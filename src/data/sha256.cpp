@@ -69,7 +69,8 @@ std::string sha256(std::string_view bytes) {
   push(0x80);
   while (filled != 56) push(0);
   const std::uint64_t bits = static_cast<std::uint64_t>(bytes.size()) * 8;
-  for (unsigned shift = 64; shift > 0; shift -= 8) push(static_cast<unsigned char>(bits >> (shift - 8)));
+  for (unsigned shift = 64; shift > 0; shift -= 8)
+    push(static_cast<unsigned char>(bits >> (shift - 8)));
 
   constexpr std::string_view kDigits = "0123456789abcdef";
   std::string hex;

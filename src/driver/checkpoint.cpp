@@ -11,7 +11,9 @@ Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
 Checkpoint::~Checkpoint() = default;
 
 Result<Checkpoint> Checkpoint::open(CheckpointOptions options) {
-  auto runs = engines::RunStore::open({std::move(options.folder), options.interval_s, version(), std::move(options.identity), options.stop, std::move(options.warn), options.ranks});
+  auto runs = engines::RunStore::open({std::move(options.folder), options.interval_s, version(),
+                                       std::move(options.identity), options.stop,
+                                       std::move(options.warn), options.ranks});
   if (!runs) return runs.errors();
   return Checkpoint(std::move(*runs));
 }

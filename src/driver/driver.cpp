@@ -97,7 +97,8 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
   module.constants = options.constants;
   module.program = erase_identities(lowered->program);
   verify(module.program);
-  if (const auto node = certain_nan(module.program)) return diagnose(module.program, {{"E4101", "", ""}, *node});
+  if (const auto node = certain_nan(module.program))
+    return diagnose(module.program, {{"E4101", "", ""}, *node});
   module.written = std::make_shared<const Program>(std::move(lowered->program));
   module.warnings = std::move(lowered->warnings);
   if (!ablations.any()) module.kernels = std::move(lowered->kernels);
@@ -106,14 +107,20 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
 }
 
 Result<Source> read_source(const std::filesystem::path& file) {
-  const auto unreadable = [&](std::string message, std::string help) { return Diagnostic{Severity::kError, "E5001", std::move(message), {}, "", std::move(help), {}, false}; };
+  const auto unreadable = [&](std::string message, std::string help) {
+    return Diagnostic{
+        Severity::kError, "E5001", std::move(message), {}, "", std::move(help), {}, false};
+  };
   constexpr std::size_t kMost = 16 << 20;  // devices have no end
   std::ifstream in(file, std::ios::binary);
   std::string text;
   std::array<char, 1 << 16> piece{};
   if (std::filesystem::is_directory(file)) in.setstate(std::ios::failbit);
-  while (in && text.size() <= kMost && (in.read(piece.data(), piece.size()) || in.gcount() > 0)) text.append(piece.data(), static_cast<std::size_t>(in.gcount()));
-  if (text.size() > kMost) return unreadable(fmt::format("'{}' is no program: it is longer than 16 MiB", file.string()), "large arrays belong in data files: data X = npy(\"FILE\")");
+  while (in && text.size() <= kMost && (in.read(piece.data(), piece.size()) || in.gcount() > 0))
+    text.append(piece.data(), static_cast<std::size_t>(in.gcount()));
+  if (text.size() > kMost)
+    return unreadable(fmt::format("'{}' is no program: it is longer than 16 MiB", file.string()),
+                      "large arrays belong in data files: data X = npy(\"FILE\")");
   if (!in.eof()) return unreadable(fmt::format("cannot read '{}'", file.string()), "");
   return Source(file.string(), std::move(text));
 }
@@ -145,16 +152,19 @@ std::optional<CovarianceLimit> covariance_limit(const Program& program) {
   return CovarianceLimit{std::move(programs), std::move(*limit)};
 }
 
-/// The limit of the program by leading orders; a report that tends to a Gaussian becomes its covariance.  Where that is not enough, by graded
-/// values, conditional on random outputs drawn from the seed.
+/// The limit of the program by leading orders; a report that tends to a Gaussian becomes its
+/// covariance.  Where that is not enough, by graded values, conditional on random outputs drawn
+/// from the seed.
 Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& options) {
   const Program program = cancel_terms(written);
   const GradedOptions graded{options.seed, options.draw, Exponent(1, 2), options.given};
   Result<LeadingOrder> limit = leading_order(program);
   // Graded values are no better where dropped terms decide on jumps.
-  if (options.given && (limit || limit.errors()[0].code != "E3108")) return graded_limit(program, graded);
+  if (options.given && (limit || limit.errors()[0].code != "E3108"))
+    return graded_limit(program, graded);
   if (limit && limit->undecided && program.steps.empty())
-    if (Result<LeadingOrder> drawn = graded_limit(program, graded); drawn && drawn->random_outputs) return drawn;
+    if (Result<LeadingOrder> drawn = graded_limit(program, graded); drawn && drawn->random_outputs)
+      return drawn;
   if (limit || limit.errors()[0].code != "E3102") return limit;
   if (auto covariances = covariance_limit(program)) return std::move(covariances->limit);
   return graded_limit(program, graded);
@@ -164,7 +174,9 @@ Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& opt
 
 Result<LeadingOrder> check(const Module& module) { return limit_of(module.program, {}); }
 
-RegimeReport regime(const Module& module, bool every_share) { return count_powers(*module.written, every_share); }
+RegimeReport regime(const Module& module, bool every_share) {
+  return count_powers(*module.written, every_share);
+}
 
 /// The networks' outputs for kernels of outputs, where a report is linear in these.
 static void use_outputs(Module& module) {
@@ -175,7 +187,9 @@ static void use_outputs(Module& module) {
   for (const OutputKernel& k : module.kernels)
     if (products.emplace(k.kernel, k.product).second) kernels.push_back(k.kernel);
   for (Report& report : program.reports) {
-    const bool linear = std::all_of(report.entries.begin(), report.entries.end(), [&](const auto& entry) { return linear_in(b, entry.value, kernels); });
+    const bool linear =
+        std::all_of(report.entries.begin(), report.entries.end(),
+                    [&](const auto& entry) { return linear_in(b, entry.value, kernels); });
     for (auto& entry : report.entries) {
       if (!linear || !depends_on(b, entry.value, kernels)) continue;
       b.set_origin(report.span, program[entry.value].context);
@@ -191,18 +205,35 @@ Result<Module> conditioned(Module module, const GradedOptions::Given& given) {
   Program program = module.program;
   NodeId f;
   for (const NamedValue& named : program.names)
-    if (named.name == given.name && named.kind == NamedValue::Kind::kValue && (!f.valid() || named.value < f)) f = named.value;
-  const auto refused = [&](std::string message) { return Diagnostic{Severity::kError, "E3107", std::move(message), f.valid() ? program[f].span : Span{}, "", "--given NAME=VALUE sets a random output such as v @ z / sqrt(n) at its first occurrence", {}, f.valid()}; };
+    if (named.name == given.name && named.kind == NamedValue::Kind::kValue &&
+        (!f.valid() || named.value < f))
+      f = named.value;
+  const auto refused = [&](std::string message) {
+    return Diagnostic{
+        Severity::kError,
+        "E3107",
+        std::move(message),
+        f.valid() ? program[f].span : Span{},
+        "",
+        "--given NAME=VALUE sets a random output such as v @ z / sqrt(n) at its first occurrence",
+        {},
+        f.valid()};
+  };
   if (!f.valid()) return refused(fmt::format("no value '{}' reaches a report", given.name));
   Builder b(program);
   b.set_origin(program[f].span, program[f].context);
   const std::int64_t size = size_of(program[f].type.dims);
   std::vector<double> values = given.values;
   if (values.size() == 1) values.assign(static_cast<std::size_t>(size), values[0]);
-  if (static_cast<std::int64_t>(values.size()) != size) return refused(fmt::format("'{}' has {} entries, given are {}", given.name, size, values.size()));
-  const auto parts = b.type(f).width ? std::nullopt : readouts_of(b, f, readout_candidates(program));
+  if (static_cast<std::int64_t>(values.size()) != size)
+    return refused(
+        fmt::format("'{}' has {} entries, given are {}", given.name, size, values.size()));
+  const auto parts =
+      b.type(f).width ? std::nullopt : readouts_of(b, f, readout_candidates(program));
   if (!parts) return refused(fmt::format("'{}' is not linear in an initial vector", given.name));
-  const auto rows = [&](NodeId slope) { return b.reshape(slope, {size, size_of(b.type(slope).dims) / size}); };
+  const auto rows = [&](NodeId slope) {
+    return b.reshape(slope, {size, size_of(b.type(slope).dims) / size});
+  };
   NodeId covariance;
   for (const auto& [source, slope] : parts->slopes) {
     const NodeId own = b.scale(1, 1, b.contract(rows(slope), rows(slope), 0, 1, true));
@@ -210,12 +241,17 @@ Result<Module> conditioned(Module module, const GradedOptions::Given& given) {
   }
   std::vector<double> unit(static_cast<std::size_t>(size * size), 0.0);
   for (std::int64_t k = 0; k < size; ++k) unit[static_cast<std::size_t>(k * size + k)] = 1;
-  const NodeId inverse = b.add(TrainingOperator{1, std::numeric_limits<double>::infinity(), 0, false}, {covariance, b.constant(std::move(unit), {size, size})});
-  const NodeId missing = b.reshape(b.minus(b.constant(std::move(values), program[f].type.dims), f), {size});
+  const NodeId inverse =
+      b.add(TrainingOperator{1, std::numeric_limits<double>::infinity(), 0, false},
+            {covariance, b.constant(std::move(unit), {size, size})});
+  const NodeId missing =
+      b.reshape(b.minus(b.constant(std::move(values), program[f].type.dims), f), {size});
   const NodeId weights = b.reshape(b.contract(inverse, missing, 0, 1, false), {1, size});
   std::map<NodeId, NodeId> moved;
   for (const auto& [source, slope] : parts->slopes)
-    moved[source] = b.plus(source, b.reshape(b.contract(b.permute(rows(slope), {1, 0}), weights, 0, 1, false), b.type(source).dims));
+    moved[source] =
+        b.plus(source, b.reshape(b.contract(b.permute(rows(slope), {1, 0}), weights, 0, 1, false),
+                                 b.type(source).dims));
   const auto follow = [&](NodeId& id) { id = substituted(b, id, moved); };
   for (Report& report : program.reports)
     for (auto& entry : report.entries) follow(entry.value);
@@ -229,24 +265,35 @@ Result<Module> conditioned(Module module, const GradedOptions::Given& given) {
 Module comparable(Module module) {
   if (!module.kernels.empty()) use_outputs(module);
   if (leading_order(module.program)) return module;
-  if (auto covariances = covariance_limit(module.program)) module.program = std::move(covariances->programs.networks);
+  if (auto covariances = covariance_limit(module.program))
+    module.program = std::move(covariances->programs.networks);
   return module;
 }
 
 namespace {
 
 using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) { return std::chrono::duration<double>(Clock::now() - start).count(); }
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
 
-int thread_count(int asked, const Communicator& ranks) { return asked > 0 ? asked : ranks.threads(); }
-double memory_limit(double asked, const Communicator& ranks) { return asked > 0 ? asked : 0.8 * ranks.memory(); }
+int thread_count(int asked, const Communicator& ranks) {
+  return asked > 0 ? asked : ranks.threads();
+}
+double memory_limit(double asked, const Communicator& ranks) {
+  return asked > 0 ? asked : 0.8 * ranks.memory();
+}
 
-std::string bytes_text(double bytes) { return bytes >= 1e9 ? fmt::format("{:.1f} GB", bytes / 1e9) : fmt::format("{:.0f} MB", std::max(1.0, bytes / 1e6)); }
+std::string bytes_text(double bytes) {
+  return bytes >= 1e9 ? fmt::format("{:.1f} GB", bytes / 1e9)
+                      : fmt::format("{:.0f} MB", std::max(1.0, bytes / 1e6));
+}
 
 /// Counts finished runs and tells the caller, one call at a time.
 class ProgressCounter {
  public:
-  ProgressCounter(const Progress& progress, std::int64_t total) : progress_(progress), total_(total) {}
+  ProgressCounter(const Progress& progress, std::int64_t total)
+      : progress_(progress), total_(total) {}
   void extend(std::int64_t more) {
     const std::scoped_lock lock(mutex_);
     total_ += more;
@@ -265,13 +312,23 @@ class ProgressCounter {
 /// Turns a stop of an engine into a diagnostic: which line, which iteration, which report is lost.
 Diagnostic diagnose(const Program& program, const RunFailure& failure) {
   const Node& node = program[failure.node];
-  Diagnostic d{Severity::kError, failure.stop.code, failure.stop.message, node.span, "", failure.stop.help, {}, true};
+  Diagnostic d{Severity::kError,
+               failure.stop.code,
+               failure.stop.message,
+               node.span,
+               "",
+               failure.stop.help,
+               {},
+               true};
   if (failure.stop.code == "E4101") {
     d.message = "a number is not finite (overflow, or an operation outside its domain)";
     d.label = "first seen here";
-    d.help = "a smaller learning rate or initial variance often helps; log and sqrt need positive arguments";
+    d.help =
+        "a smaller learning rate or initial variance often helps; log and sqrt need positive "
+        "arguments";
   }
-  if (node.context) d.notes.push_back({"in the iteration " + program.contexts[node.context], node.span});
+  if (node.context)
+    d.notes.push_back({"in the iteration " + program.contexts[node.context], node.span});
   std::vector<bool> reached(program.size(), false);
   reached[failure.node.value] = true;
   for (std::size_t k = failure.node.value + 1; k < program.size(); ++k)
@@ -280,8 +337,11 @@ Diagnostic diagnose(const Program& program, const RunFailure& failure) {
     for (const auto& entry : report.entries)
       if (reached[entry.value.value]) {
         std::string index;
-        for (std::size_t j = 0; j < entry.index.size(); ++j) index += fmt::format("{}{} = {}", j ? ", " : " at ", report.index_names[j], entry.index[j]);
-        d.notes.push_back({fmt::format("it reaches report '{}' first{}", report.name, index), report.span});
+        for (std::size_t j = 0; j < entry.index.size(); ++j)
+          index +=
+              fmt::format("{}{} = {}", j ? ", " : " at ", report.index_names[j], entry.index[j]);
+        d.notes.push_back(
+            {fmt::format("it reaches report '{}' first{}", report.name, index), report.span});
         return d;
       }
   return d;
@@ -292,10 +352,10 @@ struct RunSet {
   const Schedule* schedule;
   int count;
   RunSettings settings;
-  const Executor* executor;    ///< also of the ranks over which the particles of each run are spread
-  bool side_by_side;           ///< one thread for each run, not all for one after the other
+  const Executor* executor;  ///< also of the ranks over which the particles of each run are spread
+  bool side_by_side;         ///< one thread for each run, not all for one after the other
   std::function<void(RunSettings&, std::int64_t)> prepare;  ///< sets what differs in run k
-  Checkpoint* checkpoint;      ///< may be null
+  Checkpoint* checkpoint;                                   ///< may be null
 
   [[nodiscard]] RunSettings settings_of(std::int64_t k) const {
     RunSettings own = settings;
@@ -303,7 +363,8 @@ struct RunSet {
     return own;
   }
 };
-using RunOutcome = std::variant<std::monostate, RunResult, RunFailure>;  ///< none if an earlier run failed
+using RunOutcome =
+    std::variant<std::monostate, RunResult, RunFailure>;  ///< none if an earlier run failed
 
 /// Those runs k for which mine(k).
 template <class Mine>
@@ -322,7 +383,9 @@ std::vector<RunOutcome> run_some(const RunSet& set, Mine mine, ProgressCounter& 
     const Executor single(1);  // of its own, to count its operations
     const Executor& inner = set.side_by_side ? single : *set.executor;
     const RunSettings own_settings = set.settings_of(k);
-    auto outcome = set.checkpoint ? set.checkpoint->runs().run(program, *set.schedule, own_settings, inner) : engines::run_program(*set.schedule, own_settings, inner);
+    auto outcome = set.checkpoint
+                       ? set.checkpoint->runs().run(program, *set.schedule, own_settings, inner)
+                       : engines::run_program(*set.schedule, own_settings, inner);
     if (std::holds_alternative<RunFailure>(outcome)) stop = true;
     std::visit([&](auto& own) { out[static_cast<std::size_t>(k)] = std::move(own); }, outcome);
     if (set.side_by_side) set.executor->count(single.operations());
@@ -332,13 +395,15 @@ std::vector<RunOutcome> run_some(const RunSet& set, Mine mine, ProgressCounter& 
   return out;
 }
 
-/// All results, or what went wrong in the first run that failed: it is repeated in trace mode to find where the first bad number appears.
+/// All results, or what went wrong in the first run that failed: it is repeated in trace mode to
+/// find where the first bad number appears.
 Result<std::vector<RunResult>> results_of(const RunSet& set, std::vector<RunOutcome> outcomes) {
   for (std::size_t k = 0; k < outcomes.size(); ++k) {
     auto* failure = std::get_if<RunFailure>(&outcomes[k]);
     if (!failure) continue;
     if (failure->stop.code == "E5206") return set.checkpoint->runs().interrupted();
-    if (failure->stop.code == "E4101" || failure->stop.code.empty()) {  // empty: a network of another rank
+    if (failure->stop.code == "E4101" ||
+        failure->stop.code.empty()) {  // empty: a network of another rank
       RunSettings own = set.settings_of(static_cast<std::int64_t>(k));
       own.trace = true;
       auto traced = engines::run_program(*set.schedule, own, *set.executor);
@@ -351,7 +416,8 @@ Result<std::vector<RunResult>> results_of(const RunSet& set, std::vector<RunOutc
   return results;
 }
 
-/// The averages that outputs are computed from: nodes with coordinates behind them and only finite operations after.
+/// The averages that outputs are computed from: nodes with coordinates behind them and only finite
+/// operations after.
 std::vector<NodeId> atoms_of(const Program& program, const std::vector<NodeId>& outputs) {
   std::vector<bool> seen(program.size(), false);
   std::vector<NodeId> stack = outputs, atoms;
@@ -361,8 +427,10 @@ std::vector<NodeId> atoms_of(const Program& program, const std::vector<NodeId>& 
     if (seen[id.value]) continue;
     seen[id.value] = true;
     const Node& node = program[id];
-    if (is_average(node.op) || std::holds_alternative<Samples>(node.op)) atoms.push_back(id);
-    else stack.insert(stack.end(), node.in.begin(), node.in.end());
+    if (is_average(node.op) || std::holds_alternative<Samples>(node.op))
+      atoms.push_back(id);
+    else
+      stack.insert(stack.end(), node.in.begin(), node.in.end());
   }
   std::sort(atoms.begin(), atoms.end());
   return atoms;
@@ -391,13 +459,17 @@ std::optional<NodeId> eigenvalues_behind(const Program& program, NodeId id) {
   for (;;) {
     const Node& node = program[id];
     if (std::holds_alternative<Eigvals>(node.op)) return id;
-    if (!std::holds_alternative<Gather>(node.op) && !std::holds_alternative<Reshape>(node.op)) return std::nullopt;
+    if (!std::holds_alternative<Gather>(node.op) && !std::holds_alternative<Reshape>(node.op))
+      return std::nullopt;
     id = node.in[0];
   }
 }
 
-/// "An eigenvalue within 3 errors of 0 or of its neighbour, or below rank_tol^2 times the largest, is not resolved."
-std::vector<double> unresolved_flags(const std::vector<double>& values, const std::vector<double>& errors, std::int64_t count, double rank_tol) {
+/// "An eigenvalue within 3 errors of 0 or of its neighbour, or below rank_tol^2 times the largest,
+/// is not resolved."
+std::vector<double> unresolved_flags(const std::vector<double>& values,
+                                     const std::vector<double>& errors, std::int64_t count,
+                                     double rank_tol) {
   std::vector<double> flags(values.size(), 0.0);
   const auto k = static_cast<std::size_t>(count);
   for (std::size_t base = 0; base < values.size(); base += k) {
@@ -407,7 +479,9 @@ std::vector<double> unresolved_flags(const std::vector<double>& values, const st
       const double v = values[base + i], e = errors.empty() ? 0 : errors[base + i];
       bool bad = std::abs(v) <= 3 * e || std::abs(v) < rank_tol * rank_tol * largest;
       for (const std::size_t j : {i - 1, i + 1})
-        if (j < k) bad = bad || std::abs(values[base + j] - v) <= 3 * std::hypot(e, errors.empty() ? 0 : errors[base + j]);
+        if (j < k)
+          bad = bad || std::abs(values[base + j] - v) <=
+                           3 * std::hypot(e, errors.empty() ? 0 : errors[base + j]);
       flags[base + i] = bad ? 1 : 0;
     }
   }
@@ -415,11 +489,15 @@ std::vector<double> unresolved_flags(const std::vector<double>& values, const st
 }
 
 bool all_finite(std::span<const std::vector<double>> values) {
-  return std::all_of(values.begin(), values.end(), [](const auto& v) { return std::all_of(v.begin(), v.end(), [](double x) { return std::isfinite(x); }); });
+  return std::all_of(values.begin(), values.end(), [](const auto& v) {
+    return std::all_of(v.begin(), v.end(), [](double x) { return std::isfinite(x); });
+  });
 }
 
 /// The first finite node behind `wanted` with a value that is not finite, given the averages.
-RunFailure first_not_finite(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<const double*>& given) {
+RunFailure first_not_finite(const Program& program, const std::vector<NodeId>& atoms,
+                            const std::vector<NodeId>& wanted,
+                            const std::vector<const double*>& given) {
   std::vector<bool> behind(program.size(), false);
   for (const NodeId id : wanted) behind[id.value] = true;
   std::vector<NodeId> nodes;
@@ -433,27 +511,36 @@ RunFailure first_not_finite(const Program& program, const std::vector<NodeId>& a
   const auto values = FiniteEvaluator(program, atoms, nodes).evaluate(given);
   for (std::size_t k = 0; k < nodes.size(); ++k)
     // An infinite constant may be meant, as in max(x, -inf).
-    if (!std::holds_alternative<Constant>(program[nodes[k]].op) && !all_finite({&values[k], 1})) return {{"E4101", "a number is not finite", ""}, nodes[k]};
-  return {{"E4101", "a number is not finite", ""}, wanted.empty() ? program.reports.front().entries.front().value : wanted.front()};
+    if (!std::holds_alternative<Constant>(program[nodes[k]].op) && !all_finite({&values[k], 1}))
+      return {{"E4101", "a number is not finite", ""}, nodes[k]};
+  return {{"E4101", "a number is not finite", ""},
+          wanted.empty() ? program.reports.front().entries.front().value : wanted.front()};
 }
 
-/// Values of finite nodes from averages pooled over runs, errors by jackknife over runs and from what the runs do not resolve.
+/// Values of finite nodes from averages pooled over runs, errors by jackknife over runs and from
+/// what the runs do not resolve.
 struct Pooled {
   std::vector<std::vector<double>> value, error;
   Undetermined undetermined;          ///< of the program whose limit this is
   Marks by_rounding;                  ///< of the limit program
   std::optional<RunFailure> failure;  ///< a value is not finite, or not everywhere within its error
 };
-/// Adds in squares what the values change by if each average is off by its unresolved error, with random signs.
+/// Adds in squares what the values change by if each average is off by its unresolved error, with
+/// random signs.
 template <class Evaluate>
-void add_unresolved(Pooled& out, const std::vector<std::vector<double>>& mean, const std::vector<std::vector<double>>& unresolved, Evaluate evaluate_at) {
+void add_unresolved(Pooled& out, const std::vector<std::vector<double>>& mean,
+                    const std::vector<std::vector<double>>& unresolved, Evaluate evaluate_at) {
   constexpr int kRepeats = 8;
-  if (std::all_of(unresolved.begin(), unresolved.end(), [](const auto& e) { return std::all_of(e.begin(), e.end(), [](double x) { return x == 0; }); })) return;
+  if (std::all_of(unresolved.begin(), unresolved.end(), [](const auto& e) {
+        return std::all_of(e.begin(), e.end(), [](double x) { return x == 0; });
+      }))
+    return;
   std::vector<std::vector<std::vector<double>>> changed;
   for (std::uint64_t k = 0; k < kRepeats; ++k) {
     std::vector<std::vector<double>> at = mean;
     for (std::size_t a = 0; a < at.size(); ++a)
-      for (std::size_t j = 0; j < at[a].size(); ++j) at[a][j] += (mix_key(mix_key(k, a), j) & 1 ? 1 : -1) * unresolved[a][j];
+      for (std::size_t j = 0; j < at[a].size(); ++j)
+        at[a][j] += (mix_key(mix_key(k, a), j) & 1 ? 1 : -1) * unresolved[a][j];
     changed.push_back(evaluate_at(at));
   }
   for (std::size_t w = 0; w < out.error.size(); ++w)
@@ -469,7 +556,8 @@ void add_unresolved(Pooled& out, const std::vector<std::vector<double>>& mean, c
 }
 
 /// Of each average over the runs.
-std::vector<std::vector<double>> means_of(const Program& program, const std::vector<NodeId>& atoms, const std::vector<RunResult>& runs) {
+std::vector<std::vector<double>> means_of(const Program& program, const std::vector<NodeId>& atoms,
+                                          const std::vector<RunResult>& runs) {
   const std::size_t count = runs.size();
   std::vector<std::vector<double>> mean(atoms.size());
   for (std::size_t a = 0; a < atoms.size(); ++a) {
@@ -489,10 +577,14 @@ std::vector<std::vector<double>> means_of(const Program& program, const std::vec
   return mean;
 }
 
-/// What values that jump change by, as root mean squares, if averages are off by their errors as they came out together: with
-/// factors g / sqrt(R (R - 1)) for the deviation of each of R runs, g normal.  So values of sums over many jumps have the errors of
-/// what decides.  Errors are taken 2.5 times as large, so that a jump that lies within 5 of them is crossed, in 2 of 100 draws or more.
-std::vector<std::vector<double>> spread_over_jumps(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs, const std::vector<std::vector<double>>& unresolved) {
+/// What values that jump change by, as root mean squares, if averages are off by their errors as
+/// they came out together: with factors g / sqrt(R (R - 1)) for the deviation of each of R runs, g
+/// normal.  So values of sums over many jumps have the errors of what decides.  Errors are
+/// taken 2.5 times as large, so that a jump that lies within 5 of them is crossed, in 2 of 100
+/// draws or more.
+std::vector<std::vector<double>> spread_over_jumps(
+    const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted,
+    const std::vector<RunResult>& runs, const std::vector<std::vector<double>>& unresolved) {
   constexpr int kDraws = 256;
   constexpr double kStretch = 2.5;
   const auto mean = means_of(program, atoms, runs);
@@ -514,20 +606,24 @@ std::vector<std::vector<double>> spread_over_jumps(const Program& program, const
       if (std::holds_alternative<Samples>(program[atoms[a]].op)) continue;
       for (std::size_t j = 0; j < at[a].size(); ++j) {
         double change = (mix_key(mix_key(k, a), j) & 1 ? 1 : -1) * unresolved[a][j];
-        for (std::size_t i = 0; i < runs.size(); ++i) change += normals[i] * (runs[i].values[a][j] - mean[a][j]) / std::sqrt(r * (r - 1));
+        for (std::size_t i = 0; i < runs.size(); ++i)
+          change += normals[i] * (runs[i].values[a][j] - mean[a][j]) / std::sqrt(r * (r - 1));
         at[a][j] += kStretch * change;
       }
     }
     const auto values = evaluate_at(at);
     for (std::size_t w = 0; w < values.size(); ++w)
-      for (std::size_t j = 0; j < values[w].size(); ++j) squares[w][j] += std::pow(values[w][j] - centre[w][j], 2) / kDraws;
+      for (std::size_t j = 0; j < values[w].size(); ++j)
+        squares[w][j] += std::pow(values[w][j] - centre[w][j], 2) / kDraws;
   }
   for (auto& v : squares)
     for (double& x : v) x = std::sqrt(x);
   return squares;
 }
 
-Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs, const std::vector<std::vector<double>>& unresolved) {
+Pooled pool(const Program& program, const std::vector<NodeId>& atoms,
+            const std::vector<NodeId>& wanted, const std::vector<RunResult>& runs,
+            const std::vector<std::vector<double>>& unresolved) {
   FiniteEvaluator tail(program, atoms, wanted);
   const std::size_t count = runs.size();
   const auto mean = means_of(program, atoms, runs);
@@ -557,7 +653,8 @@ Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std:
     for (std::size_t a = 0; a < atoms.size(); ++a) {
       without[a] = mean[a];
       if (std::holds_alternative<Samples>(program[atoms[a]].op)) continue;
-      for (std::size_t j = 0; j < mean[a].size(); ++j) without[a][j] += (mean[a][j] - run.values[a][j]) / (r - 1);
+      for (std::size_t j = 0; j < mean[a].size(); ++j)
+        without[a][j] += (mean[a][j] - run.values[a][j]) / (r - 1);
     }
     const auto values = evaluate_at(without);
     if (!all_finite(values)) fail_at(without);
@@ -571,19 +668,26 @@ Pooled pool(const Program& program, const std::vector<NodeId>& atoms, const std:
   for (std::size_t w = 0; w < sum.size(); ++w) {
     out.error.emplace_back();
     for (std::size_t j = 0; j < sum[w].size(); ++j)
-      out.error[w].push_back(std::sqrt(std::max(0.0, (sum_of_squares[w][j] - sum[w][j] * sum[w][j] / r) * (r - 1) / r)));
+      out.error[w].push_back(std::sqrt(
+          std::max(0.0, (sum_of_squares[w][j] - sum[w][j] * sum[w][j] / r) * (r - 1) / r)));
   }
   add_unresolved(out, mean, unresolved, evaluate_at);
   return out;
 }
 
-/// Runs of up to this many particles are too short to be divided among threads well: they run side by side.
+/// Runs of up to this many particles are too short to be divided among threads well: they run side
+/// by side.
 constexpr std::int64_t kSideBySide = 16384;
 
 class LimitEvaluation {
  public:
   /// `only_methods`: to say which method a report needs; nothing can be run.
-  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options, bool only_methods = false) : limit_(limit), program_(limit.program), options_(options), threads_(thread_count(options.threads, *options.ranks)) {
+  LimitEvaluation(const LeadingOrder& limit, const EvaluateOptions& options,
+                  bool only_methods = false)
+      : limit_(limit),
+        program_(limit.program),
+        options_(options),
+        threads_(thread_count(options.threads, *options.ranks)) {
     outputs_ = outputs_of(program_);
     for (const Report& report : program_.reports)
       for (const auto& entry : report.entries)
@@ -622,22 +726,33 @@ class LimitEvaluation {
     double rank_tol;
   };
 
-  /// `target`: an error that is aimed at; where sampling alone misses it, only that is found out and `promising` is false.
+  /// `target`: an error that is aimed at; where sampling alone misses it, only that is found out
+  /// and `promising` is false.
   struct Outcome {
     LimitResult result;
     bool promising = true;
   };
-  Result<Outcome> run(const Resolution& resolution, std::optional<double> target, ProgressCounter& progress) {
+  Result<Outcome> run(const Resolution& resolution, std::optional<double> target,
+                      ProgressCounter& progress) {
     const std::int64_t particles = particles_ = resolution.particles;
     if (auto refused = too_many_samples(particles)) return *refused;
     if (auto refused = too_few_particles(particles)) return *refused;
     const double most = memory_limit(options_.memory_bytes, *options_.ranks);
     if (const double bytes = memory(resolution, options_.randomisations); bytes > most)
-      return Diagnostic{Severity::kError, "E4202", fmt::format("the run needs up to {} of memory{}, but {} may be used", bytes_text(bytes), options_.ranks->size() > 1 ? " on each rank" : "", bytes_text(most)), {}, "",
-                        "use fewer --particles, a larger --rank-tol, or raise --memory", {}, false};
+      return Diagnostic{
+          Severity::kError,
+          "E4202",
+          fmt::format("the run needs up to {} of memory{}, but {} may be used", bytes_text(bytes),
+                      options_.ranks->size() > 1 ? " on each rank" : "", bytes_text(most)),
+          {},
+          "",
+          "use fewer --particles, a larger --rank-tol, or raise --memory",
+          {},
+          false};
     const Traffic before = options_.ranks->traffic();
     LimitResult out;
-    out.engine = {"particles", particles, options_.randomisations, options_.seed, threads_, resolution.rank_tol, 0};
+    out.engine = {"particles",         particles, options_.randomisations, options_.seed, threads_,
+                  resolution.rank_tol, 0};
     out.engine.single_precision = options_.single_precision;
     out.engine.merge_rows = options_.merge_rows;
     out.engine.ranks = options_.ranks->size();
@@ -672,28 +787,57 @@ class LimitEvaluation {
       if (!error) return error.errors();
       truncation = std::move(*error);
     }
-    // What linear algebra proves has no other error, and shows directions that were dropped as rounding.
+    // What linear algebra proves has no other error, and shows directions that were dropped as
+    // rounding.
     std::vector<std::vector<double>> of_proved;
-    if (resolution.rank_tol > 0 && count > 1) of_proved = truncation_of_proved(resolution, runs->front(), std::max(dropped, resolution.rank_tol), progress);
+    if (resolution.rank_tol > 0 && count > 1)
+      of_proved = truncation_of_proved(resolution, runs->front(),
+                                       std::max(dropped, resolution.rank_tol), progress);
     if (stopped)
-      out.warnings.push_back({Severity::kWarning, "W5401", fmt::format("moment matching stopped: too many directions (rank {}) for {} particles", out.engine.largest_rank, particles), {}, "",
-                              "raise --particles for smaller errors", {}, false});
-    // The bias is of order rank / particles, the standard error of order (particles * randomisations)^(-1/2): from here on their
-    // ratio is no longer small (docs/theory.md, "Bias at high rank").
-    const double rank = static_cast<double>(out.engine.largest_rank), bias = rank / static_cast<double>(particles);
+      out.warnings.push_back(
+          {Severity::kWarning,
+           "W5401",
+           fmt::format("moment matching stopped: too many directions (rank {}) for {} particles",
+                       out.engine.largest_rank, particles),
+           {},
+           "",
+           "raise --particles for smaller errors",
+           {},
+           false});
+    // The bias is of order rank / particles, the standard error of order (particles *
+    // randomisations)^(-1/2): from here on their ratio is no longer small (docs/theory.md, "Bias at
+    // high rank").
+    const double rank = static_cast<double>(out.engine.largest_rank),
+                 bias = rank / static_cast<double>(particles);
     if (rank * rank * count > 4 * static_cast<double>(particles)) {
       const Resolution twice{2 * particles, resolution.rank_tol};
       if (count > 1 && memory(twice, (count + 1) / 2) <= most) {
-        out.engine.memory_estimate = std::max(out.engine.memory_estimate, base_memory_ + memory(twice, (count + 1) / 2));
+        out.engine.memory_estimate =
+            std::max(out.engine.memory_estimate, base_memory_ + memory(twice, (count + 1) / 2));
         const int pairs = (count + 1) / 2;
         progress.extend(pairs);
-        auto joined = run_particles(twice, pairs, [&](std::int64_t k) { return std::vector{key(2 * k), key((2 * k + 1) % count)}; }, progress);
+        auto joined = run_particles(
+            twice, pairs,
+            [&](std::int64_t k) {
+              return std::vector{key(2 * k), key((2 * k + 1) % count)};
+            },
+            progress);
         if (!joined) return joined.errors();
         extrapolate(*runs, *joined);
         out.engine.extrapolated = true;
       } else {
-        out.warnings.push_back({Severity::kWarning, "W5402", fmt::format("errors do not contain the bias, which is of relative order rank / particles = {:.1g}", bias), {}, "",
-                                count > 1 ? "raise --memory: runs of twice the particles remove it" : "use 2 randomisations or more: then it is removed by extrapolation", {}, false});
+        out.warnings.push_back(
+            {Severity::kWarning,
+             "W5402",
+             fmt::format("errors do not contain the bias, which is of relative order rank / "
+                         "particles = {:.1g}",
+                         bias),
+             {},
+             "",
+             count > 1 ? "raise --memory: runs of twice the particles remove it"
+                       : "use 2 randomisations or more: then it is removed by extrapolation",
+             {},
+             false});
       }
     }
     Pooled pooled = with_moments(*runs);
@@ -701,10 +845,12 @@ class LimitEvaluation {
     out.engine.sampling_error = largest_reported(pooled.error, pooled);
     if (truncation.empty()) truncation = std::move(of_proved);
     for (std::size_t k = 0; k < of_proved.size(); ++k)
-      for (std::size_t j = 0; j < of_proved[k].size(); ++j) truncation[k][j] = std::max(truncation[k][j], of_proved[k][j]);
+      for (std::size_t j = 0; j < of_proved[k].size(); ++j)
+        truncation[k][j] = std::max(truncation[k][j], of_proved[k][j]);
     if (!truncation.empty()) out.engine.truncation_error = largest_reported(truncation, pooled);
     for (std::size_t k = 0; k < truncation.size(); ++k)
-      for (std::size_t j = 0; j < pooled.error[k].size(); ++j) pooled.error[k][j] = std::hypot(pooled.error[k][j], truncation[k][j]);
+      for (std::size_t j = 0; j < pooled.error[k].size(); ++j)
+        pooled.error[k][j] = std::hypot(pooled.error[k][j], truncation[k][j]);
     collect(std::move(pooled), out);
     out.engine.product_flops = executor_->operations();
     out.engine.sums = options_.ranks->traffic().sums - before.sums;
@@ -715,31 +861,58 @@ class LimitEvaluation {
   /// E4203: particles are drawn without repeats.
   [[nodiscard]] std::optional<Diagnostic> too_many_samples(std::int64_t particles) const {
     for (const NodeId id : atoms_)
-      if (const auto* samples = std::get_if<Samples>(&program_[id].op); samples && samples->count > particles * options_.randomisations)
-        return diagnose(program_, {{"E4203", fmt::format("{} samples are asked for, but there are {} particles", samples->count, particles * options_.randomisations), "ask for fewer samples, or use more --particles or --randomisations"}, id});
+      if (const auto* samples = std::get_if<Samples>(&program_[id].op);
+          samples && samples->count > particles * options_.randomisations)
+        return diagnose(program_,
+                        {{"E4203",
+                          fmt::format("{} samples are asked for, but there are {} particles",
+                                      samples->count, particles * options_.randomisations),
+                          "ask for fewer samples, or use more --particles or --randomisations"},
+                         id});
     return std::nullopt;
   }
 
-  /// E4102 for the first report with an infinite mean, E4301 for the first that the asked engine cannot do.
+  /// E4102 for the first report with an infinite mean, E4301 for the first that the asked engine
+  /// cannot do.
   [[nodiscard]] std::optional<Diagnostic> refusal() const {
     for (const Report& report : program_.reports)
       for (const auto& entry : report.entries) {
         if (!moments_ || known(entry.value)) continue;
         const engines::MomentValue& v = (*moments_)[entry.value];
         if (!v.infinite) continue;
-        Diagnostic d{Severity::kError, "E4102", fmt::format("report '{}' needs a mean that is infinite, or too heavy to compute", report.name), report.span, v.why,
-                     "samples would print a number that means nothing; bound what is averaged", {}, true};
-        if (program_[v.culprit].span != report.span) d.notes.push_back({"because of this", program_[v.culprit].span});
+        Diagnostic d{
+            Severity::kError,
+            "E4102",
+            fmt::format("report '{}' needs a mean that is infinite, or too heavy to compute",
+                        report.name),
+            report.span,
+            v.why,
+            "samples would print a number that means nothing; bound what is averaged",
+            {},
+            true};
+        if (program_[v.culprit].span != report.span)
+          d.notes.push_back({"because of this", program_[v.culprit].span});
         return d;
       }
-    if (options_.engine != Engine::kExact && options_.engine != Engine::kMoments) return std::nullopt;
+    if (options_.engine != Engine::kExact && options_.engine != Engine::kMoments)
+      return std::nullopt;
     const Method weakest = options_.engine == Engine::kExact ? Method::kExact : Method::kQuadrature;
     for (const Report& report : program_.reports) {
       const ReportMethod m = method_of(report);
       if (m.method <= weakest) continue;
-      Diagnostic d{Severity::kError, "E4301", fmt::format("report '{}' is beyond the engine '{}'", report.name, options_.engine == Engine::kExact ? "exact" : "moments"), report.span,
-                   m.why, "use --engine auto", {}, true};
-      if (m.culprit != report.span) d.notes.push_back({m.iteration.empty() ? "because of this" : "because of this, in the iteration " + m.iteration, m.culprit});
+      Diagnostic d{Severity::kError,
+                   "E4301",
+                   fmt::format("report '{}' is beyond the engine '{}'", report.name,
+                               options_.engine == Engine::kExact ? "exact" : "moments"),
+                   report.span,
+                   m.why,
+                   "use --engine auto",
+                   {},
+                   true};
+      if (m.culprit != report.span)
+        d.notes.push_back({m.iteration.empty() ? "because of this"
+                                               : "because of this, in the iteration " + m.iteration,
+                           m.culprit});
       return d;
     }
     return std::nullopt;
@@ -775,19 +948,26 @@ class LimitEvaluation {
  private:
   /// By the tolerance.
   [[nodiscard]] bool covered(const Report& report) const {
-    return options_.tolerance_on.empty() || std::find(options_.tolerance_on.begin(), options_.tolerance_on.end(), report.name) != options_.tolerance_on.end();
+    return options_.tolerance_on.empty() ||
+           std::find(options_.tolerance_on.begin(), options_.tolerance_on.end(), report.name) !=
+               options_.tolerance_on.end();
   }
 
   /// Entry j of value i of report k.
-  [[nodiscard]] bool undetermined(const Pooled& pooled, std::size_t k, std::size_t i, std::size_t j) const {
+  [[nodiscard]] bool undetermined(const Pooled& pooled, std::size_t k, std::size_t i,
+                                  std::size_t j) const {
     const NodeId value = program_.reports[k].entries[i].value;
-    return (limit_.source && pooled.undetermined.holds(limit_.source->reports[k].entries[i].value, j)) || (!known(value) && pooled.by_rounding.holds(value, j));
+    return (limit_.source &&
+            pooled.undetermined.holds(limit_.source->reports[k].entries[i].value, j)) ||
+           (!known(value) && pooled.by_rounding.holds(value, j));
   }
   /// Over all entries of reports that the tolerance covers, of errors of outputs.
-  [[nodiscard]] double largest_reported(const std::vector<std::vector<double>>& errors, const Pooled& pooled) const {
+  [[nodiscard]] double largest_reported(const std::vector<std::vector<double>>& errors,
+                                        const Pooled& pooled) const {
     double out = 0;
     for (std::size_t k = 0; k < program_.reports.size(); ++k)
-      for (std::size_t i = 0; covered(program_.reports[k]) && i < program_.reports[k].entries.size(); ++i) {
+      for (std::size_t i = 0;
+           covered(program_.reports[k]) && i < program_.reports[k].entries.size(); ++i) {
         const auto& own = errors[slot(program_.reports[k].entries[i].value)];
         for (std::size_t j = 0; j < own.size(); ++j)
           if (!undetermined(pooled, k, i, j)) out = std::max(out, own[j]);
@@ -795,44 +975,62 @@ class LimitEvaluation {
     return out;
   }
 
-  /// Dropping directions leaves an error that grows at least in proportion to rank_tol: half of what a threefold rank_tol changes, in
-  /// the same randomisations, whose errors of sampling nearly cancel.
-  Result<std::vector<std::vector<double>>> truncation_error(const Resolution& resolution, const std::vector<RunResult>& runs, ProgressCounter& progress) {
+  /// Dropping directions leaves an error that grows at least in proportion to rank_tol: half of
+  /// what a threefold rank_tol changes, in the same randomisations, whose errors of sampling nearly
+  /// cancel.
+  Result<std::vector<std::vector<double>>> truncation_error(const Resolution& resolution,
+                                                            const std::vector<RunResult>& runs,
+                                                            ProgressCounter& progress) {
     const int count = (static_cast<int>(runs.size()) + 1) / 2;
     progress.extend(count);
-    auto coarse = run_particles({resolution.particles, std::min(0.5, 3 * resolution.rank_tol)}, count, [&](std::int64_t k) { return std::vector{key(k)}; }, progress);
+    auto coarse = run_particles(
+        {resolution.particles, std::min(0.5, 3 * resolution.rank_tol)}, count,
+        [&](std::int64_t k) { return std::vector{key(k)}; }, progress);
     if (!coarse) return coarse.errors();
-    const Pooled fine = with_moments({runs.begin(), runs.begin() + count}), rough = with_moments(*coarse);
+    const Pooled fine = with_moments({runs.begin(), runs.begin() + count}),
+                 rough = with_moments(*coarse);
     for (const Pooled* pooled : {&fine, &rough})
       if (pooled->failure) return diagnose(program_, *pooled->failure);
     std::vector<std::vector<double>> out = rough.value;
     for (std::size_t k = 0; k < out.size(); ++k)
-      for (std::size_t j = 0; j < out[k].size(); ++j) out[k][j] = std::abs(out[k][j] - fine.value[k][j]) / 2;
+      for (std::size_t j = 0; j < out[k].size(); ++j)
+        out[k][j] = std::abs(out[k][j] - fine.value[k][j]) / 2;
     return out;
   }
 
-  /// For outputs that only dropped directions make inexact: the change if a thousand times smaller ones are kept.  They are the same in all
-  /// randomisations, one suffices.  Where it needs too many directions, an estimate.
-  [[nodiscard]] std::vector<std::vector<double>> truncation_of_proved(const Resolution& resolution, const RunResult& run, double dropped, ProgressCounter& progress) {
+  /// For outputs that only dropped directions make inexact: the change if a thousand times smaller
+  /// ones are kept.  They are the same in all randomisations, one suffices.  Where it needs too
+  /// many directions, an estimate.
+  [[nodiscard]] std::vector<std::vector<double>> truncation_of_proved(const Resolution& resolution,
+                                                                      const RunResult& run,
+                                                                      double dropped,
+                                                                      ProgressCounter& progress) {
     std::vector<bool> behind_matrix(program_.size(), false);
     for (std::size_t k = 0; k < program_.size(); ++k) {
       behind_matrix[k] = std::holds_alternative<MatMul>(program_.nodes[k].op);
-      for (const NodeId in : program_.nodes[k].in) behind_matrix[k] = behind_matrix[k] || behind_matrix[in.value];
+      for (const NodeId in : program_.nodes[k].in)
+        behind_matrix[k] = behind_matrix[k] || behind_matrix[in.value];
     }
-    const auto concerned = [&](NodeId id) { return !known(id) && proved_[id.value] && behind_matrix[id.value]; };
-    if (run.matching_stopped || std::none_of(outputs_.begin(), outputs_.end(), concerned)) return {};
+    const auto concerned = [&](NodeId id) {
+      return !known(id) && proved_[id.value] && behind_matrix[id.value];
+    };
+    if (run.matching_stopped || std::none_of(outputs_.begin(), outputs_.end(), concerned))
+      return {};
     const Resolution finest{resolution.particles, 1e-3 * resolution.rank_tol};
     Result<std::vector<RunResult>> fine = Diagnostics{};
-    if (engines::estimate_memory(schedule_, settings(finest), options_.ranks->size()) <= memory_limit(options_.memory_bytes, *options_.ranks)) {
+    if (engines::estimate_memory(schedule_, settings(finest), options_.ranks->size()) <=
+        memory_limit(options_.memory_bytes, *options_.ranks)) {
       progress.extend(1);
-      fine = run_particles(finest, 1, [&](std::int64_t) { return std::vector{key(0)}; }, progress);
+      fine = run_particles(
+          finest, 1, [&](std::int64_t) { return std::vector{key(0)}; }, progress);
     }
     const Pooled own = with_moments({run}), finer = fine ? with_moments(*fine) : Pooled{};
     std::vector<std::vector<double>> out;
     for (std::size_t k = 0; k < outputs_.size(); ++k) {
       out.emplace_back(own.value[k].size(), 0.0);
       for (std::size_t j = 0; j < out[k].size() && concerned(outputs_[k]); ++j)
-        out[k][j] = fine && !finer.failure ? std::abs(own.value[k][j] - finer.value[k][j]) : dropped * std::abs(own.value[k][j]);
+        out[k][j] = fine && !finer.failure ? std::abs(own.value[k][j] - finer.value[k][j])
+                                           : dropped * std::abs(own.value[k][j]);
     }
     return out;
   }
@@ -847,26 +1045,37 @@ class LimitEvaluation {
       if (d.margin.valid()) margins.push_back(d.margin);
     std::sort(margins.begin(), margins.end());
     moments_->set_margins(std::move(margins));
-    if (only_methods || options_.engine == Engine::kAuto || options_.engine == Engine::kParticles) moments_->set_budget(budget(only_methods));
-    if (only_methods) moments_->survey();
-    else moments_->run();
+    if (only_methods || options_.engine == Engine::kAuto || options_.engine == Engine::kParticles)
+      moments_->set_budget(budget(only_methods));
+    if (only_methods)
+      moments_->survey();
+    else
+      moments_->run();
     // Particles would print a number.
-    if (options_.engine == Engine::kParticles && std::none_of(outputs_.begin(), outputs_.end(), [&](NodeId id) { return (*moments_)[id].infinite; })) moments_.reset();
+    if (options_.engine == Engine::kParticles &&
+        std::none_of(outputs_.begin(), outputs_.end(),
+                     [&](NodeId id) { return (*moments_)[id].infinite; }))
+      moments_.reset();
   }
   [[nodiscard]] bool may_be_infinite() const {
-    return std::any_of(program_.nodes.begin(), program_.nodes.end(), [&](const Node& node) { return may_have_heavy_tails(program_, node); });
+    return std::any_of(program_.nodes.begin(), program_.nodes.end(),
+                       [&](const Node& node) { return may_have_heavy_tails(program_, node); });
   }
-  /// Of moments where particles can do the same, or find out that they must: half of the cost of the particles, but for small programs.
+  /// Of moments where particles can do the same, or find out that they must: half of the cost of
+  /// the particles, but for small programs.
   [[nodiscard]] engines::MomentEngine::Budget budget(bool only_methods) const {
     constexpr double kEvaluation = 20;  // operations of one
-    constexpr double kCheaper = 4;      // operations of moments in the time of one of particles, of bench/cliffs/linear_residual.tp
+    constexpr double kCheaper = 4;      // operations of moments in the time of one of particles, of
+                                        // bench/cliffs/linear_residual.tp
     engines::MomentEngine::Budget out{1e7, 1e9};
     if (only_methods) {
-      if (options_.engine != Engine::kAuto) out.operations = std::numeric_limits<double>::infinity();
+      if (options_.engine != Engine::kAuto)
+        out.operations = std::numeric_limits<double>::infinity();
       return out;
     }
     const Schedule all = engines::make_schedule(program_, atoms_of(program_, outputs_));
-    const std::int64_t particles = options_.particles.value_or(options_.tolerance ? 2048 : kDefaultParticles);
+    const std::int64_t particles =
+        options_.particles.value_or(options_.tolerance ? 2048 : kDefaultParticles);
     const double cost = options_.randomisations * engines::estimate_operations(all, particles);
     return {std::max(2e6, 0.25 * cost / kEvaluation), std::max(1e9, kCheaper * 0.5 * cost)};
   }
@@ -879,42 +1088,71 @@ class LimitEvaluation {
         case engines::MomentMethod::kQuadrature: return Method::kQuadrature;
       }
     }
-    return sampled_[id.value] ? Method::kSamples : random_[id.value] ? Method::kParticles : Method::kExact;
+    return sampled_[id.value]  ? Method::kSamples
+           : random_[id.value] ? Method::kParticles
+                               : Method::kExact;
   }
   /// Once matching stops, nothing is exact.
   [[nodiscard]] static bool matched(const std::vector<RunResult>& runs) {
-    return std::none_of(runs.begin(), runs.end(), [](const RunResult& run) { return run.matching_stopped; });
+    return std::none_of(runs.begin(), runs.end(),
+                        [](const RunResult& run) { return run.matching_stopped; });
   }
   [[nodiscard]] Unresolved unresolved_by(const std::vector<RunResult>& runs) const {
-    return unresolved(program_, atoms_, runs, matched(runs) ? proved_ : std::vector<bool>(program_.size(), false), particles_);
+    return unresolved(program_, atoms_, runs,
+                      matched(runs) ? proved_ : std::vector<bool>(program_.size(), false),
+                      particles_);
   }
 
   /// W5403 for averages with heavy tails; E4102 if one is not resolved.
-  [[nodiscard]] std::optional<Diagnostic> judge_tails(const std::vector<HeavyTail>& tails, Diagnostics& warnings) const {
+  [[nodiscard]] std::optional<Diagnostic> judge_tails(const std::vector<HeavyTail>& tails,
+                                                      Diagnostics& warnings) const {
     for (const HeavyTail& tail : tails) {
-      const bool product = std::holds_alternative<MatMul>(program_[tail.average].op), resolved = tail.resolved && !(tail.relative > 1);
+      const bool product = std::holds_alternative<MatMul>(program_[tail.average].op),
+                 resolved = tail.resolved && !(tail.relative > 1);
       const char* what = product ? "the mean square of this vector" : "this mean";
-      const engines::EvaluationStop heavy{"W5403", fmt::format("heavy tails: most of the error of {} comes from terms that are rarer than one of all particles", what),
-                                          tail.relative > 0 ? fmt::format("errors of what follows contain {:.1g} of its size for such terms; something bounded, or more --particles, is safer", tail.relative)
-                                                            : "errors contain an estimate of what such terms add; a mean of something bounded, or more --particles, is safer"};
-      const engines::EvaluationStop infinite{"E4102", fmt::format("{} is infinite, or made by terms so rare that the particles do not show them", what),
-                                             "a mean exists if P(term > t) falls faster than 1/t; if it does, use far more --particles"};
-      Diagnostic d = diagnose(program_, {resolved ? heavy : infinite, product ? program_[tail.average].in[1] : tail.average});
-      d.label = fmt::format("P({} > t) falls like t^-{:.1f}", product ? "square" : "term", tail.index);
+      const engines::EvaluationStop heavy{
+          "W5403",
+          fmt::format("heavy tails: most of the error of {} comes from terms that are rarer than "
+                      "one of all particles",
+                      what),
+          tail.relative > 0
+              ? fmt::format("errors of what follows contain {:.1g} of its size for such terms; "
+                            "something bounded, or more --particles, is safer",
+                            tail.relative)
+              : "errors contain an estimate of what such terms add; a mean of something bounded, "
+                "or more --particles, is safer"};
+      const engines::EvaluationStop infinite{
+          "E4102",
+          fmt::format(
+              "{} is infinite, or made by terms so rare that the particles do not show them", what),
+          "a mean exists if P(term > t) falls faster than 1/t; if it does, use far more "
+          "--particles"};
+      Diagnostic d = diagnose(program_, {resolved ? heavy : infinite,
+                                         product ? program_[tail.average].in[1] : tail.average});
+      d.label =
+          fmt::format("P({} > t) falls like t^-{:.1f}", product ? "square" : "term", tail.index);
       if (!resolved) return d;
       d.severity = Severity::kWarning;
       // One for each place in the text.
-      if (std::none_of(warnings.begin(), warnings.end(), [&](const Diagnostic& w) { return w.code == d.code && w.span == d.span; })) warnings.push_back(std::move(d));
+      if (std::none_of(warnings.begin(), warnings.end(),
+                       [&](const Diagnostic& w) { return w.code == d.code && w.span == d.span; }))
+        warnings.push_back(std::move(d));
     }
     return std::nullopt;
   }
   /// Of what follows averages with heavy tails, as if in proportion to them.
   void add_inner_tails(Pooled& out, const std::vector<HeavyTail>& tails) const {
     for (const HeavyTail& tail : tails) {
-      const Marks reached = reached_from(program_, {{tail.average.value, std::vector<double>(static_cast<std::size_t>(size_of(program_[tail.average].type.dims)), 1.0)}});
+      const Marks reached = reached_from(
+          program_,
+          {{tail.average.value,
+            std::vector<double>(static_cast<std::size_t>(size_of(program_[tail.average].type.dims)),
+                                1.0)}});
       for (std::size_t k = 0; k < outputs_.size(); ++k)
         for (std::size_t j = 0; j < out.error[k].size() && !known(outputs_[k]); ++j)
-          if (reached.holds(outputs_[k], j)) out.error[k][j] = std::hypot(out.error[k][j], tail.relative * std::abs(out.value[k][j]));
+          if (reached.holds(outputs_[k], j))
+            out.error[k][j] =
+                std::hypot(out.error[k][j], tail.relative * std::abs(out.value[k][j]));
     }
   }
 
@@ -929,14 +1167,18 @@ class LimitEvaluation {
     for (std::size_t k = 0, next = 0; k < outputs_.size(); ++k) {
       if (known(outputs_[k])) {
         // Without particles nobody comes again.
-        engines::MomentValue v = atoms_.empty() ? moments_->take(outputs_[k]) : (*moments_)[outputs_[k]];
+        engines::MomentValue v =
+            atoms_.empty() ? moments_->take(outputs_[k]) : (*moments_)[outputs_[k]];
         if (v.error.size() == 1) v.error.resize(v.value.size(), v.error[0]);
         out.value.push_back(std::move(v.value));
         out.error.push_back(std::move(v.error));
-        if (!all_finite({&out.value.back(), 1})) out.failure = RunFailure{{"E4101", "a number is not finite", ""}, moments_->first_not_finite()};
+        if (!all_finite({&out.value.back(), 1}))
+          out.failure =
+              RunFailure{{"E4101", "a number is not finite", ""}, moments_->first_not_finite()};
       } else {
         out.value.push_back(std::move(particles.value[next]));
-        out.error.push_back(particles.error.empty() ? std::vector<double>{} : std::move(particles.error[next]));
+        out.error.push_back(particles.error.empty() ? std::vector<double>{}
+                                                    : std::move(particles.error[next]));
         ++next;
       }
     }
@@ -953,17 +1195,24 @@ class LimitEvaluation {
     // Fewer runs may well all lie on the same side of a jump.
     constexpr std::size_t kJudges = 8;
     const bool exact = matched(runs);
-    out.undetermined = tplimit::undetermined(*limit_.source, limit_.decisions, [&](NodeId id) {
-      const Method method = method_of(id);
-      return Numbers{&out.value[slot(id)], method == Method::kExact && !known(id) ? &kNoError : &out.error[slot(id)], method >= Method::kParticles && !(exact && proved_[id.value])};
-    }, runs.size() >= kJudges);
+    out.undetermined = tplimit::undetermined(
+        *limit_.source, limit_.decisions,
+        [&](NodeId id) {
+          const Method method = method_of(id);
+          return Numbers{&out.value[slot(id)],
+                         method == Method::kExact && !known(id) ? &kNoError : &out.error[slot(id)],
+                         method >= Method::kParticles && !(exact && proved_[id.value])};
+        },
+        runs.size() >= kJudges);
     if (out.failure && only_undetermined(out)) out.failure.reset();
     if (!out.failure) judge_open(out, runs, unresolved);
     return out;
   }
 
-  /// Errors of what sampling leaves open; undetermined where it is not finite on one side, as 1 / step(..).
-  void judge_open(Pooled& out, const std::vector<RunResult>& runs, const std::vector<std::vector<double>>& unresolved) const {
+  /// Errors of what sampling leaves open; undetermined where it is not finite on one side, as 1 /
+  /// step(..).
+  void judge_open(Pooled& out, const std::vector<RunResult>& runs,
+                  const std::vector<std::vector<double>>& unresolved) const {
     std::vector<NodeId> open;
     for_all_reported([&](NodeId of, NodeId value) {
       if (out.undetermined.open.any(of) && !known(value)) open.push_back(value);
@@ -979,14 +1228,19 @@ class LimitEvaluation {
       auto& e = out.error[slot(value)];
       for (std::size_t j = 0; j < v.size(); ++j) {
         if (!out.undetermined.open.holds(of, j)) continue;
-        const double own = spread.empty() ? 0 : spread[static_cast<std::size_t>(std::lower_bound(open.begin(), open.end(), value) - open.begin())][j];
+        const double own =
+            spread.empty()
+                ? 0
+                : spread[static_cast<std::size_t>(
+                      std::lower_bound(open.begin(), open.end(), value) - open.begin())][j];
         if (std::isfinite(v[j]) && std::isfinite(own)) {
           if (!e.empty()) e[j] = std::max(e[j], own);
           continue;
         }
         out.undetermined.at[of.value].resize(v.size(), 0);
         out.undetermined.at[of.value][j] = 1;
-        if (!out.undetermined.root[of.value].valid()) out.undetermined.root[of.value] = out.undetermined.open.root[of.value];
+        if (!out.undetermined.root[of.value].valid())
+          out.undetermined.root[of.value] = out.undetermined.open.root[of.value];
       }
     });
   }
@@ -994,23 +1248,30 @@ class LimitEvaluation {
   template <class Visit>
   void for_all_reported(Visit visit) const {
     for (std::size_t k = 0; k < program_.reports.size(); ++k)
-      for (std::size_t i = 0; i < program_.reports[k].entries.size(); ++i) visit(limit_.source->reports[k].entries[i].value, program_.reports[k].entries[i].value);
-    for (std::size_t k = 0; k < program_.expectations.size(); ++k) visit(limit_.source->expectations[k].difference, program_.expectations[k].difference);
+      for (std::size_t i = 0; i < program_.reports[k].entries.size(); ++i)
+        visit(limit_.source->reports[k].entries[i].value, program_.reports[k].entries[i].value);
+    for (std::size_t k = 0; k < program_.expectations.size(); ++k)
+      visit(limit_.source->expectations[k].difference, program_.expectations[k].difference);
   }
   /// What is not finite comes after an undetermined jump.
   [[nodiscard]] bool only_undetermined(const Pooled& pooled) const {
     bool out = true;
     const auto check = [&](NodeId of, NodeId value) {
       const auto &v = pooled.value[slot(value)], &e = pooled.error[slot(value)];
-      for (std::size_t j = 0; j < v.size(); ++j) out = out && ((std::isfinite(v[j]) && (j >= e.size() || std::isfinite(e[j]))) || pooled.undetermined.holds(of, j) || pooled.undetermined.open.holds(of, j));
+      for (std::size_t j = 0; j < v.size(); ++j)
+        out = out && ((std::isfinite(v[j]) && (j >= e.size() || std::isfinite(e[j]))) ||
+                      pooled.undetermined.holds(of, j) || pooled.undetermined.open.holds(of, j));
     };
     for_all_reported(check);
     for (const Decision& d : limit_.decisions)
       for (const NodeId id : d.operands) {
         const auto& v = pooled.value[slot(id)];
         const auto& in = (*limit_.source)[d.node].in;
-        const auto reached = [&](NodeId x) { return pooled.undetermined.any(x) || pooled.undetermined.open.any(x); };
-        out = out && (std::all_of(v.begin(), v.end(), [](double x) { return std::isfinite(x); }) || std::any_of(in.begin(), in.end(), reached));
+        const auto reached = [&](NodeId x) {
+          return pooled.undetermined.any(x) || pooled.undetermined.open.any(x);
+        };
+        out = out && (std::all_of(v.begin(), v.end(), [](double x) { return std::isfinite(x); }) ||
+                      std::any_of(in.begin(), in.end(), reached));
       }
     return out;
   }
@@ -1025,11 +1286,17 @@ class LimitEvaluation {
   /// E4201 comes from one product; what the whole program may need is known here.
   [[nodiscard]] Diagnostics with_advice(Diagnostics errors) const {
     for (Diagnostic& d : errors)
-      if (d.code == "E4201") d.help = fmt::format("raise --particles to {}, which is enough for all {} directions that the program may have, or --rank-tol", std::bit_ceil(static_cast<std::uint64_t>(2 * most_of_both_sides())), most_of_both_sides());
+      if (d.code == "E4201")
+        d.help = fmt::format(
+            "raise --particles to {}, which is enough for all {} directions that the program may "
+            "have, or --rank-tol",
+            std::bit_ceil(static_cast<std::uint64_t>(2 * most_of_both_sides())),
+            most_of_both_sides());
     return errors;
   }
 
-  /// E4201 before anything is run: independent Gaussian vectors are independent directions, of which none is dropped.
+  /// E4201 before anything is run: independent Gaussian vectors are independent directions, of
+  /// which none is dropped.
   [[nodiscard]] std::optional<Diagnostic> too_few_particles(std::int64_t particles) const {
     std::map<std::pair<std::uint32_t, bool>, std::set<NodeId>> vectors;
     std::map<std::uint32_t, std::int64_t> certain;
@@ -1037,25 +1304,40 @@ class LimitEvaluation {
     for (std::size_t k = 0; k < program_.size(); ++k) {
       const Node& node = program_.nodes[k];
       if (!schedule_.needed[k]) continue;
-      if (node.type.matrix) source[k] = node.in.empty() ? std::get<GaussianMatrix>(node.op).source.value : source[node.in[0].value];
+      if (node.type.matrix)
+        source[k] = node.in.empty() ? std::get<GaussianMatrix>(node.op).source.value
+                                    : source[node.in[0].value];
       const auto* product = std::get_if<MatMul>(&node.op);
       if (!product) continue;
       NodeId x = node.in[1];
-      while (std::holds_alternative<Scale>(program_[x].op) || std::holds_alternative<Parameter>(program_[x].op) || std::holds_alternative<Stop>(program_[x].op)) x = program_[x].in[0];
+      while (std::holds_alternative<Scale>(program_[x].op) ||
+             std::holds_alternative<Parameter>(program_[x].op) ||
+             std::holds_alternative<Stop>(program_[x].op))
+        x = program_[x].in[0];
       const std::uint32_t matrix = source[node.in[0].value];
-      if (!std::holds_alternative<StandardNormal>(program_[x].op) || !vectors[{matrix, product->transposed}].insert(x).second) continue;
+      if (!std::holds_alternative<StandardNormal>(program_[x].op) ||
+          !vectors[{matrix, product->transposed}].insert(x).second)
+        continue;
       certain[matrix] += size_of(program_[x].type.dims);
       if (2 * certain[matrix] <= particles) continue;
-      const RunFailure failure{{"E4201", fmt::format("{} directions of one matrix are too many for {} particles", certain[matrix], particles), ""}, {static_cast<std::uint32_t>(k)}};
+      const RunFailure failure{
+          {"E4201",
+           fmt::format("{} directions of one matrix are too many for {} particles", certain[matrix],
+                       particles),
+           ""},
+          {static_cast<std::uint32_t>(k)}};
       return with_advice({diagnose(program_, failure)}).front();
     }
     return std::nullopt;
   }
 
-  [[nodiscard]] std::uint64_t key(std::int64_t k) const { return mix_key(mix_key(0x6c696d6974ULL, options_.seed), static_cast<std::uint64_t>(k)); }
+  [[nodiscard]] std::uint64_t key(std::int64_t k) const {
+    return mix_key(mix_key(0x6c696d6974ULL, options_.seed), static_cast<std::uint64_t>(k));
+  }
 
   [[nodiscard]] bool runs_side_by_side(std::int64_t particles) const {
-    return options_.ranks->size() == 1 && threads_ > 1 && options_.randomisations > 1 && particles <= kSideBySide;
+    return options_.ranks->size() == 1 && threads_ > 1 && options_.randomisations > 1 &&
+           particles <= kSideBySide;
   }
 
   [[nodiscard]] RunSettings settings(const Resolution& resolution) const {
@@ -1067,12 +1349,17 @@ class LimitEvaluation {
     return out;
   }
 
-  /// Bytes of runs at this resolution: by ranks that an earlier run found, or, where the largest possible ranks would not do, a small one.
+  /// Bytes of runs at this resolution: by ranks that an earlier run found, or, where the largest
+  /// possible ranks would not do, a small one.
   [[nodiscard]] double memory(const Resolution& resolution, int count) {
     const double copies = runs_side_by_side(resolution.particles) ? std::min(threads_, count) : 1;
     // Measured: allocators keep about a tenth more than is alive.
     constexpr double kKept = 1.1;
-    const auto bytes = [&](const std::vector<std::array<std::int64_t, 2>>* ranks) { return kKept * copies * engines::estimate_memory(schedule_, settings(resolution), options_.ranks->size(), ranks); };
+    const auto bytes = [&](const std::vector<std::array<std::int64_t, 2>>* ranks) {
+      return kKept * copies *
+             engines::estimate_memory(schedule_, settings(resolution), options_.ranks->size(),
+                                      ranks);
+    };
     if (ranks_ && ranks_->rank_tol <= resolution.rank_tol) return bytes(&ranks_->of_source);
     const double most = bytes(nullptr);
     if (most <= memory_limit(options_.memory_bytes, *options_.ranks)) return most;
@@ -1080,7 +1367,9 @@ class LimitEvaluation {
       const Progress nobody;
       ProgressCounter unseen(nobody, 1);
       // Particles do not change ranks much; too few are refused.
-      if (const auto run = run_particles({pilot, resolution.rank_tol}, 1, [&](std::int64_t) { return std::vector{key(0)}; }, unseen)) {
+      if (const auto run = run_particles(
+              {pilot, resolution.rank_tol}, 1, [&](std::int64_t) { return std::vector{key(0)}; },
+              unseen)) {
         ranks_ = {resolution.rank_tol, run->front().ranks};
         return bytes(&ranks_->of_source);
       }
@@ -1089,13 +1378,22 @@ class LimitEvaluation {
   }
 
   template <class Keys>
-  Result<std::vector<RunResult>> run_particles(const Resolution& resolution, int count, Keys keys, ProgressCounter& progress) const {
-    const RunSet set{&schedule_, count, settings(resolution), &*executor_, runs_side_by_side(resolution.particles), [&](RunSettings& own, std::int64_t k) { own.keys = keys(k); }, options_.checkpoint};
-    return results_of(set, run_some(set, [](std::int64_t) { return true; }, progress));
+  Result<std::vector<RunResult>> run_particles(const Resolution& resolution, int count, Keys keys,
+                                               ProgressCounter& progress) const {
+    const RunSet set{&schedule_,
+                     count,
+                     settings(resolution),
+                     &*executor_,
+                     runs_side_by_side(resolution.particles),
+                     [&](RunSettings& own, std::int64_t k) { own.keys = keys(k); },
+                     options_.checkpoint};
+    return results_of(set, run_some(
+                               set, [](std::int64_t) { return true; }, progress));
   }
 
-  /// Runs i and j of M particles and the run of their 2 M joined particles, which has half their bias: by grouped jackknife,
-  /// 2 a_ij - a_j stands for a_i and 2 a_ij - a_i for a_j.  Their mean has no bias of order 1/M, and their spread is that of a_i.
+  /// Runs i and j of M particles and the run of their 2 M joined particles, which has half their
+  /// bias: by grouped jackknife, 2 a_ij - a_j stands for a_i and 2 a_ij - a_i for a_j.  Their mean
+  /// has no bias of order 1/M, and their spread is that of a_i.
   void extrapolate(std::vector<RunResult>& runs, const std::vector<RunResult>& joined) const {
     const std::vector<RunResult> single = runs;
     for (std::size_t i = 0; i < runs.size(); ++i) {
@@ -1113,41 +1411,76 @@ class LimitEvaluation {
     }
   }
 
-  [[nodiscard]] std::size_t slot(NodeId id) const { return static_cast<std::size_t>(std::lower_bound(outputs_.begin(), outputs_.end(), id) - outputs_.begin()); }
+  [[nodiscard]] std::size_t slot(NodeId id) const {
+    return static_cast<std::size_t>(std::lower_bound(outputs_.begin(), outputs_.end(), id) -
+                                    outputs_.begin());
+  }
 
   inline static const std::vector<double> kNoError{0.0};
 
   /// The entries of a report, or W5303 for those that are not determined.
-  void mark_undetermined(std::size_t k, const Pooled& pooled, ReportResult& r, Diagnostics& warnings) const {
+  void mark_undetermined(std::size_t k, const Pooled& pooled, ReportResult& r,
+                         Diagnostics& warnings) const {
     const Report& report = program_.reports[k];
     std::size_t at = 0;
     for (std::size_t i = 0; i < report.entries.size(); ++i) {
       const NodeId value = report.entries[i].value;
       const auto size = static_cast<std::size_t>(size_of(program_[value].type.dims));
-      const bool any = (limit_.source && pooled.undetermined.any(limit_.source->reports[k].entries[i].value)) || pooled.by_rounding.any(value);
+      const bool any =
+          (limit_.source && pooled.undetermined.any(limit_.source->reports[k].entries[i].value)) ||
+          pooled.by_rounding.any(value);
       for (std::size_t j = 0; any && j < size; ++j) {
         if (!undetermined(pooled, k, i, j)) continue;
         r.value[at + j] = std::numeric_limits<double>::quiet_NaN();
         if (!r.error.empty()) r.error[at + j] = std::numeric_limits<double>::quiet_NaN();
-        if (r.undetermined.empty()) explain_undetermined(pooled, limit_.source ? limit_.source->reports[k].entries[i].value : NodeId{}, value, j, report, r, warnings);
+        if (r.undetermined.empty())
+          explain_undetermined(
+              pooled, limit_.source ? limit_.source->reports[k].entries[i].value : NodeId{}, value,
+              j, report, r, warnings);
       }
       at += size;
     }
   }
   /// The reason, once for a report.
-  void explain_undetermined(const Pooled& pooled, NodeId of, NodeId value, std::size_t j, const Report& report, ReportResult& r, Diagnostics& warnings) const {
+  void explain_undetermined(const Pooled& pooled, NodeId of, NodeId value, std::size_t j,
+                            const Report& report, ReportResult& r, Diagnostics& warnings) const {
     const Undetermined& u = pooled.undetermined;
     const bool at_limit = limit_.source && u.holds(of, j);
     const Program& program = at_limit ? *limit_.source : program_;
     const NodeId root = at_limit ? u.root[of.value] : pooled.by_rounding.root[value.value];
     const Node& jump = program[root];
     const Fn fn = std::get<Map>(jump.op).fn;
-    const char* what = fn == Fn::kMod ? "floor" : fn == Fn::kLess || fn == Fn::kLessEqual ? "a comparison" : fn == Fn::kEqual ? "==" : fn == Fn::kNotEqual ? "!=" : name(fn);
-    if (!at_limit) r.undetermined = fmt::format("{} jumps where its argument is 0 up to rounding: arithmetic in double precision does not decide", what);
-    else if (u.any(root) && !u.open.any(root)) r.undetermined = fmt::format("{} jumps exactly at the limit: networks of any width lie on both sides, and stay random", what);
-    else r.undetermined = fmt::format("{} jumps within the error of the limit, and what follows is not finite on one side or needs 8 randomisations: more particles may decide", what);
-    Diagnostic d{Severity::kWarning, "W5303", fmt::format("report '{}' is undetermined in some entries", report.name), report.span, r.undetermined, "", {}, true};
-    d.notes.push_back({"the jump" + (jump.context ? " (in the iteration " + program.contexts[jump.context] + ")" : std::string()), jump.span});
+    const char* what = fn == Fn::kMod                            ? "floor"
+                       : fn == Fn::kLess || fn == Fn::kLessEqual ? "a comparison"
+                       : fn == Fn::kEqual                        ? "=="
+                       : fn == Fn::kNotEqual                     ? "!="
+                                                                 : name(fn);
+    if (!at_limit)
+      r.undetermined = fmt::format(
+          "{} jumps where its argument is 0 up to rounding: arithmetic in double precision does "
+          "not decide",
+          what);
+    else if (u.any(root) && !u.open.any(root))
+      r.undetermined = fmt::format(
+          "{} jumps exactly at the limit: networks of any width lie on both sides, and stay random",
+          what);
+    else
+      r.undetermined = fmt::format(
+          "{} jumps within the error of the limit, and what follows is not finite on one side or "
+          "needs 8 randomisations: more particles may decide",
+          what);
+    Diagnostic d{Severity::kWarning,
+                 "W5303",
+                 fmt::format("report '{}' is undetermined in some entries", report.name),
+                 report.span,
+                 r.undetermined,
+                 "",
+                 {},
+                 true};
+    d.notes.push_back(
+        {"the jump" + (jump.context ? " (in the iteration " + program.contexts[jump.context] + ")"
+                                    : std::string()),
+         jump.span});
     warnings.push_back(std::move(d));
   }
 
@@ -1159,8 +1492,10 @@ class LimitEvaluation {
       for (const NodeId id : {e.left, e.right, e.difference}) ++users[slot(id)];
     // Large results are handed over, not copied.
     const auto append = [](std::vector<double>& to, std::vector<double>& from, bool last) {
-      if (last && to.empty()) to = std::move(from);
-      else to.insert(to.end(), from.begin(), from.end());
+      if (last && to.empty())
+        to = std::move(from);
+      else
+        to.insert(to.end(), from.begin(), from.end());
     };
     for (const Report& report : program_.reports) {
       ReportResult r = skeleton(program_, report);
@@ -1175,15 +1510,19 @@ class LimitEvaluation {
         const std::size_t k = slot(entry.value);
         const bool last = users[k] == 1 && !eigen;
         append(r.value, pooled.value[k], last);
-        if (method_of(entry.value) == Method::kExact && !sampled) r.error.resize(r.value.size(), 0.0);
-        else if (!sampled) append(r.error, pooled.error[k], last);
+        if (method_of(entry.value) == Method::kExact && !sampled)
+          r.error.resize(r.value.size(), 0.0);
+        else if (!sampled)
+          append(r.error, pooled.error[k], last);
         if (eigen) {
           std::vector<double> flags(pooled.value[k].size(), 0.0);
           if (const auto e = eigenvalues_behind(program_, entry.value)) {
             const std::size_t j = slot(*e);
-            flags = unresolved_flags(pooled.value[j], pooled.error[j], program_[*e].type.dims.back(), out.engine.rank_tol);
+            flags = unresolved_flags(pooled.value[j], pooled.error[j],
+                                     program_[*e].type.dims.back(), out.engine.rank_tol);
             // Selections copy flags as they copy eigenvalues.
-            if (*e != entry.value) flags = FiniteEvaluator(program_, {*e}, {entry.value}).evaluate({flags.data()})[0];
+            if (*e != entry.value)
+              flags = FiniteEvaluator(program_, {*e}, {entry.value}).evaluate({flags.data()})[0];
           }
           for (const double f : flags) r.unresolved.push_back(f != 0);
         }
@@ -1196,23 +1535,32 @@ class LimitEvaluation {
     }
     for (std::size_t k = 0; k < program_.expectations.size(); ++k) {
       const Expectation& e = program_.expectations[k];
-      if ((limit_.source && pooled.undetermined.any(limit_.source->expectations[k].difference)) || (!known(e.difference) && pooled.by_rounding.any(e.difference))) {
+      if ((limit_.source && pooled.undetermined.any(limit_.source->expectations[k].difference)) ||
+          (!known(e.difference) && pooled.by_rounding.any(e.difference))) {
         constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
-        out.expectations.push_back({e.span, program_.contexts[e.context], ExpectStatus::kUndecided, kNone, kNone, kNone, e.tolerance});
+        out.expectations.push_back({e.span, program_.contexts[e.context], ExpectStatus::kUndecided,
+                                    kNone, kNone, kNone, e.tolerance});
         continue;
       }
       const std::size_t left = slot(e.left), right = slot(e.right), between = slot(e.difference);
       const bool random = method_of(e.difference) != Method::kExact;
-      ExpectResult result{e.span, program_.contexts[e.context], ExpectStatus::kPassed, 0, 0, 0, e.tolerance};
+      ExpectResult result{e.span,     program_.contexts[e.context], ExpectStatus::kPassed, 0, 0, 0,
+                          e.tolerance};
       double worst = -1;
       for (std::size_t j = 0; j < pooled.value[left].size(); ++j) {
         const double a = pooled.value[left][j], b = pooled.value[right][j];
-        const double error = !random ? 0 : pooled.error[between].empty() ? std::numeric_limits<double>::infinity() : pooled.error[between][j];
+        const double error = !random ? 0
+                             : pooled.error[between].empty()
+                                 ? std::numeric_limits<double>::infinity()
+                                 : pooled.error[between][j];
         const double difference = std::abs(a - b);
         const ExpectStatus status = difference + 2 * error <= e.tolerance ? ExpectStatus::kPassed
-                                    : difference > e.tolerance + 3 * error ? ExpectStatus::kFailed
-                                                                           : ExpectStatus::kUndecided;
-        const auto rank = [](ExpectStatus s) { return s == ExpectStatus::kFailed ? 2 : s == ExpectStatus::kUndecided ? 1 : 0; };
+                                    : difference > e.tolerance + 3 * error
+                                        ? ExpectStatus::kFailed
+                                        : ExpectStatus::kUndecided;
+        const auto rank = [](ExpectStatus s) {
+          return s == ExpectStatus::kFailed ? 2 : s == ExpectStatus::kUndecided ? 1 : 0;
+        };
         if (rank(status) > rank(result.status) || (status == result.status && difference > worst)) {
           worst = difference;
           result.left = a;
@@ -1250,28 +1598,62 @@ Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOpti
 }
 
 Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& options) {
-  if (options.particles && *options.particles < 8) return Diagnostic{Severity::kError, "E2701", fmt::format("{} particles are too few", *options.particles), {}, "", "use at least 8; the default is 16384", {}, false};
-  if (options.randomisations < 1) return Diagnostic{Severity::kError, "E2701", "at least one randomisation is needed", {}, "", "use 2 or more for an error estimate; the default is 8", {}, false};
-  if (options.tolerance && options.randomisations < 2) return Diagnostic{Severity::kError, "E2701", "one randomisation has no standard error to compare with a tolerance", {}, "", "use 2 randomisations or more", {}, false};
+  if (options.particles && *options.particles < 8)
+    return Diagnostic{Severity::kError,
+                      "E2701",
+                      fmt::format("{} particles are too few", *options.particles),
+                      {},
+                      "",
+                      "use at least 8; the default is 16384",
+                      {},
+                      false};
+  if (options.randomisations < 1)
+    return Diagnostic{Severity::kError,
+                      "E2701",
+                      "at least one randomisation is needed",
+                      {},
+                      "",
+                      "use 2 or more for an error estimate; the default is 8",
+                      {},
+                      false};
+  if (options.tolerance && options.randomisations < 2)
+    return Diagnostic{Severity::kError,
+                      "E2701",
+                      "one randomisation has no standard error to compare with a tolerance",
+                      {},
+                      "",
+                      "use 2 randomisations or more",
+                      {},
+                      false};
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
   Result<LimitResult> result = evaluate_limit(*limit, options);
   if (!result) return result;
   result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
   for (std::size_t k = 0; k < result->reports.size(); ++k)
-    if (const ReportOrder& counted = limit->reports.at(k); counted.order < 0 && !counted.proved_zero) result->reports[k].order = to_double(counted.order);
+    if (const ReportOrder& counted = limit->reports.at(k);
+        counted.order < 0 && !counted.proved_zero)
+      result->reports[k].order = to_double(counted.order);
   return result;
 }
 
 namespace {
 
 /// E2701 for a name that is no report's.
-std::optional<Diagnostic> unknown_report(const Program& program, const std::vector<std::string>& names) {
+std::optional<Diagnostic> unknown_report(const Program& program,
+                                         const std::vector<std::string>& names) {
   for (const std::string& name : names) {
     std::vector<std::string> all;
     for (const Report& report : program.reports) all.push_back(report.name);
     if (std::find(all.begin(), all.end(), name) == all.end())
-      return Diagnostic{Severity::kError, "E2701", fmt::format("there is no report '{}' for the tolerance", name), {}, "", fmt::format("the reports are {}", fmt::join(all, ", ")), {}, false};
+      return Diagnostic{Severity::kError,
+                        "E2701",
+                        fmt::format("there is no report '{}' for the tolerance", name),
+                        {},
+                        "",
+                        fmt::format("the reports are {}", fmt::join(all, ", ")),
+                        {},
+                        false};
   }
   return std::nullopt;
 }
@@ -1281,19 +1663,25 @@ Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOpti
   verify(limit.program);
   if (const auto unknown = unknown_report(limit.program, options.tolerance_on)) return *unknown;
   // What cancels in the limit may leave 0/0.
-  if (const auto node = certain_nan(limit.program)) return diagnose(limit.program, {{"E4101", "", ""}, *node});
+  if (const auto node = certain_nan(limit.program))
+    return diagnose(limit.program, {{"E4101", "", ""}, *node});
   LimitEvaluation evaluation(limit, options);
   if (const auto refused = evaluation.refusal()) return *refused;
   constexpr std::int64_t kMostParticles = std::int64_t{1} << 24;
-  LimitEvaluation::Resolution now{options.particles.value_or(options.tolerance ? 2048 : kDefaultParticles), options.rank_tol.value_or(1e-6)};
-  // Few directions cost little: only where there may be many, some of the tolerance is spent on dropping them.  The error of dropping
-  // is of second order in rank_tol where what is dropped is new in each product, of first order at worst: it is measured.
+  LimitEvaluation::Resolution now{
+      options.particles.value_or(options.tolerance ? 2048 : kDefaultParticles),
+      options.rank_tol.value_or(1e-6)};
+  // Few directions cost little: only where there may be many, some of the tolerance is spent on
+  // dropping them.  The error of dropping is of second order in rank_tol where what is dropped is
+  // new in each product, of first order at worst: it is measured.
   constexpr std::int64_t kFewDirections = 256;
-  const bool free_rank = options.tolerance && !options.rank_tol && evaluation.most_directions() > kFewDirections;
+  const bool free_rank =
+      options.tolerance && !options.rank_tol && evaluation.most_directions() > kFewDirections;
   if (free_rank) now.rank_tol = std::clamp(std::sqrt(*options.tolerance) / 3, 1e-6, 1e-2);
   std::optional<double> target = options.tolerance;
   std::optional<LimitResult> result;
-  std::optional<LimitEvaluation::Resolution> unfinished;  // the last one of which only the error of sampling is known
+  std::optional<LimitEvaluation::Resolution>
+      unfinished;  // the last one of which only the error of sampling is known
   for (;;) {
     ProgressCounter progress(options.progress, options.randomisations);
     Result<LimitEvaluation::Outcome> latest = evaluation.run(now, target, progress);
@@ -1340,14 +1728,19 @@ Result<LimitResult> evaluate_limit(const LeadingOrder& limit, const EvaluateOpti
 
 Result<LimitFormulas> limit_formulas(const Module& module, const EvaluateOptions& options) {
   // All that the text names is shown, not only what reports need, if it has a limit.
-  Result<LeadingOrder> limit = options.given ? limit_of(module.program, options) : leading_order(erase_identities(*module.written, true), true);
+  Result<LeadingOrder> limit = options.given
+                                   ? limit_of(module.program, options)
+                                   : leading_order(erase_identities(*module.written, true), true);
   if (!limit && !options.given) limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
-  LimitFormulas out{explain::formulas_of(limit->program), std::move(limit->program), limit->random_outputs};
+  LimitFormulas out{explain::formulas_of(limit->program), std::move(limit->program),
+                    limit->random_outputs};
   return out;
 }
 
-Result<LimitResult> evaluate_formulas(LimitFormulas& formulas, const std::vector<explain::Expr>& wanted, const EvaluateOptions& options, std::vector<bool>* possible) {
+Result<LimitResult> evaluate_formulas(LimitFormulas& formulas,
+                                      const std::vector<explain::Expr>& wanted,
+                                      const EvaluateOptions& options, std::vector<bool>* possible) {
   explain::Evaluable evaluable = explain::evaluable(formulas.formulas, formulas.limit, wanted);
   if (possible) *possible = std::move(evaluable.possible);
   LeadingOrder limit;
@@ -1356,7 +1749,9 @@ Result<LimitResult> evaluate_formulas(LimitFormulas& formulas, const std::vector
   return evaluate_limit(limit, options);
 }
 
-Result<std::vector<explain::Number>> numbers_of(LimitFormulas& formulas, const std::vector<explain::Expr>& wanted, const EvaluateOptions& options) {
+Result<std::vector<explain::Number>> numbers_of(LimitFormulas& formulas,
+                                                const std::vector<explain::Expr>& wanted,
+                                                const EvaluateOptions& options) {
   std::vector<bool> possible;
   Result<LimitResult> result = evaluate_formulas(formulas, wanted, options, &possible);
   if (!result) return result.errors();
@@ -1384,11 +1779,23 @@ namespace {
 class Networks {
  public:
   Networks(const Module& module, const SimulateOptions& options, std::int64_t width)
-      : options_(options), width_(width), program_(at_width(module.program, static_cast<double>(width / module.program.width_units))), wanted_(outputs_of(program_)),
-        schedule_(engines::make_schedule(program_, wanted_)), executor_(thread_count(options.threads, *options.ranks)) {
-    set_ = {&schedule_, options.seeds, {}, &executor_, executor_.threads() > 1 && options.seeds > 1 && width <= 4096, [this](RunSettings& own, std::int64_t k) {
-              own.keys = {mix_key(mix_key(mix_key(0x6e6574776f726bULL, options_.seed), static_cast<std::uint64_t>(width_)), static_cast<std::uint64_t>(k))};
-            }, options.checkpoint};
+      : options_(options),
+        width_(width),
+        program_(at_width(module.program, static_cast<double>(width / module.program.width_units))),
+        wanted_(outputs_of(program_)),
+        schedule_(engines::make_schedule(program_, wanted_)),
+        executor_(thread_count(options.threads, *options.ranks)) {
+    set_ = {&schedule_,
+            options.seeds,
+            {},
+            &executor_,
+            executor_.threads() > 1 && options.seeds > 1 && width <= 4096,
+            [this](RunSettings& own, std::int64_t k) {
+              own.keys = {mix_key(mix_key(mix_key(0x6e6574776f726bULL, options_.seed),
+                                          static_cast<std::uint64_t>(width_)),
+                                  static_cast<std::uint64_t>(k))};
+            },
+            options.checkpoint};
     RunSettings& settings = set_.settings;
     settings.limit = false;
     settings.rows = width / module.program.width_units;
@@ -1397,12 +1804,14 @@ class Networks {
     if (options.matrices != Matrices::kAuto) return;
     // A lazy product costs about 8 n r P, a dense one 2 n^2 P, and the dense matrix must fit.
     std::int64_t directions = 0;
-    for (const auto& d : schedule_.spaces.directions) directions = std::max({directions, d[0], d[1]});
+    for (const auto& d : schedule_.spaces.directions)
+      directions = std::max({directions, d[0], d[1]});
     settings.dense = true;
-    const bool stored = std::any_of(program_.nodes.begin(), program_.nodes.end(), [](const Node& node) {
-      const auto* update = std::get_if<UpdateMatrix>(&node.op);
-      return update && update->entrywise;
-    });
+    const bool stored =
+        std::any_of(program_.nodes.begin(), program_.nodes.end(), [](const Node& node) {
+          const auto* update = std::get_if<UpdateMatrix>(&node.op);
+          return update && update->entrywise;
+        });
     if (!stored && (4 * directions < width || memory() > limit())) settings.dense = false;
   }
   Networks(const Networks&) = delete;  // the schedule points to the program
@@ -1411,8 +1820,17 @@ class Networks {
   /// E4202.
   [[nodiscard]] std::optional<Diagnostic> refusal() const {
     if (memory() <= limit()) return std::nullopt;
-    return Diagnostic{Severity::kError, "E4202", fmt::format("networks of width {} need up to {} of memory, but {} may be used", width_, bytes_text(memory()), bytes_text(limit())), {}, "",
-                      set_.settings.dense ? "use --matrices lazy, a smaller width, or raise --memory" : "use a smaller width, or raise --memory", {}, false};
+    return Diagnostic{
+        Severity::kError,
+        "E4202",
+        fmt::format("networks of width {} need up to {} of memory, but {} may be used", width_,
+                    bytes_text(memory()), bytes_text(limit())),
+        {},
+        "",
+        set_.settings.dense ? "use --matrices lazy, a smaller width, or raise --memory"
+                            : "use a smaller width, or raise --memory",
+        {},
+        false};
   }
 
   /// Runs those seeds whose turn it is: network number k of all is rank k's, modulo their number.
@@ -1420,7 +1838,8 @@ class Networks {
     const auto start = Clock::now();
     before_ = before;
     ProgressCounter progress(progress_of_rank, std::max(1, set_.count / options_.ranks->size()));
-    outcomes_ = run_some(set_, [&](std::int64_t k) { return owner(k) == options_.ranks->rank(); }, progress);
+    outcomes_ = run_some(
+        set_, [&](std::int64_t k) { return owner(k) == options_.ranks->rank(); }, progress);
     time_s_ = seconds_since(start);
   }
 
@@ -1428,14 +1847,17 @@ class Networks {
   void gather() {
     for (std::int64_t k = 0; k < set_.count; ++k) {
       RunOutcome& outcome = outcomes_[static_cast<std::size_t>(k)];
-      const auto share = [&](auto& values) { options_.ranks->broadcast(std::as_writable_bytes(std::span(values)), owner(k)); };
+      const auto share = [&](auto& values) {
+        options_.ranks->broadcast(std::as_writable_bytes(std::span(values)), owner(k));
+      };
       std::array<std::size_t, 1> kind{outcome.index()};
       share(kind);
       if (kind[0] != 1) {
         if (kind[0] == 2 && outcome.index() != 2) outcome = RunFailure{};
         continue;
       }
-      RunResult result = outcome.index() == 1 ? std::move(std::get<RunResult>(outcome)) : RunResult{};
+      RunResult result =
+          outcome.index() == 1 ? std::move(std::get<RunResult>(outcome)) : RunResult{};
       result.ranks.resize(program_.sources.size());
       share(result.ranks);
       result.values.resize(wanted_.size());
@@ -1453,7 +1875,8 @@ class Networks {
     SimulationResult out;
     out.engine = {"networks", 0, 0, options_.seed, executor_.threads(), 0, 0};
     out.engine.single_precision = set_.settings.single_precision;
-    for (const RunResult& run : *runs) out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
+    for (const RunResult& run : *runs)
+      out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
     out.width = width_;
     out.seeds = set_.count;
     out.dense = set_.settings.dense;
@@ -1464,7 +1887,8 @@ class Networks {
       for (const RunResult& run : *runs) {
         std::vector<double>& own = values.emplace_back();
         for (const auto& entry : report.entries) {
-          const auto k = static_cast<std::size_t>(std::lower_bound(wanted_.begin(), wanted_.end(), entry.value) - wanted_.begin());
+          const auto k = static_cast<std::size_t>(
+              std::lower_bound(wanted_.begin(), wanted_.end(), entry.value) - wanted_.begin());
           own.insert(own.end(), run.values[k].begin(), run.values[k].end());
         }
       }
@@ -1475,7 +1899,8 @@ class Networks {
       if (set_.count > 1) {
         r.error.assign(r.value.size(), 0.0);
         for (const auto& v : values)
-          for (std::size_t j = 0; j < v.size(); ++j) r.error[j] += (v[j] - r.value[j]) * (v[j] - r.value[j]);
+          for (std::size_t j = 0; j < v.size(); ++j)
+            r.error[j] += (v[j] - r.value[j]) * (v[j] - r.value[j]);
         for (double& e : r.error) e = std::sqrt(e / (s - 1) / s);
       }
       out.reports.push_back(std::move(r));
@@ -1488,9 +1913,16 @@ class Networks {
   }
 
  private:
-  [[nodiscard]] int owner(std::int64_t k) const { return static_cast<int>((before_ + k) % options_.ranks->size()); }
-  [[nodiscard]] double limit() const { return memory_limit(options_.memory_bytes, *options_.ranks); }
-  [[nodiscard]] double memory() const { return engines::estimate_memory(schedule_, set_.settings) * (set_.side_by_side ? std::min(executor_.threads(), set_.count) : 1); }
+  [[nodiscard]] int owner(std::int64_t k) const {
+    return static_cast<int>((before_ + k) % options_.ranks->size());
+  }
+  [[nodiscard]] double limit() const {
+    return memory_limit(options_.memory_bytes, *options_.ranks);
+  }
+  [[nodiscard]] double memory() const {
+    return engines::estimate_memory(schedule_, set_.settings) *
+           (set_.side_by_side ? std::min(executor_.threads(), set_.count) : 1);
+  }
 
   const SimulateOptions& options_;
   std::int64_t width_;
@@ -1512,22 +1944,37 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
   return std::move(one->front());
 }
 
-Result<std::vector<SimulationResult>> simulate(const Module& module, const SimulateOptions& options, const std::vector<std::int64_t>& widths) {
-  if (options.seeds < 1) return Diagnostic{Severity::kError, "E2701", "at least one seed is needed", {}, "", "", {}, false};
+Result<std::vector<SimulationResult>> simulate(const Module& module, const SimulateOptions& options,
+                                               const std::vector<std::int64_t>& widths) {
+  if (options.seeds < 1)
+    return Diagnostic{
+        Severity::kError, "E2701", "at least one seed is needed", {}, "", "", {}, false};
   const std::int64_t units = module.program.width_units;
   std::deque<Networks> all;
   for (const std::int64_t width : widths) {
     if (width < 1 || width % units != 0)
-      return Diagnostic{Severity::kError, "E2701", fmt::format("a network of width {} cannot be run", width), {}, "",
-                        width < 1 ? "use --width 128 or more" : fmt::format("the ratios of its widths need a multiple of {}", units), {}, false};
+      return Diagnostic{Severity::kError,
+                        "E2701",
+                        fmt::format("a network of width {} cannot be run", width),
+                        {},
+                        "",
+                        width < 1
+                            ? "use --width 128 or more"
+                            : fmt::format("the ratios of its widths need a multiple of {}", units),
+                        {},
+                        false};
     all.emplace_back(module, options, width);
     if (const auto refused = all.back().refusal()) return *refused;
   }
   // The widest first, so that ranks end at about the same time.
   std::vector<std::size_t> order(widths.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  std::stable_sort(order.begin(), order.end(), [&](std::size_t a, std::size_t b) { return widths[a] > widths[b]; });
-  const auto work = [&](std::size_t j) { return static_cast<double>(widths[j]) * static_cast<double>(std::min<std::int64_t>(widths[j], 2048)); };  // lazy matrices make wide networks linear
+  std::stable_sort(order.begin(), order.end(),
+                   [&](std::size_t a, std::size_t b) { return widths[a] > widths[b]; });
+  const auto work = [&](std::size_t j) {
+    return static_cast<double>(widths[j]) *
+           static_cast<double>(std::min<std::int64_t>(widths[j], 2048));
+  };  // lazy matrices make wide networks linear
   double total = 0, done = 0;
   for (const std::size_t j : order) total += work(j);
   for (std::size_t k = 0; k < order.size(); ++k) {

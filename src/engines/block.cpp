@@ -9,7 +9,8 @@ namespace {
 
 constexpr std::size_t kMapThreshold = std::size_t{1} << 20;
 
-/// Blocks of a few sizes come and go by the thousand; mapping fresh zeroed pages for each costs as much as filling them.
+/// Blocks of a few sizes come and go by the thousand; mapping fresh zeroed pages for each costs as
+/// much as filling them.
 struct Pool {
   std::mutex mutex;
   std::unordered_multimap<std::size_t, double*> free;
@@ -21,20 +22,25 @@ struct Pool {
   }
 };
 Pool& pool() {
-  static Pool* const instance = new Pool;  // never destroyed: buffers of static lifetime may outlive it
+  static Pool* const instance =
+      new Pool;  // never destroyed: buffers of static lifetime may outlive it
   return *instance;
 }
 
 double* allocate(std::size_t bytes) {
-  if (bytes < kMapThreshold) return static_cast<double*>(::operator new(bytes, std::align_val_t{64}));
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (bytes < kMapThreshold)
+    return static_cast<double*>(::operator new (bytes, std::align_val_t{64}));
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) throw std::bad_alloc();
   return static_cast<double*>(p);
 }
 
 void release(double* p, std::size_t bytes) {
-  if (bytes < kMapThreshold) ::operator delete(p, std::align_val_t{64});
-  else munmap(p, bytes);
+  if (bytes < kMapThreshold)
+    ::operator delete (p, std::align_val_t{64});
+  else
+    munmap(p, bytes);
 }
 
 void give_back(Pool& pool) {
@@ -45,7 +51,8 @@ void give_back(Pool& pool) {
 
 }  // namespace
 
-Buffer::Buffer(std::int64_t doubles) : bytes_(static_cast<std::size_t>(std::max<std::int64_t>(doubles, 1)) * sizeof(double)) {
+Buffer::Buffer(std::int64_t doubles)
+    : bytes_(static_cast<std::size_t>(std::max<std::int64_t>(doubles, 1)) * sizeof(double)) {
   if (bytes_ >= kMapThreshold) {
     const std::scoped_lock lock(pool().mutex);
     if (const auto it = pool().free.find(bytes_); it != pool().free.end()) {

@@ -4,12 +4,12 @@
 
 namespace tplimit::engines {
 
-/// What versions of a dense matrix share: scale * values + left right'.  An update waits for the next product, which then reads the
-/// matrix once for both.
+/// What versions of a dense matrix share: scale * values + left right'.  An update waits for the
+/// next product, which then reads the matrix once for both.
 struct DenseEntries {
-  Buffer values;         ///< slabs, as math/slab_products wants them, rows and columns padded by zeros
-  Buffer left, right;    ///< the update that waits, packed likewise
-  std::int64_t rank = 0; ///< vectors of `left` and `right`
+  Buffer values;  ///< slabs, as math/slab_products wants them, rows and columns padded by zeros
+  Buffer left, right;     ///< the update that waits, packed likewise
+  std::int64_t rank = 0;  ///< vectors of `left` and `right`
   double scale = 1;
 
   void save(Writer& out) const {
@@ -26,16 +26,19 @@ struct DenseEntries {
   }
 };
 
-/// All n^2 entries in memory, as T: float or double.  Cost of a product with P columns: one pass over the matrix, 2 n^2 P.
-/// Entry (i, j) follows from the key, i and j alone, and results do not depend on the number of threads.
+/// All n^2 entries in memory, as T: float or double.  Cost of a product with P columns: one pass
+/// over the matrix, 2 n^2 P. Entry (i, j) follows from the key, i and j alone, and results do not
+/// depend on the number of threads.
 template <class T>
 class DenseMatrix final : public WidthMatrix {
  public:
   DenseMatrix(const Executor& executor, std::int64_t width, std::uint64_t key);
   MatrixVersion initial() override;
-  void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node, std::uint64_t dimension, Block& y) override;
+  void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node,
+             std::uint64_t dimension, Block& y) override;
   MatrixVersion update(MatrixVersion w, const std::vector<UpdateTerm>& terms) override;
-  MatrixVersion update_entrywise(MatrixVersion w, const std::vector<UpdateTerm>& terms, double c, double epsilon) override;
+  MatrixVersion update_entrywise(MatrixVersion w, const std::vector<UpdateTerm>& terms, double c,
+                                 double epsilon) override;
 
   /// Bytes of the entries of one version.
   static double bytes(std::int64_t width);

@@ -10,12 +10,13 @@
 
 namespace tplimit::engines {
 
-/// Runs f(i) for i in 0..count on up to `threads` threads.  What f computes may not depend on the thread.
-/// The caller works too and never waits for a thread that has not begun: a busy machine slows a run down in proportion only.
-/// Rows of blocks are spread over `ranks` (tall.hpp).
+/// Runs f(i) for i in 0..count on up to `threads` threads.  What f computes may not depend on the
+/// thread. The caller works too and never waits for a thread that has not begun: a busy machine
+/// slows a run down in proportion only. Rows of blocks are spread over `ranks` (tall.hpp).
 class Executor {
  public:
-  explicit Executor(int threads, const Communicator& ranks = single_process()) : threads_(threads < 1 ? 1 : threads), ranks_(ranks), arena_(threads_) {}
+  explicit Executor(int threads, const Communicator& ranks = single_process())
+      : threads_(threads < 1 ? 1 : threads), ranks_(ranks), arena_(threads_) {}
   [[nodiscard]] int threads() const { return threads_; }
   [[nodiscard]] const Communicator& ranks() const { return ranks_; }
 
@@ -26,9 +27,12 @@ class Executor {
       return;
     }
     arena_.execute([&] {
-      tbb::parallel_for(tbb::blocked_range<std::int64_t>(0, count, 1), [&](const auto& range) {
-        for (std::int64_t i = range.begin(); i < range.end(); ++i) f(i);
-      }, tbb::simple_partitioner());
+      tbb::parallel_for(
+          tbb::blocked_range<std::int64_t>(0, count, 1),
+          [&](const auto& range) {
+            for (std::int64_t i = range.begin(); i < range.end(); ++i) f(i);
+          },
+          tbb::simple_partitioner());
     });
   }
 

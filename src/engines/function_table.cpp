@@ -38,13 +38,16 @@ NodeId copy_into(Builder& b, const Program& program, NodeId out, NodeId x = {0})
     const Node& node = program.nodes[k];
     std::vector<NodeId> in;
     for (const NodeId id : node.in) in.push_back(map[id.value]);
-    if (const auto* c = std::get_if<Constant>(&node.op)) map[k] = b.constant(*c, node.type.dims);
-    else map[k] = k == 0 ? x : b.add(node.op, std::move(in));
+    if (const auto* c = std::get_if<Constant>(&node.op))
+      map[k] = b.constant(*c, node.type.dims);
+    else
+      map[k] = k == 0 ? x : b.add(node.op, std::move(in));
   }
   return map[out.value];
 }
 
-// ---- recognition: f as sum_k c_k x^p_k A_k(x), A one of a few transcendental atoms --------------------------------------
+// ---- recognition: f as sum_k c_k x^p_k A_k(x), A one of a few transcendental atoms
+// --------------------------------------
 
 struct Atom {
   enum class Kind { kOne, kStep, kErf, kBell, kExp, kSine } kind = Kind::kOne;
@@ -77,11 +80,16 @@ MaybeExpansion product(const MaybeExpansion& x, const MaybeExpansion& y) {
       if (key.power > 64) return std::nullopt;
       if (l.atom.kind != Atom::Kind::kOne) {
         using enum Atom::Kind;
-        if (k.atom.kind == kOne) key.atom = l.atom;
-        else if (k.atom.kind == kStep && l.atom.kind == kStep) key.atom = k.atom;
-        else if (k.atom.kind == kBell && l.atom.kind == kBell) key.atom.a = k.atom.a + l.atom.a;
-        else if (k.atom.kind == kExp && l.atom.kind == kExp) key.atom.a = k.atom.a + l.atom.a;
-        else return std::nullopt;
+        if (k.atom.kind == kOne)
+          key.atom = l.atom;
+        else if (k.atom.kind == kStep && l.atom.kind == kStep)
+          key.atom = k.atom;
+        else if (k.atom.kind == kBell && l.atom.kind == kBell)
+          key.atom.a = k.atom.a + l.atom.a;
+        else if (k.atom.kind == kExp && l.atom.kind == kExp)
+          key.atom.a = k.atom.a + l.atom.a;
+        else
+          return std::nullopt;
       }
       add_to(out, key, c * d);
     }
@@ -96,7 +104,8 @@ MaybeExpansion constant(double c) {
 std::optional<double> only_power(const Expansion& e, int power) {
   if (e.empty()) return power == 1 ? std::nullopt : std::optional<double>(0.0);
   const Key key{power, {}};
-  return e.size() == 1 && e.begin()->first == key ? std::optional<double>(e.begin()->second) : std::nullopt;
+  return e.size() == 1 && e.begin()->first == key ? std::optional<double>(e.begin()->second)
+                                                  : std::nullopt;
 }
 
 /// 1[x > 0] or 1 - 1[x > 0].
@@ -109,23 +118,31 @@ MaybeExpansion expand_map(const Map& m, const std::vector<MaybeExpansion>& in) {
   for (const auto& e : in)
     if (!e) return std::nullopt;
   const MaybeExpansion& y = in[0];
-  const auto atom = [](Atom::Kind kind, double a, double b = 0) { return MaybeExpansion(Expansion{{{0, {kind, a, b}}, 1.0}}); };
+  const auto atom = [](Atom::Kind kind, double a, double b = 0) {
+    return MaybeExpansion(Expansion{{{0, {kind, a, b}}, 1.0}});
+  };
   const std::optional<double> slope = only_power(*y, 1);
   // 1[y > 0] for y = s x
-  const auto step = [&](double s) { return s > 0 ? atom(Atom::Kind::kStep, 0) : sum(constant(1), atom(Atom::Kind::kStep, 0), -1); };
-  const auto two_slope = [&](double below, double above) -> MaybeExpansion {  // below y + (above - below) y 1[y > 0]
+  const auto step = [&](double s) {
+    return s > 0 ? atom(Atom::Kind::kStep, 0) : sum(constant(1), atom(Atom::Kind::kStep, 0), -1);
+  };
+  const auto two_slope =
+      [&](double below, double above) -> MaybeExpansion {  // below y + (above - below) y 1[y > 0]
     if (!slope) return std::nullopt;
-    return sum(product(constant(below), y), product(constant(above - below), product(y, step(*slope))));
+    return sum(product(constant(below), y),
+               product(constant(above - below), product(y, step(*slope))));
   };
   switch (m.fn) {
     case Fn::kAdd: return sum(in[0], in[1]);
     case Fn::kSub: return sum(in[0], in[1], -1);
     case Fn::kMul: return product(in[0], in[1]);
     case Fn::kDiv:
-      if (const auto d = only_power(*in[1], 0); d && *d != 0) return product(in[0], constant(1 / *d));
+      if (const auto d = only_power(*in[1], 0); d && *d != 0)
+        return product(in[0], constant(1 / *d));
       return std::nullopt;
     case Fn::kPower: {
-      if (m.parameter < 0 || m.parameter > 64 || m.parameter != std::floor(m.parameter)) return std::nullopt;
+      if (m.parameter < 0 || m.parameter > 64 || m.parameter != std::floor(m.parameter))
+        return std::nullopt;
       MaybeExpansion out = constant(1);
       for (int k = 0; k < static_cast<int>(m.parameter); ++k) out = product(out, y);
       return out;
@@ -134,36 +151,47 @@ MaybeExpansion expand_map(const Map& m, const std::vector<MaybeExpansion>& in) {
     case Fn::kAbs: return two_slope(-1, 1);
     case Fn::kLeakyRelu: return two_slope(m.parameter, 1);
     case Fn::kStep: return slope ? step(*slope) : std::nullopt;
-    case Fn::kSign: return slope ? sum(product(constant(2), step(*slope)), constant(1), -1) : std::nullopt;
+    case Fn::kSign:
+      return slope ? sum(product(constant(2), step(*slope)), constant(1), -1) : std::nullopt;
     case Fn::kLess:
-      if (in[0]->empty()) if (const auto s = only_power(*in[1], 1)) return step(*s);
+      if (in[0]->empty())
+        if (const auto s = only_power(*in[1], 1)) return step(*s);
       if (in[1]->empty() && slope) return step(-*slope);
       return std::nullopt;
     case Fn::kMax:
       if (in[1]->empty()) return two_slope(0, 1);
-      if (const auto s = only_power(*in[1], 1); s && in[0]->empty()) return product(in[1], step(*s));
+      if (const auto s = only_power(*in[1], 1); s && in[0]->empty())
+        return product(in[1], step(*s));
       return std::nullopt;
     case Fn::kMin:
       if (in[1]->empty()) return two_slope(1, 0);
-      if (const auto s = only_power(*in[1], 1); s && in[0]->empty()) return product(in[1], step(-*s));
+      if (const auto s = only_power(*in[1], 1); s && in[0]->empty())
+        return product(in[1], step(-*s));
       return std::nullopt;
     case Fn::kNotEqual: return in[1]->empty() && is_indicator(*y) ? y : std::nullopt;
-    case Fn::kWhere: return is_indicator(*y) ? sum(in[2], product(in[0], sum(in[1], in[2], -1))) : std::nullopt;
+    case Fn::kWhere:
+      return is_indicator(*y) ? sum(in[2], product(in[0], sum(in[1], in[2], -1))) : std::nullopt;
     case Fn::kErf: return slope ? atom(Atom::Kind::kErf, *slope) : std::nullopt;
     case Fn::kGelu: {
       if (!slope) return std::nullopt;
-      return sum(product(constant(0.5), y), product(constant(0.5), product(y, atom(Atom::Kind::kErf, *slope / std::numbers::sqrt2))));
+      return sum(
+          product(constant(0.5), y),
+          product(constant(0.5), product(y, atom(Atom::Kind::kErf, *slope / std::numbers::sqrt2))));
     }
     case Fn::kExp:
       if (slope) return atom(Atom::Kind::kExp, *slope);
       if (const auto c = only_power(*y, 2); c && *c < 0) return atom(Atom::Kind::kBell, -*c);
       return std::nullopt;
-    case Fn::kSin: case Fn::kCos: {
+    case Fn::kSin:
+    case Fn::kCos: {
       double w = 0, p = m.fn == Fn::kCos ? std::numbers::pi / 2 : 0;
       for (const auto& [key, c] : *y) {
-        if (key == Key{1, {}}) w = c;
-        else if (key == Key{0, {}}) p += c;
-        else return std::nullopt;
+        if (key == Key{1, {}})
+          w = c;
+        else if (key == Key{0, {}})
+          p += c;
+        else
+          return std::nullopt;
       }
       return w == 0 ? std::nullopt : atom(Atom::Kind::kSine, w, p);
     }
@@ -171,9 +199,12 @@ MaybeExpansion expand_map(const Map& m, const std::vector<MaybeExpansion>& in) {
   }
 }
 
-bool near(double x, double y) { return std::abs(x - y) <= 4e-16 * std::max(std::abs(x), std::abs(y)); }
+bool near(double x, double y) {
+  return std::abs(x - y) <= 4e-16 * std::max(std::abs(x), std::abs(y));
+}
 
-/// Scales and factors are taken out where that costs no accuracy, so that f and f(2 x) have one form.
+/// Scales and factors are taken out where that costs no accuracy, so that f and f(2 x) have one
+/// form.
 std::optional<Recognised> match(const Expansion& e, double at_zero) {
   using enum Atom::Kind;
   const auto at = [&](int power, Atom::Kind kind) -> std::pair<double, Atom> {
@@ -189,7 +220,8 @@ std::optional<Recognised> match(const Expansion& e, double at_zero) {
   const auto [one, no_atom] = at(0, kOne);
   const auto [x, no_atom_x] = at(1, kOne);
   if (std::all_of(e.begin(), e.end(), [](const auto& t) { return t.first.atom.kind == kOne; })) {
-    Polynomial p{std::vector<double>(e.empty() ? 1 : static_cast<std::size_t>(e.rbegin()->first.power + 1), 0.0)};
+    Polynomial p{std::vector<double>(
+        e.empty() ? 1 : static_cast<std::size_t>(e.rbegin()->first.power + 1), 0.0)};
     for (const auto& [key, c] : e) p.coefficients[static_cast<std::size_t>(key.power)] = c;
     return Recognised{p};
   }
@@ -197,15 +229,19 @@ std::optional<Recognised> match(const Expansion& e, double at_zero) {
     if (x + c == 0) return Recognised{TwoSlope{0, 1, 0}, -x, -1};
     return Recognised{TwoSlope{x / (x + c), 1, 0}, x + c};
   }
-  if (const double c = at(0, kStep).first; made_of({{0, kOne}, {0, kStep}})) return Recognised{TwoStep{one / c, one / c + 1, at_zero / c}, c};
+  if (const double c = at(0, kStep).first; made_of({{0, kOne}, {0, kStep}}))
+    return Recognised{TwoStep{one / c, one / c + 1, at_zero / c}, c};
   if (e.size() == 1) {
     const auto& [key, c] = *e.begin();
     if (key.atom.kind == kStep) return Recognised{ReluPower{key.power}, c};
-    if (key.power == 0 && key.atom.kind == kBell) return Recognised{GaussBell{1, 1}, c, std::sqrt(key.atom.a)};
+    if (key.power == 0 && key.atom.kind == kBell)
+      return Recognised{GaussBell{1, 1}, c, std::sqrt(key.atom.a)};
     if (key.power == 0 && key.atom.kind == kExp) return Recognised{ScaledExp{c, key.atom.a}};
-    if (key.power == 0 && key.atom.kind == kSine) return Recognised{Sine{1, 1, key.atom.b}, c, key.atom.a};
+    if (key.power == 0 && key.atom.kind == kSine)
+      return Recognised{Sine{1, 1, key.atom.b}, c, key.atom.a};
   }
-  if (const auto [c, atom] = at(0, kErf); made_of({{0, kOne}, {0, kErf}})) return Recognised{ScaledErf{1, 1, one / c}, c, atom.a};
+  if (const auto [c, atom] = at(0, kErf); made_of({{0, kOne}, {0, kErf}}))
+    return Recognised{ScaledErf{1, 1, one / c}, c, atom.a};
   // s x Phi(s x) = x s/2 + x erf(s x / sqrt 2) s/2
   if (const auto [c, atom] = at(1, kErf); made_of({{1, kOne}, {1, kErf}})) {
     const double s = atom.a * std::numbers::sqrt2;
@@ -216,7 +252,9 @@ std::optional<Recognised> match(const Expansion& e, double at_zero) {
   if (const auto [c, atom] = at(0, kErf); made_of({{0, kOne}, {0, kErf}, {1, kBell}})) {
     const auto [bell, bell_atom] = at(1, kBell);
     const double s = atom.a * std::numbers::sqrt2;
-    if (near(c, one) && std::abs(bell_atom.a - s * s / 2) <= 1e-15 * s * s && std::abs(bell - 2 * one * s / std::sqrt(2 * std::numbers::pi)) <= 1e-15 * std::abs(bell)) return Recognised{GeluDerivative{1}, 2 * one, s};
+    if (near(c, one) && std::abs(bell_atom.a - s * s / 2) <= 1e-15 * s * s &&
+        std::abs(bell - 2 * one * s / std::sqrt(2 * std::numbers::pi)) <= 1e-15 * std::abs(bell))
+      return Recognised{GeluDerivative{1}, 2 * one, s};
   }
   return std::nullopt;
 }
@@ -241,14 +279,18 @@ FunctionTable::Id FunctionTable::intern(Program program, NodeId out) {
   return id;
 }
 
-FunctionTable::Id FunctionTable::compose(const Map& map, const std::vector<std::variant<Id, double>>& operands) {
+FunctionTable::Id FunctionTable::compose(const Map& map,
+                                         const std::vector<std::variant<Id, double>>& operands) {
   Program program = with_variable();
   Builder b(program);
   (void)b.add(StandardNormal{{0}}, {});
   std::vector<NodeId> in;
   for (const auto& operand : operands) {
-    if (const Id* f = std::get_if<Id>(&operand)) in.push_back(copy_into(b, functions_[static_cast<std::size_t>(*f)].program, functions_[static_cast<std::size_t>(*f)].out));
-    else in.push_back(b.constant(std::get<double>(operand)));
+    if (const Id* f = std::get_if<Id>(&operand))
+      in.push_back(copy_into(b, functions_[static_cast<std::size_t>(*f)].program,
+                             functions_[static_cast<std::size_t>(*f)].out));
+    else
+      in.push_back(b.constant(std::get<double>(operand)));
   }
   NodeId out = b.map(map.fn, in, map.parameter);
   if (!b.type(out).width) out = b.expand(out, true, {});
@@ -262,12 +304,14 @@ FunctionTable::Id FunctionTable::shifted(Id f, double scale, double shift) {
   NodeId x = b.add(StandardNormal{{0}}, {});
   if (scale != 1) x = b.map(Fn::kMul, {x, b.constant(scale)});
   if (shift != 0) x = b.map(Fn::kAdd, {x, b.constant(shift)});
-  const NodeId out = copy_into(b, functions_[static_cast<std::size_t>(f)].program, functions_[static_cast<std::size_t>(f)].out, x);
+  const NodeId out = copy_into(b, functions_[static_cast<std::size_t>(f)].program,
+                               functions_[static_cast<std::size_t>(f)].out, x);
   return intern(std::move(program), out);
 }
 
 FunctionTable::Id FunctionTable::derivative(Id id) {
-  if (const Id known = functions_[static_cast<std::size_t>(id)].derivative; known >= 0) return known;
+  if (const Id known = functions_[static_cast<std::size_t>(id)].derivative; known >= 0)
+    return known;
   Program program = with_variable();
   Builder b(program);
   const NodeId x = b.add(StandardNormal{{0}}, {});
@@ -295,15 +339,25 @@ FunctionTable::Id FunctionTable::derivative(Id id) {
         case Fn::kAdd: slope[k] = b.plus(d[0], d[1]); break;
         case Fn::kSub: slope[k] = b.minus(d[0], d[1]); break;
         case Fn::kMul: slope[k] = b.plus(b.times(d[0], in[1]), b.times(in[0], d[1])); break;
-        case Fn::kDiv: slope[k] = b.map(Fn::kDiv, {b.minus(d[0], b.times(value[k], d[1])), in[1]}); break;
-        case Fn::kMin: case Fn::kMax: {
-          const NodeId first = b.map(Fn::kLess, m->fn == Fn::kMin ? std::vector{in[0], in[1]} : std::vector{in[1], in[0]});
+        case Fn::kDiv:
+          slope[k] = b.map(Fn::kDiv, {b.minus(d[0], b.times(value[k], d[1])), in[1]});
+          break;
+        case Fn::kMin:
+        case Fn::kMax: {
+          const NodeId first = b.map(
+              Fn::kLess, m->fn == Fn::kMin ? std::vector{in[0], in[1]} : std::vector{in[1], in[0]});
           slope[k] = b.plus(b.times(first, d[0]), b.times(b.minus(b.constant(1), first), d[1]));
           break;
         }
         case Fn::kWhere: slope[k] = b.map(Fn::kWhere, {in[0], d[1], d[2]}); break;
         case Fn::kMod: slope[k] = d[0]; break;
-        case Fn::kSign: case Fn::kStep: case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: case Fn::kPow: break;
+        case Fn::kSign:
+        case Fn::kStep:
+        case Fn::kLess:
+        case Fn::kLessEqual:
+        case Fn::kEqual:
+        case Fn::kNotEqual:
+        case Fn::kPow: break;
         default: slope[k] = b.times(derivative_of(b, *m, in[0], value[k]), d[0]);
       }
     } else {
@@ -328,7 +382,9 @@ const Exponential& FunctionTable::exponential(Id id) {
   Program program = with_variable();
   Builder b(program);
   (void)b.add(StandardNormal{{0}}, {});
-  const auto combined = [](const Quadratic& p, double c, const Quadratic& q) { return Quadratic{p[0] + c * q[0], p[1] + c * q[1], p[2] + c * q[2]}; };
+  const auto combined = [](const Quadratic& p, double c, const Quadratic& q) {
+    return Quadratic{p[0] + c * q[0], p[1] + c * q[1], p[2] + c * q[2]};
+  };
   std::vector<NodeId> value(f.program.size());
   std::vector<std::optional<Quadratic>> polynomial(f.program.size());  // of degree 2 at most
   std::vector<Split> split(f.program.size());
@@ -336,11 +392,18 @@ const Exponential& FunctionTable::exponential(Id id) {
   const std::function<Split(NodeId, double)> exponential_of = [&](NodeId x, double c) -> Split {
     if (const auto& p = polynomial[x.value]) return {combined({}, c, *p), b.constant(1)};
     const Node& node = f.program[x];
-    if (const auto* s = std::get_if<Scale>(&node.op)) return exponential_of(node.in[0], c * s->factor);
+    if (const auto* s = std::get_if<Scale>(&node.op))
+      return exponential_of(node.in[0], c * s->factor);
     const auto* m = std::get_if<Map>(&node.op);
-    const auto factor = [&](std::size_t k) { return m && polynomial[node.in[k].value] && (*polynomial[node.in[k].value])[1] == 0 && (*polynomial[node.in[k].value])[2] == 0 ? (*polynomial[node.in[k].value])[0] : 0.0; };
+    const auto factor = [&](std::size_t k) {
+      return m && polynomial[node.in[k].value] && (*polynomial[node.in[k].value])[1] == 0 &&
+                     (*polynomial[node.in[k].value])[2] == 0
+                 ? (*polynomial[node.in[k].value])[0]
+                 : 0.0;
+    };
     if (m && (m->fn == Fn::kAdd || m->fn == Fn::kSub)) {
-      const Split one = exponential_of(node.in[0], c), other = exponential_of(node.in[1], m->fn == Fn::kAdd ? c : -c);
+      const Split one = exponential_of(node.in[0], c),
+                  other = exponential_of(node.in[1], m->fn == Fn::kAdd ? c : -c);
       return {combined(one.exponent, 1, other.exponent), b.times(one.rest, other.rest)};
     }
     if (m && m->fn == Fn::kMul)
@@ -348,16 +411,21 @@ const Exponential& FunctionTable::exponential(Id id) {
         if (const double by = factor(k); by != 0) return exponential_of(node.in[1 - k], c * by);
     if (m && m->fn == Fn::kDiv)
       if (const double by = factor(1); by != 0) return exponential_of(node.in[0], c / by);
-    return {{}, b.map(Fn::kExp, {c == 1 ? value[x.value] : b.times(b.constant(c), value[x.value])})};
+    return {{},
+            b.map(Fn::kExp, {c == 1 ? value[x.value] : b.times(b.constant(c), value[x.value])})};
   };
   for (std::size_t k = 0; k <= f.out.value; ++k) {
     const Node& node = f.program.nodes[k];
     std::vector<NodeId> in;
     for (const NodeId i : node.in) in.push_back(value[i.value]);
     const auto* constant = std::get_if<Constant>(&node.op);
-    value[k] = constant ? b.constant(*constant->values, node.type.dims) : k == 0 ? NodeId{0} : b.add(node.op, std::move(in));
+    value[k] = constant ? b.constant(*constant->values, node.type.dims)
+               : k == 0 ? NodeId{0}
+                        : b.add(node.op, std::move(in));
     split[k] = {{}, value[k]};
-    const auto p = [&](std::size_t j) -> const std::optional<Quadratic>& { return polynomial[node.in[j].value]; };
+    const auto p = [&](std::size_t j) -> const std::optional<Quadratic>& {
+      return polynomial[node.in[j].value];
+    };
     const auto of = [&](std::size_t j) -> const Split& { return split[node.in[j].value]; };
     const auto* m = std::get_if<Map>(&node.op);
     if (k == 0) {
@@ -375,22 +443,32 @@ const Exponential& FunctionTable::exponential(Id id) {
       split[k] = exponential_of(node.in[0], 1);
     } else if (m->fn == Fn::kAdd || m->fn == Fn::kSub) {
       if (p(0) && p(1)) polynomial[k] = combined(*p(0), m->fn == Fn::kAdd ? 1 : -1, *p(1));
-      if (of(0).exponent == of(1).exponent && of(0).exponent != Quadratic{}) split[k] = {of(0).exponent, b.map(m->fn, {of(0).rest, of(1).rest})};
-      else if (b.is_zero(value[node.in[1].value])) split[k] = of(0);
-      else if (b.is_zero(value[node.in[0].value]) && m->fn == Fn::kAdd) split[k] = of(1);
+      if (of(0).exponent == of(1).exponent && of(0).exponent != Quadratic{})
+        split[k] = {of(0).exponent, b.map(m->fn, {of(0).rest, of(1).rest})};
+      else if (b.is_zero(value[node.in[1].value]))
+        split[k] = of(0);
+      else if (b.is_zero(value[node.in[0].value]) && m->fn == Fn::kAdd)
+        split[k] = of(1);
     } else if (m->fn == Fn::kMul) {
       if (p(0) && p(1)) {
         const Quadratic &x = *p(0), &y = *p(1);
-        if (x[2] * y[1] == 0 && x[1] * y[2] == 0 && x[2] * y[2] == 0) polynomial[k] = Quadratic{x[0] * y[0], x[0] * y[1] + x[1] * y[0], x[0] * y[2] + x[1] * y[1] + x[2] * y[0]};
+        if (x[2] * y[1] == 0 && x[1] * y[2] == 0 && x[2] * y[2] == 0)
+          polynomial[k] = Quadratic{x[0] * y[0], x[0] * y[1] + x[1] * y[0],
+                                    x[0] * y[2] + x[1] * y[1] + x[2] * y[0]};
       }
       split[k] = {combined(of(0).exponent, 1, of(1).exponent), b.times(of(0).rest, of(1).rest)};
     } else if (m->fn == Fn::kDiv) {
-      if (p(0) && p(1) && (*p(1))[0] != 0 && (*p(1))[1] == 0 && (*p(1))[2] == 0) polynomial[k] = combined({}, 1 / (*p(1))[0], *p(0));
-      split[k] = {combined(of(0).exponent, -1, of(1).exponent), b.map(Fn::kDiv, {of(0).rest, of(1).rest})};
+      if (p(0) && p(1) && (*p(1))[0] != 0 && (*p(1))[1] == 0 && (*p(1))[2] == 0)
+        polynomial[k] = combined({}, 1 / (*p(1))[0], *p(0));
+      split[k] = {combined(of(0).exponent, -1, of(1).exponent),
+                  b.map(Fn::kDiv, {of(0).rest, of(1).rest})};
     } else if (m->fn == Fn::kPower || m->fn == Fn::kSqrt) {
       const double n = m->fn == Fn::kSqrt ? 0.5 : m->parameter;
-      if (n == 2 && p(0) && (*p(0))[2] == 0) polynomial[k] = Quadratic{(*p(0))[0] * (*p(0))[0], 2 * (*p(0))[0] * (*p(0))[1], (*p(0))[1] * (*p(0))[1]};
-      if (of(0).exponent != Quadratic{}) split[k] = {combined({}, n, of(0).exponent), b.map(m->fn, {of(0).rest}, m->parameter)};
+      if (n == 2 && p(0) && (*p(0))[2] == 0)
+        polynomial[k] = Quadratic{(*p(0))[0] * (*p(0))[0], 2 * (*p(0))[0] * (*p(0))[1],
+                                  (*p(0))[1] * (*p(0))[1]};
+      if (of(0).exponent != Quadratic{})
+        split[k] = {combined({}, n, of(0).exponent), b.map(m->fn, {of(0).rest}, m->parameter)};
     }
   }
   const auto [exponent, rest] = split[f.out.value];
@@ -408,7 +486,8 @@ const Exponential& FunctionTable::exponential(Id id) {
   return *(functions_[static_cast<std::size_t>(id)].exponential = out);
 }
 
-void FunctionTable::run(const Program& program, std::int64_t count, const double* x, std::vector<std::vector<double>>& values, NodeId out) {
+void FunctionTable::run(const Program& program, std::int64_t count, const double* x,
+                        std::vector<std::vector<double>>& values, NodeId out) {
   values.resize(program.size());
   for (std::size_t k = 0; k <= out.value; ++k) {
     const Node& node = program.nodes[k];
@@ -470,13 +549,17 @@ void FunctionTable::recognise(Function& f) {
   run(f.program, 1, &zero, values, f.out);
   const double at_zero = values[f.out.value][0];
   f.closed = match(e, at_zero);
-  if (std::all_of(e.begin(), e.end(), [](const auto& t) { return t.first.atom.kind == Atom::Kind::kOne || t.first.atom.kind == Atom::Kind::kStep; })) {
+  if (std::all_of(e.begin(), e.end(), [](const auto& t) {
+        return t.first.atom.kind == Atom::Kind::kOne || t.first.atom.kind == Atom::Kind::kStep;
+      })) {
     std::size_t size = 1;
     for (const auto& [key, c] : e) size = std::max(size, static_cast<std::size_t>(key.power) + 1);
-    f.piecewise = PiecewisePolynomial{std::vector<double>(size, 0.0), std::vector<double>(size, 0.0), at_zero};
+    f.piecewise = PiecewisePolynomial{std::vector<double>(size, 0.0),
+                                      std::vector<double>(size, 0.0), at_zero};
     for (const auto& [key, c] : e) {
       f.piecewise->above[static_cast<std::size_t>(key.power)] += c;
-      if (key.atom.kind == Atom::Kind::kOne) f.piecewise->below[static_cast<std::size_t>(key.power)] += c;
+      if (key.atom.kind == Atom::Kind::kOne)
+        f.piecewise->below[static_cast<std::size_t>(key.power)] += c;
     }
   }
   if (f.closed)
@@ -486,10 +569,23 @@ void FunctionTable::recognise(Function& f) {
 std::optional<PairForm> FunctionTable::pair_form(Id f, Id g) const {
   const auto &closed = closed_form(f), &other = closed_form(g);
   if (closed && other && closed->g == other->g)
-    return PairForm{closed->scale, other->scale, closed->factor * other->factor, [&form = closed->g](auto a, auto b, auto c, auto K) { return dual_kernel(form, a, b, c, K); }, &closed->g, f == g};
-  if (const auto &p = piecewise(f), &q = piecewise(g); p && q)
-    return PairForm{1, 1, 1, [&p, &q](auto a, auto b, auto c, auto K) { return piecewise_kernel(*p, *q, a, b, c, K); }, nullptr, f == g,
-                    p->above[0] != p->below[0] && q->above[0] != q->below[0]};
+    return PairForm{closed->scale,
+                    other->scale,
+                    closed->factor * other->factor,
+                    [&form = closed->g](auto a, auto b, auto c, auto K) {
+                      return dual_kernel(form, a, b, c, K);
+                    },
+                    &closed->g,
+                    f == g};
+  if (const auto& p = piecewise(f), &q = piecewise(g); p && q)
+    return PairForm{
+        1,
+        1,
+        1,
+        [&p, &q](auto a, auto b, auto c, auto K) { return piecewise_kernel(*p, *q, a, b, c, K); },
+        nullptr,
+        f == g,
+        p->above[0] != p->below[0] && q->above[0] != q->below[0]};
   return std::nullopt;
 }
 
@@ -500,13 +596,23 @@ int FunctionTable::parity(Id id) const {
     const Node& node = f.program.nodes[k];
     const auto of = [&](std::size_t j) { return known[node.in[j].value]; };
     const auto* m = std::get_if<Map>(&node.op);
-    if (k == 0) known[k] = -1;
-    else if (std::all_of(node.in.begin(), node.in.end(), [&](NodeId i) { return known[i.value] == 1; })) known[k] = 1;
-    else if (!m) known[k] = of(0);
-    else if (m->fn == Fn::kAdd || m->fn == Fn::kSub) known[k] = of(0) == of(1) ? of(0) : 0;
-    else if (m->fn == Fn::kMul || m->fn == Fn::kDiv) known[k] = of(0) * of(1);
-    else if (m->fn == Fn::kWhere) known[k] = of(0) == 1 && of(1) == of(2) ? of(1) : 0;
-    else if (arity(m->fn) == 1 && of(0) == -1) known[k] = traits_of(*m).parity == FunctionTraits::Parity::kEven ? 1 : traits_of(*m).parity == FunctionTraits::Parity::kOdd ? -1 : 0;
+    if (k == 0)
+      known[k] = -1;
+    else if (std::all_of(node.in.begin(), node.in.end(),
+                         [&](NodeId i) { return known[i.value] == 1; }))
+      known[k] = 1;
+    else if (!m)
+      known[k] = of(0);
+    else if (m->fn == Fn::kAdd || m->fn == Fn::kSub)
+      known[k] = of(0) == of(1) ? of(0) : 0;
+    else if (m->fn == Fn::kMul || m->fn == Fn::kDiv)
+      known[k] = of(0) * of(1);
+    else if (m->fn == Fn::kWhere)
+      known[k] = of(0) == 1 && of(1) == of(2) ? of(1) : 0;
+    else if (arity(m->fn) == 1 && of(0) == -1)
+      known[k] = traits_of(*m).parity == FunctionTraits::Parity::kEven  ? 1
+                 : traits_of(*m).parity == FunctionTraits::Parity::kOdd ? -1
+                                                                        : 0;
   }
   return known[f.out.value];
 }
@@ -520,7 +626,8 @@ std::vector<std::pair<double, double>> FunctionTable::jumps(Id f) const {
     std::array<double, 4> y{};
     evaluate(f, 4, x.data(), y.data());
     const double height = 2 * (y[2] - y[1]) - (y[3] - y[0]);
-    if (std::abs(height) > 1e-10 * (1 + std::abs(y[1]) + std::abs(y[2]))) out.emplace_back(position, height);
+    if (std::abs(height) > 1e-10 * (1 + std::abs(y[1]) + std::abs(y[2])))
+      out.emplace_back(position, height);
   }
   return out;
 }
@@ -533,14 +640,18 @@ void FunctionTable::find_kinks(Function& f) {
     for (const NodeId i : node.in) last = std::max(last, i);
     run(program, 1, &x, values, last);
     const bool two = arity(std::get<Map>(node.op).fn) == 2 && std::get<Map>(node.op).fn != Fn::kDiv;
-    return two ? values[node.in[0].value][0] - values[node.in[1].value][0] : values[node.in[node.in.size() == 2 ? 1 : 0].value][0];
+    return two ? values[node.in[0].value][0] - values[node.in[1].value][0]
+               : values[node.in[node.in.size() == 2 ? 1 : 0].value][0];
   };
   for (std::size_t k = 1; k <= f.out.value; ++k) {
     const Node& node = program.nodes[k];
     const auto* m = std::get_if<Map>(&node.op);
     if (!m) continue;
     switch (m->fn) {
-      case Fn::kSqrt: case Fn::kLog: case Fn::kPow: case Fn::kMod: f.integrable = false; continue;
+      case Fn::kSqrt:
+      case Fn::kLog:
+      case Fn::kPow:
+      case Fn::kMod: f.integrable = false; continue;
       case Fn::kPower:
         if (m->parameter < 0 || m->parameter != std::floor(m->parameter)) f.integrable = false;
         continue;
@@ -556,24 +667,31 @@ void FunctionTable::find_kinks(Function& f) {
     const std::size_t before = f.kinks.size();
     const double g0 = g(0), g1 = g(1) - g0;
     bool linear = true;
-    for (const double x : {-7.0, -0.3, 0.5, 3.0, 11.0}) linear = linear && std::abs(g(x) - (g0 + g1 * x)) <= 1e-14 * (std::abs(g0) + std::abs(g1 * x));
+    for (const double x : {-7.0, -0.3, 0.5, 3.0, 11.0})
+      linear =
+          linear && std::abs(g(x) - (g0 + g1 * x)) <= 1e-14 * (std::abs(g0) + std::abs(g1 * x));
     if (linear) {
       if (g1 != 0) f.kinks.push_back(g0 == 0 ? 0.0 : -g0 / g1);
-      f.null = f.null || (m->fn == Fn::kEqual && NodeId{static_cast<std::uint32_t>(k)} == f.out && g1 != 0);
+      f.null = f.null ||
+               (m->fn == Fn::kEqual && NodeId{static_cast<std::uint32_t>(k)} == f.out && g1 != 0);
     } else {
       // As many roots on a grid as fine as any kink may need, or there are too many.
       std::vector<double> grid(40'001);
-      for (std::size_t i = 0; i < grid.size(); ++i) grid[i] = std::sinh(std::asinh(1e4) * (static_cast<double>(i) - 20'000.3) / 20'000);
+      for (std::size_t i = 0; i < grid.size(); ++i)
+        grid[i] = std::sinh(std::asinh(1e4) * (static_cast<double>(i) - 20'000.3) / 20'000);
       std::vector<std::vector<double>> on_grid;
       NodeId last = node.in[0];
       for (const NodeId i : node.in) last = std::max(last, i);
       run(program, static_cast<std::int64_t>(grid.size()), grid.data(), on_grid, last);
       const bool two = arity(m->fn) == 2 && m->fn != Fn::kDiv;
-      const auto read = [&](NodeId id, std::size_t i) { return program[id].type.width ? on_grid[id.value][i] : on_grid[id.value][0]; };
+      const auto read = [&](NodeId id, std::size_t i) {
+        return program[id].type.width ? on_grid[id.value][i] : on_grid[id.value][0];
+      };
       std::size_t changes = 0;
       double previous = 0;
       for (std::size_t i = 0; i < grid.size(); ++i) {
-        const double now = two ? read(node.in[0], i) - read(node.in[1], i) : read(node.in[node.in.size() == 2 ? 1 : 0], i);
+        const double now = two ? read(node.in[0], i) - read(node.in[1], i)
+                               : read(node.in[node.in.size() == 2 ? 1 : 0], i);
         if (now != 0 && previous != 0 && (now > 0) != (previous > 0)) ++changes;
         if (now != 0) previous = now;
       }

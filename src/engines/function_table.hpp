@@ -25,10 +25,13 @@ struct Recognised {
 /// E f(u) g(v) = factor * kernel(scale_f^2 a, scale_g^2 b, scale_f scale_g c).
 struct PairForm {
   double scale_f = 1, scale_g = 1, factor = 1;
-  std::function<MomentStatus(std::span<const double> a, std::span<const double> b, std::span<const double> c, std::span<double> K)> kernel;
-  const DualFunction* both = nullptr;  ///< g, where f and g are one function up to factors and scales
-  bool symmetric = false;              ///< f and g are the same
-  bool jumps = false;                  ///< f and g both jump
+  std::function<MomentStatus(std::span<const double> a, std::span<const double> b,
+                             std::span<const double> c, std::span<double> K)>
+      kernel;
+  const DualFunction* both =
+      nullptr;             ///< g, where f and g are one function up to factors and scales
+  bool symmetric = false;  ///< f and g are the same
+  bool jumps = false;      ///< f and g both jump
 };
 
 /// f(x) = exp(constant + linear x + quadratic x^2) rest(x).
@@ -38,7 +41,8 @@ struct Exponential {
   [[nodiscard]] bool trivial() const { return linear == 0 && quadratic == 0; }
 };
 
-/// Functions of one number, composed from the coordinatewise functions of the IR; equal compositions get equal numbers.
+/// Functions of one number, composed from the coordinatewise functions of the IR; equal
+/// compositions get equal numbers.
 class FunctionTable {
  public:
   using Id = int;
@@ -64,33 +68,52 @@ class FunctionTable {
   [[nodiscard]] double evaluations() const { return static_cast<double>(evaluations_); }
 
   /// f as a program of coordinatewise functions whose node 0 is x.
-  [[nodiscard]] const ir::Program& program(Id f) const { return functions_[static_cast<std::size_t>(f)].program; }
-  [[nodiscard]] ir::NodeId output(Id f) const { return functions_[static_cast<std::size_t>(f)].out; }
+  [[nodiscard]] const ir::Program& program(Id f) const {
+    return functions_[static_cast<std::size_t>(f)].program;
+  }
+  [[nodiscard]] ir::NodeId output(Id f) const {
+    return functions_[static_cast<std::size_t>(f)].out;
+  }
   /// Values of the nodes of such a program up to `out`, at count points.
-  static void run(const ir::Program& program, std::int64_t count, const double* x, std::vector<std::vector<double>>& values, ir::NodeId out);
+  static void run(const ir::Program& program, std::int64_t count, const double* x,
+                  std::vector<std::vector<double>>& values, ir::NodeId out);
 
-  /// The closed form of f's Gaussian moments, also if f was written by hand: x (1 + erf(x / sqrt(2))) / 2 is gelu.
-  [[nodiscard]] const std::optional<Recognised>& closed_form(Id f) const { return functions_[static_cast<std::size_t>(f)].closed; }
+  /// The closed form of f's Gaussian moments, also if f was written by hand: x (1 + erf(x /
+  /// sqrt(2))) / 2 is gelu.
+  [[nodiscard]] const std::optional<Recognised>& closed_form(Id f) const {
+    return functions_[static_cast<std::size_t>(f)].closed;
+  }
   /// Pieces of f if they are polynomials that meet at 0.
-  [[nodiscard]] const std::optional<PiecewisePolynomial>& piecewise(Id f) const { return functions_[static_cast<std::size_t>(f)].piecewise; }
+  [[nodiscard]] const std::optional<PiecewisePolynomial>& piecewise(Id f) const {
+    return functions_[static_cast<std::size_t>(f)].piecewise;
+  }
   /// The closed form of E f(u) g(v); refers to the table.
   [[nodiscard]] std::optional<PairForm> pair_form(Id f, Id g) const;
   /// c_0, c_1, .. if f is a polynomial.
-  [[nodiscard]] const std::optional<std::vector<double>>& polynomial(Id f) const { return functions_[static_cast<std::size_t>(f)].polynomial; }
+  [[nodiscard]] const std::optional<std::vector<double>>& polynomial(Id f) const {
+    return functions_[static_cast<std::size_t>(f)].polynomial;
+  }
   /// 1 if f(-x) = f(x), -1 if f(-x) = -f(x), as far as its composition shows; else 0.
   [[nodiscard]] int parity(Id f) const;
   /// Where f or a derivative jumps.
-  [[nodiscard]] const std::vector<double>& kinks(Id f) const { return functions_[static_cast<std::size_t>(f)].kinks; }
+  [[nodiscard]] const std::vector<double>& kinks(Id f) const {
+    return functions_[static_cast<std::size_t>(f)].kinks;
+  }
   /// (position, height) where f itself jumps; heights to 1e-13.
   [[nodiscard]] std::vector<std::pair<double, double>> jumps(Id f) const;
   /// Whether f is 0 almost everywhere, as x == c is.
   [[nodiscard]] bool null(Id f) const {
     const auto& own = functions_[static_cast<std::size_t>(f)];
     const auto zero = [](double c) { return c == 0; };
-    return own.null || (own.piecewise && std::all_of(own.piecewise->above.begin(), own.piecewise->above.end(), zero) && std::all_of(own.piecewise->below.begin(), own.piecewise->below.end(), zero));
+    return own.null ||
+           (own.piecewise &&
+            std::all_of(own.piecewise->above.begin(), own.piecewise->above.end(), zero) &&
+            std::all_of(own.piecewise->below.begin(), own.piecewise->below.end(), zero));
   }
   /// False if f has more kinks or poles than quadrature can split at.
-  [[nodiscard]] bool integrable(Id f) const { return functions_[static_cast<std::size_t>(f)].integrable; }
+  [[nodiscard]] bool integrable(Id f) const {
+    return functions_[static_cast<std::size_t>(f)].integrable;
+  }
 
  private:
   struct Function {

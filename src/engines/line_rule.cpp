@@ -22,7 +22,8 @@ constexpr double kInfinity = std::numeric_limits<double>::infinity();
 constexpr double kEps = std::numeric_limits<double>::epsilon();
 constexpr double kLargest = 37.5;  // phi underflows soon after
 
-// ---- interval arithmetic --------------------------------------------------------------------------------------------------
+// ---- interval arithmetic
+// -------------------------------------------------------------------------------------------------
 // Rounding is not directed: bounds need two digits, not sixteen.
 
 struct Interval {
@@ -39,7 +40,8 @@ Interval operator+(Interval a, Interval b) { return ordered({a.lo + b.lo, a.hi +
 Interval operator-(Interval a) { return {-a.hi, -a.lo}; }
 Interval operator-(Interval a, Interval b) { return a + (-b); }
 Interval operator*(Interval a, Interval b) {
-  const std::array<double, 4> p{times(a.lo, b.lo), times(a.lo, b.hi), times(a.hi, b.lo), times(a.hi, b.hi)};
+  const std::array<double, 4> p{times(a.lo, b.lo), times(a.lo, b.hi), times(a.hi, b.lo),
+                                times(a.hi, b.hi)};
   return ordered({*std::min_element(p.begin(), p.end()), *std::max_element(p.begin(), p.end())});
 }
 Interval inverse(Interval a) { return a.lo > 0 || a.hi < 0 ? Interval{1 / a.hi, 1 / a.lo} : kAll; }
@@ -48,15 +50,21 @@ Interval square(Interval a) {
   return ordered({a.lo <= 0 && a.hi >= 0 ? 0 : std::min(x, y), std::max(x, y)});
 }
 template <class F>
-Interval rising(F f, Interval a) { return ordered({f(a.lo), f(a.hi)}); }
+Interval rising(F f, Interval a) {
+  return ordered({f(a.lo), f(a.hi)});
+}
 Interval cosine(Interval a) {
   if (!a.bounded() || a.hi - a.lo >= 2 * std::numbers::pi) return {-1, 1};
   Interval out{std::min(std::cos(a.lo), std::cos(a.hi)), std::max(std::cos(a.lo), std::cos(a.hi))};
-  if (std::floor(a.hi / (2 * std::numbers::pi)) > std::floor(a.lo / (2 * std::numbers::pi))) out.hi = 1;
-  if (std::floor((a.hi / std::numbers::pi - 1) / 2) > std::floor((a.lo / std::numbers::pi - 1) / 2)) out.lo = -1;
+  if (std::floor(a.hi / (2 * std::numbers::pi)) > std::floor(a.lo / (2 * std::numbers::pi)))
+    out.hi = 1;
+  if (std::floor((a.hi / std::numbers::pi - 1) / 2) > std::floor((a.lo / std::numbers::pi - 1) / 2))
+    out.lo = -1;
   return out;
 }
-Interval sine(Interval a) { return cosine(a - Interval{std::numbers::pi / 2, std::numbers::pi / 2}); }
+Interval sine(Interval a) {
+  return cosine(a - Interval{std::numbers::pi / 2, std::numbers::pi / 2});
+}
 
 /// A rectangle of complex numbers.
 struct Box {
@@ -68,7 +76,9 @@ Box real(double x) { return {{x, x}, {}}; }
 Box operator+(const Box& a, const Box& b) { return {a.re + b.re, a.im + b.im}; }
 Box operator-(const Box& a) { return {-a.re, -a.im}; }
 Box operator-(const Box& a, const Box& b) { return a + (-b); }
-Box operator*(const Box& a, const Box& b) { return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re}; }
+Box operator*(const Box& a, const Box& b) {
+  return {a.re * b.re - a.im * b.im, a.re * b.im + a.im * b.re};
+}
 Box scaled(double c, const Box& a) { return {Interval{c, c} * a.re, Interval{c, c} * a.im}; }
 Box square(const Box& a) { return {square(a.re) - square(a.im), Interval{2, 2} * (a.re * a.im)}; }
 Box inverse(const Box& a) {
@@ -83,11 +93,15 @@ Box exp(const Box& a) {
 }
 Box cosine(const Box& a) {
   const Interval abs_im{0, a.im.size()};
-  const Interval c{std::cosh(a.im.lo <= 0 && a.im.hi >= 0 ? 0 : std::min(std::abs(a.im.lo), std::abs(a.im.hi))), std::cosh(abs_im.hi)};
+  const Interval c{
+      std::cosh(a.im.lo <= 0 && a.im.hi >= 0 ? 0 : std::min(std::abs(a.im.lo), std::abs(a.im.hi))),
+      std::cosh(abs_im.hi)};
   const Interval s = rising([](double x) { return std::sinh(x); }, a.im);
   return {cosine(a.re) * c, -(sine(a.re) * s)};
 }
-Box sine(const Box& a) { return cosine({a.re - Interval{std::numbers::pi / 2, std::numbers::pi / 2}, a.im}); }
+Box sine(const Box& a) {
+  return cosine({a.re - Interval{std::numbers::pi / 2, std::numbers::pi / 2}, a.im});
+}
 Box log(const Box& a) {
   if (!(a.re.lo > 0)) return kEverywhere;
   const double angle = std::atan2(a.im.size(), a.re.lo);
@@ -98,11 +112,18 @@ Box sigmoid(const Box& a) {
   const Box w = exp(a);
   return w * inverse(real(1) + w);
 }
-Box tanh(const Box& a) { return a.re.lo + a.re.hi > 0 ? scaled(2, sigmoid(scaled(2, a))) - real(1) : real(1) - scaled(2, sigmoid(scaled(-2, a))); }
-Box softplus(const Box& a) { return a.re.lo + a.re.hi > 0 ? a + log(real(1) + exp(-a)) : log(real(1) + exp(a)); }
+Box tanh(const Box& a) {
+  return a.re.lo + a.re.hi > 0 ? scaled(2, sigmoid(scaled(2, a))) - real(1)
+                               : real(1) - scaled(2, sigmoid(scaled(-2, a)));
+}
+Box softplus(const Box& a) {
+  return a.re.lo + a.re.hi > 0 ? a + log(real(1) + exp(-a)) : log(real(1) + exp(a));
+}
 /// |erf(x + i y) - erf(x)| <= 2/sqrt(pi) |y| exp(y^2 - x^2).
 double erf_spread(const Box& a) {
-  const double y = a.im.size(), x = a.re.lo <= 0 && a.re.hi >= 0 ? 0 : std::min(std::abs(a.re.lo), std::abs(a.re.hi));
+  const double y = a.im.size(), x = a.re.lo <= 0 && a.re.hi >= 0
+                                        ? 0
+                                        : std::min(std::abs(a.re.lo), std::abs(a.re.hi));
   const double spread = std::numbers::inv_sqrtpi * 2 * y * std::exp((y - x) * (y + x));
   return std::isnan(spread) ? kInfinity : spread;
 }
@@ -127,9 +148,11 @@ Box power(const Box& a, double p) {
   return exp(scaled(p, log(a)));
 }
 
-// ---- enclosures of the nodes of a function ----------------------------------------------------------------------------------
+// ---- enclosures of the nodes of a function
+// ----------------------------------------------------------------------------------
 
-/// What is known of a node on a panel of the real line, and of its continuation from there to the box.
+/// What is known of a node on a panel of the real line, and of its continuation from there to the
+/// box.
 struct Enclosure {
   double left = 0, right = 0;  ///< at the ends, continued from within
   Interval range, slope;       ///< on the panel
@@ -138,15 +161,22 @@ struct Enclosure {
 
 class Enclosures {
  public:
-  Enclosures(const FunctionTable& table, FunctionTable::Id f) : program_(table.program(f)), out_(table.output(f)), nodes_(program_.size()) {}
+  Enclosures(const FunctionTable& table, FunctionTable::Id f)
+      : program_(table.program(f)), out_(table.output(f)), nodes_(program_.size()) {}
 
-  /// Encloses f on [from, to]; `half` of the box's size.  A kink inside sets root() to where it is, if its argument changes sign.
+  /// Encloses f on [from, to]; `half` of the box's size.  A kink inside sets root() to where it is,
+  /// if its argument changes sign.
   const Enclosure& enclose(double from, double to) {
     const double centre = 0.5 * (from + to), half = 0.5 * (to - from);
     from_ = from;
     to_ = to;
     root_.reset();
-    nodes_[0] = {from, to, {from, to}, {1, 1}, {{centre - 2 * half, centre + 2 * half}, {-std::numbers::sqrt3 * half, std::numbers::sqrt3 * half}}};
+    nodes_[0] = {from,
+                 to,
+                 {from, to},
+                 {1, 1},
+                 {{centre - 2 * half, centre + 2 * half},
+                  {-std::numbers::sqrt3 * half, std::numbers::sqrt3 * half}}};
     for (std::size_t k = 1; k <= out_.value; ++k) nodes_[k] = node(program_.nodes[k]);
     return nodes_[out_.value];
   }
@@ -163,13 +193,19 @@ class Enclosures {
   }
   /// Tightens the range of what is monotone.
   static E finish(E e) {
-    if (e.slope.lo >= 0 && std::isfinite(e.left) && std::isfinite(e.right)) e.range = {e.left, std::max(e.left, e.right)};
-    if (e.slope.hi <= 0 && std::isfinite(e.left) && std::isfinite(e.right)) e.range = {std::min(e.left, e.right), e.left};
+    if (e.slope.lo >= 0 && std::isfinite(e.left) && std::isfinite(e.right))
+      e.range = {e.left, std::max(e.left, e.right)};
+    if (e.slope.hi <= 0 && std::isfinite(e.left) && std::isfinite(e.right))
+      e.range = {std::min(e.left, e.right), e.left};
     return e;
   }
-  static E sum(const E& a, const E& b) { return finish({a.left + b.left, a.right + b.right, a.range + b.range, a.slope + b.slope, a.box + b.box}); }
+  static E sum(const E& a, const E& b) {
+    return finish(
+        {a.left + b.left, a.right + b.right, a.range + b.range, a.slope + b.slope, a.box + b.box});
+  }
   static E product(const E& a, const E& b) {
-    return finish({a.left * b.left, a.right * b.right, a.range * b.range, a.slope * b.range + a.range * b.slope, a.box * b.box});
+    return finish({a.left * b.left, a.right * b.right, a.range * b.range,
+                   a.slope * b.range + a.range * b.slope, a.box * b.box});
   }
   static E scaled(double c, const E& a) { return product(fixed(c), a); }
   static E difference(const E& a, const E& b) { return sum(a, scaled(-1, b)); }
@@ -179,18 +215,23 @@ class Enclosures {
   }
   /// Any function of one number with its values and a bound of its range.
   template <class F>
-  static E general(F f, const E& a, Interval range, Box box) { return finish({f(a.left), f(a.right), range, a.slope.lo == 0 && a.slope.hi == 0 ? Interval{} : kAll, std::move(box)}); }
+  static E general(F f, const E& a, Interval range, Box box) {
+    return finish({f(a.left), f(a.right), range,
+                   a.slope.lo == 0 && a.slope.hi == 0 ? Interval{} : kAll, std::move(box)});
+  }
 
   /// Sign of a node on the panel; 0: it changes or cannot be told; 2: it is 0 throughout.
   int sign_of(const E& a, const std::function<double(double)>& value) {
     if (a.range.lo == 0 && a.range.hi == 0) return 2;
-    // What is analytic on the panel is 0 at points only; what has a kink or jump there may be 0 on a part of it.
+    // What is analytic on the panel is 0 at points only; what has a kink or jump there may be 0 on
+    // a part of it.
     const bool analytic = std::isfinite(a.box.size());
     if (!analytic && (a.range.lo > 0 || a.range.hi < 0)) return a.range.lo > 0 ? 1 : -1;
     const double noise = a.range.bounded() ? 2e-14 * a.range.size() : 0;
     if (analytic && a.range.lo >= -noise) return 1;
     if (analytic && a.range.hi <= noise) return -1;
-    if (!root_ && std::isfinite(a.left) && std::isfinite(a.right) && std::abs(a.left) > noise && std::abs(a.right) > noise && (a.left > 0) != (a.right > 0)) {
+    if (!root_ && std::isfinite(a.left) && std::isfinite(a.right) && std::abs(a.left) > noise &&
+        std::abs(a.right) > noise && (a.left > 0) != (a.right > 0)) {
       double low = from_, high = to_;
       for (int k = 0; k < 200 && high - low > 1e-17 + 1e-16 * std::abs(low); ++k) {
         const double middle = 0.5 * (low + high);
@@ -216,17 +257,30 @@ class Enclosures {
   }
 
   static E elementary(Fn fn, const E& a) {
-    const auto sigmoid_of = [](double x) { return x > 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x)); };
+    const auto sigmoid_of = [](double x) {
+      return x > 0 ? 1 / (1 + std::exp(-x)) : std::exp(x) / (1 + std::exp(x));
+    };
     switch (fn) {
       case Fn::kTanh: return monotone([](double x) { return std::tanh(x); }, a, tanh(a.box));
       case Fn::kSigmoid: return monotone(sigmoid_of, a, sigmoid(a.box));
-      case Fn::kSoftplus: return monotone([](double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }, a, softplus(a.box));
+      case Fn::kSoftplus:
+        return monotone(
+            [](double x) { return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x))); }, a,
+            softplus(a.box));
       case Fn::kErf: return monotone([](double x) { return std::erf(x); }, a, erf(a.box));
-      case Fn::kExp: return monotone([](double x) { return std::exp(x); }, a, exp(a.box), rising([](double x) { return std::exp(x); }, a.range));
-      case Fn::kSin: return general([](double x) { return std::sin(x); }, a, sine(a.range), sine(a.box));
-      case Fn::kCos: return general([](double x) { return std::cos(x); }, a, cosine(a.range), cosine(a.box));
-      case Fn::kLog: return monotone([](double x) { return std::log(x); }, a, a.range.lo > 0 || a.left == 0 || a.right == 0 ? log(a.box) : kEverywhere);
-      default: return monotone([](double x) { return 0.5 * std::erfc(-x / std::numbers::sqrt2); }, a, normal_distribution(a.box));
+      case Fn::kExp:
+        return monotone([](double x) { return std::exp(x); }, a, exp(a.box),
+                        rising([](double x) { return std::exp(x); }, a.range));
+      case Fn::kSin:
+        return general([](double x) { return std::sin(x); }, a, sine(a.range), sine(a.box));
+      case Fn::kCos:
+        return general([](double x) { return std::cos(x); }, a, cosine(a.range), cosine(a.box));
+      case Fn::kLog:
+        return monotone([](double x) { return std::log(x); }, a,
+                        a.range.lo > 0 || a.left == 0 || a.right == 0 ? log(a.box) : kEverywhere);
+      default:
+        return monotone([](double x) { return 0.5 * std::erfc(-x / std::numbers::sqrt2); }, a,
+                        normal_distribution(a.box));
     }
   }
 
@@ -237,30 +291,66 @@ class Enclosures {
       const int s = sign_of(a, argument);
       return s == 0 ? unknown(whole()) : branch(s);
     };
-    const auto hull = [](const E& x, const E& y) { return E{x.left, y.right, {std::min(x.range.lo, y.range.lo), std::max(x.range.hi, y.range.hi)}, kAll, kEverywhere}; };
+    const auto hull = [](const E& x, const E& y) {
+      return E{x.left,
+               y.right,
+               {std::min(x.range.lo, y.range.lo), std::max(x.range.hi, y.range.hi)},
+               kAll,
+               kEverywhere};
+    };
     switch (m.fn) {
-      case Fn::kAbs: return two([&](int s) { return s < 0 ? scaled(-1, a) : a; }, [&] { return E{std::abs(a.left), std::abs(a.right), {0, a.range.size()}, kAll, kEverywhere}; });
-      case Fn::kSign: return two([&](int s) { return fixed(s == 2 ? 0 : s); }, [&] { return hull(fixed(-1), fixed(1)); });
-      case Fn::kStep: return two([&](int s) { return fixed(s == 1 ? 1 : 0); }, [&] { return hull(fixed(0), fixed(1)); });
-      case Fn::kRelu: case Fn::kLeakyRelu: {
+      case Fn::kAbs:
+        return two(
+            [&](int s) { return s < 0 ? scaled(-1, a) : a; },
+            [&] {
+              return E{std::abs(a.left), std::abs(a.right), {0, a.range.size()}, kAll, kEverywhere};
+            });
+      case Fn::kSign:
+        return two([&](int s) { return fixed(s == 2 ? 0 : s); },
+                   [&] { return hull(fixed(-1), fixed(1)); });
+      case Fn::kStep:
+        return two([&](int s) { return fixed(s == 1 ? 1 : 0); },
+                   [&] { return hull(fixed(0), fixed(1)); });
+      case Fn::kRelu:
+      case Fn::kLeakyRelu: {
         const double slope = m.fn == Fn::kRelu ? 0 : m.parameter;
-        return two([&](int s) { return s > 0 ? a : scaled(slope, a); }, [&] { return hull(scaled(slope, a), a); });
+        return two([&](int s) { return s > 0 ? a : scaled(slope, a); },
+                   [&] { return hull(scaled(slope, a), a); });
       }
       case Fn::kElu: {
-        const auto below = [&] { return scaled(m.parameter, sum(elementary(Fn::kExp, a), fixed(-1))); };
-        return two([&](int s) { return s > 0 ? a : below(); }, [&] { return E{0, 0, {-std::abs(m.parameter), std::max(std::abs(m.parameter), a.range.size())}, kAll, kEverywhere}; });
+        const auto below = [&] {
+          return scaled(m.parameter, sum(elementary(Fn::kExp, a), fixed(-1)));
+        };
+        return two([&](int s) { return s > 0 ? a : below(); },
+                   [&] {
+                     return E{
+                         0,
+                         0,
+                         {-std::abs(m.parameter), std::max(std::abs(m.parameter), a.range.size())},
+                         kAll,
+                         kEverywhere};
+                   });
       }
       case Fn::kSilu: return product(a, elementary(Fn::kSigmoid, a));
       case Fn::kGelu: return product(a, elementary(Fn::kGelu, a));
       case Fn::kGeluTanh: {
-        const E inner = scaled(std::sqrt(2 / std::numbers::pi), sum(a, scaled(0.044715, product(a, square_of(a)))));
+        const E inner = scaled(std::sqrt(2 / std::numbers::pi),
+                               sum(a, scaled(0.044715, product(a, square_of(a)))));
         return product(scaled(0.5, a), sum(fixed(1), elementary(Fn::kTanh, inner)));
       }
       case Fn::kSqrt: return power_of(a, 0.5);
       case Fn::kPower:
-        (void)sign_of(a, argument);  // where a pole may be, also one of even order, is a place to cut
+        (void)sign_of(a,
+                      argument);  // where a pole may be, also one of even order, is a place to cut
         return power_of(a, m.parameter);
-      case Fn::kTanh: case Fn::kSigmoid: case Fn::kSoftplus: case Fn::kErf: case Fn::kSin: case Fn::kCos: case Fn::kExp: case Fn::kLog: return elementary(m.fn, a);
+      case Fn::kTanh:
+      case Fn::kSigmoid:
+      case Fn::kSoftplus:
+      case Fn::kErf:
+      case Fn::kSin:
+      case Fn::kCos:
+      case Fn::kExp:
+      case Fn::kLog: return elementary(m.fn, a);
       default: break;
     }
     const E& b = nodes_[n.in[1].value];
@@ -273,47 +363,68 @@ class Enclosures {
         (void)sign_of(a, argument);
         return square_of(a);
       case Fn::kDiv: {
-        (void)sign_of(b, [&](double x) { return value_at(n.in[1], x); });  // a pole is a place to cut
-        return finish({a.left / b.left, a.right / b.right, a.range * inverse(b.range), b.slope.lo == 0 && b.slope.hi == 0 ? a.slope * inverse(b.range) : kAll, a.box * inverse(b.box)});
+        (void)sign_of(b,
+                      [&](double x) { return value_at(n.in[1], x); });  // a pole is a place to cut
+        return finish({a.left / b.left, a.right / b.right, a.range * inverse(b.range),
+                       b.slope.lo == 0 && b.slope.hi == 0 ? a.slope * inverse(b.range) : kAll,
+                       a.box * inverse(b.box)});
       }
       case Fn::kPow: {
         if (b.range.lo == b.range.hi) return power_of(a, b.range.lo);
         return elementary(Fn::kExp, product(b, elementary(Fn::kLog, a)));
       }
-      case Fn::kMin: case Fn::kMax: {
+      case Fn::kMin:
+      case Fn::kMax: {
         const int s = sign_of(difference(a, b), gap);
         if (s == 0) return unknown(hull(a, b));
         return (s > 0) == (m.fn == Fn::kMax) ? a : b;
       }
-      case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: {
+      case Fn::kLess:
+      case Fn::kLessEqual:
+      case Fn::kEqual:
+      case Fn::kNotEqual: {
         const int s = sign_of(difference(a, b), gap);
         if (s == 0) return unknown(hull(fixed(0), fixed(1)));
         const bool equal = s == 2;
-        return fixed(m.fn == Fn::kLess ? s < 0 : m.fn == Fn::kLessEqual ? s < 0 || equal : (m.fn == Fn::kEqual) == equal);
+        return fixed(m.fn == Fn::kLess        ? s < 0
+                     : m.fn == Fn::kLessEqual ? s < 0 || equal
+                                              : (m.fn == Fn::kEqual) == equal);
       }
       case Fn::kWhere: {
         const E& c = nodes_[n.in[2].value];
         const int s = sign_of(a, argument);
-        if (s == 0 && a.box.size() == kInfinity) return unknown(hull(b, c));  // a condition that jumps here
-        return s == 2 ? c : b;  // elsewhere it is 0 at points only
+        if (s == 0 && a.box.size() == kInfinity)
+          return unknown(hull(b, c));  // a condition that jumps here
+        return s == 2 ? c : b;         // elsewhere it is 0 at points only
       }
       case Fn::kMod: {
-        const E ratio = product(a, finish({1 / b.left, 1 / b.right, inverse(b.range), kAll, inverse(b.box)}));
+        const E ratio =
+            product(a, finish({1 / b.left, 1 / b.right, inverse(b.range), kAll, inverse(b.box)}));
         const Interval whole{std::floor(ratio.range.lo), std::floor(ratio.range.hi)};
         // Not by a value: one point may be another one than all others, as sign(h^2) at 0.
         const double middle = whole.bounded() ? std::floor(0.5 * (ratio.range.lo + ratio.range.hi))
-                                              : std::floor(value_at(n.in[0], 0.5 * (from_ + to_)) / value_at(n.in[1], 0.5 * (from_ + to_)));
-        // Away from the jumps y floor(x / y) is a multiple of y.  What is analytic touches a jump at points only.
+                                              : std::floor(value_at(n.in[0], 0.5 * (from_ + to_)) /
+                                                           value_at(n.in[1], 0.5 * (from_ + to_)));
+        // Away from the jumps y floor(x / y) is a multiple of y.  What is analytic touches a jump
+        // at points only.
         const bool analytic = std::isfinite(ratio.box.size()) && ratio.range.lo < ratio.range.hi;
         const double noise = analytic ? 1e-12 * std::max(1.0, ratio.range.size()) : 0;
-        if (whole.bounded() && ratio.range.lo >= middle - noise && (ratio.range.hi < middle + 1 || (analytic && ratio.range.hi <= middle + 1 + noise))) return difference(a, scaled(middle, b));
-        for (const double jump : {middle, middle + 1}) (void)sign_of(difference(ratio, fixed(jump)), [&](double x) { return value_at(n.in[0], x) / value_at(n.in[1], x) - jump; });
+        if (whole.bounded() && ratio.range.lo >= middle - noise &&
+            (ratio.range.hi < middle + 1 || (analytic && ratio.range.hi <= middle + 1 + noise)))
+          return difference(a, scaled(middle, b));
+        for (const double jump : {middle, middle + 1})
+          (void)sign_of(difference(ratio, fixed(jump)), [&](double x) {
+            return value_at(n.in[0], x) / value_at(n.in[1], x) - jump;
+          });
         return unknown({0, 0, {-b.range.size(), b.range.size()}, kAll, kEverywhere});
       }
       default: return unknown({0, 0, kAll, kAll, kEverywhere});
     }
   }
-  static E square_of(const E& a) { return finish({a.left * a.left, a.right * a.right, square(a.range), Interval{2, 2} * (a.range * a.slope), square(a.box)}); }
+  static E square_of(const E& a) {
+    return finish({a.left * a.left, a.right * a.right, square(a.range),
+                   Interval{2, 2} * (a.range * a.slope), square(a.box)});
+  }
   static E power_of(const E& a, double p) {
     if (p == 0) return fixed(1);
     if (p == 1) return a;
@@ -322,7 +433,13 @@ class Enclosures {
     const Box box = power(a.box, p);
     if (a.range.lo >= 0 || a.left == 0 || a.right == 0) {
       const Interval positive{std::max(0.0, a.range.lo), a.range.hi};
-      if (a.range.lo >= 0) return p > 0 ? monotone(f, a, box) : finish({f(a.left), f(a.right), {f(positive.hi), f(positive.lo)}, a.slope * Interval{-kInfinity, 0}, box});
+      if (a.range.lo >= 0)
+        return p > 0 ? monotone(f, a, box)
+                     : finish({f(a.left),
+                               f(a.right),
+                               {f(positive.hi), f(positive.lo)},
+                               a.slope * Interval{-kInfinity, 0},
+                               box});
     }
     if (p == std::floor(p)) {
       Interval range{1, 1};
@@ -339,7 +456,8 @@ class Enclosures {
   std::optional<double> root_;
 };
 
-// ---- the rule ---------------------------------------------------------------------------------------------------------------
+// ---- the rule
+// -------------------------------------------------------------------------------------------------
 
 template <unsigned kNodes>
 struct GaussRule {
@@ -357,7 +475,9 @@ const GaussRule<kLineNodes>& rule() {
   static const GaussRule<kLineNodes> r;
   return r;
 }
-double density(double z) { return std::numbers::inv_sqrtpi / std::numbers::sqrt2 * std::exp(-0.5 * z * z); }
+double density(double z) {
+  return std::numbers::inv_sqrtpi / std::numbers::sqrt2 * std::exp(-0.5 * z * z);
+}
 
 class Line {
  public:
@@ -367,9 +487,12 @@ class Line {
   }
 
   LineRule run() {
-    // From the peak of the density outwards, so that the tails are measured by what has been found.  No round numbers, where kinks
-    // are likely: they are to be cut at, and known.
-    constexpr std::array<double, 11> kCuts{0.5772156649015329, 1.618033988749895, 2.718281828459045, 4.123105625617661, 5.656854249492381, 7.681145747868608, 10.04987562112089, 13.1529464379659, 18.02775637731995, 25.07987240796891, 32.01562118716424};
+    // From the peak of the density outwards, so that the tails are measured by what has been found.
+    // No round numbers, where kinks are likely: they are to be cut at, and known.
+    constexpr std::array<double, 11> kCuts{0.5772156649015329, 1.618033988749895, 2.718281828459045,
+                                           4.123105625617661,  5.656854249492381, 7.681145747868608,
+                                           10.04987562112089,  13.1529464379659,  18.02775637731995,
+                                           25.07987240796891,  32.01562118716424};
     std::deque<Piece> queue{{-kCuts[0], kCuts[0]}};
     for (std::size_t k = 0; k < kCuts.size(); ++k) {
       const double to = k + 1 < kCuts.size() ? kCuts[k + 1] : kLargest;
@@ -396,8 +519,10 @@ class Line {
       examine(right);
       for (Piece* child : {&left, &right}) {
         Piece& other = child == &left ? right : left;
-        // The singular point is in this half: the other is one more term of a geometric series of panels.
-        if (other.range.bounded() && other.finite && !child->accepted && !child->range.bounded() && !p.split) {
+        // The singular point is in this half: the other is one more term of a geometric series of
+        // panels.
+        if (other.range.bounded() && other.finite && !child->accepted && !child->range.bounded() &&
+            !p.split) {
           child->term = other.magnitude;
           child->ratio = p.term > 0 ? other.magnitude / p.term : 0;
           child->before = p.ratio;
@@ -406,11 +531,14 @@ class Line {
       }
       // A cut at a root restarts the series.
       for (const Piece& child : {left, right})
-        if (child.accepted) take(child);
-        else queue.push_back(child);
+        if (child.accepted)
+          take(child);
+        else
+          queue.push_back(child);
     }
     tails();
-    std::sort(out_.panels.begin(), out_.panels.end(), [](const auto& a, const auto& b) { return a.from < b.from; });
+    std::sort(out_.panels.begin(), out_.panels.end(),
+              [](const auto& a, const auto& b) { return a.from < b.from; });
     out_.error += kEps * (8 * out_.magnitude + variation_);
     return out_;
   }
@@ -426,7 +554,10 @@ class Line {
     std::optional<double> split{};
   };
 
-  double weight(double z) const { return std::pow(std::numbers::inv_sqrtpi / std::numbers::sqrt2, power_) * std::exp(-0.5 * power_ * z * z); }
+  double weight(double z) const {
+    return std::pow(std::numbers::inv_sqrtpi / std::numbers::sqrt2, power_) *
+           std::exp(-0.5 * power_ * z * z);
+  }
 
   /// Bounds and, if they are good enough, values.
   void examine(Piece& p) {
@@ -446,7 +577,8 @@ class Line {
       }
     }
     const double edge = std::max(0.0, std::abs(centre) - 2 * half), y = std::numbers::sqrt3 * half;
-    bound *= std::pow(std::numbers::inv_sqrtpi / std::numbers::sqrt2, power_) * std::exp(-0.5 * power_ * (edge - y) * (edge + y));
+    bound *= std::pow(std::numbers::inv_sqrtpi / std::numbers::sqrt2, power_) *
+             std::exp(-0.5 * power_ * (edge - y) * (edge + y));
     if (std::isnan(bound)) bound = kInfinity;
     const double nearest = p.from > 0 ? p.from : p.to < 0 ? -p.to : 0;
     p.range = range;
@@ -462,19 +594,24 @@ class Line {
     }
     if (!std::isfinite(p.bound)) {
       // Beyond the largest number, and not only at a pole.
-      if (std::isinf(product_at(centre - 0.41 * half)) && std::isinf(product_at(centre + 0.37 * half))) out_.status = LineStatus::kDiverges;
+      if (std::isinf(product_at(centre - 0.41 * half)) &&
+          std::isinf(product_at(centre + 0.37 * half)))
+        out_.status = LineStatus::kDiverges;
       if (!range.bounded()) return;
     }
     std::array<double, kLineNodes> x{}, y_k{}, values;
     values.fill(1);
     for (const LineFunction& f : functions_) {
-      for (std::size_t i = 0; i < kLineNodes; ++i) x[i] = f.mean + f.slope * (centre + half * rule().x[i]);
+      for (std::size_t i = 0; i < kLineNodes; ++i)
+        x[i] = f.mean + f.slope * (centre + half * rule().x[i]);
       table_.evaluate(f.f, kLineNodes, x.data(), y_k.data());
       for (std::size_t i = 0; i < kLineNodes; ++i) values[i] *= y_k[i];
     }
     p.value = p.magnitude = p.variation = 0;
     double shift = 0;  // what rounding of the arguments moves them by, in z
-    for (const LineFunction& f : functions_) shift = std::max(shift, std::max(std::abs(p.from), std::abs(p.to)) + (f.slope != 0 ? std::abs(f.mean / f.slope) : 0));
+    for (const LineFunction& f : functions_)
+      shift = std::max(shift, std::max(std::abs(p.from), std::abs(p.to)) +
+                                  (f.slope != 0 ? std::abs(f.mean / f.slope) : 0));
     for (std::size_t i = 0; i < kLineNodes; ++i) {
       const double z = centre + half * rule().x[i], w = half * rule().w[i] * weight(z);
       p.value += w * values[i];
@@ -482,7 +619,8 @@ class Line {
       if (i > 0) p.variation += shift * std::abs(values[i] - values[i - 1]) * weight(z);
       p.finite = p.finite && std::isfinite(values[i]);
     }
-    p.accepted = p.finite && std::isfinite(p.bound) && p.bound <= 2e-16 * (p.magnitude + 0.02 * out_.magnitude);
+    p.accepted = p.finite && std::isfinite(p.bound) &&
+                 p.bound <= 2e-16 * (p.magnitude + 0.02 * out_.magnitude);
     if (p.accepted) out_.magnitude += p.magnitude;
   }
   void take(const Piece& p) {
@@ -507,14 +645,16 @@ class Line {
     }
     // Unbounded: a series of panels towards a singular point.
     const double nearest = std::min(std::abs(p.from), std::abs(p.to));
-    const bool fine = width <= 1e-9 * std::max(nearest, 1e-3 * far) && nearest > 0;  // nodes are no longer exact
+    const bool fine =
+        width <= 1e-9 * std::max(nearest, 1e-3 * far) && nearest > 0;  // nodes are no longer exact
     if (p.depth < 24 || p.term == 0) {
       if (!fine && !tiny) return false;
       out_.status = LineStatus::kNotConverged;  // unbounded, and no series tells how
       out_.error = kInfinity;
       return true;
     }
-    const bool settled = p.ratio < 0.9 && p.term * p.ratio / (1 - p.ratio) <= 1e-17 * out_.magnitude;
+    const bool settled =
+        p.ratio < 0.9 && p.term * p.ratio / (1 - p.ratio) <= 1e-17 * out_.magnitude;
     if (!settled && !fine && !tiny && p.depth < 240) return false;
     if (!(p.ratio < 0.98)) {
       out_.status = LineStatus::kDiverges;
@@ -524,7 +664,9 @@ class Line {
     out_.value += std::copysign(rest, product_at(0.5 * (p.from + p.to)));
     out_.magnitude += rest;
     const double rounding = kEps * far / width;
-    out_.error += rest * std::min(1.0, 10 * (std::abs(p.ratio - p.before) / (1 - p.ratio) + rounding)) + 1e-3 * rest * (rounding > 1e-9);
+    out_.error +=
+        rest * std::min(1.0, 10 * (std::abs(p.ratio - p.before) / (1 - p.ratio) + rounding)) +
+        1e-3 * rest * (rounding > 1e-9);
     return true;
   }
   double product_at(double z) const {
@@ -573,7 +715,8 @@ class Line {
   double variation_ = 0;
 };
 
-// ---- two dimensions ---------------------------------------------------------------------------------------------------------
+// ---- two dimensions
+// -------------------------------------------------------------------------------------------------
 
 /// Where a function of one number changes how fast.
 struct Features {
@@ -587,7 +730,8 @@ struct Meeting {
   double mean, slope, smooth;
 };
 
-void collect_panels(std::span<const Meeting> meetings, double radius, std::vector<LineRule::Panel>& out) {
+void collect_panels(std::span<const Meeting> meetings, double radius,
+                    std::vector<LineRule::Panel>& out) {
   constexpr double kWidest = 2, kSmoothed = 3, kReach = 8;
   std::vector<double> cuts;
   const int parts = static_cast<int>(std::ceil(2 * radius / kWidest));
@@ -608,18 +752,22 @@ void collect_panels(std::span<const Meeting> meetings, double radius, std::vecto
     bool fine = true;
     for (const Meeting& m : meetings) {
       if (m.slope == 0) continue;
-      const double size = width * std::abs(m.slope), reach = kReach * m.smooth + (m.smooth > 0 ? 0.5 * size : -1e-9 * size);
+      const double size = width * std::abs(m.slope),
+                   reach = kReach * m.smooth + (m.smooth > 0 ? 0.5 * size : -1e-9 * size);
       if (size <= kSmoothed * m.smooth) continue;
       const double one = m.mean + m.slope * p.from, other = m.mean + m.slope * p.to;
       const double low = std::min(one, other) - reach, high = std::max(one, other) + reach;
       if (m.smooth > 0)
         for (const double kink : m.features->kinks) fine &= !(kink > low && kink < high);
       const auto& panels = m.features->panels;
-      for (auto q = std::partition_point(panels.begin(), panels.end(), [&](const auto& x) { return x.to <= low; }); fine && q != panels.end() && q->from < high; ++q)
+      for (auto q = std::partition_point(panels.begin(), panels.end(),
+                                         [&](const auto& x) { return x.to <= low; });
+           fine && q != panels.end() && q->from < high; ++q)
         fine = size <= 1.01 * std::max(q->to - q->from, kSmoothed * m.smooth);
       if (!fine) break;
     }
-    if (fine || width < 1e-12) out.push_back(p);
+    if (fine || width < 1e-12)
+      out.push_back(p);
     else {
       stack.push_back({middle, p.to});
       stack.push_back({p.from, middle});
@@ -634,10 +782,13 @@ struct PlaneSums {
   bool finite = true;
   std::int64_t points = 0;
 
-  void run(const FunctionTable& table, std::span<const PlaneFunction> functions, std::span<const Features> features, double radius, std::int64_t most) {
+  void run(const FunctionTable& table, std::span<const PlaneFunction> functions,
+           std::span<const Features> features, double radius, std::int64_t most) {
     static const GaussRule<kNodes> gauss;
     std::vector<Meeting> meetings;
-    for (std::size_t k = 0; k < functions.size(); ++k) meetings.push_back({&features[k], functions[k].mean, functions[k].a, std::abs(functions[k].b)});
+    for (std::size_t k = 0; k < functions.size(); ++k)
+      meetings.push_back(
+          {&features[k], functions[k].mean, functions[k].a, std::abs(functions[k].b)});
     std::vector<LineRule::Panel> outer, inner;
     collect_panels(meetings, radius, outer);
     std::vector<double> z, weights, x, y, product;
@@ -645,7 +796,9 @@ struct PlaneSums {
       for (std::size_t i = 0; i < kNodes; ++i) {
         const double half = 0.5 * (p.to - p.from), u = 0.5 * (p.from + p.to) + half * gauss.x[i];
         meetings.clear();
-        for (std::size_t k = 0; k < functions.size(); ++k) meetings.push_back({&features[k], functions[k].mean + functions[k].a * u, functions[k].b, 0});
+        for (std::size_t k = 0; k < functions.size(); ++k)
+          meetings.push_back(
+              {&features[k], functions[k].mean + functions[k].a * u, functions[k].b, 0});
         collect_panels(meetings, radius, inner);
         const std::size_t count = inner.size() * kNodes;
         z.resize(count);
@@ -679,7 +832,9 @@ struct PlaneSums {
         const double weight = half * gauss.w[i] * density(u);
         value += weight * factor * sum;
         magnitude += weight * std::abs(factor) * size;
-        edge += weight * std::abs(factor) * (weights.front() * std::abs(product.front()) + weights.back() * std::abs(product.back()));
+        edge += weight * std::abs(factor) *
+                (weights.front() * std::abs(product.front()) +
+                 weights.back() * std::abs(product.back()));
         if (std::abs(u) > radius - 0.5) edge += weight * std::abs(factor) * size;
         finite = finite && std::isfinite(sum) && std::isfinite(factor);
         if (points > most) return;
@@ -701,7 +856,8 @@ PlaneRule plane_rule(const FunctionTable& table, std::span<const PlaneFunction> 
       out.status = LineStatus::kNotConverged;
       return out;
     }
-    for (const auto& p : rule.panels) features[k].panels.push_back({line.mean + slope * p.from, line.mean + slope * p.to});
+    for (const auto& p : rule.panels)
+      features[k].panels.push_back({line.mean + slope * p.from, line.mean + slope * p.to});
     for (const double z : rule.kinks) features[k].kinks.push_back(line.mean + slope * z);
   }
   for (const double radius : {9.0, 14.0, 22.0, 36.0}) {
@@ -720,10 +876,12 @@ PlaneRule plane_rule(const FunctionTable& table, std::span<const PlaneFunction> 
   return out;
 }
 
-void hermite_nodes(const FunctionTable& table, FunctionTable::Id f, double slope, std::int64_t order, std::vector<double>& z, std::vector<double>& w) {
+void hermite_nodes(const FunctionTable& table, FunctionTable::Id f, double slope,
+                   std::int64_t order, std::vector<double>& z, std::vector<double>& w) {
   const LineFunction line{f, 0, slope};
   const LineRule r = line_rule(table, {&line, 1}, 0.5);
-  const double widest = 6 / std::sqrt(static_cast<double>(order));  // Hermite functions have frequencies up to sqrt(order)
+  const double widest = 6 / std::sqrt(static_cast<double>(
+                                order));  // Hermite functions have frequencies up to sqrt(order)
   z.clear();
   w.clear();
   for (const auto& p : r.panels) {
@@ -738,7 +896,8 @@ void hermite_nodes(const FunctionTable& table, FunctionTable::Id f, double slope
   }
 }
 
-LineRule line_rule(const FunctionTable& table, std::span<const LineFunction> functions, double power, int most_panels) {
+LineRule line_rule(const FunctionTable& table, std::span<const LineFunction> functions,
+                   double power, int most_panels) {
   return Line(table, functions, power, most_panels).run();
 }
 

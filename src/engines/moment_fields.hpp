@@ -8,14 +8,19 @@
 namespace tplimit::engines {
 
 inline constexpr std::size_t kMostTerms = 512, kManyTerms = 16, kFewTerms = 8, kFewRows = 4;
-inline constexpr double kCancelled = 64 * std::numeric_limits<double>::epsilon();  ///< of the terms of a sum: what is left is rounding
-inline constexpr const char* kInfiniteMean = "the mean is infinite, or its tails are too heavy for any quadrature";
-inline constexpr double kClosedFormError = 1e-14;  ///< of dual_kernel, relative to sqrt(K(a,a) K(b,b))
+inline constexpr double kCancelled =
+    64 *
+    std::numeric_limits<double>::epsilon();  ///< of the terms of a sum: what is left is rounding
+inline constexpr const char* kInfiniteMean =
+    "the mean is infinite, or its tails are too heavy for any quadrature";
+inline constexpr double kClosedFormError =
+    1e-14;  ///< of dual_kernel, relative to sqrt(K(a,a) K(b,b))
 
 inline MomentMethod weaker(MomentMethod a, MomentMethod b) { return std::max(a, b); }
 inline std::size_t at(int i) { return static_cast<std::size_t>(i); }
 
-/// Rows of an affine block over one family: row i is scale[i] times member index[i], or row i of `dense`.
+/// Rows of an affine block over one family: row i is scale[i] times member index[i], or row i of
+/// `dense`.
 struct MomentEngine::Part {
   int family;
   std::vector<int> index;
@@ -28,10 +33,11 @@ struct MomentEngine::Affine {
   Eigen::VectorXd mean;  ///< empty: 0
   std::vector<Part> parts;
 };
-/// Jointly Gaussian variables: the columns of a StandardNormal, or hatZ^{Wx} for the columns of a field x.
+/// Jointly Gaussian variables: the columns of a StandardNormal, or hatZ^{Wx} for the columns of a
+/// field x.
 struct MomentEngine::Family {
   int size = 0;
-  int matrix = -1;          ///< source of the matrix; -1: independent standard normals
+  int matrix = -1;  ///< source of the matrix; -1: independent standard normals
   bool transposed = false;
   std::shared_ptr<const Field> x;
 };
@@ -52,24 +58,33 @@ struct MomentEngine::Sum {
 struct MomentEngine::Term {
   std::vector<double> coefficient;  ///< one for all columns, or one each
   std::vector<Factor> factors;
-  std::optional<Sum> sum{};         ///< one more factor
-  [[nodiscard]] double at_column(int i) const { return coefficient.size() == 1 ? coefficient[0] : coefficient[at(i)]; }
+  std::optional<Sum> sum{};  ///< one more factor
+  [[nodiscard]] double at_column(int i) const {
+    return coefficient.size() == 1 ? coefficient[0] : coefficient[at(i)];
+  }
   [[nodiscard]] bool constant() const { return factors.empty() && !sum; }
 };
-/// columns[i] = sum over terms of coefficient[i] prod_f f(affine[column(i)]), or a polynomial in independent standard normals.
+/// columns[i] = sum over terms of coefficient[i] prod_f f(affine[column(i)]), or a polynomial in
+/// independent standard normals.
 struct MomentEngine::Field {
   int columns = 0;
   std::vector<Term> terms;
   double relative = 0;  ///< error of the coefficients, relative to the field
   MomentMethod method = MomentMethod::kExact;
   std::shared_ptr<const Polynomials> polynomials{};  ///< then there are no terms
-  [[nodiscard]] bool constant() const { return !polynomials && std::all_of(terms.begin(), terms.end(), [](const Term& t) { return t.constant(); }); }
+  [[nodiscard]] bool constant() const {
+    return !polynomials &&
+           std::all_of(terms.begin(), terms.end(), [](const Term& t) { return t.constant(); });
+  }
 };
 /// scale W + sum_k c_k sum_p D_k[p] X_k[p]' / n.
 struct MomentEngine::Version {
   std::uint32_t source = 0;
   double scale = 1;
-  struct Update { double c; std::shared_ptr<const Field> d, x; };
+  struct Update {
+    double c;
+    std::shared_ptr<const Field> d, x;
+  };
   std::vector<Update> updates;
   double relative = 0;
   MomentMethod method = MomentMethod::kExact;
@@ -77,7 +92,7 @@ struct MomentEngine::Version {
 struct MomentEngine::Covariance {
   std::shared_ptr<const Matrix> value;  ///< null: 0, or only as pairs
   Pairs pairs;
-  bool identity = false;                ///< I, not stored
+  bool identity = false;  ///< I, not stored
   double relative = 0;
   MomentMethod method = MomentMethod::kExact;
 };
@@ -91,7 +106,8 @@ struct MomentEngine::Variances {
   double relative = 0;
   MomentMethod method = MomentMethod::kExact;
 };
-/// Row s of the second block is row[s] of the joined one, and f there is f of the row times factor[s], up to a relative `error`.
+/// Row s of the second block is row[s] of the joined one, and f there is f of the row times
+/// factor[s], up to a relative `error`.
 struct MomentEngine::Joined {
   int affine;
   std::vector<int> row;
@@ -99,10 +115,10 @@ struct MomentEngine::Joined {
   double error = 0;
 };
 struct MomentEngine::Moment {
-  Matrix value;       ///< rows x columns; 1 where it does not depend on one of them
-  double error = 0;   ///< absolute, largest
+  Matrix value;      ///< rows x columns; 1 where it does not depend on one of them
+  double error = 0;  ///< absolute, largest
   MomentMethod method = MomentMethod::kExact;
-  Pairs pairs{};      ///< not null: instead of value and error
+  Pairs pairs{};  ///< not null: instead of value and error
 };
 /// E d/du of a term for the Gaussian u behind each column.
 struct MomentEngine::Slope {
@@ -120,6 +136,5 @@ struct MomentEngine::Unknown {
   bool infinite = false;
   bool grows = false;  ///< exponentially: then so do derivatives and multiples
 };
-
 
 }  // namespace tplimit::engines

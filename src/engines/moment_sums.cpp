@@ -5,16 +5,19 @@
 
 #include "tplimit/support/overloaded.hpp"
 
-/// Sums over many rows of one function, as training makes them: sum_s w_s f(g_s).  Blocks are joined as a binary counter is
-/// incremented, so that every row is copied O(log) times; rows of parallel direction become one.
+/// Sums over many rows of one function, as training makes them: sum_s w_s f(g_s).  Blocks are
+/// joined as a binary counter is incremented, so that every row is copied O(log) times; rows of
+/// parallel direction become one.
 namespace tplimit::engines {
 
 namespace {
 /// f(c x) = c^degree f(x) for c > 0.
 std::optional<int> degree_of(const std::optional<Recognised>& f) {
   if (!f) return std::nullopt;
-  return std::visit(overloaded{[](const TwoSlope&) { return std::optional<int>(1); }, [](const TwoStep&) { return std::optional<int>(0); },
-                               [](const ReluPower& p) { return std::optional<int>(p.n); }, [](const auto&) { return std::optional<int>(); }},
+  return std::visit(overloaded{[](const TwoSlope&) { return std::optional<int>(1); },
+                               [](const TwoStep&) { return std::optional<int>(0); },
+                               [](const ReluPower& p) { return std::optional<int>(p.n); },
+                               [](const auto&) { return std::optional<int>(); }},
                     f->g);
 }
 
@@ -22,7 +25,8 @@ constexpr double kRounding = 1e-14;  ///< of 1 - rho^2
 }  // namespace
 
 /// The rows of a, and row s of b times factor[s] added to row[s]; row -1: left out.
-int MomentEngine::stacked(int a, int b, const std::vector<int>& row, const std::vector<double>& factor, int rows) {
+int MomentEngine::stacked(int a, int b, const std::vector<int>& row,
+                          const std::vector<double>& factor, int rows) {
   const Affine &x = block(a), &y = block(b);
   Affine out;
   out.rows = rows;
@@ -40,16 +44,20 @@ int MomentEngine::stacked(int a, int b, const std::vector<int>& row, const std::
   };
   for (const Part& p : x.parts) {
     Matrix& dense = part_of(p.family);
-    if (p.selection()) for (int i = 0; i < x.rows; ++i) dense(i, p.index[at(i)]) += p.scale(i);
-    else dense.topRows(x.rows) += p.dense;
+    if (p.selection())
+      for (int i = 0; i < x.rows; ++i) dense(i, p.index[at(i)]) += p.scale(i);
+    else
+      dense.topRows(x.rows) += p.dense;
   }
   for (const Part& p : y.parts) {
     Matrix& dense = part_of(p.family);
     for (int s = 0; s < y.rows; ++s) {
       const int i = row[at(s)];
       if (i < 0) continue;
-      if (p.selection()) dense(i, p.index[at(s)]) += factor[at(s)] * p.scale(s);
-      else dense.row(i) += factor[at(s)] * p.dense.row(s);
+      if (p.selection())
+        dense(i, p.index[at(s)]) += factor[at(s)] * p.scale(s);
+      else
+        dense.row(i) += factor[at(s)] * p.dense.row(s);
     }
   }
   return insert(std::move(out));
@@ -71,7 +79,11 @@ std::optional<MomentEngine::Joined> MomentEngine::join(FunctionTable::Id f, int 
   const bool centred = block(a).mean.size() == 0 && block(b).mean.size() == 0;
   const auto degree = centred ? degree_of(functions_.closed_form(f)) : std::nullopt;
   const Eigen::VectorXd va = variances(a).value, vb = variances(b).value;
-  struct Candidate { int other; bool in_b; double ratio; };
+  struct Candidate {
+    int other;
+    bool in_b;
+    double ratio;
+  };
   std::vector<std::optional<Candidate>> candidates(at(fresh));
   {
     const Covariance ab = covariance(a, b), bb = covariance(b, b);
@@ -95,9 +107,15 @@ std::optional<MomentEngine::Joined> MomentEngine::join(FunctionTable::Id f, int 
   std::vector<int> position(at(fresh), -1);  // of rows that are kept
   for (int s = 0; s < fresh; ++s) {
     std::optional<double> distance;
-    if (const auto& c = candidates[at(s)]; c && (!c->in_b || position[at(c->other)] >= 0) && (degree || std::abs(c->ratio - 1) <= tolerance)) {
+    if (const auto& c = candidates[at(s)]; c && (!c->in_b || position[at(c->other)] >= 0) &&
+                                           (degree || std::abs(c->ratio - 1) <= tolerance)) {
       const double ratio = degree ? c->ratio : 1.0;
-      const auto row_of = [&](int affine, int k, double factor) { return Field{1, {{{factor}, {{FunctionTable::kIdentity, affine, std::make_shared<const std::vector<int>>(1, k)}}}}}; };
+      const auto row_of = [&](int affine, int k, double factor) {
+        return Field{1,
+                     {{{factor},
+                       {{FunctionTable::kIdentity, affine,
+                         std::make_shared<const std::vector<int>>(1, k)}}}}};
+      };
       const Field other = row_of(c->in_b ? b : a, c->other, -ratio);
       Field difference = row_of(b, s, 1);
       difference.terms.push_back(other.terms[0]);
@@ -133,18 +151,21 @@ void MomentEngine::join_sums(Field& x) {
     } else if (!t.sum && t.factors.size() == 1 && !functions_.polynomial(t.factors[0].f)) {
       const Factor& f = t.factors[0];
       std::map<int, int> slot;
-      for (int i = 0; i < x.columns; ++i) slot.try_emplace(f.column(i), static_cast<int>(slot.size()));
+      for (int i = 0; i < x.columns; ++i)
+        slot.try_emplace(f.column(i), static_cast<int>(slot.size()));
       Matrix weights = Matrix::Zero(x.columns, static_cast<Eigen::Index>(slot.size()));
       for (int i = 0; i < x.columns; ++i) weights(i, slot[f.column(i)]) = t.at_column(i);
       std::vector<int> used(slot.size());
       for (const auto& [row, k] : slot) used[at(k)] = row;
-      sums[f.f].push_back({std::make_shared<const Matrix>(std::move(weights)), f.f, affine_of(remap(of_affine(f.affine), used))});
+      sums[f.f].push_back({std::make_shared<const Matrix>(std::move(weights)), f.f,
+                           affine_of(remap(of_affine(f.affine), used))});
     } else {
       kept.push_back(t);
     }
   }
   for (auto& [f, all] : sums) {
-    std::stable_sort(all.begin(), all.end(), [](const Sum& a, const Sum& b) { return a.rows() > b.rows(); });
+    std::stable_sort(all.begin(), all.end(),
+                     [](const Sum& a, const Sum& b) { return a.rows() > b.rows(); });
     std::vector<Sum> stack;
     for (Sum& next : all) {
       stack.push_back(std::move(next));
@@ -154,7 +175,8 @@ void MomentEngine::join_sums(Field& x) {
         if (!joined) break;
         Matrix weights = Matrix::Zero(x.columns, block(joined->affine).rows);
         weights.leftCols(a.rows()) = *a.weights;
-        for (int s = 0; s < b.rows(); ++s) weights.col(joined->row[at(s)]) += joined->factor[at(s)] * b.weights->col(s);
+        for (int s = 0; s < b.rows(); ++s)
+          weights.col(joined->row[at(s)]) += joined->factor[at(s)] * b.weights->col(s);
         x.relative += joined->error;
         stack.pop_back();
         stack.back() = {std::make_shared<const Matrix>(std::move(weights)), f, joined->affine};
@@ -165,7 +187,8 @@ void MomentEngine::join_sums(Field& x) {
   x.terms = std::move(kept);
 }
 
-/// One more update c sum_p d_p x_p' / n; updates by linear d and one function of Gaussians x are joined.
+/// One more update c sum_p d_p x_p' / n; updates by linear d and one function of Gaussians x are
+/// joined.
 void MomentEngine::append(Version& v, double c, const Field& d, const Field& x) {
   v.updates.push_back({c, std::make_shared<const Field>(d), std::make_shared<const Field>(x)});
   if (v.updates.size() <= kFewTerms) return;
@@ -175,9 +198,12 @@ void MomentEngine::append(Version& v, double c, const Field& d, const Field& x) 
     const Term& t = u.x->terms[0];
     if (t.sum || t.factors.size() != 1) return std::nullopt;
     Field left = times(*u.d, constant(std::vector<double>(at(u.d->columns), u.c)));
-    if (t.coefficient != std::vector<double>{1.0}) left = times(left, Field{u.x->columns, {{t.coefficient, {}}}});
+    if (t.coefficient != std::vector<double>{1.0})
+      left = times(left, Field{u.x->columns, {{t.coefficient, {}}}});
     const Factor& f = t.factors[0];
-    return std::array{static_cast<int>(f.f), affine_of(left), affine_of({u.x->columns, {{{1.0}, {{FunctionTable::kIdentity, f.affine, f.columns}}}}})};
+    return std::array{
+        static_cast<int>(f.f), affine_of(left),
+        affine_of({u.x->columns, {{{1.0}, {{FunctionTable::kIdentity, f.affine, f.columns}}}}})};
   };
   while (v.updates.size() > 1) {
     const Version::Update &a = v.updates[v.updates.size() - 2], &b = v.updates.back();
@@ -186,12 +212,17 @@ void MomentEngine::append(Version& v, double c, const Field& d, const Field& x) 
     if (!p || !q || (*p)[0] != (*q)[0]) return;
     const auto joined = join((*p)[0], (*p)[2], (*q)[2]);
     if (!joined) return;
-    Field left = of_affine(stacked((*p)[1], (*q)[1], joined->row, joined->factor, block(joined->affine).rows));
+    Field left = of_affine(
+        stacked((*p)[1], (*q)[1], joined->row, joined->factor, block(joined->affine).rows));
     left.relative = std::max(a.d->relative, b.d->relative) + joined->error;
     left.method = weaker(a.d->method, b.d->method);
-    Field right{block(joined->affine).rows, {{{1.0}, {{(*p)[0], joined->affine, nullptr}}}}, std::max(a.x->relative, b.x->relative), weaker(a.x->method, b.x->method)};
+    Field right{block(joined->affine).rows,
+                {{{1.0}, {{(*p)[0], joined->affine, nullptr}}}},
+                std::max(a.x->relative, b.x->relative),
+                weaker(a.x->method, b.x->method)};
     v.updates.pop_back();
-    v.updates.back() = {1.0, std::make_shared<const Field>(std::move(left)), std::make_shared<const Field>(std::move(right))};
+    v.updates.back() = {1.0, std::make_shared<const Field>(std::move(left)),
+                        std::make_shared<const Field>(std::move(right))};
   }
 }
 

@@ -10,15 +10,22 @@
 namespace tplimit::engines {
 
 void multiply_columns(const Executor& executor, Block& g, const Matrix& right) {
-  executor.parallel(g.chunks(), [&](std::int64_t c) { all_columns(g, c) = (all_columns(g, c) * right).eval(); });
+  executor.parallel(
+      g.chunks(), [&](std::int64_t c) { all_columns(g, c) = (all_columns(g, c) * right).eval(); });
 }
 
-NormalSpace::NormalSpace(const Executor& executor, std::int64_t rows, NormalLaw law, std::vector<std::uint64_t> keys)
-    : executor_(executor), rows_(rows), law_(law), keys_(std::move(keys)), matching_(law == NormalLaw::kMatched) {
+NormalSpace::NormalSpace(const Executor& executor, std::int64_t rows, NormalLaw law,
+                         std::vector<std::uint64_t> keys)
+    : executor_(executor),
+      rows_(rows),
+      law_(law),
+      keys_(std::move(keys)),
+      matching_(law == NormalLaw::kMatched) {
   if (!matching_) return;
   ones_ = Panel(share_of(executor_.ranks(), rows_).count, 1, false);
   Block ones(ones_.rows(), 1);
-  for (std::int64_t c = 0; c < ones.chunks(); ++c) std::fill_n(ones.chunk(c), ones.chunk_rows(c), 1.0);
+  for (std::int64_t c = 0; c < ones.chunks(); ++c)
+    std::fill_n(ones.chunk(c), ones.chunk_rows(c), 1.0);
   ones_.append(executor_, ones);
   normals_.push_back({&ones_, 1, {}});
 }
@@ -52,9 +59,12 @@ Block NormalSpace::fill(const std::vector<std::uint64_t>& dimensions) const {
       for (std::int64_t row = begin; row < end;) {
         const std::int64_t part = row / part_rows(), stop = std::min(end, (part + 1) * part_rows());
         const std::span<double> out(column + (row - begin), static_cast<std::size_t>(stop - row));
-        const std::uint64_t key = mix_key(keys_[static_cast<std::size_t>(part)], dimensions[j]), point = static_cast<std::uint64_t>(row - part * part_rows());
-        if (law_ == NormalLaw::kMatched && dimensions[j] < kSobolDimensions) sobol_normals(dimensions[j], key, point, out);
-        else plain_normals(key, point, out);
+        const std::uint64_t key = mix_key(keys_[static_cast<std::size_t>(part)], dimensions[j]),
+                            point = static_cast<std::uint64_t>(row - part * part_rows());
+        if (law_ == NormalLaw::kMatched && dimensions[j] < kSobolDimensions)
+          sobol_normals(dimensions[j], key, point, out);
+        else
+          plain_normals(key, point, out);
         row = stop;
       }
     }
@@ -62,12 +72,15 @@ Block NormalSpace::fill(const std::vector<std::uint64_t>& dimensions) const {
   return into;
 }
 
-/// Takes columns of Q that came since into the factor.  normals_q: <N, q>; directions_q: <Q, q> for all columns of Q, among
-/// which the new ones are `fresh`.
-void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q, const std::vector<Direction>& fresh) {
-  const auto known = static_cast<Eigen::Index>(kept_.size()), count = static_cast<Eigen::Index>(fresh.size());
+/// Takes columns of Q that came since into the factor.  normals_q: <N, q>; directions_q: <Q, q> for
+/// all columns of Q, among which the new ones are `fresh`.
+void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q,
+                         const std::vector<Direction>& fresh) {
+  const auto known = static_cast<Eigen::Index>(kept_.size()),
+             count = static_cast<Eigen::Index>(fresh.size());
   Matrix v(known, count);
-  for (Eigen::Index l = 0; l < known; ++l) v.row(l) = directions_q.row(row_of(kept_[static_cast<std::size_t>(l)]));
+  for (Eigen::Index l = 0; l < known; ++l)
+    v.row(l) = directions_q.row(row_of(kept_[static_cast<std::size_t>(l)]));
   std::int64_t first = 0;
   for (Member& m : normals_) {
     m.k.conservativeResizeLike(Matrix::Zero(m.panel->columns(), known));
@@ -76,16 +89,21 @@ void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q, co
   }
   lower_.triangularView<Eigen::Lower>().solveInPlace(v);
   Matrix rest(count, count);
-  for (Eigen::Index j = 0; j < count; ++j) rest.row(j) = directions_q.row(row_of(fresh[static_cast<std::size_t>(j)]));
+  for (Eigen::Index j = 0; j < count; ++j)
+    rest.row(j) = directions_q.row(row_of(fresh[static_cast<std::size_t>(j)]));
   rest.noalias() -= normals_q.transpose() * normals_q;
   rest.noalias() -= v.transpose() * v;
-  // 1e-5 (1e-3 in single precision): a smaller rest cannot be told from rounding noise twice over, and would be divided by.
-  const OrderedFactor factor = factor_in_order(rest, Eigen::VectorXd::Ones(count), single_ ? 1e-3 : 1e-5, count);
+  // 1e-5 (1e-3 in single precision): a smaller rest cannot be told from rounding noise twice over,
+  // and would be divided by.
+  const OrderedFactor factor =
+      factor_in_order(rest, Eigen::VectorXd::Ones(count), single_ ? 1e-3 : 1e-5, count);
   const auto more = static_cast<Eigen::Index>(factor.kept.size());
   first = 0;
   for (Member& m : normals_) {
     m.k.conservativeResize(Eigen::NoChange, known + more);
-    for (Eigen::Index l = 0; l < more; ++l) m.k.col(known + l) = normals_q.col(factor.kept[static_cast<std::size_t>(l)]).segment(first, m.panel->columns());
+    for (Eigen::Index l = 0; l < more; ++l)
+      m.k.col(known + l) = normals_q.col(factor.kept[static_cast<std::size_t>(l)])
+                               .segment(first, m.panel->columns());
     first += m.panel->columns();
   }
   lower_.conservativeResizeLike(Matrix::Zero(known + more, known + more));
@@ -100,62 +118,83 @@ void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q, co
 
 /// Makes the columns orthogonal to all of N and Q, and orthonormal.  False: do it again.
 bool NormalSpace::project(Block& g) {
-  // One sweep for <N, .> and <Q, .> of g and of those columns q of Q that the factor does not know yet.
+  // One sweep for <N, .> and <Q, .> of g and of those columns q of Q that the factor does not know
+  // yet.
   std::vector<std::int64_t> own_first;
   std::vector<Direction> unknown;
   std::int64_t normals = 0;
   for (const Member& m : normals_) normals += m.panel->columns();
   for (std::size_t d = 0; d < directions_.size(); ++d) {
     own_first.push_back(std::ssize(unknown));
-    for (std::int64_t j = directions_[d].known; j < directions_[d].panel->columns(); ++j) unknown.push_back({d, j});
+    for (std::int64_t j = directions_[d].known; j < directions_[d].panel->columns(); ++j)
+      unknown.push_back({d, j});
   }
   const std::int64_t rows = family_columns(), fresh = std::ssize(unknown);
   const std::int64_t count = g.columns(), columns = fresh + count, ld = g.ld();
-  Matrix products = sum_over_chunks(executor_, g.chunks(), rows, columns, [&](std::int64_t c, Matrix& part) {
-                      const Buffer copy(fresh > 0 ? columns * ld : 0);
-                      double* right = fresh > 0 ? copy.data() : g.chunk(c);
-                      if (fresh > 0) {
-                        for (std::size_t d = 0; d < directions_.size(); ++d)
-                          directions_[d].panel->read(c, directions_[d].known, directions_[d].panel->columns() - directions_[d].known, right + own_first[d] * ld);
-                        std::copy_n(g.chunk(c), count * ld, right + fresh * ld);
-                      }
-                      const auto right_columns = [&](std::int64_t first, std::int64_t many) { return ChunkMap(right + first * ld, g.chunk_rows(c), many, Eigen::OuterStride<>(ld)); };
-                      std::int64_t row = 0;
-                      for (const Member& m : normals_) {
-                        add_inner(part.middleRows(row, m.panel->columns()), *m.panel, c, right_columns(0, columns));
-                        row += m.panel->columns();
-                      }
-                      for (std::size_t d = 0; d < directions_.size(); ++d) {
-                        // A basis is orthonormal: its products with its own new columns are known.
-                        const std::int64_t size = directions_[d].panel->columns(), begin = own_first[d], end = begin + size - directions_[d].known;
-                        add_inner(part.block(row, 0, size, begin), *directions_[d].panel, c, right_columns(0, begin));
-                        add_inner(part.block(row, end, size, columns - end), *directions_[d].panel, c, right_columns(end, columns - end));
-                        row += size;
-                      }
-                    }) / static_cast<double>(rows_);
+  Matrix products =
+      sum_over_chunks(
+          executor_, g.chunks(), rows, columns,
+          [&](std::int64_t c, Matrix& part) {
+            const Buffer copy(fresh > 0 ? columns * ld : 0);
+            double* right = fresh > 0 ? copy.data() : g.chunk(c);
+            if (fresh > 0) {
+              for (std::size_t d = 0; d < directions_.size(); ++d)
+                directions_[d].panel->read(c, directions_[d].known,
+                                           directions_[d].panel->columns() - directions_[d].known,
+                                           right + own_first[d] * ld);
+              std::copy_n(g.chunk(c), count * ld, right + fresh * ld);
+            }
+            const auto right_columns = [&](std::int64_t first, std::int64_t many) {
+              return ChunkMap(right + first * ld, g.chunk_rows(c), many, Eigen::OuterStride<>(ld));
+            };
+            std::int64_t row = 0;
+            for (const Member& m : normals_) {
+              add_inner(part.middleRows(row, m.panel->columns()), *m.panel, c,
+                        right_columns(0, columns));
+              row += m.panel->columns();
+            }
+            for (std::size_t d = 0; d < directions_.size(); ++d) {
+              // A basis is orthonormal: its products with its own new columns are known.
+              const std::int64_t size = directions_[d].panel->columns(), begin = own_first[d],
+                                 end = begin + size - directions_[d].known;
+              add_inner(part.block(row, 0, size, begin), *directions_[d].panel, c,
+                        right_columns(0, begin));
+              add_inner(part.block(row, end, size, columns - end), *directions_[d].panel, c,
+                        right_columns(end, columns - end));
+              row += size;
+            }
+          }) /
+      static_cast<double>(rows_);
   executor_.count(2 * static_cast<double>(rows_ * (rows * (columns + count) + count * count)));
   if (fresh > 0) {
-    for (std::int64_t j = 0; j < fresh; ++j) products(normals + row_of(unknown[static_cast<std::size_t>(j)]), j) = 1;
-    extend(products.topLeftCorner(normals, fresh), products.bottomLeftCorner(rows - normals, fresh), unknown);
+    for (std::int64_t j = 0; j < fresh; ++j)
+      products(normals + row_of(unknown[static_cast<std::size_t>(j)]), j) = 1;
+    extend(products.topLeftCorner(normals, fresh), products.bottomLeftCorner(rows - normals, fresh),
+           unknown);
   }
-  // With n = <N, g> and u = <Q, g>: <R, g> = L^-1 (u - K' n), and N n + R <R, g> is to be taken off.
-  Matrix on_normals = products.topRightCorner(normals, count), on_directions = Matrix::Zero(rows - normals, count);
-  // Twice is enough (Kahan), and once where little was taken off: fresh normals are nearly orthogonal to what is there, and what cancels
-  // is no more than what was there.  Unless coefficients of Q are large, as where Q is nearly in the span of N.
+  // With n = <N, g> and u = <Q, g>: <R, g> = L^-1 (u - K' n), and N n + R <R, g> is to be taken
+  // off.
+  Matrix on_normals = products.topRightCorner(normals, count),
+         on_directions = Matrix::Zero(rows - normals, count);
+  // Twice is enough (Kahan), and once where little was taken off: fresh normals are nearly
+  // orthogonal to what is there, and what cancels is no more than what was there.  Unless
+  // coefficients of Q are large, as where Q is nearly in the span of N.
   constexpr double kLittle = 0.25, kLarge = 10;
   bool done = !single_ && on_normals.colwise().squaredNorm().maxCoeff() < kLittle;
   if (!kept_.empty()) {
     std::vector<std::int64_t> row;
     for (const Direction& d : kept_) row.push_back(row_of(d));
     Matrix t(static_cast<Eigen::Index>(kept_.size()), count);
-    for (std::size_t l = 0; l < row.size(); ++l) t.row(static_cast<Eigen::Index>(l)) = products.row(normals + row[l]).tail(count);
+    for (std::size_t l = 0; l < row.size(); ++l)
+      t.row(static_cast<Eigen::Index>(l)) = products.row(normals + row[l]).tail(count);
     std::int64_t first = 0;
     for (const Member& m : normals_) {
       if (m.k.rows() > 0) t.noalias() -= m.k.transpose() * on_normals.middleRows(first, m.k.rows());
       first += m.panel->columns();
     }
     lower_.triangularView<Eigen::Lower>().solveInPlace(t);
-    done = done && (on_normals.colwise().squaredNorm() + t.colwise().squaredNorm()).maxCoeff() < kLittle;
+    done = done &&
+           (on_normals.colwise().squaredNorm() + t.colwise().squaredNorm()).maxCoeff() < kLittle;
     lower_.triangularView<Eigen::Lower>().adjoint().solveInPlace(t);
     done = done && t.cwiseAbs().maxCoeff() < kLarge;
     first = 0;
@@ -163,7 +202,8 @@ bool NormalSpace::project(Block& g) {
       if (m.k.rows() > 0) on_normals.middleRows(first, m.k.rows()).noalias() -= m.k * t;
       first += m.panel->columns();
     }
-    for (std::size_t l = 0; l < row.size(); ++l) on_directions.row(row[l]) = t.row(static_cast<Eigen::Index>(l));
+    for (std::size_t l = 0; l < row.size(); ++l)
+      on_directions.row(row[l]) = t.row(static_cast<Eigen::Index>(l));
   }
   std::vector<PanelWeights> off;
   const auto take_off = [&](const std::vector<Member>& members, const Matrix& coefficients) {
@@ -175,25 +215,35 @@ bool NormalSpace::project(Block& g) {
   };
   take_off(normals_, on_normals);
   if (!kept_.empty()) take_off(directions_, on_directions);
-  const Matrix gram = sum_over_chunks(executor_, g.chunks(), count, count, [&](std::int64_t c, Matrix& part) {
-                        const auto own = all_columns(g, c);
-                        for (const PanelWeights& w : off) w.add_product_to(own, c);
-                        add_inner(part, own, own);
-                      }) / static_cast<double>(rows_);
-  multiply_columns(executor_, g, Eigen::LLT<Matrix>(gram).matrixU().solve(Matrix::Identity(count, count)));
+  const Matrix gram = sum_over_chunks(executor_, g.chunks(), count, count,
+                                      [&](std::int64_t c, Matrix& part) {
+                                        const auto own = all_columns(g, c);
+                                        for (const PanelWeights& w : off) w.add_product_to(own, c);
+                                        add_inner(part, own, own);
+                                      }) /
+                      static_cast<double>(rows_);
+  multiply_columns(executor_, g,
+                   Eigen::LLT<Matrix>(gram).matrixU().solve(Matrix::Identity(count, count)));
   return done;
 }
 
 void NormalSpace::project_off(Block& g, const Panel& q) const {
   if (q.columns() == 0) return;
-  const Matrix w = sum_over_chunks(executor_, g.chunks(), q.columns(), g.columns(), [&](std::int64_t c, Matrix& part) { add_inner(part, q, c, all_columns(g, c)); }) / static_cast<double>(rows_);
+  const Matrix w = sum_over_chunks(executor_, g.chunks(), q.columns(), g.columns(),
+                                   [&](std::int64_t c, Matrix& part) {
+                                     add_inner(part, q, c, all_columns(g, c));
+                                   }) /
+                   static_cast<double>(rows_);
   const PanelWeights off(q, w, -1);
   executor_.parallel(g.chunks(), [&](std::int64_t c) { off.add_product_to(all_columns(g, c), c); });
 }
 
-Block NormalSpace::draw(Panel& into, const std::vector<std::uint64_t>& dimensions, const Panel* opposite) {
+Block NormalSpace::draw(Panel& into, const std::vector<std::uint64_t>& dimensions,
+                        const Panel* opposite) {
   Block g = fill(dimensions);
-  if (matching_ && 2 * (family_columns() + g.columns()) > part_rows()) {  // the same with joined particles, for the bias to be of one kind
+  if (matching_ &&
+      2 * (family_columns() + g.columns()) >
+          part_rows()) {  // the same with joined particles, for the bias to be of one kind
     matching_ = false;
     normals_.clear();
     directions_.clear();
@@ -203,7 +253,9 @@ Block NormalSpace::draw(Panel& into, const std::vector<std::uint64_t>& dimension
     if (opposite) project_off(g, *opposite);
   } else if (!dimensions.empty()) {
     if (!project(g)) (void)project(g);
-    if (std::none_of(normals_.begin(), normals_.end(), [&](const Member& m) { return m.panel == &into; })) normals_.push_back({&into, 0, {}});
+    if (std::none_of(normals_.begin(), normals_.end(),
+                     [&](const Member& m) { return m.panel == &into; }))
+      normals_.push_back({&into, 0, {}});
   }
   into.append(executor_, g);
   return g;

@@ -16,8 +16,8 @@ namespace tplimit::engines {
 /// |<Q, q>| is below kDefect (docs/decisions/0015).
 class OrthonormalBasis {
  public:
-  /// Largest |<Q, q>| of a new direction q.  2e-14: 90 eps.  In single precision storing q rounds it
-  /// to 6e-8 of each entry, 1e-9 in inner products over thousands of rows.
+  /// Largest |<Q, q>| of a new direction q.  2e-14: 90 eps.  In single precision storing q rounds
+  /// it to 6e-8 of each entry, 1e-9 in inner products over thousands of rows.
   static constexpr double kDefect = 2e-14, kDefectSingle = 1e-8;
 
   OrthonormalBasis() = default;

@@ -12,7 +12,9 @@
 namespace tplimit::engines {
 
 namespace {
-constexpr int kTileRows = 256, kTileColumns = 8;  // the channels of a tile stay in the second cache, and the bookkeeping of a column is spread over many rows
+constexpr int kTileRows = 256,
+              kTileColumns = 8;  // the channels of a tile stay in the second cache, and the
+                                 // bookkeeping of a column is spread over many rows
 constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
 constexpr double kGenericError = 1e-14;  // of dual_kernel, relative to sqrt(K(a,a) K(b,b))
 constexpr double kStep = 1e-6;           // of differences for derivatives, relative to variances
@@ -24,9 +26,13 @@ std::uint64_t next_serial() {
 }
 }  // namespace
 
-PairSide::PairSide(std::size_t size) : variance(static_cast<std::size_t>(padded(static_cast<int>(size))), 1.0), root(variance), error(variance.size(), 0.0) {}
+PairSide::PairSide(std::size_t size)
+    : variance(static_cast<std::size_t>(padded(static_cast<int>(size))), 1.0),
+      root(variance),
+      error(variance.size(), 0.0) {}
 
-PairMatrix::PairMatrix(Kind kind, int rows, int columns, bool symmetric) : kind_(kind), rows_(rows), columns_(columns), symmetric_(symmetric), serial_(next_serial()) {}
+PairMatrix::PairMatrix(Kind kind, int rows, int columns, bool symmetric)
+    : kind_(kind), rows_(rows), columns_(columns), symmetric_(symmetric), serial_(next_serial()) {}
 
 /// Long chains are taken apart one by one: nested destructors would overflow the stack.
 PairMatrix::~PairMatrix() {
@@ -35,14 +41,23 @@ PairMatrix::~PairMatrix() {
     const Pairs x = std::move(left.back());
     left.pop_back();
     if (x && x.use_count() == 1) {
-      left.insert(left.end(), std::make_move_iterator(x->in_.begin()), std::make_move_iterator(x->in_.end()));
+      left.insert(left.end(), std::make_move_iterator(x->in_.begin()),
+                  std::make_move_iterator(x->in_.end()));
       x->in_.clear();
     }
   }
 }
 
 PairColumn PairMatrix::diagonal(const PairSide& s) {
-  return {s.variance.size(), s.variance.data(), s.root.data(), s.error.data(), s.variance.data(), s.root.data(), s.error.data(), false, true};
+  return {s.variance.size(),
+          s.variance.data(),
+          s.root.data(),
+          s.error.data(),
+          s.variance.data(),
+          s.root.data(),
+          s.error.data(),
+          false,
+          true};
 }
 
 /// Rows row..row + size of column j.
@@ -50,15 +65,19 @@ PairColumn PairMatrix::column(int row, int size, int j) const {
   PairColumn out;
   out.count = static_cast<std::size_t>(size);
   if (!left_ || !right_) return out;
-  out.a = left_->variance.data() + row, out.root_a = left_->root.data() + row, out.error_a = left_->error.data() + row;
-  out.b = right_->variance.data() + j, out.root_b = right_->root.data() + j, out.error_b = right_->error.data() + j;
+  out.a = left_->variance.data() + row, out.root_a = left_->root.data() + row,
+  out.error_a = left_->error.data() + row;
+  out.b = right_->variance.data() + j, out.root_b = right_->root.data() + j,
+  out.error_b = right_->error.data() + j;
   out.one_b = true;
   return out;
 }
 
-Pairs PairMatrix::dense(std::shared_ptr<const Eigen::MatrixXd> values, double error, bool symmetric, std::vector<int> rows, std::vector<int> columns) {
+Pairs PairMatrix::dense(std::shared_ptr<const Eigen::MatrixXd> values, double error, bool symmetric,
+                        std::vector<int> rows, std::vector<int> columns) {
   const int count = rows.empty() ? static_cast<int>(values->rows()) : static_cast<int>(rows.size());
-  const int across = columns.empty() ? static_cast<int>(values->cols()) : static_cast<int>(columns.size());
+  const int across =
+      columns.empty() ? static_cast<int>(values->cols()) : static_cast<int>(columns.size());
   std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kDense, count, across, symmetric));
   out->values_ = std::move(values);
   out->error_ = error;
@@ -70,13 +89,17 @@ Pairs PairMatrix::dense(std::shared_ptr<const Eigen::MatrixXd> values, double er
 
 Pairs PairMatrix::gram(const Eigen::MatrixXd& a, const Eigen::MatrixXd& b) {
   const bool symmetric = b.size() == 0;
-  const auto rows = static_cast<int>(a.rows()), columns = symmetric ? rows : static_cast<int>(b.rows());
+  const auto rows = static_cast<int>(a.rows()),
+             columns = symmetric ? rows : static_cast<int>(b.rows());
   std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kGram, rows, columns, symmetric));
   out->depth_ = static_cast<std::size_t>(a.cols());
-  const auto copy = [&](const Eigen::MatrixXd& from, std::vector<double>& to, std::size_t& leading) {
+  const auto copy = [&](const Eigen::MatrixXd& from, std::vector<double>& to,
+                        std::size_t& leading) {
     leading = static_cast<std::size_t>(padded(static_cast<int>(from.rows())));
     to.assign(leading * out->depth_, 0.0);
-    for (Eigen::Index k = 0; k < from.cols(); ++k) std::copy_n(from.col(k).data(), from.rows(), to.data() + static_cast<std::size_t>(k) * leading);
+    for (Eigen::Index k = 0; k < from.cols(); ++k)
+      std::copy_n(from.col(k).data(), from.rows(),
+                  to.data() + static_cast<std::size_t>(k) * leading);
   };
   copy(a, out->a_, out->leading_);
   if (!symmetric) copy(b, out->b_, out->leading_b_);
@@ -86,8 +109,10 @@ Pairs PairMatrix::gram(const Eigen::MatrixXd& a, const Eigen::MatrixXd& b) {
   return out;
 }
 
-Pairs PairMatrix::outer(const Eigen::VectorXd& u, const Eigen::VectorXd& v, double error, bool symmetric) {
-  std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kOuter, static_cast<int>(u.size()), static_cast<int>(v.size()), symmetric));
+Pairs PairMatrix::outer(const Eigen::VectorXd& u, const Eigen::VectorXd& v, double error,
+                        bool symmetric) {
+  std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kOuter, static_cast<int>(u.size()),
+                                                 static_cast<int>(v.size()), symmetric));
   out->a_.assign(static_cast<std::size_t>(padded(static_cast<int>(u.size()))), 0.0);
   out->b_.assign(static_cast<std::size_t>(padded(static_cast<int>(v.size()))), 0.0);
   std::copy_n(u.data(), u.size(), out->a_.data());
@@ -100,7 +125,8 @@ Pairs PairMatrix::outer(const Eigen::VectorXd& u, const Eigen::VectorXd& v, doub
 
 Pairs PairMatrix::scaled(const Pairs& x, double left, double right, double relative) {
   if (left == 1 && right == 1 && relative == 0) return x;
-  std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kScaled, x->rows_, x->columns_, x->symmetric_ && left == right));
+  std::shared_ptr<PairMatrix> out(
+      new PairMatrix(Kind::kScaled, x->rows_, x->columns_, x->symmetric_ && left == right));
   out->in_ = {x};
   out->scale_left_ = left;
   out->scale_right_ = right;
@@ -113,7 +139,8 @@ Pairs PairMatrix::scaled(const Pairs& x, double left, double right, double relat
 
 Pairs PairMatrix::multiple(const Pairs& x, double factor, double relative) {
   if (factor == 1 && relative == 0) return x;
-  std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kScaled, x->rows_, x->columns_, x->symmetric_));
+  std::shared_ptr<PairMatrix> out(
+      new PairMatrix(Kind::kScaled, x->rows_, x->columns_, x->symmetric_));
   out->in_ = {x};
   out->scale_left_ = factor;
   out->error_ = relative;
@@ -121,20 +148,24 @@ Pairs PairMatrix::multiple(const Pairs& x, double factor, double relative) {
 }
 
 Pairs PairMatrix::sum(const Pairs& x, const Pairs& y, double sign, bool symmetric) {
-  std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kSum, x->rows_, x->columns_, symmetric || (x->symmetric_ && y->symmetric_)));
+  std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kSum, x->rows_, x->columns_,
+                                                 symmetric || (x->symmetric_ && y->symmetric_)));
   out->sign_ = sign;
   out->in_ = {x, y};
   out->gapped_ = sign == 1 && x->gapped_ && y->gapped_ && x->left_ && y->left_;
-  out->gap_ = {std::max(x->gap_.relative, y->gap_.relative) + 6 * kEpsilon, x->gap_.absolute + y->gap_.absolute, x->gap_.sine + y->gap_.sine + 2 * kEpsilon};
+  out->gap_ = {std::max(x->gap_.relative, y->gap_.relative) + 6 * kEpsilon,
+               x->gap_.absolute + y->gap_.absolute, x->gap_.sine + y->gap_.sine + 2 * kEpsilon};
   if (sign == 1 || out->symmetric_) out->find_sides();
   return out;
 }
 
 Pairs PairMatrix::product(const Pairs& x, const Pairs& y) {
-  std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kProduct, x->rows_, x->columns_, x->symmetric_ && y->symmetric_));
+  std::shared_ptr<PairMatrix> out(
+      new PairMatrix(Kind::kProduct, x->rows_, x->columns_, x->symmetric_ && y->symmetric_));
   out->in_ = {x, y};
   out->gapped_ = x->gapped_ && y->gapped_;
-  out->gap_ = {std::max(x->gap_.relative, y->gap_.relative) + 2 * kEpsilon, x->gap_.absolute + y->gap_.absolute, x->gap_.sine + y->gap_.sine};
+  out->gap_ = {std::max(x->gap_.relative, y->gap_.relative) + 2 * kEpsilon,
+               x->gap_.absolute + y->gap_.absolute, x->gap_.sine + y->gap_.sine};
   out->find_sides();
   return out;
 }
@@ -142,7 +173,8 @@ Pairs PairMatrix::product(const Pairs& x, const Pairs& y) {
 Pairs PairMatrix::angles(const Pairs& x, bool negative) {
   auto& known = x->angles_[negative ? 1 : 0];
   if (Pairs out = known.lock()) return out;
-  std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kAngles, x->rows_, x->columns_, x->symmetric_));
+  std::shared_ptr<PairMatrix> out(
+      new PairMatrix(Kind::kAngles, x->rows_, x->columns_, x->symmetric_));
   out->in_ = {x};
   out->sign_ = negative ? -1 : 1;
   out->left_ = x->left_;
@@ -166,10 +198,15 @@ Pairs PairMatrix::kernel(const Pairs& x, const PairForm& form) {
   const auto* bell = both ? std::get_if<GaussBell>(both) : nullptr;
   if (form.scale_f != form.scale_g) erf = nullptr, bell = nullptr;
   if (bell && !(bell->B > 0)) bell = nullptr;
-  const Kind kind = slope ? Kind::kTwoSlope : step ? Kind::kTwoStep : erf ? Kind::kErf : bell ? Kind::kBell : Kind::kClosed;
+  const Kind kind = slope  ? Kind::kTwoSlope
+                    : step ? Kind::kTwoStep
+                    : erf  ? Kind::kErf
+                    : bell ? Kind::kBell
+                           : Kind::kClosed;
   std::vector<Pairs> in{x};
   if (slope || step) in.push_back(angles(x, scale < 0));
-  std::shared_ptr<PairMatrix> out(new PairMatrix(kind, x->rows_, x->columns_, x->symmetric_ && form.symmetric));
+  std::shared_ptr<PairMatrix> out(
+      new PairMatrix(kind, x->rows_, x->columns_, x->symmetric_ && form.symmetric));
   out->in_ = std::move(in);
   out->scale_left_ = form.scale_f;
   out->scale_right_ = form.scale_g;
@@ -193,8 +230,10 @@ Pairs PairMatrix::kernel(const Pairs& x, const PairForm& form) {
   return out;
 }
 
-Pairs PairMatrix::with_sides(const Pairs& x, std::shared_ptr<const PairSide> left, std::shared_ptr<const PairSide> right) {
-  std::shared_ptr<PairMatrix> out(new PairMatrix(Kind::kSided, x->rows_, x->columns_, x->symmetric_));
+Pairs PairMatrix::with_sides(const Pairs& x, std::shared_ptr<const PairSide> left,
+                             std::shared_ptr<const PairSide> right) {
+  std::shared_ptr<PairMatrix> out(
+      new PairMatrix(Kind::kSided, x->rows_, x->columns_, x->symmetric_));
   out->in_ = {x};
   out->left_ = std::move(left);
   out->right_ = std::move(right);
@@ -204,13 +243,17 @@ Pairs PairMatrix::with_sides(const Pairs& x, std::shared_ptr<const PairSide> lef
 /// This node of chosen inputs.
 Pairs PairMatrix::selected(const Selection& s, std::vector<Pairs> in) const {
   if (kind_ == Kind::kAngles) return angles(in[0], sign_ < 0);
-  std::shared_ptr<PairMatrix> out(new PairMatrix(kind_, static_cast<int>(s.rows.size()), static_cast<int>(s.columns.size()), symmetric_ && s.rows == s.columns));
-  const auto side = [](const std::shared_ptr<const PairSide>& from, const std::vector<int>& index) -> std::shared_ptr<const PairSide> {
+  std::shared_ptr<PairMatrix> out(new PairMatrix(kind_, static_cast<int>(s.rows.size()),
+                                                 static_cast<int>(s.columns.size()),
+                                                 symmetric_ && s.rows == s.columns));
+  const auto side = [](const std::shared_ptr<const PairSide>& from,
+                       const std::vector<int>& index) -> std::shared_ptr<const PairSide> {
     if (!from) return nullptr;
     auto to = std::make_shared<PairSide>(index.size());
     for (std::size_t i = 0; i < index.size(); ++i) {
       const auto k = static_cast<std::size_t>(index[i]);
-      to->variance[i] = from->variance[k], to->root[i] = from->root[k], to->error[i] = from->error[k];
+      to->variance[i] = from->variance[k], to->root[i] = from->root[k],
+      to->error[i] = from->error[k];
     }
     return to;
   };
@@ -220,8 +263,10 @@ Pairs PairMatrix::selected(const Selection& s, std::vector<Pairs> in) const {
   out->gapped_ = gapped_;
   out->gap_ = gap_;
   out->error_ = error_;
-  out->scale_left_ = scale_left_, out->scale_right_ = scale_right_, out->factor_ = factor_, out->sign_ = sign_;
-  out->two_slope_ = two_slope_, out->two_step_ = two_step_, out->erf_ = erf_, out->bell_ = bell_, out->form_ = form_;
+  out->scale_left_ = scale_left_, out->scale_right_ = scale_right_, out->factor_ = factor_,
+  out->sign_ = sign_;
+  out->two_slope_ = two_slope_, out->two_step_ = two_step_, out->erf_ = erf_, out->bell_ = bell_,
+  out->form_ = form_;
   out->selection_ = std::make_shared<const Selection>(s);
   const auto composed = [](const std::vector<int>& map, const std::vector<int>& index) {
     if (map.empty()) return index;
@@ -235,16 +280,21 @@ Pairs PairMatrix::selected(const Selection& s, std::vector<Pairs> in) const {
     out->column_map_ = composed(column_map_, s.columns);
   } else if (kind_ == Kind::kGram || kind_ == Kind::kOuter) {
     const std::size_t depth = kind_ == Kind::kOuter ? 1 : depth_;
-    const auto gather = [depth](const std::vector<double>& from, std::size_t from_leading, const std::vector<int>& index, std::vector<double>& to, std::size_t& leading) {
+    const auto gather = [depth](const std::vector<double>& from, std::size_t from_leading,
+                                const std::vector<int>& index, std::vector<double>& to,
+                                std::size_t& leading) {
       leading = static_cast<std::size_t>(padded(static_cast<int>(index.size())));
       to.assign(leading * depth, 0.0);
       for (std::size_t k = 0; k < depth; ++k)
-        for (std::size_t i = 0; i < index.size(); ++i) to[k * leading + i] = from[k * from_leading + static_cast<std::size_t>(index[i])];
+        for (std::size_t i = 0; i < index.size(); ++i)
+          to[k * leading + i] = from[k * from_leading + static_cast<std::size_t>(index[i])];
     };
     const bool own_right = kind_ == Kind::kOuter || !symmetric_;
     out->depth_ = depth_;
     gather(a_, leading_, s.rows, out->a_, out->leading_);
-    if (!out->symmetric_ || kind_ == Kind::kOuter) gather(own_right ? b_ : a_, own_right ? leading_b_ : leading_, s.columns, out->b_, out->leading_b_);
+    if (!out->symmetric_ || kind_ == Kind::kOuter)
+      gather(own_right ? b_ : a_, own_right ? leading_b_ : leading_, s.columns, out->b_,
+             out->leading_b_);
   }
   return out;
 }
@@ -257,7 +307,8 @@ Pairs PairMatrix::selected(const Pairs& x, std::vector<int> rows, std::vector<in
   }
   const auto in_order = [](const std::vector<int>& index, int size) {
     if (static_cast<int>(index.size()) != size) return false;
-    for (int i = 0; i < size; ++i) if (index[static_cast<std::size_t>(i)] != i) return false;
+    for (int i = 0; i < size; ++i)
+      if (index[static_cast<std::size_t>(i)] != i) return false;
     return true;
   };
   if (in_order(rows, x->rows_) && in_order(columns, x->columns_)) return x;
@@ -271,7 +322,9 @@ Pairs PairMatrix::selected(const Pairs& x, std::vector<int> rows, std::vector<in
     Pairs& out = done[node.get()];
     if (out) continue;
     for (const auto& known : node->selections_)
-      if (Pairs other = known.lock(); other && other->selection_->rows == s.rows && other->selection_->columns == s.columns) out = std::move(other);
+      if (Pairs other = known.lock();
+          other && other->selection_->rows == s.rows && other->selection_->columns == s.columns)
+        out = std::move(other);
     if (out) continue;
     if (node->selection_) {
       out = selected(node, s.rows, s.columns);
@@ -300,9 +353,11 @@ void PairMatrix::find_sides() {
 }
 
 /// Rows first..first + 8 of x, as gram_tile takes them.
-void PairMatrix::pack(const std::vector<double>& x, std::size_t leading, std::size_t first, std::vector<double>& packed) const {
+void PairMatrix::pack(const std::vector<double>& x, std::size_t leading, std::size_t first,
+                      std::vector<double>& packed) const {
   packed.resize(depth_ * kPairLanes);
-  for (std::size_t k = 0; k < depth_; ++k) std::copy_n(x.data() + first + k * leading, kPairLanes, packed.data() + k * kPairLanes);
+  for (std::size_t k = 0; k < depth_; ++k)
+    std::copy_n(x.data() + first + k * leading, kPairLanes, packed.data() + k * kPairLanes);
 }
 
 /// The entries of the inputs of a side with themselves; null if they are not known.
@@ -327,7 +382,8 @@ std::shared_ptr<const PairSide> PairMatrix::side_of(bool left) const {
       const std::size_t first = i / kPairLanes * kPairLanes;
       if (i == first) {
         pack(x, leading, first, packed);
-        gram_tile(kPairLanes, x.data() + first, leading, packed.data(), depth_, own.data(), kPairLanes);
+        gram_tile(kPairLanes, x.data() + first, leading, packed.data(), depth_, own.data(),
+                  kPairLanes);
       }
       value[i] = own[(i - first) * (kPairLanes + 1)];
       error[i] = kEpsilon * (2 + 0.5 * static_cast<double>(depth_)) * value[i];
@@ -348,13 +404,15 @@ std::shared_ptr<const PairSide> PairMatrix::side_of(bool left) const {
       sides.push_back(diagonal(*side));
       if (x->kind_ == Kind::kAngles) {
         for (auto& channel : angle) channel.assign(count, 0.0);
-        pair_angles(sides.back(), 1, side->variance.data(), zero.data(), zero.data(), {angle[0].data(), angle[1].data(), angle[2].data(), angle[3].data()});
+        pair_angles(sides.back(), 1, side->variance.data(), zero.data(), zero.data(),
+                    {angle[0].data(), angle[1].data(), angle[2].data(), angle[3].data()});
         in.push_back({{angle[0].data(), angle[1].data(), angle[2].data(), angle[3].data()}});
       } else {
         // Absolute errors; the gap of a variable with itself is 0.
         auto& absolute = in.empty() ? error : gap;
         for (std::size_t i = 0; i < count; ++i) absolute[i] = side->error[i] * side->variance[i];
-        in.push_back({{const_cast<double*>(side->variance.data()), absolute.data(), zero.data(), nullptr}});
+        in.push_back(
+            {{const_cast<double*>(side->variance.data()), absolute.data(), zero.data(), nullptr}});
       }
     }
     PairMatrix own = *this;  // with equal scales on both sides
@@ -363,7 +421,8 @@ std::shared_ptr<const PairSide> PairMatrix::side_of(bool left) const {
     own.scale_left_ = own.scale_right_ = scale;
     MomentStatus status;
     std::vector<double> error_out(count, 0.0);
-    own.entries(sides[0], sides, in, {{value.data(), error_out.data(), nullptr, nullptr}}, false, 0, 0, static_cast<int>(count), nullptr, status);
+    own.entries(sides[0], sides, in, {{value.data(), error_out.data(), nullptr, nullptr}}, false, 0,
+                0, static_cast<int>(count), nullptr, status);
     error = std::move(error_out);
   }
   for (std::size_t i = 0; i < static_cast<std::size_t>(size); ++i) {
@@ -374,24 +433,33 @@ std::shared_ptr<const PairSide> PairMatrix::side_of(bool left) const {
   return out;
 }
 
-/// A column of a tile.  own: the variances of this node (may be missing); sides: those of its operands.
-void PairMatrix::entries(const PairColumn& own, std::span<const PairColumn> sides, std::span<const Channels> in, const Channels& out, bool gap, int row, int j, int size,
-                         const double* packed, MomentStatus& status) const {
+/// A column of a tile.  own: the variances of this node (may be missing); sides: those of its
+/// operands.
+void PairMatrix::entries(const PairColumn& own, std::span<const PairColumn> sides,
+                         std::span<const Channels> in, const Channels& out, bool gap, int row,
+                         int j, int size, const double* packed, MomentStatus& status) const {
   const auto count = static_cast<std::size_t>(size);
-  const auto input = [&](std::size_t k) { return PairInput{in[k].at[0], in[k].at[1], in[k].at[2]}; };
+  const auto input = [&](std::size_t k) {
+    return PairInput{in[k].at[0], in[k].at[1], in[k].at[2]};
+  };
   const PairOutput to{out.at[0], out.at[1], gap ? out.at[2] : nullptr};
   switch (kind_) {
     case Kind::kDense: {
-      const int c = column_map_.empty() ? j : column_map_[static_cast<std::size_t>(j)], end = std::min(rows_, row + size);
+      const int c = column_map_.empty() ? j : column_map_[static_cast<std::size_t>(j)],
+                end = std::min(rows_, row + size);
       const double* from = values_->col(c).data();
-      if (row_map_.empty()) std::copy_n(from + row, end - row, to.value);
-      else for (int i = row; i < end; ++i) to.value[i - row] = from[row_map_[static_cast<std::size_t>(i)]];
+      if (row_map_.empty())
+        std::copy_n(from + row, end - row, to.value);
+      else
+        for (int i = row; i < end; ++i)
+          to.value[i - row] = from[row_map_[static_cast<std::size_t>(i)]];
       std::fill(to.value + (end - row), to.value + size, 0.0);
       std::fill_n(to.error, count, error_);
       break;
     }
     case Kind::kGram:
-      gram_pairs(own, a_.data() + row, leading_, packed + j % static_cast<int>(kPairLanes), depth_, to);
+      gram_pairs(own, a_.data() + row, leading_, packed + j % static_cast<int>(kPairLanes), depth_,
+                 to);
       break;
     case Kind::kOuter:
       for (std::size_t i = 0; i < count; ++i) {
@@ -429,15 +497,18 @@ void PairMatrix::entries(const PairColumn& own, std::span<const PairColumn> side
         gaps_of_values(sides[0], in[0].at[0], in[0].at[1], found.data(), error.data(), status);
         gaps = found.data();
       }
-      pair_angles(sides[0], sign_, in[0].at[0], gaps, error.data(), {out.at[0], out.at[1], out.at[2], out.at[3]});
+      pair_angles(sides[0], sign_, in[0].at[0], gaps, error.data(),
+                  {out.at[0], out.at[1], out.at[2], out.at[3]});
       break;
     }
     case Kind::kTwoSlope:
     case Kind::kTwoStep: {
       const PairAngles angles{in[1].at[0], in[1].at[1], in[1].at[2], in[1].at[3]};
       const double scale = scale_left_ * scale_right_;
-      if (kind_ == Kind::kTwoSlope) two_slope_pairs(sides[0], two_slope_, factor_, scale, input(0), angles, to);
-      else two_step_pairs(sides[0], two_step_, factor_, scale, input(0), angles, to);
+      if (kind_ == Kind::kTwoSlope)
+        two_slope_pairs(sides[0], two_slope_, factor_, scale, input(0), angles, to);
+      else
+        two_step_pairs(sides[0], two_step_, factor_, scale, input(0), angles, to);
       break;
     }
     case Kind::kErf: {
@@ -460,8 +531,10 @@ void PairMatrix::entries(const PairColumn& own, std::span<const PairColumn> side
       // Values and differences for the derivatives by the covariance and by the variances.
       const PairColumn& p = sides[0];
       const std::size_t across = p.one_b ? 1 : count;
-      const double f = scale_left_ * scale_left_, g = scale_right_ * scale_right_, h = scale_left_ * scale_right_;
-      std::vector<double> a(count), b(across), c(count), moved(count), value(count), total(count, 0.0);
+      const double f = scale_left_ * scale_left_, g = scale_right_ * scale_right_,
+                   h = scale_left_ * scale_right_;
+      std::vector<double> a(count), b(across), c(count), moved(count), value(count),
+          total(count, 0.0);
       const auto run = [&](double by_a, double by_b, double by_c, std::vector<double>& K) {
         for (std::size_t i = 0; i < count; ++i) {
           a[i] = f * p.a[i] * (1 + by_a);
@@ -474,12 +547,15 @@ void PairMatrix::entries(const PairColumn& own, std::span<const PairColumn> side
       status.merge(run(0, 0, 0, value));
       if (p.same) {
         (void)run(kStep, kStep, kStep, moved);
-        for (std::size_t i = 0; i < count; ++i) total[i] += std::abs(moved[i] - value[i]) / kStep * p.error_a[i];
+        for (std::size_t i = 0; i < count; ++i)
+          total[i] += std::abs(moved[i] - value[i]) / kStep * p.error_a[i];
       } else {
         (void)run(kStep, 0, 0, moved);
-        for (std::size_t i = 0; i < count; ++i) total[i] += std::abs(moved[i] - value[i]) / kStep * p.error_a[i];
+        for (std::size_t i = 0; i < count; ++i)
+          total[i] += std::abs(moved[i] - value[i]) / kStep * p.error_a[i];
         (void)run(0, kStep, 0, moved);
-        for (std::size_t i = 0; i < count; ++i) total[i] += std::abs(moved[i] - value[i]) / kStep * p.error_b[p.one_b ? 0 : i];
+        for (std::size_t i = 0; i < count; ++i)
+          total[i] += std::abs(moved[i] - value[i]) / kStep * p.error_b[p.one_b ? 0 : i];
         (void)run(0, 0, kStep, moved);
         for (std::size_t i = 0; i < count; ++i) {
           const double root = p.root_a[i] * p.root_b[p.one_b ? 0 : i];
@@ -487,14 +563,19 @@ void PairMatrix::entries(const PairColumn& own, std::span<const PairColumn> side
           const double relative = in[0].at[1][i] / root, change = std::abs(moved[i] - value[i]);
           // Near a correlation of 1 products of jumps go like the root of the distance.
           const bool steep = form_.jumps && root - std::abs(in[0].at[0][i]) < 10 * kStep * root;
-          total[i] += steep ? change * std::sqrt((relative + kEpsilon) / kStep) : change * relative / kStep;
+          total[i] +=
+              steep ? change * std::sqrt((relative + kEpsilon) / kStep) : change * relative / kStep;
         }
       }
       double largest = 0;
-      for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(factor_ * value[i]));
+      for (std::size_t i = 0; i < count; ++i)
+        largest = std::max(largest, std::abs(factor_ * value[i]));
       for (std::size_t i = 0; i < count; ++i) {
         to.value[i] = factor_ * value[i];
-        const double natural = p.same ? std::abs(to.value[i]) : own.a ? std::max(std::abs(to.value[i]), own.root_a[i] * own.root_b[own.one_b ? 0 : i]) : largest;
+        const double natural =
+            p.same  ? std::abs(to.value[i])
+            : own.a ? std::max(std::abs(to.value[i]), own.root_a[i] * own.root_b[own.one_b ? 0 : i])
+                    : largest;
         to.error[i] = std::abs(factor_) * total[i] + kGenericError * natural;
       }
       break;
@@ -506,7 +587,8 @@ void PairMatrix::entries(const PairColumn& own, std::span<const PairColumn> side
   }
 }
 
-/// The nodes behind some targets, operands first, and where in a tile's memory each one's channels are.
+/// The nodes behind some targets, operands first, and where in a tile's memory each one's channels
+/// are.
 struct PairMatrix::Plan {
   std::vector<const PairMatrix*> nodes;
   std::vector<std::vector<std::size_t>> in;
@@ -515,7 +597,8 @@ struct PairMatrix::Plan {
   std::size_t slots = 0;
 };
 
-MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& executor, std::uint64_t disturbance) {
+MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& executor,
+                                  std::uint64_t disturbance) {
   Plan plan;
   std::vector<const PairMatrix*> left;
   std::unordered_map<const PairMatrix*, std::size_t> place;
@@ -527,7 +610,8 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
     plan.nodes.push_back(x);
     for (const Pairs& in : x->in_) left.push_back(in.get());
   }
-  std::sort(plan.nodes.begin(), plan.nodes.end(), [](const auto* a, const auto* b) { return a->serial_ < b->serial_; });
+  std::sort(plan.nodes.begin(), plan.nodes.end(),
+            [](const auto* a, const auto* b) { return a->serial_ < b->serial_; });
   const std::size_t count = plan.nodes.size();
   for (std::size_t k = 0; k < count; ++k) place[plan.nodes[k]] = k;
   plan.gap.assign(count, false);
@@ -542,16 +626,21 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
   }
   for (std::size_t k = count; k-- > 0;) {
     const PairMatrix& x = *plan.nodes[k];
-    const bool wants = x.kind_ == Kind::kAngles || x.kind_ == Kind::kErf || x.kind_ == Kind::kBell || (plan.gap[k] && x.gapped_);
+    const bool wants = x.kind_ == Kind::kAngles || x.kind_ == Kind::kErf ||
+                       x.kind_ == Kind::kBell || (plan.gap[k] && x.gapped_);
     for (std::size_t l = 0; l < plan.in[k].size(); ++l)
-      if (const std::size_t i = plan.in[k][l]; wants && plan.nodes[i]->gapped_ && plan.nodes[i]->kind_ != Kind::kAngles) plan.gap[i] = true;
+      if (const std::size_t i = plan.in[k][l];
+          wants && plan.nodes[i]->gapped_ && plan.nodes[i]->kind_ != Kind::kAngles)
+        plan.gap[i] = true;
   }
   plan.target.assign(count, 0);
   std::vector<std::vector<std::size_t>> same_target(targets.size());
   for (std::size_t t = 0; t < targets.size(); ++t) {
     std::size_t& own = plan.target[place[targets[t].pairs.get()]];
-    if (own == 0) own = t + 1;
-    else same_target[own - 1].push_back(t);
+    if (own == 0)
+      own = t + 1;
+    else
+      same_target[own - 1].push_back(t);
   }
   std::vector<std::size_t> free;
   plan.slot.resize(count);
@@ -565,7 +654,8 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
   }
 
   const int rows = targets[0].pairs->rows_, columns = targets[0].pairs->columns_;
-  const bool symmetric = std::all_of(targets.begin(), targets.end(), [](const Target& t) { return t.pairs->symmetric_; });
+  const bool symmetric = std::all_of(targets.begin(), targets.end(),
+                                     [](const Target& t) { return t.pairs->symmetric_; });
   constexpr std::size_t kChannel = std::size_t{kTileRows} * kTileColumns;
   constexpr int kBand = 64;  // columns of one task
   MomentStatus status;
@@ -581,16 +671,21 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
     for (int first = static_cast<int>(band) * kBand; first < end; first += kTileColumns) {
       const int stop = std::min(first + kTileColumns, end);
       for (int row = 0; row < (symmetric ? std::min(rows, stop) : rows); row += kTileRows) {
-        const int tall = std::min(kTileRows, (std::min(rows, row + kTileRows) - row + static_cast<int>(kPairLanes) - 1) / static_cast<int>(kPairLanes) * static_cast<int>(kPairLanes));
+        const int tall = std::min(
+            kTileRows, (std::min(rows, row + kTileRows) - row + static_cast<int>(kPairLanes) - 1) /
+                           static_cast<int>(kPairLanes) * static_cast<int>(kPairLanes));
         for (std::size_t k = 0; k < count; ++k) {
           const PairMatrix& x = *plan.nodes[k];
           if (x.kind_ == Kind::kGram) {
-            x.pack(x.symmetric_ ? x.a_ : x.b_, x.symmetric_ ? x.leading_ : x.leading_b_, static_cast<std::size_t>(first), packed);
-            gram_tile(static_cast<std::size_t>(tall), x.a_.data() + row, x.leading_, packed.data(), x.depth_, memory.get() + plan.slot[k] * 4 * kChannel, kTileRows);
+            x.pack(x.symmetric_ ? x.a_ : x.b_, x.symmetric_ ? x.leading_ : x.leading_b_,
+                   static_cast<std::size_t>(first), packed);
+            gram_tile(static_cast<std::size_t>(tall), x.a_.data() + row, x.leading_, packed.data(),
+                      x.depth_, memory.get() + plan.slot[k] * 4 * kChannel, kTileRows);
           }
           for (int j = first; j < stop; ++j) {
             const auto channels = [&](std::size_t node) {
-              double* base = memory.get() + plan.slot[node] * 4 * kChannel + static_cast<std::size_t>(j - first) * kTileRows;
+              double* base = memory.get() + plan.slot[node] * 4 * kChannel +
+                             static_cast<std::size_t>(j - first) * kTileRows;
               return Channels{{base, base + kChannel, base + 2 * kChannel, base + 3 * kChannel}};
             };
             in.clear();
@@ -601,8 +696,10 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
               sides.push_back(plan.nodes[i]->column(row, tall, j));
             }
             const Channels out = channels(k);
-            x.entries(x.column(row, tall, j), sides, in, out, plan.gap[k] && x.gapped_, row, j, tall, packed.data(), own_status);
-            // A variable with itself: its errors stay on the diagonal, where correlations near 1 may part.
+            x.entries(x.column(row, tall, j), sides, in, out, plan.gap[k] && x.gapped_, row, j,
+                      tall, packed.data(), own_status);
+            // A variable with itself: its errors stay on the diagonal, where correlations near 1
+            // may part.
             if (x.symmetric_ && x.left_ && x.kind_ != Kind::kAngles && j >= row && j < row + tall) {
               const auto i = static_cast<std::size_t>(j);
               out.at[0][j - row] = x.left_->variance[i];
@@ -610,11 +707,15 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
             }
             if (plan.target[k] == 0) continue;
             const std::size_t t = plan.target[k] - 1;
-            const int bottom = symmetric ? std::min({rows, row + tall, j + 1}) : std::min(rows, row + tall);
-            if (disturbance != 0) disturb_pairs(static_cast<std::size_t>(std::max(0, bottom - row)), disturbance, out.at[0], out.at[1]);
+            const int bottom =
+                symmetric ? std::min({rows, row + tall, j + 1}) : std::min(rows, row + tall);
+            if (disturbance != 0)
+              disturb_pairs(static_cast<std::size_t>(std::max(0, bottom - row)), disturbance,
+                            out.at[0], out.at[1]);
             for (int i = row; i < bottom; ++i) {
               const double v = out.at[0][i - row], e = out.at[1][i - row];
-              const auto to = static_cast<std::size_t>(j) * static_cast<std::size_t>(rows) + static_cast<std::size_t>(i);
+              const auto to = static_cast<std::size_t>(j) * static_cast<std::size_t>(rows) +
+                              static_cast<std::size_t>(i);
               targets[t].value[to] = v;
               if (targets[t].error) targets[t].error[to] = e;
               largest[t] = std::max(largest[t], std::abs(v));
@@ -629,7 +730,8 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
           for (int i = row; i < std::min({rows, row + tall, stop}); ++i) {
             const auto mirror = static_cast<std::size_t>(i) * static_cast<std::size_t>(rows);
             for (int j = std::max(first, i); j < stop; ++j) {
-              const std::size_t from = static_cast<std::size_t>(j - first) * kTileRows + static_cast<std::size_t>(i - row);
+              const std::size_t from = static_cast<std::size_t>(j - first) * kTileRows +
+                                       static_cast<std::size_t>(i - row);
               t.value[mirror + static_cast<std::size_t>(j)] = tile[from];
               if (t.error) t.error[mirror + static_cast<std::size_t>(j)] = tile[from + kChannel];
             }
@@ -648,7 +750,8 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
     for (const std::size_t copy : same_target[t]) {
       const auto size = static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns);
       std::copy_n(targets[t].value, size, targets[copy].value);
-      if (targets[copy].error && targets[t].error) std::copy_n(targets[t].error, size, targets[copy].error);
+      if (targets[copy].error && targets[t].error)
+        std::copy_n(targets[t].error, size, targets[copy].error);
       targets[copy].largest = targets[t].largest;
       targets[copy].largest_error = targets[t].largest_error;
     }

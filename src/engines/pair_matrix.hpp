@@ -25,18 +25,22 @@ struct PairSide {
   explicit PairSide(std::size_t size);
 };
 
-/// Entry (i, j) is a number for input i of the left and input j of the right side: a covariance, or a sum, product, kernel of
-/// such.  Nothing is computed before `evaluate`, which goes through all layers of one tile while it is in the cache, with the
-/// error of every entry: first order, |dK/dc| error(c) + |dK/da| error(a) + |dK/db| error(b), and the rounding of each operation.
-/// Covariances carry their gap 1 - |rho| (pair_kernels.hpp) as far as it is known with a small relative error.
+/// Entry (i, j) is a number for input i of the left and input j of the right side: a covariance, or
+/// a sum, product, kernel of such.  Nothing is computed before `evaluate`, which goes through all
+/// layers of one tile while it is in the cache, with the error of every entry: first order, |dK/dc|
+/// error(c) + |dK/da| error(a) + |dK/db| error(b), and the rounding of each operation. Covariances
+/// carry their gap 1 - |rho| (pair_kernels.hpp) as far as it is known with a small relative error.
 class PairMatrix {
  public:
-  /// Numbers as they are, all with one error; maps (empty: all in order) say which row and column is meant.
-  static Pairs dense(std::shared_ptr<const Eigen::MatrixXd> values, double error, bool symmetric, std::vector<int> rows = {}, std::vector<int> columns = {});
+  /// Numbers as they are, all with one error; maps (empty: all in order) say which row and column
+  /// is meant.
+  static Pairs dense(std::shared_ptr<const Eigen::MatrixXd> values, double error, bool symmetric,
+                     std::vector<int> rows = {}, std::vector<int> columns = {});
   /// A B'; B empty: A A'.
   static Pairs gram(const Eigen::MatrixXd& a, const Eigen::MatrixXd& b);
   /// u v' with one error; symmetric: v is u.
-  static Pairs outer(const Eigen::VectorXd& u, const Eigen::VectorXd& v, double error, bool symmetric);
+  static Pairs outer(const Eigen::VectorXd& u, const Eigen::VectorXd& v, double error,
+                     bool symmetric);
   /// left right x, of Gaussians times left and right, which have a relative error.
   static Pairs scaled(const Pairs& x, double left, double right, double relative = 0);
   /// Numbers times a factor that has a relative error.
@@ -47,7 +51,8 @@ class PairMatrix {
   /// E f(u) g(v) of the Gaussians whose covariance is x, which has sides.
   static Pairs kernel(const Pairs& x, const PairForm& form);
   /// The same with these sides, if x has none of its own.
-  static Pairs with_sides(const Pairs& x, std::shared_ptr<const PairSide> left, std::shared_ptr<const PairSide> right);
+  static Pairs with_sides(const Pairs& x, std::shared_ptr<const PairSide> left,
+                          std::shared_ptr<const PairSide> right);
 
   /// Entry (i, j) is that of rows[i] and columns[j] of x, computed from those of its operands.
   static Pairs selected(const Pairs& x, std::vector<int> rows, std::vector<int> columns);
@@ -60,22 +65,40 @@ class PairMatrix {
 
   struct Target {
     Pairs pairs;
-    double* value;                        ///< rows x columns, column-major
-    double* error = nullptr;              ///< of each entry, if wanted
+    double* value;                          ///< rows x columns, column-major
+    double* error = nullptr;                ///< of each entry, if wanted
     double largest = 0, largest_error = 0;  ///< of |value| and of the errors
   };
-  /// All targets together, of one shape.  A disturbance that is not 0 moves every entry by its error.
-  static MomentStatus evaluate(std::span<Target> targets, const Executor& executor, std::uint64_t disturbance);
+  /// All targets together, of one shape.  A disturbance that is not 0 moves every entry by its
+  /// error.
+  static MomentStatus evaluate(std::span<Target> targets, const Executor& executor,
+                               std::uint64_t disturbance);
 
   ~PairMatrix();
 
  private:
-  enum class Kind { kDense, kGram, kOuter, kScaled, kSum, kProduct, kAngles, kTwoSlope, kTwoStep, kErf, kBell, kClosed, kSided };
+  enum class Kind {
+    kDense,
+    kGram,
+    kOuter,
+    kScaled,
+    kSum,
+    kProduct,
+    kAngles,
+    kTwoSlope,
+    kTwoStep,
+    kErf,
+    kBell,
+    kClosed,
+    kSided
+  };
   struct Selection {  ///< which entries of which matrix these are
     Pairs of;
     std::vector<int> rows, columns;
   };
-  struct Channels { std::array<double*, 4> at; };
+  struct Channels {
+    std::array<double*, 4> at;
+  };
   struct Plan;
 
   PairMatrix(Kind kind, int rows, int columns, bool symmetric);
@@ -83,9 +106,11 @@ class PairMatrix {
   static Pairs angles(const Pairs& x, bool negative);
   [[nodiscard]] PairColumn column(int row, int size, int j) const;
   [[nodiscard]] static PairColumn diagonal(const PairSide& side);
-  void entries(const PairColumn& own, std::span<const PairColumn> sides, std::span<const Channels> in, const Channels& out, bool gap, int row, int j, int size, const double* packed,
-               MomentStatus& status) const;
-  void pack(const std::vector<double>& x, std::size_t leading, std::size_t first, std::vector<double>& packed) const;
+  void entries(const PairColumn& own, std::span<const PairColumn> sides,
+               std::span<const Channels> in, const Channels& out, bool gap, int row, int j,
+               int size, const double* packed, MomentStatus& status) const;
+  void pack(const std::vector<double>& x, std::size_t leading, std::size_t first,
+            std::vector<double>& packed) const;
   void find_sides();
   [[nodiscard]] std::shared_ptr<const PairSide> side_of(bool left) const;
   [[nodiscard]] std::size_t channels() const { return kind_ == Kind::kAngles ? 4 : 3; }
@@ -98,10 +123,10 @@ class PairMatrix {
   std::shared_ptr<const PairSide> left_, right_;
   bool gapped_ = false;
   GapError gap_;
-  std::shared_ptr<const Eigen::MatrixXd> values_;   // kDense
+  std::shared_ptr<const Eigen::MatrixXd> values_;  // kDense
   double error_ = 0;
   std::vector<int> row_map_, column_map_;
-  std::vector<double> a_, b_;                       // kGram: padded, column-major; kOuter: u, v
+  std::vector<double> a_, b_;  // kGram: padded, column-major; kOuter: u, v
   std::size_t depth_ = 0, leading_ = 0, leading_b_ = 0;
   double scale_left_ = 1, scale_right_ = 1, factor_ = 1, sign_ = 1;
   TwoSlope two_slope_;

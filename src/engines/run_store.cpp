@@ -22,15 +22,19 @@ namespace {
 
 namespace fs = std::filesystem;
 
-// 1: version 0.1.0; 2: with terms of averages, and how many states were lost; 3: with scales of rounding.  To be raised whenever a file of an older version can no longer be read.
+// 1: version 0.1.0; 2: with terms of averages, and how many states were lost; 3: with scales of
+// rounding.  To be raised whenever a file of an older version can no longer be read.
 constexpr std::uint32_t kFormat = 3;
 constexpr std::string_view kStateEnding = ".run";
 // Writing takes no more than a twentieth of the time.
 constexpr double kMostOfTheTime = 0.05;
 
-double now_s() { return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count(); }
+double now_s() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
 
-/// Of all that determines the result of a run.  kChunkRows: of sums over rows, and of the layout of states.
+/// Of all that determines the result of a run.  kChunkRows: of sums over rows, and of the layout of
+/// states.
 std::uint64_t key_of(std::uint64_t program, const Schedule& schedule, const RunSettings& settings) {
   std::uint64_t key = mix_key(program, static_cast<std::uint64_t>(kChunkRows));
   const auto add = [&](std::uint64_t word) { key = mix_key(key, word); };
@@ -59,18 +63,21 @@ void save_result(Writer& out, const RunResult& result) {
 }
 RunResult load_result(Reader& in) {
   RunResult result;
-  for (auto left = in.value<std::uint64_t>(); left > 0; --left) result.values.push_back(in.values<double>());
+  for (auto left = in.value<std::uint64_t>(); left > 0; --left)
+    result.values.push_back(in.values<double>());
   result.matching_stopped = in.value<bool>();
   result.ranks.resize(in.value<std::uint64_t>());
   for (auto& ranks : result.ranks)
     for (std::int64_t& rank : ranks) rank = in.value<std::int64_t>();
   result.largest_dropped = in.value<double>();
-  for (auto left = in.value<std::uint64_t>(); left > 0; --left) result.terms.push_back(load_terms(in));
+  for (auto left = in.value<std::uint64_t>(); left > 0; --left)
+    result.terms.push_back(load_terms(in));
   return result;
 }
 
 Diagnostic error(std::string code, std::string message, std::string help) {
-  return {Severity::kError, std::move(code), std::move(message), {}, "", std::move(help), {}, false};
+  return {
+      Severity::kError, std::move(code), std::move(message), {}, "", std::move(help), {}, false};
 }
 
 }  // namespace
@@ -78,7 +85,8 @@ Diagnostic error(std::string code, std::string message, std::string help) {
 /// The state of one run in its file.
 class RunStore::State final : public RunState {
  public:
-  State(RunStore& store, std::uint64_t key) : store_(store), key_(key), begun_(now_s()), due_(store.first_due(begun_)) {}
+  State(RunStore& store, std::uint64_t key)
+      : store_(store), key_(key), begun_(now_s()), due_(store.first_due(begun_)) {}
 
   void resume(const std::function<void(Reader&)>& load) override {
     std::ifstream file(store_.state_file(key_), std::ios::binary);
@@ -141,7 +149,8 @@ std::optional<Diagnostic> RunStore::use_folder() {
   if (auto fault = read_folder()) return fault;
   // Whether it can be written is to be known before anything is computed.
   const std::scoped_lock lock(mutex_);
-  if (const std::string failure = write_results(); !failure.empty()) return error("E5205", failure, "the checkpoint's folder must allow new files");
+  if (const std::string failure = write_results(); !failure.empty())
+    return error("E5205", failure, "the checkpoint's folder must allow new files");
   return std::nullopt;
 }
 
@@ -153,13 +162,22 @@ std::optional<Diagnostic> RunStore::lock_folder() {
   const fs::path& folder = options_.folder;
   const std::string quoted = fmt::format("'{}'", folder.string());
   std::error_code failed;
-  if (fs::exists(folder, failed) && !fs::is_directory(folder, failed)) return error("E5201", quoted + " is no checkpoint", "checkpoints are folders: give another name");
+  if (fs::exists(folder, failed) && !fs::is_directory(folder, failed))
+    return error("E5201", quoted + " is no checkpoint",
+                 "checkpoints are folders: give another name");
   fs::create_directory(folder, failed);
-  if (failed) return error("E5205", fmt::format("cannot make the folder {}: {}", quoted, failed.message()), "the folder it stands in must exist and allow new files");
+  if (failed)
+    return error("E5205", fmt::format("cannot make the folder {}: {}", quoted, failed.message()),
+                 "the folder it stands in must exist and allow new files");
   lock_ = ::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (lock_ < 0) return error("E5205", fmt::format("cannot open the folder {}: {}", quoted, std::strerror(errno)), "");
-  // Released by the system whenever the process ends.  Where folders cannot be locked, users have to take care.
-  if (::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) return error("E5205", fmt::format("another process uses the checkpoint {}", quoted), "wait for it, or give another name");
+  if (lock_ < 0)
+    return error("E5205",
+                 fmt::format("cannot open the folder {}: {}", quoted, std::strerror(errno)), "");
+  // Released by the system whenever the process ends.  Where folders cannot be locked, users have
+  // to take care.
+  if (::flock(lock_, LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK)
+    return error("E5205", fmt::format("another process uses the checkpoint {}", quoted),
+                 "wait for it, or give another name");
   return std::nullopt;
 }
 
@@ -171,18 +189,25 @@ std::optional<Diagnostic> RunStore::read_folder() {
   for (const auto& entry : fs::directory_iterator(options_.folder, failed)) {
     const fs::path& file = entry.path();
     if (FileReplacement::is_leftover(file)) {
-      killed_while_writing = killed_while_writing || file.filename().string().find(kStateEnding) != std::string::npos;
+      killed_while_writing =
+          killed_while_writing || file.filename().string().find(kStateEnding) != std::string::npos;
       fs::remove(file, failed);
-    }
-    else if (file.extension() == kStateEnding) states.push_back(file);
-    else if (file != results_file()) others.push_back(file);
+    } else if (file.extension() == kStateEnding)
+      states.push_back(file);
+    else if (file != results_file())
+      others.push_back(file);
   }
   const FileState found = examine(results_file());
-  if (found == FileState::kMissing && states.empty() && others.empty()) return std::nullopt;  // a new one
+  if (found == FileState::kMissing && states.empty() && others.empty())
+    return std::nullopt;  // a new one
   if (found == FileState::kMissing || found == FileState::kForeign)
-    return error("E5201", fmt::format("{} is no checkpoint", quoted), "it is a folder with other files: give the name of a new folder");
+    return error("E5201", fmt::format("{} is no checkpoint", quoted),
+                 "it is a folder with other files: give the name of a new folder");
   const auto damaged = [&](const fs::path& file) {
-    return error("E5202", fmt::format("the checkpoint {} is damaged: '{}' is truncated or altered", quoted, file.filename().string()), "remove it and start anew, or restore it from a copy");
+    return error("E5202",
+                 fmt::format("the checkpoint {} is damaged: '{}' is truncated or altered", quoted,
+                             file.filename().string()),
+                 "remove it and start anew, or restore it from a copy");
   };
   if (found == FileState::kDamaged) return damaged(results_file());
   if (const auto fault = read_results()) return fault;
@@ -201,7 +226,8 @@ bool RunStore::is_state(const fs::path& file) const {
   std::ifstream content(file, std::ios::binary);
   Reader in(content);
   const StateVersion version = read_head(in);
-  return version.format == kFormat && version.program == options_.version && file == state_file(in.value<std::uint64_t>());
+  return version.format == kFormat && version.program == options_.version &&
+         file == state_file(in.value<std::uint64_t>());
 }
 
 std::optional<Diagnostic> RunStore::read_results() {
@@ -210,8 +236,12 @@ std::optional<Diagnostic> RunStore::read_results() {
   const std::string quoted = fmt::format("'{}'", options_.folder.string());
   const StateVersion version = read_head(in);
   if (version.format != kFormat || version.program != options_.version)
-    return error("E5204", fmt::format("the checkpoint {} was written by another version: tplimit {}, format {}", quoted, version.program, version.format),
-                 "numbers may differ between versions: go on with that version, or remove the checkpoint and start anew");
+    return error(
+        "E5204",
+        fmt::format("the checkpoint {} was written by another version: tplimit {}, format {}",
+                    quoted, version.program, version.format),
+        "numbers may differ between versions: go on with that version, or remove the checkpoint "
+        "and start anew");
   Identity there;
   for (auto left = in.value<std::uint64_t>(); left > 0; --left) {
     std::string name = in.text();
@@ -219,13 +249,21 @@ std::optional<Diagnostic> RunStore::read_results() {
   }
   std::vector<std::string> differences;
   for (const auto& [name, value] : options_.identity) {
-    const auto same = std::find_if(there.begin(), there.end(), [&, &wanted = name](const auto& entry) { return entry.first == wanted; });
-    if (same == there.end() || same->second != value) differences.push_back(fmt::format("{} {} (there: {})", name, value, same == there.end() ? "none" : same->second));
+    const auto same =
+        std::find_if(there.begin(), there.end(),
+                     [&, &wanted = name](const auto& entry) { return entry.first == wanted; });
+    if (same == there.end() || same->second != value)
+      differences.push_back(fmt::format("{} {} (there: {})", name, value,
+                                        same == there.end() ? "none" : same->second));
   }
   for (const auto& entry : there)
-    if (std::none_of(options_.identity.begin(), options_.identity.end(), [&](const auto& own) { return own.first == entry.first; })) differences.push_back(fmt::format("no {} (there: {})", entry.first, entry.second));
+    if (std::none_of(options_.identity.begin(), options_.identity.end(),
+                     [&](const auto& own) { return own.first == entry.first; }))
+      differences.push_back(fmt::format("no {} (there: {})", entry.first, entry.second));
   if (!differences.empty()) {
-    Diagnostic d = error("E5203", fmt::format("the checkpoint {} belongs to another evaluation", quoted), "repeat the command that it was made with, give another name, or remove it");
+    Diagnostic d =
+        error("E5203", fmt::format("the checkpoint {} belongs to another evaluation", quoted),
+              "repeat the command that it was made with, give another name, or remove it");
     for (const std::string& difference : differences) d.notes.push_back({difference, {}});
     return d;
   }
@@ -238,7 +276,9 @@ std::optional<Diagnostic> RunStore::read_results() {
   return std::nullopt;
 }
 
-fs::path RunStore::state_file(std::uint64_t key) const { return options_.folder / fmt::format("{:016x}{}", key, kStateEnding); }
+fs::path RunStore::state_file(std::uint64_t key) const {
+  return options_.folder / fmt::format("{:016x}{}", key, kStateEnding);
+}
 
 void RunStore::remove() {
   if (!keeps_folder()) return;
@@ -254,7 +294,8 @@ void RunStore::remove() {
 
 // ---- writing
 
-std::string RunStore::write(const fs::path& file, const std::function<void(Writer&)>& content) const {
+std::string RunStore::write(const fs::path& file,
+                            const std::function<void(Writer&)>& content) const {
   FileReplacement fresh(file);
   Writer out([&](const char* data, std::size_t size) { fresh.write(data, size); });
   write_head(out, {kFormat, options_.version});
@@ -263,11 +304,14 @@ std::string RunStore::write(const fs::path& file, const std::function<void(Write
   return fresh.commit();
 }
 
-double RunStore::due(double since, double last, double writing_s) const { return std::max(since + options_.interval_s, last + writing_s / kMostOfTheTime); }
+double RunStore::due(double since, double last, double writing_s) const {
+  return std::max(since + options_.interval_s, last + writing_s / kMostOfTheTime);
+}
 
 double wait_for_first_state(double interval_s, std::uint64_t lost) {
-  // A process that dies while it writes its first state has done nothing.  The next ones try in turn to write earlier and earlier, for what
-  // is written in time, and not at all, for runs that end in time.
+  // A process that dies while it writes its first state has done nothing.  The next ones try in
+  // turn to write earlier and earlier, for what is written in time, and not at all, for runs that
+  // end in time.
   if (lost > 0 && lost % 2 == 0) return std::numeric_limits<double>::infinity();
   return std::ldexp(interval_s, -static_cast<int>(std::min<std::uint64_t>((lost + 1) / 2, 30)));
 }
@@ -288,7 +332,15 @@ void RunStore::warn(const std::string& failure) {
   const std::scoped_lock lock(warning_mutex_);
   if (failure.empty() || failure == warned_) return;  // once is enough
   warned_ = failure;
-  if (options_.warn) options_.warn({Severity::kWarning, "W5501", failure, {}, "", "the evaluation goes on, and tries to write its checkpoint again", {}, false});
+  if (options_.warn)
+    options_.warn({Severity::kWarning,
+                   "W5501",
+                   failure,
+                   {},
+                   "",
+                   "the evaluation goes on, and tries to write its checkpoint again",
+                   {},
+                   false});
 }
 
 std::string RunStore::write_results() {
@@ -336,8 +388,14 @@ bool RunStore::flush() {
 
 Diagnostic RunStore::interrupted() {
   const bool written = flush() && !last_state_lost_;
-  return !written ? error("E5206", fmt::format("interrupted, and the checkpoint '{}' is not up to date: {}", options_.folder.string(), warned_), "the same command goes on from what was written before")
-                  : error("E5206", fmt::format("interrupted; the checkpoint '{}' is written", options_.folder.string()), "the same command goes on from there");
+  return !written ? error("E5206",
+                          fmt::format("interrupted, and the checkpoint '{}' is not up to date: {}",
+                                      options_.folder.string(), warned_),
+                          "the same command goes on from what was written before")
+                  : error("E5206",
+                          fmt::format("interrupted; the checkpoint '{}' is written",
+                                      options_.folder.string()),
+                          "the same command goes on from there");
 }
 
 // ---- runs
@@ -353,7 +411,9 @@ void RunStore::record(std::uint64_t key, Finished finished, double begun) {
   write_results_if_due(now_s());
 }
 
-std::variant<RunResult, RunFailure> RunStore::run(std::uint64_t program, const Schedule& schedule, const RunSettings& settings, const Executor& executor) {
+std::variant<RunResult, RunFailure> RunStore::run(std::uint64_t program, const Schedule& schedule,
+                                                  const RunSettings& settings,
+                                                  const Executor& executor) {
   const std::uint64_t key = key_of(program, schedule, settings);
   if (executor.ranks().size() > 1) return run_together(key, schedule, settings, executor);
   if (!keeps_folder()) return run_program(schedule, settings, executor);
@@ -368,12 +428,17 @@ std::variant<RunResult, RunFailure> RunStore::run(std::uint64_t program, const S
   State state(*this, key);
   const double before = executor.operations();
   auto outcome = run_program(schedule, settings, executor, &state);
-  if (const auto* result = std::get_if<RunResult>(&outcome)) record(key, {*result, executor.operations() - before}, state.begun());
+  if (const auto* result = std::get_if<RunResult>(&outcome))
+    record(key, {*result, executor.operations() - before}, state.begun());
   return outcome;
 }
 
-/// A run that is spread over ranks.  Its states would have to stop at one instruction on all of them, whenever the job dies: only its result is kept.
-std::variant<RunResult, RunFailure> RunStore::run_together(std::uint64_t key, const Schedule& schedule, const RunSettings& settings, const Executor& executor) {
+/// A run that is spread over ranks.  Its states would have to stop at one instruction on all of
+/// them, whenever the job dies: only its result is kept.
+std::variant<RunResult, RunFailure> RunStore::run_together(std::uint64_t key,
+                                                           const Schedule& schedule,
+                                                           const RunSettings& settings,
+                                                           const Executor& executor) {
   std::string known;
   if (const auto done = results_.find(key); keeps_folder() && done != results_.end()) {
     Writer out([&](const char* data, std::size_t size) { known.append(data, size); });
@@ -393,7 +458,8 @@ std::variant<RunResult, RunFailure> RunStore::run_together(std::uint64_t key, co
   }
   const double begun = now_s(), before = executor.operations();
   auto outcome = run_program(schedule, settings, executor);
-  if (const auto* result = std::get_if<RunResult>(&outcome); result && keeps_folder()) record(key, {*result, executor.operations() - before}, begun);
+  if (const auto* result = std::get_if<RunResult>(&outcome); result && keeps_folder())
+    record(key, {*result, executor.operations() - before}, begun);
   return outcome;
 }
 

@@ -33,11 +33,13 @@ double expectation(const Monomial& m) {
 }
 
 Sparse collected(Sparse terms) {
-  std::sort(terms.begin(), terms.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+  std::sort(terms.begin(), terms.end(),
+            [](const auto& a, const auto& b) { return a.first < b.first; });
   std::size_t kept = 0;
   for (std::size_t i = 0; i < terms.size(); ++kept) {
     terms[kept] = terms[i];
-    for (++i; i < terms.size() && terms[i].first == terms[kept].first; ++i) terms[kept].second += terms[i].second;
+    for (++i; i < terms.size() && terms[i].first == terms[kept].first; ++i)
+      terms[kept].second += terms[i].second;
     if (terms[kept].second == 0) --kept;
   }
   terms.resize(kept);

@@ -22,7 +22,8 @@ T word(const char* data) {
 }  // namespace
 
 void Checksum::stripe(const char* data) {
-  for (std::size_t j = 0; j < 4; ++j) lanes_[j] = std::rotl(lanes_[j] + word<std::uint64_t>(data + 8 * j) * k2, 31) * k1;
+  for (std::size_t j = 0; j < 4; ++j)
+    lanes_[j] = std::rotl(lanes_[j] + word<std::uint64_t>(data + 8 * j) * k2, 31) * k1;
 }
 
 void Checksum::add(const char* data, std::size_t size) {
@@ -43,15 +44,18 @@ void Checksum::add(const char* data, std::size_t size) {
 }
 
 std::uint64_t Checksum::value() const {
-  constexpr std::uint64_t k3 = 0x165667B19E3779F9ULL, k4 = 0x85EBCA77C2B2AE63ULL, k5 = 0x27D4EB2F165667C5ULL;
+  constexpr std::uint64_t k3 = 0x165667B19E3779F9ULL, k4 = 0x85EBCA77C2B2AE63ULL,
+                          k5 = 0x27D4EB2F165667C5ULL;
   std::uint64_t h = k5;
   if (total_ >= kStripe) {
-    h = std::rotl(lanes_[0], 1) + std::rotl(lanes_[1], 7) + std::rotl(lanes_[2], 12) + std::rotl(lanes_[3], 18);
+    h = std::rotl(lanes_[0], 1) + std::rotl(lanes_[1], 7) + std::rotl(lanes_[2], 12) +
+        std::rotl(lanes_[3], 18);
     for (const std::uint64_t lane : lanes_) h = (h ^ (std::rotl(lane * k2, 31) * k1)) * k1 + k4;
   }
   h += total_;
   std::size_t at = 0;
-  for (; at + 8 <= filled_; at += 8) h = std::rotl(h ^ (std::rotl(word<std::uint64_t>(rest_ + at) * k2, 31) * k1), 27) * k1 + k4;
+  for (; at + 8 <= filled_; at += 8)
+    h = std::rotl(h ^ (std::rotl(word<std::uint64_t>(rest_ + at) * k2, 31) * k1), 27) * k1 + k4;
   if (at + 4 <= filled_) {
     h = std::rotl(h ^ (word<std::uint32_t>(rest_ + at) * k1), 23) * k2 + k3;
     at += 4;
@@ -134,10 +138,13 @@ StateVersion read_head(Reader& in) {
 FileState examine(const std::filesystem::path& file) {
   std::error_code failed;
   const std::uintmax_t size = std::filesystem::file_size(file, failed);
-  if (failed) return std::filesystem::exists(file, failed) ? FileState::kForeign : FileState::kMissing;
+  if (failed)
+    return std::filesystem::exists(file, failed) ? FileState::kForeign : FileState::kMissing;
   std::ifstream in(file, std::ios::binary);
   std::vector<char> piece(kPiece);
-  if (size < kMagic.size() || !in.read(piece.data(), kMagic.size()) || std::string_view(piece.data(), kMagic.size()) != kMagic) return FileState::kForeign;
+  if (size < kMagic.size() || !in.read(piece.data(), kMagic.size()) ||
+      std::string_view(piece.data(), kMagic.size()) != kMagic)
+    return FileState::kForeign;
   Checksum checksum;
   checksum.add(piece.data(), kMagic.size());
   std::uint64_t expected = 0;

@@ -65,7 +65,8 @@ class Writer {
   std::vector<char> buffer_;
 };
 
-/// Reads what a Writer wrote, in the same order.  InternalError where there is less: the file was examined before.
+/// Reads what a Writer wrote, in the same order.  InternalError where there is less: the file was
+/// examined before.
 class Reader {
  public:
   explicit Reader(std::istream& in) : in_(in) {}

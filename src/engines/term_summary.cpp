@@ -17,7 +17,8 @@ const double* column(const View& x, std::int64_t j) { return x.data + j * x.ld; 
 template <class Keep>
 void gather(const Communicator& ranks, const std::vector<double>& own, Keep keep) {
   std::vector<double> all(own.size() * static_cast<std::size_t>(ranks.size()), -0.0);
-  std::copy(own.begin(), own.end(), all.begin() + static_cast<std::ptrdiff_t>(own.size()) * ranks.rank());
+  std::copy(own.begin(), own.end(),
+            all.begin() + static_cast<std::ptrdiff_t>(own.size()) * ranks.rank());
   ranks.sum(all);
   for (std::size_t k = 0; k < all.size(); ++k) keep(k % own.size(), all[k]);
 }
@@ -25,13 +26,15 @@ void gather(const Communicator& ranks, const std::vector<double>& own, Keep keep
 }  // namespace
 
 void save(Writer& out, const TermSummary& terms) {
-  for (const auto* values : {&terms.largest, &terms.low, &terms.high, &terms.unseen}) out.values(*values);
+  for (const auto* values : {&terms.largest, &terms.low, &terms.high, &terms.unseen})
+    out.values(*values);
   out.value(terms.mean);
 }
 
 TermSummary load_terms(Reader& in) {
   TermSummary terms;
-  for (auto* values : {&terms.largest, &terms.low, &terms.high, &terms.unseen}) *values = in.values<double>();
+  for (auto* values : {&terms.largest, &terms.low, &terms.high, &terms.unseen})
+    *values = in.values<double>();
   terms.mean = in.value<double>();
   return terms;
 }
@@ -57,13 +60,17 @@ void ColumnRanges::merge(const ColumnRanges& other) {
 void ColumnRanges::share(const Communicator& ranks) {
   if (ranks.size() == 1) return;
   gather(ranks, std::vector(low), [&](std::size_t j, double x) { low[j] = std::min(low[j], x); });
-  gather(ranks, std::vector(high), [&](std::size_t j, double x) { high[j] = std::max(high[j], x); });
+  gather(ranks, std::vector(high),
+         [&](std::size_t j, double x) { high[j] = std::max(high[j], x); });
 }
 
-void term_sizes(const Node& node, const std::vector<const Type*>& types, const std::vector<View>& in, double* sizes) {
+void term_sizes(const Node& node, const std::vector<const Type*>& types,
+                const std::vector<View>& in, double* sizes) {
   const std::int64_t rows = in[0].rows;
   Eigen::Map<Eigen::ArrayXd> out(sizes, rows);
-  const auto values = [&](std::size_t operand, std::int64_t j) { return Eigen::Map<const Eigen::ArrayXd>(column(in[operand], j), rows); };
+  const auto values = [&](std::size_t operand, std::int64_t j) {
+    return Eigen::Map<const Eigen::ArrayXd>(column(in[operand], j), rows);
+  };
   const std::int64_t a = size_of(types[0]->dims);
   out.setZero();
   if (std::holds_alternative<Contract>(node.op)) {
@@ -77,7 +84,8 @@ void term_sizes(const Node& node, const std::vector<const Type*>& types, const s
   }
 }
 
-void bound_terms(const Node& node, const std::vector<const Type*>& types, const std::vector<const ColumnRanges*>& in, TermSummary& out) {
+void bound_terms(const Node& node, const std::vector<const Type*>& types,
+                 const std::vector<const ColumnRanges*>& in, TermSummary& out) {
   const auto columns = static_cast<std::size_t>(size_of(node.type.dims));
   if (std::holds_alternative<Histogram>(node.op)) {
     out.low.assign(columns, 0.0);
@@ -99,19 +107,28 @@ void bound_terms(const Node& node, const std::vector<const Type*>& types, const 
     for (std::int64_t i = 0; i < n.left; ++i)
       for (std::int64_t j = 0; j < n.right; ++j, ++entry)
         for (std::int64_t k = 0; k < n.inner; ++k) {
-          const auto x = static_cast<std::size_t>((p * n.left + i) * n.inner + k), y = static_cast<std::size_t>((p * n.right + j) * n.inner + k);
-          const double corners[] = {in[0]->low[x] * in[1]->low[y], in[0]->low[x] * in[1]->high[y], in[0]->high[x] * in[1]->low[y], in[0]->high[x] * in[1]->high[y]};
+          const auto x = static_cast<std::size_t>((p * n.left + i) * n.inner + k),
+                     y = static_cast<std::size_t>((p * n.right + j) * n.inner + k);
+          const double corners[] = {in[0]->low[x] * in[1]->low[y], in[0]->low[x] * in[1]->high[y],
+                                    in[0]->high[x] * in[1]->low[y],
+                                    in[0]->high[x] * in[1]->high[y]};
           const auto [least, most] = std::minmax_element(std::begin(corners), std::end(corners));
           out.low[entry] += same && x == y ? std::max(0.0, *least) : *least;
           out.high[entry] += *most;
         }
 }
 
-void include_changes(const Node& node, const std::vector<const Type*>& types, const std::vector<View>& in, const std::vector<View>& changed, std::vector<double>& unseen) {
+void include_changes(const Node& node, const std::vector<const Type*>& types,
+                     const std::vector<View>& in, const std::vector<View>& changed,
+                     std::vector<double>& unseen) {
   const std::int64_t rows = in[0].rows, columns = size_of(node.type.dims);
   unseen.resize(static_cast<std::size_t>(columns), 0.0);
-  const auto values = [&](const View& x, std::int64_t j) { return Eigen::Map<const Eigen::ArrayXd>(column(x, j), rows); };
-  const auto raise = [&](std::size_t entry, const Eigen::ArrayXd& change) { unseen[entry] = std::max(unseen[entry], change.isFinite().select(change.abs(), 0.0).maxCoeff()); };
+  const auto values = [&](const View& x, std::int64_t j) {
+    return Eigen::Map<const Eigen::ArrayXd>(column(x, j), rows);
+  };
+  const auto raise = [&](std::size_t entry, const Eigen::ArrayXd& change) {
+    unseen[entry] = std::max(unseen[entry], change.isFinite().select(change.abs(), 0.0).maxCoeff());
+  };
   if (const auto* op = std::get_if<Contract>(&node.op)) {
     const ContractSizes n(*op, types[0]->dims, types[1]->dims);
     std::size_t entry = 0;
@@ -120,20 +137,25 @@ void include_changes(const Node& node, const std::vector<const Type*>& types, co
         for (std::int64_t j = 0; j < n.right; ++j, ++entry) {
           Eigen::ArrayXd change = Eigen::ArrayXd::Zero(rows);
           for (std::int64_t k = 0; k < n.inner; ++k) {
-            const std::int64_t x = (p * n.left + i) * n.inner + k, y = (p * n.right + j) * n.inner + k;
-            change += values(changed[0], x) * values(changed[1], y) - values(in[0], x) * values(in[1], y);
+            const std::int64_t x = (p * n.left + i) * n.inner + k,
+                               y = (p * n.right + j) * n.inner + k;
+            change +=
+                values(changed[0], x) * values(changed[1], y) - values(in[0], x) * values(in[1], y);
           }
           raise(entry, change);
         }
   } else if (std::holds_alternative<Average>(node.op)) {
-    for (std::int64_t j = 0; j < columns; ++j) raise(static_cast<std::size_t>(j), values(changed[0], j) - values(in[0], j));
+    for (std::int64_t j = 0; j < columns; ++j)
+      raise(static_cast<std::size_t>(j), values(changed[0], j) - values(in[0], j));
   }
 }
 
 std::vector<double> largest_of(std::vector<double> sizes, const Communicator& ranks) {
   const auto keep = [&](std::vector<double>& values) {
     const auto count = static_cast<std::size_t>(kLargestTerms);
-    if (values.size() > count) std::nth_element(values.begin(), values.begin() + kLargestTerms - 1, values.end(), std::greater<>());
+    if (values.size() > count)
+      std::nth_element(values.begin(), values.begin() + kLargestTerms - 1, values.end(),
+                       std::greater<>());
     values.resize(count, 0.0);
     values.shrink_to_fit();  // results are kept until all runs have ended
     std::sort(values.begin(), values.end(), std::greater<>());
@@ -151,13 +173,16 @@ bool has_flat_side(const Op& op) {
   return map && (map->fn == Fn::kRelu || map->fn == Fn::kMax || map->fn == Fn::kMin);
 }
 
-void cross(const Op& op, const std::vector<const Type*>& types, const std::vector<View>& in, std::int64_t j, std::span<double> values) {
+void cross(const Op& op, const std::vector<const Type*>& types, const std::vector<View>& in,
+           std::int64_t j, std::span<double> values) {
   const Fn fn = std::get<Map>(op).fn;
   if (!has_flat_side(op)) {
     for (double& x : values) x = fn != Fn::kSign ? 1 - x : x == 0 ? 1 : -x;
     return;
   }
-  const auto argument = [&](std::size_t k, std::size_t i) { return k < in.size() ? column(in[k], j)[types[k]->width ? i : 0] : 0.0; };
+  const auto argument = [&](std::size_t k, std::size_t i) {
+    return k < in.size() ? column(in[k], j)[types[k]->width ? i : 0] : 0.0;
+  };
   double nearest = std::numeric_limits<double>::infinity(), farthest = 0;
   for (std::size_t i = 0; i < values.size(); ++i) {
     const double distance = std::abs(argument(0, i) - argument(1, i));

@@ -9,13 +9,16 @@
 
 namespace tplimit::engines {
 
-/// What a run saw of the terms of an average, to judge what its particles cannot resolve (docs/theory.md, "Errors").
+/// What a run saw of the terms of an average, to judge what its particles cannot resolve
+/// (docs/theory.md, "Errors").
 struct TermSummary {
-  /// Sizes of the largest terms, descending; of an average of many entries one size for each particle, which bounds that of all entries.
+  /// Sizes of the largest terms, descending; of an average of many entries one size for each
+  /// particle, which bounds that of all entries.
   std::vector<double> largest;
   std::vector<double> low, high;  ///< per entry: bounds of its terms
   double mean = 0;                ///< of the sizes
-  std::vector<double> unseen;     ///< per entry: largest change of a term if a jump that no particle crosses were crossed
+  std::vector<double> unseen;  ///< per entry: largest change of a term if a jump that no particle
+                               ///< crosses were crossed
 };
 
 void save(Writer& out, const TermSummary& terms);
@@ -34,17 +37,23 @@ struct ColumnRanges {
 };
 
 /// The size of each row's term of an average over these rows: |f|, or |x| |y| of a contraction.
-void term_sizes(const ir::Node& node, const std::vector<const ir::Type*>& types, const std::vector<ir::View>& in, double* sizes);
+void term_sizes(const ir::Node& node, const std::vector<const ir::Type*>& types,
+                const std::vector<ir::View>& in, double* sizes);
 /// Bounds of the terms of each entry from those of the operands' columns.
-void bound_terms(const ir::Node& node, const std::vector<const ir::Type*>& types, const std::vector<const ColumnRanges*>& in, TermSummary& out);
+void bound_terms(const ir::Node& node, const std::vector<const ir::Type*>& types,
+                 const std::vector<const ColumnRanges*>& in, TermSummary& out);
 /// Raises `unseen` to the largest change of a term, row by row, if the operands were `changed`.
-void include_changes(const ir::Node& node, const std::vector<const ir::Type*>& types, const std::vector<ir::View>& in, const std::vector<ir::View>& changed, std::vector<double>& unseen);
+void include_changes(const ir::Node& node, const std::vector<const ir::Type*>& types,
+                     const std::vector<ir::View>& in, const std::vector<ir::View>& changed,
+                     std::vector<double>& unseen);
 /// The largest of the sizes of all ranks, descending.
 std::vector<double> largest_of(std::vector<double> sizes, const Communicator& ranks);
 
 /// relu, max and min: constant on one side of the kink if an argument is.
 [[nodiscard]] bool has_flat_side(const ir::Op& op);
-/// Some values of column j of a function, all alike: across the jump, or as far beyond the kink as these arguments come near it.
-void cross(const ir::Op& op, const std::vector<const ir::Type*>& types, const std::vector<ir::View>& in, std::int64_t j, std::span<double> values);
+/// Some values of column j of a function, all alike: across the jump, or as far beyond the kink as
+/// these arguments come near it.
+void cross(const ir::Op& op, const std::vector<const ir::Type*>& types,
+           const std::vector<ir::View>& in, std::int64_t j, std::span<double> values);
 
 }  // namespace tplimit::engines

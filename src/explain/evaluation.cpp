@@ -18,7 +18,9 @@ namespace {
 void collect_symbols(const Expr& e, std::vector<std::uint32_t>& bound, std::vector<Symbol>& out) {
   for (const Index& i : e->indices)
     for (const Symbol& s : i.symbols())
-      if (std::find(bound.begin(), bound.end(), s.id) == bound.end() && std::find(out.begin(), out.end(), s) == out.end()) out.push_back(s);
+      if (std::find(bound.begin(), bound.end(), s.id) == bound.end() &&
+          std::find(out.begin(), out.end(), s) == out.end())
+        out.push_back(s);
   const bool binds = e->kind == Kind::kSum || e->kind == Kind::kMax;
   if (binds) bound.push_back(e->bound.id);
   for (const Expr& a : e->args) collect_symbols(a, bound, out);
@@ -27,7 +29,8 @@ void collect_symbols(const Expr& e, std::vector<std::uint32_t>& bound, std::vect
 
 class Compiler {
  public:
-  Compiler(Formulas& formulas, const Program& limit) : f_(formulas), c_(formulas.calculus), in_(limit), b_(out_) {
+  Compiler(Formulas& formulas, const Program& limit)
+      : f_(formulas), c_(formulas.calculus), in_(limit), b_(out_) {
     out_.sources = limit.sources;
     out_.contexts = limit.contexts;
     out_.width_name = limit.width_name;
@@ -70,7 +73,8 @@ class Compiler {
     }
     if (e->kind == Kind::kFunction && Calculus::kinked(e)) return true;
     if (e->kind == Kind::kJump) return true;
-    return std::any_of(e->args.begin(), e->args.end(), [&](const Expr& a) { return behind_kink(a); });
+    return std::any_of(e->args.begin(), e->args.end(),
+                       [&](const Expr& a) { return behind_kink(a); });
   }
 
   NodeId definition_node(std::uint32_t k) {
@@ -83,7 +87,9 @@ class Compiler {
         break;
       case Definition::Kind::kGaussian: {
         const NodeId operand = definition_node(d.operand);
-        node = b_.scale(d.scale, 0, b_.matmul(own_matrix(d), b_.expand(operand, true, b_.type(operand).dims), d.transposed));
+        node = b_.scale(d.scale, 0,
+                        b_.matmul(own_matrix(d), b_.expand(operand, true, b_.type(operand).dims),
+                                  d.transposed));
         break;
       }
       case Definition::Kind::kData: node = b_.constant(d.values, dims_of(d.axes)); break;
@@ -99,7 +105,8 @@ class Compiler {
           break;
         }
         [[fallthrough]];
-      case Definition::Kind::kFormula: case Definition::Kind::kResponse: node = shaped(compile(d.value), d.axes); break;
+      case Definition::Kind::kFormula:
+      case Definition::Kind::kResponse: node = shaped(compile(d.value), d.axes); break;
     }
     nodes_[k] = node;
     return node;
@@ -111,17 +118,20 @@ class Compiler {
     return out;
   }
 
-  /// One matrix per family: it is only multiplied from one side, so its products have no corrections.
+  /// One matrix per family: it is only multiplied from one side, so its products have no
+  /// corrections.
   NodeId own_matrix(const Definition& d) {
     auto [it, fresh] = matrices_.try_emplace(d.family, NodeId{});
     if (fresh) {
       out_.sources.push_back({d.matrix + (d.transposed ? "'" : ""), true, {}, {}});
-      it->second = b_.add(GaussianMatrix{SourceId{static_cast<std::uint32_t>(out_.sources.size() - 1)}}, {});
+      it->second =
+          b_.add(GaussianMatrix{SourceId{static_cast<std::uint32_t>(out_.sources.size() - 1)}}, {});
     }
     return it->second;
   }
 
-  /// s^2 E[d x_i / d G_j] = s^2 sum_k E[x_i G_k] (C^+)_kj with C = s^2 E[y y'], over all G of the family that x depends on.
+  /// s^2 E[d x_i / d G_j] = s^2 sum_k E[x_i G_k] (C^+)_kj with C = s^2 E[y y'], over all G of the
+  /// family that x depends on.
   NodeId by_stein(const Definition& d) {
     const auto slot = std::pair{d.operand, c_.definitions[d.gaussian].family};
     auto it = solved_.find(slot);
@@ -130,10 +140,14 @@ class Compiler {
       std::vector<NodeId> ys, gs;
       std::int64_t offset = 0;
       for (std::uint32_t g = 0; g < c_.definitions.size(); ++g) {
-        if (c_.definitions[g].kind != Definition::Kind::kGaussian || c_.definitions[g].family != slot.second) continue;
+        if (c_.definitions[g].kind != Definition::Kind::kGaussian ||
+            c_.definitions[g].family != slot.second)
+          continue;
         Indices here, at;
-        for (const Symbol& s : std::vector<Symbol>(c_.definitions[d.operand].axes)) here.emplace_back(s);
-        for (const Symbol& s : std::vector<Symbol>(c_.definitions[g].axes)) at.emplace_back(c_.fresh(s.size));
+        for (const Symbol& s : std::vector<Symbol>(c_.definitions[d.operand].axes))
+          here.emplace_back(s);
+        for (const Symbol& s : std::vector<Symbol>(c_.definitions[g].axes))
+          at.emplace_back(c_.fresh(s.size));
         if (Calculus::is_zero(c_.derivative(c_.ref(d.operand, here), g, at))) continue;
         const std::int64_t size = size_of(dims_of(c_.definitions[g].axes));
         own.offsets[g] = offset;
@@ -142,10 +156,14 @@ class Compiler {
         gs.push_back(b_.reshape(definition_node(g), {size}));
       }
       const double square = c_.definitions[d.gaussian].scale * c_.definitions[d.gaussian].scale;
-      const NodeId y = ys.size() == 1 ? ys[0] : b_.add(Concat{0}, ys), g = gs.size() == 1 ? gs[0] : b_.add(Concat{0}, gs);
-      const NodeId x = b_.reshape(definition_node(d.operand), {size_of(dims_of(c_.definitions[d.operand].axes))});
+      const NodeId y = ys.size() == 1 ? ys[0] : b_.add(Concat{0}, ys),
+                   g = gs.size() == 1 ? gs[0] : b_.add(Concat{0}, gs);
+      const NodeId x = b_.reshape(definition_node(d.operand),
+                                  {size_of(dims_of(c_.definitions[d.operand].axes))});
       const NodeId covariance = b_.scale(square, 0, b_.contract(y, y, 0, 0, true));
-      const NodeId slopes = b_.add(TrainingOperator{1, std::numeric_limits<double>::infinity(), 0, false}, {covariance, b_.contract(x, g, 0, 0, true)});
+      const NodeId slopes =
+          b_.add(TrainingOperator{1, std::numeric_limits<double>::infinity(), 0, false},
+                 {covariance, b_.contract(x, g, 0, 0, true)});
       own.all = b_.scale(square, 0, slopes);
       it = solved_.emplace(slot, std::move(own)).first;
     }
@@ -155,7 +173,8 @@ class Compiler {
     return b_.reshape(b_.gather(it->second.all, 1, std::move(columns)), dims_of(d.axes));
   }
 
-  // ---- expressions ---------------------------------------------------------------------------------
+  // ---- expressions
+  // ---------------------------------------------------------------------------------
 
   /// The block with exactly these axes, in this order.
   NodeId shaped(const Block& x, const std::vector<Symbol>& axes) {
@@ -207,13 +226,18 @@ class Compiler {
 
   /// sum over `summed`, and the mean if asked for, of a b: one product of matrices.
   Block contraction(Block a, Block c, const std::vector<Symbol>& summed, bool average) {
-    const auto has = [](const std::vector<Symbol>& in, const Symbol& s) { return std::find(in.begin(), in.end(), s) != in.end(); };
+    const auto has = [](const std::vector<Symbol>& in, const Symbol& s) {
+      return std::find(in.begin(), in.end(), s) != in.end();
+    };
     for (const Symbol& s : summed) {
-      if (has(a.axes, s) && !has(c.axes, s)) a = reduced(a, s);
-      else if (has(c.axes, s) && !has(a.axes, s)) c = reduced(c, s);
+      if (has(a.axes, s) && !has(c.axes, s))
+        a = reduced(a, s);
+      else if (has(c.axes, s) && !has(a.axes, s))
+        c = reduced(c, s);
     }
     std::vector<Symbol> batch, left, right, both;
-    for (const Symbol& s : a.axes) (has(c.axes, s) ? has(summed, s) ? both : batch : left).push_back(s);
+    for (const Symbol& s : a.axes)
+      (has(c.axes, s) ? has(summed, s) ? both : batch : left).push_back(s);
     for (const Symbol& s : c.axes)
       if (!has(a.axes, s)) right.push_back(s);
     const auto ordered = [&](const Block& x, const std::vector<Symbol>& own) {
@@ -222,7 +246,9 @@ class Compiler {
       axes.insert(axes.end(), both.begin(), both.end());
       return aligned(x, axes);
     };
-    Block out{b_.contract(ordered(a, left), ordered(c, right), static_cast<int>(batch.size()), static_cast<int>(both.size()), average), batch};
+    Block out{b_.contract(ordered(a, left), ordered(c, right), static_cast<int>(batch.size()),
+                          static_cast<int>(both.size()), average),
+              batch};
     out.axes.insert(out.axes.end(), left.begin(), left.end());
     out.axes.insert(out.axes.end(), right.begin(), right.end());
     return out;
@@ -243,7 +269,8 @@ class Compiler {
       case Kind::kDelta: {
         const Index both = flatten(e->indices, {largest(e->indices), largest(e->indices)});
         std::vector<double> values;
-        for (const std::int64_t v : both.values()) values.push_back(v / largest(e->indices) == v % largest(e->indices) ? 1 : 0);
+        for (const std::int64_t v : both.values())
+          values.push_back(v / largest(e->indices) == v % largest(e->indices) ? 1 : 0);
         return {b_.constant(std::move(values), dims_of(both.symbols())), both.symbols()};
       }
       case Kind::kAdd: return folded(Fn::kAdd, e->args);
@@ -281,7 +308,8 @@ class Compiler {
       }
       case Kind::kMean: {
         const Expr& body = e->args[0];
-        if (body->kind == Kind::kMul && body->args.size() > 1 && body->args[body->args.size() - 2]->width) {
+        if (body->kind == Kind::kMul && body->args.size() > 1 &&
+            body->args[body->args.size() - 2]->width) {
           const std::vector<Expr> first(body->args.begin(), body->args.end() - 1);
           return contraction(folded(Fn::kMul, first), compile(body->args.back()), {}, true);
         }
@@ -308,7 +336,9 @@ class Compiler {
     bool plain = true;
     for (std::size_t k = 0; k < dims.size(); ++k) {
       const Index& i = e->indices[k];
-      plain = plain && ((dims[k] == 1 && i.is_number()) || (i.is_symbol() && i.symbols()[0].size == dims[k] && std::find(axes.begin(), axes.end(), i.symbols()[0]) == axes.end()));
+      plain = plain && ((dims[k] == 1 && i.is_number()) ||
+                        (i.is_symbol() && i.symbols()[0].size == dims[k] &&
+                         std::find(axes.begin(), axes.end(), i.symbols()[0]) == axes.end()));
       if (i.is_symbol()) axes.push_back(i.symbols()[0]);
     }
     if (plain) return {b_.reshape(base, dims_of(axes)), axes};
@@ -358,7 +388,8 @@ class Compiler {
   std::map<std::pair<std::uint32_t, std::uint32_t>, Solved> solved_;
   std::map<const Term*, Block> compiled_;
   std::vector<Expr> kept_;
-  std::map<std::tuple<Fn, double, NodeId>, std::pair<NodeId, std::vector<NodeId>>> derivatives_;  ///< variable, f, f', ..
+  std::map<std::tuple<Fn, double, NodeId>, std::pair<NodeId, std::vector<NodeId>>>
+      derivatives_;  ///< variable, f, f', ..
   std::uint32_t parameters_ = 0;
 };
 
@@ -371,6 +402,8 @@ std::vector<Symbol> free_symbols(const Expr& e) {
   return out;
 }
 
-Evaluable evaluable(Formulas& formulas, const Program& limit, const std::vector<Expr>& wanted) { return Compiler(formulas, limit).run(wanted); }
+Evaluable evaluable(Formulas& formulas, const Program& limit, const std::vector<Expr>& wanted) {
+  return Compiler(formulas, limit).run(wanted);
+}
 
 }  // namespace tplimit::explain

@@ -14,7 +14,8 @@ namespace tplimit::explain {
 
 using ir::Fn;
 
-// ---- indices ---------------------------------------------------------------------------------------
+// ---- indices
+// ---------------------------------------------------------------------------------------
 
 namespace {
 
@@ -45,8 +46,11 @@ Index Index::table(std::vector<Symbol> symbols, std::vector<std::int64_t> values
   for (std::size_t k = symbols.size(); k-- > 0;) {
     std::int64_t inner = 1;
     for (std::size_t j = k + 1; j < symbols.size(); ++j) inner *= symbols[j].size;
-    const std::int64_t size = symbols[k].size, outer = static_cast<std::int64_t>(values.size()) / (inner * size);
-    const auto at = [&](std::int64_t o, std::int64_t s, std::int64_t i) { return values[static_cast<std::size_t>((o * size + s) * inner + i)]; };
+    const std::int64_t size = symbols[k].size,
+                       outer = static_cast<std::int64_t>(values.size()) / (inner * size);
+    const auto at = [&](std::int64_t o, std::int64_t s, std::int64_t i) {
+      return values[static_cast<std::size_t>((o * size + s) * inner + i)];
+    };
     bool used = false;
     for (std::int64_t o = 0; o < outer && !used; ++o)
       for (std::int64_t s = 1; s < size && !used; ++s)
@@ -62,12 +66,15 @@ Index Index::table(std::vector<Symbol> symbols, std::vector<std::int64_t> values
   Index out;
   out.symbols_ = std::move(symbols);
   bool identity = out.symbols_.size() == 1;
-  for (std::size_t k = 0; k < values.size(); ++k) identity = identity && values[k] == static_cast<std::int64_t>(k);
+  for (std::size_t k = 0; k < values.size(); ++k)
+    identity = identity && values[k] == static_cast<std::int64_t>(k);
   if (!identity) out.table_ = std::make_shared<const std::vector<std::int64_t>>(std::move(values));
   return out;
 }
 
-bool Index::contains(Symbol symbol) const { return std::find(symbols_.begin(), symbols_.end(), symbol) != symbols_.end(); }
+bool Index::contains(Symbol symbol) const {
+  return std::find(symbols_.begin(), symbols_.end(), symbol) != symbols_.end();
+}
 
 std::int64_t Index::at(const std::map<std::uint32_t, std::int64_t>& values) const {
   std::int64_t position = 0;
@@ -83,7 +90,8 @@ std::vector<std::int64_t> Index::values() const {
 }
 
 bool operator==(const Index& a, const Index& b) {
-  return a.symbols_ == b.symbols_ && (a.table_ == b.table_ || (a.table_ && b.table_ && *a.table_ == *b.table_));
+  return a.symbols_ == b.symbols_ &&
+         (a.table_ == b.table_ || (a.table_ && b.table_ && *a.table_ == *b.table_));
 }
 
 Index substitute(const Index& index, const Substitution& by) {
@@ -95,13 +103,16 @@ Index substitute(const Index& index, const Substitution& by) {
     if (std::find(symbols.begin(), symbols.end(), s) == symbols.end()) symbols.push_back(s);
   };
   for (const Symbol& s : index.symbols()) {
-    if (!replaced(s)) join(s);
-    else for (const Symbol& t : by.at(s.id).symbols()) join(t);
+    if (!replaced(s))
+      join(s);
+    else
+      for (const Symbol& t : by.at(s.id).symbols()) join(t);
   }
   std::vector<std::int64_t> values;
   for_all(symbols, [&](const auto& assigned) {
     std::map<std::uint32_t, std::int64_t> inner;
-    for (const Symbol& s : index.symbols()) inner[s.id] = replaced(s) ? by.at(s.id).at(assigned) : assigned.at(s.id);
+    for (const Symbol& s : index.symbols())
+      inner[s.id] = replaced(s) ? by.at(s.id).at(assigned) : assigned.at(s.id);
     values.push_back(index.at(inner));
   });
   return Index::table(std::move(symbols), std::move(values));
@@ -115,7 +126,8 @@ Index flatten(const Indices& indices, const ir::Dims& dims) {
   std::vector<std::int64_t> values;
   for_all(symbols, [&](const auto& assigned) {
     std::int64_t flat = 0;
-    for (std::size_t k = 0; k < indices.size(); ++k) flat = flat * dims[k] + indices[k].at(assigned);
+    for (std::size_t k = 0; k < indices.size(); ++k)
+      flat = flat * dims[k] + indices[k].at(assigned);
     values.push_back(flat);
   });
   return Index::table(std::move(symbols), std::move(values));
@@ -133,7 +145,8 @@ Indices unflatten(const Index& flat, const ir::Dims& dims) {
   return out;
 }
 
-// ---- making ----------------------------------------------------------------------------------------
+// ---- making
+// ----------------------------------------------------------------------------------------
 
 std::vector<Symbol> Calculus::fresh(const ir::Dims& dims) {
   std::vector<Symbol> out;
@@ -162,9 +175,11 @@ Expr Calculus::number(double value) {
 
 Expr Calculus::ref(std::uint32_t definition, Indices indices) {
   const Definition& d = definitions[definition];
-  if (d.kind == Definition::Kind::kData && std::all_of(indices.begin(), indices.end(), [](const Index& i) { return i.is_number(); })) {
+  if (d.kind == Definition::Kind::kData &&
+      std::all_of(indices.begin(), indices.end(), [](const Index& i) { return i.is_number(); })) {
     std::int64_t flat = 0;
-    for (std::size_t k = 0; k < indices.size(); ++k) flat = flat * d.axes[k].size + indices[k].number();
+    for (std::size_t k = 0; k < indices.size(); ++k)
+      flat = flat * d.axes[k].size + indices[k].number();
     return number(d.values[static_cast<std::size_t>(flat)]);
   }
   if (d.in_line || (d.value && d.value->kind == Kind::kNumber)) {
@@ -194,7 +209,8 @@ namespace {
 /// c and the rest of c * rest.
 std::pair<double, std::vector<Expr>> coefficient_of(const Expr& e) {
   if (e->kind == Kind::kNumber) return {e->number, {}};
-  if (e->kind == Kind::kMul && e->args[0]->kind == Kind::kNumber) return {e->args[0]->number, {e->args.begin() + 1, e->args.end()}};
+  if (e->kind == Kind::kMul && e->args[0]->kind == Kind::kNumber)
+    return {e->args[0]->number, {e->args.begin() + 1, e->args.end()}};
   if (e->kind == Kind::kMul) return {1, e->args};
   return {1, {e}};
 }
@@ -227,8 +243,10 @@ Expr Calculus::add(std::vector<Expr> terms) {
     std::string text;
     for (const Expr& f : part.second) text += key(f) + "*";
     const auto [it, fresh] = places.try_emplace(std::move(text), parts.size());
-    if (fresh) parts.push_back(std::move(part));
-    else parts[it->second].first += part.first;
+    if (fresh)
+      parts.push_back(std::move(part));
+    else
+      parts[it->second].first += part.first;
   };
   for (const Expr& e : terms) take(e);
   std::vector<Expr> out;
@@ -262,15 +280,18 @@ Expr Calculus::mul(std::vector<Expr> factors) {
     const Expr& base = e->kind == Kind::kPower ? e->args[0] : e;
     const double exponent = e->kind == Kind::kPower ? e->number : 1;
     const auto [it, fresh] = places.try_emplace(key(base), powers.size());
-    if (fresh) powers.emplace_back(base, exponent);
-    else if (base->kind != Kind::kDelta) powers[it->second].second += exponent;
+    if (fresh)
+      powers.emplace_back(base, exponent);
+    else if (base->kind != Kind::kDelta)
+      powers[it->second].second += exponent;
   };
   for (const Expr& e : factors) take(e);
   if (c == 0) return number(0);
   std::vector<Expr> out;
   for (auto& [base, exponent] : powers)
     if (exponent != 0) out.push_back(power(base, exponent));
-  std::stable_sort(out.begin(), out.end(), [](const Expr& a, const Expr& b) { return rank_of(a) < rank_of(b); });
+  std::stable_sort(out.begin(), out.end(),
+                   [](const Expr& a, const Expr& b) { return rank_of(a) < rank_of(b); });
   if (out.empty()) return number(c);
   if (c != 1) out.insert(out.begin(), number(c));
   if (out.size() == 1) return out[0];
@@ -286,13 +307,16 @@ Expr Calculus::power(Expr base, double exponent) {
   if (base->kind == Kind::kNumber) return number(std::pow(base->number, exponent));
   if (base->kind == Kind::kDelta && exponent > 0) return base;
   const bool whole = exponent == std::round(exponent);
-  if (base->kind == Kind::kPower && (whole || base->args[0]->kind == Kind::kMean)) return power(base->args[0], base->number * exponent);
+  if (base->kind == Kind::kPower && (whole || base->args[0]->kind == Kind::kMean))
+    return power(base->args[0], base->number * exponent);
   if (base->kind == Kind::kMul && whole) {
     std::vector<Expr> factors;
     for (const Expr& f : base->args) factors.push_back(power(f, exponent));
     return mul(std::move(factors));
   }
-  if (base->kind == Kind::kFunction && base->order == 0 && base->map.fn == Fn::kStep && exponent > 0) return base;
+  if (base->kind == Kind::kFunction && base->order == 0 && base->map.fn == Fn::kStep &&
+      exponent > 0)
+    return base;
   Term t;
   t.kind = Kind::kPower;
   t.number = exponent;
@@ -309,12 +333,16 @@ Expr Calculus::function(const ir::Map& map, int order, Expr x) {
   }
   if (map.fn == Fn::kRelu && order > 0) return function({Fn::kStep, 0}, order - 1, std::move(x));
   if (map.fn == Fn::kLeakyRelu && order == 1)
-    return add({number(map.parameter), mul({number(1 - map.parameter), function({Fn::kStep, 0}, 0, std::move(x))})});
-  if (map.fn == Fn::kLeakyRelu && order > 1) return mul({number(1 - map.parameter), function({Fn::kStep, 0}, order - 1, std::move(x))});
+    return add({number(map.parameter),
+                mul({number(1 - map.parameter), function({Fn::kStep, 0}, 0, std::move(x))})});
+  if (map.fn == Fn::kLeakyRelu && order > 1)
+    return mul({number(1 - map.parameter), function({Fn::kStep, 0}, order - 1, std::move(x))});
   if (map.fn == Fn::kAbs && order > 0) return function({Fn::kSign, 0}, order - 1, std::move(x));
-  if (map.fn == Fn::kSign && order > 0) return mul({number(2), function({Fn::kStep, 0}, order, std::move(x))});
+  if (map.fn == Fn::kSign && order > 0)
+    return mul({number(2), function({Fn::kStep, 0}, order, std::move(x))});
   if (map.fn == Fn::kExp) order = 0;
-  if (map.fn == Fn::kSoftplus && order > 0) return function({Fn::kSigmoid, 0}, order - 1, std::move(x));
+  if (map.fn == Fn::kSoftplus && order > 0)
+    return function({Fn::kSigmoid, 0}, order - 1, std::move(x));
   if ((map.fn == Fn::kSin || map.fn == Fn::kCos) && order > 0) {
     const int quarter = (order + (map.fn == Fn::kCos ? 1 : 0)) % 4;
     const Expr f = function({quarter % 2 == 0 ? Fn::kSin : Fn::kCos, 0}, 0, std::move(x));
@@ -323,7 +351,9 @@ Expr Calculus::function(const ir::Map& map, int order, Expr x) {
   if (map.fn == Fn::kSqrt) return function({Fn::kPower, 0.5}, order, std::move(x));
   if (map.fn == Fn::kLog && order > 0) return function({Fn::kPower, -1}, order - 1, std::move(x));
   // f(-x) = -f(x) or f(x)
-  if (const auto p = ir::traits_of(map).parity; p != ir::FunctionTraits::Parity::kNone && x->kind == Kind::kMul && x->args[0]->kind == Kind::kNumber && x->args[0]->number < 0) {
+  if (const auto p = ir::traits_of(map).parity;
+      p != ir::FunctionTraits::Parity::kNone && x->kind == Kind::kMul &&
+      x->args[0]->kind == Kind::kNumber && x->args[0]->number < 0) {
     const bool odd = (p == ir::FunctionTraits::Parity::kOdd) == (order % 2 == 0);
     const Expr f = function(map, order, mul({number(-1), x}));
     return odd ? mul({number(-1), f}) : f;
@@ -339,20 +369,29 @@ Expr Calculus::function(const ir::Map& map, int order, Expr x) {
 Expr Calculus::call(const ir::Map& map, std::vector<Expr> args) {
   const auto step = [&](const Expr& x) { return function({Fn::kStep, 0}, 0, x); };
   const auto minus = [&](const Expr& a, const Expr& b) { return add({a, mul({number(-1), b})}); };
-  const auto is_condition = [](const Expr& c) { return c->kind == Kind::kFunction && c->map.fn == Fn::kStep && c->order == 0; };
+  const auto is_condition = [](const Expr& c) {
+    return c->kind == Kind::kFunction && c->map.fn == Fn::kStep && c->order == 0;
+  };
   switch (map.fn) {
     case Fn::kAdd: return add(std::move(args));
     case Fn::kSub: return minus(args[0], args[1]);
     case Fn::kMul: return mul(std::move(args));
     case Fn::kDiv: return mul({args[0], power(args[1], -1)});
-    case Fn::kPow: if (args[1]->kind == Kind::kNumber) return power(args[0], args[1]->number); break;
+    case Fn::kPow:
+      if (args[1]->kind == Kind::kNumber) return power(args[0], args[1]->number);
+      break;
     // Kinks and jumps sit in relu and step only.
     case Fn::kMax: return add({args[1], function({Fn::kRelu, 0}, 0, minus(args[0], args[1]))});
     case Fn::kMin: return minus(args[0], function({Fn::kRelu, 0}, 0, minus(args[0], args[1])));
-    case Fn::kLess: if (args[0]->width || args[1]->width) return step(minus(args[1], args[0])); break;
-    case Fn::kLessEqual: if (args[0]->width || args[1]->width) return minus(number(1), step(minus(args[0], args[1]))); break;
+    case Fn::kLess:
+      if (args[0]->width || args[1]->width) return step(minus(args[1], args[0]));
+      break;
+    case Fn::kLessEqual:
+      if (args[0]->width || args[1]->width) return minus(number(1), step(minus(args[0], args[1])));
+      break;
     case Fn::kWhere:
-      if (is_condition(args[0])) return add({mul({args[0], args[1]}), mul({minus(number(1), args[0]), args[2]})});
+      if (is_condition(args[0]))
+        return add({mul({args[0], args[1]}), mul({minus(number(1), args[0]), args[2]})});
       break;
     default: break;
   }
@@ -384,10 +423,12 @@ Expr Calculus::sum(Symbol s, const Expr& e) {
   for (std::size_t k = 0; k < factors.size(); ++k) {
     if (factors[k]->kind != Kind::kDelta) continue;
     for (const int side : {0, 1}) {
-      const Index &own = factors[k]->indices[static_cast<std::size_t>(side)], &other = factors[k]->indices[static_cast<std::size_t>(1 - side)];
+      const Index &own = factors[k]->indices[static_cast<std::size_t>(side)],
+                  &other = factors[k]->indices[static_cast<std::size_t>(1 - side)];
       if (!own.is_symbol() || own.symbols()[0] != s || other.contains(s)) continue;
       const auto values = other.values();
-      if (std::any_of(values.begin(), values.end(), [&](std::int64_t v) { return v >= s.size; })) continue;  // 0 for some: a part of a larger axis
+      if (std::any_of(values.begin(), values.end(), [&](std::int64_t v) { return v >= s.size; }))
+        continue;  // 0 for some: a part of a larger axis
       std::vector<Expr> rest = factors;
       rest.erase(rest.begin() + static_cast<std::ptrdiff_t>(k));
       return substitute(mul(std::move(rest)), {{s.id, other}});
@@ -398,10 +439,14 @@ Expr Calculus::sum(Symbol s, const Expr& e) {
     const Expr& inner = factors[k];
     if (inner->kind != Kind::kSum) continue;
     const auto has_delta = [&](const Expr& f) {
-      return f->kind == Kind::kDelta && std::any_of(f->indices.begin(), f->indices.end(), [&](const Index& i) { return i.is_symbol() && i.symbols()[0] == s; });
+      return f->kind == Kind::kDelta &&
+             std::any_of(f->indices.begin(), f->indices.end(),
+                         [&](const Index& i) { return i.is_symbol() && i.symbols()[0] == s; });
     };
     const Expr& body = inner->args[0];
-    if (!(body->kind == Kind::kMul ? std::any_of(body->args.begin(), body->args.end(), has_delta) : has_delta(body))) continue;
+    if (!(body->kind == Kind::kMul ? std::any_of(body->args.begin(), body->args.end(), has_delta)
+                                   : has_delta(body)))
+      continue;
     const Expr own = refresh(inner);
     std::vector<Expr> rest = factors;
     rest[k] = own->args[0];
@@ -460,9 +505,11 @@ Expr Calculus::substitute(const Expr& e, const Substitution& by) {
       t.args = each();
       return make(std::move(t));
     }
-    case Kind::kSum: case Kind::kMax: {
+    case Kind::kSum:
+    case Kind::kMax: {
       for (const auto& [id, index] : own)
-        if (index.contains(e->bound)) return substitute(refresh(e), own);  // else the new letter would be bound
+        if (index.contains(e->bound))
+          return substitute(refresh(e), own);  // else the new letter would be bound
       const Expr body = each()[0];
       return e->kind == Kind::kSum ? sum(e->bound, body) : maximum(e->bound, body);
     }
@@ -470,10 +517,12 @@ Expr Calculus::substitute(const Expr& e, const Substitution& by) {
   return e;
 }
 
-// ---- means -----------------------------------------------------------------------------------------
+// ---- means
+// -----------------------------------------------------------------------------------------
 
 const std::set<std::uint32_t>& Calculus::families(const Expr& e) {
-  if (const auto it = family_cache_.find(e.get()); it != family_cache_.end()) return it->second.second;
+  if (const auto it = family_cache_.find(e.get()); it != family_cache_.end())
+    return it->second.second;
   std::set<std::uint32_t> out;
   if (e->kind == Kind::kRef && e->width) out = definitions[e->ref].families;
   if (e->kind != Kind::kMean)
@@ -493,7 +542,8 @@ Calculus::Parity Calculus::parity(const Expr& e, const std::set<std::uint32_t>& 
   switch (e->kind) {
     case Kind::kRef: {
       const Definition& d = definitions[e->ref];
-      if (d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kGaussian) return flipped.contains(d.family) ? Parity::kOdd : Parity::kEven;
+      if (d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kGaussian)
+        return flipped.contains(d.family) ? Parity::kOdd : Parity::kEven;
       if (!d.value) return Parity::kNone;
       const auto slot = std::pair{e->ref, flipped};
       if (const auto it = parities_.find(slot); it != parities_.end()) return it->second;
@@ -513,24 +563,32 @@ Calculus::Parity Calculus::parity(const Expr& e, const std::set<std::uint32_t>& 
     }
     case Kind::kPower: {
       const Parity p = parity(e->args[0], flipped);
-      if (p == Parity::kEven || e->number != std::round(e->number)) return p == Parity::kEven ? p : Parity::kNone;
+      if (p == Parity::kEven || e->number != std::round(e->number))
+        return p == Parity::kEven ? p : Parity::kNone;
       return p == Parity::kOdd && std::fmod(std::abs(e->number), 2.0) == 0 ? Parity::kEven : p;
     }
     case Kind::kFunction: {
       const Parity p = parity(e->args[0], flipped);
       if (p != Parity::kOdd) return p;
-      if (e->map.fn == Fn::kStep && e->order > 0) return e->order % 2 == 1 ? Parity::kEven : Parity::kOdd;  // delta is even
+      if (e->map.fn == Fn::kStep && e->order > 0)
+        return e->order % 2 == 1 ? Parity::kEven : Parity::kOdd;  // delta is even
       auto own = ir::traits_of(e->map).parity;
-      if (e->map.fn == Fn::kSigmoid && e->order > 0) return e->order % 2 == 1 ? Parity::kEven : Parity::kOdd;
+      if (e->map.fn == Fn::kSigmoid && e->order > 0)
+        return e->order % 2 == 1 ? Parity::kEven : Parity::kOdd;
       if (own == ir::FunctionTraits::Parity::kNone) return Parity::kNone;
-      return (own == ir::FunctionTraits::Parity::kOdd) == (e->order % 2 == 0) ? Parity::kOdd : Parity::kEven;
+      return (own == ir::FunctionTraits::Parity::kOdd) == (e->order % 2 == 0) ? Parity::kOdd
+                                                                              : Parity::kEven;
     }
     case Kind::kSum: return parity(e->args[0], flipped);
-    case Kind::kCall: case Kind::kMax: case Kind::kJump:
+    case Kind::kCall:
+    case Kind::kMax:
+    case Kind::kJump:
       for (const Expr& a : e->args)
         if (parity(a, flipped) != Parity::kEven) return Parity::kNone;
       return Parity::kEven;
-    case Kind::kNumber: case Kind::kDelta: case Kind::kMean: break;
+    case Kind::kNumber:
+    case Kind::kDelta:
+    case Kind::kMean: break;
   }
   return Parity::kEven;
 }
@@ -539,7 +597,8 @@ Calculus::Parity Calculus::parity(const Expr& e, const std::set<std::uint32_t>& 
 Expr Calculus::spread(const Expr& factor) {
   const double exponent = factor->kind == Kind::kPower ? factor->number : 1;
   const Expr& base = factor->kind == Kind::kPower ? factor->args[0] : factor;
-  if (base->kind != Kind::kRef || !base->width || exponent != std::round(exponent) || exponent < 0) return factor;
+  if (base->kind != Kind::kRef || !base->width || exponent != std::round(exponent) || exponent < 0)
+    return factor;
   const Definition& d = definitions[base->ref];
   if (!d.value || d.value->kind != Kind::kMul || weight(d.value) > 8) return factor;
   const auto is_sum = [](const Expr& f) { return f->kind == Kind::kSum || f->kind == Kind::kAdd; };
@@ -549,7 +608,9 @@ Expr Calculus::spread(const Expr& factor) {
   for (const Expr& f : d.value->args) {
     apart = apart || !f->width;
     const auto& own = families(f);
-    if (f->width && !met.empty()) apart = apart || std::none_of(own.begin(), own.end(), [&](std::uint32_t x) { return met.contains(x); });
+    if (f->width && !met.empty())
+      apart = apart || std::none_of(own.begin(), own.end(),
+                                    [&](std::uint32_t x) { return met.contains(x); });
     met.insert(own.begin(), own.end());
   }
   if (!apart) return factor;
@@ -560,14 +621,16 @@ Expr Calculus::spread(const Expr& factor) {
 
 std::optional<Expr> Calculus::covariance(const Expr& a, const Expr& b) {
   const auto gaussian = [&](const Expr& e) {
-    return e->kind == Kind::kRef && (definitions[e->ref].kind == Definition::Kind::kSource || definitions[e->ref].kind == Definition::Kind::kGaussian);
+    return e->kind == Kind::kRef && (definitions[e->ref].kind == Definition::Kind::kSource ||
+                                     definitions[e->ref].kind == Definition::Kind::kGaussian);
   };
   if (!gaussian(a) || !gaussian(b)) return std::nullopt;
   const Definition &x = definitions[a->ref], &y = definitions[b->ref];
   if (x.family != y.family) return number(0);
   if (x.kind == Definition::Kind::kSource) {
     std::vector<Expr> deltas{number(x.scale * x.scale)};
-    for (std::size_t k = 0; k < a->indices.size(); ++k) deltas.push_back(delta(a->indices[k], b->indices[k]));
+    for (std::size_t k = 0; k < a->indices.size(); ++k)
+      deltas.push_back(delta(a->indices[k], b->indices[k]));
     return mul(std::move(deltas));
   }
   const double square = x.scale * y.scale;
@@ -578,11 +641,14 @@ std::optional<Expr> Calculus::covariance(const Expr& a, const Expr& b) {
 std::vector<std::vector<Expr>> Calculus::independent_groups(const std::vector<Expr>& random) {
   std::vector<std::size_t> group(random.size());
   std::iota(group.begin(), group.end(), 0);
-  const std::function<std::size_t(std::size_t)> root = [&](std::size_t k) { return group[k] == k ? k : group[k] = root(group[k]); };
+  const std::function<std::size_t(std::size_t)> root = [&](std::size_t k) {
+    return group[k] == k ? k : group[k] = root(group[k]);
+  };
   for (std::size_t k = 0; k < random.size(); ++k)
     for (std::size_t j = 0; j < k; ++j) {
       const auto &a = families(random[k]), &b = families(random[j]);
-      if (std::any_of(a.begin(), a.end(), [&](std::uint32_t x) { return b.contains(x); })) group[root(k)] = root(j);
+      if (std::any_of(a.begin(), a.end(), [&](std::uint32_t x) { return b.contains(x); }))
+        group[root(k)] = root(j);
     }
   std::map<std::size_t, std::vector<Expr>> groups;
   for (std::size_t k = 0; k < random.size(); ++k) groups[root(k)].push_back(random[k]);
@@ -597,9 +663,11 @@ std::size_t Calculus::gaussian_terms(const Expr& e) {
   if (!e->width) return 0;
   switch (e->kind) {
     case Kind::kRef: {
-      if (const auto it = gaussian_terms_.find(e->ref); it != gaussian_terms_.end()) return it->second;
+      if (const auto it = gaussian_terms_.find(e->ref); it != gaussian_terms_.end())
+        return it->second;
       const Definition& d = definitions[e->ref];
-      const bool gaussian = d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kGaussian;
+      const bool gaussian =
+          d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kGaussian;
       const std::size_t out = gaussian ? 1 : d.value ? gaussian_terms(d.value) : 0;
       return gaussian_terms_[e->ref] = out <= kMost ? out : 0;
     }
@@ -614,7 +682,9 @@ std::size_t Calculus::gaussian_terms(const Expr& e) {
     }
     case Kind::kMul: {
       const auto is_random = [](const Expr& f) { return f->width; };
-      return std::count_if(e->args.begin(), e->args.end(), is_random) == 1 ? gaussian_terms(*std::find_if(e->args.begin(), e->args.end(), is_random)) : 0;
+      return std::count_if(e->args.begin(), e->args.end(), is_random) == 1
+                 ? gaussian_terms(*std::find_if(e->args.begin(), e->args.end(), is_random))
+                 : 0;
     }
     case Kind::kSum: return gaussian_terms(e->args[0]);
     default: return 0;
@@ -624,11 +694,15 @@ std::size_t Calculus::gaussian_terms(const Expr& e) {
 std::optional<Expr> Calculus::gaussian_covariance(const Expr& a, const Expr& b) {
   if (gaussian_terms(a) == 0 || gaussian_terms(b) == 0) return std::nullopt;
   // Bilinear: first a is taken apart, then b.
-  const auto apart = [&](const Expr& e, const std::function<std::optional<Expr>(const Expr&)>& f) -> std::optional<Expr> {
+  const auto apart =
+      [&](const Expr& e,
+          const std::function<std::optional<Expr>(const Expr&)>& f) -> std::optional<Expr> {
     switch (e->kind) {
       case Kind::kRef: {
         const Definition& d = definitions[e->ref];
-        if (d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kGaussian || !d.value) return std::nullopt;
+        if (d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kGaussian ||
+            !d.value)
+          return std::nullopt;
         Substitution by;
         for (std::size_t k = 0; k < d.axes.size(); ++k) by.emplace(d.axes[k].id, e->indices[k]);
         const Expr value = d.value;
@@ -662,7 +736,9 @@ std::optional<Expr> Calculus::gaussian_covariance(const Expr& a, const Expr& b) 
   };
   if (auto known = covariance(a, b)) return known;
   if (auto left = apart(a, [&](const Expr& x) { return gaussian_covariance(x, b); })) return left;
-  const bool whole = a->kind == Kind::kRef && (definitions[a->ref].kind == Definition::Kind::kSource || definitions[a->ref].kind == Definition::Kind::kGaussian);
+  const bool whole =
+      a->kind == Kind::kRef && (definitions[a->ref].kind == Definition::Kind::kSource ||
+                                definitions[a->ref].kind == Definition::Kind::kGaussian);
   if (!whole) return std::nullopt;
   return apart(b, [&](const Expr& x) { return gaussian_covariance(a, x); });
 }
@@ -672,7 +748,8 @@ Expr Calculus::mean_of_product(const std::vector<Expr>& factors) {
   const auto split = [&](const Expr& product) {
     out.clear();
     random.clear();
-    for (const Expr& f : product->kind == Kind::kMul ? product->args : std::vector{product}) (f->width ? random : out).push_back(f);
+    for (const Expr& f : product->kind == Kind::kMul ? product->args : std::vector{product})
+      (f->width ? random : out).push_back(f);
     return independent_groups(random);
   };
   auto groups = split(mul(factors));
@@ -680,7 +757,8 @@ Expr Calculus::mean_of_product(const std::vector<Expr>& factors) {
   std::vector<Expr> spread_out;
   for (const Expr& f : factors) spread_out.push_back(spread(f));
   groups = split(mul(std::move(spread_out)));
-  if (groups.size() <= before && !random.empty()) groups = split(mul(factors));  // nothing falls apart: leave the names
+  if (groups.size() <= before && !random.empty())
+    groups = split(mul(factors));  // nothing falls apart: leave the names
   // Sums over finite indices go outside.
   for (std::size_t k = 0; k < random.size(); ++k)
     if (random[k]->kind == Kind::kSum) {
@@ -704,8 +782,11 @@ Expr Calculus::mean_of_product(const std::vector<Expr>& factors) {
     }
     std::optional<Expr> known;
     if (members.size() == 2) known = gaussian_covariance(members[0], members[1]);
-    if (members.size() == 1 && members[0]->kind == Kind::kPower && members[0]->number == 2) known = gaussian_covariance(members[0]->args[0], members[0]->args[0]);
-    if (members.size() == 1 && members[0]->kind == Kind::kFunction && members[0]->map.fn == Fn::kStep && members[0]->order == 0 && parity(members[0]->args[0], own) == Parity::kOdd)
+    if (members.size() == 1 && members[0]->kind == Kind::kPower && members[0]->number == 2)
+      known = gaussian_covariance(members[0]->args[0], members[0]->args[0]);
+    if (members.size() == 1 && members[0]->kind == Kind::kFunction &&
+        members[0]->map.fn == Fn::kStep && members[0]->order == 0 &&
+        parity(members[0]->args[0], own) == Parity::kOdd)
       known = number(0.5);  // continuous and symmetric
     if (!known) {
       Term t;
@@ -742,16 +823,20 @@ Expr Calculus::mean(const Expr& e) {
   return whole;
 }
 
-// ---- derivatives -----------------------------------------------------------------------------------
+// ---- derivatives
+// -----------------------------------------------------------------------------------
 
-Expr Calculus::response(std::uint32_t definition, std::uint32_t gaussian, const Indices& own, const Indices& at) {
+Expr Calculus::response(std::uint32_t definition, std::uint32_t gaussian, const Indices& own,
+                        const Indices& at) {
   if (!definitions[definition].width) return number(0);
   if (definition == gaussian) {
     std::vector<Expr> deltas;
     for (std::size_t k = 0; k < own.size(); ++k) deltas.push_back(delta(own[k], at[k]));
     return mul(std::move(deltas));
   }
-  if (!definitions[definition].value || !definitions[definition].families.contains(definitions[gaussian].family)) return number(0);
+  if (!definitions[definition].value ||
+      !definitions[definition].families.contains(definitions[gaussian].family))
+    return number(0);
   const auto slot = std::pair{definition, gaussian};
   auto it = responses_.find(slot);
   if (it == responses_.end()) {
@@ -763,8 +848,12 @@ Expr Calculus::response(std::uint32_t definition, std::uint32_t gaussian, const 
     }
     const Expr formula = definitions[definition].value;  // a copy: the list grows below
     Expr value = derivative(formula, gaussian, inner);
-    const bool simple = value->kind != Kind::kAdd && value->kind != Kind::kSum && weight(value) <= 6 &&
-                        !(value->kind == Kind::kMul && std::any_of(value->args.begin(), value->args.end(), [](const Expr& f) { return f->kind == Kind::kAdd || f->kind == Kind::kSum; }));
+    const bool simple = value->kind != Kind::kAdd && value->kind != Kind::kSum &&
+                        weight(value) <= 6 &&
+                        !(value->kind == Kind::kMul &&
+                          std::any_of(value->args.begin(), value->args.end(), [](const Expr& f) {
+                            return f->kind == Kind::kAdd || f->kind == Kind::kSum;
+                          }));
     if (!simple) {
       Definition d;
       d.kind = Definition::Kind::kResponse;
@@ -818,7 +907,8 @@ Expr Calculus::derivative(const Expr& e, std::uint32_t gaussian, const Indices& 
       }
       return add(std::move(terms));
     }
-    case Kind::kPower: return mul({number(e->number), power(e->args[0], e->number - 1), d(e->args[0])});
+    case Kind::kPower:
+      return mul({number(e->number), power(e->args[0], e->number - 1), d(e->args[0])});
     case Kind::kFunction: {
       const Expr slope = d(e->args[0]);
       return is_zero(slope) ? slope : mul({function(e->map, e->order + 1, e->args[0]), slope});
@@ -833,9 +923,13 @@ Expr Calculus::derivative(const Expr& e, std::uint32_t gaussian, const Indices& 
       const auto& x = e->args;
       switch (e->map.fn) {
         case Fn::kPow:
-          return add({mul({x[1], call(e->map, {x[0], add({x[1], number(-1)})}), d(x[0])}), mul({e, function({Fn::kLog, 0}, 0, x[0]), d(x[1])})});
-        case Fn::kWhere: return add({call(e->map, {x[0], d(x[1]), number(0)}), call(e->map, {x[0], number(0), d(x[2])})});
-        case Fn::kEqual: case Fn::kNotEqual: return number(0);
+          return add({mul({x[1], call(e->map, {x[0], add({x[1], number(-1)})}), d(x[0])}),
+                      mul({e, function({Fn::kLog, 0}, 0, x[0]), d(x[1])})});
+        case Fn::kWhere:
+          return add(
+              {call(e->map, {x[0], d(x[1]), number(0)}), call(e->map, {x[0], number(0), d(x[2])})});
+        case Fn::kEqual:
+        case Fn::kNotEqual: return number(0);
         default: return jump(e);
       }
     }
@@ -847,23 +941,31 @@ Expr Calculus::derivative(const Expr& e, std::uint32_t gaussian, const Indices& 
       const Expr own = refresh(e);
       return sum(own->bound, mul({call({Fn::kEqual, 0}, {own->args[0], e}), d(own->args[0])}));
     }
-    case Kind::kNumber: case Kind::kDelta: case Kind::kMean: case Kind::kJump: break;
+    case Kind::kNumber:
+    case Kind::kDelta:
+    case Kind::kMean:
+    case Kind::kJump: break;
   }
   return number(0);
 }
 
-// ---- inspection ------------------------------------------------------------------------------------
+// ---- inspection
+// ------------------------------------------------------------------------------------
 
 namespace {
 
-void write_key(const Expr& e, std::map<std::uint32_t, std::string>& names, bool rename, std::string& out) {
+void write_key(const Expr& e, std::map<std::uint32_t, std::string>& names, bool rename,
+               std::string& out) {
   const auto index = [&](const Index& i) {
     out += i.is_symbol() || i.is_number() ? "" : "t";
     for (const Symbol& s : i.symbols()) {
       const auto it = names.find(s.id);
-      if (it != names.end()) out += it->second;
-      else if (rename) out += names[s.id] = fmt::format("f{}.{}", names.size(), s.size);
-      else out += fmt::format("s{}", s.id);
+      if (it != names.end())
+        out += it->second;
+      else if (rename)
+        out += names[s.id] = fmt::format("f{}.{}", names.size(), s.size);
+      else
+        out += fmt::format("s{}", s.id);
       out += ',';
     }
     if (!i.is_symbol())
@@ -877,7 +979,9 @@ void write_key(const Expr& e, std::map<std::uint32_t, std::string>& names, bool 
     case Kind::kAdd: out += "+["; break;
     case Kind::kMul: out += "*["; break;
     case Kind::kPower: out += fmt::format("^{:a}[", e->number); break;
-    case Kind::kFunction: out += fmt::format("f{}.{:a}.{}[", static_cast<int>(e->map.fn), e->map.parameter, e->order); break;
+    case Kind::kFunction:
+      out += fmt::format("f{}.{:a}.{}[", static_cast<int>(e->map.fn), e->map.parameter, e->order);
+      break;
     case Kind::kCall: out += fmt::format("c{}[", static_cast<int>(e->map.fn)); break;
     case Kind::kSum: out += fmt::format("S{}[", e->bound.size); break;
     case Kind::kMax: out += fmt::format("M{}[", e->bound.size); break;
@@ -887,11 +991,14 @@ void write_key(const Expr& e, std::map<std::uint32_t, std::string>& names, bool 
   for (const Index& i : e->indices) index(i);
   if (e->kind == Kind::kSum || e->kind == Kind::kMax) {
     const auto shadowed = names.find(e->bound.id);
-    const std::optional<std::string> before = shadowed == names.end() ? std::nullopt : std::optional(shadowed->second);
+    const std::optional<std::string> before =
+        shadowed == names.end() ? std::nullopt : std::optional(shadowed->second);
     names[e->bound.id] = fmt::format("b{}", names.size());
     write_key(e->args[0], names, rename, out);
-    if (before) names[e->bound.id] = *before;
-    else if (!rename) names.erase(e->bound.id);
+    if (before)
+      names[e->bound.id] = *before;
+    else if (!rename)
+      names.erase(e->bound.id);
   } else {
     for (const Expr& a : e->args) write_key(a, names, rename, out);
   }
@@ -908,7 +1015,8 @@ std::string Calculus::key(const Expr& e, bool rename) {
 }
 
 std::size_t Calculus::weight(const Expr& e) {
-  std::size_t own = e->kind == Kind::kNumber || e->kind == Kind::kRef || e->kind == Kind::kDelta ? 1 : 0;
+  std::size_t own =
+      e->kind == Kind::kNumber || e->kind == Kind::kRef || e->kind == Kind::kDelta ? 1 : 0;
   for (const Expr& a : e->args) own += weight(a);
   return own;
 }

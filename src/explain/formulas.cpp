@@ -37,7 +37,8 @@ class Derivation {
   }
 
  private:
-  // ---- preparation ---------------------------------------------------------------------------------
+  // ---- preparation
+  // ---------------------------------------------------------------------------------
 
   /// Nodes that are the derivative of a function at some value, as gradients write it.
   void find_derivatives() {
@@ -64,7 +65,8 @@ class Derivation {
       for (const NodeId in : node.in) ++uses_[in.value];
       if (std::holds_alternative<MatMul>(node.op)) operand_[node.in[1].value] = true;
       if (std::holds_alternative<UpdateMatrix>(node.op))
-        for (std::size_t k = 1; k + 2 < node.in.size(); k += 3) operand_[node.in[k + 1].value] = operand_[node.in[k + 2].value] = true;
+        for (std::size_t k = 1; k + 2 < node.in.size(); k += 3)
+          operand_[node.in[k + 1].value] = operand_[node.in[k + 2].value] = true;
     }
     defined_.assign(size, kNone);
     names_.assign(size, nullptr);
@@ -76,23 +78,27 @@ class Derivation {
         ++versions[named.name];
         first_version_.try_emplace(named.name, &named);
       }
-      if (!names_[named.value.value] && !in_[named.value].type.matrix) names_[named.value.value] = &named;
+      if (!names_[named.value.value] && !in_[named.value].type.matrix)
+        names_[named.value.value] = &named;
     }
     // What has no name belongs to the next value that has one.
     std::uint32_t next = in_.steps.empty() ? 0 : static_cast<std::uint32_t>(in_.steps.size());
     for (std::size_t k = size; k-- > 0;) steps_[k] = names_[k] ? next = names_[k]->step : next;
     for (const NamedValue& named : in_.names)
-      if (named.kind == NamedValue::Kind::kVersion && versions[named.name] > 1) version_number_[&named] = version_count_[named.name]++;
+      if (named.kind == NamedValue::Kind::kVersion && versions[named.name] > 1)
+        version_number_[&named] = version_count_[named.name]++;
     // The standard deviation of W: the factor of its first version, if all products go through it.
     out_.matrices.resize(in_.sources.size());
-    for (std::size_t k = 0; k < in_.sources.size(); ++k) out_.matrices[k].name = in_.sources[k].name;
+    for (std::size_t k = 0; k < in_.sources.size(); ++k)
+      out_.matrices[k].name = in_.sources[k].name;
     first_scale_.assign(in_.sources.size(), {});
     std::vector<int> users(in_.sources.size(), 0);
     for (std::uint32_t k = 0; k < size; ++k)
       for (const NodeId in : in_.nodes[k].in)
         if (const auto* g = std::get_if<GaussianMatrix>(&in_[in].op)) {
           ++users[g->source.value];
-          if (std::holds_alternative<ScaleMatrix>(in_.nodes[k].op) && constant(in_.nodes[k].in[1])) first_scale_[g->source.value] = {k};
+          if (std::holds_alternative<ScaleMatrix>(in_.nodes[k].op) && constant(in_.nodes[k].in[1]))
+            first_scale_[g->source.value] = {k};
         }
     for (std::size_t k = 0; k < users.size(); ++k) {
       if (users[k] != 1) first_scale_[k] = {};
@@ -108,7 +114,8 @@ class Derivation {
     return c->values->front();
   }
 
-  // ---- definitions ---------------------------------------------------------------------------------
+  // ---- definitions
+  // ---------------------------------------------------------------------------------
 
   static constexpr std::uint32_t kNone = 0xffffffff;
 
@@ -151,7 +158,8 @@ class Derivation {
       d.role = Definition::Role::kVersion;
       d.iteration.clear();
       d.initial = first_version_.at(named->name) == named;
-      if (const auto it = version_number_.find(named); it != version_number_.end()) d.iteration.push_back(fmt::format("{}", it->second));
+      if (const auto it = version_number_.find(named); it != version_number_.end())
+        d.iteration.push_back(fmt::format("{}", it->second));
     }
     if (named->kind == NamedValue::Kind::kGradient) {
       d.role = Definition::Role::kGradient;
@@ -163,7 +171,8 @@ class Derivation {
     }
     // Another value of the same name in the same iteration.
     const std::string base = d.name;
-    for (int copy = 2; !full_names_.insert({d.name, d.iteration}).second; ++copy) d.name = fmt::format("{}#{}", base, copy);
+    for (int copy = 2; !full_names_.insert({d.name, d.iteration}).second; ++copy)
+      d.name = fmt::format("{}#{}", base, copy);
   }
 
   Definition& definition(std::uint32_t k) { return c_.definitions[k]; }
@@ -187,7 +196,9 @@ class Derivation {
     const Node& node = in_[id];
     if (node.type.matrix) return;
     if (std::holds_alternative<StandardNormal>(node.op)) return define_source(id, id, 1);
-    if (const auto* s = std::get_if<Scale>(&node.op); s && names_[id.value] && std::holds_alternative<StandardNormal>(in_[node.in[0]].op) && uses_[node.in[0].value] == 1)
+    if (const auto* s = std::get_if<Scale>(&node.op);
+        s && names_[id.value] && std::holds_alternative<StandardNormal>(in_[node.in[0]].op) &&
+        uses_[node.in[0].value] == 1)
       return define_source(id, node.in[0], s->factor);
     if (const auto* c = std::get_if<Constant>(&node.op)) {
       if (!constant(id)) define_data(id, *c->values);
@@ -215,7 +226,8 @@ class Derivation {
       return;
     }
     const std::size_t weight = Calculus::weight(d.value);
-    const bool wanted = named || product || operand_[id.value] || weight > kTooLong || (uses_[id.value] > 1 && weight >= kWorthSharing);
+    const bool wanted = named || product || operand_[id.value] || weight > kTooLong ||
+                        (uses_[id.value] > 1 && weight >= kWorthSharing);
     if (!wanted || (!named && d.value->kind == Kind::kNumber)) return;
     give_name(d, id);
     if (!named && product) {
@@ -223,20 +235,31 @@ class Derivation {
       d.matrix = in_.sources[source_of(in_, node.in[0]).value].name;
       d.transposed = product->transposed;
       d.operand = operand;
-      d.role = definition(operand).role == Definition::Role::kGradient ? Definition::Role::kGradient : Definition::Role::kForward;
-      if (operand == kNone || !products_named_.insert({source_of(in_, node.in[0]), product->transposed, operand}).second) d.name = unused("x");
+      d.role = definition(operand).role == Definition::Role::kGradient ? Definition::Role::kGradient
+                                                                       : Definition::Role::kForward;
+      if (operand == kNone ||
+          !products_named_.insert({source_of(in_, node.in[0]), product->transposed, operand})
+               .second)
+        d.name = unused("x");
     } else if (!named) {
-      if (operand_[id.value] && is_label(d.value)) d.in_line = true;
-      else d.name = unused(d.value->width ? "x" : "s");
+      if (operand_[id.value] && is_label(d.value))
+        d.in_line = true;
+      else
+        d.name = unused(d.value->width ? "x" : "s");
     }
-    if (const auto* s = std::get_if<Scale>(&node.op); named && s && defined_[node.in[0].value] == kNone) scaled_.try_emplace(node.in[0], std::pair{id, s->factor});
+    if (const auto* s = std::get_if<Scale>(&node.op);
+        named && s && defined_[node.in[0].value] == kNone)
+      scaled_.try_emplace(node.in[0], std::pair{id, s->factor});
     defined_[id.value] = push(std::move(d));
   }
 
   void define_source(NodeId id, NodeId normal, double scale) {
-    if (scale == 1 && !names_[id.value] && uses_[id.value] == 1) {  // its only user, a named multiple, stands for it
+    if (scale == 1 && !names_[id.value] &&
+        uses_[id.value] == 1) {  // its only user, a named multiple, stands for it
       for (std::uint32_t k = id.value + 1; k < in_.size(); ++k)
-        if (!in_.nodes[k].in.empty() && in_.nodes[k].in[0] == id && std::holds_alternative<Scale>(in_.nodes[k].op) && names_[k]) return;
+        if (!in_.nodes[k].in.empty() && in_.nodes[k].in[0] == id &&
+            std::holds_alternative<Scale>(in_.nodes[k].op) && names_[k])
+          return;
     }
     Definition d;
     d.kind = Definition::Kind::kSource;
@@ -275,8 +298,8 @@ class Derivation {
     NodeId data;
     double factor = 1;
     bool transposed = false;
-    std::vector<std::int64_t> rows;         ///< of the data, or of its transpose
-    std::optional<std::int64_t> single{};   ///< one row of the data, or of its transpose
+    std::vector<std::int64_t> rows;        ///< of the data, or of its transpose
+    std::optional<std::int64_t> single{};  ///< one row of the data, or of its transpose
   };
 
   bool rows_of_data(NodeId id, const std::vector<double>& values) {
@@ -290,7 +313,8 @@ class Derivation {
           if (theirs.size() != 2) continue;
           std::vector<double> turned;
           for (std::int64_t c = 0; c < theirs[1]; ++c)
-            for (std::int64_t r = 0; r < theirs[0]; ++r) turned.push_back(all[static_cast<std::size_t>(r * theirs[1] + c)]);
+            for (std::int64_t r = 0; r < theirs[0]; ++r)
+              turned.push_back(all[static_cast<std::size_t>(r * theirs[1] + c)]);
           all = std::move(turned);
           std::swap(theirs[0], theirs[1]);
         }
@@ -300,7 +324,9 @@ class Derivation {
             return true;
           }
         }
-        if (theirs.size() != dims.size() || !std::equal(dims.begin() + 1, dims.end(), theirs.begin() + 1)) continue;
+        if (theirs.size() != dims.size() ||
+            !std::equal(dims.begin() + 1, dims.end(), theirs.begin() + 1))
+          continue;
         if (auto found = rows_of(values, dims[0], all, theirs[0])) {
           data_rows_[id] = {from, found->first, transposed, std::move(found->second), {}};
           return true;
@@ -309,17 +335,25 @@ class Derivation {
     return false;
   }
 
-  /// values = factor * rows of `all`: a run of them with any factor, or any rows as they are, if only one choice fits.
-  static std::optional<std::pair<double, std::vector<std::int64_t>>> rows_of(const std::vector<double>& values, std::int64_t rows, const std::vector<double>& all, std::int64_t count) {
+  /// values = factor * rows of `all`: a run of them with any factor, or any rows as they are, if
+  /// only one choice fits.
+  static std::optional<std::pair<double, std::vector<std::int64_t>>> rows_of(
+      const std::vector<double>& values, std::int64_t rows, const std::vector<double>& all,
+      std::int64_t count) {
     const std::size_t length = values.size() / static_cast<std::size_t>(rows);
-    const auto at = [&](std::int64_t row, std::size_t k) { return all[static_cast<std::size_t>(row) * length + k]; };
+    const auto at = [&](std::int64_t row, std::size_t k) {
+      return all[static_cast<std::size_t>(row) * length + k];
+    };
     for (std::int64_t first = 0; first + rows <= count; ++first) {
-      const auto pivot = static_cast<std::size_t>(std::find_if(values.begin(), values.end(), [](double v) { return v != 0; }) - values.begin());
+      const auto pivot = static_cast<std::size_t>(
+          std::find_if(values.begin(), values.end(), [](double v) { return v != 0; }) -
+          values.begin());
       const double below = at(first, pivot);
       if (below == 0) continue;
       const double factor = values[pivot] / below;
       bool same = true;
-      for (std::size_t k = 0; k < values.size() && same; ++k) same = std::abs(values[k] - factor * at(first, k)) <= 1e-15 * std::abs(values[k]);
+      for (std::size_t k = 0; k < values.size() && same; ++k)
+        same = std::abs(values[k] - factor * at(first, k)) <= 1e-15 * std::abs(values[k]);
       if (!same) continue;
       std::vector<std::int64_t> out(static_cast<std::size_t>(rows));
       std::iota(out.begin(), out.end(), first);
@@ -330,7 +364,8 @@ class Derivation {
       std::optional<std::int64_t> match;
       for (std::int64_t other = 0; other < count; ++other) {
         bool same = true;
-        for (std::size_t k = 0; k < length && same; ++k) same = values[row * length + k] == at(other, k);
+        for (std::size_t k = 0; k < length && same; ++k)
+          same = values[row * length + k] == at(other, k);
         if (same && match) return std::nullopt;
         if (same) match = other;
       }
@@ -341,8 +376,9 @@ class Derivation {
   }
 
   static bool is_operation(const Op& op) {
-    return std::holds_alternative<Eigvals>(op) || std::holds_alternative<TrainingOperator>(op) || std::holds_alternative<Cholesky>(op) ||
-           std::holds_alternative<Samples>(op) || std::holds_alternative<Histogram>(op);
+    return std::holds_alternative<Eigvals>(op) || std::holds_alternative<TrainingOperator>(op) ||
+           std::holds_alternative<Cholesky>(op) || std::holds_alternative<Samples>(op) ||
+           std::holds_alternative<Histogram>(op);
   }
 
   /// The definition that is this node with its own axes.
@@ -353,14 +389,17 @@ class Derivation {
     d.value = formula(id, as_indices(d.axes));
     d.step = steps_[id.value];
     d.context = in_[id].context;
-    if (is_label(d.value)) d.in_line = true;
-    else d.name = unused(d.value->width ? "x" : "s");
+    if (is_label(d.value))
+      d.in_line = true;
+    else
+      d.name = unused(d.value->width ? "x" : "s");
     return defined_[id.value] = push(std::move(d));
   }
 
   void add_report(const Report& report, const Report::Entry& entry) {
     const std::uint32_t known = defined_[entry.value.value];
-    const bool same = known != kNone && !definition(known).in_line && definition(known).name == report.name;
+    const bool same =
+        known != kNone && !definition(known).in_line && definition(known).name == report.name;
     std::uint32_t own = known;
     if (!same) {
       Definition d;
@@ -372,13 +411,15 @@ class Derivation {
       d.step = steps_[entry.value.value];
       d.context = in_[entry.value].context;
       for (std::uint32_t s = 0; s < in_.steps.size(); ++s)  // a constant has no place of its own
-        if (!d.iteration.empty() && iteration_of(in_.steps[s].context) == d.iteration) d.step = s, d.context = in_.steps[s].context;
+        if (!d.iteration.empty() && iteration_of(in_.steps[s].context) == d.iteration)
+          d.step = s, d.context = in_.steps[s].context;
       own = push(std::move(d));
     }
     out_.reports.push_back({report.name, entry.index, own});
   }
 
-  // ---- products ------------------------------------------------------------------------------------
+  // ---- products
+  // ------------------------------------------------------------------------------------
 
   struct Product {
     std::uint32_t gaussian;
@@ -391,22 +432,29 @@ class Derivation {
     return version_formula(node.in[0], std::get<MatMul>(node.op).transposed, operand, indices);
   }
 
-  Expr version_formula(NodeId version, bool transposed, std::uint32_t operand, const Indices& indices) {
+  Expr version_formula(NodeId version, bool transposed, std::uint32_t operand,
+                       const Indices& indices) {
     const Node& node = in_[version];
-    if (std::holds_alternative<GaussianMatrix>(node.op)) return initial_product(std::get<GaussianMatrix>(node.op).source, transposed, operand, indices);
+    if (std::holds_alternative<GaussianMatrix>(node.op))
+      return initial_product(std::get<GaussianMatrix>(node.op).source, transposed, operand,
+                             indices);
     if (std::holds_alternative<ScaleMatrix>(node.op)) {
       const SourceId source = source_of(in_, version);
-      if (first_scale_[source.value] == version) return initial_product(source, transposed, operand, indices);
-      return c_.mul({formula(node.in[1], {}), version_formula(node.in[0], transposed, operand, indices)});
+      if (first_scale_[source.value] == version)
+        return initial_product(source, transposed, operand, indices);
+      return c_.mul(
+          {formula(node.in[1], {}), version_formula(node.in[0], transposed, operand, indices)});
     }
     TPLIMIT_CHECK(std::holds_alternative<UpdateMatrix>(node.op), "a version of a matrix");
     std::vector<Expr> terms{version_formula(node.in[0], transposed, operand, indices)};
     const Expr x = c_.ref(operand, indices);
     for (std::size_t k = 1; k + 2 < node.in.size(); k += 3) {
-      const NodeId left = node.in[transposed ? k + 2 : k + 1], right = node.in[transposed ? k + 1 : k + 2];
+      const NodeId left = node.in[transposed ? k + 2 : k + 1],
+                   right = node.in[transposed ? k + 1 : k + 2];
       const std::vector<Symbol> symbols = c_.fresh(in_[left].type.dims);
       const Indices p = as_indices(symbols);
-      Expr term = c_.mul({formula(node.in[k], {}), formula(left, p), c_.mean(c_.mul({formula(right, p), x}))});
+      Expr term = c_.mul(
+          {formula(node.in[k], {}), formula(left, p), c_.mean(c_.mul({formula(right, p), x}))});
       for (std::size_t s = symbols.size(); s-- > 0;) term = c_.sum(symbols[s], term);
       terms.push_back(std::move(term));
     }
@@ -414,7 +462,8 @@ class Derivation {
   }
 
   /// Of the matrix as drawn: G and the corrections of all earlier products with its transpose.
-  Expr initial_product(SourceId source, bool transposed, std::uint32_t operand, const Indices& indices) {
+  Expr initial_product(SourceId source, bool transposed, std::uint32_t operand,
+                       const Indices& indices) {
     const auto slot = std::tuple{source, transposed, operand};
     auto it = products_.find(slot);
     if (it == products_.end()) {
@@ -473,20 +522,24 @@ class Derivation {
       it = products_.emplace(slot, std::move(product)).first;
     }
     Substitution by;
-    for (std::size_t k = 0; k < it->second.axes.size(); ++k) by.emplace(it->second.axes[k].id, indices[k]);
-    return c_.add({c_.ref(it->second.gaussian, indices), c_.substitute(it->second.corrections, by)});
+    for (std::size_t k = 0; k < it->second.axes.size(); ++k)
+      by.emplace(it->second.axes[k].id, indices[k]);
+    return c_.add(
+        {c_.ref(it->second.gaussian, indices), c_.substitute(it->second.corrections, by)});
   }
 
   /// Deltas may also stand in responses that have a name.
   bool kinked(const Expr& e) {
     if (Calculus::kinked(e)) return true;
     const std::function<bool(const Expr&)> behind = [&](const Expr& x) {
-      return (x->kind == Kind::kRef && definition(x->ref).kinked) || std::any_of(x->args.begin(), x->args.end(), behind);
+      return (x->kind == Kind::kRef && definition(x->ref).kinked) ||
+             std::any_of(x->args.begin(), x->args.end(), behind);
     };
     return behind(e);
   }
 
-  // ---- formulas ------------------------------------------------------------------------------------
+  // ---- formulas
+  // ------------------------------------------------------------------------------------
 
   Expr formula(NodeId id, const Indices& indices) {
     if (const auto value = constant(id)) return c_.number(*value);
@@ -494,12 +547,16 @@ class Derivation {
     if (known != kNone) return c_.ref(known, indices);
     if (const auto it = data_rows_.find(id); it != data_rows_.end()) {
       Indices at = indices;
-      if (it->second.single) at.insert(at.begin(), Index::number(*it->second.single));
-      else at[0] = composed(at[0], it->second.rows);
+      if (it->second.single)
+        at.insert(at.begin(), Index::number(*it->second.single));
+      else
+        at[0] = composed(at[0], it->second.rows);
       if (it->second.transposed) std::swap(at[0], at[1]);
-      return c_.mul({c_.number(it->second.factor), c_.ref(defined_[it->second.data.value], std::move(at))});
+      return c_.mul(
+          {c_.number(it->second.factor), c_.ref(defined_[it->second.data.value], std::move(at))});
     }
-    if (const auto it = slopes_.find(id); it != slopes_.end()) return c_.function(it->second.first, 1, broadcast(it->second.second, indices));
+    if (const auto it = slopes_.find(id); it != slopes_.end())
+      return c_.function(it->second.first, 1, broadcast(it->second.second, indices));
     const Node& node = in_[id];
     const auto operand = [&](std::size_t k) { return node.in[k]; };
     return std::visit(
@@ -507,8 +564,10 @@ class Derivation {
             [&](const Scale& s) {
               TPLIMIT_CHECK(s.power == 0, "a limit program has no powers of the width");
               // A multiple of a value without a name, of which another multiple has one.
-              if (const auto it = scaled_.find(operand(0)); it != scaled_.end() && it->second.first != id)
-                return c_.mul({c_.number(s.factor / it->second.second), formula(it->second.first, indices)});
+              if (const auto it = scaled_.find(operand(0));
+                  it != scaled_.end() && it->second.first != id)
+                return c_.mul(
+                    {c_.number(s.factor / it->second.second), formula(it->second.first, indices)});
               return c_.mul({c_.number(s.factor), formula(operand(0), indices)});
             },
             [&](const Map& m) {
@@ -520,11 +579,13 @@ class Derivation {
             [&](const Contract& c) { return contraction(c, node, indices); },
             [&](const Average&) { return c_.mean(formula(operand(0), indices)); },
             [&](const ReduceSum& r) {
-              const Symbol s = c_.fresh(in_[operand(0)].type.dims[static_cast<std::size_t>(r.axis)]);
+              const Symbol s =
+                  c_.fresh(in_[operand(0)].type.dims[static_cast<std::size_t>(r.axis)]);
               return c_.sum(s, formula(operand(0), inserted(indices, r.axis, s)));
             },
             [&](const ReduceMax& r) {
-              const Symbol s = c_.fresh(in_[operand(0)].type.dims[static_cast<std::size_t>(r.axis)]);
+              const Symbol s =
+                  c_.fresh(in_[operand(0)].type.dims[static_cast<std::size_t>(r.axis)]);
               return c_.maximum(s, formula(operand(0), inserted(indices, r.axis, s)));
             },
             [&](const Gather& g) {
@@ -534,17 +595,23 @@ class Derivation {
               return formula(operand(0), at);
             },
             [&](const ScatterAdd& g) {
-              const Symbol s = c_.fresh(in_[operand(0)].type.dims[static_cast<std::size_t>(g.axis)]);
+              const Symbol s =
+                  c_.fresh(in_[operand(0)].type.dims[static_cast<std::size_t>(g.axis)]);
               Indices at = indices;
               const Index target = std::exchange(at[static_cast<std::size_t>(g.axis)], Index(s));
-              return c_.sum(s, c_.mul({c_.delta(target, composed(Index(s), *g.indices)), formula(operand(0), at)}));
+              return c_.sum(s, c_.mul({c_.delta(target, composed(Index(s), *g.indices)),
+                                       formula(operand(0), at)}));
             },
             [&](const Permute& p) {
               Indices at(indices.size());
-              for (std::size_t k = 0; k < p.axes.size(); ++k) at[static_cast<std::size_t>(p.axes[k])] = indices[k];
+              for (std::size_t k = 0; k < p.axes.size(); ++k)
+                at[static_cast<std::size_t>(p.axes[k])] = indices[k];
               return formula(operand(0), at);
             },
-            [&](const Reshape&) { return formula(operand(0), reshaped(indices, node.type.dims, in_[operand(0)].type.dims)); },
+            [&](const Reshape&) {
+              return formula(operand(0),
+                             reshaped(indices, node.type.dims, in_[operand(0)].type.dims));
+            },
             [&](const Expand&) { return broadcast(operand(0), indices); },
             [&](const Concat& c) { return joined(c, node, indices); },
             [&](const Stop&) { return formula(operand(0), indices); },
@@ -579,7 +646,8 @@ class Derivation {
     return Index::table(index.symbols(), std::move(values));
   }
 
-  /// Indices of the operand of a reshape from those of the result: axes are matched in groups of equal size.
+  /// Indices of the operand of a reshape from those of the result: axes are matched in groups of
+  /// equal size.
   static Indices reshaped(const Indices& indices, const Dims& to, const Dims& from) {
     Indices out;
     std::size_t i = 0, j = 0;
@@ -587,8 +655,10 @@ class Derivation {
       std::size_t i_end = i, j_end = j + 1;
       std::int64_t a = 1, b = from[j];
       while (a != b) {
-        if (a < b && i_end < to.size()) a *= to[i_end++];
-        else b *= from[j_end++];
+        if (a < b && i_end < to.size())
+          a *= to[i_end++];
+        else
+          b *= from[j_end++];
       }
       if (a == 1) {  // an axis of extent 1
         out.emplace_back();
@@ -600,9 +670,14 @@ class Derivation {
       if (i_end - first == 1 && j_end - j == 1) {
         out.push_back(indices[first]);
       } else {
-        const Index flat = flatten(Indices(indices.begin() + static_cast<std::ptrdiff_t>(i), indices.begin() + static_cast<std::ptrdiff_t>(i_end)),
-                                   Dims(to.begin() + static_cast<std::ptrdiff_t>(i), to.begin() + static_cast<std::ptrdiff_t>(i_end)));
-        for (Index& index : unflatten(flat, Dims(from.begin() + static_cast<std::ptrdiff_t>(j), from.begin() + static_cast<std::ptrdiff_t>(j_end)))) out.push_back(std::move(index));
+        const Index flat = flatten(Indices(indices.begin() + static_cast<std::ptrdiff_t>(i),
+                                           indices.begin() + static_cast<std::ptrdiff_t>(i_end)),
+                                   Dims(to.begin() + static_cast<std::ptrdiff_t>(i),
+                                        to.begin() + static_cast<std::ptrdiff_t>(i_end)));
+        for (Index& index :
+             unflatten(flat, Dims(from.begin() + static_cast<std::ptrdiff_t>(j),
+                                  from.begin() + static_cast<std::ptrdiff_t>(j_end))))
+          out.push_back(std::move(index));
       }
       i = i_end;
       j = j_end;
@@ -612,11 +687,16 @@ class Derivation {
 
   Expr contraction(const Contract& c, const Node& node, const Indices& indices) {
     const auto &a = in_[node.in[0]].type.dims, &b = in_[node.in[1]].type.dims;
-    const auto batch = static_cast<std::size_t>(c.batch), contracted = static_cast<std::size_t>(c.contracted);
+    const auto batch = static_cast<std::size_t>(c.batch),
+               contracted = static_cast<std::size_t>(c.contracted);
     const std::size_t left = a.size() - batch - contracted;
-    const std::vector<Symbol> symbols = c_.fresh(Dims(a.end() - static_cast<std::ptrdiff_t>(contracted), a.end()));
+    const std::vector<Symbol> symbols =
+        c_.fresh(Dims(a.end() - static_cast<std::ptrdiff_t>(contracted), a.end()));
     const Indices k = as_indices(symbols);
-    const auto part = [&](std::size_t from, std::size_t to) { return Indices(indices.begin() + static_cast<std::ptrdiff_t>(from), indices.begin() + static_cast<std::ptrdiff_t>(to)); };
+    const auto part = [&](std::size_t from, std::size_t to) {
+      return Indices(indices.begin() + static_cast<std::ptrdiff_t>(from),
+                     indices.begin() + static_cast<std::ptrdiff_t>(to));
+    };
     Indices ia = part(0, batch + left), ib = part(0, batch);
     const Indices rest = part(batch + left, indices.size());
     ib.insert(ib.end(), rest.begin(), rest.end());
@@ -648,7 +728,9 @@ class Derivation {
         std::iota(places.begin(), places.end(), offset);
         at[axis] = Index(s);
         if (size == 1) at[axis] = Index();
-        terms.push_back(c_.sum(s, c_.mul({c_.delta(indices[axis], Index::table({s}, std::move(places))), formula(in, at)})));
+        terms.push_back(
+            c_.sum(s, c_.mul({c_.delta(indices[axis], Index::table({s}, std::move(places))),
+                              formula(in, at)})));
       }
       offset += size;
     }
@@ -671,7 +753,8 @@ class Derivation {
   std::set<std::pair<std::string, std::vector<std::string>>> full_names_;
   std::set<std::tuple<SourceId, bool, std::uint32_t>> products_named_;
   std::vector<NodeId> first_scale_, data_;
-  std::map<NodeId, std::pair<NodeId, double>> scaled_;  ///< value without a name -> a named multiple of it, the factor
+  std::map<NodeId, std::pair<NodeId, double>>
+      scaled_;  ///< value without a name -> a named multiple of it, the factor
   std::map<NodeId, FromData> data_rows_;
   std::map<std::tuple<SourceId, bool, std::uint32_t>, Product> products_;
   std::map<std::pair<SourceId, bool>, std::vector<std::uint32_t>> gaussians_;

@@ -29,7 +29,8 @@ class Letters {
     static constexpr std::array kFree{"i", "j", "k", "l", "m", "o", "w", "x", "y", "z"};
     std::size_t next = 0;
     for (const Symbol& s : free)
-      if (s.size > 1) names_[s.id] = next < kFree.size() ? kFree[next++] : fmt::format("i{}", next++);
+      if (s.size > 1)
+        names_[s.id] = next < kFree.size() ? kFree[next++] : fmt::format("i{}", next++);
   }
   std::string bind(const Symbol& s) {
     static constexpr std::array kBound{"p", "q", "r", "s", "t", "u", "a", "b", "c", "d"};
@@ -52,40 +53,57 @@ std::optional<std::pair<std::int64_t, std::int64_t>> fraction(double x) {
   for (std::int64_t q = 1; q <= 1024; ++q) {
     const double p = std::round(x * static_cast<double>(q));
     if (std::abs(p) > 1e9) break;
-    if (std::abs(p / static_cast<double>(q) - x) <= 1e-15 * std::abs(x)) return std::pair{static_cast<std::int64_t>(p), q};
+    if (std::abs(p / static_cast<double>(q) - x) <= 1e-15 * std::abs(x))
+      return std::pair{static_cast<std::int64_t>(p), q};
   }
   return std::nullopt;
 }
 
 class Writer {
  public:
-  Writer(const Formulas& formulas, Style style) : f_(formulas), definitions_(formulas.calculus.definitions), style_(style) {}
+  Writer(const Formulas& formulas, Style style)
+      : f_(formulas), definitions_(formulas.calculus.definitions), style_(style) {}
 
   [[nodiscard]] bool latex() const { return style_ == Style::kLatex; }
 
-  // ---- names ---------------------------------------------------------------------------------------
+  // ---- names
+  // ---------------------------------------------------------------------------------------
 
   [[nodiscard]] std::string letters_of_name(const std::string& name) const {
     if (!latex()) return name;
-    static const std::set<std::string> greek{"alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "kappa", "lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "phi", "chi", "psi", "omega"};
+    static const std::set<std::string> greek{"alpha", "beta",  "gamma", "delta",  "epsilon", "zeta",
+                                             "eta",   "theta", "kappa", "lambda", "mu",      "nu",
+                                             "xi",    "pi",    "rho",   "sigma",  "tau",     "phi",
+                                             "chi",   "psi",   "omega"};
     std::string letters, digits;
     for (const char c : name) {
-      if (c >= '0' && c <= '9' && !letters.empty()) digits += c;
-      else if (digits.empty()) letters += c;
-      else return plain(name);
+      if (c >= '0' && c <= '9' && !letters.empty())
+        digits += c;
+      else if (digits.empty())
+        letters += c;
+      else
+        return plain(name);
     }
-    if (greek.contains(letters)) letters = "\\" + letters;
-    else if (letters.size() > 1) return plain(name);
+    if (greek.contains(letters))
+      letters = "\\" + letters;
+    else if (letters.size() > 1)
+      return plain(name);
     return digits.empty() ? letters : fmt::format("{{{}_{{{}}}}}", letters, digits);
   }
-  [[nodiscard]] static std::string plain(const std::string& name) { return "\\mathrm{" + escaped(name) + "}"; }
+  [[nodiscard]] static std::string plain(const std::string& name) {
+    return "\\mathrm{" + escaped(name) + "}";
+  }
   [[nodiscard]] static std::string escaped(const std::string& name) {
     std::string out;
     for (const char c : name) {
-      if (c == '_' || c == '%' || c == '#' || c == '&' || c == '$' || c == '{' || c == '}') out += '\\';
-      if (c == '^') out += "\\hat{}";
-      else if (c == '~' || c == '\\') out += ' ';
-      else out += c;
+      if (c == '_' || c == '%' || c == '#' || c == '&' || c == '$' || c == '{' || c == '}')
+        out += '\\';
+      if (c == '^')
+        out += "\\hat{}";
+      else if (c == '~' || c == '\\')
+        out += ' ';
+      else
+        out += c;
     }
     return out;
   }
@@ -94,8 +112,12 @@ class Writer {
   std::string label(std::uint32_t k) {
     const Definition& d = definitions_[k];
     switch (d.kind) {
-      case Definition::Kind::kGaussian: return latex() ? fmt::format("\\hat{{Z}}^{{{}}}", product(d)) : fmt::format("G[{}]", product(d));
-      case Definition::Kind::kResponse: return fmt::format(fmt::runtime(latex() ? "\\partial {}/\\partial {}" : "∂{}/∂{}"), label(d.operand), label(d.gaussian));
+      case Definition::Kind::kGaussian:
+        return latex() ? fmt::format("\\hat{{Z}}^{{{}}}", product(d))
+                       : fmt::format("G[{}]", product(d));
+      case Definition::Kind::kResponse:
+        return fmt::format(fmt::runtime(latex() ? "\\partial {}/\\partial {}" : "∂{}/∂{}"),
+                           label(d.operand), label(d.gaussian));
       default: break;
     }
     if (d.in_line) return label_of_value(d);
@@ -106,23 +128,33 @@ class Writer {
   std::string bare_name(const Definition& d) {
     if (d.gradient_of && (latex() || d.name.empty())) {
       const Definition& of = definitions_[*d.gradient_of];
-      return fmt::format("{}{}", latex() ? "\\mathrm{d}" : "d", of.name.empty() ? bracketed_product(of) : bare_name(of));
+      return fmt::format("{}{}", latex() ? "\\mathrm{d}" : "d",
+                         of.name.empty() ? bracketed_product(of) : bare_name(of));
     }
     if (d.name.empty()) return bracketed_product(d);
-    if (!latex()) return d.iteration.empty() ? d.name : fmt::format("{}({})", d.name, fmt::join(d.iteration, ","));
+    if (!latex())
+      return d.iteration.empty() ? d.name
+                                 : fmt::format("{}({})", d.name, fmt::join(d.iteration, ","));
     const std::string name = letters_of_name(d.name);
-    return d.iteration.empty() ? name : fmt::format("{}^{{({})}}", name, fmt::join(d.iteration, ","));
+    return d.iteration.empty() ? name
+                               : fmt::format("{}^{{({})}}", name, fmt::join(d.iteration, ","));
   }
-  std::string bracketed_product(const Definition& d) { return latex() ? fmt::format("({})", product(d)) : fmt::format("[{}]", product(d)); }
+  std::string bracketed_product(const Definition& d) {
+    return latex() ? fmt::format("({})", product(d)) : fmt::format("[{}]", product(d));
+  }
   std::string product(const Definition& d) {
     const Definition& x = definitions_[d.operand];
     const std::string operand = x.in_line ? label_of_value(x) : bare_name(x);
     std::string matrix = d.matrix;
     if (latex()) {
       const auto bracket = matrix.find('[');
-      matrix = bracket == std::string::npos ? letters_of_name(matrix) : fmt::format("{}_{{{}}}", letters_of_name(matrix.substr(0, bracket)), matrix.substr(bracket + 1, matrix.size() - bracket - 2));
+      matrix = bracket == std::string::npos
+                   ? letters_of_name(matrix)
+                   : fmt::format("{}_{{{}}}", letters_of_name(matrix.substr(0, bracket)),
+                                 matrix.substr(bracket + 1, matrix.size() - bracket - 2));
     }
-    return matrix + (d.transposed ? latex() ? "^{\\top}" : "'" : "") + (latex() ? "\\, " : " ") + operand;
+    return matrix + (d.transposed ? latex() ? "^{\\top}" : "'" : "") + (latex() ? "\\, " : " ") +
+           operand;
   }
   std::string label_of_value(const Definition& d) {
     Letters letters;
@@ -152,9 +184,13 @@ class Writer {
   }
   [[nodiscard]] std::string subscript(const std::vector<std::string>& parts) const {
     if (parts.empty()) return "";
-    const bool short_ones = std::all_of(parts.begin(), parts.end(), [](const std::string& p) { return p.size() == 1; });
+    const bool short_ones =
+        std::all_of(parts.begin(), parts.end(), [](const std::string& p) { return p.size() == 1; });
     if (latex()) return fmt::format("_{{{}}}", fmt::join(parts, short_ones ? "" : ","));
-    return short_ones ? fmt::format("_{}", fmt::join(parts, "")) : parts.size() == 1 && parts[0].size() <= 2 ? "_" + parts[0] : fmt::format("_{{{}}}", fmt::join(parts, ","));
+    return short_ones ? fmt::format("_{}", fmt::join(parts, ""))
+           : parts.size() == 1 && parts[0].size() <= 2
+               ? "_" + parts[0]
+               : fmt::format("_{{{}}}", fmt::join(parts, ","));
   }
 
   /// i, 3, i+4, (2p+1), or a table that the legend lists.
@@ -165,38 +201,55 @@ class Writer {
     if (i.symbols().size() == 1) {
       const std::int64_t first = values[0], stride = values[1] - values[0];
       bool arithmetic = true;
-      for (std::size_t k = 1; k < values.size(); ++k) arithmetic = arithmetic && values[k] - values[k - 1] == stride;
+      for (std::size_t k = 1; k < values.size(); ++k)
+        arithmetic = arithmetic && values[k] - values[k - 1] == stride;
       if (arithmetic && stride != 0) {
         const std::string s = letters[i.symbols()[0]];
-        const std::string line = stride == 1 ? s : stride == -1 ? "-" + s : fmt::format("{}{}", stride, s);
+        const std::string line = stride == 1    ? s
+                                 : stride == -1 ? "-" + s
+                                                : fmt::format("{}{}", stride, s);
         if (first == 0) return line;
-        return stride == -1 ? fmt::format("{}-{}", first, s) : first > 0 ? fmt::format("{}+{}", line, first) : line + fmt::format("{}", first);
+        return stride == -1 ? fmt::format("{}-{}", first, s)
+               : first > 0  ? fmt::format("{}+{}", line, first)
+                            : line + fmt::format("{}", first);
       }
     }
     const auto [it, fresh] = tables_.try_emplace(values, tables_.size() + 1);
     std::vector<std::string> names;
     for (const Symbol& s : i.symbols()) names.push_back(letters[s]);
-    return fmt::format(fmt::runtime(latex() ? "\\pi_{{{}}}({})" : "pi{}({})"), it->second, fmt::join(names, ","));
+    return fmt::format(fmt::runtime(latex() ? "\\pi_{{{}}}({})" : "pi{}({})"), it->second,
+                       fmt::join(names, ","));
   }
 
-  [[nodiscard]] const std::map<std::vector<std::int64_t>, std::size_t>& tables() const { return tables_; }
+  [[nodiscard]] const std::map<std::vector<std::int64_t>, std::size_t>& tables() const {
+    return tables_;
+  }
 
-  // ---- expressions ---------------------------------------------------------------------------------
+  // ---- expressions
+  // ---------------------------------------------------------------------------------
 
   std::string number(double x) const {
     if (x < 0) return "-" + number(-x);
     const auto q = fraction(x);
     if (q && q->second == 1) return fmt::format("{}", q->first);
     if (latex() && q) return fmt::format("\\tfrac{{{}}}{{{}}}", q->first, q->second);
-    if (std::string decimal = fmt::format("{:.6g}", x); std::abs(std::stod(decimal) - x) <= 1e-15 * x && decimal.find('e') == std::string::npos) return decimal;
+    if (std::string decimal = fmt::format("{:.6g}", x);
+        std::abs(std::stod(decimal) - x) <= 1e-15 * x && decimal.find('e') == std::string::npos)
+      return decimal;
     if (q) return fmt::format("({}/{})", q->first, q->second);
-    if (const auto square = fraction(x * x); square && square->second <= 64 && square->first <= 4096) {
-      const auto root = [&](std::int64_t v) { return v == 1 ? std::string("1") : fmt::format(fmt::runtime(latex() ? "\\sqrt{{{}}}" : "sqrt({})"), v); };
+    if (const auto square = fraction(x * x);
+        square && square->second <= 64 && square->first <= 4096) {
+      const auto root = [&](std::int64_t v) {
+        return v == 1 ? std::string("1")
+                      : fmt::format(fmt::runtime(latex() ? "\\sqrt{{{}}}" : "sqrt({})"), v);
+      };
       if (square->second == 1) return root(square->first);
-      return fmt::format(fmt::runtime(latex() ? "\\sqrt{{{}/{}}}" : "sqrt({}/{})"), square->first, square->second);
+      return fmt::format(fmt::runtime(latex() ? "\\sqrt{{{}/{}}}" : "sqrt({}/{})"), square->first,
+                         square->second);
     }
     const std::string text = fmt::format("{:.12g}", x);
-    if (const auto e = text.find('e'); latex() && e != std::string::npos) return fmt::format("{}\\cdot 10^{{{}}}", text.substr(0, e), std::stoi(text.substr(e + 1)));
+    if (const auto e = text.find('e'); latex() && e != std::string::npos)
+      return fmt::format("{}\\cdot 10^{{{}}}", text.substr(0, e), std::stoi(text.substr(e + 1)));
     return text;
   }
 
@@ -215,25 +268,34 @@ class Writer {
       }
       case Kind::kAdd: {
         std::string out;
-        for (const std::string& t : terms(e, letters)) out += out.empty() ? t[0] == '+' ? t.substr(2) : "-" + t.substr(2) : " " + t;
+        for (const std::string& t : terms(e, letters))
+          out += out.empty() ? t[0] == '+' ? t.substr(2) : "-" + t.substr(2) : " " + t;
         return bracketed(level > 0, out);
       }
       case Kind::kMul: return bracketed(level > 1, product_text(e->args, letters));
       case Kind::kPower: {
         if (e->number < 0) return bracketed(level > 1, product_text({e}, letters));
-        if (e->number == 0.5) return latex() ? fmt::format("\\sqrt{{{}}}", write(e->args[0], letters)) : fmt::format("sqrt({})", write(e->args[0], letters));
+        if (e->number == 0.5)
+          return latex() ? fmt::format("\\sqrt{{{}}}", write(e->args[0], letters))
+                         : fmt::format("sqrt({})", write(e->args[0], letters));
         const Kind inner = e->args[0]->kind;
-        const bool atom = inner == Kind::kMean || inner == Kind::kFunction || (inner == Kind::kRef && !latex());
-        const std::string base = atom ? write(e->args[0], letters, 2) : bracketed(true, write(e->args[0], letters));
+        const bool atom =
+            inner == Kind::kMean || inner == Kind::kFunction || (inner == Kind::kRef && !latex());
+        const std::string base =
+            atom ? write(e->args[0], letters, 2) : bracketed(true, write(e->args[0], letters));
         const std::string exponent = latex() ? number(e->number) : number(e->number);
         return latex() ? fmt::format("{}^{{{}}}", base, exponent) : base + "^" + exponent;
       }
       case Kind::kFunction: return function(e, letters);
       case Kind::kCall: {
         const auto arg = [&](std::size_t k, int own) { return write(e->args[k], letters, own); };
-        const auto relation = [&](const char* sign) { return fmt::format("[{} {} {}]", arg(0, 0), sign, arg(1, 0)); };
+        const auto relation = [&](const char* sign) {
+          return fmt::format("[{} {} {}]", arg(0, 0), sign, arg(1, 0));
+        };
         switch (e->map.fn) {
-          case Fn::kPow: return latex() ? fmt::format("{}^{{{}}}", bracketed(true, arg(0, 0)), arg(1, 0)) : fmt::format("{}^{}", arg(0, 2), arg(1, 2));
+          case Fn::kPow:
+            return latex() ? fmt::format("{}^{{{}}}", bracketed(true, arg(0, 0)), arg(1, 0))
+                           : fmt::format("{}^{}", arg(0, 2), arg(1, 2));
           case Fn::kLess: return relation("<");
           case Fn::kLessEqual: return relation(latex() ? "\\le" : "<=");
           case Fn::kEqual: return relation("=");
@@ -242,18 +304,27 @@ class Writer {
         }
         std::vector<std::string> args;
         for (std::size_t k = 0; k < e->args.size(); ++k) args.push_back(arg(k, 0));
-        return fmt::format("{}({})", latex() ? "\\operatorname{" + escaped(ir::name(e->map.fn)) + "}" : ir::name(e->map.fn), fmt::join(args, ", "));
+        return fmt::format(
+            "{}({})",
+            latex() ? "\\operatorname{" + escaped(ir::name(e->map.fn)) + "}" : ir::name(e->map.fn),
+            fmt::join(args, ", "));
       }
-      case Kind::kSum: case Kind::kMax: {
+      case Kind::kSum:
+      case Kind::kMax: {
         const std::string letter = letters.bind(e->bound);
         const bool sum = e->kind == Kind::kSum;
-        std::string out = latex() ? fmt::format("{}_{{{}}} ", sum ? "\\sum" : "\\max", letter) : fmt::format("{}_{} ", sum ? "Σ" : "max", letter);
+        std::string out = latex() ? fmt::format("{}_{{{}}} ", sum ? "\\sum" : "\\max", letter)
+                                  : fmt::format("{}_{} ", sum ? "Σ" : "max", letter);
         out += write(e->args[0], letters, 1);
         letters.release();
         return bracketed(level > 1, out);
       }
-      case Kind::kMean: return (latex() ? "\\mathbb{E}\\left[" : "E[") + write(e->args[0], letters) + (latex() ? "\\right]" : "]");
-      case Kind::kJump: return fmt::format(fmt::runtime(latex() ? "\\partial[{}]" : "∂[{}]"), write(e->args[0], letters));
+      case Kind::kMean:
+        return (latex() ? "\\mathbb{E}\\left[" : "E[") + write(e->args[0], letters) +
+               (latex() ? "\\right]" : "]");
+      case Kind::kJump:
+        return fmt::format(fmt::runtime(latex() ? "\\partial[{}]" : "∂[{}]"),
+                           write(e->args[0], letters));
     }
     return "";
   }
@@ -273,13 +344,19 @@ class Writer {
     const Definition& d = definitions_[e->ref];
     if (d.kind == Definition::Kind::kResponse) {
       const auto split = static_cast<std::ptrdiff_t>(definitions_[d.operand].axes.size());
-      const std::string top = label(d.operand) + indices(Indices(e->indices.begin(), e->indices.begin() + split), definitions_[d.operand].axes, letters);
-      const std::string bottom = label(d.gaussian) + indices(Indices(e->indices.begin() + split, e->indices.end()), definitions_[d.gaussian].axes, letters);
-      return latex() ? fmt::format("\\frac{{\\partial {}}}{{\\partial {}}}", top, bottom) : fmt::format("∂{}/∂{}", top, bottom);
+      const std::string top =
+          label(d.operand) + indices(Indices(e->indices.begin(), e->indices.begin() + split),
+                                     definitions_[d.operand].axes, letters);
+      const std::string bottom =
+          label(d.gaussian) + indices(Indices(e->indices.begin() + split, e->indices.end()),
+                                      definitions_[d.gaussian].axes, letters);
+      return latex() ? fmt::format("\\frac{{\\partial {}}}{{\\partial {}}}", top, bottom)
+                     : fmt::format("∂{}/∂{}", top, bottom);
     }
     // Z^{h_i}: the indices belong to the vector.
     const std::string below = indices(e->indices, d.axes, letters);
-    if (latex() && d.width && d.kind != Definition::Kind::kGaussian) return fmt::format("Z^{{{}{}}}", bare_name(d), below);
+    if (latex() && d.width && d.kind != Definition::Kind::kGaussian)
+      return fmt::format("Z^{{{}{}}}", bare_name(d), below);
     return label(e->ref) + below;
   }
 
@@ -292,11 +369,15 @@ class Writer {
       --order;
     } else {
       name = ir::name(e->map.fn);
-      if ((e->map.fn == Fn::kLeakyRelu || e->map.fn == Fn::kElu) && e->map.parameter != 1) name += fmt::format("[{:g}]", e->map.parameter);
+      if ((e->map.fn == Fn::kLeakyRelu || e->map.fn == Fn::kElu) && e->map.parameter != 1)
+        name += fmt::format("[{:g}]", e->map.parameter);
       static const std::set<std::string> known{"tanh", "sin", "cos", "exp", "log"};
-      if (latex()) name = known.contains(name) ? "\\" + name : "\\operatorname{" + escaped(name) + "}";
+      if (latex())
+        name = known.contains(name) ? "\\" + name : "\\operatorname{" + escaped(name) + "}";
     }
-    const std::string primes = order <= 3 ? std::string(static_cast<std::size_t>(order), '\'') : fmt::format(fmt::runtime(latex() ? "^{{({})}}" : "^({})"), order);
+    const std::string primes =
+        order <= 3 ? std::string(static_cast<std::size_t>(order), '\'')
+                   : fmt::format(fmt::runtime(latex() ? "^{{({})}}" : "^({})"), order);
     return name + primes + (latex() ? "\\left(" : "(") + argument + (latex() ? "\\right)" : ")");
   }
 
@@ -305,9 +386,12 @@ class Writer {
     std::vector<Expr> above, below;
     double c = 1;
     for (const Expr& f : factors) {
-      if (f->kind == Kind::kNumber) c *= f->number;
-      else if (f->kind == Kind::kPower && f->number < 0) below.push_back(const_cast<Formulas&>(f_).calculus.power(f->args[0], -f->number));
-      else above.push_back(f);
+      if (f->kind == Kind::kNumber)
+        c *= f->number;
+      else if (f->kind == Kind::kPower && f->number < 0)
+        below.push_back(const_cast<Formulas&>(f_).calculus.power(f->args[0], -f->number));
+      else
+        above.push_back(f);
     }
     if (c < 0) {
       sign = "-";
@@ -324,9 +408,14 @@ class Writer {
     std::string out = fmt::format("{}", fmt::join(parts, gap));
     if (!below.empty()) {
       std::vector<std::string> denominators;
-      for (const Expr& f : below) denominators.push_back(write(f, letters, latex() && below.size() == 1 ? 0 : below.size() == 1 ? 2 : 1));
+      for (const Expr& f : below)
+        denominators.push_back(write(f, letters,
+                                     latex() && below.size() == 1 ? 0
+                                     : below.size() == 1          ? 2
+                                                                  : 1));
       const std::string bottom = fmt::format("{}", fmt::join(denominators, gap));
-      out = latex() ? fmt::format("\\frac{{{}}}{{{}}}", out, bottom) : fmt::format("{} / {}", out, below.size() > 1 ? "(" + bottom + ")" : bottom);
+      out = latex() ? fmt::format("\\frac{{{}}}{{{}}}", out, bottom)
+                    : fmt::format("{} / {}", out, below.size() > 1 ? "(" + bottom + ")" : bottom);
     }
     return sign + out;
   }
@@ -338,7 +427,8 @@ class Writer {
   std::map<std::vector<std::int64_t>, std::size_t> tables_;
 };
 
-// ---- lines -----------------------------------------------------------------------------------------
+// ---- lines
+// -----------------------------------------------------------------------------------------
 
 struct Line {
   std::string left;
@@ -349,7 +439,8 @@ struct Line {
 
 std::string join_terms(const std::vector<std::string>& terms) {
   std::string out;
-  for (const std::string& t : terms) out += out.empty() ? t[0] == '+' ? t.substr(2) : "-" + t.substr(2) : " " + t;
+  for (const std::string& t : terms)
+    out += out.empty() ? t[0] == '+' ? t.substr(2) : "-" + t.substr(2) : " " + t;
   return out;
 }
 
@@ -359,7 +450,9 @@ Indices own_indices(const Definition& d) {
   return out;
 }
 
-Expr reference_to(Formulas& f, std::uint32_t k) { return f.calculus.ref(k, own_indices(f.calculus.definitions[k])); }
+Expr reference_to(Formulas& f, std::uint32_t k) {
+  return f.calculus.ref(k, own_indices(f.calculus.definitions[k]));
+}
 
 /// A block of lines under one heading.
 struct Section {
@@ -371,14 +464,16 @@ struct Section {
 
 class Composition {
  public:
-  Composition(Formulas& formulas, const View& view, Style style) : f_(formulas), view_(view), w_(formulas, style) {}
+  Composition(Formulas& formulas, const View& view, Style style)
+      : f_(formulas), view_(view), w_(formulas, style) {}
 
   Writer& writer() { return w_; }
 
   std::vector<Section> sections() {
     std::vector<Section> out;
     std::vector<std::uint32_t> covariances;
-    const auto section = [&](const std::string& heading, const std::string& part, std::uint32_t step = 0) -> Section& {
+    const auto section = [&](const std::string& heading, const std::string& part,
+                             std::uint32_t step = 0) -> Section& {
       for (Section& s : out)
         if (s.heading == heading && s.part == part) return s;
       out.push_back({heading, part, {}, false, step});
@@ -387,11 +482,13 @@ class Composition {
     for (const std::uint32_t k : view_.definitions) {
       const Definition d = f_.calculus.definitions[k];
       const bool start = d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kData;
-      if (start || d.initial) section("start", "").lines.push_back(start ? start_line(k) : formula_line(k));
+      if (start || d.initial)
+        section("start", "").lines.push_back(start ? start_line(k) : formula_line(k));
     }
     for (const std::uint32_t k : view_.definitions) {
       const Definition d = f_.calculus.definitions[k];
-      if (d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kData || d.initial) continue;
+      if (d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kData || d.initial)
+        continue;
       if (d.kind == Definition::Kind::kGaussian) {
         covariances.push_back(k);
         continue;
@@ -399,12 +496,24 @@ class Composition {
       section(heading(d), part_of(d), d.step).lines.push_back(formula_line(k));
     }
     for (const std::uint32_t k : covariances)
-      for (Line& line : covariance_lines(k)) section(heading(f_.calculus.definitions[k]), "covariances", f_.calculus.definitions[k].step).lines.push_back(std::move(line));
+      for (Line& line : covariance_lines(k))
+        section(heading(f_.calculus.definitions[k]), "covariances", f_.calculus.definitions[k].step)
+            .lines.push_back(std::move(line));
     // Parts of a step stay together, in the order of training.
-    const auto place = [](const std::string& part) { return part == "forward" ? 0 : part == "backward" ? 1 : part == "update" ? 2 : part.empty() ? 0 : 3; };
-    const auto rank = [&](const Section& s) { return std::tuple{s.heading != "start", s.step, place(s.part)}; };
-    std::stable_sort(out.begin(), out.end(), [&](const Section& a, const Section& b) { return rank(a) < rank(b); });
-    if (auto forms = closed_forms(); !forms.empty()) out.push_back({"closed forms", "", std::move(forms), true, 0});
+    const auto place = [](const std::string& part) {
+      return part == "forward"    ? 0
+             : part == "backward" ? 1
+             : part == "update"   ? 2
+             : part.empty()       ? 0
+                                  : 3;
+    };
+    const auto rank = [&](const Section& s) {
+      return std::tuple{s.heading != "start", s.step, place(s.part)};
+    };
+    std::stable_sort(out.begin(), out.end(),
+                     [&](const Section& a, const Section& b) { return rank(a) < rank(b); });
+    if (auto forms = closed_forms(); !forms.empty())
+      out.push_back({"closed forms", "", std::move(forms), true, 0});
     return out;
   }
 
@@ -417,13 +526,20 @@ class Composition {
       Letters letters;
       letters.declare(free_symbols(mean));
       const auto moment = [&](const char* name, const Expr& value) {
-        return fmt::format(fmt::runtime(w_.latex() ? "${} = {}$" : "{} = {}"), name, w_.write(value, letters));
+        return fmt::format(fmt::runtime(w_.latex() ? "${} = {}$" : "{} = {}"), name,
+                           w_.write(value, letters));
       };
-      Line line{w_.write(mean, letters), "=", {std::string("+ ") + (w_.latex() ? form->latex : form->text)}, ""};
+      Line line{w_.write(mean, letters),
+                "=",
+                {std::string("+ ") + (w_.latex() ? form->latex : form->text)},
+                ""};
       if (form->pair) {
-        const auto a = f_.calculus.gaussian_covariance(form->a, form->a), b = f_.calculus.gaussian_covariance(form->b, form->b);
-        line.note = fmt::format("{}, {}, {}", moment("A", *a), moment("B", *b), moment("C", form->covariance));
-        if (form->text.find("r") != std::string::npos && form->text.find("(r") != std::string::npos) line.note += w_.latex() ? ", $r = C/\\sqrt{AB}$" : ", r = C / sqrt(A B)";
+        const auto a = f_.calculus.gaussian_covariance(form->a, form->a),
+                   b = f_.calculus.gaussian_covariance(form->b, form->b);
+        line.note = fmt::format("{}, {}, {}", moment("A", *a), moment("B", *b),
+                                moment("C", form->covariance));
+        if (form->text.find("r") != std::string::npos && form->text.find("(r") != std::string::npos)
+          line.note += w_.latex() ? ", $r = C/\\sqrt{AB}$" : ", r = C / sqrt(A B)";
       } else if (form->text.find('C') != std::string::npos) {
         line.note = moment("C", form->covariance);
       }
@@ -446,7 +562,8 @@ class Composition {
     switch (d.role) {
       case Definition::Role::kGradient: return last_ = "backward";
       case Definition::Role::kVersion: return last_ = "update";
-      case Definition::Role::kForward: case Definition::Role::kReport: return last_ = "forward";
+      case Definition::Role::kForward:
+      case Definition::Role::kReport: return last_ = "forward";
       case Definition::Role::kHelper: break;
     }
     if (d.kind == Definition::Kind::kCoefficient || d.kind == Definition::Kind::kResponse)
@@ -469,13 +586,20 @@ class Composition {
       std::vector<std::string> operands;
       for (const std::uint32_t o : d.operands) operands.push_back(w_.label(o));
       const std::string name = ir::op_name(*d.operation);
-      line.terms = {"+ " + fmt::format("{}({})", w_.latex() ? "\\operatorname{" + Writer::escaped(name) + "}" : name, fmt::join(operands, ", "))};
+      line.terms = {"+ " +
+                    fmt::format("{}({})",
+                                w_.latex() ? "\\operatorname{" + Writer::escaped(name) + "}" : name,
+                                fmt::join(operands, ", "))};
     } else {
       line.terms = w_.terms(d.value, letters);
     }
-    if (d.gradient_of) line.note = "gradient" + (d.order == 0 ? "" : " times " + power_of_width(-d.order));
-    else if (d.order != 0) line.note = fmt::format("the limit of {} {}", power_of_width(-d.order), d.name);
-    if (d.kinked) line.note += std::string(line.note.empty() ? "" : "; ") + "derivatives in the sense of distributions";
+    if (d.gradient_of)
+      line.note = "gradient" + (d.order == 0 ? "" : " times " + power_of_width(-d.order));
+    else if (d.order != 0)
+      line.note = fmt::format("the limit of {} {}", power_of_width(-d.order), d.name);
+    if (d.kinked)
+      line.note +=
+          std::string(line.note.empty() ? "" : "; ") + "derivatives in the sense of distributions";
     return line;
   }
 
@@ -488,9 +612,12 @@ class Composition {
     for (const Symbol& s : d.axes) dims.push_back(fmt::format("{}", s.size));
     if (d.kind == Definition::Kind::kData) {
       line.relation = w_.latex() ? "" : ":";
-      line.terms = {"+ " + std::string(w_.latex() ? "\\text{ data }" : "data ") + fmt::format("[{}]", fmt::join(dims, ", "))};
+      line.terms = {"+ " + std::string(w_.latex() ? "\\text{ data }" : "data ") +
+                    fmt::format("[{}]", fmt::join(dims, ", "))};
     } else {
-      line.terms = {"+ " + fmt::format(fmt::runtime(w_.latex() ? "\\mathcal{{N}}(0, {})" : "N(0, {})"), w_.number(d.scale * d.scale))};
+      line.terms = {"+ " +
+                    fmt::format(fmt::runtime(w_.latex() ? "\\mathcal{{N}}(0, {})" : "N(0, {})"),
+                                w_.number(d.scale * d.scale))};
       if (!d.axes.empty()) line.note = "independent for each index";
     }
     return line;
@@ -501,13 +628,21 @@ class Composition {
     std::vector<Line> out;
     for (std::uint32_t other = 0; other <= k; ++other) {
       const Definition a = f_.calculus.definitions[k], b = f_.calculus.definitions[other];
-      if (b.kind != Definition::Kind::kGaussian || b.family != a.family || (other != k && !shown(other))) continue;
+      if (b.kind != Definition::Kind::kGaussian || b.family != a.family ||
+          (other != k && !shown(other)))
+        continue;
       const auto [x, y, value] = covariance(k, other);
       Letters letters;
       letters.declare(free_symbols(f_.calculus.mul({x, y})));
       Line line;
-      if (k == other && a.axes.empty()) line.left = w_.latex() ? fmt::format("\\operatorname{{Var}}({})", w_.write(x, letters)) : fmt::format("Var({})", w_.write(x, letters));
-      else line.left = w_.latex() ? fmt::format("\\operatorname{{Cov}}({}, {})", w_.write(x, letters), w_.write(y, letters)) : fmt::format("Cov({}, {})", w_.write(x, letters), w_.write(y, letters));
+      if (k == other && a.axes.empty())
+        line.left = w_.latex() ? fmt::format("\\operatorname{{Var}}({})", w_.write(x, letters))
+                               : fmt::format("Var({})", w_.write(x, letters));
+      else
+        line.left = w_.latex()
+                        ? fmt::format("\\operatorname{{Cov}}({}, {})", w_.write(x, letters),
+                                      w_.write(y, letters))
+                        : fmt::format("Cov({}, {})", w_.write(x, letters), w_.write(y, letters));
       line.relation = "=";
       line.terms = w_.terms(value, letters);
       out.push_back(std::move(line));
@@ -515,17 +650,23 @@ class Composition {
     return out;
   }
 
-  struct Covariance { Expr x, y, value; };
+  struct Covariance {
+    Expr x, y, value;
+  };
   Covariance covariance(std::uint32_t k, std::uint32_t other) {
     Calculus& c = f_.calculus;
     Indices at;
-    for (const Symbol& s : std::vector<Symbol>(c.definitions[other].axes)) at.emplace_back(c.fresh(s.size));
+    for (const Symbol& s : std::vector<Symbol>(c.definitions[other].axes))
+      at.emplace_back(c.fresh(s.size));
     const Expr x = reference_to(f_, k), y = c.ref(other, at);
     return {x, y, c.mean(c.mul({x, y}))};
   }
 
  private:
-  [[nodiscard]] bool shown(std::uint32_t k) const { return std::find(view_.definitions.begin(), view_.definitions.end(), k) != view_.definitions.end(); }
+  [[nodiscard]] bool shown(std::uint32_t k) const {
+    return std::find(view_.definitions.begin(), view_.definitions.end(), k) !=
+           view_.definitions.end();
+  }
   std::string last_part(const Definition& d) {
     if (d.step != last_step_) last_.clear();
     last_step_ = d.step;
@@ -555,7 +696,8 @@ std::string method_text(Method method) {
 
 std::string values_text(const Number& n) {
   const auto one = [&](std::size_t k) {
-    const bool exact = n.method == Method::kExact || n.method == Method::kClosedForm || n.error.empty();
+    const bool exact =
+        n.method == Method::kExact || n.method == Method::kClosedForm || n.error.empty();
     return exact ? format_number(n.value[k]) : format_number(n.value[k], n.error[k]);
   };
   if (n.value.size() == 1) return one(0);
@@ -564,7 +706,8 @@ std::string values_text(const Number& n) {
   if (axes.size() == 2 && axes[0].size * axes[1].size <= 16) {  // a matrix, row by row
     std::string out = "[";
     const auto columns = static_cast<std::size_t>(axes[1].size);
-    for (std::size_t k = 0; k < n.value.size(); ++k) out += (k == 0 ? "" : k % columns == 0 ? "; " : ", ") + one(k);
+    for (std::size_t k = 0; k < n.value.size(); ++k)
+      out += (k == 0 ? "" : k % columns == 0 ? "; " : ", ") + one(k);
     return out + "]";
   }
   constexpr std::size_t kMost = 6;
@@ -576,16 +719,19 @@ std::string values_text(const Number& n) {
 }  // namespace
 
 bool is_name(const Formulas& f, const std::string& name) {
-  return std::any_of(f.calculus.definitions.begin(), f.calculus.definitions.end(), [&](const Definition& d) { return !d.in_line && d.name == name; });
+  return std::any_of(f.calculus.definitions.begin(), f.calculus.definitions.end(),
+                     [&](const Definition& d) { return !d.in_line && d.name == name; });
 }
 
 View view_of(Formulas& f, const Selection& selection) {
   const auto& definitions = f.calculus.definitions;
   const auto in_steps = [&](const Definition& d) {
-    return !selection.steps || (static_cast<std::int64_t>(d.step) >= selection.steps->first && static_cast<std::int64_t>(d.step) < selection.steps->second);
+    return !selection.steps || (static_cast<std::int64_t>(d.step) >= selection.steps->first &&
+                                static_cast<std::int64_t>(d.step) < selection.steps->second);
   };
   std::set<std::uint32_t> shown;
-  // What stands in a shown formula without a line of its own in the text of the program comes along.
+  // What stands in a shown formula without a line of its own in the text of the program comes
+  // along.
   const std::function<void(std::uint32_t)> show = [&](std::uint32_t k) {
     if (!shown.insert(k).second) return;
     for (const std::uint32_t o : definitions[k].operands) show(o);
@@ -593,9 +739,12 @@ View view_of(Formulas& f, const Selection& selection) {
     const std::function<void(const Expr&)> walk = [&](const Expr& e) {
       if (e->kind == Kind::kRef) {
         const Definition& d = definitions[e->ref];
-        const bool helper = d.role == Definition::Role::kHelper || d.kind == Definition::Kind::kGaussian;
+        const bool helper =
+            d.role == Definition::Role::kHelper || d.kind == Definition::Kind::kGaussian;
         if (helper && (d.kind == Definition::Kind::kGaussian || in_steps(d))) show(e->ref);
-        if (d.kind == Definition::Kind::kData || (d.kind == Definition::Kind::kSource && !selection.names.empty())) show(e->ref);
+        if (d.kind == Definition::Kind::kData ||
+            (d.kind == Definition::Kind::kSource && !selection.names.empty()))
+          show(e->ref);
       }
       for (const Expr& a : e->args) walk(a);
     };
@@ -603,9 +752,12 @@ View view_of(Formulas& f, const Selection& selection) {
   };
   for (std::uint32_t k = 0; k < definitions.size(); ++k) {
     const Definition& d = definitions[k];
-    const bool named = std::find(selection.names.begin(), selection.names.end(), d.name) != selection.names.end();
+    const bool named =
+        std::find(selection.names.begin(), selection.names.end(), d.name) != selection.names.end();
     if (selection.names.empty()) {
-      if (d.role != Definition::Role::kHelper && d.kind != Definition::Kind::kData && (in_steps(d) || d.kind == Definition::Kind::kSource)) show(k);
+      if (d.role != Definition::Role::kHelper && d.kind != Definition::Kind::kData &&
+          (in_steps(d) || d.kind == Definition::Kind::kSource))
+        show(k);
     } else if (named && (in_steps(d) || d.kind == Definition::Kind::kSource)) {
       show(k);
     }
@@ -615,35 +767,49 @@ View view_of(Formulas& f, const Selection& selection) {
     if (!definitions[k].in_line) out.definitions.push_back(k);
   std::set<std::string> met, seen;
   const auto want = [&](const Expr& e) {
-    if (e->kind != Kind::kNumber && met.insert(Calculus::key(e, true)).second) out.numbers.push_back(e);
+    if (e->kind != Kind::kNumber && met.insert(Calculus::key(e, true)).second)
+      out.numbers.push_back(e);
   };
   Composition covariances(f, out, Style::kText);
   for (const std::uint32_t k : std::vector<std::uint32_t>(out.definitions)) {
     const Definition d = definitions[k];
     std::vector<Expr> means;
-    if (d.kind == Definition::Kind::kGaussian) collect_means(covariances.covariance(k, k).value, means);
+    if (d.kind == Definition::Kind::kGaussian)
+      collect_means(covariances.covariance(k, k).value, means);
     if (d.value) collect_means(d.value, means);
     for (const Expr& m : means)
       if (seen.insert(Calculus::key(m, true)).second) out.means.push_back(m);
-    const bool named = d.value && !d.width && d.value->kind == Kind::kMean;  // the mean has a name: its number stands there
+    const bool named =
+        d.value && !d.width &&
+        d.value->kind == Kind::kMean;  // the mean has a name: its number stands there
     for (const Expr& m : means)
       if (!named || d.kind == Definition::Kind::kGaussian) want(m);
-    if (!d.width && d.kind != Definition::Kind::kData && d.kind != Definition::Kind::kGaussian && !(d.kind == Definition::Kind::kResponse && d.kinked)) want(reference_to(f, k));
+    if (!d.width && d.kind != Definition::Kind::kData && d.kind != Definition::Kind::kGaussian &&
+        !(d.kind == Definition::Kind::kResponse && d.kinked))
+      want(reference_to(f, k));
   }
   return out;
 }
 
-std::string to_text(Formulas& f, const View& view, const std::vector<Number>& numbers, const std::string& title) {
+std::string to_text(Formulas& f, const View& view, const std::vector<Number>& numbers,
+                    const std::string& title) {
   Composition composition(f, view, Style::kText);
   std::string out = fmt::format("{}: the limit of infinite width\n\n", title);
-  out += "A vector's name stands for the random variable that its coordinates tend to, E for its mean.\n";
-  const bool products = std::any_of(f.matrices.begin(), f.matrices.end(), [](const MatrixFamily& m) { return m.used[0] || m.used[1]; });
+  out +=
+      "A vector's name stands for the random variable that its coordinates tend to, E for its "
+      "mean.\n";
+  const bool products = std::any_of(f.matrices.begin(), f.matrices.end(),
+                                    [](const MatrixFamily& m) { return m.used[0] || m.used[1]; });
   if (products) {
-    out += "G[W x] is the Gaussian part of W x: mean 0, independent of the initial vectors, of the G of other matrices and of G[W' y].\n";
+    out +=
+        "G[W x] is the Gaussian part of W x: mean 0, independent of the initial vectors, of the G "
+        "of other matrices and of G[W' y].\n";
     for (const MatrixFamily& m : f.matrices)
       if (m.used[0] || m.used[1])
-        out += fmt::format("{}: entries N(0, {}/n), Cov(G[{} x], G[{} y]) = {}E[x y]\n", m.name, Writer(f, Style::kText).number(m.scale * m.scale), m.name, m.name,
-                           m.scale == 1 ? "" : Writer(f, Style::kText).number(m.scale * m.scale) + " ");
+        out += fmt::format(
+            "{}: entries N(0, {}/n), Cov(G[{} x], G[{} y]) = {}E[x y]\n", m.name,
+            Writer(f, Style::kText).number(m.scale * m.scale), m.name, m.name,
+            m.scale == 1 ? "" : Writer(f, Style::kText).number(m.scale * m.scale) + " ");
   }
   std::string heading;
   constexpr std::size_t kWidest = 28, kLong = 96;
@@ -656,7 +822,9 @@ std::string to_text(Formulas& f, const View& view, const std::vector<Number>& nu
     const std::string margin(s.part.empty() ? 2 : 4, ' ');
     for (const Line& line : s.lines) {
       const std::size_t own = count_columns(line.left);
-      const std::string left = margin + line.left + std::string(own < width ? width - own : 0, ' ') + " " + line.relation + " ";
+      const std::string left = margin + line.left +
+                               std::string(own < width ? width - own : 0, ' ') + " " +
+                               line.relation + " ";
       const std::string whole = join_terms(line.terms);
       const std::string note = line.note.empty() ? "" : "   # " + line.note;
       if (count_columns(whole) <= kLong || line.terms.size() == 1) {
@@ -665,7 +833,8 @@ std::string to_text(Formulas& f, const View& view, const std::vector<Number>& nu
       }
       for (std::size_t k = 0; k < line.terms.size(); ++k) {
         const std::string& t = line.terms[k];
-        out += k == 0 ? left + (t[0] == '+' ? t.substr(2) : "-" + t.substr(2)) + note + "\n" : std::string(count_columns(left), ' ') + t + "\n";
+        out += k == 0 ? left + (t[0] == '+' ? t.substr(2) : "-" + t.substr(2)) + note + "\n"
+                      : std::string(count_columns(left), ' ') + t + "\n";
       }
     }
   }
@@ -677,43 +846,59 @@ std::string to_text(Formulas& f, const View& view, const std::vector<Number>& nu
       Letters letters;
       letters.declare(free_symbols(n.formula));
       names.push_back(composition.writer().write(n.formula, letters));
-      if (n.possible && count_columns(names.back()) <= 48) width = std::max(width, count_columns(names.back()));
+      if (n.possible && count_columns(names.back()) <= 48)
+        width = std::max(width, count_columns(names.back()));
     }
     for (std::size_t k = 0; k < numbers.size(); ++k) {
       if (!numbers[k].possible) continue;
       const std::size_t own = count_columns(names[k]);
-      out += fmt::format("  {}{} = {}   ({})\n", names[k], std::string(own < width ? width - own : 0, ' '), values_text(numbers[k]), method_text(numbers[k].method));
+      out += fmt::format("  {}{} = {}   ({})\n", names[k],
+                         std::string(own < width ? width - own : 0, ' '), values_text(numbers[k]),
+                         method_text(numbers[k].method));
     }
     if (std::any_of(numbers.begin(), numbers.end(), [](const Number& n) { return !n.possible; }))
-      out += "  means with δ are part of their coefficients theta, which are found by Stein's lemma\n";
+      out +=
+          "  means with δ are part of their coefficients theta, which are found by Stein's lemma\n";
   }
-  for (const auto& [values, number] : composition.writer().tables()) out += fmt::format("\npi{} = [{}]", number, fmt::join(values, ", "));
+  for (const auto& [values, number] : composition.writer().tables())
+    out += fmt::format("\npi{} = [{}]", number, fmt::join(values, ", "));
   if (!composition.writer().tables().empty()) out += "\n";
   return out;
 }
 
-std::string to_latex(Formulas& f, const View& view, const std::vector<Number>& numbers, const std::string& title) {
+std::string to_latex(Formulas& f, const View& view, const std::vector<Number>& numbers,
+                     const std::string& title) {
   Composition composition(f, view, Style::kLatex);
-  std::string out = "\\documentclass{article}\n\\usepackage[margin=2cm]{geometry}\n\\usepackage{amsmath,amssymb}\n\\allowdisplaybreaks\n\\begin{document}\n";
-  out += fmt::format("\\section*{{\\texttt{{{}}}: the limit of infinite width}}\n", Writer::escaped(title));
-  out += "$Z^x$ is the random variable that the coordinates of $x$ tend to, $\\hat{Z}^{Wx}$ the Gaussian part of $Z^{Wx}$: of mean 0, independent of the initial vectors, of those of other matrices and of $\\hat{Z}^{W^\\top y}$.\n";
+  std::string out =
+      "\\documentclass{article}\n\\usepackage[margin=2cm]{geometry}\n\\usepackage{amsmath,amssymb}"
+      "\n\\allowdisplaybreaks\n\\begin{document}\n";
+  out += fmt::format("\\section*{{\\texttt{{{}}}: the limit of infinite width}}\n",
+                     Writer::escaped(title));
+  out +=
+      "$Z^x$ is the random variable that the coordinates of $x$ tend to, $\\hat{Z}^{Wx}$ the "
+      "Gaussian part of $Z^{Wx}$: of mean 0, independent of the initial vectors, of those of other "
+      "matrices and of $\\hat{Z}^{W^\\top y}$.\n";
   constexpr std::size_t kLong = 120;
   std::string heading;
   for (const Section& s : composition.sections()) {
-    if (s.heading != heading) out += fmt::format("\n\\subsection*{{{}}}\n", Writer::escaped(heading = s.heading));
+    if (s.heading != heading)
+      out += fmt::format("\n\\subsection*{{{}}}\n", Writer::escaped(heading = s.heading));
     if (!s.part.empty()) out += fmt::format("\\paragraph{{{}}}\n", s.part);
     out += "\\begin{align*}\n";
     for (std::size_t l = 0; l < s.lines.size(); ++l) {
       const Line& line = s.lines[l];
       const std::string whole = join_terms(line.terms);
       out += fmt::format("{} &{} ", line.left, line.relation);
-      if (whole.size() <= kLong || line.terms.size() == 1) out += whole;
+      if (whole.size() <= kLong || line.terms.size() == 1)
+        out += whole;
       else
         for (std::size_t k = 0; k < line.terms.size(); ++k) {
           const std::string& t = line.terms[k];
           out += k == 0 ? t[0] == '+' ? t.substr(2) : "-" + t.substr(2) : " \\\\\n  &\\quad " + t;
         }
-      if (!line.note.empty()) out += fmt::format(" && \\text{{({})}}", s.notes_are_latex ? line.note : Writer::escaped(line.note));
+      if (!line.note.empty())
+        out += fmt::format(" && \\text{{({})}}",
+                           s.notes_are_latex ? line.note : Writer::escaped(line.note));
       out += l + 1 < s.lines.size() ? " \\\\\n" : "\n";
     }
     out += "\\end{align*}\n";
@@ -725,21 +910,28 @@ std::string to_latex(Formulas& f, const View& view, const std::vector<Number>& n
       if (!n.possible) continue;
       Letters letters;
       letters.declare(free_symbols(n.formula));
-      out += fmt::format("{}{} &= \\text{{{}}} && \\text{{({})}}", first ? "" : " \\\\\n", composition.writer().write(n.formula, letters), Writer::escaped(values_text(n)), method_text(n.method));
+      out += fmt::format("{}{} &= \\text{{{}}} && \\text{{({})}}", first ? "" : " \\\\\n",
+                         composition.writer().write(n.formula, letters),
+                         Writer::escaped(values_text(n)), method_text(n.method));
       first = false;
     }
     out += "\n\\end{align*}\n";
   }
-  for (const auto& [values, number] : composition.writer().tables()) out += fmt::format("\n$\\pi_{{{}}} = ({})$\n", number, fmt::join(values, ", "));
+  for (const auto& [values, number] : composition.writer().tables())
+    out += fmt::format("\n$\\pi_{{{}}} = ({})$\n", number, fmt::join(values, ", "));
   return out + "\\end{document}\n";
 }
 
-std::string to_json(Formulas& f, const View& view, const std::vector<Number>& numbers, const std::string& title) {
+std::string to_json(Formulas& f, const View& view, const std::vector<Number>& numbers,
+                    const std::string& title) {
   Composition composition(f, view, Style::kText), latex(f, view, Style::kLatex);
   using nlohmann::ordered_json;
-  ordered_json out{{"program", title}, {"matrices", ordered_json::array()}, {"definitions", ordered_json::array()}};
+  ordered_json out{{"program", title},
+                   {"matrices", ordered_json::array()},
+                   {"definitions", ordered_json::array()}};
   for (const MatrixFamily& m : f.matrices)
-    if (m.used[0] || m.used[1]) out["matrices"].push_back({{"name", m.name}, {"variance_times_n", m.scale * m.scale}});
+    if (m.used[0] || m.used[1])
+      out["matrices"].push_back({{"name", m.name}, {"variance_times_n", m.scale * m.scale}});
   const auto shape_of = [](const std::vector<Symbol>& axes) {
     ordered_json shape = ordered_json::array();
     for (const Symbol& s : axes) shape.push_back(s.size);
@@ -747,31 +939,47 @@ std::string to_json(Formulas& f, const View& view, const std::vector<Number>& nu
   };
   for (const std::uint32_t k : view.definitions) {
     const Definition d = f.calculus.definitions[k];
-    static constexpr std::array kKinds{"initial", "gaussian", "data", "formula", "coefficient", "derivative", "operation"};
+    static constexpr std::array kKinds{"initial",     "gaussian",   "data",     "formula",
+                                       "coefficient", "derivative", "operation"};
     const bool start = d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kData;
-    const Line line = start ? composition.start_line(k) : d.kind == Definition::Kind::kGaussian ? composition.covariance_lines(k).back() : composition.formula_line(k);
-    const Line in_latex = start ? latex.start_line(k) : d.kind == Definition::Kind::kGaussian ? latex.covariance_lines(k).back() : latex.formula_line(k);
-    ordered_json own{{"name", composition.writer().label(k)}, {"kind", kKinds[static_cast<std::size_t>(d.kind)]}, {"shape", shape_of(d.axes)}, {"width", d.width}};
+    const Line line = start ? composition.start_line(k)
+                      : d.kind == Definition::Kind::kGaussian
+                          ? composition.covariance_lines(k).back()
+                          : composition.formula_line(k);
+    const Line in_latex = start                                   ? latex.start_line(k)
+                          : d.kind == Definition::Kind::kGaussian ? latex.covariance_lines(k).back()
+                                                                  : latex.formula_line(k);
+    ordered_json own{{"name", composition.writer().label(k)},
+                     {"kind", kKinds[static_cast<std::size_t>(d.kind)]},
+                     {"shape", shape_of(d.axes)},
+                     {"width", d.width}};
     if (!f.step_contexts.empty() && !start) own["step"] = d.step;
     if (!f.contexts[d.context].empty()) own["iteration"] = f.contexts[d.context];
     if (d.order != 0) own["order"] = power_of_width(d.order);
     own["left"] = line.left;
     own["right"] = join_terms(line.terms);
-    own["latex"] = fmt::format("{} {} {}", in_latex.left, in_latex.relation, join_terms(in_latex.terms));
+    own["latex"] =
+        fmt::format("{} {} {}", in_latex.left, in_latex.relation, join_terms(in_latex.terms));
     if (d.kinked) own["deltas"] = true;
     out["definitions"].push_back(std::move(own));
   }
   const std::vector<Line> forms = composition.closed_forms(), forms_in_latex = latex.closed_forms();
   if (!forms.empty()) out["closed_forms"] = ordered_json::array();
   for (std::size_t k = 0; k < forms.size(); ++k)
-    out["closed_forms"].push_back({{"left", forms[k].left}, {"right", join_terms(forms[k].terms)}, {"where", forms[k].note}, {"latex", forms_in_latex[k].left + " = " + join_terms(forms_in_latex[k].terms)}});
+    out["closed_forms"].push_back(
+        {{"left", forms[k].left},
+         {"right", join_terms(forms[k].terms)},
+         {"where", forms[k].note},
+         {"latex", forms_in_latex[k].left + " = " + join_terms(forms_in_latex[k].terms)}});
   if (!numbers.empty()) {
     out["numbers"] = ordered_json::array();
     for (const Number& n : numbers) {
       Letters letters;
       const auto free = free_symbols(n.formula);
       letters.declare(free);
-      ordered_json own{{"formula", composition.writer().write(n.formula, letters)}, {"latex", latex.writer().write(n.formula, letters)}, {"shape", shape_of(free)}};
+      ordered_json own{{"formula", composition.writer().write(n.formula, letters)},
+                       {"latex", latex.writer().write(n.formula, letters)},
+                       {"shape", shape_of(free)}};
       if (n.possible) {
         own["method"] = to_string(n.method);
         own["value"] = n.value;
@@ -783,7 +991,8 @@ std::string to_json(Formulas& f, const View& view, const std::vector<Number>& nu
     }
   }
   ordered_json tables = ordered_json::object();
-  for (const auto& [values, number] : composition.writer().tables()) tables[fmt::format("pi{}", number)] = values;
+  for (const auto& [values, number] : composition.writer().tables())
+    tables[fmt::format("pi{}", number)] = values;
   if (!tables.empty()) out["tables"] = std::move(tables);
   return out.dump(2) + "\n";
 }

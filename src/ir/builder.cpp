@@ -22,7 +22,10 @@ class Hash {
   }
   void number(std::int64_t i) { word(static_cast<std::uint64_t>(i)); }
   void real(double x) { word(std::bit_cast<std::uint64_t>(x)); }
-  void exponent(const Exponent& e) { number(e.numerator()); number(e.denominator()); }
+  void exponent(const Exponent& e) {
+    number(e.numerator());
+    number(e.denominator());
+  }
   template <class T>
   void numbers(const std::vector<T>& values) {
     word(values.size());
@@ -35,7 +38,8 @@ class Hash {
 };
 
 /// `whole`: of all entries of a large constant, not of some.
-std::uint64_t hash_of(const Op& op, const Type& type, const std::vector<NodeId>& in, bool whole = false) {
+std::uint64_t hash_of(const Op& op, const Type& type, const std::vector<NodeId>& in,
+                      bool whole = false) {
   constexpr std::size_t kSome = 4096;
   Hash h;
   h.word(op.index());
@@ -43,26 +47,66 @@ std::uint64_t hash_of(const Op& op, const Type& type, const std::vector<NodeId>&
   std::visit(overloaded{[&](const Constant& c) {
                           h.numbers(type.dims);
                           const std::size_t stride = whole ? 1 : c.values->size() / kSome + 1;
-                          for (std::size_t j = 0; j < c.values->size(); j += stride) h.real((*c.values)[j]);
+                          for (std::size_t j = 0; j < c.values->size(); j += stride)
+                            h.real((*c.values)[j]);
                         },
-                        [&](const Scale& s) { h.real(s.factor); h.exponent(s.power); },
+                        [&](const Scale& s) {
+                          h.real(s.factor);
+                          h.exponent(s.power);
+                        },
                         [&](const StandardNormal& s) { h.word(s.source.value); },
-                        [&](const Map& m) { h.word(static_cast<std::uint64_t>(m.fn)); h.real(m.parameter); },
-                        [&](const Contract& c) { h.number(c.batch); h.number(c.contracted); h.word(c.average); },
-                        [&](const Average&) {}, [&](const ReduceSum& r) { h.number(r.axis); },
+                        [&](const Map& m) {
+                          h.word(static_cast<std::uint64_t>(m.fn));
+                          h.real(m.parameter);
+                        },
+                        [&](const Contract& c) {
+                          h.number(c.batch);
+                          h.number(c.contracted);
+                          h.word(c.average);
+                        },
+                        [&](const Average&) {},
+                        [&](const ReduceSum& r) { h.number(r.axis); },
                         [&](const ReduceMax& r) { h.number(r.axis); },
-                        [&](const Gather& g) { h.number(g.axis); h.numbers(*g.indices); },
-                        [&](const ScatterAdd& s) { h.number(s.axis); h.number(s.size); h.numbers(*s.indices); },
-                        [&](const Permute& p) { h.numbers(p.axes); }, [&](const Reshape& r) { h.numbers(r.dims); },
-                        [&](const Expand& e) { h.word(e.width); h.numbers(e.dims); },
-                        [&](const Concat& c) { h.number(c.axis); }, [&](const Stop&) {},
+                        [&](const Gather& g) {
+                          h.number(g.axis);
+                          h.numbers(*g.indices);
+                        },
+                        [&](const ScatterAdd& s) {
+                          h.number(s.axis);
+                          h.number(s.size);
+                          h.numbers(*s.indices);
+                        },
+                        [&](const Permute& p) { h.numbers(p.axes); },
+                        [&](const Reshape& r) { h.numbers(r.dims); },
+                        [&](const Expand& e) {
+                          h.word(e.width);
+                          h.numbers(e.dims);
+                        },
+                        [&](const Concat& c) { h.number(c.axis); },
+                        [&](const Stop&) {},
                         [&](const Parameter& p) { h.word(p.index); },
                         [&](const Change& c) { h.word(c.variable); },
                         [&](const MatMul& m) { h.word(m.transposed); },
-                        [&](const GaussianMatrix& g) { h.word(g.source.value); }, [&](const ScaleMatrix&) {},
-                        [&](const UpdateMatrix& u) { h.word(u.entrywise); h.word(std::bit_cast<std::uint64_t>(u.epsilon)); }, [&](const Cholesky&) {}, [&](const Eigvals&) {},
-                        [&](const TrainingOperator& t) { h.real(t.rate); h.real(t.time); h.real(t.ridge); h.word(t.flow); }, [&](const Samples& s) { h.number(s.count); },
-                        [&](const Histogram& s) { h.real(s.low); h.real(s.high); h.number(s.bins); }},
+                        [&](const GaussianMatrix& g) { h.word(g.source.value); },
+                        [&](const ScaleMatrix&) {},
+                        [&](const UpdateMatrix& u) {
+                          h.word(u.entrywise);
+                          h.word(std::bit_cast<std::uint64_t>(u.epsilon));
+                        },
+                        [&](const Cholesky&) {},
+                        [&](const Eigvals&) {},
+                        [&](const TrainingOperator& t) {
+                          h.real(t.rate);
+                          h.real(t.time);
+                          h.real(t.ridge);
+                          h.word(t.flow);
+                        },
+                        [&](const Samples& s) { h.number(s.count); },
+                        [&](const Histogram& s) {
+                          h.real(s.low);
+                          h.real(s.high);
+                          h.number(s.bins);
+                        }},
              op);
   return h.value();
 }
@@ -71,10 +115,19 @@ bool same_op(const Op& a, const Op& b) {
   if (a.index() != b.index()) return false;
   return std::visit(
       overloaded{
-          [&](const Constant& x) { const auto& y = std::get<Constant>(b); return x.values == y.values || *x.values == *y.values; },
-          [&](const Scale& x) { const auto& y = std::get<Scale>(b); return x.factor == y.factor && x.power == y.power; },
+          [&](const Constant& x) {
+            const auto& y = std::get<Constant>(b);
+            return x.values == y.values || *x.values == *y.values;
+          },
+          [&](const Scale& x) {
+            const auto& y = std::get<Scale>(b);
+            return x.factor == y.factor && x.power == y.power;
+          },
           [&](const StandardNormal& x) { return x.source == std::get<StandardNormal>(b).source; },
-          [&](const Map& x) { const auto& y = std::get<Map>(b); return x.fn == y.fn && x.parameter == y.parameter; },
+          [&](const Map& x) {
+            const auto& y = std::get<Map>(b);
+            return x.fn == y.fn && x.parameter == y.parameter;
+          },
           [&](const Contract& x) {
             const auto& y = std::get<Contract>(b);
             return x.batch == y.batch && x.contracted == y.contracted && x.average == y.average;
@@ -82,14 +135,20 @@ bool same_op(const Op& a, const Op& b) {
           [&](const Average&) { return true; },
           [&](const ReduceSum& x) { return x.axis == std::get<ReduceSum>(b).axis; },
           [&](const ReduceMax& x) { return x.axis == std::get<ReduceMax>(b).axis; },
-          [&](const Gather& x) { const auto& y = std::get<Gather>(b); return x.axis == y.axis && *x.indices == *y.indices; },
+          [&](const Gather& x) {
+            const auto& y = std::get<Gather>(b);
+            return x.axis == y.axis && *x.indices == *y.indices;
+          },
           [&](const ScatterAdd& x) {
             const auto& y = std::get<ScatterAdd>(b);
             return x.axis == y.axis && x.size == y.size && *x.indices == *y.indices;
           },
           [&](const Permute& x) { return x.axes == std::get<Permute>(b).axes; },
           [&](const Reshape& x) { return x.dims == std::get<Reshape>(b).dims; },
-          [&](const Expand& x) { const auto& y = std::get<Expand>(b); return x.width == y.width && x.dims == y.dims; },
+          [&](const Expand& x) {
+            const auto& y = std::get<Expand>(b);
+            return x.width == y.width && x.dims == y.dims;
+          },
           [&](const Concat& x) { return x.axis == std::get<Concat>(b).axis; },
           [&](const Stop&) { return true; },
           [&](const Parameter& x) { return x.index == std::get<Parameter>(b).index; },
@@ -119,22 +178,29 @@ const std::vector<double>* known(const Builder& b, NodeId id) {
 /// 0 times such a value is not 0.
 bool holds_not_finite(const Builder& b, NodeId id) {
   const auto* values = known(b, id);
-  return values && std::any_of(values->begin(), values->end(), [](double v) { return !std::isfinite(v); });
+  return values &&
+         std::any_of(values->begin(), values->end(), [](double v) { return !std::isfinite(v); });
 }
 
-/// A quotient, negative power or logarithm that is not known, up to multiples and rearrangements: it may be infinite, and then 0 times
-/// it is not 0.  What it is certain to be, passes/known_values tells.
+/// A quotient, negative power or logarithm that is not known, up to multiples and rearrangements:
+/// it may be infinite, and then 0 times it is not 0.  What it is certain to be, passes/known_values
+/// tells.
 bool may_be_singular(const Builder& b, NodeId id) {
   for (;;) {
     const Node& node = b.node(id);
     if (const auto* m = std::get_if<Map>(&node.op)) {
-      if (m->fn == Fn::kLog || m->fn == Fn::kPow || (m->fn == Fn::kPower && m->parameter < 0)) return true;
+      if (m->fn == Fn::kLog || m->fn == Fn::kPow || (m->fn == Fn::kPower && m->parameter < 0))
+        return true;
       if (m->fn != Fn::kDiv) return false;
       const auto* divisor = known(b, node.in[1]);
-      return !divisor || std::any_of(divisor->begin(), divisor->end(), [](double v) { return v == 0 || std::isnan(v); });
+      return !divisor || std::any_of(divisor->begin(), divisor->end(),
+                                     [](double v) { return v == 0 || std::isnan(v); });
     }
-    const bool linear = std::holds_alternative<Scale>(node.op) || std::holds_alternative<Expand>(node.op) || std::holds_alternative<Reshape>(node.op) || std::holds_alternative<Permute>(node.op) ||
-                        std::holds_alternative<Gather>(node.op) || std::holds_alternative<ReduceSum>(node.op) || std::holds_alternative<Average>(node.op) || std::holds_alternative<Stop>(node.op);
+    const bool linear =
+        std::holds_alternative<Scale>(node.op) || std::holds_alternative<Expand>(node.op) ||
+        std::holds_alternative<Reshape>(node.op) || std::holds_alternative<Permute>(node.op) ||
+        std::holds_alternative<Gather>(node.op) || std::holds_alternative<ReduceSum>(node.op) ||
+        std::holds_alternative<Average>(node.op) || std::holds_alternative<Stop>(node.op);
     if (!linear) return holds_not_finite(b, id);
     id = node.in[0];
   }
@@ -150,7 +216,8 @@ std::optional<NodeId> decided(Builder& b, const std::vector<NodeId>& in) {
   if (!values) return std::nullopt;
   const auto zeros = static_cast<std::size_t>(std::count(values->begin(), values->end(), 0.0));
   if (zeros != 0 && zeros != values->size()) return std::nullopt;
-  const Type type = infer_type(Map{Fn::kWhere, 0}, {&b.type(in[0]), &b.type(in[1]), &b.type(in[2])});
+  const Type type =
+      infer_type(Map{Fn::kWhere, 0}, {&b.type(in[0]), &b.type(in[1]), &b.type(in[2])});
   return b.expand(in[zeros == 0 ? 1 : 2], type.width, type.dims);
 }
 
@@ -162,17 +229,24 @@ NodeId without_width(Builder& b, NodeId id) {
   return b.expand(without_width(b, inner), false, type.dims);
 }
 
-/// Operations on such values are done at once, too: otherwise 0/0 would be one more 0 over something.
-std::optional<NodeId> same_everywhere(Builder& b, const Op& op, const std::vector<NodeId>& in, const Type& type) {
+/// Operations on such values are done at once, too: otherwise 0/0 would be one more 0 over
+/// something.
+std::optional<NodeId> same_everywhere(Builder& b, const Op& op, const std::vector<NodeId>& in,
+                                      const Type& type) {
   const auto* contract = std::get_if<Contract>(&op);
   const bool average = std::holds_alternative<Average>(op) || (contract && contract->average);
-  if (type.matrix || std::holds_alternative<Expand>(op) || !(average || is_rowwise(op))) return std::nullopt;
-  if (std::none_of(in.begin(), in.end(), [&](NodeId id) { return b.type(id).width; })) return std::nullopt;
-  if (!std::all_of(in.begin(), in.end(), [&](NodeId id) { return known(b, id) != nullptr; })) return std::nullopt;
+  if (type.matrix || std::holds_alternative<Expand>(op) || !(average || is_rowwise(op)))
+    return std::nullopt;
+  if (std::none_of(in.begin(), in.end(), [&](NodeId id) { return b.type(id).width; }))
+    return std::nullopt;
+  if (!std::all_of(in.begin(), in.end(), [&](NodeId id) { return known(b, id) != nullptr; }))
+    return std::nullopt;
   std::vector<NodeId> finite;
   for (const NodeId id : in) finite.push_back(without_width(b, id));
   if (std::holds_alternative<Average>(op)) return finite[0];
-  const NodeId out = contract ? b.contract(finite[0], finite[1], contract->batch, contract->contracted, false) : b.add(op, finite);
+  const NodeId out =
+      contract ? b.contract(finite[0], finite[1], contract->batch, contract->contracted, false)
+               : b.add(op, finite);
   return b.expand(out, type.width, type.dims);
 }
 
@@ -180,7 +254,8 @@ bool is_constant(const Builder& b, NodeId id, double value) {
   const Node& node = b.node(id);
   if (std::holds_alternative<Expand>(node.op)) return is_constant(b, node.in[0], value);
   const auto* c = std::get_if<Constant>(&node.op);
-  return c && std::all_of(c->values->begin(), c->values->end(), [&](double v) { return v == value; });
+  return c &&
+         std::all_of(c->values->begin(), c->values->end(), [&](double v) { return v == value; });
 }
 
 }  // namespace
@@ -203,7 +278,8 @@ void Builder::remember(std::uint64_t hash, NodeId node) {
 }
 
 void Builder::grow_table() {
-  const std::vector<Slot> old = std::exchange(table_, std::vector<Slot>(std::max<std::size_t>(256, 4 * table_.size())));
+  const std::vector<Slot> old =
+      std::exchange(table_, std::vector<Slot>(std::max<std::size_t>(256, 4 * table_.size())));
   taken_ = 0;
   for (const Slot& slot : old)
     if (slot.node.valid()) remember(slot.hash, slot.node);
@@ -216,7 +292,9 @@ const std::vector<double>* Builder::constant_values(NodeId id) const {
 
 std::optional<double> Builder::uniform(NodeId id) const {
   const auto* values = constant_values(id);
-  return values && !values->empty() && is_constant(*this, id, values->front()) ? std::optional(values->front()) : std::nullopt;
+  return values && !values->empty() && is_constant(*this, id, values->front())
+             ? std::optional(values->front())
+             : std::nullopt;
 }
 
 bool Builder::is_zero(NodeId id) const { return is_constant(*this, id, 0); }
@@ -225,7 +303,8 @@ NodeId Builder::append(Op op, Type type, std::vector<NodeId> in) {
   const std::uint64_t hash = hash_of(op, type, in);
   if (!table_.empty()) {
     const std::size_t mask = table_.size() - 1;
-    for (std::size_t at = static_cast<std::size_t>(hash) & mask; table_[at].node.valid(); at = (at + 1) & mask) {
+    for (std::size_t at = static_cast<std::size_t>(hash) & mask; table_[at].node.valid();
+         at = (at + 1) & mask) {
       if (table_[at].hash != hash) continue;
       const Node& other = program_[table_[at].node];
       if (other.in == in && other.type == type && same_op(op, other.op)) return table_[at].node;
@@ -239,7 +318,9 @@ NodeId Builder::append(Op op, Type type, std::vector<NodeId> in) {
 
 NodeId Builder::add(Op op, std::vector<NodeId> in) {
   // Commutative operands in one order, so that a + b and b + a are one node.
-  if (const auto* m = std::get_if<Map>(&op); m && (m->fn == Fn::kAdd || m->fn == Fn::kMul) && in[1] < in[0]) std::swap(in[0], in[1]);
+  if (const auto* m = std::get_if<Map>(&op);
+      m && (m->fn == Fn::kAdd || m->fn == Fn::kMul) && in[1] < in[0])
+    std::swap(in[0], in[1]);
   if (const auto simple = simplify(op, in)) return *simple;
   if (const auto* s = std::get_if<StandardNormal>(&op)) {
     Type type{false, true, program_.sources[s->source.value].dims};
@@ -258,7 +339,8 @@ NodeId Builder::add(Op op, std::vector<NodeId> in) {
 std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>& in) {
   if (const auto* s = std::get_if<Scale>(&op)) {
     if (s->factor == 1 && s->power == 0) return in[0];
-    if (s->factor == 0 && !holds_not_finite(*this, in[0])) return zeros(type(in[0]).width, type(in[0]).dims);
+    if (s->factor == 0 && !holds_not_finite(*this, in[0]))
+      return zeros(type(in[0]).width, type(in[0]).dims);
     if (is_zero(in[0]) && std::isfinite(s->factor)) return in[0];
     const Node& x = node(in[0]);
     if (const auto* inner = std::get_if<Scale>(&x.op)) {
@@ -281,7 +363,9 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
       if (small.width && !big.width) return false;
       if (small.dims.size() > big.dims.size()) return false;
       for (std::size_t k = 1; k <= small.dims.size(); ++k)
-        if (small.dims[small.dims.size() - k] != 1 && small.dims[small.dims.size() - k] != big.dims[big.dims.size() - k]) return false;
+        if (small.dims[small.dims.size() - k] != 1 &&
+            small.dims[small.dims.size() - k] != big.dims[big.dims.size() - k])
+          return false;
       return true;
     };
     const auto zero_result = [&] {
@@ -299,11 +383,18 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
         if (is_zero(in[0]) && covers(b, a)) return negate(in[1]);
         break;
       case Fn::kMul:
-        if ((is_zero(in[0]) && !may_be_singular(*this, in[1])) || (is_zero(in[1]) && !may_be_singular(*this, in[0]))) return zero_result();
+        if ((is_zero(in[0]) && !may_be_singular(*this, in[1])) ||
+            (is_zero(in[1]) && !may_be_singular(*this, in[0])))
+          return zero_result();
         for (const int k : {0, 1}) {
           const NodeId x = in[static_cast<std::size_t>(k)], y = in[static_cast<std::size_t>(1 - k)];
-          if (const auto* ones = known(*this, x); ones && std::all_of(ones->begin(), ones->end(), [](double v) { return v == 1; }) && covers(type(y), type(x))) return y;
-          if (const auto* values = constant_values(x); values && type(x).dims.empty() && !constant_values(y) && (*values)[0] != 0) return scale((*values)[0], 0, y);
+          if (const auto* ones = known(*this, x);
+              ones && std::all_of(ones->begin(), ones->end(), [](double v) { return v == 1; }) &&
+              covers(type(y), type(x)))
+            return y;
+          if (const auto* values = constant_values(x);
+              values && type(x).dims.empty() && !constant_values(y) && (*values)[0] != 0)
+            return scale((*values)[0], 0, y);
           // Powers of n move outwards, where they meet and cancel.
           if (const auto* s = std::get_if<Scale>(&node(x).op); s && s->power != 0) {
             const Scale factor = *s;
@@ -313,7 +404,10 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
         break;
       case Fn::kDiv:
         if (is_zero(in[0]))
-          if (const auto* values = known(*this, in[1]); values && std::none_of(values->begin(), values->end(), [](double v) { return v == 0 || std::isnan(v); })) return zero_result();
+          if (const auto* values = known(*this, in[1]);
+              values && std::none_of(values->begin(), values->end(),
+                                     [](double v) { return v == 0 || std::isnan(v); }))
+            return zero_result();
         if (is_constant(*this, in[1], 1) && covers(a, b)) return in[0];
         if (const auto* s = std::get_if<Scale>(&node(in[1]).op); s && s->power != 0) {
           const Scale factor = *s;
@@ -329,7 +423,8 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
     return std::nullopt;
   }
   if (const auto* c = std::get_if<Contract>(&op)) {
-    if ((is_zero(in[0]) && !may_be_singular(*this, in[1])) || (is_zero(in[1]) && !may_be_singular(*this, in[0]))) {
+    if ((is_zero(in[0]) && !may_be_singular(*this, in[1])) ||
+        (is_zero(in[1]) && !may_be_singular(*this, in[0]))) {
       const Type type = infer_type(*c, {&this->type(in[0]), &this->type(in[1])});
       return zeros(type.width, type.dims);
     }
@@ -365,25 +460,32 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
     const auto& dims = type(in[0]).dims;
     if (static_cast<std::int64_t>(g->indices->size()) == dims[static_cast<std::size_t>(g->axis)]) {
       std::int64_t expected = 0;
-      if (std::all_of(g->indices->begin(), g->indices->end(), [&](auto i) { return i == expected++; })) return in[0];
+      if (std::all_of(g->indices->begin(), g->indices->end(),
+                      [&](auto i) { return i == expected++; }))
+        return in[0];
     }
     if (is_zero(in[0])) return zeros(type(in[0]).width, infer_type(op, {&type(in[0])}).dims);
     return std::nullopt;
   }
-  if (std::holds_alternative<Concat>(op)) return in.size() == 1 ? std::optional(in[0]) : std::nullopt;
+  if (std::holds_alternative<Concat>(op))
+    return in.size() == 1 ? std::optional(in[0]) : std::nullopt;
   if (std::holds_alternative<ReduceSum>(op) || std::holds_alternative<ScatterAdd>(op)) {
     if (!is_zero(in[0])) return std::nullopt;
     const Type type = infer_type(op, {&this->type(in[0])});
     return zeros(type.width, type.dims);
   }
-  if (std::holds_alternative<MatMul>(op)) return is_zero(in[1]) ? std::optional(in[1]) : std::nullopt;
-  if (std::holds_alternative<ScaleMatrix>(op)) return is_constant(*this, in[1], 1) ? std::optional(in[0]) : std::nullopt;
-  if (const auto* update = std::get_if<UpdateMatrix>(&op); update && update->entrywise) return is_zero(in.back()) ? std::optional(in[0]) : std::nullopt;
+  if (std::holds_alternative<MatMul>(op))
+    return is_zero(in[1]) ? std::optional(in[1]) : std::nullopt;
+  if (std::holds_alternative<ScaleMatrix>(op))
+    return is_constant(*this, in[1], 1) ? std::optional(in[0]) : std::nullopt;
+  if (const auto* update = std::get_if<UpdateMatrix>(&op); update && update->entrywise)
+    return is_zero(in.back()) ? std::optional(in[0]) : std::nullopt;
   if (std::holds_alternative<UpdateMatrix>(op)) {
     std::vector<NodeId> kept{in[0]};
     for (std::size_t k = 1; k + 2 < in.size(); k += 3)
       if (!is_zero(in[k]) && !is_zero(in[k + 1]) && !is_zero(in[k + 2]))
-        kept.insert(kept.end(), in.begin() + static_cast<std::ptrdiff_t>(k), in.begin() + static_cast<std::ptrdiff_t>(k + 3));
+        kept.insert(kept.end(), in.begin() + static_cast<std::ptrdiff_t>(k),
+                    in.begin() + static_cast<std::ptrdiff_t>(k + 3));
     if (kept.size() == 1) return in[0];
     if (kept.size() < in.size()) return append(UpdateMatrix{}, type(in[0]), std::move(kept));
   }
@@ -402,9 +504,11 @@ std::optional<NodeId> Builder::fold(const Op& op, const std::vector<NodeId>& in,
   for (const NodeId id : in) size += size_of(this->type(id).dims);
   if (size_of(type.dims) > std::max(kLarge, 2 * size)) {
     const auto* contract = std::get_if<Contract>(&op);
-    const auto first = contract ? uniform(in[0]) : std::nullopt, second = contract ? uniform(in[1]) : std::nullopt;
+    const auto first = contract ? uniform(in[0]) : std::nullopt,
+               second = contract ? uniform(in[1]) : std::nullopt;
     if (!first || !second) return std::nullopt;
-    const double terms = static_cast<double>(ContractSizes(*contract, this->type(in[0]).dims, this->type(in[1]).dims).inner);
+    const double terms = static_cast<double>(
+        ContractSizes(*contract, this->type(in[0]).dims, this->type(in[1]).dims).inner);
     return expand(constant(terms * *first * *second), false, type.dims);
   }
   for (const NodeId id : in) {
@@ -424,10 +528,14 @@ NodeId Builder::constant(double value, Dims dims) {
   return constant(std::vector<double>(size, value), std::move(dims));
 }
 
-NodeId Builder::constant(std::vector<double> values, Dims dims) { return constant(Constant{std::make_shared<const std::vector<double>>(std::move(values))}, std::move(dims)); }
+NodeId Builder::constant(std::vector<double> values, Dims dims) {
+  return constant(Constant{std::make_shared<const std::vector<double>>(std::move(values))},
+                  std::move(dims));
+}
 
 NodeId Builder::constant(const Constant& values, Dims dims) {
-  TPLIMIT_CHECK(static_cast<std::int64_t>(values.values->size()) == size_of(dims), "one value per entry of a constant");
+  TPLIMIT_CHECK(static_cast<std::int64_t>(values.values->size()) == size_of(dims),
+                "one value per entry of a constant");
   return append(values, {false, false, std::move(dims)}, {});
 }
 
@@ -436,14 +544,23 @@ NodeId Builder::zeros(bool width, Dims dims) {
   return width ? expand(zero, true, std::move(dims)) : zero;
 }
 
-NodeId Builder::scale(double factor, Exponent power, NodeId x) { return add(Scale{factor, power}, {x}); }
-NodeId Builder::map(Fn fn, std::vector<NodeId> in, double parameter) { return add(Map{fn, parameter}, std::move(in)); }
+NodeId Builder::scale(double factor, Exponent power, NodeId x) {
+  return add(Scale{factor, power}, {x});
+}
+NodeId Builder::map(Fn fn, std::vector<NodeId> in, double parameter) {
+  return add(Map{fn, parameter}, std::move(in));
+}
 NodeId Builder::average(NodeId x) { return add(Average{}, {x}); }
 NodeId Builder::reshape(NodeId x, Dims dims) { return add(Reshape{std::move(dims)}, {x}); }
-NodeId Builder::expand(NodeId x, bool width, Dims dims) { return add(Expand{width, std::move(dims)}, {x}); }
-NodeId Builder::permute(NodeId x, std::vector<std::int32_t> axes) { return add(Permute{std::move(axes)}, {x}); }
+NodeId Builder::expand(NodeId x, bool width, Dims dims) {
+  return add(Expand{width, std::move(dims)}, {x});
+}
+NodeId Builder::permute(NodeId x, std::vector<std::int32_t> axes) {
+  return add(Permute{std::move(axes)}, {x});
+}
 NodeId Builder::gather(NodeId x, int axis, std::vector<std::int64_t> indices) {
-  return add(Gather{axis, std::make_shared<const std::vector<std::int64_t>>(std::move(indices))}, {x});
+  return add(Gather{axis, std::make_shared<const std::vector<std::int64_t>>(std::move(indices))},
+             {x});
 }
 
 std::uint64_t fingerprint(const Program& program) {

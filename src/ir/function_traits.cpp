@@ -19,7 +19,8 @@ FunctionTraits traits_of(const Map& map) {
     case Fn::kElu: return {.slope_at_zero = 1};
     case Fn::kTanh: return {.parity = P::kOdd, .slope_at_zero = 1};
     case Fn::kSigmoid: return {.at_zero = 0.5, .slope_at_zero = 0.25, .positive = true};
-    case Fn::kSoftplus: return {.at_zero = std::numbers::ln2, .slope_at_zero = 0.5, .positive = true};
+    case Fn::kSoftplus:
+      return {.at_zero = std::numbers::ln2, .slope_at_zero = 0.5, .positive = true};
     case Fn::kSilu: return {.slope_at_zero = 0.5};
     case Fn::kGelu: return {.slope_at_zero = 0.5};
     case Fn::kGeluTanh: return {.slope_at_zero = 0.5};
@@ -40,8 +41,19 @@ FunctionTraits traits_of(const Map& map) {
       t.positive = t.parity == P::kEven;
       return t;
     }
-    case Fn::kAdd: case Fn::kSub: case Fn::kMul: case Fn::kDiv: case Fn::kPow: case Fn::kMin: case Fn::kMax: case Fn::kMod:
-    case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: case Fn::kWhere: break;
+    case Fn::kAdd:
+    case Fn::kSub:
+    case Fn::kMul:
+    case Fn::kDiv:
+    case Fn::kPow:
+    case Fn::kMin:
+    case Fn::kMax:
+    case Fn::kMod:
+    case Fn::kLess:
+    case Fn::kLessEqual:
+    case Fn::kEqual:
+    case Fn::kNotEqual:
+    case Fn::kWhere: break;
   }
   TPLIMIT_CHECK(false, "a function of one argument, got {}", name(map.fn));
   return t;
@@ -49,30 +61,60 @@ FunctionTraits traits_of(const Map& map) {
 
 std::optional<int> first_delta(const Map& map) {
   switch (map.fn) {
-    case Fn::kStep: case Fn::kSign: case Fn::kLess: case Fn::kLessEqual: case Fn::kMod: return 1;
-    case Fn::kRelu: case Fn::kAbs: case Fn::kLeakyRelu: case Fn::kMin: case Fn::kMax: return 2;
+    case Fn::kStep:
+    case Fn::kSign:
+    case Fn::kLess:
+    case Fn::kLessEqual:
+    case Fn::kMod: return 1;
+    case Fn::kRelu:
+    case Fn::kAbs:
+    case Fn::kLeakyRelu:
+    case Fn::kMin:
+    case Fn::kMax: return 2;
     case Fn::kElu: return map.parameter == 1 ? 3 : 2;
-    case Fn::kTanh: case Fn::kSigmoid: case Fn::kSoftplus: case Fn::kSilu: case Fn::kGelu: case Fn::kGeluTanh: case Fn::kErf: case Fn::kSin:
-    case Fn::kCos: case Fn::kExp: case Fn::kLog: case Fn::kSqrt: case Fn::kPower: case Fn::kAdd: case Fn::kSub: case Fn::kMul: case Fn::kDiv:
-    case Fn::kPow: case Fn::kEqual: case Fn::kNotEqual: case Fn::kWhere: break;
+    case Fn::kTanh:
+    case Fn::kSigmoid:
+    case Fn::kSoftplus:
+    case Fn::kSilu:
+    case Fn::kGelu:
+    case Fn::kGeluTanh:
+    case Fn::kErf:
+    case Fn::kSin:
+    case Fn::kCos:
+    case Fn::kExp:
+    case Fn::kLog:
+    case Fn::kSqrt:
+    case Fn::kPower:
+    case Fn::kAdd:
+    case Fn::kSub:
+    case Fn::kMul:
+    case Fn::kDiv:
+    case Fn::kPow:
+    case Fn::kEqual:
+    case Fn::kNotEqual:
+    case Fn::kWhere: break;
   }
   return std::nullopt;
 }
 
 bool is_piecewise_constant(const Op& op) {
   const auto* map = std::get_if<Map>(&op);
-  return map && ((first_delta(*map) == 1 && map->fn != Fn::kMod) || map->fn == Fn::kEqual || map->fn == Fn::kNotEqual);
+  return map && ((first_delta(*map) == 1 && map->fn != Fn::kMod) || map->fn == Fn::kEqual ||
+                 map->fn == Fn::kNotEqual);
 }
 
 bool may_have_heavy_tails(const Program& program, const Node& node) {
   const auto* m = std::get_if<Map>(&node.op);
   if (!m || !node.type.width) return false;
-  return m->fn == Fn::kExp || m->fn == Fn::kPow || (m->fn == Fn::kPower && m->parameter < 0) || (m->fn == Fn::kDiv && program[node.in[1]].type.width);
+  return m->fn == Fn::kExp || m->fn == Fn::kPow || (m->fn == Fn::kPower && m->parameter < 0) ||
+         (m->fn == Fn::kDiv && program[node.in[1]].type.width);
 }
 
 bool is_bounded(const Op& op) {
   const auto* m = std::get_if<Map>(&op);
-  return is_piecewise_constant(op) || (m && (m->fn == Fn::kTanh || m->fn == Fn::kSigmoid || m->fn == Fn::kErf || m->fn == Fn::kSin || m->fn == Fn::kCos));
+  return is_piecewise_constant(op) ||
+         (m && (m->fn == Fn::kTanh || m->fn == Fn::kSigmoid || m->fn == Fn::kErf ||
+                m->fn == Fn::kSin || m->fn == Fn::kCos));
 }
 
 }  // namespace tplimit::ir

@@ -23,7 +23,8 @@ using RowMajor = Eigen::Map<const RowMajorMatrix>;
 const double* column(const View& v, Index j) { return v.data + j * v.ld; }
 double* column(const MutableView& v, Index j) { return v.data + j * v.ld; }
 
-/// Row-major strides of `dims` seen from the axes `out` (right-aligned); broadcast axes get stride 0.
+/// Row-major strides of `dims` seen from the axes `out` (right-aligned); broadcast axes get stride
+/// 0.
 std::vector<Index> broadcast_strides(const Dims& dims, const Dims& out) {
   std::vector<Index> strides(out.size(), 0);
   Index stride = 1;
@@ -36,8 +37,10 @@ std::vector<Index> broadcast_strides(const Dims& dims, const Dims& out) {
   return strides;
 }
 
-/// For every column of the result the column of an operand, given the operand's stride along every result axis.
-std::vector<Index> column_indices(const Dims& out, const std::vector<Index>& strides, Index offset = 0) {
+/// For every column of the result the column of an operand, given the operand's stride along every
+/// result axis.
+std::vector<Index> column_indices(const Dims& out, const std::vector<Index>& strides,
+                                  Index offset = 0) {
   std::vector<Index> index{offset};
   index.reserve(static_cast<std::size_t>(size_of(out)));
   for (std::size_t axis = 0; axis < out.size(); ++axis) {
@@ -50,17 +53,22 @@ std::vector<Index> column_indices(const Dims& out, const std::vector<Index>& str
   return index;
 }
 
-/// An operand of a coordinatewise function: which column goes with which column of the result, and whether it has rows.
+/// An operand of a coordinatewise function: which column goes with which column of the result, and
+/// whether it has rows.
 struct Operand {
   const double* data;
   Index ld;
   Index row_step;
   std::vector<Index> columns;  ///< empty: the same column as the result
 
-  Operand(const View& view, const Type& type, const Type& out) : data(view.data), ld(view.ld), row_step(type.width ? 1 : 0) {
-    if (type.dims != out.dims) columns = column_indices(out.dims, broadcast_strides(type.dims, out.dims));
+  Operand(const View& view, const Type& type, const Type& out)
+      : data(view.data), ld(view.ld), row_step(type.width ? 1 : 0) {
+    if (type.dims != out.dims)
+      columns = column_indices(out.dims, broadcast_strides(type.dims, out.dims));
   }
-  [[nodiscard]] const double* at(Index j) const { return data + (columns.empty() ? j : columns[static_cast<std::size_t>(j)]) * ld; }
+  [[nodiscard]] const double* at(Index j) const {
+    return data + (columns.empty() ? j : columns[static_cast<std::size_t>(j)]) * ld;
+  }
 };
 
 template <class F>
@@ -72,7 +80,8 @@ void unary(F f, const Operand& a, Index columns, MutableView out) {
   }
 }
 
-/// A function given on contiguous arrays: one call per block where the columns touch, else one per column.
+/// A function given on contiguous arrays: one call per block where the columns touch, else one per
+/// column.
 template <class F>
 void array_function(F f, const Operand& a, Index columns, MutableView out) {
   if (a.ld == out.rows && out.ld == out.rows) {
@@ -112,7 +121,9 @@ void evaluate_unary(const Map& map, const Operand& x, Index columns, MutableView
   const auto array = [&](auto f) { array_function(f, x, columns, out); };
   switch (map.fn) {
     case Fn::kAbs: return plain([](double t) { return std::abs(t); });
-    case Fn::kSign: return plain([](double t) { return static_cast<double>(t > 0) - static_cast<double>(t < 0); });
+    case Fn::kSign:
+      return plain(
+          [](double t) { return static_cast<double>(t > 0) - static_cast<double>(t < 0); });
     // x != x keeps NaN visible: a comparison alone would turn it into a number.
     case Fn::kStep: return plain([](double t) { return t > 0 ? 1.0 : (t == t ? 0.0 : t); });
     case Fn::kRelu: return plain([](double t) { return t > 0 ? t : (t == t ? 0.0 : t); });
@@ -122,15 +133,19 @@ void evaluate_unary(const Map& map, const Operand& x, Index columns, MutableView
         vector_expm1(in, y, count(n));
         for (Index i = 0; i < n; ++i) y[i] = in[i] > 0 ? in[i] : a * y[i];
       });
-    case Fn::kTanh: return array([](const double* in, double* y, Index n) { vector_tanh(in, y, count(n)); });
-    case Fn::kSigmoid: return array([](const double* in, double* y, Index n) { vector_sigmoid(in, y, count(n)); });
-    case Fn::kSoftplus: return array([](const double* in, double* y, Index n) { vector_softplus(in, y, count(n)); });
+    case Fn::kTanh:
+      return array([](const double* in, double* y, Index n) { vector_tanh(in, y, count(n)); });
+    case Fn::kSigmoid:
+      return array([](const double* in, double* y, Index n) { vector_sigmoid(in, y, count(n)); });
+    case Fn::kSoftplus:
+      return array([](const double* in, double* y, Index n) { vector_softplus(in, y, count(n)); });
     case Fn::kSilu:
       return array([](const double* in, double* y, Index n) {
         vector_sigmoid(in, y, count(n));
         for (Index i = 0; i < n; ++i) y[i] *= in[i];
       });
-    case Fn::kGelu: return array([](const double* in, double* y, Index n) { vector_gelu(in, y, count(n)); });
+    case Fn::kGelu:
+      return array([](const double* in, double* y, Index n) { vector_gelu(in, y, count(n)); });
     case Fn::kGeluTanh:
       return array([](const double* in, double* y, Index n) {
         const double c = std::sqrt(2 / std::numbers::pi);
@@ -138,11 +153,16 @@ void evaluate_unary(const Map& map, const Operand& x, Index columns, MutableView
         vector_tanh(y, y, count(n));
         for (Index i = 0; i < n; ++i) y[i] = 0.5 * in[i] * (1 + y[i]);
       });
-    case Fn::kErf: return array([](const double* in, double* y, Index n) { vector_erf(in, y, count(n)); });
-    case Fn::kSin: return array([](const double* in, double* y, Index n) { vector_sin(in, y, count(n)); });
-    case Fn::kCos: return array([](const double* in, double* y, Index n) { vector_cos(in, y, count(n)); });
-    case Fn::kExp: return array([](const double* in, double* y, Index n) { vector_exp(in, y, count(n)); });
-    case Fn::kLog: return array([](const double* in, double* y, Index n) { vector_log(in, y, count(n)); });
+    case Fn::kErf:
+      return array([](const double* in, double* y, Index n) { vector_erf(in, y, count(n)); });
+    case Fn::kSin:
+      return array([](const double* in, double* y, Index n) { vector_sin(in, y, count(n)); });
+    case Fn::kCos:
+      return array([](const double* in, double* y, Index n) { vector_cos(in, y, count(n)); });
+    case Fn::kExp:
+      return array([](const double* in, double* y, Index n) { vector_exp(in, y, count(n)); });
+    case Fn::kLog:
+      return array([](const double* in, double* y, Index n) { vector_log(in, y, count(n)); });
     case Fn::kSqrt: return plain([](double t) { return std::sqrt(t); });
     case Fn::kPower:
       if (a == 2) return plain([](double t) { return t * t; });
@@ -150,8 +170,19 @@ void evaluate_unary(const Map& map, const Operand& x, Index columns, MutableView
       if (a == 4) return plain([](double t) { return (t * t) * (t * t); });
       if (a == -1) return plain([](double t) { return 1 / t; });
       return array([a](const double* in, double* y, Index n) { vector_pow(in, a, y, count(n)); });
-    case Fn::kAdd: case Fn::kSub: case Fn::kMul: case Fn::kDiv: case Fn::kPow: case Fn::kMin: case Fn::kMax: case Fn::kMod:
-    case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: case Fn::kWhere: break;
+    case Fn::kAdd:
+    case Fn::kSub:
+    case Fn::kMul:
+    case Fn::kDiv:
+    case Fn::kPow:
+    case Fn::kMin:
+    case Fn::kMax:
+    case Fn::kMod:
+    case Fn::kLess:
+    case Fn::kLessEqual:
+    case Fn::kEqual:
+    case Fn::kNotEqual:
+    case Fn::kWhere: break;
   }
   TPLIMIT_CHECK(false, "a function of one argument, got {}", name(map.fn));
 }
@@ -176,8 +207,8 @@ void evaluate_binary(Fn fn, const Operand& x, const Operand& y, Index columns, M
   TPLIMIT_CHECK(false, "a function of two arguments, got {}", name(fn));
 }
 
-void evaluate_map(const Map& map, const Type& type, const std::vector<const Type*>& types, const std::vector<View>& in,
-                  MutableView out) {
+void evaluate_map(const Map& map, const Type& type, const std::vector<const Type*>& types,
+                  const std::vector<View>& in, MutableView out) {
   const Index columns = size_of(type.dims);
   std::vector<Operand> x;
   for (std::size_t k = 0; k < in.size(); ++k) x.emplace_back(in[k], *types[k], type);
@@ -191,7 +222,8 @@ void evaluate_map(const Map& map, const Type& type, const std::vector<const Type
   }
 }
 
-void evaluate_contract(const Contract& op, const std::vector<const Type*>& types, const std::vector<View>& in, MutableView out) {
+void evaluate_contract(const Contract& op, const std::vector<const Type*>& types,
+                       const std::vector<View>& in, MutableView out) {
   const ContractSizes n(op, types[0]->dims, types[1]->dims);
   const bool wa = types[0]->width, wb = types[1]->width;
   const View &a = in[0], &b = in[1];
@@ -207,14 +239,19 @@ void evaluate_contract(const Contract& op, const std::vector<const Type*>& types
       const RowMajor weights(b.data + p * n.right * n.inner, n.right, n.inner);
       for (Index i = 0; i < n.left; ++i) {
         const Index row = p * n.left + i;
-        MutableColumnMajor(column(out, row * n.right), out.rows, n.right, Eigen::OuterStride<>(out.ld)).noalias() =
-            ColumnMajor(column(a, row * n.inner), out.rows, n.inner, Eigen::OuterStride<>(a.ld)) * weights.transpose();
+        MutableColumnMajor(column(out, row * n.right), out.rows, n.right,
+                           Eigen::OuterStride<>(out.ld))
+            .noalias() =
+            ColumnMajor(column(a, row * n.inner), out.rows, n.inner, Eigen::OuterStride<>(a.ld)) *
+            weights.transpose();
       }
     } else if (!wa) {
       const RowMajor weights(a.data + p * n.left * n.inner, n.left, n.inner);
       for (Index j = 0; j < n.right; ++j)
-        MutableColumnMajor(column(out, p * n.left * n.right + j), out.rows, n.left, Eigen::OuterStride<>(out.ld * n.right))
-            .noalias() = ColumnMajor(column(b, (p * n.right + j) * n.inner), out.rows, n.inner, Eigen::OuterStride<>(b.ld)) *
+        MutableColumnMajor(column(out, p * n.left * n.right + j), out.rows, n.left,
+                           Eigen::OuterStride<>(out.ld * n.right))
+            .noalias() = ColumnMajor(column(b, (p * n.right + j) * n.inner), out.rows, n.inner,
+                                     Eigen::OuterStride<>(b.ld)) *
                          weights.transpose();
     } else {
       for (Index i = 0; i < n.left; ++i)
@@ -243,7 +280,9 @@ struct AxisSplit {
   }
 };
 
-void copy_column(const View& in, Index from, MutableView out, Index to) { std::copy_n(column(in, from), out.rows, column(out, to)); }
+void copy_column(const View& in, Index from, MutableView out, Index to) {
+  std::copy_n(column(in, from), out.rows, column(out, to));
+}
 
 void reduce(bool maximum, std::int32_t axis, const Dims& dims, const View& in, MutableView out) {
   const AxisSplit split(dims, axis);
@@ -274,20 +313,25 @@ void eigenvalues(const Dims& dims, const View& in, MutableView out) {
       continue;
     }
     const Eigen::MatrixXd symmetric = 0.5 * (a + a.transpose());
-    values = Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>(symmetric, Eigen::EigenvaluesOnly).eigenvalues();
+    values = Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>(symmetric, Eigen::EigenvaluesOnly)
+                 .eigenvalues();
   }
 }
 
-/// Dependent rows get no direction of their own: 1e-10 of the row's own variance is what rounding and sampling leave of them.
+/// Dependent rows get no direction of their own: 1e-10 of the row's own variance is what rounding
+/// and sampling leave of them.
 void cholesky(Index k, const View& in, MutableView out) {
   const RowMajor a(in.data, k, k);
-  Eigen::Map<Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>> l(out.data, k, k);
+  Eigen::Map<Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>> l(out.data, k,
+                                                                                       k);
   l.setZero();
   for (Index i = 0; i < k; ++i)
     for (Index j = 0; j <= i; ++j) {
       const double rest = 0.5 * (a(i, j) + a(j, i)) - l.row(i).head(j).dot(l.row(j).head(j));
-      if (i > j) l(i, j) = l(j, j) > 0 ? rest / l(j, j) : 0;
-      else l(i, i) = rest > 1e-10 * a(i, i) ? std::sqrt(rest) : std::isnan(rest) ? rest : 0;
+      if (i > j)
+        l(i, j) = l(j, j) > 0 ? rest / l(j, j) : 0;
+      else
+        l(i, i) = rest > 1e-10 * a(i, i) ? std::sqrt(rest) : std::isnan(rest) ? rest : 0;
     }
 }
 
@@ -299,9 +343,11 @@ double learned(const TrainingOperator& t, double z) {
   return x < 1 ? -std::expm1(t.time * std::log1p(-x)) / z : (1 - std::pow(1 - x, t.time)) / z;
 }
 
-void training_operator(const TrainingOperator& t, Index p, Index q, const View& kernel, const View& across, MutableView out) {
+void training_operator(const TrainingOperator& t, Index p, Index q, const View& kernel,
+                       const View& across, MutableView out) {
   const RowMajor theta(kernel.data, p, p), theta_x(across.data, q, p);
-  Eigen::Map<Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>> result(out.data, q, p);
+  Eigen::Map<Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>> result(
+      out.data, q, p);
   if (!theta.allFinite() || !theta_x.allFinite()) {
     result.setConstant(std::numeric_limits<double>::quiet_NaN());
     return;
@@ -316,19 +362,23 @@ void training_operator(const TrainingOperator& t, Index p, Index q, const View& 
       return;
     }
   }
-  // Repeated samples make kernels singular; what lies in the null space is not learned, and no output depends on it.
+  // Repeated samples make kernels singular; what lies in the null space is not learned, and no
+  // output depends on it.
   const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(symmetric);
   const Eigen::VectorXd& z = solver.eigenvalues();
   Eigen::VectorXd h(p);
-  for (Index i = 0; i < p; ++i) h(i) = !std::isinf(t.time) ? learned(t, z(i)) : z(i) > 10 * resolved * z(p - 1) ? 1 / z(i) : 0;
-  result.noalias() = theta_x * (solver.eigenvectors() * h.asDiagonal() * solver.eigenvectors().transpose());
+  for (Index i = 0; i < p; ++i)
+    h(i) = !std::isinf(t.time) ? learned(t, z(i)) : z(i) > 10 * resolved * z(p - 1) ? 1 / z(i) : 0;
+  result.noalias() =
+      theta_x * (solver.eigenvectors() * h.asDiagonal() * solver.eigenvectors().transpose());
 }
 
 }  // namespace
 
 bool is_average(const Op& op) {
   const auto* contract = std::get_if<Contract>(&op);
-  return std::holds_alternative<Average>(op) || std::holds_alternative<Histogram>(op) || (contract && contract->average);
+  return std::holds_alternative<Average>(op) || std::holds_alternative<Histogram>(op) ||
+         (contract && contract->average);
 }
 
 ContractSizes::ContractSizes(const Contract& op, const Dims& a, const Dims& b) {
@@ -342,30 +392,49 @@ ContractSizes::ContractSizes(const Contract& op, const Dims& a, const Dims& b) {
 }
 
 bool is_rowwise(const Op& op) {
-  return std::visit(overloaded{[](const Constant&) { return false; }, [](const Scale&) { return true; },
-                               [](const StandardNormal&) { return true; }, [](const Map&) { return true; },
-                               [](const Contract& c) { return !c.average; }, [](const Average&) { return false; },
-                               [](const ReduceSum&) { return true; }, [](const ReduceMax&) { return true; },
-                               [](const Gather&) { return true; }, [](const ScatterAdd&) { return true; },
-                               [](const Permute&) { return true; }, [](const Reshape&) { return true; },
-                               [](const Expand&) { return true; }, [](const Concat&) { return true; },
-                               [](const Stop&) { return true; }, [](const Parameter&) { return false; }, [](const Change&) { return false; }, [](const MatMul&) { return false; },
-                               [](const GaussianMatrix&) { return false; }, [](const ScaleMatrix&) { return false; },
-                               [](const UpdateMatrix&) { return false; }, [](const Cholesky&) { return true; }, [](const Eigvals&) { return true; }, [](const TrainingOperator&) { return true; },
-                               [](const Samples&) { return false; }, [](const Histogram&) { return false; }},
+  return std::visit(overloaded{[](const Constant&) { return false; },
+                               [](const Scale&) { return true; },
+                               [](const StandardNormal&) { return true; },
+                               [](const Map&) { return true; },
+                               [](const Contract& c) { return !c.average; },
+                               [](const Average&) { return false; },
+                               [](const ReduceSum&) { return true; },
+                               [](const ReduceMax&) { return true; },
+                               [](const Gather&) { return true; },
+                               [](const ScatterAdd&) { return true; },
+                               [](const Permute&) { return true; },
+                               [](const Reshape&) { return true; },
+                               [](const Expand&) { return true; },
+                               [](const Concat&) { return true; },
+                               [](const Stop&) { return true; },
+                               [](const Parameter&) { return false; },
+                               [](const Change&) { return false; },
+                               [](const MatMul&) { return false; },
+                               [](const GaussianMatrix&) { return false; },
+                               [](const ScaleMatrix&) { return false; },
+                               [](const UpdateMatrix&) { return false; },
+                               [](const Cholesky&) { return true; },
+                               [](const Eigvals&) { return true; },
+                               [](const TrainingOperator&) { return true; },
+                               [](const Samples&) { return false; },
+                               [](const Histogram&) { return false; }},
                     op);
 }
 
-void evaluate_rows(const Node& node, const std::vector<const Type*>& types, const std::vector<View>& in, MutableView out) {
+void evaluate_rows(const Node& node, const std::vector<const Type*>& types,
+                   const std::vector<View>& in, MutableView out) {
   const Type& type = node.type;
   const Index columns = size_of(type.dims);
   const auto copy_columns = [&](const std::vector<Index>& from) {
-    for (Index j = 0; j < columns; ++j) copy_column(in[0], from[static_cast<std::size_t>(j)], out, j);
+    for (Index j = 0; j < columns; ++j)
+      copy_column(in[0], from[static_cast<std::size_t>(j)], out, j);
   };
   const auto copy_all = [&] {
     for (Index j = 0; j < columns; ++j) copy_column(in[0], j, out, j);
   };
-  const auto impossible = [&] { TPLIMIT_CHECK(false, "a rowwise operation, got {}", op_name(node.op)); };
+  const auto impossible = [&] {
+    TPLIMIT_CHECK(false, "a rowwise operation, got {}", op_name(node.op));
+  };
   std::visit(
       overloaded{
           [&](const Scale& op) {
@@ -382,7 +451,8 @@ void evaluate_rows(const Node& node, const std::vector<const Type*>& types, cons
             Index to = 0;
             for (Index o = 0; o < split.outer; ++o)
               for (const Index k : *op.indices)
-                for (Index q = 0; q < split.inner; ++q) copy_column(in[0], (o * split.size + k) * split.inner + q, out, to++);
+                for (Index q = 0; q < split.inner; ++q)
+                  copy_column(in[0], (o * split.size + k) * split.inner + q, out, to++);
           },
           [&](const ScatterAdd& op) {
             for (Index j = 0; j < columns; ++j) std::fill_n(column(out, j), out.rows, 0.0);
@@ -398,16 +468,20 @@ void evaluate_rows(const Node& node, const std::vector<const Type*>& types, cons
           },
           [&](const Permute& op) {
             std::vector<Index> in_strides(types[0]->dims.size(), 1), strides(type.dims.size());
-            for (std::size_t k = in_strides.size(); k-- > 1;) in_strides[k - 1] = in_strides[k] * types[0]->dims[k];
-            for (std::size_t k = 0; k < strides.size(); ++k) strides[k] = in_strides[static_cast<std::size_t>(op.axes[k])];
+            for (std::size_t k = in_strides.size(); k-- > 1;)
+              in_strides[k - 1] = in_strides[k] * types[0]->dims[k];
+            for (std::size_t k = 0; k < strides.size(); ++k)
+              strides[k] = in_strides[static_cast<std::size_t>(op.axes[k])];
             copy_columns(column_indices(type.dims, strides));
           },
           [&](const Reshape&) { copy_all(); },
           [&](const Expand&) {
             const Operand x(in[0], *types[0], type);
             for (Index j = 0; j < columns; ++j) {
-              if (x.row_step == 1) std::copy_n(x.at(j), out.rows, column(out, j));
-              else std::fill_n(column(out, j), out.rows, *x.at(j));
+              if (x.row_step == 1)
+                std::copy_n(x.at(j), out.rows, column(out, j));
+              else
+                std::fill_n(column(out, j), out.rows, *x.at(j));
             }
           },
           [&](const Concat& op) {
@@ -429,7 +503,9 @@ void evaluate_rows(const Node& node, const std::vector<const Type*>& types, cons
           [&](const Change&) { impossible(); },
           [&](const Cholesky&) { cholesky(types[0]->dims[0], in[0], out); },
           [&](const Eigvals&) { eigenvalues(types[0]->dims, in[0], out); },
-          [&](const TrainingOperator& t) { training_operator(t, types[0]->dims[0], types[1]->dims[0], in[0], in[1], out); },
+          [&](const TrainingOperator& t) {
+            training_operator(t, types[0]->dims[0], types[1]->dims[0], in[0], in[1], out);
+          },
           [&](const Constant&) { impossible(); },
           [&](const StandardNormal&) { impossible(); },
           [&](const Average&) { impossible(); },
@@ -443,7 +519,8 @@ void evaluate_rows(const Node& node, const std::vector<const Type*>& types, cons
       node.op);
 }
 
-void accumulate_average(const Node& node, const std::vector<const Type*>& types, const std::vector<View>& in, double* sums) {
+void accumulate_average(const Node& node, const std::vector<const Type*>& types,
+                        const std::vector<View>& in, double* sums) {
   const Index columns = size_of(node.type.dims);
   const Index rows = in[0].rows;
   if (const auto* op = std::get_if<Contract>(&node.op)) {
@@ -451,8 +528,10 @@ void accumulate_average(const Node& node, const std::vector<const Type*>& types,
     for (Index p = 0; p < n.batch; ++p) {
       Eigen::Map<RowMajorMatrix> out(sums + p * n.left * n.right, n.left, n.right);
       for (Index k = 0; k < n.inner; ++k) {
-        const ColumnMajor a(column(in[0], p * n.left * n.inner + k), rows, n.left, Eigen::OuterStride<>(in[0].ld * n.inner));
-        const ColumnMajor b(column(in[1], p * n.right * n.inner + k), rows, n.right, Eigen::OuterStride<>(in[1].ld * n.inner));
+        const ColumnMajor a(column(in[0], p * n.left * n.inner + k), rows, n.left,
+                            Eigen::OuterStride<>(in[0].ld * n.inner));
+        const ColumnMajor b(column(in[1], p * n.right * n.inner + k), rows, n.right,
+                            Eigen::OuterStride<>(in[1].ld * n.inner));
         out.noalias() += a.transpose() * b;
       }
     }
@@ -463,13 +542,17 @@ void accumulate_average(const Node& node, const std::vector<const Type*>& types,
       const double* x = column(in[0], j);
       for (Index i = 0; i < rows; ++i) {
         // The outer bins are open, so that the fractions add up to 1.
-        const double place = std::clamp((x[i] - histogram->low) * per_unit, 0.0, static_cast<double>(bins - 1));
-        if (place == place) sums[j * bins + static_cast<Index>(place)] += 1;
-        else sums[j * bins] = std::numeric_limits<double>::quiet_NaN();
+        const double place =
+            std::clamp((x[i] - histogram->low) * per_unit, 0.0, static_cast<double>(bins - 1));
+        if (place == place)
+          sums[j * bins + static_cast<Index>(place)] += 1;
+        else
+          sums[j * bins] = std::numeric_limits<double>::quiet_NaN();
       }
     }
   } else {
-    for (Index j = 0; j < columns; ++j) sums[j] += Eigen::Map<const Eigen::VectorXd>(column(in[0], j), rows).sum();
+    for (Index j = 0; j < columns; ++j)
+      sums[j] += Eigen::Map<const Eigen::VectorXd>(column(in[0], j), rows).sum();
   }
 }
 

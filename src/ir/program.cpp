@@ -15,7 +15,9 @@ std::int64_t size_of(const Dims& dims) {
 
 int arity(Fn fn) {
   switch (fn) {
-#define TPLIMIT_FN(name, arity, text) case Fn::name: return arity;
+#define TPLIMIT_FN(name, arity, text) \
+  case Fn::name:                      \
+    return arity;
 #include "tplimit/ir/functions.def"
 #undef TPLIMIT_FN
   }
@@ -24,7 +26,9 @@ int arity(Fn fn) {
 
 const char* name(Fn fn) {
   switch (fn) {
-#define TPLIMIT_FN(name, arity, text) case Fn::name: return text;
+#define TPLIMIT_FN(name, arity, text) \
+  case Fn::name:                      \
+    return text;
 #include "tplimit/ir/functions.def"
 #undef TPLIMIT_FN
   }
@@ -33,19 +37,32 @@ const char* name(Fn fn) {
 
 const char* op_name(const Op& op) {
   return std::visit(
-      overloaded{[](const Constant&) { return "constant"; }, [](const Scale&) { return "scale"; },
-                 [](const StandardNormal&) { return "standard_normal"; }, [](const Map& m) { return name(m.fn); },
+      overloaded{[](const Constant&) { return "constant"; },
+                 [](const Scale&) { return "scale"; },
+                 [](const StandardNormal&) { return "standard_normal"; },
+                 [](const Map& m) { return name(m.fn); },
                  [](const Contract& c) { return c.average ? "contract_average" : "contract"; },
-                 [](const Average&) { return "average"; }, [](const ReduceSum&) { return "reduce_sum"; },
-                 [](const ReduceMax&) { return "reduce_max"; }, [](const Gather&) { return "gather"; },
-                 [](const ScatterAdd&) { return "scatter_add"; }, [](const Permute&) { return "permute"; },
-                 [](const Reshape&) { return "reshape"; }, [](const Expand&) { return "expand"; },
-                 [](const Concat&) { return "concat"; }, [](const Stop&) { return "stop"; }, [](const Parameter&) { return "parameter"; }, [](const Change&) { return "change"; },
+                 [](const Average&) { return "average"; },
+                 [](const ReduceSum&) { return "reduce_sum"; },
+                 [](const ReduceMax&) { return "reduce_max"; },
+                 [](const Gather&) { return "gather"; },
+                 [](const ScatterAdd&) { return "scatter_add"; },
+                 [](const Permute&) { return "permute"; },
+                 [](const Reshape&) { return "reshape"; },
+                 [](const Expand&) { return "expand"; },
+                 [](const Concat&) { return "concat"; },
+                 [](const Stop&) { return "stop"; },
+                 [](const Parameter&) { return "parameter"; },
+                 [](const Change&) { return "change"; },
                  [](const MatMul& m) { return m.transposed ? "matmul_transposed" : "matmul"; },
-                 [](const GaussianMatrix&) { return "gaussian_matrix"; }, [](const ScaleMatrix&) { return "scale_matrix"; },
-                 [](const UpdateMatrix&) { return "update_matrix"; }, [](const Cholesky&) { return "cholesky"; }, [](const Eigvals&) { return "eigvals"; },
+                 [](const GaussianMatrix&) { return "gaussian_matrix"; },
+                 [](const ScaleMatrix&) { return "scale_matrix"; },
+                 [](const UpdateMatrix&) { return "update_matrix"; },
+                 [](const Cholesky&) { return "cholesky"; },
+                 [](const Eigvals&) { return "eigvals"; },
                  [](const TrainingOperator&) { return "training_operator"; },
-                 [](const Samples&) { return "samples"; }, [](const Histogram&) { return "histogram"; }},
+                 [](const Samples&) { return "samples"; },
+                 [](const Histogram&) { return "histogram"; }},
       op);
 }
 
@@ -71,20 +88,27 @@ Dims broadcast(const Dims& a, const Dims& b) {
     for (std::size_t k = 0; k < dims->size(); ++k) {
       auto& to = out[out.size() - 1 - k];
       const auto from = (*dims)[dims->size() - 1 - k];
-      TPLIMIT_CHECK(to == from || to == 1 || from == 1, "finite axes that broadcast, got {} and {}", to, from);
+      TPLIMIT_CHECK(to == from || to == 1 || from == 1, "finite axes that broadcast, got {} and {}",
+                    to, from);
       if (to == 1) to = from;
     }
   return out;
 }
 
 Type contract_type(const Contract& op, const Type& a, const Type& b) {
-  const auto batch = static_cast<std::size_t>(op.batch), inner = static_cast<std::size_t>(op.contracted);
-  TPLIMIT_CHECK(a.dims.size() >= batch + inner && b.dims.size() >= batch + inner, "enough axes to contract");
-  for (std::size_t k = 0; k < batch; ++k) TPLIMIT_CHECK(a.dims[k] == b.dims[k], "equal batch axes in contract");
+  const auto batch = static_cast<std::size_t>(op.batch),
+             inner = static_cast<std::size_t>(op.contracted);
+  TPLIMIT_CHECK(a.dims.size() >= batch + inner && b.dims.size() >= batch + inner,
+                "enough axes to contract");
+  for (std::size_t k = 0; k < batch; ++k)
+    TPLIMIT_CHECK(a.dims[k] == b.dims[k], "equal batch axes in contract");
   for (std::size_t k = 1; k <= inner; ++k)
-    TPLIMIT_CHECK(a.dims[a.dims.size() - k] == b.dims[b.dims.size() - k], "equal contracted axes in contract");
-  TPLIMIT_CHECK(!op.average || (a.width && b.width), "an average of a product takes two operands with a width axis");
-  Type type{false, !op.average && (a.width || b.width), Dims(a.dims.begin(), a.dims.end() - op.contracted)};
+    TPLIMIT_CHECK(a.dims[a.dims.size() - k] == b.dims[b.dims.size() - k],
+                  "equal contracted axes in contract");
+  TPLIMIT_CHECK(!op.average || (a.width && b.width),
+                "an average of a product takes two operands with a width axis");
+  Type type{false, !op.average && (a.width || b.width),
+            Dims(a.dims.begin(), a.dims.end() - op.contracted)};
   type.dims.insert(type.dims.end(), b.dims.begin() + op.batch, b.dims.end() - op.contracted);
   return type;
 }
@@ -101,7 +125,8 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
     return *in[0];
   };
   const auto axis_in = [&](std::int32_t axis, const Dims& dims) {
-    TPLIMIT_CHECK(axis >= 0 && static_cast<std::size_t>(axis) < dims.size(), "axis {} of {} exists", axis, op_name(op));
+    TPLIMIT_CHECK(axis >= 0 && static_cast<std::size_t>(axis) < dims.size(), "axis {} of {} exists",
+                  axis, op_name(op));
     return static_cast<std::ptrdiff_t>(axis);
   };
   const auto reduced = [&](std::int32_t axis) {
@@ -111,11 +136,18 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
   };
   return std::visit(
       overloaded{
-          [&](const Constant&) -> Type { TPLIMIT_CHECK(false, "constants carry their own type"); return {}; },
+          [&](const Constant&) -> Type {
+            TPLIMIT_CHECK(false, "constants carry their own type");
+            return {};
+          },
           [&](const Scale&) { return tensor(0); },
-          [&](const StandardNormal&) -> Type { TPLIMIT_CHECK(false, "sources carry their own type"); return {}; },
+          [&](const StandardNormal&) -> Type {
+            TPLIMIT_CHECK(false, "sources carry their own type");
+            return {};
+          },
           [&](const Map& m) {
-            TPLIMIT_CHECK(static_cast<int>(in.size()) == arity(m.fn), "{} takes {} operands", name(m.fn), arity(m.fn));
+            TPLIMIT_CHECK(static_cast<int>(in.size()) == arity(m.fn), "{} takes {} operands",
+                          name(m.fn), arity(m.fn));
             Type type = tensor(0);
             for (std::size_t k = 1; k < in.size(); ++k) {
               type.width = type.width || tensor(k).width;
@@ -133,14 +165,16 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
           [&](const Gather& g) {
             Type type = tensor(0);
             auto& size = type.dims[static_cast<std::size_t>(axis_in(g.axis, type.dims))];
-            for (const auto i : *g.indices) TPLIMIT_CHECK(0 <= i && i < size, "index {} is below {}", i, size);
+            for (const auto i : *g.indices)
+              TPLIMIT_CHECK(0 <= i && i < size, "index {} is below {}", i, size);
             size = static_cast<std::int64_t>(g.indices->size());
             return type;
           },
           [&](const ScatterAdd& s) {
             Type type = tensor(0);
             auto& size = type.dims[static_cast<std::size_t>(axis_in(s.axis, type.dims))];
-            TPLIMIT_CHECK(size == static_cast<std::int64_t>(s.indices->size()), "one index per slice");
+            TPLIMIT_CHECK(size == static_cast<std::int64_t>(s.indices->size()),
+                          "one index per slice");
             size = s.size;
             return type;
           },
@@ -152,11 +186,13 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
             return type;
           },
           [&](const Reshape& r) {
-            TPLIMIT_CHECK(size_of(r.dims) == size_of(tensor(0).dims), "a reshape keeps the number of entries");
+            TPLIMIT_CHECK(size_of(r.dims) == size_of(tensor(0).dims),
+                          "a reshape keeps the number of entries");
             return Type{false, in[0]->width, r.dims};
           },
           [&](const Expand& e) {
-            TPLIMIT_CHECK(broadcast(tensor(0).dims, e.dims) == e.dims && (e.width || !in[0]->width), "an expansion only adds axes");
+            TPLIMIT_CHECK(broadcast(tensor(0).dims, e.dims) == e.dims && (e.width || !in[0]->width),
+                          "an expansion only adds axes");
             return Type{false, e.width, e.dims};
           },
           [&](const Concat& c) {
@@ -179,32 +215,41 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
             TPLIMIT_CHECK(tensor(1).width, "a width matrix multiplies values with a width axis");
             return tensor(1);
           },
-          [&](const GaussianMatrix&) { return Type{true, false, {}}; },
+          [&](const GaussianMatrix&) {
+            return Type{true, false, {}};
+          },
           [&](const ScaleMatrix&) {
             TPLIMIT_CHECK(tensor(1) == Type{}, "a matrix is scaled by a scalar");
             return matrix();
           },
           [&](const UpdateMatrix& u) {
-            TPLIMIT_CHECK(in.size() % 3 == (u.entrywise ? 2 : 1), "an update has terms of three operands");
+            TPLIMIT_CHECK(in.size() % 3 == (u.entrywise ? 2 : 1),
+                          "an update has terms of three operands");
             for (std::size_t k = 1; k + 2 < in.size(); k += 3)
-              TPLIMIT_CHECK(tensor(k) == Type{} && tensor(k + 1) == tensor(k + 2) && in[k + 1]->width,
-                            "update terms are (scalar, block, block of the same type)");
+              TPLIMIT_CHECK(
+                  tensor(k) == Type{} && tensor(k + 1) == tensor(k + 2) && in[k + 1]->width,
+                  "update terms are (scalar, block, block of the same type)");
             return matrix();
           },
           [&](const Cholesky&) {
-            TPLIMIT_CHECK(!tensor(0).width && tensor(0).dims.size() == 2 && tensor(0).dims[0] == tensor(0).dims[1], "a finite square matrix");
+            TPLIMIT_CHECK(!tensor(0).width && tensor(0).dims.size() == 2 &&
+                              tensor(0).dims[0] == tensor(0).dims[1],
+                          "a finite square matrix");
             return tensor(0);
           },
           [&](const Eigvals&) {
             Type type = tensor(0);
-            TPLIMIT_CHECK(!type.width && type.dims.size() >= 2 && type.dims.back() == type.dims[type.dims.size() - 2],
+            TPLIMIT_CHECK(!type.width && type.dims.size() >= 2 &&
+                              type.dims.back() == type.dims[type.dims.size() - 2],
                           "eigenvalues of a finite square matrix");
             type.dims.pop_back();
             return type;
           },
           [&](const TrainingOperator&) {
             const Type kernel = tensor(0), across = tensor(1);
-            TPLIMIT_CHECK(!kernel.width && !across.width && kernel.dims.size() == 2 && across.dims.size() == 2 && kernel.dims[0] == kernel.dims[1] && across.dims[1] == kernel.dims[0],
+            TPLIMIT_CHECK(!kernel.width && !across.width && kernel.dims.size() == 2 &&
+                              across.dims.size() == 2 && kernel.dims[0] == kernel.dims[1] &&
+                              across.dims[1] == kernel.dims[0],
                           "a kernel of the training samples, and one of other samples with these");
             return across;
           },
@@ -217,7 +262,8 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
           },
           [&](const Histogram& h) {
             Type type = tensor(0);
-            TPLIMIT_CHECK(type.width && h.bins > 0 && h.low < h.high, "a histogram over coordinates");
+            TPLIMIT_CHECK(type.width && h.bins > 0 && h.low < h.high,
+                          "a histogram over coordinates");
             type.width = false;
             type.dims.push_back(h.bins);
             return type;
@@ -236,16 +282,20 @@ void verify(const Program& program) {
     }
     TPLIMIT_CHECK(node.context < program.contexts.size(), "node {} has a context", k);
     if (const auto* constant = std::get_if<Constant>(&node.op)) {
-      TPLIMIT_CHECK(static_cast<std::int64_t>(constant->values->size()) == size_of(node.type.dims) && !node.type.width,
-                    "a constant has one value per entry");
+      TPLIMIT_CHECK(
+          static_cast<std::int64_t>(constant->values->size()) == size_of(node.type.dims) &&
+              !node.type.width,
+          "a constant has one value per entry");
     } else if (const auto* normal = std::get_if<StandardNormal>(&node.op)) {
       TPLIMIT_CHECK(normal->source.value < program.sources.size(), "a declared source");
     } else {
-      TPLIMIT_CHECK(infer_type(node.op, in) == node.type, "node {} ({}) has its inferred type", k, op_name(node.op));
+      TPLIMIT_CHECK(infer_type(node.op, in) == node.type, "node {} ({}) has its inferred type", k,
+                    op_name(node.op));
     }
   }
   for (const NodeId id : outputs_of(program))
-    TPLIMIT_CHECK(id.value < program.size() && !program[id].type.width && !program[id].type.matrix, "outputs are finite");
+    TPLIMIT_CHECK(id.value < program.size() && !program[id].type.width && !program[id].type.matrix,
+                  "outputs are finite");
 }
 
 std::string to_text(const Program& program) {
@@ -260,28 +310,45 @@ std::string to_text(const Program& program) {
     std::string args;
     for (const NodeId id : node.in) args += fmt::format(" %{}", id.value);
     std::string payload = std::visit(
-        overloaded{[](const Constant& c) { return c.values->size() == 1 ? fmt::format(" {}", (*c.values)[0]) : std::string(); },
-                   [](const Scale& s) { return fmt::format(" {} {}", s.factor, power_of_width(s.power)); },
-                   [&](const StandardNormal& s) { return " " + program.sources[s.source.value].name; },
-                   [](const Map& m) { return m.parameter != 0 ? fmt::format(" {}", m.parameter) : std::string(); },
-                   [](const Contract& c) { return fmt::format(" batch={} contracted={}", c.batch, c.contracted); },
-                   [](const Average&) { return std::string(); },
-                   [](const ReduceSum& r) { return fmt::format(" axis={}", r.axis); },
-                   [](const ReduceMax& r) { return fmt::format(" axis={}", r.axis); },
-                   [](const Gather& g) { return fmt::format(" axis={} count={}", g.axis, g.indices->size()); },
-                   [](const ScatterAdd& s) { return fmt::format(" axis={} size={}", s.axis, s.size); },
-                   [](const Permute&) { return std::string(); }, [](const Reshape&) { return std::string(); },
-                   [](const Expand&) { return std::string(); },
-                   [](const Concat& c) { return fmt::format(" axis={}", c.axis); }, [](const Stop&) { return std::string(); },
-                   [](const Parameter& p) { return fmt::format(" {}", p.index); },
-                   [](const Change& c) { return fmt::format(" {}", c.variable); },
-                   [](const MatMul&) { return std::string(); },
-                   [&](const GaussianMatrix& g) { return " " + program.sources[g.source.value].name; },
-                   [](const ScaleMatrix&) { return std::string(); }, [](const UpdateMatrix& u) { return u.entrywise ? fmt::format(" entrywise {}", u.epsilon) : std::string(); },
-                   [](const Cholesky&) { return std::string(); }, [](const Eigvals&) { return std::string(); },
-                   [](const TrainingOperator& t) { return fmt::format(" {} {} {} {}", t.rate, t.time, t.ridge, t.flow); },
-                   [](const Samples& s) { return fmt::format(" {}", s.count); },
-                   [](const Histogram& h) { return fmt::format(" {} {} {}", h.low, h.high, h.bins); }},
+        overloaded{
+            [](const Constant& c) {
+              return c.values->size() == 1 ? fmt::format(" {}", (*c.values)[0]) : std::string();
+            },
+            [](const Scale& s) { return fmt::format(" {} {}", s.factor, power_of_width(s.power)); },
+            [&](const StandardNormal& s) { return " " + program.sources[s.source.value].name; },
+            [](const Map& m) {
+              return m.parameter != 0 ? fmt::format(" {}", m.parameter) : std::string();
+            },
+            [](const Contract& c) {
+              return fmt::format(" batch={} contracted={}", c.batch, c.contracted);
+            },
+            [](const Average&) { return std::string(); },
+            [](const ReduceSum& r) { return fmt::format(" axis={}", r.axis); },
+            [](const ReduceMax& r) { return fmt::format(" axis={}", r.axis); },
+            [](const Gather& g) {
+              return fmt::format(" axis={} count={}", g.axis, g.indices->size());
+            },
+            [](const ScatterAdd& s) { return fmt::format(" axis={} size={}", s.axis, s.size); },
+            [](const Permute&) { return std::string(); },
+            [](const Reshape&) { return std::string(); },
+            [](const Expand&) { return std::string(); },
+            [](const Concat& c) { return fmt::format(" axis={}", c.axis); },
+            [](const Stop&) { return std::string(); },
+            [](const Parameter& p) { return fmt::format(" {}", p.index); },
+            [](const Change& c) { return fmt::format(" {}", c.variable); },
+            [](const MatMul&) { return std::string(); },
+            [&](const GaussianMatrix& g) { return " " + program.sources[g.source.value].name; },
+            [](const ScaleMatrix&) { return std::string(); },
+            [](const UpdateMatrix& u) {
+              return u.entrywise ? fmt::format(" entrywise {}", u.epsilon) : std::string();
+            },
+            [](const Cholesky&) { return std::string(); },
+            [](const Eigvals&) { return std::string(); },
+            [](const TrainingOperator& t) {
+              return fmt::format(" {} {} {} {}", t.rate, t.time, t.ridge, t.flow);
+            },
+            [](const Samples& s) { return fmt::format(" {}", s.count); },
+            [](const Histogram& h) { return fmt::format(" {} {} {}", h.low, h.high, h.bins); }},
         node.op);
     out += fmt::format("%{} {} = {}{}{}\n", k, type, op_name(node.op), payload, args);
   }

@@ -1,7 +1,8 @@
-// Several widths of fixed ratio, `width n, m = 2 n`: both grow, so all are multiples of one unit, n = q g, m = p g. A vector of width m is p vectors
-// of width g (its coordinates are exchangeable, so how they are cut changes nothing), a matrix [m, n] is p x q independent
-// matrices [g, g].  Coordinatewise operations act part by part; means and products with matrices sum over parts.  Everything after
-// the front end sees one width, g.
+// Several widths of fixed ratio, `width n, m = 2 n`: both grow, so all are multiples of one unit, n
+// = q g, m = p g. A vector of width m is p vectors of width g (its coordinates are exchangeable, so
+// how they are cut changes nothing), a matrix [m, n] is p x q independent matrices [g, g].
+// Coordinatewise operations act part by part; means and products with matrices sum over parts.
+// Everything after the front end sees one width, g.
 
 #include <algorithm>
 #include <cmath>
@@ -24,27 +25,52 @@ bool is_wide(const Value& v) {
 }  // namespace
 
 void Lowerer::on(const ast::Width& s, Span span) {
-  if (!outside_models() || !loops_.empty()) fail("E2602", "the width is declared at top level", span, "", "move it in front of the loop or model");
-  if (width_declared_) fail("E2118", "the width is declared already", span, "", "declare all widths in one statement: width n, m = 2 n");
+  if (!outside_models() || !loops_.empty())
+    fail("E2602", "the width is declared at top level", span, "",
+         "move it in front of the loop or model");
+  if (width_declared_)
+    fail("E2118", "the width is declared already", span, "",
+         "declare all widths in one statement: width n, m = 2 n");
   std::vector<Exponent> ratios;  // to the first width
   for (std::size_t k = 0; k < s.items.size(); ++k) {
     const auto& item = s.items[k];
     if (const auto it = globals_.find(item.name.name); it != globals_.end()) {
-      Rejection r{Diagnostic{Severity::kError, "E2118", fmt::format("'{}' is declared twice", it->first), item.name.span, "", "choose another name", {}, true}, false};
+      Rejection r{Diagnostic{Severity::kError,
+                             "E2118",
+                             fmt::format("'{}' is declared twice", it->first),
+                             item.name.span,
+                             "",
+                             "choose another name",
+                             {},
+                             true},
+                  false};
       r.diagnostic.notes.push_back({"first declared here", it->second.span});
       throw r;
     }
     check_new_function(item.name);
     if (k == 0) {
-      if (item.value) fail("E2150", "the first width has no value", item.value->span, "", "it is the symbol that goes to infinity, the others are multiples of it: width n, m = 2 n");
+      if (item.value)
+        fail("E2150", "the first width has no value", item.value->span, "",
+             "it is the symbol that goes to infinity, the others are multiples of it: width n, m = "
+             "2 n");
       ratios.emplace_back(1);
     } else {
-      if (!item.value) fail("E2150", fmt::format("'{}' needs a fixed ratio to '{}'", item.name.name, s.items[0].name.name), item.name.span, "", fmt::format("write for instance: width {}, {} = 2 {}", s.items[0].name.name, item.name.name, s.items[0].name.name));
+      if (!item.value)
+        fail("E2150",
+             fmt::format("'{}' needs a fixed ratio to '{}'", item.name.name, s.items[0].name.name),
+             item.name.span, "",
+             fmt::format("write for instance: width {}, {} = 2 {}", s.items[0].name.name,
+                         item.name.name, s.items[0].name.name));
       const Value v = evaluate(*item.value);
       const auto* n = v.as<Number>();
-      if (!n || n->power != 1) fail("E2150", "a width is a multiple of the first one", item.value->span, "this is " + describe(v), fmt::format("write for instance: {} = 2 {}", item.name.name, s.items[0].name.name));
+      if (!n || n->power != 1)
+        fail("E2150", "a width is a multiple of the first one", item.value->span,
+             "this is " + describe(v),
+             fmt::format("write for instance: {} = 2 {}", item.name.name, s.items[0].name.name));
       const auto ratio = exponent_from_double(n->value);
-      if (!ratio || !(*ratio > 0)) fail("E2150", "a ratio of widths is a positive fraction with a small denominator", item.value->span, fmt::format("this is {}", n->value));
+      if (!ratio || !(*ratio > 0))
+        fail("E2150", "a ratio of widths is a positive fraction with a small denominator",
+             item.value->span, fmt::format("this is {}", n->value));
       ratios.push_back(*ratio);
     }
     if (k == 0) widths_.push_back({item.name.name, 1});  // the others are multiples of it
@@ -55,7 +81,10 @@ void Lowerer::on(const ast::Width& s, Span span) {
   for (std::size_t k = 0; k < ratios.size(); ++k) {
     widths_[k].units = unit / ratios[k].denominator() * ratios[k].numerator();
     if (widths_[k].units > kMostUnits)
-      fail("E2150", "this ratio of widths is too large", s.items[k].name.span, fmt::format("{} would be {} units of width", widths_[k].name, widths_[k].units), fmt::format("at most {}: a width is that many vectors of the smallest common part", kMostUnits));
+      fail("E2150", "this ratio of widths is too large", s.items[k].name.span,
+           fmt::format("{} would be {} units of width", widths_[k].name, widths_[k].units),
+           fmt::format("at most {}: a width is that many vectors of the smallest common part",
+                       kMostUnits));
   }
   program_.width_name = widths_[0].name;
   program_.width_units = widths_[0].units;
@@ -83,7 +112,8 @@ std::string Lowerer::shape_text(const Blocks& b) const {
     return out + fmt::format("{}, {}]", widths_[b.widths[0]].name, widths_[b.widths[1]].name);
   }
   const auto* t = b.parts[0].as<Tensor>();
-  return t ? to_text(t->axes, widths_[b.widths[0]].name) : fmt::format("[{}]", widths_[b.widths[0]].name);
+  return t ? to_text(t->axes, widths_[b.widths[0]].name)
+           : fmt::format("[{}]", widths_[b.widths[0]].name);
 }
 
 /// One part is an ordinary value.
@@ -95,19 +125,28 @@ Value Lowerer::joined(std::vector<std::size_t> widths, std::vector<Value> parts)
 /// A vector of this width as a list of parts.
 std::vector<Value> Lowerer::parts_of(const Value& v, std::size_t width, Span span) const {
   const auto* blocks = v.as<Blocks>();
-  if (blocks && blocks->widths.size() == 1 && widths_[blocks->widths[0]].units == widths_[width].units) return blocks->parts;
+  if (blocks && blocks->widths.size() == 1 &&
+      widths_[blocks->widths[0]].units == widths_[width].units)
+    return blocks->parts;
   if (!blocks && is_wide(v) && widths_[width].units == 1) return {v};
-  fail("E2205", "the widths differ", span, fmt::format("this is {}, but the width '{}' is needed", describe(v), widths_[width].name));
+  fail("E2205", "the widths differ", span,
+       fmt::format("this is {}, but the width '{}' is needed", describe(v), widths_[width].name));
 }
 
-/// f for every part, if one of the arguments has parts; those without a width axis are the same for all.
-std::optional<Value> Lowerer::part_by_part(const std::vector<Value>& args, Span span, const PartFunction& f) {
+/// f for every part, if one of the arguments has parts; those without a width axis are the same for
+/// all.
+std::optional<Value> Lowerer::part_by_part(const std::vector<Value>& args, Span span,
+                                           const PartFunction& f) {
   const Blocks* first = nullptr;
   for (const Value& v : args)
     if (const auto* blocks = v.as<Blocks>(); blocks && !first) first = blocks;
   if (!first) return std::nullopt;
   const auto differ = [&](const Value& v) {
-    fail("E2201", "the values have different widths", span, fmt::format("{} and {}", shape_text(*first), v.as<Tensor>() ? text(v.as<Tensor>()->axes) : v.as<Blocks>() ? shape_text(*v.as<Blocks>()) : describe(v)),
+    fail("E2201", "the values have different widths", span,
+         fmt::format("{} and {}", shape_text(*first),
+                     v.as<Tensor>()   ? text(v.as<Tensor>()->axes)
+                     : v.as<Blocks>() ? shape_text(*v.as<Blocks>())
+                                      : describe(v)),
          "a matrix [m, n] takes vectors of width n to vectors of width m");
   };
   for (const Value& v : args) {
@@ -116,7 +155,8 @@ std::optional<Value> Lowerer::part_by_part(const std::vector<Value>& args, Span 
   }
   Blocks out{first->widths, {}};
   struct Shown {  // messages name the width of the whole
-    Shown(std::string& place, std::string name) : place_(place), before_(std::exchange(place, std::move(name))) {}
+    Shown(std::string& place, std::string name)
+        : place_(place), before_(std::exchange(place, std::move(name))) {}
     ~Shown() { place_ = before_; }
     Shown(const Shown&) = delete;
     Shown& operator=(const Shown&) = delete;
@@ -135,19 +175,25 @@ Value Lowerer::block_product(const Value& a, const Value& x, Span span, Span a_s
   const auto *left = a.as<Blocks>(), *right = x.as<Blocks>();
   const auto sum_of = [&](const std::vector<Value>& terms) {
     Value out = terms[0];
-    for (std::size_t k = 1; k < terms.size(); ++k) out = arithmetic(ast::BinaryOp::kAdd, out, terms[k], span);
+    for (std::size_t k = 1; k < terms.size(); ++k)
+      out = arithmetic(ast::BinaryOp::kAdd, out, terms[k], span);
     return out;
   };
   if (right && right->widths.size() == 2)
-    fail("E2313", "'@' takes a vector on its right", x_span, describe(x), "apply matrices one after the other: W @ (V @ x); '@' groups to the right");
+    fail("E2313", "'@' takes a vector on its right", x_span, describe(x),
+         "apply matrices one after the other: W @ (V @ x); '@' groups to the right");
   if ((left && left->widths.size() == 2) || a.as<Matrix>() || a.as<MatrixArray>()) {
-    if (!left) fail("E2205", "sizes differ in '@'", span, fmt::format("{} and {}", describe(a), describe(x)));
-    const std::size_t rows = static_cast<std::size_t>(widths_[left->widths[0]].units), columns = static_cast<std::size_t>(widths_[left->widths[1]].units);
+    if (!left)
+      fail("E2205", "sizes differ in '@'", span,
+           fmt::format("{} and {}", describe(a), describe(x)));
+    const std::size_t rows = static_cast<std::size_t>(widths_[left->widths[0]].units),
+                      columns = static_cast<std::size_t>(widths_[left->widths[1]].units);
     const std::vector<Value> xs = parts_of(x, left->widths[1], x_span);
     std::vector<Value> out;
     for (std::size_t r = 0; r < rows; ++r) {
       std::vector<Value> terms;
-      for (std::size_t c = 0; c < columns; ++c) terms.push_back(matmul(left->parts[r * columns + c], xs[c], span, a_span, x_span));
+      for (std::size_t c = 0; c < columns; ++c)
+        terms.push_back(matmul(left->parts[r * columns + c], xs[c], span, a_span, x_span));
       out.push_back(sum_of(terms));
     }
     return joined({left->widths[0]}, std::move(out));
@@ -157,14 +203,20 @@ Value Lowerer::block_product(const Value& a, const Value& x, Span span, Span a_s
     return t && !t->axes.empty() && t->axes.back().width;
   };
   if (contracts_width(left ? left->parts[0] : a) && contracts_width(right ? right->parts[0] : x)) {
-    if (!left || !right) fail("E2205", "the widths differ", span, fmt::format("{} and {}", describe(a), describe(x)));
+    if (!left || !right)
+      fail("E2205", "the widths differ", span, fmt::format("{} and {}", describe(a), describe(x)));
     const std::vector<Value> xs = parts_of(x, left->widths[0], x_span);
     std::vector<Value> terms;
     // n times a sum of averages, so that a division by the width cancels it.
-    for (std::size_t k = 0; k < xs.size(); ++k) terms.push_back(arithmetic(ast::BinaryOp::kMul, matmul(left->parts[k], xs[k], span, a_span, x_span), {Number{1, -1}}, span));
+    for (std::size_t k = 0; k < xs.size(); ++k)
+      terms.push_back(arithmetic(ast::BinaryOp::kMul,
+                                 matmul(left->parts[k], xs[k], span, a_span, x_span),
+                                 {Number{1, -1}}, span));
     return arithmetic(ast::BinaryOp::kMul, sum_of(terms), {Number{1, 1}}, span);
   }
-  return *part_by_part({a, x}, span, [&](const std::vector<Value>& own) { return matmul(own[0], own[1], span, a_span, x_span); });
+  return *part_by_part({a, x}, span, [&](const std::vector<Value>& own) {
+    return matmul(own[0], own[1], span, a_span, x_span);
+  });
 }
 
 Value Lowerer::block_transpose(const Blocks& b, Span span) {
@@ -173,23 +225,28 @@ Value Lowerer::block_transpose(const Blocks& b, Span span) {
     for (const Value& v : b.parts) out.parts.push_back(transpose(v, span));
     return {std::move(out)};
   }
-  const std::size_t rows = static_cast<std::size_t>(widths_[b.widths[0]].units), columns = static_cast<std::size_t>(widths_[b.widths[1]].units);
+  const std::size_t rows = static_cast<std::size_t>(widths_[b.widths[0]].units),
+                    columns = static_cast<std::size_t>(widths_[b.widths[1]].units);
   for (std::size_t c = 0; c < columns; ++c)
-    for (std::size_t r = 0; r < rows; ++r) out.parts.push_back(transpose(b.parts[r * columns + c], span));
+    for (std::size_t r = 0; r < rows; ++r)
+      out.parts.push_back(transpose(b.parts[r * columns + c], span));
   return {std::move(out)};
 }
 
 /// A builtin whose arguments have parts; nothing if none has.
 std::optional<Value> Lowerer::block_call(const ast::Call& call, Span span) {
   const std::string& name = call.callee.name;
-  if (name == "ntk" || name == "nngp" || (!builtins().contains(name) && !unary_functions().contains(name))) return std::nullopt;
+  if (name == "ntk" || name == "nngp" ||
+      (!builtins().contains(name) && !unary_functions().contains(name)))
+    return std::nullopt;
   std::vector<const ast::Expr*> places;
   for (const auto& arg : call.args) places.push_back(arg.get());
   for (const auto& named : call.named) places.push_back(named.value.get());
   if (places.empty()) return std::nullopt;
   std::vector<Value> values = positional_values(call);
   for (const auto& named : call.named) values.push_back(evaluate(*named.value));
-  const bool parts = std::any_of(values.begin(), values.end(), [](const Value& v) { return v.as<Blocks>() != nullptr; });
+  const bool parts = std::any_of(values.begin(), values.end(),
+                                 [](const Value& v) { return v.as<Blocks>() != nullptr; });
   const PartFunction one = [&](const std::vector<Value>& own) {
     struct Given {  // the arguments stand for these values while the builtin reads them
       explicit Given(std::map<const ast::Expr*, Value>& map) : map_(map) {}
@@ -202,30 +259,41 @@ std::optional<Value> Lowerer::block_call(const ast::Call& call, Span span) {
     return evaluate_call(call, span);
   };
   if (!parts) return one(values);
-  if (name == "outer" && values.size() == 2 && is_wide(values[0]) && is_wide(values[1])) return block_outer(values[0], values[1], span, one);
+  if (name == "outer" && values.size() == 2 && is_wide(values[0]) && is_wide(values[1]))
+    return block_outer(values[0], values[1], span, one);
   Value out = *part_by_part(values, span, one);
   const Blocks& blocks = *out.as<Blocks>();
   if (is_wide(blocks.parts[0])) return out;
   // Sums over coordinates became one number for each part.
   if (name == "samples") return blocks.parts[0];
-  TPLIMIT_CHECK(name == "E" || name == "gram" || name == "hist", "'{}' of a value of width '{}'", name, widths_[blocks.widths[0]].name);
+  TPLIMIT_CHECK(name == "E" || name == "gram" || name == "hist", "'{}' of a value of width '{}'",
+                name, widths_[blocks.widths[0]].name);
   Value sum = blocks.parts[0];
-  for (std::size_t k = 1; k < blocks.parts.size(); ++k) sum = arithmetic(ast::BinaryOp::kAdd, sum, blocks.parts[k], span);
-  return arithmetic(ast::BinaryOp::kDiv, sum, {Number{static_cast<double>(blocks.parts.size()), 0}}, span);
+  for (std::size_t k = 1; k < blocks.parts.size(); ++k)
+    sum = arithmetic(ast::BinaryOp::kAdd, sum, blocks.parts[k], span);
+  return arithmetic(ast::BinaryOp::kDiv, sum, {Number{static_cast<double>(blocks.parts.size()), 0}},
+                    span);
 }
 
 /// d x', d and x of any widths.
 Value Lowerer::block_outer(const Value& d, const Value& x, Span span, const PartFunction& f) {
-  const auto unit = static_cast<std::size_t>(std::find_if(widths_.begin(), widths_.end(), [](const Width& w) { return w.units == 1; }) - widths_.begin());
-  const auto width = [&](const Value& v) { return v.as<Blocks>() ? v.as<Blocks>()->widths[0] : unit; };
+  const auto unit = static_cast<std::size_t>(
+      std::find_if(widths_.begin(), widths_.end(), [](const Width& w) { return w.units == 1; }) -
+      widths_.begin());
+  const auto width = [&](const Value& v) {
+    return v.as<Blocks>() ? v.as<Blocks>()->widths[0] : unit;
+  };
   Blocks out{{width(d), width(x)}, {}};
   for (const Value& left : parts_of(d, out.widths[0], span))
-    for (const Value& right : parts_of(x, out.widths[1], span)) out.parts.push_back(f({left, right}));
+    for (const Value& right : parts_of(x, out.widths[1], span))
+      out.parts.push_back(f({left, right}));
   return {std::move(out)};
 }
 
 /// The parts are variables of their own, "W.1", "W.2", ..; the name stands for all of them.
-Value Lowerer::declare_blocks(const ast::Param& s, const Axes& axes, const std::vector<std::size_t>& widths, const Value& rate, std::optional<Role> role, Span span) {
+Value Lowerer::declare_blocks(const ast::Param& s, const Axes& axes,
+                              const std::vector<std::size_t>& widths, const Value& rate,
+                              std::optional<Role> role, Span span) {
   std::int64_t count = 1;
   for (const std::size_t w : widths) count *= widths_[w].units;
   bind(s.name, {Blocks{widths, std::vector<Value>(static_cast<std::size_t>(count))}}, Kind::kParam);
@@ -247,9 +315,12 @@ Value Lowerer::declare_blocks(const ast::Param& s, const Axes& axes, const std::
 std::vector<std::string> Lowerer::variables_named(const std::string& name) const {
   if (variables_.contains(name)) return {name};
   const auto it = globals_.find(name);
-  const auto* blocks = it == globals_.end() || it->second.kind != Kind::kParam ? nullptr : it->second.value.as<Blocks>();
+  const auto* blocks = it == globals_.end() || it->second.kind != Kind::kParam
+                           ? nullptr
+                           : it->second.value.as<Blocks>();
   std::vector<std::string> out;
-  for (std::size_t k = 0; blocks && k < blocks->parts.size(); ++k) out.push_back(fmt::format("{}.{}", name, k + 1));
+  for (std::size_t k = 0; blocks && k < blocks->parts.size(); ++k)
+    out.push_back(fmt::format("{}.{}", name, k + 1));
   return out;
 }
 

@@ -3,9 +3,9 @@
 #include <numeric>
 
 #include "lower/lowerer.hpp"
-#include "tplimit/syntax/parser.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/support/check.hpp"
+#include "tplimit/syntax/parser.hpp"
 
 namespace tplimit::lowering {
 
@@ -13,7 +13,8 @@ using ir::Fn;
 
 namespace {
 
-/// How a builtin is written, for the help of E2109; coordinatewise functions of one argument need no entry.
+/// How a builtin is written, for the help of E2109; coordinatewise functions of one argument need
+/// no entry.
 std::string form_of(const std::string& name) {
   static const std::unordered_map<std::string, const char*> table{
       {"E", "E(x)"},
@@ -40,8 +41,11 @@ std::string form_of(const std::string& name) {
       {"outer", "outer(d, x)"},
       {"einsum", "einsum(\"pk,k->p\", a, b)"},
       {"grad", "grad(loss, theta)"},
-      {"predict_gd", "predict_gd(Theta, Theta_x, y, lr = rate, steps = k), with time = t for gradient flow, with neither after convergence"},
-      {"predict_gd_covariance", "predict_gd_covariance(Theta, Theta_x, K, K_x, K_xx, lr = rate, steps = k)"},
+      {"predict_gd",
+       "predict_gd(Theta, Theta_x, y, lr = rate, steps = k), with time = t for gradient flow, with "
+       "neither after convergence"},
+      {"predict_gd_covariance",
+       "predict_gd_covariance(Theta, Theta_x, K, K_x, K_xx, lr = rate, steps = k)"},
       {"largest_rate", "largest_rate(Theta)"},
       {"permutation", "permutation(size, seed)"},
       {"one_hot", "one_hot(labels, classes)"},
@@ -54,31 +58,64 @@ std::string form_of(const std::string& name) {
 }  // namespace
 
 const std::unordered_map<std::string, Fn>& Lowerer::unary_functions() {
-  static const std::unordered_map<std::string, Fn> table{
-      {"abs", Fn::kAbs},   {"sign", Fn::kSign}, {"step", Fn::kStep},   {"relu", Fn::kRelu},          {"leaky_relu", Fn::kLeakyRelu},
-      {"elu", Fn::kElu},   {"tanh", Fn::kTanh}, {"erf", Fn::kErf},     {"sigmoid", Fn::kSigmoid},    {"softplus", Fn::kSoftplus},
-      {"silu", Fn::kSilu}, {"gelu", Fn::kGelu}, {"sin", Fn::kSin},     {"gelu_tanh", Fn::kGeluTanh}, {"cos", Fn::kCos},
-      {"exp", Fn::kExp},   {"log", Fn::kLog},   {"sqrt", Fn::kSqrt}};
+  static const std::unordered_map<std::string, Fn> table{{"abs", Fn::kAbs},
+                                                         {"sign", Fn::kSign},
+                                                         {"step", Fn::kStep},
+                                                         {"relu", Fn::kRelu},
+                                                         {"leaky_relu", Fn::kLeakyRelu},
+                                                         {"elu", Fn::kElu},
+                                                         {"tanh", Fn::kTanh},
+                                                         {"erf", Fn::kErf},
+                                                         {"sigmoid", Fn::kSigmoid},
+                                                         {"softplus", Fn::kSoftplus},
+                                                         {"silu", Fn::kSilu},
+                                                         {"gelu", Fn::kGelu},
+                                                         {"sin", Fn::kSin},
+                                                         {"gelu_tanh", Fn::kGeluTanh},
+                                                         {"cos", Fn::kCos},
+                                                         {"exp", Fn::kExp},
+                                                         {"log", Fn::kLog},
+                                                         {"sqrt", Fn::kSqrt}};
   return table;
 }
 
 const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
   static const std::unordered_map<std::string, Builtin> table{
-      {"E", &Lowerer::builtin_average},       {"gram", &Lowerer::builtin_gram},       {"mean", &Lowerer::builtin_mean},
-      {"sum", &Lowerer::builtin_sum},         {"max", &Lowerer::builtin_max},         {"min", &Lowerer::builtin_min},
-      {"clip", &Lowerer::builtin_clip},       {"where", &Lowerer::builtin_where},     {"mod", &Lowerer::builtin_mod},
+      {"E", &Lowerer::builtin_average},
+      {"gram", &Lowerer::builtin_gram},
+      {"mean", &Lowerer::builtin_mean},
+      {"sum", &Lowerer::builtin_sum},
+      {"max", &Lowerer::builtin_max},
+      {"min", &Lowerer::builtin_min},
+      {"clip", &Lowerer::builtin_clip},
+      {"where", &Lowerer::builtin_where},
+      {"mod", &Lowerer::builtin_mod},
       {"floor", &Lowerer::builtin_floor},
-      {"mse", &Lowerer::builtin_mse},         {"zeros", &Lowerer::builtin_zeros},     {"ones", &Lowerer::builtin_ones},
-      {"stack", &Lowerer::builtin_stack},     {"concat", &Lowerer::builtin_concat},   {"stop", &Lowerer::builtin_stop},
-      {"eigvals", &Lowerer::builtin_eigvals}, {"min_eig", &Lowerer::builtin_min_eig}, {"trace", &Lowerer::builtin_trace},
-      {"norm", &Lowerer::builtin_norm},       {"samples", &Lowerer::builtin_samples}, {"hist", &Lowerer::builtin_hist},
-      {"outer", &Lowerer::builtin_outer},     {"einsum", &Lowerer::builtin_einsum},   {"grad", &Lowerer::builtin_grad},
-      {"permutation", &Lowerer::builtin_permutation},                                 {"one_hot", &Lowerer::builtin_one_hot},
-      {"predict_gd", &Lowerer::builtin_predict_gd}, {"predict_gd_covariance", &Lowerer::builtin_predict_gd_covariance}, {"largest_rate", &Lowerer::builtin_largest_rate}};
+      {"mse", &Lowerer::builtin_mse},
+      {"zeros", &Lowerer::builtin_zeros},
+      {"ones", &Lowerer::builtin_ones},
+      {"stack", &Lowerer::builtin_stack},
+      {"concat", &Lowerer::builtin_concat},
+      {"stop", &Lowerer::builtin_stop},
+      {"eigvals", &Lowerer::builtin_eigvals},
+      {"min_eig", &Lowerer::builtin_min_eig},
+      {"trace", &Lowerer::builtin_trace},
+      {"norm", &Lowerer::builtin_norm},
+      {"samples", &Lowerer::builtin_samples},
+      {"hist", &Lowerer::builtin_hist},
+      {"outer", &Lowerer::builtin_outer},
+      {"einsum", &Lowerer::builtin_einsum},
+      {"grad", &Lowerer::builtin_grad},
+      {"permutation", &Lowerer::builtin_permutation},
+      {"one_hot", &Lowerer::builtin_one_hot},
+      {"predict_gd", &Lowerer::builtin_predict_gd},
+      {"predict_gd_covariance", &Lowerer::builtin_predict_gd_covariance},
+      {"largest_rate", &Lowerer::builtin_largest_rate}};
   return table;
 }
 
-/// In where(t > 0, 1 / t, 0), t a number, the branch that is not taken may be undefined: the other one stands for it.
+/// In where(t > 0, 1 / t, 0), t a number, the branch that is not taken may be undefined: the other
+/// one stands for it.
 std::vector<Value> Lowerer::positional_values(const ast::Call& call) {
   std::vector<Value> out;
   std::size_t taken = 0;
@@ -86,33 +123,41 @@ std::vector<Value> Lowerer::positional_values(const ast::Call& call) {
     try {
       out.push_back(evaluate(*call.args[k]));
     } catch (const Rejection& r) {
-      if (call.callee.name != "where" || taken == 0 || k != 3 - taken || r.silent || (r.diagnostic.code != "E2401" && r.diagnostic.code != "E2404")) throw;
+      if (call.callee.name != "where" || taken == 0 || k != 3 - taken || r.silent ||
+          (r.diagnostic.code != "E2401" && r.diagnostic.code != "E2404"))
+        throw;
       out.push_back({Poison{}});
     }
-    if (const auto* c = out[0].as<Number>(); k == 0 && c && c->power == 0) taken = c->value != 0 ? 1 : 2;
+    if (const auto* c = out[0].as<Number>(); k == 0 && c && c->power == 0)
+      taken = c->value != 0 ? 1 : 2;
   }
   if (taken != 0 && out.size() == 3 && out[3 - taken].as<Poison>()) out[3 - taken] = out[taken];
   return out;
 }
 
-Lowerer::Arguments Lowerer::arguments(const ast::Call& call, Span span, std::size_t least, std::size_t most,
-                                      std::initializer_list<const char*> names) {
+Lowerer::Arguments Lowerer::arguments(const ast::Call& call, Span span, std::size_t least,
+                                      std::size_t most, std::initializer_list<const char*> names) {
   Arguments a{call, span, {}, {}, {}};
   if (call.args.size() < least || call.args.size() > most)
-    fail("E2109", fmt::format("'{}' takes {} argument{}, got {}", call.callee.name,
-                              least == most                ? std::to_string(least)
-                              : most > 1000                ? fmt::format("at least {}", least)
-                              : most == least + 1          ? fmt::format("{} or {}", least, most)
-                                                           : fmt::format("{} to {}", least, most),
-                              most == 1 || (most > 1000 && least == 1) ? "" : "s", call.args.size()), span, "", form_of(call.callee.name));
+    fail("E2109",
+         fmt::format("'{}' takes {} argument{}, got {}", call.callee.name,
+                     least == most       ? std::to_string(least)
+                     : most > 1000       ? fmt::format("at least {}", least)
+                     : most == least + 1 ? fmt::format("{} or {}", least, most)
+                                         : fmt::format("{} to {}", least, most),
+                     most == 1 || (most > 1000 && least == 1) ? "" : "s", call.args.size()),
+         span, "", form_of(call.callee.name));
   check_once(call.named);
   a.positional = positional_values(call);
   for (const auto& arg : call.args) a.spans.push_back(arg->span);
   for (const auto& named : call.named) {
-    if (std::none_of(names.begin(), names.end(), [&](const char* n) { return named.name.name == n; })) {
+    if (std::none_of(names.begin(), names.end(),
+                     [&](const char* n) { return named.name.name == n; })) {
       std::vector<std::string> known(names.begin(), names.end());
-      fail("E2112", fmt::format("'{}' has no option '{}'", call.callee.name, named.name.name), named.name.span, "",
-           known.empty() ? form_of(call.callee.name) : fmt::format("its options: {}", fmt::join(known, ", ")));
+      fail("E2112", fmt::format("'{}' has no option '{}'", call.callee.name, named.name.name),
+           named.name.span, "",
+           known.empty() ? form_of(call.callee.name)
+                         : fmt::format("its options: {}", fmt::join(known, ", ")));
     }
     a.named[named.name.name] = {evaluate(*named.value), named.value->span};
   }
@@ -123,16 +168,20 @@ std::optional<std::size_t> Lowerer::axis_argument(Arguments& a, const Tensor& x)
   const auto it = a.named.find("axis");
   if (it == a.named.end()) {
     if (x.axes.size() == 1 && x.axes[0].width && a.call.callee.name != "concat")
-      fail("E2213", fmt::format("'{}' reduces finite axes, and there is none", a.call.callee.name), a.spans[0], "this has shape " + text(x.axes), "E(..) averages over the coordinates");
+      fail("E2213", fmt::format("'{}' reduces finite axes, and there is none", a.call.callee.name),
+           a.spans[0], "this has shape " + text(x.axes), "E(..) averages over the coordinates");
     return std::nullopt;
   }
   const auto& [value, where] = it->second;
   std::int64_t axis = integer(value, where, "an axis");
   const auto rank = static_cast<std::int64_t>(x.axes.size());
-  if (axis < -rank || axis >= rank) fail("E2212", fmt::format("axis {} does not exist", axis), where, "the value has shape " + text(x.axes));
+  if (axis < -rank || axis >= rank)
+    fail("E2212", fmt::format("axis {} does not exist", axis), where,
+         "the value has shape " + text(x.axes));
   if (axis < 0) axis += rank;
   if (x.axes[static_cast<std::size_t>(axis)].width)
-    fail("E2213", fmt::format("axis {} is the width axis", axis), where, "the value has shape " + text(x.axes), "E(..) averages over the coordinates");
+    fail("E2213", fmt::format("axis {} is the width axis", axis), where,
+         "the value has shape " + text(x.axes), "E(..) averages over the coordinates");
   return static_cast<std::size_t>(axis);
 }
 
@@ -141,14 +190,17 @@ Value Lowerer::builtin_unary(const ast::Call& call, Span span, Fn fn) {
   Arguments a = arguments(call, span, 1, parametric ? 2 : 1, {});
   double parameter = fn == Fn::kLeakyRelu ? 0.01 : fn == Fn::kElu ? 1 : 0;
   if (a.positional.size() == 2) {
-    parameter = plain_number(a.positional[1], a.spans[1], fn == Fn::kLeakyRelu ? "the slope" : "the parameter");
+    parameter = plain_number(a.positional[1], a.spans[1],
+                             fn == Fn::kLeakyRelu ? "the slope" : "the parameter");
     if (!std::isfinite(parameter)) fail("E2404", "this is not a finite number", a.spans[1]);
   }
-  if (const auto* n = a.positional[0].as<Number>(); n && fn == Fn::kSqrt && n->power != 0 && n->value >= 0)
+  if (const auto* n = a.positional[0].as<Number>();
+      n && fn == Fn::kSqrt && n->power != 0 && n->value >= 0)
     return {checked(Number{std::sqrt(n->value), n->power / 2}, span)};
   separate_operands(a);
   Value out = elementwise(fn, {a.positional[0]}, span, parameter);
-  if (const auto *n = out.as<Number>(), *x = a.positional[0].as<Number>(); n && x && !std::isfinite(n->value) && std::isfinite(x->value))
+  if (const auto* n = out.as<Number>(), *x = a.positional[0].as<Number>();
+      n && x && !std::isfinite(n->value) && std::isfinite(x->value))
     fail("E2404", fmt::format("{}({}) is not a finite number", call.callee.name, x->value), span);
   return out;
 }
@@ -171,10 +223,12 @@ Value Lowerer::builtin_gram(Arguments& in) {
   const Tensor y = a.positional.size() == 2 ? tensor(a.positional[1], a.spans[1]) : x;
   for (const Tensor* t : {&x, &y})
     if (!has_width(t->axes))
-      fail("E2214", "gram averages over a width axis", t == &x ? a.spans[0] : a.spans[1], "this has shape " + text(t->axes), "for finite values use einsum, or A @ A");
+      fail("E2214", "gram averages over a width axis", t == &x ? a.spans[0] : a.spans[1],
+           "this has shape " + text(t->axes), "for finite values use einsum, or A @ A");
   const Dims dx = finite_dims(x.axes), dy = finite_dims(y.axes);
   if (dx.size() != dy.size() || (!dx.empty() && !std::equal(dx.begin(), dx.end() - 1, dy.begin())))
-    fail("E2202", "shapes do not fit together in gram", a.span, fmt::format("{} and {}", text(x.axes), text(y.axes)),
+    fail("E2202", "shapes do not fit together in gram", a.span,
+         fmt::format("{} and {}", text(x.axes), text(y.axes)),
          "the last finite axes are paired, all earlier ones must be equal");
   const int batch = dx.empty() ? 0 : static_cast<int>(dx.size()) - 1;
   Dims dims(dx);
@@ -189,7 +243,8 @@ Tensor Lowerer::reduce_axis(const Tensor& x, std::size_t axis, bool maximum) {
   Tensor out = x;
   out.axes.erase(out.axes.begin() + static_cast<std::ptrdiff_t>(axis));
   const auto k = static_cast<std::int32_t>(finite_axis);
-  out.node = maximum ? builder_.add(ir::ReduceMax{k}, {x.node}) : builder_.add(ir::ReduceSum{k}, {x.node});
+  out.node =
+      maximum ? builder_.add(ir::ReduceMax{k}, {x.node}) : builder_.add(ir::ReduceSum{k}, {x.node});
   return out;
 }
 
@@ -240,7 +295,9 @@ Value Lowerer::builtin_min(Arguments& in) {
 Value Lowerer::builtin_clip(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 3, 3, {});
   separate_operands(a);
-  return elementwise(Fn::kMin, {elementwise(Fn::kMax, {a.positional[0], a.positional[1]}, a.span), a.positional[2]}, a.span);
+  return elementwise(
+      Fn::kMin,
+      {elementwise(Fn::kMax, {a.positional[0], a.positional[1]}, a.span), a.positional[2]}, a.span);
 }
 
 Value Lowerer::builtin_where(Arguments& in) {
@@ -250,7 +307,8 @@ Value Lowerer::builtin_where(Arguments& in) {
 
 Value Lowerer::builtin_mod(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
-  if (const auto* m = a.positional[1].as<Number>(); m && m->value == 0) fail("E2401", "division by zero", a.spans[1], "this is 0");
+  if (const auto* m = a.positional[1].as<Number>(); m && m->value == 0)
+    fail("E2401", "division by zero", a.spans[1], "this is 0");
   return coordinatewise(a, Fn::kMod);
 }
 
@@ -262,23 +320,30 @@ Value Lowerer::builtin_floor(Arguments& in) {
 
 Value Lowerer::coordinatewise(Arguments& a, Fn fn) {
   if (!a.named.empty())
-    fail("E2112", fmt::format("'{}' of several values has no options", a.call.callee.name), a.call.named[0].name.span, "", form_of(a.call.callee.name));
+    fail("E2112", fmt::format("'{}' of several values has no options", a.call.callee.name),
+         a.call.named[0].name.span, "", form_of(a.call.callee.name));
   separate_operands(a);
   return elementwise(fn, a.positional, a.span);
 }
 
 Value Lowerer::builtin_mse(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
-  const Tensor f = finite(a.positional[0], a.spans[0], "mse"), y = finite(a.positional[1], a.spans[1], "mse");
-  if (f.axes != y.axes) fail("E2202", "mse compares values of one shape", a.span, fmt::format("{} and {}", text(f.axes), text(y.axes)));
+  const Tensor f = finite(a.positional[0], a.spans[0], "mse"),
+               y = finite(a.positional[1], a.spans[1], "mse");
+  if (f.axes != y.axes)
+    fail("E2202", "mse compares values of one shape", a.span,
+         fmt::format("{} and {}", text(f.axes), text(y.axes)));
   build(a.span);
-  program_.predictions.push_back({canonical_text(source_, a.spans[0]), f.node, 0, a.spans[0], context_, static_cast<std::uint32_t>(program_.steps.size())});
+  program_.predictions.push_back({canonical_text(source_, a.spans[0]), f.node, 0, a.spans[0],
+                                  context_, static_cast<std::uint32_t>(program_.steps.size())});
   Tensor square{builder_.map(Fn::kPower, {builder_.minus(f.node, y.node)}, 2), f.axes};
   // [.., k] with k outputs: squared errors add over outputs, the mean is over samples.
   std::int64_t samples = 1;
   for (std::size_t k = 0; k < f.axes.size(); ++k)
     if (f.axes.size() == 1 || k + 1 < f.axes.size()) samples *= f.axes[k].size;
-  return {Tensor{builder_.scale(0.5 / static_cast<double>(samples), 0, reduce(square, std::nullopt, false).node), {}}};
+  return {Tensor{builder_.scale(0.5 / static_cast<double>(samples), 0,
+                                reduce(square, std::nullopt, false).node),
+                 {}}};
 }
 
 Value Lowerer::filled(Arguments& in, double value) {
@@ -288,11 +353,15 @@ Value Lowerer::filled(Arguments& in, double value) {
   for (std::size_t k = 0; k < a.positional.size(); ++k) {
     if (const auto width = width_of(a.positional[k])) {
       which = *width;
-      if (has_width(axes)) fail("E2207", "a value has at most one width axis", a.spans[k], "", fmt::format("a matrix is declared: param W : [{0}, {0}] ~ normal(0, 0)", program_.width_name));
+      if (has_width(axes))
+        fail("E2207", "a value has at most one width axis", a.spans[k], "",
+             fmt::format("a matrix is declared: param W : [{0}, {0}] ~ normal(0, 0)",
+                         program_.width_name));
       axes.push_back({true, 0});
     } else {
       const std::int64_t size = integer(a.positional[k], a.spans[k], "a size");
-      if (size < 1) fail("E2215", "a size must be at least 1", a.spans[k], fmt::format("this is {}", size));
+      if (size < 1)
+        fail("E2215", "a size must be at least 1", a.spans[k], fmt::format("this is {}", size));
       axes.push_back({false, size});
     }
   }
@@ -300,7 +369,9 @@ Value Lowerer::filled(Arguments& in, double value) {
   check_size(dims, a.span);
   const NodeId constant = build(a.span).constant(value, dims);
   const Value out{Tensor{builder_.expand(constant, has_width(axes), dims), axes}};
-  return has_width(axes) ? joined({which}, std::vector<Value>(static_cast<std::size_t>(widths_[which].units), out)) : out;
+  return has_width(axes) ? joined({which}, std::vector<Value>(
+                                               static_cast<std::size_t>(widths_[which].units), out))
+                         : out;
 }
 Value Lowerer::builtin_zeros(Arguments& a) { return filled(a, 0); }
 Value Lowerer::builtin_ones(Arguments& a) { return filled(a, 1); }
@@ -310,7 +381,8 @@ Value Lowerer::builtin_stack(Arguments& in) {
   if (a.positional[0].as<Matrix>()) {
     MatrixArray out{{static_cast<std::int64_t>(a.positional.size())}, {}};
     for (std::size_t k = 0; k < a.positional.size(); ++k) {
-      if (!a.positional[k].as<Matrix>()) fail("E2202", "shapes do not fit together in stack", a.spans[k], describe(a.positional[k]));
+      if (!a.positional[k].as<Matrix>())
+        fail("E2202", "shapes do not fit together in stack", a.spans[k], describe(a.positional[k]));
       out.items.push_back(*a.positional[k].as<Matrix>());
     }
     return {out};
@@ -324,7 +396,9 @@ Value Lowerer::builtin_concat(Arguments& in) {
   Tensor out = tensor(a.positional[0], a.spans[0]);
   const std::size_t axis = axis_argument(a, out).value_or(0);
   if (out.axes.empty() || out.axes[axis].width)
-    fail("E2213", "concat joins along a finite axis", a.spans[0], "this has shape " + text(out.axes), out.axes.size() > 1 ? "choose another one: axis = 1" : "stack(x, y) makes a new axis");
+    fail("E2213", "concat joins along a finite axis", a.spans[0],
+         "this has shape " + text(out.axes),
+         out.axes.size() > 1 ? "choose another one: axis = 1" : "stack(x, y) makes a new axis");
   std::size_t finite_axis = 0;
   for (std::size_t k = 0; k < axis; ++k) finite_axis += out.axes[k].width ? 0u : 1u;
   parts.push_back(out.node);
@@ -332,7 +406,9 @@ Value Lowerer::builtin_concat(Arguments& in) {
     const Tensor t = tensor(a.positional[k], a.spans[k]);
     Axes expected = out.axes;
     if (t.axes.size() == expected.size()) expected[axis] = t.axes[axis];
-    if (t.axes != expected) fail("E2202", "shapes do not fit together in concat", a.spans[k], fmt::format("{} and {}", text(out.axes), text(t.axes)));
+    if (t.axes != expected)
+      fail("E2202", "shapes do not fit together in concat", a.spans[k],
+           fmt::format("{} and {}", text(out.axes), text(t.axes)));
     out.axes[axis].size += t.axes[axis].size;
     parts.push_back(t.node);
   }
@@ -351,11 +427,14 @@ Value Lowerer::builtin_permutation(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
   const std::int64_t size = integer(a.positional[0], a.spans[0], "the size of a permutation");
   const std::int64_t seed = integer(a.positional[1], a.spans[1], "the seed of a permutation");
-  if (size < 1 || size > 10'000'000) fail("E2215", "the size of a permutation must be between 1 and 10^7", a.spans[0], fmt::format("this is {}", size));
+  if (size < 1 || size > 10'000'000)
+    fail("E2215", "the size of a permutation must be between 1 and 10^7", a.spans[0],
+         fmt::format("this is {}", size));
   std::vector<double> order(static_cast<std::size_t>(size));
   std::iota(order.begin(), order.end(), 0.0);
   const std::uint64_t key = mix_key(0x7065726dULL, static_cast<std::uint64_t>(seed));
-  for (std::size_t i = order.size(); i > 1; --i) {  // Fisher-Yates; the remainder's bias is below 2^-37
+  for (std::size_t i = order.size(); i > 1;
+       --i) {  // Fisher-Yates; the remainder's bias is below 2^-37
     const auto j = static_cast<std::size_t>(mix_key(key, i) % i);
     std::swap(order[i - 1], order[j]);
   }
@@ -366,11 +445,15 @@ Value Lowerer::builtin_one_hot(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
   const std::vector<std::int64_t> labels = integers(a.positional[0], a.spans[0], "a label");
   const std::int64_t classes = integer(a.positional[1], a.spans[1], "the number of classes");
-  if (classes < 1) fail("E2215", "the number of classes must be at least 1", a.spans[1], fmt::format("this is {}", classes));
+  if (classes < 1)
+    fail("E2215", "the number of classes must be at least 1", a.spans[1],
+         fmt::format("this is {}", classes));
   check_size({static_cast<std::int64_t>(labels.size()), classes}, a.span);
   std::vector<double> out;
   for (const auto label : labels) {
-    if (label < 0 || label >= classes) fail("E2208", fmt::format("label {} is outside 0..{}", label, classes), a.spans[0], "", "labels count from 0");
+    if (label < 0 || label >= classes)
+      fail("E2208", fmt::format("label {} is outside 0..{}", label, classes), a.spans[0], "",
+           "labels count from 0");
     for (std::int64_t c = 0; c < classes; ++c) out.push_back(c == label ? 1 : 0);
   }
   const Dims dims{static_cast<std::int64_t>(labels.size()), classes};
@@ -380,7 +463,8 @@ Value Lowerer::builtin_one_hot(Arguments& in) {
 Tensor Lowerer::square_matrix(Arguments& a) {
   const Tensor x = finite(a.positional[0], a.spans[0], a.call.callee.name.c_str());
   if (x.axes.size() < 2 || x.axes.back() != x.axes[x.axes.size() - 2])
-    fail("E2216", fmt::format("'{}' takes a square matrix", a.call.callee.name), a.spans[0], "this has shape " + text(x.axes));
+    fail("E2216", fmt::format("'{}' takes a square matrix", a.call.callee.name), a.spans[0],
+         "this has shape " + text(x.axes));
   return x;
 }
 
@@ -425,8 +509,12 @@ Value Lowerer::builtin_samples(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   const std::int64_t count = integer(a.positional[1], a.spans[1], "the number of samples");
-  if (!has_width(x.axes)) fail("E2214", "samples are taken along a width axis", a.spans[0], "this has shape " + text(x.axes));
-  if (count < 1 || count > 100'000) fail("E2215", "the number of samples must be between 1 and 100000", a.spans[1], fmt::format("this is {}", count));
+  if (!has_width(x.axes))
+    fail("E2214", "samples are taken along a width axis", a.spans[0],
+         "this has shape " + text(x.axes));
+  if (count < 1 || count > 100'000)
+    fail("E2215", "the number of samples must be between 1 and 100000", a.spans[1],
+         fmt::format("this is {}", count));
   Dims dims = finite_dims(x.axes);
   dims.push_back(count);
   check_size(dims, a.span);
@@ -436,31 +524,42 @@ Value Lowerer::builtin_samples(Arguments& in) {
 Value Lowerer::builtin_hist(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 1, 1, {"low", "high", "bins"});
   const Tensor x = tensor(a.positional[0], a.spans[0]);
-  if (!has_width(x.axes)) fail("E2214", "hist counts along a width axis", a.spans[0], "this has shape " + text(x.axes));
+  if (!has_width(x.axes))
+    fail("E2214", "hist counts along a width axis", a.spans[0], "this has shape " + text(x.axes));
   const auto option = [&](const char* name, double otherwise) {
     const auto it = a.named.find(name);
-    return it == a.named.end() ? otherwise : plain_number(it->second.first, it->second.second, name);
+    return it == a.named.end() ? otherwise
+                               : plain_number(it->second.first, it->second.second, name);
   };
   const double low = option("low", -4), high = option("high", 4), bins = option("bins", 32);
-  if (!(low < high) || !std::isfinite(low) || !std::isfinite(high)) fail("E2215", "hist needs low < high, both finite", a.span, fmt::format("low = {}, high = {}", low, high));
+  if (!(low < high) || !std::isfinite(low) || !std::isfinite(high))
+    fail("E2215", "hist needs low < high, both finite", a.span,
+         fmt::format("low = {}, high = {}", low, high));
   if (!(bins >= 1 && bins <= 100'000 && bins == std::round(bins)))
-    fail("E2215", "the number of bins must be an integer between 1 and 100000", a.named.contains("bins") ? a.named.at("bins").second : a.span, fmt::format("this is {}", bins));
+    fail("E2215", "the number of bins must be an integer between 1 and 100000",
+         a.named.contains("bins") ? a.named.at("bins").second : a.span,
+         fmt::format("this is {}", bins));
   Dims dims = finite_dims(x.axes);
   dims.push_back(static_cast<std::int64_t>(bins));
   check_size(dims, a.span);
-  return {Tensor{build(a.span).add(ir::Histogram{low, high, dims.back()}, {x.node}), finite_axes(dims)}};
+  return {Tensor{build(a.span).add(ir::Histogram{low, high, dims.back()}, {x.node}),
+                 finite_axes(dims)}};
 }
 
 Value Lowerer::builtin_outer(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 2, {});
   const Tensor d = tensor(a.positional[0], a.spans[0]), x = tensor(a.positional[1], a.spans[1]);
-  if (d.axes.empty() || x.axes.empty()) fail("E2204", "outer takes two vectors", d.axes.empty() ? a.spans[0] : a.spans[1], "this is a scalar");
+  if (d.axes.empty() || x.axes.empty())
+    fail("E2204", "outer takes two vectors", d.axes.empty() ? a.spans[0] : a.spans[1],
+         "this is a scalar");
   const Axes batch_d(d.axes.begin(), d.axes.end() - 1), batch_x(x.axes.begin(), x.axes.end() - 1);
   if (batch_d != batch_x || has_width(batch_d))
-    fail("E2202", "shapes do not fit together in outer", a.span, fmt::format("{} and {}", text(d.axes), text(x.axes)),
+    fail("E2202", "shapes do not fit together in outer", a.span,
+         fmt::format("{} and {}", text(d.axes), text(x.axes)),
          "outer(d, x) is d x', summed over equal leading axes");
   ir::Builder& b = build(a.span);
-  if (d.axes.back().width && x.axes.back().width) return {Matrix{{MatrixTerm{b.constant(1), {}, false, d.node, x.node}}}};
+  if (d.axes.back().width && x.axes.back().width)
+    return {Matrix{{MatrixTerm{b.constant(1), {}, false, d.node, x.node}}}};
   // One side is finite: the product is an ordinary block [.., out, in] summed over the batch.
   check_size(finite_dims({d.axes.back(), x.axes.back()}), a.span);
   const std::int64_t samples = ir::size_of(finite_dims(batch_d));
@@ -474,19 +573,29 @@ Value Lowerer::builtin_outer(Arguments& in) {
 Value Lowerer::builtin_einsum(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 2, 17, {});
   const auto* spec_text = a.positional[0].as<Text>();
-  if (!spec_text) fail("E2316", "einsum starts with its index string", a.spans[0], "", "for instance einsum(\"pk,k->p\", a, b)");
+  if (!spec_text)
+    fail("E2316", "einsum starts with its index string", a.spans[0], "",
+         "for instance einsum(\"pk,k->p\", a, b)");
   std::string spec;
-  for (const char c : spec_text->value) if (c != ' ') spec += c;
+  for (const char c : spec_text->value)
+    if (c != ' ') spec += c;
   const auto arrow = spec.find("->");
-  if (arrow == std::string::npos) fail("E2316", "einsum needs '->' and the indices of the result", a.spans[0], "", "for instance einsum(\"pk,k->p\", a, b)");
+  if (arrow == std::string::npos)
+    fail("E2316", "einsum needs '->' and the indices of the result", a.spans[0], "",
+         "for instance einsum(\"pk,k->p\", a, b)");
   std::vector<std::string> inputs{""};
   for (const char c : spec.substr(0, arrow)) {
-    if (c == ',') inputs.emplace_back();
-    else inputs.back() += c;
+    if (c == ',')
+      inputs.emplace_back();
+    else
+      inputs.back() += c;
   }
   const std::string output = spec.substr(arrow + 2);
   if (inputs.size() != a.positional.size() - 1)
-    fail("E2316", fmt::format("einsum names {} operand{}, but {} {} given", inputs.size(), inputs.size() == 1 ? "" : "s", a.positional.size() - 1, a.positional.size() == 2 ? "is" : "are"),
+    fail("E2316",
+         fmt::format("einsum names {} operand{}, but {} {} given", inputs.size(),
+                     inputs.size() == 1 ? "" : "s", a.positional.size() - 1,
+                     a.positional.size() == 2 ? "is" : "are"),
          a.spans[0], "", "one group of letters per operand, separated by commas");
 
   std::map<char, Axis> sizes;
@@ -494,33 +603,51 @@ Value Lowerer::builtin_einsum(Arguments& in) {
   for (std::size_t k = 0; k < inputs.size(); ++k) {
     const Tensor t = tensor(a.positional[k + 1], a.spans[k + 1]);
     if (inputs[k].size() != t.axes.size())
-      fail("E2316", fmt::format("'{}' has {} ind{}, but the operand has {} ax{}", inputs[k], inputs[k].size(), inputs[k].size() == 1 ? "ex" : "ices", t.axes.size(), t.axes.size() == 1 ? "is" : "es"),
+      fail("E2316",
+           fmt::format("'{}' has {} ind{}, but the operand has {} ax{}", inputs[k],
+                       inputs[k].size(), inputs[k].size() == 1 ? "ex" : "ices", t.axes.size(),
+                       t.axes.size() == 1 ? "is" : "es"),
            a.spans[k + 1], "this has shape " + text(t.axes));
     for (std::size_t j = 0; j < t.axes.size(); ++j) {
       const char c = inputs[k][j];
-      if (!std::isalpha(static_cast<unsigned char>(c))) fail("E2316", fmt::format("'{}' is no index: use letters", c), a.spans[0]);
-      if (inputs[k].find(c) != j) fail("E2316", fmt::format("index '{}' is repeated within one operand", c), a.spans[0], "", "use trace(..) or multiply by an identity");
+      if (!std::isalpha(static_cast<unsigned char>(c)))
+        fail("E2316", fmt::format("'{}' is no index: use letters", c), a.spans[0]);
+      if (inputs[k].find(c) != j)
+        fail("E2316", fmt::format("index '{}' is repeated within one operand", c), a.spans[0], "",
+             "use trace(..) or multiply by an identity");
       const auto [it, fresh] = sizes.emplace(c, t.axes[j]);
-      if (!fresh && it->second != t.axes[j]) fail("E2202", fmt::format("index '{}' has two sizes", c), a.spans[k + 1], "this has shape " + text(t.axes));
+      if (!fresh && it->second != t.axes[j])
+        fail("E2202", fmt::format("index '{}' has two sizes", c), a.spans[k + 1],
+             "this has shape " + text(t.axes));
       if (!t.axes[j].width) continue;
       if (width && width != c)
-        fail("E2207", "einsum allows one width axis", a.spans[k + 1], fmt::format("here it is '{}', before it was '{}'", c, width), "outer(d, x) makes a matrix for an update W += ..");
+        fail("E2207", "einsum allows one width axis", a.spans[k + 1],
+             fmt::format("here it is '{}', before it was '{}'", c, width),
+             "outer(d, x) makes a matrix for an update W += ..");
       width = c;
     }
   }
   for (std::size_t j = 0; j < output.size(); ++j) {
-    if (!sizes.contains(output[j])) fail("E2316", fmt::format("index '{}' of the result stands in no operand", output[j]), a.spans[0]);
-    if (output.find(output[j]) != j) fail("E2316", fmt::format("index '{}' is repeated in the result", output[j]), a.spans[0]);
+    if (!sizes.contains(output[j]))
+      fail("E2316", fmt::format("index '{}' of the result stands in no operand", output[j]),
+           a.spans[0]);
+    if (output.find(output[j]) != j)
+      fail("E2316", fmt::format("index '{}' is repeated in the result", output[j]), a.spans[0]);
   }
   if (width && output.find(width) == std::string::npos)
-    fail("E2217", fmt::format("einsum cannot contract the width axis '{}'", width), a.spans[0], "", "use E(..), gram(..) or v @ x");
+    fail("E2217", fmt::format("einsum cannot contract the width axis '{}'", width), a.spans[0], "",
+         "use E(..), gram(..) or v @ x");
 
   // Operands are folded from the left; labels of finite axes only.
   ir::Builder& b = build(a.span);
-  const auto finite_labels = [&](std::string s) { std::erase(s, width); return s; };
+  const auto finite_labels = [&](std::string s) {
+    std::erase(s, width);
+    return s;
+  };
   const auto needed_later = [&](char c, std::size_t next) {
     if (output.find(c) != std::string::npos) return true;
-    for (std::size_t k = next; k < inputs.size(); ++k) if (inputs[k].find(c) != std::string::npos) return true;
+    for (std::size_t k = next; k < inputs.size(); ++k)
+      if (inputs[k].find(c) != std::string::npos) return true;
     return false;
   };
   const auto permute_to = [&](NodeId node, const std::string& from, const std::string& to) {
@@ -542,19 +669,24 @@ Value Lowerer::builtin_einsum(Arguments& in) {
     NodeId next = tensor(a.positional[k + 1], a.spans[k + 1]).node;
     std::string batch, left, right, inner, next_labels = other;
     for (std::size_t j = next_labels.size(); j-- > 0;)
-      if (labels.find(next_labels[j]) == std::string::npos && !needed_later(next_labels[j], k + 1)) {
+      if (labels.find(next_labels[j]) == std::string::npos &&
+          !needed_later(next_labels[j], k + 1)) {
         next = b.sum(next, static_cast<int>(j));
         next_labels.erase(j, 1);
       }
     for (const char c : labels) {
-      if (next_labels.find(c) == std::string::npos) left += c;
-      else (needed_later(c, k + 1) ? batch : inner) += c;
+      if (next_labels.find(c) == std::string::npos)
+        left += c;
+      else
+        (needed_later(c, k + 1) ? batch : inner) += c;
     }
-    for (const char c : next_labels) if (labels.find(c) == std::string::npos) right += c;
+    for (const char c : next_labels)
+      if (labels.find(c) == std::string::npos) right += c;
     Dims dims;
     for (const char c : batch + left + right) dims.push_back(sizes.at(c).size);
     check_size(dims, a.span);
-    node = b.contract(permute_to(node, labels, batch + left + inner), permute_to(next, next_labels, batch + right + inner),
+    node = b.contract(permute_to(node, labels, batch + left + inner),
+                      permute_to(next, next_labels, batch + right + inner),
                       static_cast<int>(batch.size()), static_cast<int>(inner.size()), false);
     labels = batch + left + right;
   }
@@ -587,7 +719,8 @@ Value Lowerer::as_value(const Value& target, const Derivative* derivatives) {
   if (const auto* t = target.as<Tensor>()) return {Tensor{derivatives->tensor, t->axes}};
   if (target.as<Matrix>()) return {as_matrix(*derivatives)};
   MatrixArray out{target.as<MatrixArray>()->dims, {}};
-  for (std::size_t k = 0; k < target.as<MatrixArray>()->items.size(); ++k) out.items.push_back(as_matrix(derivatives[k]));
+  for (std::size_t k = 0; k < target.as<MatrixArray>()->items.size(); ++k)
+    out.items.push_back(as_matrix(derivatives[k]));
   return {out};
 }
 
@@ -596,13 +729,18 @@ Value Lowerer::builtin_grad(Arguments& in) {
   const NodeId loss = scalar({finite(a.positional[0], a.spans[0], "a loss")}, a.spans[0], "a loss");
   const Value& target = a.positional[1];
   const std::vector<NodeId> nodes = version_nodes(target);
-  const std::size_t expected = target.as<MatrixArray>() ? target.as<MatrixArray>()->items.size() : 1;
+  const std::size_t expected =
+      target.as<MatrixArray>() ? target.as<MatrixArray>()->items.size() : 1;
   if (nodes.size() != expected)
-    fail("E2502", "a gradient is taken with respect to a named value", a.spans[1], "this is " + describe(target), "name a parameter, a random value or a variable");
-  if (const auto* name = std::get_if<ast::Name>(&a.call.args[1]->node); name && target.as<Tensor>()) {
+    fail("E2502", "a gradient is taken with respect to a named value", a.spans[1],
+         "this is " + describe(target), "name a parameter, a random value or a variable");
+  if (const auto* name = std::get_if<ast::Name>(&a.call.args[1]->node);
+      name && target.as<Tensor>()) {
     const ir::Op& op = builder_.node(nodes[0]).op;
     const Binding* binding = find_or_null(name->name);
-    if (binding && binding->kind != Kind::kParam && !opaque_names_.contains(binding->span.begin) && (std::holds_alternative<ir::Constant>(op) || std::holds_alternative<ir::Scale>(op) || std::holds_alternative<ir::Expand>(op))) {
+    if (binding && binding->kind != Kind::kParam && !opaque_names_.contains(binding->span.begin) &&
+        (std::holds_alternative<ir::Constant>(op) || std::holds_alternative<ir::Scale>(op) ||
+         std::holds_alternative<ir::Expand>(op))) {
       met_ = binding->span.begin;
       throw Rejection{{}, true};
     }

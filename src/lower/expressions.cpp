@@ -13,39 +13,53 @@ using ast::BinaryOp;
 using ir::Fn;
 
 namespace {
-constexpr int kMaxNesting = 2000;                  // two expressions of the height that the parser allows
-constexpr std::int64_t kCommonDenominator = 20160;  // 2^6 3^2 5 7: sums of many exponents keep a small denominator
-}
+constexpr int kMaxNesting = 2000;  // two expressions of the height that the parser allows
+constexpr std::int64_t kCommonDenominator =
+    20160;  // 2^6 3^2 5 7: sums of many exponents keep a small denominator
+}  // namespace
 
-// ---- conversions -----------------------------------------------------------------------------------
+// ---- conversions
+// -----------------------------------------------------------------------------------
 
 std::string Lowerer::describe(const Value& value) const {
-  return std::visit(overloaded{[&](const Number& n) {
-                                 if (n.power == 0) return fmt::format("the number {}", n.value);
-                                 const std::string power = power_of_width(n.power, program_.width_name);
-                                 return n.value == 1 ? power : fmt::format("{} {}", n.value, power);
-                               },
-                               [&](const Tensor& t) { return t.axes.empty() ? std::string("a scalar") : "a value of shape " + text(t.axes); },
-                               [&](const Matrix&) { return fmt::format("a matrix of shape [{0}, {0}]", program_.width_name); },
-                               [&](const MatrixArray&) { return std::string("an array of width matrices"); },
-                               [&](const Text& t) { return "the text \"" + t.value + "\""; },
-                               [&](const Flag& f) { return std::string(f.value ? "true" : "false"); },
-                               [&](const Interval& i) { return fmt::format("the range {}..{}", i.begin, i.end); },
-                               [&](const List&) { return std::string("a list"); },
-                               [&](const Blocks& blocks) { return (blocks.widths.size() == 2 ? "a matrix of shape " : "a value of shape ") + shape_text(blocks); },
-                               [&](const Poison&) { return std::string("an undefined value"); }},
-                    value.v);
+  return std::visit(
+      overloaded{[&](const Number& n) {
+                   if (n.power == 0) return fmt::format("the number {}", n.value);
+                   const std::string power = power_of_width(n.power, program_.width_name);
+                   return n.value == 1 ? power : fmt::format("{} {}", n.value, power);
+                 },
+                 [&](const Tensor& t) {
+                   return t.axes.empty() ? std::string("a scalar")
+                                         : "a value of shape " + text(t.axes);
+                 },
+                 [&](const Matrix&) {
+                   return fmt::format("a matrix of shape [{0}, {0}]", program_.width_name);
+                 },
+                 [&](const MatrixArray&) { return std::string("an array of width matrices"); },
+                 [&](const Text& t) { return "the text \"" + t.value + "\""; },
+                 [&](const Flag& f) { return std::string(f.value ? "true" : "false"); },
+                 [&](const Interval& i) { return fmt::format("the range {}..{}", i.begin, i.end); },
+                 [&](const List&) { return std::string("a list"); },
+                 [&](const Blocks& blocks) {
+                   return (blocks.widths.size() == 2 ? "a matrix of shape " : "a value of shape ") +
+                          shape_text(blocks);
+                 },
+                 [&](const Poison&) { return std::string("an undefined value"); }},
+      value.v);
 }
 
 Tensor Lowerer::list_tensor(const List& list, Span span, const std::vector<Span>& items) {
-  if (list.items.empty()) fail("E2301", "an empty list has no shape", span, "", "write at least one item");
+  if (list.items.empty())
+    fail("E2301", "an empty list has no shape", span, "", "write at least one item");
   std::vector<NodeId> parts;
   Axes axes;
   for (const Value& item : list.items) {
     const Span where = parts.size() < items.size() ? items[parts.size()] : span;
     const Tensor t = tensor(item, where);
     if (!parts.empty() && t.axes != axes)
-      fail("E2302", "the items differ in shape", where, fmt::format("this has shape {}, those before it {}", text(t.axes), text(axes)), "all items need one shape, as the rows of a matrix do");
+      fail("E2302", "the items differ in shape", where,
+           fmt::format("this has shape {}, those before it {}", text(t.axes), text(axes)),
+           "all items need one shape, as the rows of a matrix do");
     axes = t.axes;
     Dims dims = finite_dims(axes);
     dims.insert(dims.begin(), 1);
@@ -61,32 +75,40 @@ void Lowerer::check_size(const Dims& dims, Span span) const {
   constexpr double kMost = 1e8;
   double size = 1;
   for (const auto d : dims) size *= static_cast<double>(d);
-  if (size > kMost) fail("E2215", "the value is too large", span, fmt::format("it has {} = {:.3g} entries", text(finite_axes(dims)), size), "at most 10^8 entries fit into one value");
+  if (size > kMost)
+    fail("E2215", "the value is too large", span,
+         fmt::format("it has {} = {:.3g} entries", text(finite_axes(dims)), size),
+         "at most 10^8 entries fit into one value");
 }
 
 Tensor Lowerer::tensor(const Value& v, Span span) {
   if (const auto* t = v.as<Tensor>()) return *t;
-  if (const auto* n = v.as<Number>()) return {build(span).scale(1, n->power, builder_.constant(n->value)), {}};
+  if (const auto* n = v.as<Number>())
+    return {build(span).scale(1, n->power, builder_.constant(n->value)), {}};
   if (const auto* l = v.as<List>()) return list_tensor(*l, span);
   if (v.as<Poison>()) throw Rejection{{}, true};
   if (const auto* blocks = v.as<Blocks>(); blocks && blocks->widths.size() == 1)
-    fail("E2305", "a value with a width axis cannot be used here", span, describe(v), "average over the coordinates with E(..) or gram(..) first");
+    fail("E2305", "a value with a width axis cannot be used here", span, describe(v),
+         "average over the coordinates with E(..) or gram(..) first");
   if (v.as<Matrix>() || v.as<MatrixArray>() || v.as<Blocks>())
-    fail("E2303", "a width matrix cannot be used here", span, describe(v), "multiply a vector by it first: W @ x");
+    fail("E2303", "a width matrix cannot be used here", span, describe(v),
+         "multiply a vector by it first: W @ x");
   fail("E2304", "a number or an array is needed here", span, "this is " + describe(v));
 }
 
 Tensor Lowerer::finite(const Value& v, Span span, const char* what) {
   Tensor t = tensor(v, span);
   if (has_width(t.axes))
-    fail("E2305", fmt::format("{} takes no width axis", what), span, "this has shape " + text(t.axes),
+    fail("E2305", fmt::format("{} takes no width axis", what), span,
+         "this has shape " + text(t.axes),
          "average over the coordinates with E(..) or gram(..) first");
   return t;
 }
 
 NodeId Lowerer::scalar(const Value& v, Span span, const char* what) {
   const Tensor t = tensor(v, span);
-  if (!t.axes.empty()) fail("E2306", fmt::format("{} must be a scalar", what), span, "this has shape " + text(t.axes));
+  if (!t.axes.empty())
+    fail("E2306", fmt::format("{} must be a scalar", what), span, "this has shape " + text(t.axes));
   return t.node;
 }
 
@@ -95,7 +117,8 @@ Number Lowerer::number(const Value& v, Span span, const char* what) {
   if (v.as<Poison>()) throw Rejection{{}, true};
   if (const auto* t = v.as<Tensor>(); t && t->axes.empty())
     if (const auto* values = builder_.constant_values(t->node)) return {(*values)[0], 0};
-  fail("E2307", fmt::format("{} must be a number known before the run", what), span, computed(v) ? "this is computed by the run" : "this is " + describe(v));
+  fail("E2307", fmt::format("{} must be a number known before the run", what), span,
+       computed(v) ? "this is computed by the run" : "this is " + describe(v));
 }
 
 bool Lowerer::computed(const Value& v) const {
@@ -106,14 +129,16 @@ bool Lowerer::computed(const Value& v) const {
 double Lowerer::plain_number(const Value& v, Span span, const char* what) {
   const Number n = number(v, span, what);
   if (n.power != 0)
-    fail("E2308", fmt::format("{} must be a number, but it grows with the width", what), span, "this is " + describe(v),
+    fail("E2308", fmt::format("{} must be a number, but it grows with the width", what), span,
+         "this is " + describe(v),
          fmt::format("the width {} is a symbol; write a number here", program_.width_name));
   return n.value;
 }
 
 std::int64_t Lowerer::integer(const Value& v, Span span, const char* what) {
   const double x = plain_number(v, span, what);
-  if (x != std::round(x) || std::abs(x) > 1e15) fail("E2309", fmt::format("{} must be an integer", what), span, fmt::format("this is {}", x));
+  if (x != std::round(x) || std::abs(x) > 1e15)
+    fail("E2309", fmt::format("{} must be an integer", what), span, fmt::format("this is {}", x));
   return static_cast<std::int64_t>(x);
 }
 
@@ -121,17 +146,25 @@ std::vector<std::int64_t> Lowerer::integers(const Value& v, Span span, const cha
   if (v.as<Number>()) return {integer(v, span, what)};
   const Tensor t = tensor(v, span);
   const auto* values = builder_.constant_values(t.node);
-  if (!values) fail("E2310", fmt::format("{} must be known before the run", what), span, "this is computed by the run", "it decides the shape of values, and shapes are fixed before anything runs");
-  if (t.axes.size() > 1) fail("E2310", fmt::format("{} is an integer, or there is a list of them", what), span, "this has shape " + text(t.axes));
+  if (!values)
+    fail("E2310", fmt::format("{} must be known before the run", what), span,
+         "this is computed by the run",
+         "it decides the shape of values, and shapes are fixed before anything runs");
+  if (t.axes.size() > 1)
+    fail("E2310", fmt::format("{} is an integer, or there is a list of them", what), span,
+         "this has shape " + text(t.axes));
   std::vector<std::int64_t> out;
   for (const double x : *values) {
-    if (x != std::round(x) || std::abs(x) > 1e15) fail("E2309", fmt::format("{} must be an integer", what), span, fmt::format("one of them is {}", x));
+    if (x != std::round(x) || std::abs(x) > 1e15)
+      fail("E2309", fmt::format("{} must be an integer", what), span,
+           fmt::format("one of them is {}", x));
     out.push_back(static_cast<std::int64_t>(x));
   }
   return out;
 }
 
-// ---- names -----------------------------------------------------------------------------------------
+// ---- names
+// -----------------------------------------------------------------------------------------
 
 std::string did_you_mean(std::string_view name, const std::vector<std::string>& known) {
   const auto distance = [](std::string_view a, std::string_view b) {
@@ -164,7 +197,8 @@ Lowerer::Binding* Lowerer::find_or_null(const std::string& name) {
     if (const auto it = locals_->find(name); it != locals_->end()) return &it->second;
     const auto it = globals_.find(name);
     // A model sees constants, data and parameters, not the surrounding script's variables.
-    if (it == globals_.end() || it->second.kind == Kind::kLocal || it->second.kind == Kind::kLoop) return nullptr;
+    if (it == globals_.end() || it->second.kind == Kind::kLocal || it->second.kind == Kind::kLoop)
+      return nullptr;
     return &it->second;
   }
   const auto it = globals_.find(name);
@@ -180,8 +214,10 @@ Value Lowerer::evaluate_name(const std::string& name, Span span) {
     if (name == w.name) return {Number{static_cast<double>(w.units), 1}};
   if (name == "pi") return {Number{3.14159265358979323846, 0}};
   if (name == "inf") return {Number{std::numeric_limits<double>::infinity(), 0}};
-  if (functions_.contains(name) || models_.contains(name) || builtins().contains(name) || unary_functions().contains(name))
-    fail("E2101", fmt::format("'{}' is a function", name), span, "it needs arguments", fmt::format("call it: {}(..)", name));
+  if (functions_.contains(name) || models_.contains(name) || builtins().contains(name) ||
+      unary_functions().contains(name))
+    fail("E2101", fmt::format("'{}' is a function", name), span, "it needs arguments",
+         fmt::format("call it: {}(..)", name));
   if (locals_ && globals_.contains(name))
     fail("E2102", fmt::format("'{}' is not visible inside a model", name), span, "",
          "a model sees constants, data and parameters only; pass it as an argument");
@@ -189,7 +225,8 @@ Value Lowerer::evaluate_name(const std::string& name, Span span) {
   if (locals_)
     for (const auto& [other, binding] : *locals_) known.push_back(other);
   for (const auto& [other, binding] : globals_)
-    if (!locals_ || (binding.kind != Kind::kLocal && binding.kind != Kind::kLoop)) known.push_back(other);
+    if (!locals_ || (binding.kind != Kind::kLocal && binding.kind != Kind::kLoop))
+      known.push_back(other);
   for (const Width& w : widths_) known.push_back(w.name);
   std::sort(known.begin(), known.end());
   std::string help = did_you_mean(name, known);
@@ -197,7 +234,8 @@ Value Lowerer::evaluate_name(const std::string& name, Span span) {
   fail("E2103", fmt::format("unknown name '{}'", name), span, "", help);
 }
 
-// ---- arithmetic ------------------------------------------------------------------------------------
+// ---- arithmetic
+// ------------------------------------------------------------------------------------
 
 Tensor Lowerer::combine(Fn fn, const std::vector<Tensor>& in, Span span, double parameter) {
   Dims dims;
@@ -207,7 +245,8 @@ Tensor Lowerer::combine(Fn fn, const std::vector<Tensor>& in, Span span, double 
     const Dims own = finite_dims(t.axes);
     if (has_width(t.axes)) {
       if (width && axes_after_width(t.axes) != after)
-        fail("E2201", "the width axes do not stand in the same place", span, fmt::format("{} and {}", text(in[0].axes), text(t.axes)),
+        fail("E2201", "the width axes do not stand in the same place", span,
+             fmt::format("{} and {}", text(in[0].axes), text(t.axes)),
              "transpose one of them with '");
       width = true;
       after = axes_after_width(t.axes);
@@ -217,8 +256,10 @@ Tensor Lowerer::combine(Fn fn, const std::vector<Tensor>& in, Span span, double 
       auto& to = dims[dims.size() - k];
       const auto from = own[own.size() - k];
       if (to != from && to != 1 && from != 1)
-        fail("E2202", "shapes do not fit together", span, fmt::format("{} and {}", text(in[0].axes), text(t.axes)),
-             "finite axes align from the right and must be equal or 1; a value without a width axis is constant over coordinates");
+        fail("E2202", "shapes do not fit together", span,
+             fmt::format("{} and {}", text(in[0].axes), text(t.axes)),
+             "finite axes align from the right and must be equal or 1; a value without a width "
+             "axis is constant over coordinates");
       if (to == 1) to = from;
     }
   }
@@ -232,7 +273,9 @@ Tensor Lowerer::combine(Fn fn, const std::vector<Tensor>& in, Span span, double 
 }
 
 Value Lowerer::elementwise(Fn fn, const std::vector<Value>& in, Span span, double parameter) {
-  const bool numbers = std::all_of(in.begin(), in.end(), [](const Value& v) { return v.as<Number>() && v.as<Number>()->power == 0; });
+  const bool numbers = std::all_of(in.begin(), in.end(), [](const Value& v) {
+    return v.as<Number>() && v.as<Number>()->power == 0;
+  });
   std::vector<Tensor> tensors;
   for (const Value& v : in) tensors.push_back(tensor(v, span));
   const Tensor out = combine(fn, tensors, span, parameter);
@@ -243,10 +286,14 @@ Value Lowerer::elementwise(Fn fn, const std::vector<Value>& in, Span span, doubl
 
 /// Powers of the width stay small fractions, so that no sum or product of them overflows.
 Number Lowerer::checked(Number n, Span span) {
-  const double p = static_cast<double>(n.power.numerator()), q = static_cast<double>(n.power.denominator());
+  const double p = static_cast<double>(n.power.numerator()),
+               q = static_cast<double>(n.power.denominator());
   if (std::abs(p) > 1000 * q || kCommonDenominator % n.power.denominator() != 0)
-    fail("E2403", "this power of the width is out of range", span, "it is " + power_of_width(n.power, program_.width_name),
-         fmt::format("exponents lie between -1000 and 1000 and are fractions such as 1/2, 2/3 or 5/48 (denominators divide {})", kCommonDenominator));
+    fail("E2403", "this power of the width is out of range", span,
+         "it is " + power_of_width(n.power, program_.width_name),
+         fmt::format("exponents lie between -1000 and 1000 and are fractions such as 1/2, 2/3 or "
+                     "5/48 (denominators divide {})",
+                     kCommonDenominator));
   return n;
 }
 
@@ -258,28 +305,44 @@ Value Lowerer::scaled_matrix(const Matrix& m, NodeId factor) {
 
 Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span) {
   if (a.as<Poison>() || b.as<Poison>()) throw Rejection{{}, true};
-  if (auto parts = part_by_part({a, b}, span, [&](const std::vector<Value>& args) { return arithmetic(op, args[0], args[1], span); })) return std::move(*parts);
+  if (auto parts = part_by_part({a, b}, span, [&](const std::vector<Value>& args) {
+        return arithmetic(op, args[0], args[1], span);
+      }))
+    return std::move(*parts);
   const auto *x = a.as<Number>(), *y = b.as<Number>();
   const auto defined = [&](Number result, Number left, Number right) {
-    if (std::isnan(result.value) || (std::isinf(result.value) && std::isfinite(left.value) && std::isfinite(right.value)))
-      fail("E2404", std::isnan(result.value) ? "this is not a real number" : "this number is too large", span, fmt::format("computed from {} and {}", left.value, right.value));
+    if (std::isnan(result.value) ||
+        (std::isinf(result.value) && std::isfinite(left.value) && std::isfinite(right.value)))
+      fail("E2404",
+           std::isnan(result.value) ? "this is not a real number" : "this number is too large",
+           span, fmt::format("computed from {} and {}", left.value, right.value));
     return result;
   };
   if (x && y) {
     switch (op) {
-      case BinaryOp::kAdd: case BinaryOp::kSub:
-        if (x->power == y->power) return {defined(Number{op == BinaryOp::kAdd ? x->value + y->value : x->value - y->value, x->power}, *x, *y)};
+      case BinaryOp::kAdd:
+      case BinaryOp::kSub:
+        if (x->power == y->power)
+          return {defined(
+              Number{op == BinaryOp::kAdd ? x->value + y->value : x->value - y->value, x->power},
+              *x, *y)};
         break;
-      case BinaryOp::kMul: return {checked(defined(Number{x->value * y->value, x->power + y->power}, *x, *y), span)};
+      case BinaryOp::kMul:
+        return {checked(defined(Number{x->value * y->value, x->power + y->power}, *x, *y), span)};
       case BinaryOp::kDiv:
         if (y->value == 0) fail("E2401", "division by zero", span);
         return {checked(defined(Number{x->value / y->value, x->power - y->power}, *x, *y), span)};
       case BinaryOp::kPow: {
-        if (y->power != 0) fail("E2402", "an exponent may not depend on the width", span, "the exponent is " + describe(b));
-        if (x->value == 0 && y->value < 0) fail("E2401", "division by zero", span, fmt::format("0 to the power {}", y->value));
+        if (y->power != 0)
+          fail("E2402", "an exponent may not depend on the width", span,
+               "the exponent is " + describe(b));
+        if (x->value == 0 && y->value < 0)
+          fail("E2401", "division by zero", span, fmt::format("0 to the power {}", y->value));
         const auto power = exponent_from_double(y->value);
         if (x->power != 0 && !power)
-          fail("E2403", "a power of the width must be a fraction with a small denominator", span, fmt::format("the exponent is {}", y->value), "write it as a fraction, for instance n^(1/3)");
+          fail("E2403", "a power of the width must be a fraction with a small denominator", span,
+               fmt::format("the exponent is {}", y->value),
+               "write it as a fraction, for instance n^(1/3)");
         const Number out = defined(Number{std::pow(x->value, y->value), 0}, *x, *y);
         return {checked(Number{out.value, x->power == 0 ? Exponent(0) : x->power * *power}, span)};
       }
@@ -288,7 +351,8 @@ Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span
   }
   const auto *ma = a.as<Matrix>(), *mb = b.as<Matrix>();
   if (a.as<MatrixArray>() || b.as<MatrixArray>())
-    fail("E2311", "an array of width matrices must be indexed first", span, "", "write W[0] for one of them");
+    fail("E2311", "an array of width matrices must be indexed first", span, "",
+         "write W[0] for one of them");
   if (ma || mb) {
     build(span);
     if (ma && mb && (op == BinaryOp::kAdd || op == BinaryOp::kSub)) {
@@ -302,10 +366,12 @@ Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span
       return scaled_matrix(ma ? *ma : *mb, scalar(other, span, "the factor of a width matrix"));
     }
     if (op == BinaryOp::kDiv && ma && !mb) {
-      const NodeId factor = builder_.map(Fn::kDiv, {builder_.constant(1), scalar(b, span, "the divisor of a width matrix")});
+      const NodeId factor = builder_.map(
+          Fn::kDiv, {builder_.constant(1), scalar(b, span, "the divisor of a width matrix")});
       return scaled_matrix(*ma, factor);
     }
-    fail("E2312", "this operation is not defined for width matrices", span, fmt::format("{} and {}", describe(a), describe(b)),
+    fail("E2312", "this operation is not defined for width matrices", span,
+         fmt::format("{} and {}", describe(a), describe(b)),
          "matrices can be added, scaled by numbers, transposed and applied to vectors: W @ x");
   }
   switch (op) {
@@ -339,16 +405,20 @@ Value Lowerer::transpose(const Value& v, Span span) {
   if (const auto* m = v.as<Matrix>()) {
     Matrix out = *m;
     for (MatrixTerm& t : out.terms) {
-      if (t.w.valid()) t.transposed = !t.transposed;
-      else std::swap(t.d, t.x);
+      if (t.w.valid())
+        t.transposed = !t.transposed;
+      else
+        std::swap(t.d, t.x);
     }
     return {out};
   }
-  if (v.as<MatrixArray>()) fail("E2311", "an array of width matrices must be indexed first", span, "", "write W[0]'");
+  if (v.as<MatrixArray>())
+    fail("E2311", "an array of width matrices must be indexed first", span, "", "write W[0]'");
   if (const auto* blocks = v.as<Blocks>()) return block_transpose(*blocks, span);
   const Tensor t = tensor(v, span);
   if (t.axes.size() < 2)
-    fail("E2203", "a transpose needs at least two axes", span, "this has shape " + text(t.axes), "x' of a vector is not needed: v @ x contracts last axes, outer(d, x) is d x'");
+    fail("E2203", "a transpose needs at least two axes", span, "this has shape " + text(t.axes),
+         "x' of a vector is not needed: v @ x contracts last axes, outer(d, x) is d x'");
   Axes axes = t.axes;
   const std::size_t last = axes.size() - 1;
   std::swap(axes[last], axes[last - 1]);
@@ -389,62 +459,82 @@ Value Lowerer::matmul(const Value& a, const Value& x, Span span, Span a_span, Sp
   const std::string& n = program_.width_name;
   if (a.as<Blocks>() || x.as<Blocks>()) return block_product(a, x, span, a_span, x_span);
   if (a.as<MatrixArray>() || x.as<MatrixArray>())
-    fail("E2311", "an array of width matrices must be indexed first", a.as<MatrixArray>() ? a_span : x_span, "", "write W[0] @ x");
+    fail("E2311", "an array of width matrices must be indexed first",
+         a.as<MatrixArray>() ? a_span : x_span, "", "write W[0] @ x");
   if (x.as<Matrix>())
     fail("E2313", "'@' takes a vector on its right", x_span, describe(x),
          "apply matrices one after the other: W @ (V @ x); '@' groups to the right");
   const Tensor right = tensor(x, x_span);
-  if (right.axes.empty()) fail("E2204", "'@' contracts last axes, but this is a scalar", x_span, "", "use * for scalars");
+  if (right.axes.empty())
+    fail("E2204", "'@' contracts last axes, but this is a scalar", x_span, "", "use * for scalars");
   if (const auto* w = a.as<Matrix>()) {
     if (!right.axes.back().width)
-      fail("E2205", "sizes differ in '@'", x_span, fmt::format("this has shape {}, but the matrix takes [.., {}]", text(right.axes), n));
+      fail("E2205", "sizes differ in '@'", x_span,
+           fmt::format("this has shape {}, but the matrix takes [.., {}]", text(right.axes), n));
     return apply_matrix(*w, right, span);
   }
   const Tensor left = tensor(a, a_span);
-  if (left.axes.empty()) fail("E2204", "'@' contracts last axes, but this is a scalar", a_span, "", "use * for scalars");
+  if (left.axes.empty())
+    fail("E2204", "'@' contracts last axes, but this is a scalar", a_span, "", "use * for scalars");
   if (left.axes.size() > 2)
-    fail("E2206", "the left side of '@' has more than two axes", a_span, "this has shape " + text(left.axes), "index it first, or use einsum");
+    fail("E2206", "the left side of '@' has more than two axes", a_span,
+         "this has shape " + text(left.axes), "index it first, or use einsum");
   const Axis &inner_left = left.axes.back(), &inner_right = right.axes.back();
   if (inner_left != inner_right)
     fail("E2205", "sizes differ in '@'", span,
          fmt::format("last axes of {} and {} are contracted", text(left.axes), text(right.axes)),
-         right.axes.size() > 1 && right.axes[right.axes.size() - 2] == inner_left ? "'@' contracts the last axes of both sides: transpose the right side with ' (or drop its ')"
-         : left.axes.size() == 2 && left.axes[0] == inner_right                   ? "'@' contracts the last axes of both sides: transpose the left side with '"
-                                                                                  : "'@' contracts the last axes of both sides");
+         right.axes.size() > 1 && right.axes[right.axes.size() - 2] == inner_left
+             ? "'@' contracts the last axes of both sides: transpose the right side with ' (or "
+               "drop its ')"
+         : left.axes.size() == 2 && left.axes[0] == inner_right
+             ? "'@' contracts the last axes of both sides: transpose the left side with '"
+             : "'@' contracts the last axes of both sides");
   Axes axes(right.axes.begin(), right.axes.end() - 1);
   axes.insert(axes.end(), left.axes.begin(), left.axes.end() - 1);
   if (std::count_if(axes.begin(), axes.end(), [](const Axis& k) { return k.width; }) > 1)
-    fail("E2207", "the product would have two width axes", span, fmt::format("{} @ {}", text(left.axes), text(right.axes)),
+    fail("E2207", "the product would have two width axes", span,
+         fmt::format("{} @ {}", text(left.axes), text(right.axes)),
          "outer(d, x) makes such a matrix for an update W += ..");
   check_size(finite_dims(axes), span);
   ir::Builder& b = build(span);
-  if (inner_left.width) return {Tensor{b.scale(1, 1, b.contract(right.node, left.node, 0, 0, true)), axes}};
+  if (inner_left.width)
+    return {Tensor{b.scale(1, 1, b.contract(right.node, left.node, 0, 0, true)), axes}};
   return {Tensor{b.contract(right.node, left.node, 0, 1, false), axes}};
 }
 
 Value Lowerer::evaluate_binary(const ast::Binary& b, Span span) {
   const Value left = evaluate(*b.left);
   const Value right = evaluate(*b.right);
-  const auto check_operand = [&](const Value& v, Span where) {  // point at the operand, not at the whole expression
+  const auto check_operand = [&](const Value& v,
+                                 Span where) {  // point at the operand, not at the whole expression
     if (v.as<Text>() || v.as<Flag>() || v.as<Interval>() || v.as<List>()) (void)tensor(v, where);
   };
   check_operand(left, b.left->span);
   check_operand(right, b.right->span);
-  if (const auto* divisor = right.as<Number>(); b.op == BinaryOp::kDiv && divisor && divisor->value == 0)
+  if (const auto* divisor = right.as<Number>();
+      b.op == BinaryOp::kDiv && divisor && divisor->value == 0)
     fail("E2401", "division by zero", b.right->span, "this is 0");
   if (b.op == BinaryOp::kMatMul) return matmul(left, right, span, b.left->span, b.right->span);
   return arithmetic(b.op, left, right, span);
 }
 
-// ---- indexing --------------------------------------------------------------------------------------
+// ---- indexing
+// --------------------------------------------------------------------------------------
 
 Lowerer::Selection Lowerer::selection(const ast::Expr& item, std::int64_t size) {
-  const std::string entries = fmt::format("the axis has {} entr{}, counted from 0", size, size == 1 ? "y" : "ies");
+  const std::string entries =
+      fmt::format("the axis has {} entr{}, counted from 0", size, size == 1 ? "y" : "ies");
   if (const auto* range = std::get_if<ast::Range>(&item.node)) {
-    const std::int64_t begin = range->begin ? integer(evaluate(*range->begin), range->begin->span, "a bound") : 0;
-    const std::int64_t end = range->end ? integer(evaluate(*range->end), range->end->span, "a bound") : size;
-    if (begin < 0 || begin > size || end < 0 || end > size) fail("E2208", fmt::format("the slice {}..{} reaches outside the axis", begin, end), item.span, entries);
-    if (begin >= end) fail("E2209", "the slice is empty", item.span, fmt::format("{}..{} has no entry", begin, end), "ranges are half-open: a..b has the entries a to b - 1");
+    const std::int64_t begin =
+        range->begin ? integer(evaluate(*range->begin), range->begin->span, "a bound") : 0;
+    const std::int64_t end =
+        range->end ? integer(evaluate(*range->end), range->end->span, "a bound") : size;
+    if (begin < 0 || begin > size || end < 0 || end > size)
+      fail("E2208", fmt::format("the slice {}..{} reaches outside the axis", begin, end), item.span,
+           entries);
+    if (begin >= end)
+      fail("E2209", "the slice is empty", item.span, fmt::format("{}..{} has no entry", begin, end),
+           "ranges are half-open: a..b has the entries a to b - 1");
     Selection s{std::vector<std::int64_t>(static_cast<std::size_t>(end - begin)), false};
     std::iota(s.positions.begin(), s.positions.end(), begin);
     return s;
@@ -454,34 +544,46 @@ Lowerer::Selection Lowerer::selection(const ast::Expr& item, std::int64_t size) 
   Selection s{integers(v, item.span, "an index"), single};
   for (auto& i : s.positions) {
     if (i < 0) i += size;
-    if (i < 0 || i >= size) fail("E2208", fmt::format("index {} is outside the axis", i < 0 ? i - size : i), item.span, entries);
+    if (i < 0 || i >= size)
+      fail("E2208", fmt::format("index {} is outside the axis", i < 0 ? i - size : i), item.span,
+           entries);
   }
   return s;
 }
 
 Value Lowerer::evaluate_index(const ast::Index& index, Span span) {
-  const auto select = [&](const ast::Expr& item, std::int64_t size) { return selection(item, size); };
+  const auto select = [&](const ast::Expr& item, std::int64_t size) {
+    return selection(item, size);
+  };
   // W[l] in a loop over layers: the whole array need not be copied for one of its matrices.
   if (const auto* name = std::get_if<ast::Name>(&index.base->node)) {
     const Binding* binding = find_or_null(name->name);
     const auto* array = binding ? binding->value.as<MatrixArray>() : nullptr;
     if (array && array->dims.size() == 1 && index.items.size() == 1)
-      if (const Selection s = select(*index.items[0], array->dims[0]); s.single) return {array->items[static_cast<std::size_t>(s.positions[0])]};
+      if (const Selection s = select(*index.items[0], array->dims[0]); s.single)
+        return {array->items[static_cast<std::size_t>(s.positions[0])]};
   }
   return index_value(evaluate(*index.base), index, span);
 }
 
 Value Lowerer::index_value(Value base, const ast::Index& index, Span span) {
-  const auto select = [&](const ast::Expr& item, std::int64_t size) { return selection(item, size); };
+  const auto select = [&](const ast::Expr& item, std::int64_t size) {
+    return selection(item, size);
+  };
   if (const auto* l = base.as<List>()) base = {list_tensor(*l, index.base->span)};
   if (base.as<Poison>()) throw Rejection{{}, true};
-  if (auto parts = part_by_part({base}, span, [&](const std::vector<Value>& part) { return index_value(part[0], index, span); })) return std::move(*parts);
+  if (auto parts = part_by_part({base}, span, [&](const std::vector<Value>& part) {
+        return index_value(part[0], index, span);
+      }))
+    return std::move(*parts);
 
   if (const auto* array = base.as<MatrixArray>()) {
     MatrixArray now = *array;
     std::size_t axis = 0;
     for (const auto& item : index.items) {
-      if (axis >= now.dims.size()) fail("E2210", "too many indices", item->span, "a width axis cannot be indexed", "coordinates have no names; use E(..), gram(..) or samples(..)");
+      if (axis >= now.dims.size())
+        fail("E2210", "too many indices", item->span, "a width axis cannot be indexed",
+             "coordinates have no names; use E(..), gram(..) or samples(..)");
       const Selection s = select(*item, now.dims[axis]);
       std::int64_t outer = 1, inner = 1;
       for (std::size_t k = 0; k < axis; ++k) outer *= now.dims[k];
@@ -490,25 +592,33 @@ Value Lowerer::index_value(Value base, const ast::Index& index, Span span) {
       for (std::int64_t o = 0; o < outer; ++o)
         for (const auto p : s.positions)
           for (std::int64_t q = 0; q < inner; ++q)
-            items.push_back(now.items[static_cast<std::size_t>((o * now.dims[axis] + p) * inner + q)]);
+            items.push_back(
+                now.items[static_cast<std::size_t>((o * now.dims[axis] + p) * inner + q)]);
       now.items = std::move(items);
-      if (s.single) now.dims.erase(now.dims.begin() + static_cast<std::ptrdiff_t>(axis));
-      else now.dims[axis++] = static_cast<std::int64_t>(s.positions.size());
+      if (s.single)
+        now.dims.erase(now.dims.begin() + static_cast<std::ptrdiff_t>(axis));
+      else
+        now.dims[axis++] = static_cast<std::int64_t>(s.positions.size());
     }
     if (now.dims.empty()) return {now.items[0]};
     return {now};
   }
-  if (base.as<Matrix>()) fail("E2210", "a width axis cannot be indexed", span, describe(base), "coordinates have no names; use E(..), gram(..) or samples(..)");
+  if (base.as<Matrix>())
+    fail("E2210", "a width axis cannot be indexed", span, describe(base),
+         "coordinates have no names; use E(..), gram(..) or samples(..)");
 
   Tensor t = tensor(base, index.base->span);
   const Axes whole = t.axes;
   std::size_t axis = 0, finite_axis = 0;
   for (const auto& item : index.items) {
-    if (axis >= t.axes.size()) fail("E2211", "too many indices", item->span, whole.empty() ? "the value is a scalar" : "the value has shape " + text(whole));
+    if (axis >= t.axes.size())
+      fail("E2211", "too many indices", item->span,
+           whole.empty() ? "the value is a scalar" : "the value has shape " + text(whole));
     if (t.axes[axis].width) {
       const auto* range = std::get_if<ast::Range>(&item->node);
       if (!range || range->begin || range->end)
-        fail("E2210", "a width axis cannot be indexed", item->span, "the value has shape " + text(whole),
+        fail("E2210", "a width axis cannot be indexed", item->span,
+             "the value has shape " + text(whole),
              "coordinates have no names; use E(..), gram(..) or samples(..)");
       ++axis;
       continue;
@@ -528,10 +638,12 @@ Value Lowerer::index_value(Value base, const ast::Index& index, Span span) {
   return {t};
 }
 
-// ---- expressions -----------------------------------------------------------------------------------
+// ---- expressions
+// -----------------------------------------------------------------------------------
 
 Value Lowerer::evaluate(const ast::Expr& e) {
-  // Each level takes a few stack frames: 64 nested calls of expressions 1000 deep would overflow the stack.
+  // Each level takes a few stack frames: 64 nested calls of expressions 1000 deep would overflow
+  // the stack.
   struct Level {
     explicit Level(int& depth) : depth_(depth) { ++depth_; }
     ~Level() { --depth_; }
@@ -541,53 +653,71 @@ Value Lowerer::evaluate(const ast::Expr& e) {
   } const level(nesting_);
   if (!given_.empty())
     if (const auto it = given_.find(&e); it != given_.end()) return it->second;
-  if (nesting_ > kMaxNesting) fail("E2110", "calls and expressions are nested too deeply", e.span, "", "name a part of the expression in a statement of its own");
+  if (nesting_ > kMaxNesting)
+    fail("E2110", "calls and expressions are nested too deeply", e.span, "",
+         "name a part of the expression in a statement of its own");
   return std::visit(
-      overloaded{[&](const ast::Number& x) -> Value { return {Number{x.value, 0}}; },
-                 [&](const ast::String& s) -> Value { return {Text{s.value}}; },
-                 [&](const ast::Boolean& f) -> Value { return {Flag{f.value}}; },
-                 [&](const ast::Name& x) -> Value { return evaluate_name(x.name, e.span); },
-                 [&](const ast::Negate& x) -> Value {
-                   const Value v = evaluate(*x.operand);
-                   if (v.as<Blocks>()) return arithmetic(BinaryOp::kMul, {Number{-1, 0}}, v, e.span);
-                   if (const auto* n = v.as<Number>()) return {Number{-n->value, n->power}};
-                   if (v.as<MatrixArray>()) fail("E2311", "an array of width matrices must be indexed first", x.operand->span, "", "write W[0] for one of them");
-                   if (const auto* m = v.as<Matrix>()) return scaled_matrix(*m, build(e.span).constant(-1));
-                   const Tensor t = tensor(v, x.operand->span);
-                   return {Tensor{build(e.span).negate(t.node), t.axes}};
-                 },
-                 [&](const ast::Transpose& x) -> Value { return transpose(evaluate(*x.operand), e.span); },
-                 [&](const ast::Binary& x) -> Value { return evaluate_binary(x, e.span); },
-                 [&](const ast::Range& r) -> Value {
-                   if (!r.begin || !r.end) fail("E2314", "an open range belongs in an index", e.span, "", "write X[a..]");
-                   const Interval i{integer(evaluate(*r.begin), r.begin->span, "a bound"), integer(evaluate(*r.end), r.end->span, "a bound")};
-                   return {i};
-                 },
-                 [&](const ast::Index& x) -> Value { return evaluate_index(x, e.span); },
-                 [&](const ast::Call& x) -> Value { return evaluate_call(x, e.span); },
-                 [&](const ast::List& l) -> Value {
-                   List out;
-                   std::vector<Span> spans;
-                   for (const auto& item : l.items) {
-                     out.items.push_back(evaluate(*item));
-                     spans.push_back(item->span);
-                   }
-                   // Lists of numbers are arrays at once, so that indexing and arithmetic see them as such.
-                   const bool plain = !out.items.empty() && std::all_of(out.items.begin(), out.items.end(), [](const Value& v) { return v.as<Number>() || v.as<Tensor>() || v.as<List>(); });
-                   if (plain) return {list_tensor(out, e.span, spans)};
-                   return {out};
-                 },
-                 [&](const ast::Tuple& l) -> Value {
-                   List out;
-                   for (const auto& item : l.items) out.items.push_back(evaluate(*item));
-                   return {out};
-                 },
-                 [&](const ast::Map&) -> Value { fail("E2315", "a map {..} belongs in `scale = {..}` of a step", e.span); }},
+      overloaded{
+          [&](const ast::Number& x) -> Value {
+            return {Number{x.value, 0}};
+          },
+          [&](const ast::String& s) -> Value { return {Text{s.value}}; },
+          [&](const ast::Boolean& f) -> Value { return {Flag{f.value}}; },
+          [&](const ast::Name& x) -> Value { return evaluate_name(x.name, e.span); },
+          [&](const ast::Negate& x) -> Value {
+            const Value v = evaluate(*x.operand);
+            if (v.as<Blocks>()) return arithmetic(BinaryOp::kMul, {Number{-1, 0}}, v, e.span);
+            if (const auto* n = v.as<Number>()) return {Number{-n->value, n->power}};
+            if (v.as<MatrixArray>())
+              fail("E2311", "an array of width matrices must be indexed first", x.operand->span, "",
+                   "write W[0] for one of them");
+            if (const auto* m = v.as<Matrix>())
+              return scaled_matrix(*m, build(e.span).constant(-1));
+            const Tensor t = tensor(v, x.operand->span);
+            return {Tensor{build(e.span).negate(t.node), t.axes}};
+          },
+          [&](const ast::Transpose& x) -> Value { return transpose(evaluate(*x.operand), e.span); },
+          [&](const ast::Binary& x) -> Value { return evaluate_binary(x, e.span); },
+          [&](const ast::Range& r) -> Value {
+            if (!r.begin || !r.end)
+              fail("E2314", "an open range belongs in an index", e.span, "", "write X[a..]");
+            const Interval i{integer(evaluate(*r.begin), r.begin->span, "a bound"),
+                             integer(evaluate(*r.end), r.end->span, "a bound")};
+            return {i};
+          },
+          [&](const ast::Index& x) -> Value { return evaluate_index(x, e.span); },
+          [&](const ast::Call& x) -> Value { return evaluate_call(x, e.span); },
+          [&](const ast::List& l) -> Value {
+            List out;
+            std::vector<Span> spans;
+            for (const auto& item : l.items) {
+              out.items.push_back(evaluate(*item));
+              spans.push_back(item->span);
+            }
+            // Lists of numbers are arrays at once, so that indexing and arithmetic see them as
+            // such.
+            const bool plain = !out.items.empty() &&
+                               std::all_of(out.items.begin(), out.items.end(), [](const Value& v) {
+                                 return v.as<Number>() || v.as<Tensor>() || v.as<List>();
+                               });
+            if (plain) return {list_tensor(out, e.span, spans)};
+            return {out};
+          },
+          [&](const ast::Tuple& l) -> Value {
+            List out;
+            for (const auto& item : l.items) out.items.push_back(evaluate(*item));
+            return {out};
+          },
+          [&](const ast::Map&) -> Value {
+            fail("E2315", "a map {..} belongs in `scale = {..}` of a step", e.span);
+          }},
       e.node);
 }
 
 std::vector<Value> Lowerer::evaluate_many(const ast::Expr& e) {
-  if (const auto* call = std::get_if<ast::Call>(&e.node); call && models_.contains(call->callee.name)) return inline_call(*call, e.span);
+  if (const auto* call = std::get_if<ast::Call>(&e.node);
+      call && models_.contains(call->callee.name))
+    return inline_call(*call, e.span);
   return {evaluate(e)};
 }
 
@@ -596,25 +726,35 @@ Value Lowerer::evaluate_call(const ast::Call& call, Span span) {
   if (functions_.contains(name) || models_.contains(name)) {
     std::vector<Value> values = inline_call(call, span);
     if (values.size() != 1)
-      fail("E2104", fmt::format("model '{}' returns {} values", name, values.size()), span, "", "assign them to names first: a, b = f(x)");
+      fail("E2104", fmt::format("model '{}' returns {} values", name, values.size()), span, "",
+           "assign them to names first: a, b = f(x)");
     return values[0];
   }
   if (several_widths() && given_.empty())
     if (auto parts = block_call(call, span)) return std::move(*parts);
-  if (const auto it = unary_functions().find(name); it != unary_functions().end()) return builtin_unary(call, span, it->second);
+  if (const auto it = unary_functions().find(name); it != unary_functions().end())
+    return builtin_unary(call, span, it->second);
   if (const auto it = builtins().find(name); it != builtins().end()) {
     Arguments a{call, span, {}, {}, {}};
     return (this->*it->second)(a);
   }
   if (name == "ntk") return builtin_ntk(call, span);
   if (name == "nngp") return builtin_nngp(call, span);
-  static const std::set<std::string> later{"softmax", "solve", "align", "project", "predict_gd", "layernorm"};
-  if (name == "softmax") fail("E2105", "'softmax' is not available in this version", call.callee.span, "", "over all entries it is exp(x) / sum(exp(x))");
-  if (later.contains(name)) fail("E2105", fmt::format("'{}' is not available in this version", name), call.callee.span);
-  static const std::set<std::string> statements{"csv", "npy", "npz", "idx", "normal", "sgd", "signsgd", "flow"};
+  static const std::set<std::string> later{"softmax", "solve",      "align",
+                                           "project", "predict_gd", "layernorm"};
+  if (name == "softmax")
+    fail("E2105", "'softmax' is not available in this version", call.callee.span, "",
+         "over all entries it is exp(x) / sum(exp(x))");
+  if (later.contains(name))
+    fail("E2105", fmt::format("'{}' is not available in this version", name), call.callee.span);
+  static const std::set<std::string> statements{"csv",    "npy", "npz",     "idx",
+                                                "normal", "sgd", "signsgd", "flow"};
   if (statements.contains(name))
     fail("E2106", fmt::format("'{}' cannot stand here", name), call.callee.span, "",
-         name == "sgd" || name == "signsgd" ? fmt::format("write: step {}(loss, lr = ..)", name) : name == "flow" ? "write: step flow(loss, dt = ..)" : name == "normal" ? "write: random x : [n] ~ normal(mean, variance)" : "write: data X, y = csv(\"file\", ..)");
+         name == "sgd" || name == "signsgd" ? fmt::format("write: step {}(loss, lr = ..)", name)
+         : name == "flow"                   ? "write: step flow(loss, dt = ..)"
+         : name == "normal"                 ? "write: random x : [n] ~ normal(mean, variance)"
+                                            : "write: data X, y = csv(\"file\", ..)");
   std::vector<std::string> known;
   for (const auto& [other, f] : builtins()) known.push_back(other);
   for (const auto& [other, f] : unary_functions()) known.push_back(other);
@@ -623,30 +763,55 @@ Value Lowerer::evaluate_call(const ast::Call& call, Span span) {
   std::sort(known.begin(), known.end());
   // What the function is called elsewhere.
   static const std::unordered_map<std::string, const char*> elsewhere{
-      {"dot", "products are written v @ x"}, {"matmul", "products are written W @ x"}, {"inner", "products are written v @ x"},
-      {"transpose", "the transpose is written W'"}, {"pow", "powers are written x^a"}, {"avg", "E(x) averages over the coordinates, mean(x) over finite axes"},
-      {"average", "E(x) averages over the coordinates, mean(x) over finite axes"}, {"var", "write E(x^2) - E(x)^2"}, {"variance", "write E(x^2) - E(x)^2"},
-      {"std", "write sqrt(E(x^2) - E(x)^2)"}, {"cov", "gram(x, y) has the entries E(x y)"}, {"ln", "the natural logarithm is log(x)"}, {"logistic", "it is called sigmoid"},
-      {"swish", "it is called silu"}, {"heaviside", "it is called step"}, {"mse_loss", "mse(output, target) is half the mean squared error"},
-      {"cross_entropy", "write it with exp, log and one_hot"}, {"tr", "it is called trace"}, {"eig", "eigvals(K) takes symmetric matrices"}, {"eigh", "eigvals(K) takes symmetric matrices"},
-      {"len", "sizes are numbers of the program: give them names with const"}, {"size", "sizes are numbers of the program: give them names with const"},
-      {"reshape", "there is no reshape: index, stack or use einsum"}, {"randn", "write: random x : [n] ~ normal(0, 1)"}, {"if", "write where(condition, a, b)"}};
-  if (const auto it = elsewhere.find(name); it != elsewhere.end()) fail("E2107", fmt::format("unknown function '{}'", name), call.callee.span, "", it->second);
-  fail("E2107", fmt::format("unknown function '{}'", name), call.callee.span, "", did_you_mean(name, known));
+      {"dot", "products are written v @ x"},
+      {"matmul", "products are written W @ x"},
+      {"inner", "products are written v @ x"},
+      {"transpose", "the transpose is written W'"},
+      {"pow", "powers are written x^a"},
+      {"avg", "E(x) averages over the coordinates, mean(x) over finite axes"},
+      {"average", "E(x) averages over the coordinates, mean(x) over finite axes"},
+      {"var", "write E(x^2) - E(x)^2"},
+      {"variance", "write E(x^2) - E(x)^2"},
+      {"std", "write sqrt(E(x^2) - E(x)^2)"},
+      {"cov", "gram(x, y) has the entries E(x y)"},
+      {"ln", "the natural logarithm is log(x)"},
+      {"logistic", "it is called sigmoid"},
+      {"swish", "it is called silu"},
+      {"heaviside", "it is called step"},
+      {"mse_loss", "mse(output, target) is half the mean squared error"},
+      {"cross_entropy", "write it with exp, log and one_hot"},
+      {"tr", "it is called trace"},
+      {"eig", "eigvals(K) takes symmetric matrices"},
+      {"eigh", "eigvals(K) takes symmetric matrices"},
+      {"len", "sizes are numbers of the program: give them names with const"},
+      {"size", "sizes are numbers of the program: give them names with const"},
+      {"reshape", "there is no reshape: index, stack or use einsum"},
+      {"randn", "write: random x : [n] ~ normal(0, 1)"},
+      {"if", "write where(condition, a, b)"}};
+  if (const auto it = elsewhere.find(name); it != elsewhere.end())
+    fail("E2107", fmt::format("unknown function '{}'", name), call.callee.span, "", it->second);
+  fail("E2107", fmt::format("unknown function '{}'", name), call.callee.span, "",
+       did_you_mean(name, known));
 }
 
 std::vector<Value> Lowerer::inline_call(const ast::Call& call, Span span) {
   const std::string& name = call.callee.name;
   const auto function = functions_.find(name);
-  const std::vector<ast::Identifier>& params = function != functions_.end() ? function->second->params : models_.at(name)->params;
+  const std::vector<ast::Identifier>& params =
+      function != functions_.end() ? function->second->params : models_.at(name)->params;
   const auto form = [&] {
     std::string out = "its form: " + name + "(";
     for (std::size_t k = 0; k < params.size(); ++k) out += (k ? ", " : "") + params[k].name;
     return out + ")";
   };
-  if (!call.named.empty()) fail("E2108", fmt::format("'{}' takes its arguments by position, not by name", name), call.named[0].name.span, "", form());
+  if (!call.named.empty())
+    fail("E2108", fmt::format("'{}' takes its arguments by position, not by name", name),
+         call.named[0].name.span, "", form());
   if (call.args.size() != params.size())
-    fail("E2109", fmt::format("'{}' takes {} argument{}, got {}", name, params.size(), params.size() == 1 ? "" : "s", call.args.size()), span, "", form());
+    fail("E2109",
+         fmt::format("'{}' takes {} argument{}, got {}", name, params.size(),
+                     params.size() == 1 ? "" : "s", call.args.size()),
+         span, "", form());
   std::vector<Value> values;
   for (const auto& arg : call.args) values.push_back(evaluate(*arg));
   return call_with(name, std::move(values), span);
@@ -655,13 +820,17 @@ std::vector<Value> Lowerer::inline_call(const ast::Call& call, Span span) {
 /// The results of a function or model for arguments of the right number.
 std::vector<Value> Lowerer::call_with(const std::string& name, std::vector<Value> args, Span span) {
   const auto function = functions_.find(name);
-  const std::vector<ast::Identifier>& params = function != functions_.end() ? function->second->params : models_.at(name)->params;
+  const std::vector<ast::Identifier>& params =
+      function != functions_.end() ? function->second->params : models_.at(name)->params;
   count_work(span);
   Scope scope;
-  for (std::size_t k = 0; k < params.size(); ++k) scope[params[k].name] = {Kind::kLocal, named(std::move(args[k]), params[k].span), params[k].span};
+  for (std::size_t k = 0; k < params.size(); ++k)
+    scope[params[k].name] = {Kind::kLocal, named(std::move(args[k]), params[k].span),
+                             params[k].span};
   if (++call_depth_ > 64) {
     --call_depth_;
-    fail("E2110", fmt::format("calls are nested more than {} deep", 64), span, "", "models are inlined: one that calls itself never ends; use a loop");
+    fail("E2110", fmt::format("calls are nested more than {} deep", 64), span, "",
+         "models are inlined: one that calls itself never ends; use a loop");
   }
   Scope* const outer = std::exchange(locals_, &scope);
   auto outer_return = std::exchange(returned_, std::nullopt);
@@ -679,12 +848,17 @@ std::vector<Value> Lowerer::call_with(const std::string& name, std::vector<Value
       returned_ = std::vector<Value>{evaluate(*function->second->body)};
     } else {
       block(models_.at(name)->body);
-      if (!returned_) fail("E2111", fmt::format("model '{}' returns nothing", name), span, "", "end it with: return ..");
+      if (!returned_)
+        fail("E2111", fmt::format("model '{}' returns nothing", name), span, "",
+             "end it with: return ..");
     }
   } catch (Rejection& r) {
     (void)restore();
-    auto& notes = r.diagnostic.notes;  // the innermost calls are enough, recursion says the same again
-    if (!r.silent && notes.size() < 4 && span != (notes.empty() ? r.diagnostic.span : notes.back().span)) notes.push_back({fmt::format("in this call of '{}'", name), span});
+    auto& notes =
+        r.diagnostic.notes;  // the innermost calls are enough, recursion says the same again
+    if (!r.silent && notes.size() < 4 &&
+        span != (notes.empty() ? r.diagnostic.span : notes.back().span))
+      notes.push_back({fmt::format("in this call of '{}'", name), span});
     throw;
   }
   return *restore();

@@ -7,27 +7,30 @@
 #include "tplimit/passes/batch.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
 
-// ntk(f, X, X2) and nngp(f, X, X2): written out as averages of gradients of one sample, batched over all samples.
+// ntk(f, X, X2) and nngp(f, X, X2): written out as averages of gradients of one sample, batched
+// over all samples.
 namespace tplimit::lowering {
 
 using ir::Fn;
 
 namespace {
 
-/// A summand of a gradient, sum_s left[s] (x) right[s]: s runs over all finite axes of both for width matrices (`terms` of
-/// them), else over nothing.  An invalid `right` stands for 1.
+/// A summand of a gradient, sum_s left[s] (x) right[s]: s runs over all finite axes of both for
+/// width matrices (`terms` of them), else over nothing.  An invalid `right` stands for 1.
 struct GradientTerm {
   NodeId left, right;
   std::int64_t terms = 1;
 };
 
-/// A gradient built from products of a coordinate vector with data, d x', as those factors: their Gram matrices are small, the
-/// gradients of all samples are not.  False if it is anything else.
+/// A gradient built from products of a coordinate vector with data, d x', as those factors: their
+/// Gram matrices are small, the gradients of all samples are not.  False if it is anything else.
 bool factor(ir::Builder& b, NodeId id, NodeId coefficient, std::vector<GradientTerm>& out) {
   const ir::Node node = b.node(id);  // a copy: the program grows
-  if (const auto* m = std::get_if<ir::Map>(&node.op); m && m->fn == Fn::kAdd && b.type(node.in[0]) == node.type && b.type(node.in[1]) == node.type)
+  if (const auto* m = std::get_if<ir::Map>(&node.op);
+      m && m->fn == Fn::kAdd && b.type(node.in[0]) == node.type && b.type(node.in[1]) == node.type)
     return factor(b, node.in[0], coefficient, out) && factor(b, node.in[1], coefficient, out);
-  if (const auto* s = std::get_if<ir::Scale>(&node.op)) return factor(b, node.in[0], b.scale(s->factor, s->power, coefficient), out);
+  if (const auto* s = std::get_if<ir::Scale>(&node.op))
+    return factor(b, node.in[0], b.scale(s->factor, s->power, coefficient), out);
   const auto* c = std::get_if<ir::Contract>(&node.op);
   if (!c || c->batch != 0 || c->average) return false;
   const ir::Dims dims = b.type(node.in[0]).dims;
@@ -38,7 +41,8 @@ bool factor(ir::Builder& b, NodeId id, NodeId coefficient, std::vector<GradientT
 
 std::vector<GradientTerm> terms_of(ir::Builder& b, const Derivative& d) {
   std::vector<GradientTerm> out;
-  for (const OuterTerm& t : d.outer) out.push_back({b.times(t.coefficient, t.d), t.x, ir::size_of(b.type(t.d).dims)});
+  for (const OuterTerm& t : d.outer)
+    out.push_back({b.times(t.coefficient, t.d), t.x, ir::size_of(b.type(t.d).dims)});
   if (d.tensor.valid() && !factor(b, d.tensor, b.constant(1), out)) out = {{d.tensor, {}}};
   return out;
 }
@@ -57,14 +61,15 @@ NodeId inner_products(ir::Builder& b, NodeId x, std::int64_t s, NodeId y, std::i
 
 /// A model's outputs, f(X)[p] and f(X2)[q], behind one scalar node.
 ///
-/// Where an output depends on its own sample only, the scalar is the output for one sample, and a side is this sample batched over
-/// X or X2.  Where a model mixes samples (batch normalisation), it is sum_p w_p f(X)[p] + sum_q w_q f(X2)[q], and a side is the
-/// batch of the unit vectors w: the whole Jacobian.  The samples are placeholders until then, so that samples which are parameters,
+/// Where an output depends on its own sample only, the scalar is the output for one sample, and a
+/// side is this sample batched over X or X2.  Where a model mixes samples (batch normalisation), it
+/// is sum_p w_p f(X)[p] + sum_q w_q f(X2)[q], and a side is the batch of the unit vectors w: the
+/// whole Jacobian.  The samples are placeholders until then, so that samples which are parameters,
 /// or computed from some, are no parameters of the model.
 struct Lowerer::SampleModel {
   NodeId output;
-  NodeId sample;              ///< what takes a value for each row: one sample, or w
-  NodeId first, second;       ///< the values that it takes, [P, ..] and [Q, ..]
+  NodeId sample;                     ///< what takes a value for each row: one sample, or w
+  NodeId first, second;              ///< the values that it takes, [P, ..] and [Q, ..]
   std::map<NodeId, NodeId> samples;  ///< placeholders of all samples and these
   std::int64_t rows, columns;
   std::vector<NodeId> batch(ir::Builder& b, std::vector<NodeId> values, bool left) const {
@@ -76,20 +81,28 @@ struct Lowerer::SampleModel {
 
 Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
   const std::string& what = call.callee.name;
-  if (call.args.size() < 2 || call.args.size() > 3 || !call.named.empty()) fail("E2109", fmt::format("'{}' takes a model and one or two arrays of samples", what), span, "", fmt::format("its form: {0}(f, X) or {0}(f, X, X2)", what));
+  if (call.args.size() < 2 || call.args.size() > 3 || !call.named.empty())
+    fail("E2109", fmt::format("'{}' takes a model and one or two arrays of samples", what), span,
+         "", fmt::format("its form: {0}(f, X) or {0}(f, X, X2)", what));
   const auto* model = std::get_if<ast::Name>(&call.args[0]->node);
   if (!model || !(models_.contains(model->name) || functions_.contains(model->name)))
-    fail("E2131", fmt::format("the first argument of '{}' is the name of a model", what), call.args[0]->span, "", fmt::format("model f(x) {{ .. return .. }}, then {}(f, X)", what));
-  if (const auto f = functions_.find(model->name); (f != functions_.end() ? f->second->params : models_.at(model->name)->params).size() != 1)
-    fail("E2131", fmt::format("'{}' takes a model of one argument, the samples", what), call.args[0]->span);
+    fail("E2131", fmt::format("the first argument of '{}' is the name of a model", what),
+         call.args[0]->span, "", fmt::format("model f(x) {{ .. return .. }}, then {}(f, X)", what));
+  if (const auto f = functions_.find(model->name);
+      (f != functions_.end() ? f->second->params : models_.at(model->name)->params).size() != 1)
+    fail("E2131", fmt::format("'{}' takes a model of one argument, the samples", what),
+         call.args[0]->span);
   const auto samples = [&](std::size_t k) {
     const Tensor x = finite(evaluate(*call.args[k]), call.args[k]->span, "an array of samples");
-    if (x.axes.empty()) fail("E2131", "samples stand along the first axis", call.args[k]->span, "this is a single number", "write X : [samples, features]");
+    if (x.axes.empty())
+      fail("E2131", "samples stand along the first axis", call.args[k]->span,
+           "this is a single number", "write X : [samples, features]");
     return x;
   };
   const Tensor x = samples(1), y = call.args.size() == 3 ? samples(2) : x;
   if (!std::equal(x.axes.begin() + 1, x.axes.end(), y.axes.begin() + 1, y.axes.end()))
-    fail("E2202", "both arrays need samples of one shape", call.args[2]->span, fmt::format("{} and {}", text(x.axes), text(y.axes)));
+    fail("E2202", "both arrays need samples of one shape", call.args[2]->span,
+         fmt::format("{} and {}", text(x.axes), text(y.axes)));
   SampleModel out;
   out.rows = x.axes[0].size;
   out.columns = y.axes[0].size;
@@ -113,7 +126,9 @@ Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
   const std::vector<Value> results = call_with(model->name, {Value{sample}}, span);
   const Tensor first = finite(results[0], span, "the first value of the model");
   if (ir::size_of(finite_dims(first.axes)) != 1)
-    fail("E2131", fmt::format("'{}' needs one output for each sample", what), span, fmt::format("for one sample the model's first value has shape {}", text(first.axes)), "select one: model g(x) { return f(x)[.., 0] }");
+    fail("E2131", fmt::format("'{}' needs one output for each sample", what), span,
+         fmt::format("for one sample the model's first value has shape {}", text(first.axes)),
+         "select one: model g(x) { return f(x)[.., 0] }");
   out.output = build(span).reshape(first.node, {});
   return out;
 }
@@ -125,9 +140,11 @@ Tensor Lowerer::placeholder(const Axes& axes) {
 }
 
 /// Fills `out` if the model mixes samples; else leaves it and what has been recorded so far alone.
-bool Lowerer::joint_model(const std::string& model, const std::vector<Tensor>& sides, Span span, SampleModel& out) {
+bool Lowerer::joint_model(const std::string& model, const std::vector<Tensor>& sides, Span span,
+                          SampleModel& out) {
   ir::Builder& b = build(span);
-  const auto names = program_.names.size(), predictions = program_.predictions.size(), warnings = warnings_.size();
+  const auto names = program_.names.size(), predictions = program_.predictions.size(),
+             warnings = warnings_.size();
   std::vector<NodeId> placeholders, outputs;  // [P, ..], [P]
   bool mixes = false;
   for (const Tensor& x : sides) {
@@ -135,9 +152,11 @@ bool Lowerer::joint_model(const std::string& model, const std::vector<Tensor>& s
     const Tensor all = placeholder(x.axes);
     placeholders.push_back(all.node);
     try {
-      const Tensor f = finite(call_with(model, {Value{all}}, span)[0], span, "the first value of the model");
+      const Tensor f =
+          finite(call_with(model, {Value{all}}, span)[0], span, "the first value of the model");
       const std::int64_t size = x.axes[0].size;
-      if (f.axes.empty() || f.axes[0].size != size || ir::size_of(finite_dims(f.axes)) != size) break;
+      if (f.axes.empty() || f.axes[0].size != size || ir::size_of(finite_dims(f.axes)) != size)
+        break;
       outputs.push_back(build(span).reshape(f.node, {size}));
     } catch (const Rejection&) {
       break;  // a model of one sample: it says so below
@@ -150,7 +169,9 @@ bool Lowerer::joint_model(const std::string& model, const std::vector<Tensor>& s
     warnings_.resize(warnings);
     return false;
   }
-  if (outputs.size() != sides.size()) fail("E2131", "the model mixes samples, and does not give one output for each of them", span, "", "the first value for samples [P, ..] has the shape [P]");
+  if (outputs.size() != sides.size())
+    fail("E2131", "the model mixes samples, and does not give one output for each of them", span,
+         "", "the first value for samples [P, ..] has the shape [P]");
   std::int64_t total = 0;
   for (const NodeId f : outputs) total += b.type(f).dims[0];
   check_size({total, total}, span);
@@ -158,7 +179,8 @@ bool Lowerer::joint_model(const std::string& model, const std::vector<Tensor>& s
   const NodeId weights = placeholder({{false, total}}).node;
   const auto unit_vectors = [&](std::int64_t first, std::int64_t count) {
     std::vector<double> unit(static_cast<std::size_t>(count * total), 0.0);
-    for (std::int64_t k = 0; k < count; ++k) unit[static_cast<std::size_t>(k * total + first + k)] = 1;
+    for (std::int64_t k = 0; k < count; ++k)
+      unit[static_cast<std::size_t>(k * total + first + k)] = 1;
     return b.constant(std::move(unit), {count, total});
   };
   std::int64_t first = 0;
@@ -177,9 +199,10 @@ bool Lowerer::joint_model(const std::string& model, const std::vector<Tensor>& s
   return true;
 }
 
-/// <df(x)/dtheta, df(x')/dtheta> [P, Q] for each tensor or matrix theta; invalid if f does not depend on it.  All together: what
-/// their derivatives share is evaluated for the samples once.
-std::vector<NodeId> Lowerer::gradient_kernels(const SampleModel& f, const std::vector<Derivative>& derivatives) {
+/// <df(x)/dtheta, df(x')/dtheta> [P, Q] for each tensor or matrix theta; invalid if f does not
+/// depend on it.  All together: what their derivatives share is evaluated for the samples once.
+std::vector<NodeId> Lowerer::gradient_kernels(const SampleModel& f,
+                                              const std::vector<Derivative>& derivatives) {
   ir::Builder& b = builder_;
   std::vector<std::vector<GradientTerm>> all;
   std::vector<NodeId> factors;
@@ -200,7 +223,9 @@ std::vector<NodeId> Lowerer::gradient_kernels(const SampleModel& f, const std::v
       for (std::size_t j = 0; j < terms.size(); ++j) {
         const std::int64_t s = terms[i].terms, t = terms[j].terms;
         NodeId kernel = inner_products(b, left[first + 2 * i], s, right[first + 2 * j], t);
-        if (terms[i].right.valid()) kernel = b.times(kernel, inner_products(b, left[first + 2 * i + 1], s, right[first + 2 * j + 1], t));
+        if (terms[i].right.valid())
+          kernel = b.times(
+              kernel, inner_products(b, left[first + 2 * i + 1], s, right[first + 2 * j + 1], t));
         kernel = b.sum(b.sum(kernel, 3), 1);
         out[k] = out[k].valid() ? b.plus(out[k], kernel) : kernel;
       }
@@ -217,7 +242,8 @@ Value Lowerer::builtin_ntk(const ast::Call& call, Span span) {
   for (const auto& name : variable_order_) {
     const Variable& variable = variables_.at(name);
     if (!variable.trained || !depends_on_current(f.output, reached, name, span)) continue;
-    Result<std::vector<Derivative>> gradients = gradient(b, f.output, version_nodes(globals_.at(name).value), current_versions());
+    Result<std::vector<Derivative>> gradients =
+        gradient(b, f.output, version_nodes(globals_.at(name).value), current_versions());
     if (!gradients) throw not_differentiable(gradients.errors()[0], span);
     for (const NodeId own : gradient_kernels(f, *gradients)) {
       if (!own.valid()) continue;  // a matrix of an array that the model does not use
@@ -225,12 +251,15 @@ Value Lowerer::builtin_ntk(const ast::Call& call, Span span) {
       sum = sum.valid() ? b.plus(sum, kernel) : kernel;
     }
   }
-  if (!sum.valid()) fail("E2328", "the model depends on no parameter", call.args[0]->span, "", "a value that is trained is declared with param");
+  if (!sum.valid())
+    fail("E2328", "the model depends on no parameter", call.args[0]->span, "",
+         "a value that is trained is declared with param");
   return {Tensor{sum, {{false, f.rows}, {false, f.columns}}}};
 }
 
-/// The covariance of the Gaussian limit of f(x): f is linear in centred Gaussian readouts r that nothing else depends on, and the
-/// covariance is the sum over them of <df(x)/dr, df(x')/dr>, r of variance 1.
+/// The covariance of the Gaussian limit of f(x): f is linear in centred Gaussian readouts r that
+/// nothing else depends on, and the covariance is the sum over them of <df(x)/dr, df(x')/dr>, r of
+/// variance 1.
 Value Lowerer::builtin_nngp(const ast::Call& call, Span span) {
   const SampleModel f = sample_model(call, span);
   ir::Builder& b = build(span);
@@ -246,17 +275,22 @@ Value Lowerer::builtin_nngp(const ast::Call& call, Span span) {
   const std::vector<NodeId> gaussians = readout_candidates(b.program());
   for (const NodeId source : gaussians) take(source, std::nullopt);
   for (const auto& [name, variable] : variables_)
-    if (const Tensor* t = globals_.at(name).value.as<Tensor>(); t && variable.deviation && variable.old_versions.empty())
+    if (const Tensor* t = globals_.at(name).value.as<Tensor>();
+        t && variable.deviation && variable.old_versions.empty())
       take(t->node, variable.deviation);
   if (!sum.valid())
-    fail("E2132", "the output is not linear in a centred Gaussian", call.args[0]->span, "", "nngp needs a random readout such as v @ z / sqrt(n); the limit of v @ z / n is a number, not a Gaussian");
+    fail("E2132", "the output is not linear in a centred Gaussian", call.args[0]->span, "",
+         "nngp needs a random readout such as v @ z / sqrt(n); the limit of v @ z / n is a number, "
+         "not a Gaussian");
   for (const NodeId source : gaussians) {
     if (depends_on(b, rest, {source}))
-      fail("E2132", "a part of the output is not linear in a centred Gaussian", call.args[0]->span, "", "its fluctuations are not covered by a kernel");
+      fail("E2132", "a part of the output is not linear in a centred Gaussian", call.args[0]->span,
+           "", "its fluctuations are not covered by a kernel");
   }
   try {
     const NodeId deviation = b.minus(f.output, rest);
-    const NodeId left = b.reshape(f.batch(b, {deviation}, true)[0], {f.rows, 1}), right = b.reshape(f.batch(b, {deviation}, false)[0], {f.columns, 1});
+    const NodeId left = b.reshape(f.batch(b, {deviation}, true)[0], {f.rows, 1}),
+                 right = b.reshape(f.batch(b, {deviation}, false)[0], {f.columns, 1});
     kernels_.push_back({sum, b.contract(left, right, 0, 1, false)});
   } catch (const Rejection&) {
     // Only the kernel can be batched: comparisons keep to it.
@@ -264,29 +298,47 @@ Value Lowerer::builtin_nngp(const ast::Call& call, Span span) {
   return {Tensor{sum, {{false, f.rows}, {false, f.columns}}}};
 }
 
-// ---- training under a fixed kernel -------------------------------------------------------------------
+// ---- training under a fixed kernel
+// -------------------------------------------------------------------
 
 /// A_t = Theta_x Theta^-1 (1 - G_t) [Q, P]; the loss is mse, so the rate per sample is lr / P.
 Tensor Lowerer::training_operator(Arguments& a, Tensor& kernel, Tensor& across) {
   kernel = square_matrix(a);
-  across = finite(a.positional[1], a.spans[1], "a kernel of other samples with the training samples");
-  if (kernel.axes.size() != 2 || across.axes.size() != 2 || across.axes[1].size != kernel.axes[0].size)
-    fail("E2202", "kernels of training samples do not fit together", a.span, fmt::format("{} and {}", text(kernel.axes), text(across.axes)), "the first is [P, P], as ntk(f, X), the second [Q, P], as ntk(f, X2, X)");
+  across =
+      finite(a.positional[1], a.spans[1], "a kernel of other samples with the training samples");
+  if (kernel.axes.size() != 2 || across.axes.size() != 2 ||
+      across.axes[1].size != kernel.axes[0].size)
+    fail("E2202", "kernels of training samples do not fit together", a.span,
+         fmt::format("{} and {}", text(kernel.axes), text(across.axes)),
+         "the first is [P, P], as ntk(f, X), the second [Q, P], as ntk(f, X2, X)");
   const auto option = [&](const char* name, double otherwise) {
     const auto it = a.named.find(name);
     if (it == a.named.end()) return otherwise;
     const double x = plain_number(it->second.first, it->second.second, name);
-    if (!(x >= 0)) fail("E2133", fmt::format("'{}' is negative or not a number", name), it->second.second, fmt::format("this is {}", x));
+    if (!(x >= 0))
+      fail("E2133", fmt::format("'{}' is negative or not a number", name), it->second.second,
+           fmt::format("this is {}", x));
     return x;
   };
   const double forever = std::numeric_limits<double>::infinity();
   const bool flow = a.named.contains("time");
-  if (flow && a.named.contains("steps")) fail("E2133", "'steps' and 'time' exclude each other", a.named.at("time").second, "", "steps = k: gradient descent; time = t: gradient flow");
-  const double time = option(flow ? "time" : "steps", forever), lr = option("lr", 0), ridge = option("reg", 0);
-  if (!flow && std::isfinite(time) && time != std::floor(time)) fail("E2133", "the number of steps is an integer", a.named.at("steps").second, fmt::format("this is {}", time));
-  if (std::isfinite(time) && !a.named.contains("lr")) fail("E2133", "a rate is missing", a.span, "", "lr = rate; only the limit of long training does not depend on it");
-  if (std::isinf(lr) || std::isinf(ridge)) fail("E2133", "a rate or a regularisation is infinite", a.span);
-  return {build(a.span).add(ir::TrainingOperator{lr / static_cast<double>(kernel.axes[0].size), time, ridge, flow}, {kernel.node, across.node}), across.axes};
+  if (flow && a.named.contains("steps"))
+    fail("E2133", "'steps' and 'time' exclude each other", a.named.at("time").second, "",
+         "steps = k: gradient descent; time = t: gradient flow");
+  const double time = option(flow ? "time" : "steps", forever), lr = option("lr", 0),
+               ridge = option("reg", 0);
+  if (!flow && std::isfinite(time) && time != std::floor(time))
+    fail("E2133", "the number of steps is an integer", a.named.at("steps").second,
+         fmt::format("this is {}", time));
+  if (std::isfinite(time) && !a.named.contains("lr"))
+    fail("E2133", "a rate is missing", a.span, "",
+         "lr = rate; only the limit of long training does not depend on it");
+  if (std::isinf(lr) || std::isinf(ridge))
+    fail("E2133", "a rate or a regularisation is infinite", a.span);
+  return {build(a.span).add(ir::TrainingOperator{lr / static_cast<double>(kernel.axes[0].size),
+                                                 time, ridge, flow},
+                            {kernel.node, across.node}),
+          across.axes};
 }
 
 /// Mean of the ensemble of trained networks: A_t y.
@@ -296,11 +348,14 @@ Value Lowerer::builtin_predict_gd(Arguments& in) {
   const Tensor op = training_operator(a, kernel, across);
   const Tensor y = finite(a.positional[2], a.spans[2], "targets");
   if (y.axes.empty() || y.axes.size() > 2 || y.axes[0].size != kernel.axes[0].size)
-    fail("E2202", "targets stand along the first axis, one for each training sample", a.spans[2], fmt::format("{} for {} samples", text(y.axes), kernel.axes[0].size));
+    fail("E2202", "targets stand along the first axis, one for each training sample", a.spans[2],
+         fmt::format("{} for {} samples", text(y.axes), kernel.axes[0].size));
   ir::Builder& b = build(a.span);
   Axes axes{op.axes[0]};
   if (y.axes.size() == 2) axes.push_back(y.axes[1]);
-  return {Tensor{b.contract(op.node, y.axes.size() == 2 ? b.permute(y.node, {1, 0}) : y.node, 0, 1, false), axes}};
+  return {Tensor{
+      b.contract(op.node, y.axes.size() == 2 ? b.permute(y.node, {1, 0}) : y.node, 0, 1, false),
+      axes}};
 }
 
 /// K_xx + A K A' - A K_x' - K_x A', K the covariance of the initial outputs.
@@ -310,22 +365,28 @@ Value Lowerer::builtin_predict_gd_covariance(Arguments& in) {
   const Tensor op = training_operator(a, kernel, across);
   const auto given = [&](std::size_t k, const Axes& axes) {
     const Tensor x = finite(a.positional[k], a.spans[k], "a covariance of initial outputs");
-    if (x.axes != axes) fail("E2202", "covariances of initial outputs do not fit the kernels", a.spans[k], fmt::format("{}, expected {}", text(x.axes), text(axes)));
+    if (x.axes != axes)
+      fail("E2202", "covariances of initial outputs do not fit the kernels", a.spans[k],
+           fmt::format("{}, expected {}", text(x.axes), text(axes)));
     return x.node;
   };
-  const NodeId k = given(2, kernel.axes), k_x = given(3, across.axes), k_xx = given(4, {across.axes[0], across.axes[0]});
+  const NodeId k = given(2, kernel.axes), k_x = given(3, across.axes),
+               k_xx = given(4, {across.axes[0], across.axes[0]});
   ir::Builder& b = build(a.span);
   const auto product = [&](NodeId x, NodeId y) { return b.contract(x, y, 0, 1, false); };  // x y'
   const NodeId mixed = product(k_x, op.node);
   const NodeId sum = b.plus(k_xx, product(product(op.node, k), op.node));
-  return {Tensor{b.minus(b.minus(sum, mixed), b.permute(mixed, {1, 0})), {across.axes[0], across.axes[0]}}};
+  return {Tensor{b.minus(b.minus(sum, mixed), b.permute(mixed, {1, 0})),
+                 {across.axes[0], across.axes[0]}}};
 }
 
 /// 2 P / lambda_max: beyond, full-batch descent on mse diverges.
 Value Lowerer::builtin_largest_rate(Arguments& in) {
   Arguments a = arguments(in.call, in.span, 1, 1, {});
   const Tensor kernel = square_matrix(a);
-  if (kernel.axes.size() != 2) fail("E2216", "'largest_rate' takes one kernel", a.spans[0], "this has shape " + text(kernel.axes));
+  if (kernel.axes.size() != 2)
+    fail("E2216", "'largest_rate' takes one kernel", a.spans[0],
+         "this has shape " + text(kernel.axes));
   ir::Builder& b = build(a.span);
   const std::int64_t p = kernel.axes[0].size;
   const NodeId largest = b.reshape(b.gather(b.add(ir::Eigvals{}, {kernel.node}), 0, {p - 1}), {});

@@ -26,8 +26,10 @@ struct Rejection {
 /// Interprets the AST once, appending IR nodes: loops are run, models and functions inlined.
 class Lowerer {
  public:
-  /// `differentiated`: places of names whose values `grad` is taken by, and which the builder may not see through.
-  Lowerer(const Source& source, const LowerOptions& options, std::set<std::uint32_t> differentiated);
+  /// `differentiated`: places of names whose values `grad` is taken by, and which the builder may
+  /// not see through.
+  Lowerer(const Source& source, const LowerOptions& options,
+          std::set<std::uint32_t> differentiated);
   Result<Lowered> run(const ast::Program& program);
   /// Of a name that grad met and that is not among those; then the program has to be lowered again.
   [[nodiscard]] std::optional<std::uint32_t> met() const { return met_; }
@@ -46,21 +48,28 @@ class Lowerer {
     ast::Identifier name;
     bool trained = false;
     Axes axes;
-    Value rate;                    ///< lr of the declaration: Number or Tensor
+    Value rate;  ///< lr of the declaration: Number or Tensor
     std::set<NodeId> old_versions;
-    std::uint32_t index = 0;       ///< in Program::variables
+    std::uint32_t index = 0;  ///< in Program::variables
     std::optional<Role> role{};
-    std::optional<std::pair<std::string, std::size_t>> part_of{};  ///< of a value of several widths: its name, which part
-    std::optional<NodeId> deviation{};  ///< without a width axis: standard deviation of its entries, if they are independent
+    std::optional<std::pair<std::string, std::size_t>>
+        part_of{};                      ///< of a value of several widths: its name, which part
+    std::optional<NodeId> deviation{};  ///< without a width axis: standard deviation of its
+                                        ///< entries, if they are independent
   };
 
   // ---- errors
-  [[noreturn]] void fail(const char* code, std::string message, Span span, std::string label = "", std::string help = "") const;
+  [[noreturn]] void fail(const char* code, std::string message, Span span, std::string label = "",
+                         std::string help = "") const;
   void warn(const char* code, std::string message, Span span, std::string help = "");
   [[nodiscard]] std::string describe(const Value& value) const;
-  [[nodiscard]] std::string text(const Axes& axes) const { return to_text(axes, shown_width_.empty() ? program_.width_name : shown_width_); }
-  void check_size(const Dims& dims, Span span) const;  ///< E2215 if a value would have more than 10^8 entries
-  void count_work(Span span);                          ///< E2604 once loops and calls run away, E4202 once the program outgrows the memory
+  [[nodiscard]] std::string text(const Axes& axes) const {
+    return to_text(axes, shown_width_.empty() ? program_.width_name : shown_width_);
+  }
+  void check_size(const Dims& dims,
+                  Span span) const;  ///< E2215 if a value would have more than 10^8 entries
+  void count_work(Span span);  ///< E2604 once loops and calls run away, E4202 once the program
+                               ///< outgrows the memory
   double bytes_so_far();
 
   // ---- statements
@@ -94,14 +103,16 @@ class Lowerer {
 
   // ---- declarations
   Value initial_value(const ast::Param& s, const std::string& name, const Axes& axes, Span span);
-  Value declare(const ast::Param& s, const ast::Identifier& name, const Axes& axes, const Value& rate, std::optional<Role> role, Span span);
+  Value declare(const ast::Param& s, const ast::Identifier& name, const Axes& axes,
+                const Value& rate, std::optional<Role> role, Span span);
   std::vector<Value> read_data(const ast::Call& call, const ast::Data& s);
   Value opaque(Value value);
   Value named(Value value, Span name);
   std::optional<Role> role_of(const ast::Param& s, const Axes& axes, const Value& rate);
   [[nodiscard]] Abc effective(Role role, bool has_width, bool first, bool entrywise) const;
   Value rate_of(const Variable& variable, Span span, bool entrywise = false);
-  Value entrywise_update(const std::string& name, const Value& gradient, NodeId factor, double epsilon);
+  Value entrywise_update(const std::string& name, const Value& gradient, NodeId factor,
+                         double epsilon);
   Value scaled(const Value& value, Number factor, Span span);
   NodeId change_of(const std::string& name, NodeId value);
   NodeId marked_change(const std::string& name, NodeId old, NodeId now);
@@ -110,14 +121,15 @@ class Lowerer {
   /// One optimiser of a `step`; it moves a variable theta along -rate own(theta) dloss/dtheta.
   struct Descent {
     NodeId loss;
-    Value rate;                              ///< lr; of flow: dt
+    Value rate;  ///< lr; of flow: dt
     std::vector<std::string> names;
     std::map<std::string, Value> scales;
     Span span;
     std::optional<double> epsilon{};         ///< an entrywise optimiser
     std::optional<std::int64_t> substeps{};  ///< gradient flow
   };
-  /// Something for each of some variables: a version, a gradient (of matrices: outer products), a change.
+  /// Something for each of some variables: a version, a gradient (of matrices: outer products), a
+  /// change.
   using Parts = std::vector<std::pair<std::string, Value>>;
   Descent read_descent(const ast::Call& call, Span span);
   NodeId factor_of(const Descent& d, const std::string& name, Span span);
@@ -127,19 +139,26 @@ class Lowerer {
   Value sum(const Value& a, const Value& b);
   NodeId inner_product(const Value& a, const Value& b);
   std::pair<Parts, NodeId> flow(const std::vector<Descent>& descents, Span span);
-  void report_flow_error(const ast::Step& s, const std::vector<Descent>& descents, NodeId error, Span span);
+  void report_flow_error(const ast::Step& s, const std::vector<Descent>& descents, NodeId error,
+                         Span span);
   [[nodiscard]] std::vector<NodeId> current_versions() const;
-  /// Nodes behind a loss, up to current versions of parameters and what stop(..) holds fixed: those are included, what they were computed from is not.
+  /// Nodes behind a loss, up to current versions of parameters and what stop(..) holds fixed: those
+  /// are included, what they were computed from is not.
   [[nodiscard]] std::unordered_set<std::uint32_t> behind(NodeId loss) const;
-  bool depends_on_current(NodeId loss, const std::unordered_set<std::uint32_t>& behind, const std::string& name, Span span) const;
-  void check_once(const std::vector<ast::NamedArgument>& options) const;  ///< E2113 if an option is given twice
-  void record_name(const std::string& name, const Value& value, Span span, ir::NamedValue::Kind kind);
+  bool depends_on_current(NodeId loss, const std::unordered_set<std::uint32_t>& behind,
+                          const std::string& name, Span span) const;
+  void check_once(
+      const std::vector<ast::NamedArgument>& options) const;  ///< E2113 if an option is given twice
+  void record_name(const std::string& name, const Value& value, Span span,
+                   ir::NamedValue::Kind kind);
   void set_version(const std::string& name, Value value);
   static Rejection not_differentiable(Diagnostic d, Span span);
   Value updated(const Value& current, const Value& change, Span span);  ///< current + change
   Matrix materialise(const Matrix& m, Span span);
   std::vector<NodeId> version_nodes(const Value& value) const;
-  static Value as_value(const Value& target, const Derivative* derivatives);  ///< derivatives with respect to version_nodes(target)
+  static Value as_value(
+      const Value& target,
+      const Derivative* derivatives);  ///< derivatives with respect to version_nodes(target)
 
   // ---- expressions
   Value evaluate(const ast::Expr& e);
@@ -147,7 +166,8 @@ class Lowerer {
   Value evaluate_index(const ast::Index& index, Span span);
   Value evaluate_binary(const ast::Binary& b, Span span);
   Value evaluate_call(const ast::Call& call, Span span);
-  std::vector<Value> evaluate_many(const ast::Expr& e);  ///< several values if `e` calls a model that returns several
+  std::vector<Value> evaluate_many(
+      const ast::Expr& e);  ///< several values if `e` calls a model that returns several
   std::vector<Value> inline_call(const ast::Call& call, Span span);
   std::vector<Value> call_with(const std::string& name, std::vector<Value> args, Span span);
   Value transpose(const Value& v, Span span);
@@ -165,19 +185,24 @@ class Lowerer {
     std::string name;
     std::int64_t units;  ///< how many times the unit of width
   };
-  [[nodiscard]] std::optional<std::size_t> width_of(const Value& v) const;       ///< n, m as numbers: which width
+  [[nodiscard]] std::optional<std::size_t> width_of(
+      const Value& v) const;  ///< n, m as numbers: which width
   [[nodiscard]] bool several_widths() const;
   [[nodiscard]] std::string shape_text(const Blocks& b) const;
   [[nodiscard]] Value joined(std::vector<std::size_t> widths, std::vector<Value> parts) const;
   std::vector<Value> parts_of(const Value& v, std::size_t width, Span span) const;
   using PartFunction = std::function<Value(const std::vector<Value>&)>;
-  std::optional<Value> part_by_part(const std::vector<Value>& args, Span span, const PartFunction& f);
+  std::optional<Value> part_by_part(const std::vector<Value>& args, Span span,
+                                    const PartFunction& f);
   Value block_product(const Value& a, const Value& x, Span span, Span a_span, Span x_span);
   Value block_transpose(const Blocks& b, Span span);
   std::optional<Value> block_call(const ast::Call& call, Span span);
   Value block_outer(const Value& d, const Value& x, Span span, const PartFunction& f);
-  Value declare_blocks(const ast::Param& s, const Axes& axes, const std::vector<std::size_t>& widths, const Value& rate, std::optional<Role> role, Span span);
-  std::vector<std::string> variables_named(const std::string& name) const;       ///< itself, its parts, or none
+  Value declare_blocks(const ast::Param& s, const Axes& axes,
+                       const std::vector<std::size_t>& widths, const Value& rate,
+                       std::optional<Role> role, Span span);
+  std::vector<std::string> variables_named(
+      const std::string& name) const;  ///< itself, its parts, or none
   /// An item selects positions along one axis; a single number removes the axis.
   struct Selection {
     std::vector<std::int64_t> positions;
@@ -209,7 +234,8 @@ class Lowerer {
   static const std::unordered_map<std::string, Builtin>& builtins();
   static const std::unordered_map<std::string, ir::Fn>& unary_functions();
   std::vector<Value> positional_values(const ast::Call& call);
-  Arguments arguments(const ast::Call& call, Span span, std::size_t least, std::size_t most, std::initializer_list<const char*> names);
+  Arguments arguments(const ast::Call& call, Span span, std::size_t least, std::size_t most,
+                      std::initializer_list<const char*> names);
   std::optional<std::size_t> axis_argument(Arguments& a, const Tensor& x);
   void separate_operands(Arguments& a);
   Value coordinatewise(Arguments& a, ir::Fn fn);
@@ -247,8 +273,10 @@ class Lowerer {
   struct SampleModel;
   SampleModel sample_model(const ast::Call& call, Span span);
   Tensor placeholder(const Axes& axes);
-  bool joint_model(const std::string& model, const std::vector<Tensor>& sides, Span span, SampleModel& out);
-  std::vector<NodeId> gradient_kernels(const SampleModel& f, const std::vector<Derivative>& derivatives);
+  bool joint_model(const std::string& model, const std::vector<Tensor>& sides, Span span,
+                   SampleModel& out);
+  std::vector<NodeId> gradient_kernels(const SampleModel& f,
+                                       const std::vector<Derivative>& derivatives);
   Value builtin_ntk(const ast::Call& call, Span span);
   Value builtin_nngp(const ast::Call& call, Span span);
   Tensor training_operator(Arguments& a, Tensor& kernel, Tensor& across);
@@ -281,9 +309,12 @@ class Lowerer {
   std::uint32_t context_ = 0;
   std::set<NodeId> named_;  ///< values and versions that the text has named so far
   int call_depth_ = 0;
-  int nesting_ = 0;         ///< of expressions, through calls
-  std::size_t work_ = 0;    ///< iterations and calls so far
-  struct { std::size_t nodes = 0, names = 0, contexts = 0, steps = 0; double bytes = 0; } counted_;
+  int nesting_ = 0;       ///< of expressions, through calls
+  std::size_t work_ = 0;  ///< iterations and calls so far
+  struct {
+    std::size_t nodes = 0, names = 0, contexts = 0, steps = 0;
+    double bytes = 0;
+  } counted_;
   std::uint32_t parameter_count_ = 0;
   std::optional<std::vector<Value>> returned_;
   std::map<std::pair<const ast::Report*, std::size_t>, std::size_t> report_slots_;
@@ -293,10 +324,11 @@ class Lowerer {
   const std::set<std::uint32_t> opaque_names_;
   std::optional<std::uint32_t> met_;
   std::vector<Width> widths_;
-  std::string shown_width_;  ///< of the value that is worked on part by part
+  std::string shown_width_;                  ///< of the value that is worked on part by part
   std::map<const ast::Expr*, Value> given_;  ///< arguments of a call that is made part by part
   std::optional<Parametrization> parametrization_;
-  std::vector<NodeId> differentiated_;  ///< by grad since the last step: losses of updates written by hand
+  std::vector<NodeId>
+      differentiated_;  ///< by grad since the last step: losses of updates written by hand
 };
 
 /// The nearest known name within edit distance 2, as a help line; empty if there is none.

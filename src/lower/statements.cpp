@@ -16,21 +16,37 @@ using ir::Fn;
 
 namespace {
 constexpr std::size_t kMaxErrors = 20;
-constexpr std::size_t kMaxNodes = 50'000'000;  // about 10 GB of nodes: a runaway loop, not a program
-constexpr std::size_t kMaxWork = 10'000'000;   // iterations and calls; shared nodes do not show in kMaxNodes
+constexpr std::size_t kMaxNodes =
+    50'000'000;  // about 10 GB of nodes: a runaway loop, not a program
+constexpr std::size_t kMaxWork =
+    10'000'000;  // iterations and calls; shared nodes do not show in kMaxNodes
 constexpr std::int64_t kMaxMatrices = 10'000;  // of one array
 const std::uint64_t kRandomScalarKey = mix_key(0x7363616c6172ULL, 1);
 }  // namespace
 
-Lowerer::Lowerer(const Source& source, const LowerOptions& options, std::set<std::uint32_t> differentiated)
-    : source_(source), options_(options), builder_(program_), opaque_names_(std::move(differentiated)) {}
+Lowerer::Lowerer(const Source& source, const LowerOptions& options,
+                 std::set<std::uint32_t> differentiated)
+    : source_(source),
+      options_(options),
+      builder_(program_),
+      opaque_names_(std::move(differentiated)) {}
 
-void Lowerer::fail(const char* code, std::string message, Span span, std::string label, std::string help) const {
-  throw Rejection{Diagnostic{Severity::kError, code, std::move(message), span, std::move(label), std::move(help), {}, true}, false};
+void Lowerer::fail(const char* code, std::string message, Span span, std::string label,
+                   std::string help) const {
+  throw Rejection{Diagnostic{Severity::kError,
+                             code,
+                             std::move(message),
+                             span,
+                             std::move(label),
+                             std::move(help),
+                             {},
+                             true},
+                  false};
 }
 
 void Lowerer::warn(const char* code, std::string message, Span span, std::string help) {
-  warnings_.push_back({Severity::kWarning, code, std::move(message), span, "", std::move(help), {}, true});
+  warnings_.push_back(
+      {Severity::kWarning, code, std::move(message), span, "", std::move(help), {}, true});
 }
 
 Result<Lowered> Lowerer::run(const ast::Program& program) {
@@ -41,39 +57,72 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
   }
   for (const auto& [name, value] : options_.constants)
     if (!used_constants_.contains(name) && errors_.empty())
-      errors_.push_back({Severity::kError, "E2114", fmt::format("--set {}: the program has no constant '{}'", name, name), {}, "", names_of(Kind::kConst, "its constants: "), {}, false});
+      errors_.push_back({Severity::kError,
+                         "E2114",
+                         fmt::format("--set {}: the program has no constant '{}'", name, name),
+                         {},
+                         "",
+                         names_of(Kind::kConst, "its constants: "),
+                         {},
+                         false});
   for (const auto& [name, value] : options_.data_files)
     if (!used_data_.contains(name) && errors_.empty())
-      errors_.push_back({Severity::kError, "E2115", fmt::format("--data {}: the program reads no data '{}' from a file", name, name), {}, "", names_of(Kind::kData, "its data: "), {}, false});
+      errors_.push_back(
+          {Severity::kError,
+           "E2115",
+           fmt::format("--data {}: the program reads no data '{}' from a file", name, name),
+           {},
+           "",
+           names_of(Kind::kData, "its data: "),
+           {},
+           false});
   if (errors_.empty()) finish_reports();
   if (errors_.empty() && program_.reports.empty() && program_.expectations.empty())
-    errors_.push_back({Severity::kError, "E2601", "the program reports nothing", {}, "", "add a line such as: report E(x)", {}, false});
+    errors_.push_back({Severity::kError,
+                       "E2601",
+                       "the program reports nothing",
+                       {},
+                       "",
+                       "add a line such as: report E(x)",
+                       {},
+                       false});
   if (!errors_.empty()) return errors_;
   return Lowered{std::move(program_), std::move(warnings_), std::move(kernels_)};
 }
 
 void Lowerer::count_work(Span span) {
   if (work_ > kMaxWork) throw Rejection{{}, true};
-  if (++work_ > kMaxWork) fail("E2604", "the unrolled program is too long", span, fmt::format("more than {} iterations and calls", kMaxWork));
-  if (program_.size() > kMaxNodes) fail("E2604", "the unrolled program is too long", span, fmt::format("more than {} instructions", kMaxNodes));
+  if (++work_ > kMaxWork)
+    fail("E2604", "the unrolled program is too long", span,
+         fmt::format("more than {} iterations and calls", kMaxWork));
+  if (program_.size() > kMaxNodes)
+    fail("E2604", "the unrolled program is too long", span,
+         fmt::format("more than {} instructions", kMaxNodes));
   if (options_.memory_bytes > 0 && bytes_so_far() > options_.memory_bytes)
-    fail("E4202", "the unrolled program does not fit into memory", span, fmt::format("it needs more than the {:.1f} MB that may be used", options_.memory_bytes / 1e6),
+    fail("E4202", "the unrolled program does not fit into memory", span,
+         fmt::format("it needs more than the {:.1f} MB that may be used",
+                     options_.memory_bytes / 1e6),
          "fewer iterations, fewer names inside loops, or a larger --memory");
 }
 
-/// Of what has been unrolled, with the copies that passes make of it and what engines keep for each instruction (measured).  Counted,
-/// not asked of the system: all ranks must agree.
+/// Of what has been unrolled, with the copies that passes make of it and what engines keep for each
+/// instruction (measured).  Counted, not asked of the system: all ranks must agree.
 double Lowerer::bytes_so_far() {
   constexpr double kCopies = 7, kAllocation = 32;
   double more = 0;
   for (; counted_.nodes < program_.size(); ++counted_.nodes) {
     const ir::Node& node = program_.nodes[counted_.nodes];
-    more += sizeof(ir::Node) + 4 * sizeof(NodeId) + (node.in.empty() ? 0 : kAllocation) + (node.type.dims.empty() ? 0 : kAllocation);
-    if (const auto* c = std::get_if<ir::Constant>(&node.op)) more += 8 * static_cast<double>(c->values->size()) + 2 * kAllocation;
+    more += sizeof(ir::Node) + 4 * sizeof(NodeId) + (node.in.empty() ? 0 : kAllocation) +
+            (node.type.dims.empty() ? 0 : kAllocation);
+    if (const auto* c = std::get_if<ir::Constant>(&node.op))
+      more += 8 * static_cast<double>(c->values->size()) + 2 * kAllocation;
   }
-  for (; counted_.names < program_.names.size(); ++counted_.names) more += sizeof(ir::NamedValue) + kAllocation;
-  for (; counted_.contexts < program_.contexts.size(); ++counted_.contexts) more += sizeof(std::string) + kAllocation;
-  for (; counted_.steps < program_.steps.size(); ++counted_.steps) more += sizeof(ir::TrainingStep) + kAllocation;
+  for (; counted_.names < program_.names.size(); ++counted_.names)
+    more += sizeof(ir::NamedValue) + kAllocation;
+  for (; counted_.contexts < program_.contexts.size(); ++counted_.contexts)
+    more += sizeof(std::string) + kAllocation;
+  for (; counted_.steps < program_.steps.size(); ++counted_.steps)
+    more += sizeof(ir::TrainingStep) + kAllocation;
   return counted_.bytes += kCopies * more;
 }
 
@@ -94,9 +143,13 @@ void Lowerer::statement(const ast::Stmt& stmt) {
 void Lowerer::record(const Rejection& r, Span span) {
   if (r.silent) return;
   // An unrolled loop meets the same mistake in every iteration: say it once.
-  if (std::any_of(errors_.begin(), errors_.end(), [&](const Diagnostic& d) { return d.span == r.diagnostic.span && d.code == r.diagnostic.code; })) return;
+  if (std::any_of(errors_.begin(), errors_.end(), [&](const Diagnostic& d) {
+        return d.span == r.diagnostic.span && d.code == r.diagnostic.code;
+      }))
+    return;
   errors_.push_back(r.diagnostic);
-  if (!loops_.empty()) errors_.back().notes.push_back({"in the iteration " + program_.contexts[context_], span});
+  if (!loops_.empty())
+    errors_.back().notes.push_back({"in the iteration " + program_.contexts[context_], span});
 }
 
 void Lowerer::block(const std::vector<ast::Stmt>& body) {
@@ -109,13 +162,19 @@ void Lowerer::block(const std::vector<ast::Stmt>& body) {
 
 void Lowerer::poison_targets(const ast::Stmt& stmt) {
   const auto poison = [&](const ast::Identifier& name, Kind kind) {
-    if (!globals_.contains(name.name)) globals_[name.name] = {kind, {Poison{}}, name.span};
-    else if (globals_[name.name].kind == Kind::kLocal) globals_[name.name].value = {Poison{}};
+    if (!globals_.contains(name.name))
+      globals_[name.name] = {kind, {Poison{}}, name.span};
+    else if (globals_[name.name].kind == Kind::kLocal)
+      globals_[name.name].value = {Poison{}};
   };
   std::visit(overloaded{[&](const ast::Const& s) { poison(s.name, Kind::kConst); },
-                        [&](const ast::Data& s) { for (const auto& n : s.names) poison(n, Kind::kData); },
+                        [&](const ast::Data& s) {
+                          for (const auto& n : s.names) poison(n, Kind::kData);
+                        },
                         [&](const ast::Param& s) { poison(s.name, Kind::kParam); },
-                        [&](const ast::Assign& s) { for (const auto& n : s.targets) poison(n, Kind::kLocal); },
+                        [&](const ast::Assign& s) {
+                          for (const auto& n : s.targets) poison(n, Kind::kLocal);
+                        },
                         [](const auto&) {}},
              stmt.node);
 }
@@ -129,34 +188,52 @@ std::string Lowerer::names_of(Kind kind, const char* before) const {
 }
 
 void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
-  if (std::any_of(widths_.begin(), widths_.end(), [&](const Width& w) { return w.name == name.name; }))
-    fail("E2116", fmt::format("'{}' is the width and has no value", name.name), name.span, "", "choose another name; finite networks get their width on the command line");
-  if (functions_.contains(name.name) || models_.contains(name.name) || builtins().contains(name.name) || unary_functions().contains(name.name))
-    fail("E2117", fmt::format("'{}' is a function already", name.name), name.span, "", "choose another name");
+  if (std::any_of(widths_.begin(), widths_.end(),
+                  [&](const Width& w) { return w.name == name.name; }))
+    fail("E2116", fmt::format("'{}' is the width and has no value", name.name), name.span, "",
+         "choose another name; finite networks get their width on the command line");
+  if (functions_.contains(name.name) || models_.contains(name.name) ||
+      builtins().contains(name.name) || unary_functions().contains(name.name))
+    fail("E2117", fmt::format("'{}' is a function already", name.name), name.span, "",
+         "choose another name");
   Scope& scope = locals_ ? *locals_ : globals_;
-  if (const auto it = scope.find(name.name); it != scope.end() && !it->second.value.as<Poison>() && kind != Kind::kLocal && kind != Kind::kLoop) {
-    Rejection r{Diagnostic{Severity::kError, "E2118", fmt::format("'{}' is declared twice", name.name), name.span, "", "choose another name", {}, true}, false};
+  if (const auto it = scope.find(name.name); it != scope.end() && !it->second.value.as<Poison>() &&
+                                             kind != Kind::kLocal && kind != Kind::kLoop) {
+    Rejection r{Diagnostic{Severity::kError,
+                           "E2118",
+                           fmt::format("'{}' is declared twice", name.name),
+                           name.span,
+                           "",
+                           "choose another name",
+                           {},
+                           true},
+                false};
     r.diagnostic.notes.push_back({"first declared here", it->second.span});
     throw r;
   }
   if (kind == Kind::kData) record_name(name.name, value, name.span, ir::NamedValue::Kind::kData);
-  if (kind == Kind::kParam) record_name(name.name, value, name.span, ir::NamedValue::Kind::kVersion);
+  if (kind == Kind::kParam)
+    record_name(name.name, value, name.span, ir::NamedValue::Kind::kVersion);
   scope[name.name] = {kind, named(std::move(value), name.span), name.span};
 }
 
-/// A value under its name. What the builder would fold or merge into later operations, it may not where `grad` asks for the derivative by it.
+/// A value under its name. What the builder would fold or merge into later operations, it may not
+/// where `grad` asks for the derivative by it.
 Value Lowerer::named(Value value, Span name) {
   const auto* t = value.as<Tensor>();
   return t && opaque_names_.contains(name.begin) ? opaque(std::move(value)) : value;
 }
 
 /// For those who read the program later: this is what the text calls the value.
-void Lowerer::record_name(const std::string& name, const Value& value, Span span, ir::NamedValue::Kind kind) {
+void Lowerer::record_name(const std::string& name, const Value& value, Span span,
+                          ir::NamedValue::Kind kind) {
   if (const auto* blocks = value.as<Blocks>(); blocks && kind == ir::NamedValue::Kind::kValue)
-    for (std::size_t k = 0; k < blocks->parts.size(); ++k) record_name(fmt::format("{}.{}", name, k + 1), blocks->parts[k], span, kind);
+    for (std::size_t k = 0; k < blocks->parts.size(); ++k)
+      record_name(fmt::format("{}.{}", name, k + 1), blocks->parts[k], span, kind);
   const auto* t = value.as<Tensor>();
   if (!t) return;
-  program_.names.push_back({name, t->node, 0, span, context_, static_cast<std::uint32_t>(program_.steps.size()), kind});
+  program_.names.push_back(
+      {name, t->node, 0, span, context_, static_cast<std::uint32_t>(program_.steps.size()), kind});
   if (kind != ir::NamedValue::Kind::kData) named_.insert(t->node);
 }
 
@@ -165,32 +242,48 @@ void Lowerer::rebind(const ast::Identifier& name, Value value, Span span) {
   const auto it = scope.find(name.name);
   if (it != scope.end()) {
     switch (it->second.kind) {
-      case Kind::kConst: fail("E2119", fmt::format("'{}' is a constant and cannot be assigned", name.name), name.span, "", "use another name for the new value");
-      case Kind::kData: fail("E2119", fmt::format("'{}' is data and cannot be assigned", name.name), name.span, "", "use another name for the new value");
-      case Kind::kLoop: fail("E2119", fmt::format("'{}' is a loop variable and cannot be assigned", name.name), name.span);
+      case Kind::kConst:
+        fail("E2119", fmt::format("'{}' is a constant and cannot be assigned", name.name),
+             name.span, "", "use another name for the new value");
+      case Kind::kData:
+        fail("E2119", fmt::format("'{}' is data and cannot be assigned", name.name), name.span, "",
+             "use another name for the new value");
+      case Kind::kLoop:
+        fail("E2119", fmt::format("'{}' is a loop variable and cannot be assigned", name.name),
+             name.span);
       case Kind::kParam: {
         if (it->second.value.as<Poison>() || value.as<Poison>()) throw Rejection{{}, true};
         if (const auto* whole = it->second.value.as<Blocks>()) {
           const auto* next = value.as<Blocks>();
-          if (!next || next->widths != whole->widths) fail("E2120", fmt::format("a new version of '{}' has another shape", name.name), span, "this is " + describe(value));
+          if (!next || next->widths != whole->widths)
+            fail("E2120", fmt::format("a new version of '{}' has another shape", name.name), span,
+                 "this is " + describe(value));
           const std::vector<std::string> names = variables_named(name.name);
-          for (std::size_t k = 0; k < names.size(); ++k) rebind({names[k], name.span}, next->parts[k], span);
+          for (std::size_t k = 0; k < names.size(); ++k)
+            rebind({names[k], name.span}, next->parts[k], span);
           return;
         }
-        const auto other_shape = [&](std::string label) { fail("E2120", fmt::format("a new version of '{}' has another shape", name.name), span, std::move(label)); };
+        const auto other_shape = [&](std::string label) {
+          fail("E2120", fmt::format("a new version of '{}' has another shape", name.name), span,
+               std::move(label));
+        };
         Value next = value;
         if (next.as<Number>() || next.as<List>()) next = {tensor(next, span)};
         if (next.v.index() != it->second.value.v.index()) other_shape("this is " + describe(value));
         if (const auto* m = next.as<Matrix>()) next = {materialise(*m, span)};
         if (const auto* t = next.as<Tensor>(); t && t->axes != variables_.at(name.name).axes)
-          other_shape(fmt::format("{} instead of {}", text(t->axes), text(variables_.at(name.name).axes)));
+          other_shape(
+              fmt::format("{} instead of {}", text(t->axes), text(variables_.at(name.name).axes)));
         if (const auto* a = next.as<MatrixArray>()) {
-          if (a->dims != it->second.value.as<MatrixArray>()->dims) other_shape("the number of matrices differs");
+          if (a->dims != it->second.value.as<MatrixArray>()->dims)
+            other_shape("the number of matrices differs");
           MatrixArray whole{a->dims, {}};
           for (const Matrix& m : a->items) whole.items.push_back(materialise(m, span));
           next = {std::move(whole)};
         }
-        if (const auto* t = next.as<Tensor>()) next = {Tensor{marked_change(name.name, it->second.value.as<Tensor>()->node, t->node), t->axes}};
+        if (const auto* t = next.as<Tensor>())
+          next = {Tensor{marked_change(name.name, it->second.value.as<Tensor>()->node, t->node),
+                         t->axes}};
         // The new version is a variable of its own, even where its value is that of another node.
         if (version_nodes(next) != version_nodes(it->second.value)) next = opaque(std::move(next));
         set_version(name.name, std::move(next));
@@ -202,48 +295,62 @@ void Lowerer::rebind(const ast::Identifier& name, Value value, Span span) {
   bind(name, std::move(value), Kind::kLocal);
 }
 
-// ---- declarations ----------------------------------------------------------------------------------
-
+// ---- declarations
+// ----------------------------------------------------------------------------------
 
 void Lowerer::on(const ast::Const& s, Span span) {
-  if (!outside_models() || !loops_.empty()) fail("E2602", "constants are declared at top level", span, "", "move it in front of the loop or model, or write an assignment without 'const'");
+  if (!outside_models() || !loops_.empty())
+    fail("E2602", "constants are declared at top level", span, "",
+         "move it in front of the loop or model, or write an assignment without 'const'");
   Value value;
-  const auto set = std::find_if(options_.constants.rbegin(), options_.constants.rend(), [&](const auto& c) { return c.first == s.name.name; });
+  const auto set = std::find_if(options_.constants.rbegin(), options_.constants.rend(),
+                                [&](const auto& c) { return c.first == s.name.name; });
   if (set != options_.constants.rend()) {
     used_constants_.insert(s.name.name);
     const Source given("--set", "const value = " + set->second);
     auto parsed = parse_syntax(given);
     if (!parsed || parsed->statements.size() != 1)
-      fail("E2121", fmt::format("--set {}={} is not an expression", s.name.name, set->second), s.name.span, "this constant is set on the command line");
+      fail("E2121", fmt::format("--set {}={} is not an expression", s.name.name, set->second),
+           s.name.span, "this constant is set on the command line");
     try {
       value = evaluate(*std::get<ast::Const>(parsed->statements[0].node).value);
     } catch (Rejection& r) {
       r.diagnostic.span = s.name.span;
-      r.diagnostic.message = fmt::format("--set {}={}: {}", s.name.name, set->second, r.diagnostic.message);
+      r.diagnostic.message =
+          fmt::format("--set {}={}: {}", s.name.name, set->second, r.diagnostic.message);
       throw;
     }
   } else {
     value = evaluate(*s.value);
   }
   if (value.as<Matrix>() || value.as<MatrixArray>() || value.as<Interval>() || value.as<List>())
-    fail("E2122", "a constant is a number or an array of numbers", s.value->span, "this is " + describe(value));
+    fail("E2122", "a constant is a number or an array of numbers", s.value->span,
+         "this is " + describe(value));
   if (const auto* t = value.as<Tensor>(); t && !builder_.constant_values(t->node))
-    fail("E2122", "a constant is a number or an array of numbers", s.value->span, "this depends on random values, parameters or the width", "use an assignment instead");
+    fail("E2122", "a constant is a number or an array of numbers", s.value->span,
+         "this depends on random values, parameters or the width", "use an assignment instead");
   bind(s.name, std::move(value), Kind::kConst);
 }
 
 void Lowerer::on(const ast::Data& s, Span span) {
-  if (!outside_models() || !loops_.empty()) fail("E2602", "data are declared at top level", span, "", "move it in front of the loop or model");
+  if (!outside_models() || !loops_.empty())
+    fail("E2602", "data are declared at top level", span, "",
+         "move it in front of the loop or model");
   if (const auto* call = std::get_if<ast::Call>(&s.value->node)) {
-    if (call->callee.name == "csv" || call->callee.name == "npy" || call->callee.name == "idx" || call->callee.name == "npz") {
+    if (call->callee.name == "csv" || call->callee.name == "npy" || call->callee.name == "idx" ||
+        call->callee.name == "npz") {
       std::vector<Value> values = read_data(*call, s);
-      for (std::size_t k = 0; k < s.names.size(); ++k) bind(s.names[k], std::move(values[k]), Kind::kData);
+      for (std::size_t k = 0; k < s.names.size(); ++k)
+        bind(s.names[k], std::move(values[k]), Kind::kData);
       return;
     }
   }
-  if (s.names.size() != 1) fail("E2123", "a literal gives one value", span, "", "write one data statement per name");
+  if (s.names.size() != 1)
+    fail("E2123", "a literal gives one value", span, "", "write one data statement per name");
   const Tensor t = tensor(evaluate(*s.value), s.value->span);
-  if (!builder_.constant_values(t.node)) fail("E2122", "data are numbers", s.value->span, "this depends on random values, parameters or the width");
+  if (!builder_.constant_values(t.node))
+    fail("E2122", "data are numbers", s.value->span,
+         "this depends on random values, parameters or the width");
   for (const double x : *builder_.constant_values(t.node))
     if (!std::isfinite(x)) fail("E2124", "data must be finite numbers", s.value->span);
   bind(s.names[0], {t}, Kind::kData);
@@ -251,7 +358,8 @@ void Lowerer::on(const ast::Data& s, Span span) {
 
 std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s) {
   const Span span = call.callee.span.to(call.args.empty() ? call.callee.span : call.args[0]->span);
-  if (call.args.size() != 1) fail("E2109", fmt::format("'{}' takes one file name", call.callee.name), span);
+  if (call.args.size() != 1)
+    fail("E2109", fmt::format("'{}' takes one file name", call.callee.name), span);
   const Value file_value = evaluate(*call.args[0]);
   const auto* file = file_value.as<Text>();
   if (!file) fail("E2317", "a file name is a text in double quotes", call.args[0]->span);
@@ -259,7 +367,8 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
   DataOptions options;
   const auto flag = [&](const ast::NamedArgument& arg) {
     const Value v = evaluate(*arg.value);
-    if (!v.as<Flag>()) fail("E2318", fmt::format("'{}' is true or false", arg.name.name), arg.value->span);
+    if (!v.as<Flag>())
+      fail("E2318", fmt::format("'{}' is true or false", arg.name.name), arg.value->span);
     return v.as<Flag>()->value;
   };
   const auto texts = [&](const ast::NamedArgument& arg) {
@@ -267,8 +376,11 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
     std::vector<std::string> out;
     if (v.as<Text>()) out.push_back(v.as<Text>()->value);
     if (const auto* l = v.as<List>())
-      for (const Value& item : l->items) if (item.as<Text>()) out.push_back(item.as<Text>()->value);
-    if (out.empty()) fail("E2319", fmt::format("'{}' is a column name or a list of them", arg.name.name), arg.value->span, "", "for instance target = \"price\"");
+      for (const Value& item : l->items)
+        if (item.as<Text>()) out.push_back(item.as<Text>()->value);
+    if (out.empty())
+      fail("E2319", fmt::format("'{}' is a column name or a list of them", arg.name.name),
+           arg.value->span, "", "for instance target = \"price\"");
     return out;
   };
   const bool csv = call.callee.name == "csv";
@@ -277,20 +389,33 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
     const std::string& name = arg.name.name;
     if (name == "rows") {
       const Value v = evaluate(*arg.value);
-      if (!v.as<Interval>()) fail("E2320", "'rows' is a range", arg.value->span, "", "for instance rows = 0..32");
+      if (!v.as<Interval>())
+        fail("E2320", "'rows' is a range", arg.value->span, "", "for instance rows = 0..32");
       options.rows = {v.as<Interval>()->begin, v.as<Interval>()->end};
-    } else if (name == "standardize") options.standardize = flag(arg);
-    else if (name == "flatten" && !csv) options.flatten = flag(arg);
-    else if (name == "standardize_target" && csv) options.standardize_target = flag(arg);
-    else if (name == "target" && csv) options.targets = texts(arg);
-    else if (name == "columns" && csv) options.columns = texts(arg);
-    else fail("E2112", fmt::format("'{}' has no option '{}'", call.callee.name, name), arg.name.span, "",
-              csv ? "its options: rows, target, columns, standardize, standardize_target" : "its options: rows, standardize, flatten");
+    } else if (name == "standardize")
+      options.standardize = flag(arg);
+    else if (name == "flatten" && !csv)
+      options.flatten = flag(arg);
+    else if (name == "standardize_target" && csv)
+      options.standardize_target = flag(arg);
+    else if (name == "target" && csv)
+      options.targets = texts(arg);
+    else if (name == "columns" && csv)
+      options.columns = texts(arg);
+    else
+      fail("E2112", fmt::format("'{}' has no option '{}'", call.callee.name, name), arg.name.span,
+           "",
+           csv ? "its options: rows, target, columns, standardize, standardize_target"
+               : "its options: rows, standardize, flatten");
   }
   const std::size_t expected = options.targets.empty() ? 1 : 2;
   if (s.names.size() != expected)
-    fail("E2123", fmt::format("this data statement gives {} value{}, but {} name{} stand{} on the left", expected, expected == 1 ? "" : "s", s.names.size(), s.names.size() == 1 ? "" : "s", s.names.size() == 1 ? "s" : ""),
-         call.callee.span, "", expected == 1 ? "name the target column: target = \"..\"" : "write: data X, y = ..");
+    fail("E2123",
+         fmt::format("this data statement gives {} value{}, but {} name{} stand{} on the left",
+                     expected, expected == 1 ? "" : "s", s.names.size(),
+                     s.names.size() == 1 ? "" : "s", s.names.size() == 1 ? "s" : ""),
+         call.callee.span, "",
+         expected == 1 ? "name the target column: target = \"..\"" : "write: data X, y = ..");
 
   std::filesystem::path path = options_.base_directory / file->value;
   std::string reader = call.callee.name;
@@ -299,10 +424,18 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
       if (own.name == name) {
         path = replacement;
         used_data_.insert(name);
-        reader = path.extension() == ".csv" ? "csv" : path.extension() == ".npy" ? "npy" : path.string().find("ubyte") != std::string::npos || path.extension() == ".idx" ? "idx" : reader;
+        reader = path.extension() == ".csv"   ? "csv"
+                 : path.extension() == ".npy" ? "npy"
+                 : path.string().find("ubyte") != std::string::npos || path.extension() == ".idx"
+                     ? "idx"
+                     : reader;
       }
-  if (reader == "npz") fail("E2105", "npz archives are not available in this version", call.callee.span, "", "save one array per file with numpy.save and read it with npy(..)");
-  Result<DataSet> read = reader == "csv" ? read_csv(path, options) : reader == "npy" ? read_npy(path, options) : read_idx(path, options);
+  if (reader == "npz")
+    fail("E2105", "npz archives are not available in this version", call.callee.span, "",
+         "save one array per file with numpy.save and read it with npy(..)");
+  Result<DataSet> read = reader == "csv"   ? read_csv(path, options)
+                         : reader == "npy" ? read_npy(path, options)
+                                           : read_idx(path, options);
   const auto located = [&](Diagnostic d) {
     d.span = call.args[0]->span;
     d.located = true;
@@ -323,9 +456,11 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
   return out;
 }
 
-/// Marks what an update adds to a variable; a change of 0 stays plain, so that the version stays the same.
+/// Marks what an update adds to a variable; a change of 0 stays plain, so that the version stays
+/// the same.
 NodeId Lowerer::change_of(const std::string& name, NodeId value) {
-  return builder_.is_zero(value) ? value : builder_.add(ir::Change{variables_.at(name).index}, {value});
+  return builder_.is_zero(value) ? value
+                                 : builder_.add(ir::Change{variables_.at(name).index}, {value});
 }
 
 /// v + c or v - c as a new version of v.
@@ -338,7 +473,9 @@ NodeId Lowerer::marked_change(const std::string& name, NodeId old, NodeId now) {
 
 /// Wraps a value in a node that is never shared, so that it stays a variable of its own for `grad`.
 Value Lowerer::opaque(Value value) {
-  const auto wrap = [&](NodeId id) { return builder_.add(ir::Parameter{parameter_count_++}, {id}); };
+  const auto wrap = [&](NodeId id) {
+    return builder_.add(ir::Parameter{parameter_count_++}, {id});
+  };
   if (const auto* t = value.as<Tensor>()) return {Tensor{wrap(t->node), t->axes}};
   const auto wrap_matrix = [&](Matrix m) {
     m.terms[0].w = wrap(m.terms[0].w);
@@ -354,7 +491,8 @@ namespace {
 /// True if a value of shape `own` broadcasts to `axes` without changing them.
 bool fits(const Axes& own, const Axes& axes) {
   const Dims from = finite_dims(own), to = finite_dims(axes);
-  if (has_width(own) && (!has_width(axes) || axes_after_width(own) != axes_after_width(axes))) return false;
+  if (has_width(own) && (!has_width(axes) || axes_after_width(own) != axes_after_width(axes)))
+    return false;
   if (from.size() > to.size()) return false;
   for (std::size_t k = 1; k <= from.size(); ++k)
     if (from[from.size() - k] != 1 && from[from.size() - k] != to[to.size() - k]) return false;
@@ -363,9 +501,9 @@ bool fits(const Axes& own, const Axes& axes) {
 }  // namespace
 
 namespace {
-/// Deviations times the symmetric root of the correlations: permuting the variables permutes the rows.  Variables that are uncorrelated
-/// get no common direction, and equal or opposite ones get equal or opposite rows, not only up to rounding: their differences are
-/// constants.
+/// Deviations times the symmetric root of the correlations: permuting the variables permutes the
+/// rows.  Variables that are uncorrelated get no common direction, and equal or opposite ones get
+/// equal or opposite rows, not only up to rounding: their differences are constants.
 Eigen::MatrixXd root_of(const Eigen::MatrixXd& covariance) {
   const Eigen::Index k = covariance.rows();
   Eigen::MatrixXd root = Eigen::MatrixXd::Zero(k, k);
@@ -381,54 +519,80 @@ Eigen::MatrixXd root_of(const Eigen::MatrixXd& covariance) {
           done[static_cast<std::size_t>(j)] = true;
         }
     std::sort(block.begin(), block.end());
-    const Eigen::VectorXd deviations = covariance.diagonal()(block).cwiseMax(0).cwiseSqrt(), inverse = (deviations.array() > 0).select(deviations.cwiseInverse(), 0.0);
-    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(inverse.asDiagonal() * covariance(block, block) * inverse.asDiagonal());
-    const double rounding = 16 * static_cast<double>(block.size()) * std::numeric_limits<double>::epsilon();
-    const Eigen::VectorXd roots = (eigen.eigenvalues().array() > rounding).select(eigen.eigenvalues().cwiseMax(0).cwiseSqrt(), 0.0);
-    const Eigen::MatrixXd part = eigen.eigenvectors() * roots.asDiagonal() * eigen.eigenvectors().transpose();
-    root(block, block) = deviations.asDiagonal() * (part.array().abs() > rounding).select(part, 0.0);
+    const Eigen::VectorXd deviations = covariance.diagonal()(block).cwiseMax(0).cwiseSqrt(),
+                          inverse = (deviations.array() > 0).select(deviations.cwiseInverse(), 0.0);
+    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(
+        inverse.asDiagonal() * covariance(block, block) * inverse.asDiagonal());
+    const double rounding =
+        16 * static_cast<double>(block.size()) * std::numeric_limits<double>::epsilon();
+    const Eigen::VectorXd roots = (eigen.eigenvalues().array() > rounding)
+                                      .select(eigen.eigenvalues().cwiseMax(0).cwiseSqrt(), 0.0);
+    const Eigen::MatrixXd part =
+        eigen.eigenvectors() * roots.asDiagonal() * eigen.eigenvectors().transpose();
+    root(block, block) =
+        deviations.asDiagonal() * (part.array().abs() > rounding).select(part, 0.0);
   }
   for (Eigen::Index i = 0; i < k; ++i)
     for (Eigen::Index j = 0; j < i; ++j)
       for (const double sign : {1.0, -1.0})
-        if (covariance.row(i) == sign * covariance.row(j) && covariance(i, i) == sign * covariance(i, j)) root.row(i) = sign * root.row(j);
+        if (covariance.row(i) == sign * covariance.row(j) &&
+            covariance(i, i) == sign * covariance(i, j))
+          root.row(i) = sign * root.row(j);
   return root;
 }
 }  // namespace
 
-Value Lowerer::initial_value(const ast::Param& s, const std::string& name, const Axes& axes, Span span) {
+Value Lowerer::initial_value(const ast::Param& s, const std::string& name, const Axes& axes,
+                             Span span) {
   const auto* law = s.law ? std::get_if<ast::Call>(&s.law->node) : nullptr;
-  if (!law) fail("E2125", fmt::format("'{}' has no law", s.name.name), s.name.span, "", "write: ~ normal(mean, variance)");
-  if (law->callee.name != "normal") fail("E2125", fmt::format("unknown law '{}'", law->callee.name), law->callee.span, "", "write: ~ normal(mean, variance)");
-  if (law->args.size() != 2 || !law->named.empty()) fail("E2125", "normal takes a mean and a variance", s.law->span, "", "write: ~ normal(mean, variance)");
+  if (!law)
+    fail("E2125", fmt::format("'{}' has no law", s.name.name), s.name.span, "",
+         "write: ~ normal(mean, variance)");
+  if (law->callee.name != "normal")
+    fail("E2125", fmt::format("unknown law '{}'", law->callee.name), law->callee.span, "",
+         "write: ~ normal(mean, variance)");
+  if (law->args.size() != 2 || !law->named.empty())
+    fail("E2125", "normal takes a mean and a variance", s.law->span, "",
+         "write: ~ normal(mean, variance)");
   const Value mean = evaluate(*law->args[0]), variance = evaluate(*law->args[1]);
   const Span mean_span = law->args[0]->span, variance_span = law->args[1]->span;
   ir::Builder& b = build(span);
   const Dims dims = finite_dims(axes);
-  const auto widths = std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; });
+  const auto widths =
+      std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; });
   if (const auto* v = variance.as<Number>(); v && !(v->value >= 0 && std::isfinite(v->value)))
-    fail("E2126", std::isfinite(v->value) ? "the variance is negative" : "the variance is not finite", variance_span, "this is " + describe(variance), "normal(mean, variance) takes the variance, not the standard deviation");
+    fail("E2126",
+         std::isfinite(v->value) ? "the variance is negative" : "the variance is not finite",
+         variance_span, "this is " + describe(variance),
+         "normal(mean, variance) takes the variance, not the standard deviation");
 
   if (widths == 2) {
-    if (computed(variance)) fail("E2127", "a variance must be known before the run", variance_span, "this is computed by the run", "draw with variance 1/n and multiply");
+    if (computed(variance))
+      fail("E2127", "a variance must be known before the run", variance_span,
+           "this is computed by the run", "draw with variance 1/n and multiply");
     const Number v = number(variance, variance_span, "the variance of a width matrix");
     const Number m = number(mean, mean_span, "the mean of a width matrix");
     // sigma^2 = c n^p: entries of size sqrt(c) n^((p+1)/2) times those of N(0, 1/n).
     const NodeId size = b.scale(1, (v.power + 1) / 2, b.constant(std::sqrt(v.value)));
     const auto one = [&](const std::string& own) {
       program_.sources.push_back({own, true, {}, s.name.span});
-      NodeId w = b.add(ir::GaussianMatrix{{static_cast<std::uint32_t>(program_.sources.size() - 1)}}, {});
+      NodeId w =
+          b.add(ir::GaussianMatrix{{static_cast<std::uint32_t>(program_.sources.size() - 1)}}, {});
       w = b.add(ir::ScaleMatrix{}, {w, size});
       if (m.value != 0) {  // mean m = (m n) 1 1' / n
         const NodeId ones = b.expand(b.constant(1), true, {});
-        w = b.add(ir::UpdateMatrix{}, {w, b.scale(1, m.power + 1, b.constant(m.value)), ones, ones});
+        w = b.add(ir::UpdateMatrix{},
+                  {w, b.scale(1, m.power + 1, b.constant(m.value)), ones, ones});
       }
       return Matrix{{MatrixTerm{b.constant(1), w, false, {}, {}}}};
     };
     if (dims.empty()) return {one(name)};
-    if (ir::size_of(dims) > kMaxMatrices) fail("E2215", "too many matrices in one array", s.axes_span, fmt::format("{} of them, at most {}", ir::size_of(dims), kMaxMatrices));
+    if (ir::size_of(dims) > kMaxMatrices)
+      fail("E2215", "too many matrices in one array", s.axes_span,
+           fmt::format("{} of them, at most {}", ir::size_of(dims), kMaxMatrices));
     MatrixArray array{dims, {}};
-    for (std::int64_t k = 0; k < ir::size_of(dims); ++k) array.items.push_back(one(fmt::format("{}[{}]", name, k)));
+    for (std::int64_t k = 0; k < ir::size_of(dims); ++k)
+      array.items.push_back(one(fmt::format("{}[{}]", name, k)));
     return {array};
   }
 
@@ -451,41 +615,65 @@ Value Lowerer::initial_value(const ast::Param& s, const std::string& name, const
   } else {
     const Tensor sigma = finite(variance, variance_span, "a variance");
     const auto* values = builder_.constant_values(sigma.node);
-    if (!values) fail("E2127", "a variance must be known before the run", variance_span, "this is computed by the run", "draw with variance 1 and multiply");
+    if (!values)
+      fail("E2127", "a variance must be known before the run", variance_span,
+           "this is computed by the run", "draw with variance 1 and multiply");
     if (widths == 0) program_.has_random_scalars = true;
     const auto k = dims.empty() ? 0 : dims.back();
-    if (sigma.axes.size() == 2 && !dims.empty() && finite_dims(sigma.axes) == Dims{k, k} && finite_dims(sigma.axes) != dims) {
+    if (sigma.axes.size() == 2 && !dims.empty() && finite_dims(sigma.axes) == Dims{k, k} &&
+        finite_dims(sigma.axes) != dims) {
       const Eigen::Map<const Eigen::MatrixXd> covariance(values->data(), k, k);
-      for (const double x : *values) if (!std::isfinite(x)) fail("E2126", "a covariance is not finite", variance_span, fmt::format("one of them is {}", x));
+      for (const double x : *values)
+        if (!std::isfinite(x))
+          fail("E2126", "a covariance is not finite", variance_span,
+               fmt::format("one of them is {}", x));
       for (std::int64_t i = 0; i < k; ++i)
         for (std::int64_t j = 0; j < i; ++j)
-          if (std::abs(covariance(i, j) - covariance(j, i)) > 1e-12 * std::max(std::abs(covariance(i, j)), std::abs(covariance(j, i))))
-            fail("E2126", "the covariance is not symmetric", variance_span, fmt::format("entries [{0}, {1}] and [{1}, {0}] are {2} and {3}", i, j, covariance(j, i), covariance(i, j)));
+          if (std::abs(covariance(i, j) - covariance(j, i)) >
+              1e-12 * std::max(std::abs(covariance(i, j)), std::abs(covariance(j, i))))
+            fail("E2126", "the covariance is not symmetric", variance_span,
+                 fmt::format("entries [{0}, {1}] and [{1}, {0}] are {2} and {3}", i, j,
+                             covariance(j, i), covariance(i, j)));
       const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(covariance);
-      const double least = eigen.eigenvalues().minCoeff(), greatest = eigen.eigenvalues().cwiseAbs().maxCoeff();
-      if (least < -1e-12 * greatest) fail("E2126", "the covariance is not positive semidefinite", variance_span, fmt::format("its smallest eigenvalue is {:.6g}", least));
-      const Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> root = root_of(covariance);
-      deviated = b.contract(z, b.constant(std::vector<double>(root.data(), root.data() + root.size()), {k, k}), 0, 1, false);
+      const double least = eigen.eigenvalues().minCoeff(),
+                   greatest = eigen.eigenvalues().cwiseAbs().maxCoeff();
+      if (least < -1e-12 * greatest)
+        fail("E2126", "the covariance is not positive semidefinite", variance_span,
+             fmt::format("its smallest eigenvalue is {:.6g}", least));
+      const Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> root =
+          root_of(covariance);
+      deviated = b.contract(
+          z, b.constant(std::vector<double>(root.data(), root.data() + root.size()), {k, k}), 0, 1,
+          false);
     } else {
       for (const double x : *values)
-        if (!(x >= 0 && std::isfinite(x))) fail("E2126", x < 0 ? "a variance is negative" : "a variance is not finite", variance_span, fmt::format("one of them is {}", x));
+        if (!(x >= 0 && std::isfinite(x)))
+          fail("E2126", x < 0 ? "a variance is negative" : "a variance is not finite",
+               variance_span, fmt::format("one of them is {}", x));
       if (!fits(sigma.axes, axes))
-        fail("E2128", "the variances do not fit the shape", variance_span, fmt::format("shape {} for {}", text(sigma.axes), text(axes)),
-             "give one variance, one for each entry along the last finite axes, or a covariance matrix of the last finite axis");
-      const Tensor product = combine(Fn::kMul, {Tensor{b.map(Fn::kSqrt, {sigma.node}), sigma.axes}, Tensor{z, axes}}, variance_span);
+        fail("E2128", "the variances do not fit the shape", variance_span,
+             fmt::format("shape {} for {}", text(sigma.axes), text(axes)),
+             "give one variance, one for each entry along the last finite axes, or a covariance "
+             "matrix of the last finite axis");
+      const Tensor product =
+          combine(Fn::kMul, {Tensor{b.map(Fn::kSqrt, {sigma.node}), sigma.axes}, Tensor{z, axes}},
+                  variance_span);
       deviated = product.node;
     }
   }
   const Tensor center = tensor(mean, mean_span);
   if (!fits(center.axes, axes))
-    fail("E2128", "the mean does not fit the shape", mean_span, fmt::format("shape {} for {}", text(center.axes), text(axes)), "finite axes align from the right and must be equal or 1");
+    fail("E2128", "the mean does not fit the shape", mean_span,
+         fmt::format("shape {} for {}", text(center.axes), text(axes)),
+         "finite axes align from the right and must be equal or 1");
   return {combine(Fn::kAdd, {center, Tensor{deviated, axes}}, span)};
 }
 
 void Lowerer::on(const ast::Param& s, Span span) {
   const char* what = s.trained ? "param" : "random";
   if (!outside_models() || !loops_.empty())
-    fail("E2603", fmt::format("'{}' stands outside models and loops", what), span, "it is drawn once", "declare it above and use it here");
+    fail("E2603", fmt::format("'{}' stands outside models and loops", what), span,
+         "it is drawn once", "declare it above and use it here");
   Axes axes;
   std::vector<std::size_t> own_widths;
   for (const auto& axis : s.axes) {
@@ -495,31 +683,42 @@ void Lowerer::on(const ast::Param& s, Span span) {
       own_widths.push_back(*width);
     } else {
       const std::int64_t size = integer(v, axis->span, "an axis");
-      if (size < 1) fail("E2215", "an axis has at least one entry", axis->span, fmt::format("this is {}", size));
+      if (size < 1)
+        fail("E2215", "an axis has at least one entry", axis->span,
+             fmt::format("this is {}", size));
       axes.push_back({false, size});
     }
   }
-  const auto widths = std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; });
+  const auto widths =
+      std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; });
   if (widths > 2) fail("E2207", "a value has at most two width axes", s.axes_span);
   if (widths == 2 && !(axes.back().width && axes[axes.size() - 2].width))
-    fail("E2207", "the two width axes of a matrix come last", s.axes_span, "", fmt::format("write [.., {0}, {0}]", program_.width_name));
+    fail("E2207", "the two width axes of a matrix come last", s.axes_span, "",
+         fmt::format("write [.., {0}, {0}]", program_.width_name));
   check_size(finite_dims(axes), s.axes_span);
   Value rate{Number{1, 0}};
   check_once(s.options);
   for (const auto& option : s.options) {
     if (option.name.name != "lr" || !s.trained)
-      fail("E2112", fmt::format("'{}' has no option '{}'", what, option.name.name), option.name.span, "", s.trained ? "its option: lr" : "random values are not trained; param declares what is");
+      fail("E2112", fmt::format("'{}' has no option '{}'", what, option.name.name),
+           option.name.span, "",
+           s.trained ? "its option: lr" : "random values are not trained; param declares what is");
     rate = evaluate(*option.value);
     (void)scalar(rate, option.value->span, "a learning rate");
   }
   const std::optional<Role> role = role_of(s, axes, rate);
-  if (std::any_of(own_widths.begin(), own_widths.end(), [&](std::size_t w) { return widths_[w].units > 1; })) (void)declare_blocks(s, axes, own_widths, rate, role, span);
-  else (void)declare(s, s.name, axes, rate, role, span);
+  if (std::any_of(own_widths.begin(), own_widths.end(),
+                  [&](std::size_t w) { return widths_[w].units > 1; }))
+    (void)declare_blocks(s, axes, own_widths, rate, role, span);
+  else
+    (void)declare(s, s.name, axes, rate, role, span);
 }
 
 /// One variable whose width axes are one unit long.
-Value Lowerer::declare(const ast::Param& s, const ast::Identifier& name, const Axes& axes, const Value& rate, std::optional<Role> role, Span span) {
-  const auto widths = std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; });
+Value Lowerer::declare(const ast::Param& s, const ast::Identifier& name, const Axes& axes,
+                       const Value& rate, std::optional<Role> role, Span span) {
+  const auto widths =
+      std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; });
   Value initial = initial_value(s, name.name, axes, span);
   Variable variable{name, s.trained, axes, rate, {}};
   variable.role = role;
@@ -560,46 +759,63 @@ Value Lowerer::declare(const ast::Param& s, const ast::Identifier& name, const A
 }
 
 void Lowerer::on(const ast::Function& s, Span span) {
-  if (!outside_models() || !loops_.empty()) fail("E2602", "functions are declared at top level", span, "", "move it in front of the loop or model");
+  if (!outside_models() || !loops_.empty())
+    fail("E2602", "functions are declared at top level", span, "",
+         "move it in front of the loop or model");
   check_new_function(s.name);
   check_arguments(s.params);
   functions_[s.name.name] = &s;
 }
 
 void Lowerer::on(const ast::Model& s, Span span) {
-  if (!outside_models() || !loops_.empty()) fail("E2602", "models are declared at top level", span, "", "move it in front of the loop or model");
+  if (!outside_models() || !loops_.empty())
+    fail("E2602", "models are declared at top level", span, "",
+         "move it in front of the loop or model");
   check_new_function(s.name);
   check_arguments(s.params);
   models_[s.name.name] = &s;
 }
 
 void Lowerer::check_new_function(const ast::Identifier& name) const {
-  if (models_.contains(name.name) || functions_.contains(name.name) || builtins().contains(name.name) || unary_functions().contains(name.name) || globals_.contains(name.name) ||
-      std::any_of(widths_.begin(), widths_.end(), [&](const Width& w) { return w.name == name.name; }))
-    fail("E2117", fmt::format("'{}' is defined already", name.name), name.span, "", "choose another name");
+  if (models_.contains(name.name) || functions_.contains(name.name) ||
+      builtins().contains(name.name) || unary_functions().contains(name.name) ||
+      globals_.contains(name.name) ||
+      std::any_of(widths_.begin(), widths_.end(),
+                  [&](const Width& w) { return w.name == name.name; }))
+    fail("E2117", fmt::format("'{}' is defined already", name.name), name.span, "",
+         "choose another name");
 }
 
 void Lowerer::check_arguments(const std::vector<ast::Identifier>& names) const {
   for (std::size_t k = 0; k < names.size(); ++k)
     for (std::size_t j = 0; j < k; ++j)
-      if (names[j].name == names[k].name) fail("E2118", fmt::format("two arguments are named '{}'", names[k].name), names[k].span, "", "choose another name");
+      if (names[j].name == names[k].name)
+        fail("E2118", fmt::format("two arguments are named '{}'", names[k].name), names[k].span, "",
+             "choose another name");
 }
 
 void Lowerer::check_once(const std::vector<ast::NamedArgument>& options) const {
   for (std::size_t k = 0; k < options.size(); ++k)
     for (std::size_t j = 0; j < k; ++j)
-      if (options[j].name.name == options[k].name.name) fail("E2113", fmt::format("option '{}' is given twice", options[k].name.name), options[k].name.span);
+      if (options[j].name.name == options[k].name.name)
+        fail("E2113", fmt::format("option '{}' is given twice", options[k].name.name),
+             options[k].name.span);
 }
 
-// ---- control ---------------------------------------------------------------------------------------
+// ---- control
+// ---------------------------------------------------------------------------------------
 
 void Lowerer::on(const ast::Assign& s, Span) {
   std::vector<Value> values;
   for (const auto& e : s.values)
     for (Value& v : evaluate_many(*e)) values.push_back(std::move(v));
   if (values.size() != s.targets.size())
-    fail("E2129", fmt::format("{} value{} for {} name{}", values.size(), values.size() == 1 ? "" : "s", s.targets.size(), s.targets.size() == 1 ? "" : "s"),
-         s.values.front()->span.to(s.values.back()->span), "", values.size() > s.targets.size() ? "name every value that the model returns" : "write as many names as there are values");
+    fail("E2129",
+         fmt::format("{} value{} for {} name{}", values.size(), values.size() == 1 ? "" : "s",
+                     s.targets.size(), s.targets.size() == 1 ? "" : "s"),
+         s.values.front()->span.to(s.values.back()->span), "",
+         values.size() > s.targets.size() ? "name every value that the model returns"
+                                          : "write as many names as there are values");
   for (std::size_t k = 0; k < values.size(); ++k) {
     const Span span = s.values[std::min(k, s.values.size() - 1)]->span;
     record_name(s.targets[k].name, values[k], span, ir::NamedValue::Kind::kValue);
@@ -618,77 +834,120 @@ void Lowerer::on(const ast::For& s, Span) {
   const Value range = evaluate(*s.range);
   if (range.as<Poison>()) throw Rejection{{}, true};
   const auto* interval = range.as<Interval>();
-  if (!interval) fail("E2321", "a loop runs over a range", s.range->span, "this is " + describe(range), "write: for t in 0..10 { .. }");
+  if (!interval)
+    fail("E2321", "a loop runs over a range", s.range->span, "this is " + describe(range),
+         "write: for t in 0..10 { .. }");
   Scope& scope = locals_ ? *locals_ : globals_;
-  if (const auto it = scope.find(s.variable.name); it != scope.end() && it->second.kind != Kind::kLocal)
-    fail("E2119", it->second.kind == Kind::kLoop ? fmt::format("'{}' is the variable of a loop around this one", s.variable.name)
-                                                 : fmt::format("'{}' is declared already and cannot be a loop variable", s.variable.name),
+  if (const auto it = scope.find(s.variable.name);
+      it != scope.end() && it->second.kind != Kind::kLocal)
+    fail("E2119",
+         it->second.kind == Kind::kLoop
+             ? fmt::format("'{}' is the variable of a loop around this one", s.variable.name)
+             : fmt::format("'{}' is declared already and cannot be a loop variable",
+                           s.variable.name),
          s.variable.span, "", "choose another name");
-  if (interval->end > interval->begin && static_cast<std::uint64_t>(interval->end - interval->begin) > kMaxWork)
-    fail("E2604", "the loop is too long", s.range->span, fmt::format("{} iterations, at most {} are unrolled", interval->end - interval->begin, kMaxWork));
+  if (interval->end > interval->begin &&
+      static_cast<std::uint64_t>(interval->end - interval->begin) > kMaxWork)
+    fail("E2604", "the loop is too long", s.range->span,
+         fmt::format("{} iterations, at most {} are unrolled", interval->end - interval->begin,
+                     kMaxWork));
   const std::uint32_t outer_context = context_;
   for (std::int64_t i = interval->begin; i < interval->end; ++i) {
     count_work(s.range->span);
     bind(s.variable, {Number{static_cast<double>(i), 0}}, Kind::kLoop);
     loops_.emplace_back(s.variable.name, i);
     const std::string outer = program_.contexts[outer_context];
-    program_.contexts.push_back(outer + (outer.empty() ? "" : ", ") + fmt::format("{} = {}", s.variable.name, i));
+    program_.contexts.push_back(outer + (outer.empty() ? "" : ", ") +
+                                fmt::format("{} = {}", s.variable.name, i));
     context_ = static_cast<std::uint32_t>(program_.contexts.size() - 1);
     block(s.body);
     loops_.pop_back();
     if (errors_.size() >= kMaxErrors || (returned_ && call_depth_ > 0) || met_) break;
   }
   context_ = outer_context;
-  if (const auto it = scope.find(s.variable.name); it != scope.end()) it->second.kind = Kind::kLocal;  // free to be used again
+  if (const auto it = scope.find(s.variable.name); it != scope.end())
+    it->second.kind = Kind::kLocal;  // free to be used again
 }
 
-// ---- parametrisations ------------------------------------------------------------------------------
+// ---- parametrisations
+// ------------------------------------------------------------------------------
 
 namespace {
-constexpr const char* kAbcForm = "for instance abc(a = (0, 1/2, 1/2), b = 0, c = 0): input, hidden and output weights, or one number for all";
+constexpr const char* kAbcForm =
+    "for instance abc(a = (0, 1/2, 1/2), b = 0, c = 0): input, hidden and output weights, or one "
+    "number for all";
 }
 
 void Lowerer::on(const ast::Parametrization& s, Span span) {
-  if (!outside_models() || !loops_.empty()) fail("E2602", "a parametrization is chosen at top level", span, "", "move it in front of the loop or model");
-  if (parametrization_) fail("E2140", "a program has one parametrization", span, "", fmt::format("'{}' was chosen before", parametrization_->name));
-  if (!variable_order_.empty()) fail("E2140", "the parametrization stands before the first parameter", span, fmt::format("'{}' is declared above", variable_order_.front()), "move this line up");
-  const auto known = [&] { return fmt::format("known: {}, or abc(a = .., b = .., c = ..), abcd(.., d = ..)", fmt::join(known_parametrizations(), ", ")); };
+  if (!outside_models() || !loops_.empty())
+    fail("E2602", "a parametrization is chosen at top level", span, "",
+         "move it in front of the loop or model");
+  if (parametrization_)
+    fail("E2140", "a program has one parametrization", span, "",
+         fmt::format("'{}' was chosen before", parametrization_->name));
+  if (!variable_order_.empty())
+    fail("E2140", "the parametrization stands before the first parameter", span,
+         fmt::format("'{}' is declared above", variable_order_.front()), "move this line up");
+  const auto known = [&] {
+    return fmt::format("known: {}, or abc(a = .., b = .., c = ..), abcd(.., d = ..)",
+                       fmt::join(known_parametrizations(), ", "));
+  };
   if (const auto* name = std::get_if<ast::Name>(&s.value->node)) {
     parametrization_ = known_parametrization(name->name, false);
     if (!parametrization_) {
       std::string help = did_you_mean(name->name, known_parametrizations());
-      fail("E2141", fmt::format("unknown parametrization '{}'", name->name), s.value->span, "", help.empty() ? known() : help);
+      fail("E2141", fmt::format("unknown parametrization '{}'", name->name), s.value->span, "",
+           help.empty() ? known() : help);
     }
     return;
   }
   const auto& call = std::get<ast::Call>(s.value->node);
   const bool entrywise = call.callee.name == "abcd";
   const char* letters = entrywise ? "abcd" : "abc";
-  const char* form = entrywise ? "for instance abcd(a = (0, 0, 1), b = (0, 1/2, 0), c = (0, 1, 0), d = 1), for entrywise optimisers" : kAbcForm;
-  if (call.callee.name != "abc" && !entrywise) fail("E2141", fmt::format("unknown parametrization '{}'", call.callee.name), call.callee.span, "", known());
+  const char* form = entrywise ? "for instance abcd(a = (0, 0, 1), b = (0, 1/2, 0), c = (0, 1, 0), "
+                                 "d = 1), for entrywise optimisers"
+                               : kAbcForm;
+  if (call.callee.name != "abc" && !entrywise)
+    fail("E2141", fmt::format("unknown parametrization '{}'", call.callee.name), call.callee.span,
+         "", known());
   if (!call.args.empty()) fail("E2142", "exponents are named", call.args[0]->span, "", form);
   check_once(call.named);
   Parametrization out{letters, entrywise, {}};
   std::set<std::string> given;
   for (const auto& option : call.named) {
     const std::string& name = option.name.name;
-    if (name.size() != 1 || std::string(letters).find(name) == std::string::npos) fail("E2112", fmt::format("'{}' has no option '{}'", letters, name), option.name.span, "", form);
+    if (name.size() != 1 || std::string(letters).find(name) == std::string::npos)
+      fail("E2112", fmt::format("'{}' has no option '{}'", letters, name), option.name.span, "",
+           form);
     given.insert(name);
     std::vector<const ast::Expr*> items;
-    if (const auto* t = std::get_if<ast::Tuple>(&option.value->node)) for (const auto& e : t->items) items.push_back(e.get());
-    else if (const auto* l = std::get_if<ast::List>(&option.value->node)) for (const auto& e : l->items) items.push_back(e.get());
-    else items.assign(3, option.value.get());
-    if (items.size() != 3) fail("E2142", fmt::format("'{}' has {} exponents", name, items.size()), option.value->span, "three are needed: input, hidden, output", form);
+    if (const auto* t = std::get_if<ast::Tuple>(&option.value->node))
+      for (const auto& e : t->items) items.push_back(e.get());
+    else if (const auto* l = std::get_if<ast::List>(&option.value->node))
+      for (const auto& e : l->items) items.push_back(e.get());
+    else
+      items.assign(3, option.value.get());
+    if (items.size() != 3)
+      fail("E2142", fmt::format("'{}' has {} exponents", name, items.size()), option.value->span,
+           "three are needed: input, hidden, output", form);
     for (std::size_t k = 0; k < 3; ++k) {
       const Value v = evaluate(*items[k]);
       const auto* number = v.as<Number>();
-      if (!number || number->power != 0) fail("E2142", "an exponent is a number", items[k]->span, "this is " + describe(v), form);
+      if (!number || number->power != 0)
+        fail("E2142", "an exponent is a number", items[k]->span, "this is " + describe(v), form);
       const auto exponent = exponent_from_double(number->value);
-      if (!exponent) fail("E2142", "an exponent is a fraction with a small denominator", items[k]->span, fmt::format("this is {}", number->value), "denominators go up to 48");
-      (name == "a" ? out.weights[k].a : name == "b" ? out.weights[k].b : name == "c" ? out.weights[k].c : out.weights[k].d) = *exponent;
+      if (!exponent)
+        fail("E2142", "an exponent is a fraction with a small denominator", items[k]->span,
+             fmt::format("this is {}", number->value), "denominators go up to 48");
+      (name == "a"   ? out.weights[k].a
+       : name == "b" ? out.weights[k].b
+       : name == "c" ? out.weights[k].c
+                     : out.weights[k].d) = *exponent;
     }
   }
-  if (given.size() != std::string(letters).size()) fail("E2142", entrywise ? "abcd needs a, b, c and d" : "abc needs a, b and c", s.value->span, "", form);
+  if (given.size() != std::string(letters).size())
+    fail("E2142", entrywise ? "abcd needs a, b, c and d" : "abc needs a, b and c", s.value->span,
+         "", form);
   parametrization_ = out;
 }
 
@@ -696,23 +955,41 @@ void Lowerer::on(const ast::Parametrization& s, Span span) {
 std::optional<Role> Lowerer::role_of(const ast::Param& s, const Axes& axes, const Value& rate) {
   if (s.role.empty()) {
     if (parametrization_ && s.trained)
-      fail("E2143", fmt::format("'{}' has no role in the parametrization '{}'", s.name.name, parametrization_->name), s.name.span, "", fmt::format("write: param {} : input, hidden, output or bias before its shape", s.name.name));
+      fail("E2143",
+           fmt::format("'{}' has no role in the parametrization '{}'", s.name.name,
+                       parametrization_->name),
+           s.name.span, "",
+           fmt::format("write: param {} : input, hidden, output or bias before its shape",
+                       s.name.name));
     return std::nullopt;
   }
   const ast::Identifier& name = s.role[0];
   const std::optional<Role> role = role_from(name.name);
-  if (!role) fail("E2143", fmt::format("unknown role '{}'", name.name), name.span, "", "roles: input, hidden, output, bias");
-  if (!parametrization_) fail("E2143", "a role needs a parametrization", name.span, "", "write for example: parametrization mup, above the first parameter");
-  const auto widths = std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; });
-  const bool fits_shape = *role == Role::kHidden ? widths == 2 : *role == Role::kBias ? widths <= 1 : widths == 1;
+  if (!role)
+    fail("E2143", fmt::format("unknown role '{}'", name.name), name.span, "",
+         "roles: input, hidden, output, bias");
+  if (!parametrization_)
+    fail("E2143", "a role needs a parametrization", name.span, "",
+         "write for example: parametrization mup, above the first parameter");
+  const auto widths =
+      std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; });
+  const bool fits_shape = *role == Role::kHidden ? widths == 2
+                          : *role == Role::kBias ? widths <= 1
+                                                 : widths == 1;
   if (!fits_shape)
-    fail("E2144", fmt::format("the role '{}' does not fit the shape {}", name.name, text(axes)), name.span, "",
-         fmt::format("input: [{0}, d]; hidden: [{0}, {0}]; output: [{0}] or [k, {0}]; bias: [{0}], or finite after the readout", program_.width_name));
+    fail("E2144", fmt::format("the role '{}' does not fit the shape {}", name.name, text(axes)),
+         name.span, "",
+         fmt::format("input: [{0}, d]; hidden: [{0}, {0}]; output: [{0}] or [k, {0}]; bias: [{0}], "
+                     "or finite after the readout",
+                     program_.width_name));
   if (parametrization_->name == "mean_field" && *role == Role::kHidden)
-    fail("E2144", "mean_field is for one hidden layer", name.span, "this is a matrix between hidden layers", "deeper networks of this kind: ip; with features that move: mup");
+    fail("E2144", "mean_field is for one hidden layer", name.span,
+         "this is a matrix between hidden layers",
+         "deeper networks of this kind: ip; with features that move: mup");
   const auto no_power = [&](const Value& v, Span span, const char* what) {
     if (const auto* number = v.as<Number>(); number && number->power != 0)
-      fail("E2145", fmt::format("{} contains a power of the width, and so does the role", what), span, "", "give the constant factor only, or leave the role out and write all powers");
+      fail("E2145", fmt::format("{} contains a power of the width, and so does the role", what),
+           span, "", "give the constant factor only, or leave the role out and write all powers");
   };
   no_power(rate, s.options.empty() ? s.name.span : s.options[0].value->span, "the rate");
   if (const auto* law = s.law ? std::get_if<ast::Call>(&s.law->node) : nullptr)
@@ -722,11 +999,15 @@ std::optional<Role> Lowerer::role_of(const ast::Param& s, const Axes& axes, cons
 
 /// The form with a = 0, in which n^-a w is the variable: `first` for the rate of the first step.
 Abc Lowerer::effective(Role role, bool has_width, bool first, bool entrywise) const {
-  const Parametrization own = entrywise == parametrization_->entrywise ? *parametrization_ : known_parametrization(parametrization_->name, entrywise).value_or(*parametrization_);
+  const Parametrization own =
+      entrywise == parametrization_->entrywise
+          ? *parametrization_
+          : known_parametrization(parametrization_->name, entrywise).value_or(*parametrization_);
   Abc x = own.of(role, has_width);
   if (first) {
     std::int64_t layers = 1;
-    for (const ir::Variable& v : program_.variables) layers += v.role == to_string(Role::kHidden) ? 1 : 0;
+    for (const ir::Variable& v : program_.variables)
+      layers += v.role == to_string(Role::kHidden) ? 1 : 0;
     x.c = own.first_rate(role, has_width, layers);
   }
   return shifted(x, -x.a, own.entrywise);
@@ -735,33 +1016,50 @@ Abc Lowerer::effective(Role role, bool has_width, bool first, bool entrywise) co
 /// The rate of a variable at the next step: what its declaration says, times n^-c of its role.
 Value Lowerer::rate_of(const Variable& variable, Span span, bool entrywise) {
   if (!variable.role) return variable.rate;
-  if (entrywise != parametrization_->entrywise && !known_parametrization(parametrization_->name, entrywise))
-    fail("E2147", fmt::format("the parametrization '{}' is not for this optimiser", parametrization_->name), span, "", entrywise ? "for entrywise optimisers: mup, ntk, standard, depth_mup, abcd(a = .., b = .., c = .., d = ..)" : "for sgd: a known name, or abc(a = .., b = .., c = ..)");
-  const bool first = std::all_of(program_.steps.begin(), program_.steps.end(), [](const ir::TrainingStep& t) { return t.losses.empty(); });
-  return arithmetic(ast::BinaryOp::kMul, variable.rate, {Number{1, -effective(*variable.role, has_width(variable.axes), first, entrywise).c}}, span);
+  if (entrywise != parametrization_->entrywise &&
+      !known_parametrization(parametrization_->name, entrywise))
+    fail("E2147",
+         fmt::format("the parametrization '{}' is not for this optimiser", parametrization_->name),
+         span, "",
+         entrywise ? "for entrywise optimisers: mup, ntk, standard, depth_mup, abcd(a = .., b = "
+                     ".., c = .., d = ..)"
+                   : "for sgd: a known name, or abc(a = .., b = .., c = ..)");
+  const bool first = std::all_of(program_.steps.begin(), program_.steps.end(),
+                                 [](const ir::TrainingStep& t) { return t.losses.empty(); });
+  return arithmetic(
+      ast::BinaryOp::kMul, variable.rate,
+      {Number{1, -effective(*variable.role, has_width(variable.axes), first, entrywise).c}}, span);
 }
 
 /// factor * value, matrices as one version each.
 Value Lowerer::scaled(const Value& value, Number factor, Span span) {
-  if (const auto* m = value.as<Matrix>()) return {materialise(*arithmetic(ast::BinaryOp::kMul, {*m}, {factor}, span).as<Matrix>(), span)};
+  if (const auto* m = value.as<Matrix>())
+    return {materialise(*arithmetic(ast::BinaryOp::kMul, {*m}, {factor}, span).as<Matrix>(), span)};
   if (const auto* array = value.as<MatrixArray>()) {
     MatrixArray out{array->dims, {}};
-    for (const Matrix& m : array->items) out.items.push_back(*scaled({m}, factor, span).as<Matrix>());
+    for (const Matrix& m : array->items)
+      out.items.push_back(*scaled({m}, factor, span).as<Matrix>());
     return {out};
   }
   return arithmetic(ast::BinaryOp::kMul, value, {factor}, span);
 }
 
-// ---- results ---------------------------------------------------------------------------------------
+// ---- results
+// ---------------------------------------------------------------------------------------
 
 std::string Lowerer::unused_report_name(const std::string& name) const {
   std::string out = name;
-  for (int copy = 2; std::any_of(program_.reports.begin(), program_.reports.end(), [&](const auto& r) { return r.name == out; }); ++copy) out = fmt::format("{} #{}", name, copy);
+  for (int copy = 2; std::any_of(program_.reports.begin(), program_.reports.end(),
+                                 [&](const auto& r) { return r.name == out; });
+       ++copy)
+    out = fmt::format("{} #{}", name, copy);
   return out;
 }
 
 void Lowerer::on(const ast::Report& s, Span span) {
-  if (!outside_models()) fail("E2605", "reports stand outside models", span, "", "return the value and report it in the main script");
+  if (!outside_models())
+    fail("E2605", "reports stand outside models", span, "",
+         "return the value and report it in the main script");
   for (std::size_t k = 0; k < s.items.size(); ++k) {
     const auto& item = s.items[k];
     Tensor t;
@@ -775,15 +1073,19 @@ void Lowerer::on(const ast::Report& s, Span span) {
     auto [slot, fresh] = report_slots_.try_emplace({&s, k}, program_.reports.size());
     if (fresh) {
       ir::Report report;
-      report.name = unused_report_name(item.name.empty() ? canonical_text(source_, item.value->span) : item.name[0].name);
+      report.name = unused_report_name(item.name.empty() ? canonical_text(source_, item.value->span)
+                                                         : item.name[0].name);
       for (const auto& [variable, value] : loops_) report.index_names.push_back(variable);
       report.span = item.value->span;
       program_.reports.push_back(std::move(report));
     }
     ir::Report& report = program_.reports[slot->second];
-    if (!report.entries.empty() && builder_.type(report.entries[0].value).dims != builder_.type(t.node).dims)
+    if (!report.entries.empty() &&
+        builder_.type(report.entries[0].value).dims != builder_.type(t.node).dims)
       fail("E2606", "a report in a loop must keep its shape", item.value->span,
-           fmt::format("{} after {}", text(t.axes), text(finite_axes(builder_.type(report.entries[0].value).dims))), "report values of different shapes by separate statements");
+           fmt::format("{} after {}", text(t.axes),
+                       text(finite_axes(builder_.type(report.entries[0].value).dims))),
+           "report values of different shapes by separate statements");
     ir::Report::Entry entry;
     for (const auto& [variable, value] : loops_) entry.index.push_back(value);
     entry.value = t.node;
@@ -792,14 +1094,20 @@ void Lowerer::on(const ast::Report& s, Span span) {
 }
 
 void Lowerer::on(const ast::Expect& s, Span span) {
-  if (!outside_models()) fail("E2605", "expectations stand outside models", span, "", "return the value and expect it in the main script");
-  const Tensor left = finite(evaluate(*s.left), s.left->span, "expect"), right = finite(evaluate(*s.right), s.right->span, "expect");
+  if (!outside_models())
+    fail("E2605", "expectations stand outside models", span, "",
+         "return the value and expect it in the main script");
+  const Tensor left = finite(evaluate(*s.left), s.left->span, "expect"),
+               right = finite(evaluate(*s.right), s.right->span, "expect");
   check_defined(left, s.left->span);
   check_defined(right, s.right->span);
   const double tolerance = plain_number(evaluate(*s.within), s.within->span, "a tolerance");
-  if (!(tolerance >= 0)) fail("E2330", "a tolerance may not be negative", s.within->span, fmt::format("this is {}", tolerance));
+  if (!(tolerance >= 0))
+    fail("E2330", "a tolerance may not be negative", s.within->span,
+         fmt::format("this is {}", tolerance));
   const Dims dims = finite_dims(combine(Fn::kSub, {left, right}, span).axes);
-  const NodeId a = build(span).expand(left.node, false, dims), b = builder_.expand(right.node, false, dims);
+  const NodeId a = build(span).expand(left.node, false, dims),
+               b = builder_.expand(right.node, false, dims);
   program_.expectations.push_back({a, b, builder_.minus(a, b), tolerance, span, context_});
 }
 
@@ -807,11 +1115,15 @@ void Lowerer::on(const ast::Expect& s, Span span) {
 void Lowerer::check_defined(const Tensor& t, Span span) const {
   const auto* values = builder_.constant_values(t.node);
   if (!values) return;
-  const auto bad = std::find_if(values->begin(), values->end(), [](double x) { return !std::isfinite(x); });
+  const auto bad =
+      std::find_if(values->begin(), values->end(), [](double x) { return !std::isfinite(x); });
   if (bad == values->end()) return;
   std::string label = std::isnan(*bad) ? "this is not a number" : "this is infinite";
-  if (values->size() > 1) label = fmt::format("entry {} {}", bad - values->begin(), std::isnan(*bad) ? "is not a number" : "is infinite");
-  fail("E2404", "the value is not finite", span, std::move(label), "look for a division by zero, an overflow, or a log or sqrt of a negative number");
+  if (values->size() > 1)
+    label = fmt::format("entry {} {}", bad - values->begin(),
+                        std::isnan(*bad) ? "is not a number" : "is infinite");
+  fail("E2404", "the value is not finite", span, std::move(label),
+       "look for a division by zero, an overflow, or a log or sqrt of a negative number");
 }
 
 /// Reports of nested loops must fill a rectangular index set.
@@ -824,8 +1136,15 @@ void Lowerer::finish_reports() {
       product *= values.size();
     }
     if (!report.index_names.empty() && product != report.entries.size())
-      errors_.push_back({Severity::kError, "E2607", "a report in nested loops needs a rectangular index set", report.span,
-                         fmt::format("{} values for {} index combinations", report.entries.size(), product), "let the inner bounds not depend on the outer variable", {}, true});
+      errors_.push_back(
+          {Severity::kError,
+           "E2607",
+           "a report in nested loops needs a rectangular index set",
+           report.span,
+           fmt::format("{} values for {} index combinations", report.entries.size(), product),
+           "let the inner bounds not depend on the outer variable",
+           {},
+           true});
   }
 }
 
@@ -833,8 +1152,10 @@ void Lowerer::finish_reports() {
 
 namespace tplimit {
 
-Result<Lowered> lower(const ast::Program& program, const Source& source, const LowerOptions& options) {
-  // Which values are differentiated by shows when `grad` is met: then once more, with these kept apart.
+Result<Lowered> lower(const ast::Program& program, const Source& source,
+                      const LowerOptions& options) {
+  // Which values are differentiated by shows when `grad` is met: then once more, with these kept
+  // apart.
   std::set<std::uint32_t> differentiated;
   for (;;) {
     lowering::Lowerer lowerer(source, options, differentiated);

@@ -11,7 +11,8 @@ namespace tplimit::lowering {
 
 using ir::Fn;
 
-// ---- updates ---------------------------------------------------------------------------------------
+// ---- updates
+// ---------------------------------------------------------------------------------------
 
 /// A sum c W + outer products as one new version of W.
 Matrix Lowerer::materialise(const Matrix& m, Span span) {
@@ -23,12 +24,15 @@ Matrix Lowerer::materialise(const Matrix& m, Span span) {
       update.insert(update.end(), {b.scale(1, 1, t.coefficient), t.d, t.x});
     } else {
       if (t.transposed || (w.valid() && w != t.w))
-        fail("E2322", "a new version is a multiple of one matrix plus outer products", span, "", "keep sums of different matrices as expressions: (W + V) @ x");
+        fail("E2322", "a new version is a multiple of one matrix plus outer products", span, "",
+             "keep sums of different matrices as expressions: (W + V) @ x");
       w = t.w;
       factor = factor.valid() ? b.plus(factor, t.coefficient) : t.coefficient;
     }
   }
-  if (!w.valid()) fail("E2322", "a new version is a multiple of one matrix plus outer products", span, "there is no matrix here", "an update adds outer products: W += c * outer(d, x)");
+  if (!w.valid())
+    fail("E2322", "a new version is a multiple of one matrix plus outer products", span,
+         "there is no matrix here", "an update adds outer products: W += c * outer(d, x)");
   w = b.add(ir::ScaleMatrix{}, {w, factor});
   if (!update.empty()) {
     update.insert(update.begin(), w);
@@ -54,18 +58,22 @@ void Lowerer::set_version(const std::string& name, Value value) {
 }
 
 Value Lowerer::updated(const Value& current, const Value& change, Span span) {
-  if (const auto* m = current.as<Matrix>()) return {materialise(*arithmetic(ast::BinaryOp::kAdd, {*m}, change, span).as<Matrix>(), span)};
+  if (const auto* m = current.as<Matrix>())
+    return {materialise(*arithmetic(ast::BinaryOp::kAdd, {*m}, change, span).as<Matrix>(), span)};
   if (const auto* array = current.as<MatrixArray>()) {
     MatrixArray out{array->dims, {}};
     for (std::size_t k = 0; k < array->items.size(); ++k)
-      out.items.push_back(*updated({array->items[k]}, {change.as<MatrixArray>()->items[k]}, span).as<Matrix>());
+      out.items.push_back(
+          *updated({array->items[k]}, {change.as<MatrixArray>()->items[k]}, span).as<Matrix>());
     return {out};
   }
   return elementwise(Fn::kAdd, {current, change}, span);
 }
 
 void Lowerer::on(const ast::Update& s, Span span) {
-  if (!outside_models()) fail("E2605", "updates stand outside models", span, "", "return the values and update in the main script");
+  if (!outside_models())
+    fail("E2605", "updates stand outside models", span, "",
+         "return the values and update in the main script");
   const ast::Expr* target = s.target.get();
   const auto* index = std::get_if<ast::Index>(&target->node);
   const ast::Expr& base = index ? *index->base : *target;
@@ -77,33 +85,44 @@ void Lowerer::on(const ast::Update& s, Span span) {
   if (s.op == ast::UpdateOp::kMul) {
     if (const auto* array = current.as<MatrixArray>()) {
       MatrixArray out{array->dims, {}};
-      for (const Matrix& m : array->items) out.items.push_back(materialise(*arithmetic(ast::BinaryOp::kMul, {m}, value, span).as<Matrix>(), span));
+      for (const Matrix& m : array->items)
+        out.items.push_back(
+            materialise(*arithmetic(ast::BinaryOp::kMul, {m}, value, span).as<Matrix>(), span));
       next = {out};
     } else {
       next = arithmetic(ast::BinaryOp::kMul, current, value, span);
     }
   } else if (current.as<MatrixArray>()) {
     const auto* other = value.as<MatrixArray>();
-    if (!other || other->dims != current.as<MatrixArray>()->dims) fail("E2322", "an array of matrices is updated by an array of outer products", s.value->span, "this is " + describe(value), "update one matrix: W[0] += c * outer(d, x)");
+    if (!other || other->dims != current.as<MatrixArray>()->dims)
+      fail("E2322", "an array of matrices is updated by an array of outer products", s.value->span,
+           "this is " + describe(value), "update one matrix: W[0] += c * outer(d, x)");
     MatrixArray change = *other;
     if (s.op == ast::UpdateOp::kSub)
       for (Matrix& m : change.items) m = *scaled_matrix(m, build(span).constant(-1)).as<Matrix>();
     next = updated(current, {change}, span);
   } else {
-    next = arithmetic(s.op == ast::UpdateOp::kAdd ? ast::BinaryOp::kAdd : ast::BinaryOp::kSub, current, value, span);
+    next = arithmetic(s.op == ast::UpdateOp::kAdd ? ast::BinaryOp::kAdd : ast::BinaryOp::kSub,
+                      current, value, span);
   }
-  if (!variables_named(name->name).empty()) program_.steps.push_back({std::exchange(differentiated_, {}), span, context_});
+  if (!variables_named(name->name).empty())
+    program_.steps.push_back({std::exchange(differentiated_, {}), span, context_});
   if (const auto* m = next.as<Matrix>()) next = {materialise(*m, span)};
-  if (const auto *now = current.as<Tensor>(), *then = next.as<Tensor>(); now && then && now->axes != then->axes)
-    fail("E2120", "an update may not change the shape", s.value->span, fmt::format("{} would become {}", text(now->axes), text(then->axes)));
+  if (const auto* now = current.as<Tensor>(), *then = next.as<Tensor>();
+      now && then && now->axes != then->axes)
+    fail("E2120", "an update may not change the shape", s.value->span,
+         fmt::format("{} would become {}", text(now->axes), text(then->axes)));
 
   if (!index) return rebind({name->name, base.span}, std::move(next), span);
   // One matrix of an array.
   Binding* binding = find_or_null(name->name);
   const auto* array = binding ? binding->value.as<MatrixArray>() : nullptr;
   if (!array || !next.as<Matrix>() || index->items.size() != array->dims.size())
-    fail("E2323", "only a whole value or one matrix of an array can be updated", target->span, "this is " + describe(current),
-         current.as<MatrixArray>() ? "index every axis: W[0, 1] += .." : "build the new value from parts, for instance with concat(..)");
+    fail("E2323", "only a whole value or one matrix of an array can be updated", target->span,
+         "this is " + describe(current),
+         current.as<MatrixArray>()
+             ? "index every axis: W[0, 1] += .."
+             : "build the new value from parts, for instance with concat(..)");
   MatrixArray whole = *array;
   std::int64_t position = 0;
   for (std::size_t k = 0; k < whole.dims.size(); ++k) {
@@ -118,11 +137,16 @@ void Lowerer::on(const ast::Update& s, Span span) {
 Lowerer::Descent Lowerer::read_descent(const ast::Call& call, Span span) {
   const std::string& optimiser = call.callee.name;
   const bool flow = optimiser == "flow", entrywise = optimiser == "signsgd";
-  if (optimiser == "adam") fail("E2105", "optimiser 'adam' is not available in this version", call.callee.span, "", "step signsgd(loss, lr = ..) has the same powers of n");
+  if (optimiser == "adam")
+    fail("E2105", "optimiser 'adam' is not available in this version", call.callee.span, "",
+         "step signsgd(loss, lr = ..) has the same powers of n");
   if (optimiser != "sgd" && !flow && !entrywise)
-    fail("E2324", fmt::format("unknown optimiser '{}'", call.callee.name), call.callee.span, "", "write: step sgd(loss, lr = ..), signsgd(loss, lr = ..) or flow(loss, dt = ..)");
+    fail("E2324", fmt::format("unknown optimiser '{}'", call.callee.name), call.callee.span, "",
+         "write: step sgd(loss, lr = ..), signsgd(loss, lr = ..) or flow(loss, dt = ..)");
   const char* rate_name = flow ? "dt" : "lr";
-  if (call.args.size() != 1) fail("E2109", fmt::format("{} takes one loss, got {}", optimiser, call.args.size()), span, "", fmt::format("write: step {}(loss, {} = ..)", optimiser, rate_name));
+  if (call.args.size() != 1)
+    fail("E2109", fmt::format("{} takes one loss, got {}", optimiser, call.args.size()), span, "",
+         fmt::format("write: step {}(loss, {} = ..)", optimiser, rate_name));
   check_once(call.named);
   Descent out{{}, {}, {}, {}, call.args[0]->span};
   if (entrywise) out.epsilon = 0;
@@ -138,21 +162,34 @@ Lowerer::Descent Lowerer::read_descent(const ast::Call& call, Span span) {
       has_rate = true;
     } else if (name == "steps" && flow) {
       out.substeps = integer(evaluate(*option.value), option.value->span, "the number of substeps");
-      if (*out.substeps < 1) fail("E2151", "a step has at least one substep", option.value->span, fmt::format("this is {}", *out.substeps));
+      if (*out.substeps < 1)
+        fail("E2151", "a step has at least one substep", option.value->span,
+             fmt::format("this is {}", *out.substeps));
     } else if (name == "only") {
       only.emplace();
-      if (const auto* t = std::get_if<ast::Tuple>(&option.value->node)) for (const auto& e : t->items) only->push_back(e.get());
-      else if (const auto* l = std::get_if<ast::List>(&option.value->node)) for (const auto& e : l->items) only->push_back(e.get());
-      else only->push_back(option.value.get());
+      if (const auto* t = std::get_if<ast::Tuple>(&option.value->node))
+        for (const auto& e : t->items) only->push_back(e.get());
+      else if (const auto* l = std::get_if<ast::List>(&option.value->node))
+        for (const auto& e : l->items) only->push_back(e.get());
+      else
+        only->push_back(option.value.get());
     } else if (name == "scale") {
       const auto* map = std::get_if<ast::Map>(&option.value->node);
-      if (!map) fail("E2325", "'scale' maps parameters to rates", option.value->span, "", "for instance scale = {W: n^2, v: 1}");
+      if (!map)
+        fail("E2325", "'scale' maps parameters to rates", option.value->span, "",
+             "for instance scale = {W: n^2, v: 1}");
       for (const auto& entry : map->entries) {
         const auto* key = std::get_if<ast::Name>(&entry.key->node);
-        const std::vector<std::string> names = key ? variables_named(key->name) : std::vector<std::string>{};
-        if (names.empty()) fail("E2326", "this is not a parameter", entry.key->span, "", "scale = {..} maps names of parameters to rates");
-        if (!variables_.at(names[0]).trained) fail("E2326", fmt::format("'{}' is random, not trained", key->name), entry.key->span, "", "declare it with param");
-        if (out.scales.contains(names[0])) fail("E2113", fmt::format("'{}' is scaled twice", key->name), entry.key->span);
+        const std::vector<std::string> names =
+            key ? variables_named(key->name) : std::vector<std::string>{};
+        if (names.empty())
+          fail("E2326", "this is not a parameter", entry.key->span, "",
+               "scale = {..} maps names of parameters to rates");
+        if (!variables_.at(names[0]).trained)
+          fail("E2326", fmt::format("'{}' is random, not trained", key->name), entry.key->span, "",
+               "declare it with param");
+        if (out.scales.contains(names[0]))
+          fail("E2113", fmt::format("'{}' is scaled twice", key->name), entry.key->span);
         scaled.push_back(&entry);
         Value rate = evaluate(*entry.value);
         (void)scalar(rate, entry.value->span, "a learning rate");
@@ -160,35 +197,53 @@ Lowerer::Descent Lowerer::read_descent(const ast::Call& call, Span span) {
       }
     } else if (name == "eps" && entrywise) {
       out.epsilon = plain_number(evaluate(*option.value), option.value->span, "eps");
-      if (!(*out.epsilon >= 0 && std::isfinite(*out.epsilon))) fail("E2146", "'eps' is negative or not finite", option.value->span, fmt::format("this is {}", *out.epsilon));
+      if (!(*out.epsilon >= 0 && std::isfinite(*out.epsilon)))
+        fail("E2146", "'eps' is negative or not finite", option.value->span,
+             fmt::format("this is {}", *out.epsilon));
     } else {
       fail("E2112", fmt::format("'{}' has no option '{}'", optimiser, name), option.name.span, "",
-           flow ? "its options: dt, steps, only, scale" : entrywise ? "its options: lr, eps, only, scale" : "its options: lr, only, scale");
+           flow        ? "its options: dt, steps, only, scale"
+           : entrywise ? "its options: lr, eps, only, scale"
+                       : "its options: lr, only, scale");
     }
   }
-  if (!has_rate) fail("E2327", fmt::format("{} needs a {}", optimiser, flow ? "time step" : "learning rate"), span, "", fmt::format("write: step {}(loss, {} = 0.1)", optimiser, rate_name));
+  if (!has_rate)
+    fail("E2327", fmt::format("{} needs a {}", optimiser, flow ? "time step" : "learning rate"),
+         span, "", fmt::format("write: step {}(loss, {} = 0.1)", optimiser, rate_name));
   out.loss = scalar({finite(evaluate(*call.args[0]), out.span, "a loss")}, out.span, "a loss");
   const auto reached = behind(out.loss);
   if (only) {
     for (const ast::Expr* e : *only) {
       const auto* name = std::get_if<ast::Name>(&e->node);
-      const std::vector<std::string> names = name ? variables_named(name->name) : std::vector<std::string>{};
-      if (names.empty()) fail("E2326", "this is not a parameter", e->span, "", "only = (..) lists names of parameters");
-      if (std::find(out.names.begin(), out.names.end(), names[0]) != out.names.end()) fail("E2113", fmt::format("'{}' is named twice", name->name), e->span);
-      if (!variables_.at(names[0]).trained) fail("E2326", fmt::format("'{}' is random, not trained", name->name), e->span, "", "declare it with param");
+      const std::vector<std::string> names =
+          name ? variables_named(name->name) : std::vector<std::string>{};
+      if (names.empty())
+        fail("E2326", "this is not a parameter", e->span, "",
+             "only = (..) lists names of parameters");
+      if (std::find(out.names.begin(), out.names.end(), names[0]) != out.names.end())
+        fail("E2113", fmt::format("'{}' is named twice", name->name), e->span);
+      if (!variables_.at(names[0]).trained)
+        fail("E2326", fmt::format("'{}' is random, not trained", name->name), e->span, "",
+             "declare it with param");
       for (const std::string& own : names) {
         out.names.push_back(own);
-        if (!depends_on_current(out.loss, reached, own, out.span)) fail("E2328", fmt::format("the loss does not depend on '{}'", name->name), e->span);
+        if (!depends_on_current(out.loss, reached, own, out.span))
+          fail("E2328", fmt::format("the loss does not depend on '{}'", name->name), e->span);
       }
     }
   } else {
     for (const auto& name : variable_order_)
-      if (variables_.at(name).trained && depends_on_current(out.loss, reached, name, out.span)) out.names.push_back(name);
-    if (out.names.empty()) fail("E2328", "the loss depends on no parameter", call.args[0]->span, "", "a value that is trained is declared with param");
+      if (variables_.at(name).trained && depends_on_current(out.loss, reached, name, out.span))
+        out.names.push_back(name);
+    if (out.names.empty())
+      fail("E2328", "the loss depends on no parameter", call.args[0]->span, "",
+           "a value that is trained is declared with param");
   }
   for (const ast::MapEntry* entry : scaled)
-    if (const auto& name = std::get<ast::Name>(entry->key->node).name; std::find(out.names.begin(), out.names.end(), variables_named(name)[0]) == out.names.end())
-      fail("E2328", fmt::format("this step does not update '{}'", name), entry->key->span, "", "the loss does not depend on it, or `only` leaves it out");
+    if (const auto& name = std::get<ast::Name>(entry->key->node).name;
+        std::find(out.names.begin(), out.names.end(), variables_named(name)[0]) == out.names.end())
+      fail("E2328", fmt::format("this step does not update '{}'", name), entry->key->span, "",
+           "the loss does not depend on it, or `only` leaves it out");
   return out;
 }
 
@@ -207,23 +262,38 @@ std::unordered_set<std::uint32_t> Lowerer::behind(NodeId loss) const {
   while (!stack.empty()) {
     const NodeId id = stack.back();
     stack.pop_back();
-    if (!seen.insert(id.value).second || ends.contains(id) || std::holds_alternative<ir::Stop>(builder_.node(id).op)) continue;
+    if (!seen.insert(id.value).second || ends.contains(id) ||
+        std::holds_alternative<ir::Stop>(builder_.node(id).op))
+      continue;
     for (const NodeId in : builder_.node(id).in) stack.push_back(in);
   }
   return seen;
 }
 
-/// True if the loss depends on the current version of a parameter; an error if only on an older one.
-bool Lowerer::depends_on_current(NodeId loss, const std::unordered_set<std::uint32_t>& behind, const std::string& name, Span span) const {
+/// True if the loss depends on the current version of a parameter; an error if only on an older
+/// one.
+bool Lowerer::depends_on_current(NodeId loss, const std::unordered_set<std::uint32_t>& behind,
+                                 const std::string& name, Span span) const {
   const auto reached = [&](NodeId id) { return behind.contains(id.value); };
   const std::vector<NodeId> current = version_nodes(globals_.at(name).value);
   if (std::any_of(current.begin(), current.end(), reached)) return true;
   const std::set<NodeId>& old = variables_.at(name).old_versions;
   // Whichever is smaller: there is one old version for each step made.
-  const bool found_old = old.size() < behind.size() ? std::any_of(old.begin(), old.end(), reached) : std::any_of(behind.begin(), behind.end(), [&](std::uint32_t id) { return old.contains({id}); });
+  const bool found_old = old.size() < behind.size()
+                             ? std::any_of(old.begin(), old.end(), reached)
+                             : std::any_of(behind.begin(), behind.end(),
+                                           [&](std::uint32_t id) { return old.contains({id}); });
   if (!found_old) return false;
-  Rejection r{Diagnostic{Severity::kError, "E2329", fmt::format("the loss was computed with an older version of '{}'", name), span, fmt::format("'{}' has changed since", name),
-                         "compute the loss again after the last step, or step both losses at once: step sgd(a, ..), sgd(b, ..)", {}, true}, false};
+  Rejection r{Diagnostic{Severity::kError,
+                         "E2329",
+                         fmt::format("the loss was computed with an older version of '{}'", name),
+                         span,
+                         fmt::format("'{}' has changed since", name),
+                         "compute the loss again after the last step, or step both losses at once: "
+                         "step sgd(a, ..), sgd(b, ..)",
+                         {},
+                         true},
+              false};
   r.diagnostic.notes.push_back({"the loss was computed here", builder_.node(loss).span});
   throw r;
 }
@@ -235,7 +305,9 @@ Rejection Lowerer::not_differentiable(Diagnostic d, Span span) {
 
 /// -rate own(theta).
 NodeId Lowerer::factor_of(const Descent& d, const std::string& name, Span span) {
-  const Value own = d.scales.contains(name) ? d.scales.at(name) : rate_of(variables_.at(name), span, d.epsilon.has_value());
+  const Value own = d.scales.contains(name)
+                        ? d.scales.at(name)
+                        : rate_of(variables_.at(name), span, d.epsilon.has_value());
   const Value rate = arithmetic(ast::BinaryOp::kMul, d.rate, own, span);
   return build(span).negate(scalar(rate, span, "a learning rate"));
 }
@@ -254,14 +326,19 @@ Lowerer::Parts Lowerer::gradients(NodeId loss, const Parts& at, Span span, bool 
   fixed.insert(fixed.end(), targets.begin(), targets.end());
   build(span);
   std::vector<std::pair<NodeId, NodeId>> cotangents;
-  const Result<std::vector<Derivative>> derivatives = gradient(builder_, loss, targets, fixed, name_them ? &cotangents : nullptr);
+  const Result<std::vector<Derivative>> derivatives =
+      gradient(builder_, loss, targets, fixed, name_them ? &cotangents : nullptr);
   // Not of multiples and rearrangements: the builder merges them with later ones, past the value.
   const auto whole = [](const ir::Op& op) {
-    return std::holds_alternative<ir::Map>(op) || std::holds_alternative<ir::MatMul>(op) || std::holds_alternative<ir::Parameter>(op) || std::holds_alternative<ir::Contract>(op);
+    return std::holds_alternative<ir::Map>(op) || std::holds_alternative<ir::MatMul>(op) ||
+           std::holds_alternative<ir::Parameter>(op) || std::holds_alternative<ir::Contract>(op);
   };
   for (const auto& [of, value] : cotangents)
-    if (whole(builder_.node(of).op) && (std::holds_alternative<ir::MatMul>(builder_.node(of).op) || named_.contains(of)))
-      program_.names.push_back({"", value, 0, span, context_, static_cast<std::uint32_t>(program_.steps.size()), ir::NamedValue::Kind::kGradient, of});
+    if (whole(builder_.node(of).op) &&
+        (std::holds_alternative<ir::MatMul>(builder_.node(of).op) || named_.contains(of)))
+      program_.names.push_back({"", value, 0, span, context_,
+                                static_cast<std::uint32_t>(program_.steps.size()),
+                                ir::NamedValue::Kind::kGradient, of});
   if (!derivatives) throw not_differentiable(derivatives.errors()[0], span);
   Parts out;
   const Derivative* next = derivatives->data();
@@ -281,18 +358,21 @@ Value Lowerer::weighted(const Value& part, NodeId factor) {
 }
 
 Value Lowerer::sum(const Value& a, const Value& b) {
-  if (const auto* t = a.as<Tensor>()) return {Tensor{builder_.plus(t->node, b.as<Tensor>()->node), t->axes}};
+  if (const auto* t = a.as<Tensor>())
+    return {Tensor{builder_.plus(t->node, b.as<Tensor>()->node), t->axes}};
   const auto joined = [](Matrix x, const Matrix& y) {
     x.terms.insert(x.terms.end(), y.terms.begin(), y.terms.end());
     return x;
   };
   if (const auto* m = a.as<Matrix>()) return {joined(*m, *b.as<Matrix>())};
   MatrixArray out = *a.as<MatrixArray>();
-  for (std::size_t k = 0; k < out.items.size(); ++k) out.items[k] = joined(out.items[k], b.as<MatrixArray>()->items[k]);
+  for (std::size_t k = 0; k < out.items.size(); ++k)
+    out.items[k] = joined(out.items[k], b.as<MatrixArray>()->items[k]);
   return {out};
 }
 
-/// Sum over all entries of a b; matrices are sums of outer products, and <d x', e y'> = <d, e> <x, y>.
+/// Sum over all entries of a b; matrices are sums of outer products, and <d x', e y'> = <d, e> <x,
+/// y>.
 NodeId Lowerer::inner_product(const Value& a, const Value& b) {
   if (const auto* t = a.as<Tensor>()) {
     NodeId product = builder_.times(t->node, b.as<Tensor>()->node);
@@ -303,49 +383,69 @@ NodeId Lowerer::inner_product(const Value& a, const Value& b) {
   NodeId total = builder_.constant(0);
   const auto add = [&](const Matrix& x, const Matrix& y) {
     const auto gram = [&](NodeId u, NodeId v) {  // E u_p v_q [p, q]
-      const auto flat = [&](NodeId w) { return builder_.reshape(w, {ir::size_of(builder_.type(w).dims)}); };
+      const auto flat = [&](NodeId w) {
+        return builder_.reshape(w, {ir::size_of(builder_.type(w).dims)});
+      };
       return builder_.contract(flat(u), flat(v), 0, 0, true);
     };
     for (const MatrixTerm& s : x.terms)
       for (const MatrixTerm& t : y.terms) {
-        const NodeId both = builder_.sum(builder_.sum(builder_.times(gram(s.d, t.d), gram(s.x, t.x)), 0), 0);
-        total = builder_.plus(total, builder_.scale(1, 2, builder_.times(builder_.times(s.coefficient, t.coefficient), both)));
+        const NodeId both =
+            builder_.sum(builder_.sum(builder_.times(gram(s.d, t.d), gram(s.x, t.x)), 0), 0);
+        total = builder_.plus(
+            total, builder_.scale(
+                       1, 2, builder_.times(builder_.times(s.coefficient, t.coefficient), both)));
       }
   };
-  if (const auto* m = a.as<Matrix>()) add(*m, *b.as<Matrix>());
+  if (const auto* m = a.as<Matrix>())
+    add(*m, *b.as<Matrix>());
   else
-    for (std::size_t k = 0; k < a.as<MatrixArray>()->items.size(); ++k) add(a.as<MatrixArray>()->items[k], b.as<MatrixArray>()->items[k]);
+    for (std::size_t k = 0; k < a.as<MatrixArray>()->items.size(); ++k)
+      add(a.as<MatrixArray>()->items[k], b.as<MatrixArray>()->items[k]);
   return total;
 }
 
 /// theta + factor psi(n^d g), psi(g) = g / sqrt(g^2 + eps^2) on each entry of the gradient g.
-Value Lowerer::entrywise_update(const std::string& name, const Value& gradient, NodeId factor, double epsilon) {
+Value Lowerer::entrywise_update(const std::string& name, const Value& gradient, NodeId factor,
+                                double epsilon) {
   const Variable& variable = variables_.at(name);
   ir::Builder& b = builder_;
-  const Exponent d = variable.role ? effective(*variable.role, has_width(variable.axes), false, true).d : Exponent(0);
+  const Exponent d = variable.role
+                         ? effective(*variable.role, has_width(variable.axes), false, true).d
+                         : Exponent(0);
   const Value& now = globals_.at(name).value;
   if (const auto* t = now.as<Tensor>()) {
     const NodeId g = b.scale(1, d, gradient.as<Tensor>()->node);
-    const NodeId psi = epsilon == 0 ? b.map(Fn::kSign, {g}) : b.map(Fn::kDiv, {g, b.map(Fn::kSqrt, {b.plus(b.map(Fn::kPower, {g}, 2), b.constant(epsilon * epsilon))})});
-    return elementwise(Fn::kAdd, {now, {Tensor{change_of(name, b.times(factor, psi)), t->axes}}}, b.span());
+    const NodeId psi =
+        epsilon == 0
+            ? b.map(Fn::kSign, {g})
+            : b.map(Fn::kDiv, {g, b.map(Fn::kSqrt, {b.plus(b.map(Fn::kPower, {g}, 2),
+                                                           b.constant(epsilon * epsilon))})});
+    return elementwise(Fn::kAdd, {now, {Tensor{change_of(name, b.times(factor, psi)), t->axes}}},
+                       b.span());
   }
   const auto one = [&](const Matrix& m, const Matrix& g) {
     std::vector<NodeId> in{m.terms[0].w};
-    for (const MatrixTerm& t : g.terms) in.insert(in.end(), {b.scale(1, d, t.coefficient), t.d, t.x});
+    for (const MatrixTerm& t : g.terms)
+      in.insert(in.end(), {b.scale(1, d, t.coefficient), t.d, t.x});
     if (in.size() == 1) return m;
     in.push_back(factor);
-    return Matrix{{MatrixTerm{b.constant(1), b.add(ir::UpdateMatrix{true, epsilon}, std::move(in)), false, {}, {}}}};
+    return Matrix{{MatrixTerm{
+        b.constant(1), b.add(ir::UpdateMatrix{true, epsilon}, std::move(in)), false, {}, {}}}};
   };
   if (const auto* m = now.as<Matrix>()) return {one(*m, *gradient.as<Matrix>())};
   MatrixArray out = *now.as<MatrixArray>();
-  for (std::size_t k = 0; k < out.items.size(); ++k) out.items[k] = one(out.items[k], gradient.as<MatrixArray>()->items[k]);
+  for (std::size_t k = 0; k < out.items.size(); ++k)
+    out.items[k] = one(out.items[k], gradient.as<MatrixArray>()->items[k]);
   return {out};
 }
 
-/// theta' = -sum over descents of rate own(theta) dloss/dtheta from time 0 to 1: classical Runge-Kutta of order 4, `substeps` times.
-/// The parameters between stages are versions like others, theta + sum_k c_k g_k, so that every gradient is made of a few vectors once.
-/// Error, of the loss: g_5 . (theta_4 - theta_3), g_5 the gradient at the result theta_4 and theta_3 the embedded solution of order 3 that
-/// uses it (weights 1/6, 1/3, 1/3, 0, 1/6): the first gradient of the next substep, so that it costs one evaluation in all.
+/// theta' = -sum over descents of rate own(theta) dloss/dtheta from time 0 to 1: classical
+/// Runge-Kutta of order 4, `substeps` times. The parameters between stages are versions like
+/// others, theta + sum_k c_k g_k, so that every gradient is made of a few vectors once. Error, of
+/// the loss: g_5 . (theta_4 - theta_3), g_5 the gradient at the result theta_4 and theta_3 the
+/// embedded solution of order 3 that uses it (weights 1/6, 1/3, 1/3, 0, 1/6): the first gradient of
+/// the next substep, so that it costs one evaluation in all.
 std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& descents, Span span) {
   std::vector<std::string> names;
   for (const Descent& d : descents)
@@ -356,16 +456,21 @@ std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& desc
   std::unordered_set<std::uint32_t> reached;
   for (const Descent& d : descents) {
     factors.emplace_back();
-    for (const auto& name : d.names) factors.back()[name] = build(span).scale(1 / static_cast<double>(substeps), 0, factor_of(d, name, span));
+    for (const auto& name : d.names)
+      factors.back()[name] =
+          build(span).scale(1 / static_cast<double>(substeps), 0, factor_of(d, name, span));
     reached.merge(behind(d.loss));
   }
   const Parts start = versions_of(names);
-  // What the text names since the last step has a name at every stage, z~2, for those who read the program later.
+  // What the text names since the last step has a name at every stage, z~2, for those who read the
+  // program later.
   std::vector<ir::NamedValue> named;
-  for (std::size_t k = program_.names.size(); k-- > 0 && program_.names[k].step == program_.steps.size();)
+  for (std::size_t k = program_.names.size();
+       k-- > 0 && program_.names[k].step == program_.steps.size();)
     if (program_.names[k].kind == ir::NamedValue::Kind::kValue) named.push_back(program_.names[k]);
 
-  // The losses as functions of the parameters: what stop(..) holds, and parameters that do not move, stay.
+  // The losses as functions of the parameters: what stop(..) holds, and parameters that do not
+  // move, stay.
   const auto losses_at = [&](const Parts& at, std::int64_t label) {
     std::map<NodeId, NodeId> replaced;
     for (const NodeId id : current_versions()) replaced[id] = id;
@@ -374,7 +479,8 @@ std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& desc
     for (const std::uint32_t id : reached)
       if (std::holds_alternative<ir::Stop>(builder_.node({id}).op)) replaced[{id}] = {id};
     for (std::size_t p = 0; p < at.size(); ++p) {
-      const std::vector<NodeId> from = version_nodes(start[p].second), to = version_nodes(at[p].second);
+      const std::vector<NodeId> from = version_nodes(start[p].second),
+                                to = version_nodes(at[p].second);
       for (std::size_t j = 0; j < from.size(); ++j) replaced[from[j]] = to[j];
     }
     std::vector<NodeId> losses = substituted(builder_, wanted, replaced);
@@ -386,9 +492,12 @@ std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& desc
       named_.insert(node);
     };
     for (const auto& [variable, version] : at)
-      if (const auto* t = version.as<Tensor>()) name({variable, {}, 0, span, context_, static_cast<std::uint32_t>(program_.steps.size())}, t->node);
+      if (const auto* t = version.as<Tensor>())
+        name({variable, {}, 0, span, context_, static_cast<std::uint32_t>(program_.steps.size())},
+             t->node);
     for (std::size_t k = named.size(); k-- > 0;)
-      if (reached.contains(named[k].value.value)) name(named[k], substituted(builder_, named[k].value, replaced));
+      if (reached.contains(named[k].value.value))
+        name(named[k], substituted(builder_, named[k].value, replaced));
     return losses;
   };
   struct Stage {
@@ -403,9 +512,12 @@ std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& desc
       for (const auto& [name, g] : out.gradients.back()) {
         if (!factors[k].contains(name)) continue;
         const Value own = weighted(g, factors[k].at(name));
-        const auto same = std::find_if(out.slope.begin(), out.slope.end(), [&](const auto& other) { return other.first == name; });
-        if (same == out.slope.end()) out.slope.emplace_back(name, own);
-        else same->second = sum(same->second, own);
+        const auto same = std::find_if(out.slope.begin(), out.slope.end(),
+                                       [&](const auto& other) { return other.first == name; });
+        if (same == out.slope.end())
+          out.slope.emplace_back(name, own);
+        else
+          same->second = sum(same->second, own);
       }
     }
     return out;
@@ -418,13 +530,15 @@ std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& desc
     }
     return *out;
   };
-  const auto moved = [&](const Parts& from, const std::vector<std::pair<double, const Stage*>>& stages) {
+  const auto moved = [&](const Parts& from,
+                         const std::vector<std::pair<double, const Stage*>>& stages) {
     Parts out;
     for (std::size_t p = 0; p < from.size(); ++p) {
       std::vector<std::pair<double, const Value*>> terms;
       for (const auto& [weight, s] : stages) terms.emplace_back(weight, &s->slope[p].second);
       Value change = combined(terms);
-      if (const auto* t = change.as<Tensor>()) change = {Tensor{change_of(from[p].first, t->node), t->axes}};
+      if (const auto* t = change.as<Tensor>())
+        change = {Tensor{change_of(from[p].first, t->node), t->axes}};
       out.emplace_back(from[p].first, updated(from[p].second, change, span));
     }
     return out;
@@ -446,7 +560,9 @@ std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& desc
     for (const Parts& gradient : k5.gradients) {
       NodeId change = builder_.constant(0);
       for (std::size_t p = 0; p < now.size(); ++p)
-        change = builder_.plus(change, inner_product(gradient[p].second, combined({{1.0 / 6, &k4.slope[p].second}, {-1.0 / 6, &k5.slope[p].second}})));
+        change = builder_.plus(
+            change, inner_product(gradient[p].second, combined({{1.0 / 6, &k4.slope[p].second},
+                                                                {-1.0 / 6, &k5.slope[p].second}})));
       error = builder_.plus(error, builder_.map(Fn::kAbs, {change}));
     }
     k1 = std::move(k5);
@@ -455,7 +571,8 @@ std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& desc
 }
 
 /// One series for each flow statement, over the times that it was run.
-void Lowerer::report_flow_error(const ast::Step& s, const std::vector<Descent>& descents, NodeId error, Span span) {
+void Lowerer::report_flow_error(const ast::Step& s, const std::vector<Descent>& descents,
+                                NodeId error, Span span) {
   const auto [slot, fresh] = flow_error_slots_.try_emplace(&s, program_.reports.size());
   if (fresh) {
     std::vector<std::string> losses;
@@ -471,19 +588,27 @@ void Lowerer::report_flow_error(const ast::Step& s, const std::vector<Descent>& 
 }
 
 void Lowerer::on(const ast::Step& s, Span span) {
-  if (!outside_models()) fail("E2605", "steps stand outside models", span, "", "return the loss and step in the main script");
+  if (!outside_models())
+    fail("E2605", "steps stand outside models", span, "",
+         "return the loss and step in the main script");
   // Simultaneous: all gradients first, at the same versions, then all updates.
   std::vector<Descent> descents;
   std::vector<NodeId> losses;
   Parts changes, versions;
   for (const auto& update : s.updates) {
     const auto* call = std::get_if<ast::Call>(&update->node);
-    if (!call) fail("E2324", "a step names an optimiser", update->span, "", "write: step sgd(loss, lr = ..)");
+    if (!call)
+      fail("E2324", "a step names an optimiser", update->span, "",
+           "write: step sgd(loss, lr = ..)");
     const Descent& d = descents.emplace_back(read_descent(*call, update->span));
     losses.push_back(d.loss);
     if (d.substeps != descents[0].substeps)
-      fail("E2152", "these do not step at once", update->span, d.substeps && descents[0].substeps ? fmt::format("{} and {} substeps", *descents[0].substeps, *d.substeps) : "a flow beside another optimiser",
-           d.substeps && descents[0].substeps ? "give both the same number: steps = k" : "write two statements, one after the other");
+      fail("E2152", "these do not step at once", update->span,
+           d.substeps && descents[0].substeps
+               ? fmt::format("{} and {} substeps", *descents[0].substeps, *d.substeps)
+               : "a flow beside another optimiser",
+           d.substeps && descents[0].substeps ? "give both the same number: steps = k"
+                                              : "write two statements, one after the other");
     if (d.substeps) continue;
     const Parts found = gradients(d.loss, versions_of(d.names), update->span, true);
     for (const auto& [name, g] : found) {
@@ -503,9 +628,12 @@ void Lowerer::on(const ast::Step& s, Span span) {
     report_flow_error(s, descents, error, span);
   }
   for (auto& [name, change] : changes) {
-    const auto same = std::find_if(versions.begin(), versions.end(), [&](const auto& v) { return v.first == name; });
-    if (same == versions.end()) versions.emplace_back(name, updated(globals_.at(name).value, change, span));
-    else same->second = updated(same->second, change, span);
+    const auto same = std::find_if(versions.begin(), versions.end(),
+                                   [&](const auto& v) { return v.first == name; });
+    if (same == versions.end())
+      versions.emplace_back(name, updated(globals_.at(name).value, change, span));
+    else
+      same->second = updated(same->second, change, span);
   }
   for (auto& [name, value] : versions) set_version(name, std::move(value));
   differentiated_.clear();

@@ -51,13 +51,22 @@ struct MatrixArray {
   std::vector<Matrix> items;
 };
 
-struct Text { std::string value; };
-struct Flag { bool value; };
-struct Interval { std::int64_t begin, end; };
+struct Text {
+  std::string value;
+};
+struct Flag {
+  bool value;
+};
+struct Interval {
+  std::int64_t begin, end;
+};
 struct Value;
-struct List { std::vector<Value> items; };
-/// A value of one or two widths that are multiples of the unit of width (lower/blocks.cpp): widths[0] (x widths[1]) parts, row-major,
-/// each a value of the ordinary kind whose width axis is one unit.
+struct List {
+  std::vector<Value> items;
+};
+/// A value of one or two widths that are multiples of the unit of width (lower/blocks.cpp):
+/// widths[0] (x widths[1]) parts, row-major, each a value of the ordinary kind whose width axis is
+/// one unit.
 struct Blocks {
   std::vector<std::size_t> widths;
   std::vector<Value> parts;
@@ -68,7 +77,9 @@ struct Poison {};
 struct Value {
   std::variant<Number, Tensor, Matrix, MatrixArray, Text, Flag, Interval, List, Blocks, Poison> v;
   template <class T>
-  [[nodiscard]] const T* as() const { return std::get_if<T>(&v); }
+  [[nodiscard]] const T* as() const {
+    return std::get_if<T>(&v);
+  }
 };
 
 [[nodiscard]] inline Dims finite_dims(const Axes& axes) {
@@ -95,7 +106,8 @@ struct Value {
 }
 [[nodiscard]] inline std::string to_text(const Axes& axes, const std::string& width) {
   std::string out = "[";
-  for (std::size_t k = 0; k < axes.size(); ++k) out += (k ? ", " : "") + (axes[k].width ? width : std::to_string(axes[k].size));
+  for (std::size_t k = 0; k < axes.size(); ++k)
+    out += (k ? ", " : "") + (axes[k].width ? width : std::to_string(axes[k].size));
   return out + "]";
 }
 

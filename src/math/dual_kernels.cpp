@@ -43,18 +43,20 @@ struct Block {
   alignas(simd::kBytes) Buffer D;        ///< ab - c^2 >= 0, from exact products
   alignas(simd::kBytes) Buffer root;     ///< sqrt(ab)
   alignas(simd::kBytes) Buffer rho;      ///< c/root; 0 where a or b is 0
-  alignas(simd::kBytes) Buffer sine;     ///< sqrt(D)/root, with the relative accuracy of D; 1 where a or b is 0
-  alignas(simd::kBytes) Buffer poison;   ///< NaN where the entry is no covariance, else 0
+  alignas(simd::kBytes)
+      Buffer sine;  ///< sqrt(D)/root, with the relative accuracy of D; 1 where a or b is 0
+  alignas(simd::kBytes) Buffer poison;  ///< NaN where the entry is no covariance, else 0
   std::size_t size = 0, padded = 0;
-  bool degenerate = false;               ///< some a or b is 0
+  bool degenerate = false;  ///< some a or b is 0
   bool constant_a = false, constant_b = false, first = true;
 
-  void fill(std::span<const double> from_a, std::span<const double> from_b, std::span<const double> from_c, std::size_t begin);
+  void fill(std::span<const double> from_a, std::span<const double> from_b,
+            std::span<const double> from_c, std::size_t begin);
   void prepare(MomentStatus& status);
 };
 
-void Block::fill(std::span<const double> from_a, std::span<const double> from_b, std::span<const double> from_c,
-                 std::size_t begin) {
+void Block::fill(std::span<const double> from_a, std::span<const double> from_b,
+                 std::span<const double> from_c, std::size_t begin) {
   size = std::min(kBlock, from_c.size() - begin);
   padded = (size + kLanes - 1) / kLanes * kLanes;
   constant_a = from_a.size() == 1 && from_c.size() != 1;
@@ -110,7 +112,8 @@ void Block::prepare(MomentStatus& status) {
           break;
         }
   }
-  for (std::size_t lane = 0; lane < kLanes; ++lane) status.largest_excess = std::max(status.largest_excess, excess[lane]);
+  for (std::size_t lane = 0; lane < kLanes; ++lane)
+    status.largest_excess = std::max(status.largest_excess, excess[lane]);
 }
 
 /// E relu(u) relu(v)/sqrt(ab) and E 1[u > 0] 1[v > 0].
@@ -118,13 +121,15 @@ void Block::prepare(MomentStatus& status) {
   const auto negative = rho < 0.0;
   const Pack magnitude = simd::abs(rho);
   const Pack psi = angle(sine, magnitude);
-  const Pack phi = negative ? psi : kPi - psi;  // pi - theta, the angle of the sector where u and v are positive
+  const Pack phi =
+      negative ? psi : kPi - psi;  // pi - theta, the angle of the sector where u and v are positive
   Pack R = mul_add(rho, phi, sine);
   R = negative ? sine_less_product(phi, R) : R;
   return {R * (0.5 / kPi), phi * (0.5 / kPi)};
 }
 
-/// For f with a jump at 0: the entries with a = 0 or b = 0, where u and v are independent, E f(u) f(v) = E f(u) E f(v).
+/// For f with a jump at 0: the entries with a = 0 or b = 0, where u and v are independent, E f(u)
+/// f(v) = E f(u) E f(v).
 void fix_degenerate(const Block& block, double mean, double at_zero, double* out) {
   if (!block.degenerate) return;
   for (std::size_t i = 0; i < block.size; ++i)
@@ -170,13 +175,15 @@ double factorial(int n) {
 ///   K = (ab)^(n/2) n!/(2 pi) I_n,  I_n = int_0^phi (cos g - cos phi)^n dg,
 ///   n I_n = -(2n - 1) x I_(n-1) + (n - 1)(1 - x^2) I_(n-2) (by parts),
 /// whose terms are positive for rho >= 0.  For rho < 0, with S = sin^2(phi/2) <= 1/2,
-///   I_n = 2^n B(1/2, n + 1) S^(n + 1/2) 2F1(1/2, 1/2; n + 3/2; S) (by sin(g/2) = t sin(phi/2)), again without cancellation.
+///   I_n = 2^n B(1/2, n + 1) S^(n + 1/2) 2F1(1/2, 1/2; n + 3/2; S) (by sin(g/2) = t sin(phi/2)),
+///   again without cancellation.
 class ReluPowerKernel {
  public:
   explicit ReluPowerKernel(int n) : n_(n), high_(n), low_(n - 1) {}
   void operator()(const Block& t, double* K, double* K_prime) const {
     const double scale = factorial(n_) / (2 * kPi);
-    const double scale_prime = static_cast<double>(n_) * static_cast<double>(n_) * factorial(n_ - 1) / (2 * kPi);
+    const double scale_prime =
+        static_cast<double>(n_) * static_cast<double>(n_) * factorial(n_ - 1) / (2 * kPi);
     for (std::size_t i = 0; i < t.padded; i += kLanes) {
       const Pack rho = load(t.rho + i), sine = load(t.sine + i), root = load(t.root + i);
       const auto negative = rho < 0.0;
@@ -184,7 +191,8 @@ class ReluPowerKernel {
       Pack I = mul_add(rho, before, sine);
       Pack power = root;  // root^(n - 1)
       for (int k = 2; k <= n_; ++k) {
-        const Pack next = ((2 * k - 1) * rho * I + (k - 1) * (sine * sine) * before) * splat(1.0 / k);
+        const Pack next =
+            ((2 * k - 1) * rho * I + (k - 1) * (sine * sine) * before) * splat(1.0 / k);
         before = I;
         I = next;
         if (k > 2) power = power * root;
@@ -219,7 +227,8 @@ class ReluPowerKernel {
     }
     Pack operator()(Pack S) const {
       Pack sum = {};
-      for (std::size_t k = coefficients.size(); k-- > 0;) sum = mul_add(sum, S, splat(coefficients[k]));
+      for (std::size_t k = coefficients.size(); k-- > 0;)
+        sum = mul_add(sum, S, splat(coefficients[k]));
       return sum;
     }
     std::vector<double> coefficients;
@@ -235,9 +244,12 @@ struct ErfKernel {
     const double beta = f.B * f.B;
     for (std::size_t i = 0; i < t.padded; i += kLanes) {
       // (1 + 2 beta a)(1 + 2 beta b) - 4 beta^2 c^2, without its cancellation
-      const Pack s = simd::sqrt(1.0 + 2 * beta * (load(t.a + i) + load(t.b + i)) + 4 * beta * (beta * load(t.D + i)));
+      const Pack s = simd::sqrt(1.0 + 2 * beta * (load(t.a + i) + load(t.b + i)) +
+                                4 * beta * (beta * load(t.D + i)));
       const Pack c = load(t.c + i);
-      if (K) store(K + i, 2 * f.A * f.A / kPi * simd::with_sign(angle(2 * beta * simd::abs(c), s), c) + f.C * f.C);
+      if (K)
+        store(K + i, 2 * f.A * f.A / kPi * simd::with_sign(angle(2 * beta * simd::abs(c), s), c) +
+                         f.C * f.C);
       if (K_prime) store(K_prime + i, 4 * f.A * f.A * beta / kPi / s);
     }
   }
@@ -250,7 +262,8 @@ struct GaussBellKernel {
       const Pack a = load(t.a + i), b = load(t.b + i);
       const Pack d = 1.0 + 2 * f.B * (a + b) + 4 * f.B * (f.B * load(t.D + i));
       const auto finite = (1.0 + 2 * f.B * a > 0.0) & (1.0 + 2 * f.B * b > 0.0) & (d > 0.0);
-      const Pack value = finite ? f.A * f.A / simd::sqrt(d) : splat(std::numeric_limits<double>::infinity());
+      const Pack value =
+          finite ? f.A * f.A / simd::sqrt(d) : splat(std::numeric_limits<double>::infinity());
       if (K) store(K + i, value);
       if (K_prime) store(K_prime + i, 4 * f.B * f.B * load(t.c + i) * value / d);
     }
@@ -260,7 +273,8 @@ struct GaussBellKernel {
 /// K and K' of x Phi(x): s^2 = (1 + a)(1 + b) - c^2, t = atan2(c, s).
 struct GeluTerms {
   Pack a, b, c, s, inverse_a, inverse_b, t;
-  [[gnu::always_inline]] GeluTerms(const Block& block, std::size_t i) : a(load(block.a + i)), b(load(block.b + i)), c(load(block.c + i)) {
+  [[gnu::always_inline]] GeluTerms(const Block& block, std::size_t i)
+      : a(load(block.a + i)), b(load(block.b + i)), c(load(block.c + i)) {
     s = simd::sqrt(1.0 + a + b + load(block.D + i));
     inverse_a = 1.0 / (1.0 + a);
     inverse_b = 1.0 / (1.0 + b);
@@ -270,7 +284,9 @@ struct GeluTerms {
     const Pack rest = (c * inverse_a) * (c * inverse_b) / s + (a * inverse_a) * (b * inverse_b) * s;
     return 0.25 * c + (0.5 / kPi) * (c * t + rest);
   }
-  Pack K_prime() const { return 0.25 + (0.5 / kPi) * (t + (c / s) * (1.0 / (s * s) + inverse_a + inverse_b)); }
+  Pack K_prime() const {
+    return 0.25 + (0.5 / kPi) * (t + (c / s) * (1.0 / (s * s) + inverse_a + inverse_b));
+  }
 };
 
 struct GeluKernel {
@@ -291,17 +307,20 @@ struct GeluDerivativeKernel {
       const GeluTerms terms(block, i);
       if (K) store(K + i, f.A * f.A * terms.K_prime());
       if (K_prime) {
-        // gelu'' = phi (2 - x^2): 1/(2 pi s) times E (2 - x^2)(2 - y^2) under the covariance Sigma (I + Sigma)^-1.
+        // gelu'' = phi (2 - x^2): 1/(2 pi s) times E (2 - x^2)(2 - y^2) under the covariance Sigma
+        // (I + Sigma)^-1.
         const Pack inverse = 1.0 / (terms.s * terms.s), D = load(block.D + i);
         const Pack a = (terms.a + D) * inverse, b = (terms.b + D) * inverse, c = terms.c * inverse;
-        store(K_prime + i, (f.A * f.A * 0.5 / kPi) * ((2.0 - a) * (2.0 - b) + 2.0 * c * c) / terms.s);
+        store(K_prime + i,
+              (f.A * f.A * 0.5 / kPi) * ((2.0 - a) * (2.0 - b) + 2.0 * c * c) / terms.s);
       }
     }
   }
 };
 
-/// With m = exp(-w^2 (a + b - 2c)/2) and q = exp(-w^2 (a + b + 2c)/2): K = A^2/2 (m - q cos 2p) = A^2/2 (m - q + 2 q sin^2 p),
-/// K' = A^2 w^2/2 (m - q + 2 q cos^2 p), and m - q by expm1, because all of K may be small.
+/// With m = exp(-w^2 (a + b - 2c)/2) and q = exp(-w^2 (a + b + 2c)/2): K = A^2/2 (m - q cos 2p) =
+/// A^2/2 (m - q + 2 q sin^2 p), K' = A^2 w^2/2 (m - q + 2 q cos^2 p), and m - q by expm1, because
+/// all of K may be small.
 struct SineKernel {
   Sine f;
   void operator()(const Block& t, double* K, double* K_prime) const {
@@ -319,7 +338,8 @@ struct SineKernel {
     for (std::size_t i = 0; i < t.padded; i += kLanes) {
       const Pack d = simd::with_sign(load(larger + i) * -load(difference + i), load(t.c + i));
       if (K) store(K + i, (0.5 * f.A * f.A) * (d + 2 * sine * sine * load(q + i)));
-      if (K_prime) store(K_prime + i, (0.5 * f.A * f.A * w2) * (d + 2 * cosine * cosine * load(q + i)));
+      if (K_prime)
+        store(K_prime + i, (0.5 * f.A * f.A * w2) * (d + 2 * cosine * cosine * load(q + i)));
     }
   }
 };
@@ -353,9 +373,10 @@ struct ExpKernel {
   }
 };
 
-/// K = sum_l Q_l(a) Q_l(b) c^l with Q_l(q) = E f^(l)/sqrt(l!) = sum_i w_li q^i, w_li = c_(l+2i) (l+2i)!/(2^i i! sqrt(l!)).
-/// Coefficients of such sums may cancel (all Q_l but one vanish for a Hermite polynomial): weights have two parts, and Horner's
-/// rule carries its rounding errors along (Graillat, Langlois, Louvet).
+/// K = sum_l Q_l(a) Q_l(b) c^l with Q_l(q) = E f^(l)/sqrt(l!) = sum_i w_li q^i, w_li = c_(l+2i)
+/// (l+2i)!/(2^i i! sqrt(l!)). Coefficients of such sums may cancel (all Q_l but one vanish for a
+/// Hermite polynomial): weights have two parts, and Horner's rule carries its rounding errors along
+/// (Graillat, Langlois, Louvet).
 class PolynomialKernel {
  public:
   explicit PolynomialKernel(const Polynomial& f) {
@@ -399,7 +420,8 @@ class PolynomialKernel {
     double high, low;
   };
 
-  void evaluate(const double* q, std::size_t padded, bool constant, std::vector<double>& out) const {
+  void evaluate(const double* q, std::size_t padded, bool constant,
+                std::vector<double>& out) const {
     for (std::size_t l = 0; l < weights_.size(); ++l) {
       double* row = out.data() + l * kBlock;
       for (std::size_t i = 0; i < (constant ? kLanes : padded); i += kLanes) {
@@ -411,7 +433,8 @@ class PolynomialKernel {
           const Pack product_rest = product_error(sum, x, product);
           sum = product + w.high;
           const Pack part = sum - product;
-          rest = mul_add(rest, x, product_rest + ((product - (sum - part)) + (w.high - part)) + w.low);
+          rest =
+              mul_add(rest, x, product_rest + ((product - (sum - part)) + (w.high - part)) + w.low);
         }
         const Pack total = sum + rest;
         store(row + i, total == total ? total : sum);  // overflow shows as infinity
@@ -425,8 +448,8 @@ class PolynomialKernel {
 };
 
 template <class Kernel>
-MomentStatus sweep(Kernel kernel, std::span<const double> a, std::span<const double> b, std::span<const double> c,
-                   std::span<double> K, std::span<double> K_prime) {
+MomentStatus sweep(Kernel kernel, std::span<const double> a, std::span<const double> b,
+                   std::span<const double> c, std::span<double> K, std::span<double> K_prime) {
   MomentStatus status;
   Block block;
   alignas(simd::kBytes) Buffer value, value_prime;
@@ -481,7 +504,8 @@ double half_power(double a, int n) {
   return n % 2 == 0 ? whole : whole * std::sqrt(a);
 }
 
-/// sum_m of coefficients of even (or odd: of the derivative) degree times moments; compensated as in PolynomialKernel.
+/// sum_m of coefficients of even (or odd: of the derivative) degree times moments; compensated as
+/// in PolynomialKernel.
 struct PolynomialMean {
   std::vector<long double> weights;
   PolynomialMean(const Polynomial& f, std::size_t first) {
@@ -489,7 +513,8 @@ struct PolynomialMean {
     for (std::size_t j = first; j < f.coefficients.size(); j += 2) {
       const std::size_t m = j / 2;
       if (m > 0) moment *= static_cast<long double>(2 * m - 1);
-      weights.push_back(f.coefficients[j] * moment * (first == 1 ? static_cast<long double>(j) : 1.0L));
+      weights.push_back(f.coefficients[j] * moment *
+                        (first == 1 ? static_cast<long double>(j) : 1.0L));
     }
   }
   double operator()(double a) const {
@@ -503,18 +528,27 @@ struct PolynomialMean {
 struct PiecewiseKernel {
   const PiecewisePolynomial &f, &g;
 
-  static double above(const PiecewisePolynomial& p, std::size_t k) { return k < p.above.size() ? p.above[k] : 0; }
-  static double below(const PiecewisePolynomial& p, std::size_t k) { return k < p.below.size() ? (k % 2 == 0 ? p.below[k] : -p.below[k]) : 0; }
-  static std::size_t size(const PiecewisePolynomial& p) { return std::max(p.below.size(), p.above.size()); }
+  static double above(const PiecewisePolynomial& p, std::size_t k) {
+    return k < p.above.size() ? p.above[k] : 0;
+  }
+  static double below(const PiecewisePolynomial& p, std::size_t k) {
+    return k < p.below.size() ? (k % 2 == 0 ? p.below[k] : -p.below[k]) : 0;
+  }
+  static std::size_t size(const PiecewisePolynomial& p) {
+    return std::max(p.below.size(), p.above.size());
+  }
   static double mean(const PiecewisePolynomial& p, double a) {
     if (a == 0) return p.at_zero;
     double sum = 0;
-    for (std::size_t k = 0; k < size(p); ++k) sum += (above(p, k) + below(p, k)) * relu_power_mean(static_cast<int>(k)) * half_power(a, static_cast<int>(k));
+    for (std::size_t k = 0; k < size(p); ++k)
+      sum += (above(p, k) + below(p, k)) * relu_power_mean(static_cast<int>(k)) *
+             half_power(a, static_cast<int>(k));
     return sum;
   }
 
   /// J[m + M k] = E x+^m y+^k of standard normals with correlation rho.
-  static void moments(double rho, double sine, std::size_t M, std::size_t N, const std::vector<double>& half, std::vector<double>& J) {
+  static void moments(double rho, double sine, std::size_t M, std::size_t N,
+                      const std::vector<double>& half, std::vector<double>& J) {
     const double density = 1 / std::sqrt(2 * kPi);
     const auto edge = [&](std::size_t k) -> double {  // E x+^k 1[y > 0]
       if (k == 0) return std::atan2(sine, -rho) / (2 * kPi);
@@ -523,15 +557,21 @@ struct PiecewiseKernel {
     };
     J.assign(M * N, 0.0);
     for (std::size_t m = 0; m < M; ++m)
-      J[m] = m < 2 ? edge(m) : static_cast<double>(m - 1) * J[m - 2] + rho * density * std::pow(sine, static_cast<double>(m - 1)) * half[m - 1];
+      J[m] = m < 2 ? edge(m)
+                   : static_cast<double>(m - 1) * J[m - 2] +
+                         rho * density * std::pow(sine, static_cast<double>(m - 1)) * half[m - 1];
     std::vector<double> other(N);
     for (std::size_t k = 0; k < N; ++k) {
-      other[k] = k < 2 ? edge(k) : static_cast<double>(k - 1) * other[k - 2] + rho * density * std::pow(sine, static_cast<double>(k - 1)) * half[k - 1];
+      other[k] = k < 2
+                     ? edge(k)
+                     : static_cast<double>(k - 1) * other[k - 2] +
+                           rho * density * std::pow(sine, static_cast<double>(k - 1)) * half[k - 1];
       J[M * k] = other[k];
     }
     for (std::size_t k = 1; k < N; ++k)
       for (std::size_t m = 1; m < M; ++m) {
-        const double lower = m == 1 ? density * std::pow(sine, static_cast<double>(k)) * half[k] : static_cast<double>(m - 1) * J[m - 2 + M * k];
+        const double lower = m == 1 ? density * std::pow(sine, static_cast<double>(k)) * half[k]
+                                    : static_cast<double>(m - 1) * J[m - 2 + M * k];
         J[m + M * k] = lower + rho * static_cast<double>(k) * J[m - 1 + M * (k - 1)];
       }
   }
@@ -539,7 +579,8 @@ struct PiecewiseKernel {
   void operator()(const Block& t, double* K, double*) const {
     const std::size_t M = size(f), N = size(g);
     std::vector<double> half, same, opposite;
-    for (std::size_t k = 0; k < std::max(M, N); ++k) half.push_back(relu_power_mean(static_cast<int>(k)));
+    for (std::size_t k = 0; k < std::max(M, N); ++k)
+      half.push_back(relu_power_mean(static_cast<int>(k)));
     std::fill_n(K, t.padded, 0.0);
     for (std::size_t i = 0; i < t.size; ++i) {
       if (t.a[i] == 0 || t.b[i] == 0) {
@@ -553,7 +594,8 @@ struct PiecewiseKernel {
       for (std::size_t k = 0; k < N; ++k, scale_b *= root_b) {
         double scale = scale_b;
         for (std::size_t m = 0; m < M; ++m, scale *= root_a) {
-          const double both = above(f, m) * above(g, k) + below(f, m) * below(g, k), mixed = above(f, m) * below(g, k) + below(f, m) * above(g, k);
+          const double both = above(f, m) * above(g, k) + below(f, m) * below(g, k),
+                       mixed = above(f, m) * below(g, k) + below(f, m) * above(g, k);
           if (both != 0) K[i] += scale * both * same[m + M * k];
           if (mixed != 0) K[i] += scale * mixed * opposite[m + M * k];
         }
@@ -573,98 +615,133 @@ void MomentStatus::merge(const MomentStatus& part, std::size_t first) {
   overflow |= part.overflow;
 }
 
-MomentStatus dual_kernel(const DualFunction& f, std::span<const double> a, std::span<const double> b, std::span<const double> c,
-                         std::span<double> K, std::span<double> K_prime) {
-  const auto fits = [&](std::size_t size, std::size_t other) { return size == c.size() || size == other; };
-  TPLIMIT_CHECK(fits(a.size(), 1) && fits(b.size(), 1), "variances for {} covariances or one, not {} and {}", c.size(), a.size(), b.size());
-  TPLIMIT_CHECK(fits(K.size(), 0) && fits(K_prime.size(), 0), "room for {} results or none, not {} and {}", c.size(), K.size(), K_prime.size());
+MomentStatus dual_kernel(const DualFunction& f, std::span<const double> a,
+                         std::span<const double> b, std::span<const double> c, std::span<double> K,
+                         std::span<double> K_prime) {
+  const auto fits = [&](std::size_t size, std::size_t other) {
+    return size == c.size() || size == other;
+  };
+  TPLIMIT_CHECK(fits(a.size(), 1) && fits(b.size(), 1),
+                "variances for {} covariances or one, not {} and {}", c.size(), a.size(), b.size());
+  TPLIMIT_CHECK(fits(K.size(), 0) && fits(K_prime.size(), 0),
+                "room for {} results or none, not {} and {}", c.size(), K.size(), K_prime.size());
   const auto run = [&](auto kernel) { return sweep(std::move(kernel), a, b, c, K, K_prime); };
-  return std::visit(overloaded{[&](const TwoSlope& g) { return run(TwoSlopeKernel{g}); },
-                               [&](const TwoStep& g) { return run(TwoStepKernel{g}); },
-                               [&](const ReluPower& g) {
-                                 TPLIMIT_CHECK(g.n >= 0, "a power n >= 0, not {}", g.n);
-                                 if (g.n == 0) return run(TwoStepKernel{{0, 1, 0}});
-                                 if (g.n == 1) return run(TwoSlopeKernel{{0, 1, 0}});
-                                 return run(ReluPowerKernel(g.n));
-                               },
-                               [&](const ScaledErf& g) { return run(ErfKernel{g}); },
-                               [&](const GaussBell& g) { return run(GaussBellKernel{g}); },
-                               [&](const Gelu& g) { return run(GeluKernel{g}); },
-                               [&](const GeluDerivative& g) { return run(GeluDerivativeKernel{g}); },
-                               [&](const Sine& g) { return run(SineKernel{g}); },
-                               [&](const ScaledExp& g) { return run(ExpKernel{g}); },
-                               [&](const Polynomial& g) { return run(PolynomialKernel(g)); }},
-                    f);
+  return std::visit(
+      overloaded{[&](const TwoSlope& g) { return run(TwoSlopeKernel{g}); },
+                 [&](const TwoStep& g) { return run(TwoStepKernel{g}); },
+                 [&](const ReluPower& g) {
+                   TPLIMIT_CHECK(g.n >= 0, "a power n >= 0, not {}", g.n);
+                   if (g.n == 0) return run(TwoStepKernel{{0, 1, 0}});
+                   if (g.n == 1) return run(TwoSlopeKernel{{0, 1, 0}});
+                   return run(ReluPowerKernel(g.n));
+                 },
+                 [&](const ScaledErf& g) { return run(ErfKernel{g}); },
+                 [&](const GaussBell& g) { return run(GaussBellKernel{g}); },
+                 [&](const Gelu& g) { return run(GeluKernel{g}); },
+                 [&](const GeluDerivative& g) { return run(GeluDerivativeKernel{g}); },
+                 [&](const Sine& g) { return run(SineKernel{g}); },
+                 [&](const ScaledExp& g) { return run(ExpKernel{g}); },
+                 [&](const Polynomial& g) { return run(PolynomialKernel(g)); }},
+      f);
 }
 
-MomentStatus piecewise_kernel(const PiecewisePolynomial& f, const PiecewisePolynomial& g, std::span<const double> a, std::span<const double> b,
+MomentStatus piecewise_kernel(const PiecewisePolynomial& f, const PiecewisePolynomial& g,
+                              std::span<const double> a, std::span<const double> b,
                               std::span<const double> c, std::span<double> K) {
   const auto fits = [&](std::size_t size) { return size == c.size() || size == 1; };
-  TPLIMIT_CHECK(fits(a.size()) && fits(b.size()), "variances for {} covariances or one, not {} and {}", c.size(), a.size(), b.size());
+  TPLIMIT_CHECK(fits(a.size()) && fits(b.size()),
+                "variances for {} covariances or one, not {} and {}", c.size(), a.size(), b.size());
   TPLIMIT_CHECK(K.size() == c.size(), "room for {} results, not {}", c.size(), K.size());
   return sweep(PiecewiseKernel{f, g}, a, b, c, K, {});
 }
 
-MomentStatus piecewise_mean(const PiecewisePolynomial& f, std::span<const double> a, std::span<double> mean) {
-  TPLIMIT_CHECK(a.size() == mean.size(), "as many means as variances, not {} and {}", mean.size(), a.size());
+MomentStatus piecewise_mean(const PiecewisePolynomial& f, std::span<const double> a,
+                            std::span<double> mean) {
+  TPLIMIT_CHECK(a.size() == mean.size(), "as many means as variances, not {} and {}", mean.size(),
+                a.size());
   return sweep_mean(a, mean, [&](double v) { return PiecewiseKernel::mean(f, v); });
 }
 
-MomentStatus gaussian_mean(const DualFunction& f, std::span<const double> a, std::span<double> mean) {
-  TPLIMIT_CHECK(a.size() == mean.size(), "as many means as variances, not {} and {}", mean.size(), a.size());
+MomentStatus gaussian_mean(const DualFunction& f, std::span<const double> a,
+                           std::span<double> mean) {
+  TPLIMIT_CHECK(a.size() == mean.size(), "as many means as variances, not {} and {}", mean.size(),
+                a.size());
   const auto run = [&](const auto& g) { return sweep_mean(a, mean, g); };
   return std::visit(
-      overloaded{[&](const TwoSlope& g) { return run([&](double v) { return (g.above - g.below) * std::sqrt(v / (2 * kPi)); }); },
-                 [&](const TwoStep& g) { return run([&](double v) { return v == 0 ? g.at_zero : 0.5 * (g.below + g.above); }); },
-                 [&](const ReluPower& g) {
-                   TPLIMIT_CHECK(g.n >= 0, "a power n >= 0, not {}", g.n);
-                   const double factor = relu_power_mean(g.n);
-                   return run([&](double v) { return v == 0 ? 0 : factor * half_power(v, g.n); });
-                 },
-                 [&](const ScaledErf& g) { return run([&](double) { return g.C; }); },
-                 [&](const GaussBell& g) {
-                   return run([&](double v) {
-                     const double d = 1 + 2 * g.B * v;
-                     return d > 0 ? g.A / std::sqrt(d) : std::numeric_limits<double>::infinity();
-                   });
-                 },
-                 [&](const Gelu& g) { return run([&](double v) { return g.A * v / std::sqrt(2 * kPi * (1 + v)); }); },
-                 [&](const GeluDerivative& g) { return run([&](double) { return 0.5 * g.A; }); },
-                 [&](const Sine& g) {
-                   const double amplitude = g.A * std::sin(g.p);
-                   return run([&](double v) { return amplitude * std::exp(-0.5 * g.w * g.w * v); });
-                 },
-                 [&](const ScaledExp& g) { return run([&](double v) { return g.A * std::exp(0.5 * g.B * g.B * v); }); },
-                 [&](const Polynomial& g) { return run(PolynomialMean(g, 0)); }},
+      overloaded{
+          [&](const TwoSlope& g) {
+            return run([&](double v) { return (g.above - g.below) * std::sqrt(v / (2 * kPi)); });
+          },
+          [&](const TwoStep& g) {
+            return run([&](double v) { return v == 0 ? g.at_zero : 0.5 * (g.below + g.above); });
+          },
+          [&](const ReluPower& g) {
+            TPLIMIT_CHECK(g.n >= 0, "a power n >= 0, not {}", g.n);
+            const double factor = relu_power_mean(g.n);
+            return run([&](double v) { return v == 0 ? 0 : factor * half_power(v, g.n); });
+          },
+          [&](const ScaledErf& g) { return run([&](double) { return g.C; }); },
+          [&](const GaussBell& g) {
+            return run([&](double v) {
+              const double d = 1 + 2 * g.B * v;
+              return d > 0 ? g.A / std::sqrt(d) : std::numeric_limits<double>::infinity();
+            });
+          },
+          [&](const Gelu& g) {
+            return run([&](double v) { return g.A * v / std::sqrt(2 * kPi * (1 + v)); });
+          },
+          [&](const GeluDerivative& g) { return run([&](double) { return 0.5 * g.A; }); },
+          [&](const Sine& g) {
+            const double amplitude = g.A * std::sin(g.p);
+            return run([&](double v) { return amplitude * std::exp(-0.5 * g.w * g.w * v); });
+          },
+          [&](const ScaledExp& g) {
+            return run([&](double v) { return g.A * std::exp(0.5 * g.B * g.B * v); });
+          },
+          [&](const Polynomial& g) { return run(PolynomialMean(g, 0)); }},
       f);
 }
 
-MomentStatus gaussian_mean_derivative(const DualFunction& f, std::span<const double> a, std::span<double> mean) {
-  TPLIMIT_CHECK(a.size() == mean.size(), "as many means as variances, not {} and {}", mean.size(), a.size());
+MomentStatus gaussian_mean_derivative(const DualFunction& f, std::span<const double> a,
+                                      std::span<double> mean) {
+  TPLIMIT_CHECK(a.size() == mean.size(), "as many means as variances, not {} and {}", mean.size(),
+                a.size());
   const auto run = [&](const auto& g) { return sweep_mean(a, mean, g); };
   return std::visit(
-      overloaded{[&](const TwoSlope& g) { return run([&](double v) { return v == 0 ? g.slope_at_zero : 0.5 * (g.below + g.above); }); },
+      overloaded{[&](const TwoSlope& g) {
+                   return run([&](double v) {
+                     return v == 0 ? g.slope_at_zero : 0.5 * (g.below + g.above);
+                   });
+                 },
                  [&](const TwoStep&) { return run([](double) { return 0.0; }); },
                  [&](const ReluPower& g) {
                    TPLIMIT_CHECK(g.n >= 0, "a power n >= 0, not {}", g.n);
                    const double factor = g.n == 0 ? 0 : g.n * relu_power_mean(g.n - 1);
-                   return run([&](double v) { return v == 0 || g.n == 0 ? 0 : factor * half_power(v, g.n - 1); });
+                   return run([&](double v) {
+                     return v == 0 || g.n == 0 ? 0 : factor * half_power(v, g.n - 1);
+                   });
                  },
                  [&](const ScaledErf& g) {
-                   return run([&](double v) { return 2 * g.A * g.B / std::sqrt(kPi * (1 + 2 * g.B * g.B * v)); });
+                   return run([&](double v) {
+                     return 2 * g.A * g.B / std::sqrt(kPi * (1 + 2 * g.B * g.B * v));
+                   });
                  },
                  [&](const GaussBell& g) {
                    return run([&](double v) { return 1 + 2 * g.B * v > 0 ? 0 : kNan; });
                  },
                  [&](const Gelu& g) { return run([&](double) { return 0.5 * g.A; }); },
                  [&](const GeluDerivative& g) {
-                   return run([&](double v) { return g.A * (1 + 1 / (1 + v)) / std::sqrt(2 * kPi * (1 + v)); });
+                   return run([&](double v) {
+                     return g.A * (1 + 1 / (1 + v)) / std::sqrt(2 * kPi * (1 + v));
+                   });
                  },
                  [&](const Sine& g) {
                    const double amplitude = g.A * g.w * std::cos(g.p);
                    return run([&](double v) { return amplitude * std::exp(-0.5 * g.w * g.w * v); });
                  },
-                 [&](const ScaledExp& g) { return run([&](double v) { return g.A * g.B * std::exp(0.5 * g.B * g.B * v); }); },
+                 [&](const ScaledExp& g) {
+                   return run([&](double v) { return g.A * g.B * std::exp(0.5 * g.B * g.B * v); });
+                 },
                  [&](const Polynomial& g) { return run(PolynomialMean(g, 1)); }},
       f);
 }

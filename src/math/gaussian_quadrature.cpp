@@ -24,7 +24,8 @@ constexpr int kLargestRank = 3;
 constexpr Index kPoints = 4096;  // per call of an integrand
 constexpr double kEps = std::numeric_limits<double>::epsilon();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
-// The density of a standard normal relative to its peak is below 1e-21 at 10 and the smallest double at 38.
+// The density of a standard normal relative to its peak is below 1e-21 at 10 and the smallest
+// double at 38.
 constexpr double kRadius = 10;
 constexpr double kLargestRadius = 37;
 const double kDensity = 1 / std::sqrt(2 * std::numbers::pi);
@@ -38,7 +39,8 @@ Whitened whiten(std::span<const double> covariance) {
   Whitened w;
   w.dim = static_cast<Index>(std::llround(std::sqrt(static_cast<double>(covariance.size()))));
   const Index d = w.dim;
-  TPLIMIT_CHECK(d > 0 && at(d * d) == covariance.size(), "a square covariance, not {} entries", covariance.size());
+  TPLIMIT_CHECK(d > 0 && at(d * d) == covariance.size(), "a square covariance, not {} entries",
+                covariance.size());
   const auto fail = [&](QuadratureStatus status) {
     w.status = status;
     return w;
@@ -46,14 +48,16 @@ Whitened whiten(std::span<const double> covariance) {
   Vector scale(at(d)), R(at(d * d)), pivot_row(at(d));
   for (Index i = 0; i < d; ++i) {
     const double variance = covariance[at(i + i * d)];
-    if (!(variance >= 0) || !std::isfinite(variance)) return fail(QuadratureStatus::kNotACovariance);
+    if (!(variance >= 0) || !std::isfinite(variance))
+      return fail(QuadratureStatus::kNotACovariance);
     scale[at(i)] = std::sqrt(variance);
   }
   // Covariances are computed numbers: 1e-10 is the disagreement that dual_kernel clamps too.
   for (Index j = 0; j < d; ++j)
     for (Index i = 0; i < d; ++i) {
       const double c = covariance[at(i + j * d)], bound = scale[at(i)] * scale[at(j)];
-      if (!std::isfinite(c) || std::abs(c) > bound * (1 + kLargestExcess) || std::abs(c - covariance[at(j + i * d)]) > kLargestExcess * bound)
+      if (!std::isfinite(c) || std::abs(c) > bound * (1 + kLargestExcess) ||
+          std::abs(c - covariance[at(j + i * d)]) > kLargestExcess * bound)
         return fail(QuadratureStatus::kNotACovariance);
       R[at(i + j * d)] = bound > 0 ? c / bound : 0;
     }
@@ -76,7 +80,8 @@ Whitened whiten(std::span<const double> covariance) {
     const double root = std::sqrt(pivot);
     for (Index i = 0; i < d; ++i) pivot_row[at(i)] = R[at(i + p * d)] / root;
     for (Index j = 0; j < d; ++j)
-      for (Index i = 0; i < d; ++i) R[at(i + j * d)] = std::fma(-pivot_row[at(i)], pivot_row[at(j)], R[at(i + j * d)]);
+      for (Index i = 0; i < d; ++i)
+        R[at(i + j * d)] = std::fma(-pivot_row[at(i)], pivot_row[at(j)], R[at(i + j * d)]);
     for (Index i = 0; i < d; ++i) R[at(i + p * d)] = R[at(p + i * d)] = 0;
     for (Index i = 0; i < d; ++i) w.L.push_back(scale[at(i)] * pivot_row[at(i)]);
     ++w.rank;
@@ -89,7 +94,11 @@ namespace {
 class PointBlock {
  public:
   PointBlock(const Whitened& w, const Integrand& f, int outputs)
-      : w_(w), f_(f), z_(at(kPoints * w.rank)), x_(at(kPoints * w.dim)), values_(at(kPoints * outputs)) {}
+      : w_(w),
+        f_(f),
+        z_(at(kPoints * w.rank)),
+        x_(at(kPoints * w.dim)),
+        values_(at(kPoints * outputs)) {}
 
   Index size() const { return size_; }
   bool full() const { return size_ == kPoints; }
@@ -135,12 +144,15 @@ QuadratureResult at_origin(const Whitened& w, const Integrand& f, int outputs) {
 /// The sums of one rule, not yet multiplied by h^rank.
 struct BallSums {
   Vector value, magnitude;
-  Vector shell;  ///< the part of `magnitude` in the outermost unit of the radius: more than what lies outside the ball
+  Vector shell;  ///< the part of `magnitude` in the outermost unit of the radius: more than what
+                 ///< lies outside the ball
   bool finite = true;
 };
 
-/// Adds the points of the grid with step h in the ball that are not on the grid with step 2h (first: all points).
-Index add_level(const Whitened& w, PointBlock& block, int outputs, double h, double radius, bool first, BallSums& sums) {
+/// Adds the points of the grid with step h in the ball that are not on the grid with step 2h
+/// (first: all points).
+Index add_level(const Whitened& w, PointBlock& block, int outputs, double h, double radius,
+                bool first, BallSums& sums) {
   Index evaluations = 0;
   const auto flush = [&] {
     const Index n = block.size();
@@ -191,7 +203,8 @@ struct Plane {
   double offset = 0;
 };
 
-/// Gauss-Kronrod rule with 31 points on [-1, 1]; `gauss` holds the weights of the 15-point rule, 0 at the other points.
+/// Gauss-Kronrod rule with 31 points on [-1, 1]; `gauss` holds the weights of the 15-point rule, 0
+/// at the other points.
 struct PairedRule {
   static constexpr int kNodes = 31;
   std::array<double, kNodes> x{}, kronrod{}, gauss{};
@@ -204,17 +217,20 @@ struct PairedRule {
         x[slot] = side * Kronrod::abscissa()[k];
         kronrod[slot] = Kronrod::weights()[k];
         for (std::size_t g = 0; g < Gauss::abscissa().size(); ++g)
-          if (std::abs(Gauss::abscissa()[g] - Kronrod::abscissa()[k]) < 1e-12) gauss[slot] = Gauss::weights()[g];
+          if (std::abs(Gauss::abscissa()[g] - Kronrod::abscissa()[k]) < 1e-12)
+            gauss[slot] = Gauss::weights()[g];
       }
   }
 };
 
 class NestedIntegral {
  public:
-  NestedIntegral(const Whitened& w, const Integrand& f, int outputs, std::span<const Hyperplane> kinks, const QuadratureOptions& options)
+  NestedIntegral(const Whitened& w, const Integrand& f, int outputs,
+                 std::span<const Hyperplane> kinks, const QuadratureOptions& options)
       : w_(w), outputs_(outputs), options_(options), block_(w, f, outputs), planes_(at(w.rank)) {
     for (const Hyperplane& kink : kinks) {
-      TPLIMIT_CHECK(static_cast<Index>(kink.normal.size()) == w.dim, "a normal with {} entries, not {}", w.dim, kink.normal.size());
+      TPLIMIT_CHECK(static_cast<Index>(kink.normal.size()) == w.dim,
+                    "a normal with {} entries, not {}", w.dim, kink.normal.size());
       Plane p;
       double size = 0;
       for (int k = 0; k < w.rank; ++k)
@@ -228,10 +244,12 @@ class NestedIntegral {
     for (int k = w.rank - 1; k > 0; --k) project(k);
   }
 
-  /// Per output: value, error, magnitude (of the absolute value), tail (estimate of what lies beyond the radius).
+  /// Per output: value, error, magnitude (of the absolute value), tail (estimate of what lies
+  /// beyond the radius).
   struct Sums {
     Vector value, error, magnitude, tail;
-    explicit Sums(int outputs) : value(at(outputs)), error(at(outputs)), magnitude(at(outputs)), tail(at(outputs)) {}
+    explicit Sums(int outputs)
+        : value(at(outputs)), error(at(outputs)), magnitude(at(outputs)), tail(at(outputs)) {}
   };
 
   /// Absolute budgets for the error of each output; infinite ones take each piece as it comes.
@@ -249,7 +267,8 @@ class NestedIntegral {
  private:
   // Rounding makes components, distances and angles of this size of what is zero.
   static constexpr double kParallel = 1e-13;
-  static constexpr double kWidest = 3;  // standard deviations: the density alone is then integrated to rounding error
+  static constexpr double kWidest =
+      3;  // standard deviations: the density alone is then integrated to rounding error
   struct Panel {
     double from, to;
     bool first, last;
@@ -265,20 +284,22 @@ class NestedIntegral {
     for (const Plane& q : planes_[at(k)])
       for (const double sign : {-1.0, 1.0}) {
         double distance = std::abs(p.offset - sign * q.offset);
-        for (std::size_t j = 0; j < p.normal.size(); ++j) distance = std::max(distance, std::abs(p.normal[j] - sign * q.normal[j]));
+        for (std::size_t j = 0; j < p.normal.size(); ++j)
+          distance = std::max(distance, std::abs(p.normal[j] - sign * q.normal[j]));
         if (distance <= kParallel) return;
       }
     planes_[at(k)].push_back(p);
   }
 
-  /// What the integral over coordinate k makes of its planes: cuts of the integrals over the coordinates before k.
+  /// What the integral over coordinate k makes of its planes: cuts of the integrals over the
+  /// coordinates before k.
   void project(int k) {
     const auto& all = planes_[at(k)];
     for (std::size_t i = 0; i < all.size(); ++i) {
       const Plane& p = all[i];
       const double last = p.normal[at(k)];
-      // A steep plane crosses all of coordinate k within a narrow strip, too narrow perhaps for any node to fall into it: its
-      // middle and its edges, at 8 standard deviations of z_k.
+      // A steep plane crosses all of coordinate k within a narrow strip, too narrow perhaps for any
+      // node to fall into it: its middle and its edges, at 8 standard deviations of z_k.
       if (std::abs(last) < 0.1)
         for (const double edge : {-8.0, 0.0, 8.0}) {
           Plane strip = p;
@@ -291,7 +312,8 @@ class NestedIntegral {
         const Plane& q = all[j];
         if (std::abs(q.normal[at(k)]) <= kParallel) continue;
         Plane meeting;
-        for (int m = 0; m < k; ++m) meeting.normal[at(m)] = p.normal[at(m)] * q.normal[at(k)] - q.normal[at(m)] * last;
+        for (int m = 0; m < k; ++m)
+          meeting.normal[at(m)] = p.normal[at(m)] * q.normal[at(k)] - q.normal[at(m)] * last;
         meeting.offset = p.offset * q.normal[at(k)] - q.offset * last;
         add_plane(k - 1, meeting, kParallel);
       }
@@ -313,7 +335,9 @@ class NestedIntegral {
       const double from = cuts[c - 1], width = cuts[c] - from;
       if (width <= kParallel) continue;  // what is lost is of the size of rounding errors
       const auto parts = static_cast<int>(std::ceil(width / kWidest));
-      for (int i = 0; i < parts; ++i) panels.push_back({from + width * i / parts, i + 1 == parts ? cuts[c] : from + width * (i + 1) / parts, false, false});
+      for (int i = 0; i < parts; ++i)
+        panels.push_back({from + width * i / parts,
+                          i + 1 == parts ? cuts[c] : from + width * (i + 1) / parts, false, false});
     }
     if (!panels.empty()) {
       panels.front().first = true;
@@ -363,8 +387,10 @@ class NestedIntegral {
         Vector inner_budget(at(outputs_));
         for (std::size_t n = 0; n < nodes; ++n) {
           z[at(k)] = node(n);
-          // Constant in z_k, so that the tails may be coarse; a tenth, so that its noise cannot make the outer integral refine.
-          for (int o = 0; o < outputs_; ++o) inner_budget[at(o)] = 0.1 * budget[at(o)] / (2 * radius_ * density(z[at(k)]));
+          // Constant in z_k, so that the tails may be coarse; a tenth, so that its noise cannot
+          // make the outer integral refine.
+          for (int o = 0; o < outputs_; ++o)
+            inner_budget[at(o)] = 0.1 * budget[at(o)] / (2 * radius_ * density(z[at(k)]));
           Sums inner(outputs_);
           integrate(k + 1, z, inner_budget, inner);
           for (int o = 0; o < outputs_; ++o) {
@@ -394,10 +420,13 @@ class NestedIntegral {
             tail += weight * rule.kronrod[at(j)] * tails[slot];
           }
           const double difference = std::abs(fine - coarse);
-          // Wide gaps only: a panel of rounding size cannot be halved.  50 eps: the rounding of sums of 31 terms.
-          accept &= difference <= budget[at(o)] * half / radius_ || difference <= 50 * kEps * magnitude || !std::isfinite(difference);
+          // Wide gaps only: a panel of rounding size cannot be halved.  50 eps: the rounding of
+          // sums of 31 terms.
+          accept &= difference <= budget[at(o)] * half / radius_ ||
+                    difference <= 50 * kEps * magnitude || !std::isfinite(difference);
           if (p.first) tail += density(p.from) * magnitudes[a * at(kNodes) * at(outputs_) + at(o)];
-          if (p.last) tail += density(p.to) * magnitudes[((a + 1) * at(kNodes) - 1) * at(outputs_) + at(o)];
+          if (p.last)
+            tail += density(p.to) * magnitudes[((a + 1) * at(kNodes) - 1) * at(outputs_) + at(o)];
           piece.value[at(o)] = fine;
           piece.error[at(o)] = difference + inner_error;
           piece.magnitude[at(o)] = magnitude;
@@ -436,7 +465,8 @@ void serial_for(Index count, const std::function<void(Index)>& body) {
   for (Index i = 0; i < count; ++i) body(i);
 }
 
-QuadratureResult smooth_expectation(std::span<const double> covariance, const Integrand& f, int outputs, const QuadratureOptions& options) {
+QuadratureResult smooth_expectation(std::span<const double> covariance, const Integrand& f,
+                                    int outputs, const QuadratureOptions& options) {
   TPLIMIT_CHECK(outputs >= 1, "an integrand with values, not {}", outputs);
   const Whitened w = whiten(covariance);
   QuadratureResult result;
@@ -453,16 +483,20 @@ QuadratureResult smooth_expectation(std::span<const double> covariance, const In
     bool agreed = false, wide_enough = true;
     for (double h = 1; !agreed && wide_enough; h /= 2, volume = std::pow(h, w.rank)) {
       const double points = kBall[at(w.rank)] * std::pow(radius, w.rank) / volume;
-      if (static_cast<double>(result.evaluations) + points > static_cast<double>(options.max_evaluations)) break;
+      if (static_cast<double>(result.evaluations) + points >
+          static_cast<double>(options.max_evaluations))
+        break;
       result.evaluations += add_level(w, block, outputs, h, radius, h == 1, sums);
       Vector now = sums.value;
       for (double& v : now) v *= volume;
-      // Two rules that are too coarse agree too easily, and do so where both sample an oscillation in phase.
+      // Two rules that are too coarse agree too easily, and do so where both sample an oscillation
+      // in phase.
       agreed = !before.empty() && h <= std::min(0.25, options.largest_step);
       result.errors.assign(at(outputs), std::numeric_limits<double>::infinity());
       for (int o = 0; o < outputs && !before.empty(); ++o) {
         result.errors[at(o)] = std::abs(now[at(o)] - before[at(o)]) + volume * sums.shell[at(o)];
-        agreed &= std::abs(now[at(o)] - before[at(o)]) <= options.tolerance * volume * sums.magnitude[at(o)];
+        agreed &= std::abs(now[at(o)] - before[at(o)]) <=
+                  options.tolerance * volume * sums.magnitude[at(o)];
         // A ball that cuts off what counts leaves a jump, for which the rule would never converge.
         wide_enough &= sums.shell[at(o)] <= 0.1 * options.tolerance * sums.magnitude[at(o)];
       }
@@ -482,8 +516,9 @@ QuadratureResult smooth_expectation(std::span<const double> covariance, const In
   }
 }
 
-QuadratureResult kinked_expectation(std::span<const double> covariance, const Integrand& f, int outputs,
-                                    std::span<const Hyperplane> kinks, const QuadratureOptions& options) {
+QuadratureResult kinked_expectation(std::span<const double> covariance, const Integrand& f,
+                                    int outputs, std::span<const Hyperplane> kinks,
+                                    const QuadratureOptions& options) {
   TPLIMIT_CHECK(outputs >= 1, "an integrand with values, not {}", outputs);
   const Whitened w = whiten(covariance);
   QuadratureResult result;
@@ -510,7 +545,8 @@ QuadratureResult kinked_expectation(std::span<const double> covariance, const In
       return result;
     }
     if (accurate && wide_enough) return result;
-    // The first run only finds the size of the integral; one with a budget that still fails has met the limit on evaluations.
+    // The first run only finds the size of the integral; one with a budget that still fails has met
+    // the limit on evaluations.
     const bool budgeted = std::isfinite(budget[0]);
     if (integral.exhausted() || (budgeted && wide_enough)) {
       result.status = QuadratureStatus::kNotConverged;
@@ -525,7 +561,8 @@ QuadratureResult kinked_expectation(std::span<const double> covariance, const In
       budget.assign(at(outputs), std::numeric_limits<double>::infinity());
     } else {
       // Half: the inner integrals' errors come on top.
-      for (int o = 0; o < outputs; ++o) budget[at(o)] = 0.5 * options.tolerance * sums.magnitude[at(o)];
+      for (int o = 0; o < outputs; ++o)
+        budget[at(o)] = 0.5 * options.tolerance * sums.magnitude[at(o)];
     }
   }
 }
@@ -537,14 +574,16 @@ namespace {
 using simd::kLanes;
 using simd::Pack;
 
-constexpr Index kChunk = 16;  // rows (columns) whose coefficients lie together: two packs of eight, or four of four
+constexpr Index kChunk =
+    16;  // rows (columns) whose coefficients lie together: two packs of eight, or four of four
 constexpr Index kTailStep = 32;
 constexpr Index kLargestOrder = 4096;
 constexpr Index kLargestGrid = 8192;
 
-/// A trapezoid rule on x >= 0 for coefficients of orders below `order`: even and odd parts of a function apart.
+/// A trapezoid rule on x >= 0 for coefficients of orders below `order`: even and odd parts of a
+/// function apart.
 struct HermiteGrid {
-  Index order = 0;   ///< even
+  Index order = 0;  ///< even
   double step = 0, radius = 0;
   Index half = 0;    ///< points k step, k = 0 .. half - 1
   Vector weights;    ///< step phi(x_k), half as much at 0
@@ -558,12 +597,14 @@ HermiteGrid make_grid(Index order, double step, double radius) {
   g.even.resize(at(g.half * order / 2));
   g.odd.resize(at(g.half * order / 2));
   for (Index k = 0; k < g.half; ++k) {
-    const double x = static_cast<double>(k) * step, weight = (k == 0 ? 0.5 : 1.0) * step * density(x);
+    const double x = static_cast<double>(k) * step,
+                 weight = (k == 0 ? 0.5 : 1.0) * step * density(x);
     g.weights[at(k)] = weight;
     double before = 0, now = weight;
     for (Index l = 0; l < order; ++l) {
       (l % 2 == 0 ? g.even : g.odd)[at(k + l / 2 * g.half)] = now;
-      const double next = (x * now - std::sqrt(static_cast<double>(l)) * before) / std::sqrt(static_cast<double>(l + 1));
+      const double next = (x * now - std::sqrt(static_cast<double>(l)) * before) /
+                          std::sqrt(static_cast<double>(l + 1));
       before = now;
       now = next;
     }
@@ -579,32 +620,42 @@ struct Side {
   Index count = 0, chunks = 0, order = 0;
   Vector coefficients;  ///< [o][chunk][l][lane]
   Vector second;        ///< [o][i]: E f_o^2
-  Vector tails;         ///< [o][i][l / kTailStep]: sqrt(sum of squares from l on / E f^2), for l a multiple of kTailStep
+  Vector tails;         ///< [o][i][l / kTailStep]: sqrt(sum of squares from l on / E f^2), for l a
+                        ///< multiple of kTailStep
   bool finite = true;
 
-  double* chunk(int o, Index c) { return coefficients.data() + ((o * chunks + c) * order) * kChunk; }
-  const double* chunk(int o, Index c) const { return coefficients.data() + ((o * chunks + c) * order) * kChunk; }
+  double* chunk(int o, Index c) {
+    return coefficients.data() + ((o * chunks + c) * order) * kChunk;
+  }
+  const double* chunk(int o, Index c) const {
+    return coefficients.data() + ((o * chunks + c) * order) * kChunk;
+  }
   double moment(int o, Index i) const { return second[at(o * count + i)]; }
   Index tail_steps() const { return order / kTailStep + 1; }
-  double tail(int o, Index i, Index step) const { return tails[at((o * count + i) * tail_steps() + step)]; }
+  double tail(int o, Index i, Index step) const {
+    return tails[at((o * count + i) * tail_steps() + step)];
+  }
 };
 
 /// c/sqrt(ab), without overflow or underflow of ab.
 double correlation(double a, double b, double c) {
   const double product = a * b;
-  return product > 1e-290 && product < 1e290 ? c / std::sqrt(product) : c / (std::sqrt(a) * std::sqrt(b));
+  return product > 1e-290 && product < 1e290 ? c / std::sqrt(product)
+                                             : c / (std::sqrt(a) * std::sqrt(b));
 }
 
 bool valid_variance(double v) { return v >= 0 && std::isfinite(v); }
 
-/// Values at all grid points of the members of a chunk, even and odd parts: [o][part]: kChunk x half.
+/// Values at all grid points of the members of a chunk, even and odd parts: [o][part]: kChunk x
+/// half.
 struct ChunkValues {
   Vector even, odd;
   bool wide_enough = true;  ///< nothing that counts lies beyond the radius
   bool finite = true;
 };
 
-ChunkValues chunk_values(const Side& side, const HermiteGrid& grid, std::span<const Index> members, Vector& second) {
+ChunkValues chunk_values(const Side& side, const HermiteGrid& grid, std::span<const Index> members,
+                         Vector& second) {
   const Index n = 2 * grid.half - 1, middle = grid.half - 1;
   ChunkValues out;
   out.even.assign(at(side.functions * kChunk * grid.half), 0);
@@ -629,7 +680,8 @@ ChunkValues chunk_values(const Side& side, const HermiteGrid& grid, std::span<co
       second[at(o * kChunk) + lane] = square;
       out.finite &= std::isfinite(square);
       // Coefficients contain f phi he_l, and phi^(1/2) he_l is bounded by about 1.
-      const double edge = std::max(std::abs(v[0]), std::abs(v[n - 1])) * std::sqrt(density(grid.radius));
+      const double edge =
+          std::max(std::abs(v[0]), std::abs(v[n - 1])) * std::sqrt(density(grid.radius));
       out.wide_enough &= edge <= 1e-15 * std::sqrt(square) || !std::isfinite(square);
     }
   }
@@ -641,28 +693,36 @@ void chunk_coefficients(const HermiteGrid& grid, const ChunkValues& values, int 
   std::fill_n(out, grid.order * kChunk, 0.0);
   const double* even = values.even.data() + o * grid.half * kChunk;
   const double* odd = values.odd.data() + o * grid.half * kChunk;
-  add_product(kChunk, even, kChunk, grid.half, grid.even.data(), grid.half, grid.order / 2, out, 2 * kChunk);
-  add_product(kChunk, odd, kChunk, grid.half, grid.odd.data(), grid.half, grid.order / 2, out + kChunk, 2 * kChunk);
+  add_product(kChunk, even, kChunk, grid.half, grid.even.data(), grid.half, grid.order / 2, out,
+              2 * kChunk);
+  add_product(kChunk, odd, kChunk, grid.half, grid.odd.data(), grid.half, grid.order / 2,
+              out + kChunk, 2 * kChunk);
 }
 
 /// Largest sqrt(remainder of Parseval's identity) relative to the norm, of the members of a chunk.
-double remainder_of(const double* coefficients, Index order, std::size_t members, const double* second) {
+double remainder_of(const double* coefficients, Index order, std::size_t members,
+                    const double* second) {
   double worst = 0;
   for (std::size_t lane = 0; lane < members; ++lane) {
     double sum = 0;
-    for (Index l = order; l-- > 0;) sum += coefficients[at(l * kChunk) + lane] * coefficients[at(l * kChunk) + lane];
-    if (second[lane] > 0) worst = std::max(worst, std::sqrt(std::max(0.0, second[lane] - sum) / second[lane]));
+    for (Index l = order; l-- > 0;)
+      sum += coefficients[at(l * kChunk) + lane] * coefficients[at(l * kChunk) + lane];
+    if (second[lane] > 0)
+      worst = std::max(worst, std::sqrt(std::max(0.0, second[lane] - sum) / second[lane]));
   }
   return worst;
 }
 
-/// Steps that resolve f he_l phi: he_l has frequencies up to sqrt(l), f needs about as many again, and as far must the next alias
-/// be away.  16: the width of the density's spectrum.
-double step_for(Index order) { return 2 * std::numbers::pi / (4 * std::sqrt(static_cast<double>(order)) + 16); }
+/// Steps that resolve f he_l phi: he_l has frequencies up to sqrt(l), f needs about as many again,
+/// and as far must the next alias be away.  16: the width of the density's spectrum.
+double step_for(Index order) {
+  return 2 * std::numbers::pi / (4 * std::sqrt(static_cast<double>(order)) + 16);
+}
 
 struct GridChoice {
   HermiteGrid grid;
-  double error = 0;  ///< of coefficients, relative to the norm of the function: the step and the radius
+  double error =
+      0;  ///< of coefficients, relative to the norm of the function: the step and the radius
 };
 
 /// Order, step and radius from the smallest, the middle and the largest variance of each side.
@@ -677,15 +737,19 @@ GridChoice choose_grid(std::span<const Side* const> sides, double tolerance, dou
     for (Index i = 0; i < side->count; ++i)
       if (valid_variance(side->variances[at(i)])) sorted.push_back(i);
     if (sorted.empty()) continue;
-    std::stable_sort(sorted.begin(), sorted.end(), [&](Index i, Index j) { return side->variances[at(i)] < side->variances[at(j)]; });
+    std::stable_sort(sorted.begin(), sorted.end(), [&](Index i, Index j) {
+      return side->variances[at(i)] < side->variances[at(j)];
+    });
     samples.push_back({side, {sorted.front(), sorted[sorted.size() / 2], sorted.back()}});
   }
   GridChoice choice;
   double radius = 13;  // phi^(1/2) there is 3e-19 of its peak
   double refinement = 1;
   for (Index order = 64;;) {
-    // A panel of half-length h holds frequencies up to 4/h (growth e^7 on the ellipse of half-axis sqrt(3) h).
-    const double resolving = 2 * std::numbers::pi / (2 * std::sqrt(static_cast<double>(order)) + 9 + 4 / resolution);
+    // A panel of half-length h holds frequencies up to 4/h (growth e^7 on the ellipse of half-axis
+    // sqrt(3) h).
+    const double resolving =
+        2 * std::numbers::pi / (2 * std::sqrt(static_cast<double>(order)) + 9 + 4 / resolution);
     choice.grid = make_grid(order, refinement * std::min(step_for(order), resolving), radius);
     double remainder = 0;
     bool wide_enough = true, finite = true;
@@ -700,13 +764,16 @@ GridChoice choose_grid(std::span<const Side* const> sides, double tolerance, dou
       for (int o = 0; o < s.side->functions; ++o) {
         chunk_coefficients(choice.grid, values, o, a.data());
         chunk_coefficients(fine, fine_values, o, b.data());
-        remainder = std::max(remainder, remainder_of(b.data(), order, s.members.size(), second_fine.data() + o * kChunk));
+        remainder = std::max(remainder, remainder_of(b.data(), order, s.members.size(),
+                                                     second_fine.data() + o * kChunk));
         for (std::size_t lane = 0; lane < s.members.size(); ++lane) {
           double difference = 0;
-          for (Index l = 0; l < order; ++l) difference += std::pow(a[at(l * kChunk) + lane] - b[at(l * kChunk) + lane], 2);
+          for (Index l = 0; l < order; ++l)
+            difference += std::pow(a[at(l * kChunk) + lane] - b[at(l * kChunk) + lane], 2);
           const double norm = second_fine[at(o * kChunk) + lane];
           const double of_norm = std::abs(second[at(o * kChunk) + lane] - norm);
-          if (norm > 0) choice.error = std::max({choice.error, std::sqrt(difference / norm), of_norm / norm});
+          if (norm > 0)
+            choice.error = std::max({choice.error, std::sqrt(difference / norm), of_norm / norm});
         }
       }
     }
@@ -728,7 +795,8 @@ GridChoice choose_grid(std::span<const Side* const> sides, double tolerance, dou
 }
 
 /// Coefficients of one function by nodes of each row's own.
-bool coefficients_by_nodes(const Side& side, const GramRules& rules, bool column, Index order, std::span<const Index> members, Vector& second, double* out) {
+bool coefficients_by_nodes(const Side& side, const GramRules& rules, bool column, Index order,
+                           std::span<const Index> members, Vector& second, double* out) {
   std::fill_n(out, order * kChunk, 0.0);
   second.assign(at(kChunk), 0);
   bool finite = true;
@@ -755,7 +823,8 @@ bool coefficients_by_nodes(const Side& side, const GramRules& rules, bool column
     for (Index l = 0; l < order; ++l) {
       std::array<double, 8> sums{};
       std::size_t k = 0;
-      const double down = std::sqrt(static_cast<double>(l)), up = 1 / std::sqrt(static_cast<double>(l + 1));
+      const double down = std::sqrt(static_cast<double>(l)),
+                   up = 1 / std::sqrt(static_cast<double>(l + 1));
       for (; k + 8 <= n; k += 8)
         for (std::size_t i = 0; i < 8; ++i) {
           sums[i] += now[k + i] * values[k + i];
@@ -769,14 +838,17 @@ bool coefficients_by_nodes(const Side& side, const GramRules& rules, bool column
         before[k] = now[k];
         now[k] = next;
       }
-      out[at(l * kChunk) + lane] = ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+      out[at(l * kChunk) + lane] =
+          ((sums[0] + sums[1]) + (sums[2] + sums[3])) + ((sums[4] + sums[5]) + (sums[6] + sums[7]));
     }
   }
   return finite;
 }
 
-/// Kinks make coefficients decay slowly: as many as pay, an entry near the diagonal being worth a thousand rows of one term.
-GridChoice choose_order(const GramInput& input, const Side& left, const Side& right, double tolerance) {
+/// Kinks make coefficients decay slowly: as many as pay, an entry near the diagonal being worth a
+/// thousand rows of one term.
+GridChoice choose_order(const GramInput& input, const Side& left, const Side& right,
+                        double tolerance) {
   GridChoice choice;
   double least = std::numeric_limits<double>::infinity();
   for (const Index order : {256, 512, 1024, 2048}) {
@@ -784,7 +856,9 @@ GridChoice choose_order(const GramInput& input, const Side& left, const Side& ri
     Index singles = 0;
     for (Index j = 0; j < right.count; ++j)
       for (Index i = input.symmetric ? j : 0; i < left.count; ++i)
-        if (std::abs(correlation(left.variances[at(i)], right.variances[at(j)], input.covariance[i + j * input.leading])) > reach) ++singles;
+        if (std::abs(correlation(left.variances[at(i)], right.variances[at(j)],
+                                 input.covariance[i + j * input.leading])) > reach)
+          ++singles;
     // Seconds: points 50 sqrt(order), 1e-9 for each point and term; 3e-3 for an entry.
     const double rows = static_cast<double>(left.count + (input.symmetric ? 0 : right.count));
     const double cost = rows * 50e-9 * std::pow(terms, 1.5) + 3e-3 * static_cast<double>(singles);
@@ -796,7 +870,8 @@ GridChoice choose_order(const GramInput& input, const Side& left, const Side& ri
   return choice;
 }
 
-void fill_side(Side& side, const HermiteGrid& grid, const ParallelFor& parallel_for, const GramRules* rules, bool column) {
+void fill_side(Side& side, const HermiteGrid& grid, const ParallelFor& parallel_for,
+               const GramRules* rules, bool column) {
   side.order = grid.order;
   side.coefficients.assign(at(side.functions * side.chunks * side.order * kChunk), 0);
   side.second.assign(at(side.functions * side.count), 0);
@@ -804,11 +879,13 @@ void fill_side(Side& side, const HermiteGrid& grid, const ParallelFor& parallel_
   std::vector<char> finite(at(side.chunks), 1);
   parallel_for(side.chunks, [&](Index c) {
     std::vector<Index> members;
-    for (Index i = c * kChunk; i < std::min(side.count, (c + 1) * kChunk); ++i) members.push_back(i);
+    for (Index i = c * kChunk; i < std::min(side.count, (c + 1) * kChunk); ++i)
+      members.push_back(i);
     Vector second;
     ChunkValues values;
     if (rules) {
-      finite[at(c)] = coefficients_by_nodes(side, *rules, column, grid.order, members, second, side.chunk(0, c));
+      finite[at(c)] = coefficients_by_nodes(side, *rules, column, grid.order, members, second,
+                                            side.chunk(0, c));
     } else {
       values = chunk_values(side, grid, members, second);
       finite[at(c)] = values.finite && values.wide_enough;
@@ -822,10 +899,13 @@ void fill_side(Side& side, const HermiteGrid& grid, const ParallelFor& parallel_
         side.second[at(o * side.count + i)] = norm;
         if (!(norm > 0)) continue;
         double sum = 0;
-        for (Index l = 0; l < side.order; ++l) sum += coefficients[at(l * kChunk) + lane] * coefficients[at(l * kChunk) + lane];
+        for (Index l = 0; l < side.order; ++l)
+          sum += coefficients[at(l * kChunk) + lane] * coefficients[at(l * kChunk) + lane];
         double rest = std::max(0.0, norm - sum);
         for (Index l = side.order; l-- > 0;) {
-          if ((l + 1) % kTailStep == 0) side.tails[at((o * side.count + i) * side.tail_steps() + (l + 1) / kTailStep)] = std::sqrt(rest / norm);
+          if ((l + 1) % kTailStep == 0)
+            side.tails[at((o * side.count + i) * side.tail_steps() + (l + 1) / kTailStep)] =
+                std::sqrt(rest / norm);
           rest += coefficients[at(l * kChunk) + lane] * coefficients[at(l * kChunk) + lane];
         }
         side.tails[at((o * side.count + i) * side.tail_steps())] = 1;
@@ -836,7 +916,8 @@ void fill_side(Side& side, const HermiteGrid& grid, const ParallelFor& parallel_
 }
 
 /// sum_l left[l][lane] right[l][j] rho^l for kChunk lanes and 4 columns j, l < order.
-void sum_series(Index order, const double* left, const double* right, const double* rho, double* out) {
+void sum_series(Index order, const double* left, const double* right, const double* rho,
+                double* out) {
   constexpr Index kPacks = kChunk / static_cast<Index>(kLanes);
   constexpr Index kGroup = kPacks <= 4 ? kPacks : 4;
   for (Index p = 0; p < kPacks; p += kGroup) {
@@ -847,7 +928,8 @@ void sum_series(Index order, const double* left, const double* right, const doub
     for (Index l = order; l-- > 0;)
       for (Index g = 0; g < kGroup; ++g) {
         const Pack a = simd::load(left + l * kChunk + offset(g));
-        for (Index j = 0; j < 4; ++j) sum[g][j] = simd::mul_add(sum[g][j], r[g][j], a * right[l * kChunk + j]);
+        for (Index j = 0; j < 4; ++j)
+          sum[g][j] = simd::mul_add(sum[g][j], r[g][j], a * right[l * kChunk + j]);
       }
     for (Index g = 0; g < kGroup; ++g)
       for (Index j = 0; j < 4; ++j) simd::store(out + j * kChunk + offset(g), sum[g][j]);
@@ -864,7 +946,7 @@ struct SingleEntry {
   std::span<const double> scale;  ///< sqrt(E f^2 E g^2) per function
   double tolerance;
   Index limit;
-  double largest_step;            ///< at which two levels that agree may end it
+  double largest_step;  ///< at which two levels that agree may end it
 
   Vector values;
   double error = std::numeric_limits<double>::infinity();  ///< relative to the scale
@@ -872,7 +954,8 @@ struct SingleEntry {
   Index evaluations = 0;
 
   void run() {
-    const double sine = std::sqrt(std::max(0.0, (1 - rho) * (1 + rho))), root_a = std::sqrt(a), root_b = std::sqrt(b);
+    const double sine = std::sqrt(std::max(0.0, (1 - rho) * (1 + rho))), root_a = std::sqrt(a),
+                 root_b = std::sqrt(b);
     const bool line = sine == 0;
     Vector sums(at(functions)), before, x, outer, y, inner;
     std::vector<double> weights;
@@ -890,7 +973,9 @@ struct SingleEntry {
         const double z = static_cast<double>(k) * h;
         const bool all = before.empty() || k % 2 != 0;
         if (line && !all) continue;
-        const auto reach = line ? 0 : static_cast<Index>(std::floor(std::sqrt(std::max(0.0, radius * radius - z * z)) / h));
+        const auto reach = line ? 0
+                                : static_cast<Index>(std::floor(
+                                      std::sqrt(std::max(0.0, radius * radius - z * z)) / h));
         y.clear();
         weights.clear();
         for (Index m = -reach; m <= reach; ++m) {
@@ -917,7 +1002,9 @@ struct SingleEntry {
         for (int o = 0; o < functions; ++o)
           if (scale[at(o)] > 0 || values[at(o)] != 0) {
             const double difference = std::abs(values[at(o)] - before[at(o)]);
-            error = std::max(error, std::isfinite(difference) && scale[at(o)] > 0 ? difference / scale[at(o)] : std::numeric_limits<double>::infinity());
+            error = std::max(error, std::isfinite(difference) && scale[at(o)] > 0
+                                        ? difference / scale[at(o)]
+                                        : std::numeric_limits<double>::infinity());
           }
         converged = error <= tolerance && h <= largest_step;
       }
@@ -928,14 +1015,18 @@ struct SingleEntry {
 
 }  // namespace
 
-GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, const UnaryFunctions& g, int functions,
-                           std::span<double> values, const ParallelFor& parallel_for, const GramOptions& options) {
+GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, const UnaryFunctions& g,
+                           int functions, std::span<double> values, const ParallelFor& parallel_for,
+                           const GramOptions& options) {
   const Index P = input.rows, Q = input.columns;
-  TPLIMIT_CHECK(functions >= 1 && P >= 0 && Q >= 0 && static_cast<Index>(values.size()) == P * Q * functions,
-                "room for {} x {} x {} values, not {}", P, Q, functions, values.size());
-  TPLIMIT_CHECK(static_cast<Index>(input.row_variances.size()) == P && static_cast<Index>(input.column_variances.size()) == Q && input.leading >= P,
+  TPLIMIT_CHECK(
+      functions >= 1 && P >= 0 && Q >= 0 && static_cast<Index>(values.size()) == P * Q * functions,
+      "room for {} x {} x {} values, not {}", P, Q, functions, values.size());
+  TPLIMIT_CHECK(static_cast<Index>(input.row_variances.size()) == P &&
+                    static_cast<Index>(input.column_variances.size()) == Q && input.leading >= P,
                 "variances of {} rows and {} columns", P, Q);
-  TPLIMIT_CHECK(!input.symmetric || (P == Q && !g), "a symmetric matrix is square and of one function");
+  TPLIMIT_CHECK(!input.symmetric || (P == Q && !g),
+                "a symmetric matrix is square and of one function");
   GramResult result;
   if (P == 0 || Q == 0) return result;
   // Parseval's remainder is a difference: below this its rounding decides.
@@ -955,10 +1046,14 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
   if (!input.symmetric) other = make_side(input.column_variances, g ? g : f);
   Side& right = input.symmetric ? left : other;
   const std::array<const Side*, 2> both = {&left, &right};
-  const GridChoice choice = options.rules ? choose_order(input, left, right, tolerance) : choose_grid(std::span(both).first(input.symmetric ? 1 : 2), tolerance, input.resolution);
+  const GridChoice choice = options.rules
+                                ? choose_order(input, left, right, tolerance)
+                                : choose_grid(std::span(both).first(input.symmetric ? 1 : 2),
+                                              tolerance, input.resolution);
   fill_side(left, choice.grid, parallel_for, options.rules, false);
   if (!input.symmetric) fill_side(right, choice.grid, parallel_for, options.rules, true);
-  const double grid_error = left.finite && right.finite ? 2 * choice.error : std::numeric_limits<double>::infinity();
+  const double grid_error =
+      left.finite && right.finite ? 2 * choice.error : std::numeric_limits<double>::infinity();
   const Index order = choice.grid.order;
 
   struct Part {
@@ -971,7 +1066,8 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
     const Index ci = tile % left.chunks, cj = tile / left.chunks;
     if (input.symmetric && ci < cj) return;
     Part& part = parts[at(tile)];
-    const Index i0 = ci * kChunk, i1 = std::min(P, i0 + kChunk), j0 = cj * kChunk, j1 = std::min(Q, j0 + kChunk);
+    const Index i0 = ci * kChunk, i1 = std::min(P, i0 + kChunk), j0 = cj * kChunk,
+                j1 = std::min(Q, j0 + kChunk);
     alignas(simd::kBytes) double rho[kChunk * kChunk] = {};
     alignas(simd::kBytes) double sums[kChunk * kChunk];
     bool bad[kChunk * kChunk] = {};
@@ -979,11 +1075,13 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
     for (Index j = j0; j < j1; ++j)
       for (Index i = i0; i < i1; ++i) {
         if (input.symmetric && i < j) continue;
-        const double a = input.row_variances[at(i)], b = input.column_variances[at(j)], c = input.covariance[i + j * input.leading];
+        const double a = input.row_variances[at(i)], b = input.column_variances[at(j)],
+                     c = input.covariance[i + j * input.leading];
         const std::size_t slot = at(i - i0 + (j - j0) * kChunk);
         double r = a == 0 || b == 0 ? 0 : correlation(a, b, c);
         const double excess = (std::abs(r) - 1) * (std::abs(r) + 1);
-        bad[slot] = !valid_variance(a) || !valid_variance(b) || !(excess <= kLargestExcess) || ((a == 0 || b == 0) && c != 0);
+        bad[slot] = !valid_variance(a) || !valid_variance(b) || !(excess <= kLargestExcess) ||
+                    ((a == 0 || b == 0) && c != 0);
         if (bad[slot]) {
           part.status.merge({0, at(i + j * P), false});
           continue;
@@ -1021,7 +1119,9 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
       double worst = bound(o, terms / kTailStep);
       const bool doubtful = worst > 0.5 * tolerance || grid_error > 0.5 * tolerance;
       if (doubtful) worst = 0;
-      for (Index j = 0; j < kChunk; j += 4) sum_series(terms, left.chunk(o, ci), right.chunk(o, cj) + j, rho + j * kChunk, sums + j * kChunk);
+      for (Index j = 0; j < kChunk; j += 4)
+        sum_series(terms, left.chunk(o, ci), right.chunk(o, cj) + j, rho + j * kChunk,
+                   sums + j * kChunk);
       for (Index j = j0; j < j1; ++j)
         for (Index i = i0; i < i1; ++i) {
           if (input.symmetric && i < j) continue;
@@ -1030,7 +1130,9 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
           values[at(i + j * P + o * P * Q)] = value;
           if (input.symmetric) values[at(j + i * P + o * P * Q)] = value;
           if (bad[slot] || !doubtful) continue;
-          const double own = std::pow(std::abs(rho[slot]), static_cast<double>(terms)) * left.tail(o, i, terms / kTailStep) * right.tail(o, j, terms / kTailStep);
+          const double own = std::pow(std::abs(rho[slot]), static_cast<double>(terms)) *
+                             left.tail(o, i, terms / kTailStep) *
+                             right.tail(o, j, terms / kTailStep);
           if (own > 0.5 * tolerance || grid_error > 0.5 * tolerance)
             needs_single[slot] = true;
           else
@@ -1053,7 +1155,8 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
     result.largest_error = std::max(result.largest_error, part.error);
     singles.insert(singles.end(), part.singles.begin(), part.singles.end());
   }
-  result.evaluations = (left.count + (input.symmetric ? 0 : right.count)) * (2 * choice.grid.half - 1);
+  result.evaluations =
+      (left.count + (input.symmetric ? 0 : right.count)) * (2 * choice.grid.half - 1);
 
   result.single_entries = static_cast<Index>(singles.size());
   struct SingleReport {
@@ -1065,20 +1168,33 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
   const auto integrate_single = [&](Index s) {
     const auto [i, j] = singles[at(s)];
     Vector scale(at(functions));
-    for (int o = 0; o < functions; ++o) scale[at(o)] = std::sqrt(left.moment(o, i)) * std::sqrt(right.moment(o, j));
+    for (int o = 0; o < functions; ++o)
+      scale[at(o)] = std::sqrt(left.moment(o, i)) * std::sqrt(right.moment(o, j));
     const double a = input.row_variances[at(i)], b = input.column_variances[at(j)];
     double rho = a == 0 || b == 0 ? 0 : correlation(a, b, input.covariance[i + j * input.leading]);
     rho = std::clamp(rho, -1.0, 1.0);
     if (options.rules) {
       const auto [value, error] = options.rules->entry(i, j, rho);
       // The scale of an error that is printed for all entries.
-      reports[at(s)] = {scale[0] > 0 ? error / scale[0] : value == 0 ? 0 : std::numeric_limits<double>::infinity(), error <= 1e-8 * scale[0], 1};
+      reports[at(s)] = {scale[0] > 0 ? error / scale[0]
+                        : value == 0 ? 0
+                                     : std::numeric_limits<double>::infinity(),
+                        error <= 1e-8 * scale[0], 1};
       values[at(i + j * P)] = value;
       if (input.symmetric) values[at(j + i * P)] = value;
       return;
     }
-    SingleEntry entry{a, b, rho, left.f, right.f, functions, choice.grid.radius > 13 ? choice.grid.radius : kRadius, scale, tolerance,
-                      options.max_evaluations / result.single_entries, 2 * std::numbers::pi / (9 + 8 / input.resolution)};
+    SingleEntry entry{a,
+                      b,
+                      rho,
+                      left.f,
+                      right.f,
+                      functions,
+                      choice.grid.radius > 13 ? choice.grid.radius : kRadius,
+                      scale,
+                      tolerance,
+                      options.max_evaluations / result.single_entries,
+                      2 * std::numbers::pi / (9 + 8 / input.resolution)};
     entry.run();
     reports[at(s)] = {entry.error, entry.converged, entry.evaluations};
     for (int o = 0; o < functions; ++o) {

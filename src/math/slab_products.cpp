@@ -19,7 +19,7 @@ static_assert(kStep == kVectorStep && kStep == kColumnBlock);
 
 /// Rows of a slab that are handled at once: all of them where registers are wide.
 template <class T>
-constexpr Index kTileRows = kRowPacks * kLanesOf<T>;
+constexpr Index kTileRows = kRowPacks* kLanesOf<T>;
 
 }  // namespace
 
@@ -36,13 +36,15 @@ void add_slab_product(const T* a, Index columns, const T* x, Index vectors, doub
           for (int r = 0; r < kRowPacks; ++r) left[r] = load(a + (k + b) * h + i + r * lanes);
           for (int j = 0; j < kStep; ++j) {
             const PackOf<T> weight = splat(weights[j * kStep + b]);
-            for (int r = 0; r < kRowPacks; ++r) sum[r][j] = simd::mul_add(left[r], weight, sum[r][j]);
+            for (int r = 0; r < kRowPacks; ++r)
+              sum[r][j] = simd::mul_add(left[r], weight, sum[r][j]);
           }
         }
       }
       for (int j = 0; j < kStep; ++j)
         for (int r = 0; r < kRowPacks; ++r)
-          for (int l = 0; l < lanes; ++l) y[(p + j) * h + i + r * lanes + l] += static_cast<double>(sum[r][j][l]);
+          for (int l = 0; l < lanes; ++l)
+            y[(p + j) * h + i + r * lanes + l] += static_cast<double>(sum[r][j][l]);
     }
 }
 
@@ -55,10 +57,12 @@ void add_transposed_slab_product(const T* a, Index columns, const T* d, Index ve
       PackOf<T> sum[kColumnStep] = {};
       for (Index i = 0; i < h; ++i) {
         const PackOf<T> right = load(d + i * vectors + p);
-        for (Index c = 0; c < kColumnStep; ++c) sum[c] = simd::mul_add(splat(a[(k + c) * h + i]), right, sum[c]);
+        for (Index c = 0; c < kColumnStep; ++c)
+          sum[c] = simd::mul_add(splat(a[(k + c) * h + i]), right, sum[c]);
       }
       for (Index c = 0; c < kColumnStep; ++c)
-        for (int l = 0; l < lanes; ++l) y[(k + c) * vectors + p + l] += static_cast<double>(sum[c][l]);
+        for (int l = 0; l < lanes; ++l)
+          y[(k + c) * vectors + p + l] += static_cast<double>(sum[c][l]);
     }
 }
 
@@ -68,9 +72,11 @@ void add_slab_update(T* a, Index columns, const T* d, const T* x, Index vectors)
   for (Index k = 0; k < columns; k += kStep)
     for (Index i = 0; i < h; i += kTileRows<T>) {
       T* tile = a + k * h + i;
-      // The tile after next, or where it would be: the latency of the memory does not hide behind short sums.
+      // The tile after next, or where it would be: the latency of the memory does not hide behind
+      // short sums.
       for (int c = 0; c < kStep; ++c)
-        for (int r = 0; r < kRowPacks; ++r) __builtin_prefetch(tile + (2 * kStep + c) * h + r * lanes, 1);
+        for (int r = 0; r < kRowPacks; ++r)
+          __builtin_prefetch(tile + (2 * kStep + c) * h + r * lanes, 1);
       PackOf<T> sum[kStep][kRowPacks] = {};
       for (Index p = 0; p < vectors; ++p) {
         PackOf<T> left[kRowPacks];
@@ -81,7 +87,8 @@ void add_slab_update(T* a, Index columns, const T* d, const T* x, Index vectors)
         }
       }
       for (int c = 0; c < kStep; ++c)
-        for (int r = 0; r < kRowPacks; ++r) store(tile + c * h + r * lanes, load(tile + c * h + r * lanes) + sum[c][r]);
+        for (int r = 0; r < kRowPacks; ++r)
+          store(tile + c * h + r * lanes, load(tile + c * h + r * lanes) + sum[c][r]);
     }
 }
 

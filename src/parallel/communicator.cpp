@@ -13,8 +13,13 @@ class SingleProcess final : public Communicator {
  public:
   [[nodiscard]] int rank() const override { return 0; }
   [[nodiscard]] int size() const override { return 1; }
-  [[nodiscard]] int threads() const override { return static_cast<int>(std::max(1u, std::thread::hardware_concurrency())); }
-  [[nodiscard]] double memory() const override { return static_cast<double>(sysconf(_SC_PHYS_PAGES)) * static_cast<double>(sysconf(_SC_PAGE_SIZE)); }
+  [[nodiscard]] int threads() const override {
+    return static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
+  }
+  [[nodiscard]] double memory() const override {
+    return static_cast<double>(sysconf(_SC_PHYS_PAGES)) *
+           static_cast<double>(sysconf(_SC_PAGE_SIZE));
+  }
   void sum(std::span<double>) const override {}
   void broadcast(std::span<std::byte>, int) const override {}
   [[nodiscard]] Traffic traffic() const override { return {}; }

@@ -6,8 +6,9 @@
 
 namespace tplimit {
 
-/// This process as one of those that `mpirun` started, from the beginning of `main` to its end; built without MPI, the only one.
-/// Rank 0 alone speaks: standard output and standard error of the others lead nowhere, but for what `abandon` says.
+/// This process as one of those that `mpirun` started, from the beginning of `main` to its end;
+/// built without MPI, the only one. Rank 0 alone speaks: standard output and standard error of the
+/// others lead nowhere, but for what `abandon` says.
 class Session {
  public:
   Session(int* argc, char*** argv);
@@ -18,7 +19,8 @@ class Session {
   [[nodiscard]] const Communicator& ranks() const;
   /// The orderly end, for every rank to call: all return the exit code of rank 0.
   int finish(int code);
-  /// The end of all ranks because this one cannot go on: says why on standard error.  Returns `code` if there is no other rank, else never.
+  /// The end of all ranks because this one cannot go on: says why on standard error.  Returns
+  /// `code` if there is no other rank, else never.
   int abandon(int code, std::string_view why);
 };
 

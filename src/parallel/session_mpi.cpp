@@ -24,11 +24,13 @@ void require(int code, const char* what) {
   char text[MPI_MAX_ERROR_STRING];
   int length = 0;
   MPI_Error_string(code, text, &length);
-  throw InternalError(fmt::format("{}: {}", what, std::string_view(text, static_cast<std::size_t>(length))));
+  throw InternalError(
+      fmt::format("{}: {}", what, std::string_view(text, static_cast<std::size_t>(length))));
 }
 
-/// Messages are sent from process to process, not by MPI's own reductions: their order of addition is the library's choice, and
-/// nothing promises the same bits on all ranks (docs/decisions/0010-mpi.md).
+/// Messages are sent from process to process, not by MPI's own reductions: their order of addition
+/// is the library's choice, and nothing promises the same bits on all ranks
+/// (docs/decisions/0010-mpi.md).
 class MpiCommunicator final : public Communicator {
  public:
   MpiCommunicator() {
@@ -38,10 +40,12 @@ class MpiCommunicator final : public Communicator {
     MPI_Comm_size(all_, &size_);
     MPI_Comm node;
     int here = 1;
-    require(MPI_Comm_split_type(all_, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node), "MPI_Comm_split_type");
+    require(MPI_Comm_split_type(all_, MPI_COMM_TYPE_SHARED, 0, MPI_INFO_NULL, &node),
+            "MPI_Comm_split_type");
     MPI_Comm_size(node, &here);
     MPI_Comm_free(&node);
-    // mpirun may have bound this process to some cores; ranks of one machine that are not bound share all of them.
+    // mpirun may have bound this process to some cores; ranks of one machine that are not bound
+    // share all of them.
     int cores = std::max(1, single_process().threads() / here);
     cpu_set_t bound;
     if (sched_getaffinity(0, sizeof bound, &bound) == 0) cores = std::min(cores, CPU_COUNT(&bound));
@@ -70,23 +74,31 @@ class MpiCommunicator final : public Communicator {
   }
 
  private:
-  /// What every message begins with: ranks that do not make the same calls must not add each other's numbers.
+  /// What every message begins with: ranks that do not make the same calls must not add each
+  /// other's numbers.
   struct Header {
     std::uint64_t call, kind, bytes;
     bool operator==(const Header&) const = default;
   };
 
-  /// Combines the values of all ranks, the same way on each, with an operation for which a . b has the bits of b . a.
+  /// Combines the values of all ranks, the same way on each, with an operation for which a . b has
+  /// the bits of b . a.
   ///
-  /// All pairs of a power of two of ranks exchange and combine; what is beyond the power of two gives its values to a neighbour first.  Every
-  /// call sends the same messages whatever it is for: ranks that do not make the same calls meet in the first of them that differs, and never wait for ever.
+  /// All pairs of a power of two of ranks exchange and combine; what is beyond the power of two
+  /// gives its values to a neighbour first.  Every call sends the same messages whatever it is for:
+  /// ranks that do not make the same calls meet in the first of them that differs, and never wait
+  /// for ever.
   template <class T, class Operation>
   void combine(char kind, std::span<T> values, Operation operation) const {
     begin(kind, values.size_bytes());
     std::vector<T> other(values.size());
-    const std::span<std::byte> own = std::as_writable_bytes(values), theirs = std::as_writable_bytes(std::span(other));
-    const auto add = [&] { std::transform(values.begin(), values.end(), other.begin(), values.begin(), operation); };
-    const int paired = static_cast<int>(std::bit_floor(static_cast<unsigned>(size_))), rest = size_ - paired;
+    const std::span<std::byte> own = std::as_writable_bytes(values),
+                               theirs = std::as_writable_bytes(std::span(other));
+    const auto add = [&] {
+      std::transform(values.begin(), values.end(), other.begin(), values.begin(), operation);
+    };
+    const int paired = static_cast<int>(std::bit_floor(static_cast<unsigned>(size_))),
+              rest = size_ - paired;
     const bool doubled = rank_ < 2 * rest;
     if (doubled && rank_ % 2 == 0) {
       send(own, rank_ + 1);
@@ -120,7 +132,8 @@ class MpiCommunicator final : public Communicator {
     header_ = {header_.call + 1, static_cast<std::uint64_t>(kind), bytes};
     outgoing_.resize(sizeof(Header) + bytes);
     incoming_.resize(sizeof(Header) + bytes);
-    TPLIMIT_CHECK(outgoing_.size() <= 0x7fffffff, "a message of {} bytes is too long for MPI", outgoing_.size());
+    TPLIMIT_CHECK(outgoing_.size() <= 0x7fffffff, "a message of {} bytes is too long for MPI",
+                  outgoing_.size());
   }
   void pack(std::span<const std::byte> bytes) const {
     std::memcpy(outgoing_.data(), &header_, sizeof(Header));
@@ -131,30 +144,38 @@ class MpiCommunicator final : public Communicator {
     int length = 0;
     if (code == MPI_SUCCESS) {
       MPI_Get_count(&status, MPI_BYTE, &length);
-      if (static_cast<std::size_t>(length) >= sizeof(Header)) std::memcpy(&theirs, incoming_.data(), sizeof(Header));
+      if (static_cast<std::size_t>(length) >= sizeof(Header))
+        std::memcpy(&theirs, incoming_.data(), sizeof(Header));
     } else {
       int kind = code;
       MPI_Error_class(code, &kind);
-      if (kind != MPI_ERR_TRUNCATE) require(code, "receiving");  // a longer message comes from another call
+      if (kind != MPI_ERR_TRUNCATE)
+        require(code, "receiving");  // a longer message comes from another call
     }
     if (theirs != header_)
-      throw InternalError(fmt::format("out of step with rank {} at message {}: do all ranks run one build of tplimit, on processors of one kind?", from, header_.call));
+      throw InternalError(
+          fmt::format("out of step with rank {} at message {}: do all ranks run one build of "
+                      "tplimit, on processors of one kind?",
+                      from, header_.call));
     std::copy_n(incoming_.begin() + sizeof(Header), bytes.size(), bytes.begin());
   }
   void send(std::span<const std::byte> bytes, int to) const {
     pack(bytes);
-    require(MPI_Send(outgoing_.data(), static_cast<int>(outgoing_.size()), MPI_BYTE, to, 0, all_), "sending");
+    require(MPI_Send(outgoing_.data(), static_cast<int>(outgoing_.size()), MPI_BYTE, to, 0, all_),
+            "sending");
   }
   void receive(std::span<std::byte> bytes, int from) const {
     MPI_Status status;
-    const int code = MPI_Recv(incoming_.data(), static_cast<int>(incoming_.size()), MPI_BYTE, from, 0, all_, &status);
+    const int code = MPI_Recv(incoming_.data(), static_cast<int>(incoming_.size()), MPI_BYTE, from,
+                              0, all_, &status);
     unpack(bytes, code, status, from);
   }
   void exchange(std::span<const std::byte> own, std::span<std::byte> other, int with) const {
     pack(own);
     MPI_Status status;
-    const int code = MPI_Sendrecv(outgoing_.data(), static_cast<int>(outgoing_.size()), MPI_BYTE, with, 0, incoming_.data(),
-                                  static_cast<int>(incoming_.size()), MPI_BYTE, with, 0, all_, &status);
+    const int code = MPI_Sendrecv(outgoing_.data(), static_cast<int>(outgoing_.size()), MPI_BYTE,
+                                  with, 0, incoming_.data(), static_cast<int>(incoming_.size()),
+                                  MPI_BYTE, with, 0, all_, &status);
     unpack(other, code, status, with);
   }
 
@@ -178,7 +199,8 @@ Session::Session(int* argc, char*** argv) {
   heard = ::fdopen(::dup(STDERR_FILENO), "w");
   communicator.emplace();
   if (communicator->rank() == 0) return;
-  if (!std::freopen("/dev/null", "w", stdout) || !std::freopen("/dev/null", "w", stderr)) std::abort();
+  if (!std::freopen("/dev/null", "w", stdout) || !std::freopen("/dev/null", "w", stderr))
+    std::abort();
 }
 
 Session::~Session() {
@@ -201,7 +223,8 @@ int Session::abandon(int code, std::string_view why) {
     fmt::print(stderr, "tplimit: {}\n", why);
     return code;
   }
-  fmt::print(heard, "tplimit: rank {} of {}: {}\n", communicator->rank(), communicator->size(), why);
+  fmt::print(heard, "tplimit: rank {} of {}: {}\n", communicator->rank(), communicator->size(),
+             why);
   std::fflush(heard);
   MPI_Abort(MPI_COMM_WORLD, code);
   std::abort();

@@ -17,8 +17,10 @@ using namespace ir;
 
 std::string to_string(const Ablations& a) {
   std::vector<std::string> parts;
-  if (a.no_correction) parts.emplace_back("no correction terms");
-  else if (!a.decouple.empty()) parts.push_back(fmt::format("{} decoupled", fmt::join(a.decouple, ", ")));
+  if (a.no_correction)
+    parts.emplace_back("no correction terms");
+  else if (!a.decouple.empty())
+    parts.push_back(fmt::format("{} decoupled", fmt::join(a.decouple, ", ")));
   if (a.lazy) parts.emplace_back("lazy training");
   return fmt::format("{}", fmt::join(parts, ", "));
 }
@@ -53,7 +55,8 @@ class Rewriting {
       e.difference = b_.minus(e.left, e.right);
       out_.expectations.push_back(e);
     }
-    for (const auto& [from, to] : {std::pair{&in_.names, &out_.names}, std::pair{&in_.predictions, &out_.predictions}})
+    for (const auto& [from, to] :
+         {std::pair{&in_.names, &out_.names}, std::pair{&in_.predictions, &out_.predictions}})
       for (NamedValue value : *from) {
         value.value = of(value.value);
         if (value.of.valid()) value.of = of(value.of);
@@ -91,7 +94,8 @@ class Decoupling : Rewriting {
       const auto* product = std::get_if<MatMul>(&node.op);
       if (product && product->transposed)
         if (const auto it = copies.find(node.in[0]); it != copies.end()) in[0] = it->second;
-      if (const auto* g = std::get_if<GaussianMatrix>(&node.op); g && copy_of.contains(g->source.value)) {
+      if (const auto* g = std::get_if<GaussianMatrix>(&node.op);
+          g && copy_of.contains(g->source.value)) {
         copies[{k}] = b_.add(GaussianMatrix{copy_of.at(g->source.value)}, {});
       } else if (node.type.matrix && !node.in.empty()) {
         if (const auto it = copies.find(node.in[0]); it != copies.end()) {
@@ -116,23 +120,39 @@ class Linearisation : Rewriting {
 
   Result<Program> run() {
     if (in_.predictions.empty())
-      return Diagnostic{Severity::kError, "E2149", "lazy training needs to know the output of the network", {}, "", "it is the first argument of mse: train with mse(f, y)", {}, false};
+      return Diagnostic{Severity::kError,
+                        "E2149",
+                        "lazy training needs to know the output of the network",
+                        {},
+                        "",
+                        "it is the first argument of mse: train with mse(f, y)",
+                        {},
+                        false};
     find_predictions();
     tangent_.resize(in_.size());
     changed_.assign(in_.size(), false);
     for (std::uint32_t k = 0; k < in_.size(); ++k) {
       const Node& node = in_.nodes[k];
       b_.set_origin(node.span, node.context);
-      if (node.type.matrix) matrix(k, node);
-      else value(k, node);
-      changed_[k] = is_change({k}) || std::holds_alternative<UpdateMatrix>(node.op) || std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return changed_[in.value]; });
+      if (node.type.matrix)
+        matrix(k, node);
+      else
+        value(k, node);
+      changed_[k] = is_change({k}) || std::holds_alternative<UpdateMatrix>(node.op) ||
+                    std::any_of(node.in.begin(), node.in.end(),
+                                [&](NodeId in) { return changed_[in.value]; });
       if (error_) return *error_;
     }
     // A parameter without a width axis has moved visibly.
-    const auto is_moved_parameter = [&](NodeId id) { return structure_[id.value].leaf && !in_[id].type.width && !prediction_[id.value] && tangent_[id.value].valid(); };
+    const auto is_moved_parameter = [&](NodeId id) {
+      return structure_[id.value].leaf && !in_[id].type.width && !prediction_[id.value] &&
+             tangent_[id.value].valid();
+    };
     const auto reported = [&](NodeId id, Span span) {
-      if (is_moved_parameter(id)) map_[id.value] = b_.plus(map_[id.value], std::exchange(tangent_[id.value], {}));
-      else check_reported(id, span);
+      if (is_moved_parameter(id))
+        map_[id.value] = b_.plus(map_[id.value], std::exchange(tangent_[id.value], {}));
+      else
+        check_reported(id, span);
     };
     for (const Report& report : in_.reports)
       for (const auto& entry : report.entries) reported(entry.value, report.span);
@@ -145,39 +165,54 @@ class Linearisation : Rewriting {
  private:
   // ---- which values are outputs
 
-  /// What a value computes, whatever the data and the versions of the parameters: equal for the output on other samples, at other
-  /// times, or written once more.  Multiples of finite values and rearrangements are linear and are looked through.
+  /// What a value computes, whatever the data and the versions of the parameters: equal for the
+  /// output on other samples, at other times, or written once more.  Multiples of finite values and
+  /// rearrangements are linear and are looked through.
   struct Structure {
     std::uint64_t key = 0;  ///< 0: nothing but constants
     bool leaf = false;      ///< a parameter or random value itself
     friend bool operator==(const Structure&, const Structure&) = default;
   };
-  [[nodiscard]] bool is_change(NodeId id) const { return std::holds_alternative<Change>(in_[id].op); }
+  [[nodiscard]] bool is_change(NodeId id) const {
+    return std::holds_alternative<Change>(in_[id].op);
+  }
   [[nodiscard]] Structure structure_of(std::uint32_t k) const {
     const Node& node = in_.nodes[k];
     const auto of = [&](std::size_t i) { return structure_[node.in[i].value]; };
     const auto mixed = [&](std::uint64_t tag, bool ordered) {
       std::uint64_t key = mix_key(tag, node.op.index() + 1);
-      for (std::size_t i = 0; i < node.in.size(); ++i) key = ordered ? mix_key(key, of(i).key) : key + mix_key(tag, of(i).key);
+      for (std::size_t i = 0; i < node.in.size(); ++i)
+        key = ordered ? mix_key(key, of(i).key) : key + mix_key(tag, of(i).key);
       return Structure{key, false};
     };
-    const auto product = [](const Structure& a, const Structure& b) { return mix_key(4, a.key) + mix_key(4, b.key); };
+    const auto product = [](const Structure& a, const Structure& b) {
+      return mix_key(4, a.key) + mix_key(4, b.key);
+    };
     bool constant = !node.in.empty();
     for (std::size_t i = 0; i < node.in.size(); ++i) constant = constant && of(i).key == 0;
     return std::visit(
         overloaded{
             [&](const Constant&) { return Structure{}; },
-            [&](const StandardNormal& s) { return Structure{mix_key(1, s.source.value), true}; },
-            [&](const GaussianMatrix& s) { return Structure{mix_key(1, s.source.value), true}; },
-            [&](const Parameter& p) { return constant ? Structure{mix_key(2, p.index), true} : of(0); },
-            [&](const UpdateMatrix&) { return of(0); }, [&](const ScaleMatrix&) { return of(0); },
+            [&](const StandardNormal& s) {
+              return Structure{mix_key(1, s.source.value), true};
+            },
+            [&](const GaussianMatrix& s) {
+              return Structure{mix_key(1, s.source.value), true};
+            },
+            [&](const Parameter& p) {
+              return constant ? Structure{mix_key(2, p.index), true} : of(0);
+            },
+            [&](const UpdateMatrix&) { return of(0); },
+            [&](const ScaleMatrix&) { return of(0); },
             [&](const Map& m) {
               if (constant) return Structure{};
               if (m.fn == Fn::kAdd || m.fn == Fn::kSub)  // a version of a parameter
                 for (const std::size_t i : {0u, 1u})
                   if (is_change(node.in[1 - i])) return of(i);
               if (m.fn == Fn::kMul) return Structure{product(of(0), of(1)), false};
-              return mixed(mix_key(static_cast<std::uint64_t>(m.fn), std::bit_cast<std::uint64_t>(m.parameter)), m.fn != Fn::kAdd);
+              return mixed(mix_key(static_cast<std::uint64_t>(m.fn),
+                                   std::bit_cast<std::uint64_t>(m.parameter)),
+                           m.fn != Fn::kAdd);
             },
             [&](const Concat&) {
               for (std::size_t i = 1; i < node.in.size(); ++i)
@@ -185,21 +220,30 @@ class Linearisation : Rewriting {
               return of(0);
             },
             [&](const Scale& c) {  // before a function acts on it, a multiple is another value
-              return node.type.width && !constant && !of(0).leaf ? Structure{mix_key(mix_key(6, std::bit_cast<std::uint64_t>(c.factor)), of(0).key), false} : of(0);
+              return node.type.width && !constant && !of(0).leaf
+                         ? Structure{mix_key(mix_key(6, std::bit_cast<std::uint64_t>(c.factor)),
+                                             of(0).key),
+                                     false}
+                         : of(0);
             },
-            [&](const Average&) { return constant ? Structure{} : Structure{mix_key(3, of(0).key), false}; },
+            [&](const Average&) {
+              return constant ? Structure{} : Structure{mix_key(3, of(0).key), false};
+            },
             [&](const Contract& c) {
               if (constant) return Structure{};
-              if (c.average && c.contracted == 0) return Structure{mix_key(3, product(of(0), of(1))), false};  // E(a b)
+              if (c.average && c.contracted == 0)
+                return Structure{mix_key(3, product(of(0), of(1))), false};  // E(a b)
               return mixed(c.average, false);
             },
             [&](const MatMul& m) { return mixed(m.transposed, true); },
             [&](const auto& op) {
               using T = std::decay_t<decltype(op)>;
-              if constexpr (std::is_same_v<T, Gather> || std::is_same_v<T, Permute> || std::is_same_v<T, Reshape> || std::is_same_v<T, Expand> ||
+              if constexpr (std::is_same_v<T, Gather> || std::is_same_v<T, Permute> ||
+                            std::is_same_v<T, Reshape> || std::is_same_v<T, Expand> ||
                             std::is_same_v<T, Stop> || std::is_same_v<T, Change>)
                 return of(0);
-              else return constant ? Structure{} : mixed(5, true);
+              else
+                return constant ? Structure{} : mixed(5, true);
             },
         },
         node.op);
@@ -211,9 +255,11 @@ class Linearisation : Rewriting {
     const auto* c = std::get_if<Contract>(&node.op);
     const std::vector<NodeId>* factors = c && c->average ? &node.in : nullptr;
     if (std::holds_alternative<Average>(node.op))
-      if (const auto* m = std::get_if<Map>(&in_[node.in[0]].op); m && m->fn == Fn::kMul) factors = &in_[node.in[0]].in;
+      if (const auto* m = std::get_if<Map>(&in_[node.in[0]].op); m && m->fn == Fn::kMul)
+        factors = &in_[node.in[0]].in;
     if (!factors) return {};
-    const bool first = structure_[(*factors)[0].value].leaf, second = structure_[(*factors)[1].value].leaf;
+    const bool first = structure_[(*factors)[0].value].leaf,
+               second = structure_[(*factors)[1].value].leaf;
     return first == second ? NodeId{} : (*factors)[first ? 0 : 1];
   }
 
@@ -225,7 +271,9 @@ class Linearisation : Rewriting {
     while (!stack.empty()) {
       const NodeId id = stack.back();
       stack.pop_back();
-      if (in_[id].type.width || in_[id].type.matrix || (!past_outputs && prediction_[id.value]) || !seen.insert(id).second) continue;
+      if (in_[id].type.width || in_[id].type.matrix || (!past_outputs && prediction_[id.value]) ||
+          !seen.insert(id).second)
+        continue;
       f(id);
       if (!is_change(id)) stack.insert(stack.end(), in_[id].in.begin(), in_[id].in.end());
     }
@@ -251,12 +299,15 @@ class Linearisation : Rewriting {
       stack.pop_back();
       if (!looked_at.insert(id).second) continue;
       bool output = named.contains(id);
-      each_finite_behind(id, true, [&](NodeId behind) { output = output || readout_of(behind).valid(); });
+      each_finite_behind(id, true,
+                         [&](NodeId behind) { output = output || readout_of(behind).valid(); });
       if (!output) continue;
       keys.insert(structure_[id.value].key);
       const auto* m = std::get_if<Map>(&in_[id].op);
-      if (m && (m->fn == Fn::kAdd || m->fn == Fn::kSub)) stack.insert(stack.end(), in_[id].in.begin(), in_[id].in.end());
-      else if (in_[id].in.size() == 1 && structure_[in_[id].in[0].value] == structure_[id.value]) stack.push_back(in_[id].in[0]);
+      if (m && (m->fn == Fn::kAdd || m->fn == Fn::kSub))
+        stack.insert(stack.end(), in_[id].in.begin(), in_[id].in.end());
+      else if (in_[id].in.size() == 1 && structure_[in_[id].in[0].value] == structure_[id.value])
+        stack.push_back(in_[id].in[0]);
     }
     keys.erase(0);
     prediction_.assign(in_.size(), false);
@@ -266,7 +317,8 @@ class Linearisation : Rewriting {
         if (structure_[entry.value.value].leaf) stack.push_back(entry.value);
     for (std::uint32_t k = 0; k < in_.size(); ++k) {
       const Type& type = in_.nodes[k].type;
-      if (!named.contains({k}) && (type.width || type.matrix || !keys.contains(structure_[k].key))) continue;
+      if (!named.contains({k}) && (type.width || type.matrix || !keys.contains(structure_[k].key)))
+        continue;
       prediction_[k] = true;
       stack.push_back({k});
     }
@@ -281,14 +333,25 @@ class Linearisation : Rewriting {
     }
   }
 
-  /// A reported value that moves with the parameters but is not computed from outputs would show its value at the start.
+  /// A reported value that moves with the parameters but is not computed from outputs would show
+  /// its value at the start.
   void check_reported(NodeId root, Span span) {
     each_finite_behind(root, false, [&](NodeId id) {
       const NodeId v = readout_of(id);
-      const bool output = v.valid() && changed_[v.value] && readouts_.contains(structure_[v.value].key);
+      const bool output =
+          v.valid() && changed_[v.value] && readouts_.contains(structure_[v.value].key);
       if ((output || is_change(id)) && !error_)
-        error_ = Diagnostic{Severity::kError, "E2149", "lazy training does not know what this is", span, output ? "an average of a trained readout, but of no output" : "it moves with a trained parameter, but is no output",
-                            "outputs are what mse compares with targets, and the same function of the parameters on other samples; values computed from those may be reported, and features, which stay", {}, true};
+        error_ = Diagnostic{Severity::kError,
+                            "E2149",
+                            "lazy training does not know what this is",
+                            span,
+                            output ? "an average of a trained readout, but of no output"
+                                   : "it moves with a trained parameter, but is no output",
+                            "outputs are what mse compares with targets, and the same function of "
+                            "the parameters on other samples; values computed from those may be "
+                            "reported, and features, which stay",
+                            {},
+                            true};
     });
   }
 
@@ -308,8 +371,11 @@ class Linearisation : Rewriting {
     }
     // A version: theta_0 stays; its difference from theta_t is a matrix of its own, 0 W + updates.
     map_[k] = in[0];
-    const NodeId before = tangent_[node.in[0].value].valid() ? tangent_[node.in[0].value] : b_.add(ScaleMatrix{}, {in[0], b_.constant(0)});
-    if (std::holds_alternative<ScaleMatrix>(node.op)) return fail(node, "weight decay has no place in lazy training");
+    const NodeId before = tangent_[node.in[0].value].valid()
+                              ? tangent_[node.in[0].value]
+                              : b_.add(ScaleMatrix{}, {in[0], b_.constant(0)});
+    if (std::holds_alternative<ScaleMatrix>(node.op))
+      return fail(node, "weight decay has no place in lazy training");
     in[0] = before;
     tangent_[k] = b_.add(node.op, std::move(in));
   }
@@ -335,19 +401,29 @@ class Linearisation : Rewriting {
     NodeId d = *found;
     if (!d.valid()) return;
     if (b_.type(d) != node.type) d = b_.expand(d, node.type.width, node.type.dims);
-    if (prediction_[k]) map_[k] = b_.plus(frozen, d);  // the output itself, from here on
-    else tangent_[k] = d;
+    if (prediction_[k])
+      map_[k] = b_.plus(frozen, d);  // the output itself, from here on
+    else
+      tangent_[k] = d;
   }
 
   void fail(const Node& node, const char* what) {
-    if (!error_) error_ = Diagnostic{Severity::kError, "E2149", what, node.span, "", "leave --lazy out, or write the network with other functions", {}, true};
+    if (!error_)
+      error_ = Diagnostic{Severity::kError,
+                          "E2149",
+                          what,
+                          node.span,
+                          "",
+                          "leave --lazy out, or write the network with other functions",
+                          {},
+                          true};
   }
 
   std::vector<NodeId> tangent_;
   std::vector<Structure> structure_;
   std::vector<bool> prediction_, forward_, changed_;
   std::set<std::uint64_t> readouts_;  ///< keys of what outputs are linear in
-  std::set<NodeId> started_;  ///< matrix versions at and above a declaration
+  std::set<NodeId> started_;          ///< matrix versions at and above a declaration
   std::optional<Diagnostic> error_;
 };
 
@@ -365,13 +441,23 @@ Result<Program> decoupled(const Program& program, const Ablations& ablations) {
     bool found = false;
     for (std::uint32_t s = 0; s < program.sources.size(); ++s) {
       const GaussianSource& source = program.sources[s];
-      if (!source.matrix || (source.name != name && source.name.substr(0, source.name.find('[')) != name)) continue;
+      if (!source.matrix ||
+          (source.name != name && source.name.substr(0, source.name.find('[')) != name))
+        continue;
       chosen.insert(s);
       found = true;
     }
     if (!found)
-      return Diagnostic{Severity::kError, "E2148", fmt::format("--decouple {}: the program has no width matrix '{}'", name, name), {}, "",
-                        matrices.empty() ? "it has none" : fmt::format("its matrices: {}", fmt::join(matrices, ", ")), {}, false};
+      return Diagnostic{
+          Severity::kError,
+          "E2148",
+          fmt::format("--decouple {}: the program has no width matrix '{}'", name, name),
+          {},
+          "",
+          matrices.empty() ? "it has none"
+                           : fmt::format("its matrices: {}", fmt::join(matrices, ", ")),
+          {},
+          false};
   }
   return Decoupling(program, std::move(chosen)).run();
 }

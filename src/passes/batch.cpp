@@ -15,7 +15,8 @@ namespace {
 
 class Batch {
  public:
-  Batch(Builder& b, std::int64_t size, const std::map<NodeId, NodeId>& inputs) : b_(b), size_(size), out_(inputs) {
+  Batch(Builder& b, std::int64_t size, const std::map<NodeId, NodeId>& inputs)
+      : b_(b), size_(size), out_(inputs) {
     for (const auto& [from, to] : inputs) batched_.emplace(from, size > 0);
   }
 
@@ -48,7 +49,8 @@ class Batch {
     dims.insert(dims.begin(), size_);
     return dims;
   }
-  /// Axes of size 1 behind the batch axis, so that the others keep their places counted from the right.
+  /// Axes of size 1 behind the batch axis, so that the others keep their places counted from the
+  /// right.
   NodeId aligned(NodeId old, std::size_t rank) {
     const NodeId x = out_.at(old);
     Dims dims = b_.type(x).dims;
@@ -72,27 +74,56 @@ class Batch {
     b_.set_origin(node.span, node.context);
     std::vector<NodeId> in;
     for (const NodeId k : node.in) in.push_back(out_.at(k));
-    if (std::holds_alternative<Parameter>(node.op) || std::holds_alternative<Change>(node.op)) out_[id] = in[0];  // its value is no longer that of the variable
-    else out_[id] = any ? std::visit([&](const auto& op) { return make(op, node, in); }, node.op) : b_.add(node.op, in);
+    if (std::holds_alternative<Parameter>(node.op) || std::holds_alternative<Change>(node.op))
+      out_[id] = in[0];  // its value is no longer that of the variable
+    else
+      out_[id] = any ? std::visit([&](const auto& op) { return make(op, node, in); }, node.op)
+                     : b_.add(node.op, in);
   }
 
   // Operations that work on each finite index by itself, or on the last axes.
-  NodeId make(const Scale& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
-  NodeId make(const Average& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
+  NodeId make(const Scale& op, const Node&, const std::vector<NodeId>& in) {
+    return b_.add(op, in);
+  }
+  NodeId make(const Average& op, const Node&, const std::vector<NodeId>& in) {
+    return b_.add(op, in);
+  }
   NodeId make(const Stop& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
-  NodeId make(const MatMul& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
-  NodeId make(const Eigvals& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
-  NodeId make(const Samples& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
-  NodeId make(const Histogram& op, const Node&, const std::vector<NodeId>& in) { return b_.add(op, in); }
+  NodeId make(const MatMul& op, const Node&, const std::vector<NodeId>& in) {
+    return b_.add(op, in);
+  }
+  NodeId make(const Eigvals& op, const Node&, const std::vector<NodeId>& in) {
+    return b_.add(op, in);
+  }
+  NodeId make(const Samples& op, const Node&, const std::vector<NodeId>& in) {
+    return b_.add(op, in);
+  }
+  NodeId make(const Histogram& op, const Node&, const std::vector<NodeId>& in) {
+    return b_.add(op, in);
+  }
   // Refused by `unbatchable`, or computed from nothing.
-  NodeId make(const Constant& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
-  NodeId make(const StandardNormal& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
-  NodeId make(const GaussianMatrix& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
-  NodeId make(const ScaleMatrix& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
-  NodeId make(const UpdateMatrix& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
-  NodeId make(const Parameter& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
+  NodeId make(const Constant& op, const Node&, const std::vector<NodeId>&) {
+    return impossible(op);
+  }
+  NodeId make(const StandardNormal& op, const Node&, const std::vector<NodeId>&) {
+    return impossible(op);
+  }
+  NodeId make(const GaussianMatrix& op, const Node&, const std::vector<NodeId>&) {
+    return impossible(op);
+  }
+  NodeId make(const ScaleMatrix& op, const Node&, const std::vector<NodeId>&) {
+    return impossible(op);
+  }
+  NodeId make(const UpdateMatrix& op, const Node&, const std::vector<NodeId>&) {
+    return impossible(op);
+  }
+  NodeId make(const Parameter& op, const Node&, const std::vector<NodeId>&) {
+    return impossible(op);
+  }
   NodeId make(const Change& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
-  NodeId make(const Cholesky& op, const Node&, const std::vector<NodeId>&) { return impossible(op); }
+  NodeId make(const Cholesky& op, const Node&, const std::vector<NodeId>&) {
+    return impossible(op);
+  }
   NodeId impossible(const Op& op) {
     TPLIMIT_CHECK(false, "an operation that can be batched, got {}", op_name(op));
     return {};
@@ -120,16 +151,26 @@ class Batch {
     }
     return b_.contract(lead(node.in[0]), lead(node.in[1]), op.batch + 1, op.contracted, op.average);
   }
-  NodeId make(ReduceSum op, const Node&, const std::vector<NodeId>& in) { return ++op.axis, b_.add(op, in); }
-  NodeId make(ReduceMax op, const Node&, const std::vector<NodeId>& in) { return ++op.axis, b_.add(op, in); }
-  NodeId make(Gather op, const Node&, const std::vector<NodeId>& in) { return ++op.axis, b_.add(op, in); }
-  NodeId make(ScatterAdd op, const Node&, const std::vector<NodeId>& in) { return ++op.axis, b_.add(op, in); }
+  NodeId make(ReduceSum op, const Node&, const std::vector<NodeId>& in) {
+    return ++op.axis, b_.add(op, in);
+  }
+  NodeId make(ReduceMax op, const Node&, const std::vector<NodeId>& in) {
+    return ++op.axis, b_.add(op, in);
+  }
+  NodeId make(Gather op, const Node&, const std::vector<NodeId>& in) {
+    return ++op.axis, b_.add(op, in);
+  }
+  NodeId make(ScatterAdd op, const Node&, const std::vector<NodeId>& in) {
+    return ++op.axis, b_.add(op, in);
+  }
   NodeId make(const Permute& op, const Node&, const std::vector<NodeId>& in) {
     std::vector<std::int32_t> axes{0};
     for (const auto a : op.axes) axes.push_back(a + 1);
     return b_.permute(in[0], axes);
   }
-  NodeId make(const Reshape& op, const Node&, const std::vector<NodeId>& in) { return b_.reshape(in[0], in_front(op.dims)); }
+  NodeId make(const Reshape& op, const Node&, const std::vector<NodeId>& in) {
+    return b_.reshape(in[0], in_front(op.dims));
+  }
   NodeId make(const Expand& op, const Node& node, const std::vector<NodeId>&) {
     return b_.expand(aligned(node.in[0], op.dims.size()), op.width, in_front(op.dims));
   }
@@ -146,7 +187,8 @@ class Batch {
 
 }  // namespace
 
-std::vector<NodeId> batched(Builder& builder, const std::vector<NodeId>& outputs, std::int64_t size, const std::map<NodeId, NodeId>& inputs) {
+std::vector<NodeId> batched(Builder& builder, const std::vector<NodeId>& outputs, std::int64_t size,
+                            const std::map<NodeId, NodeId>& inputs) {
   TPLIMIT_CHECK(size > 0, "a batch has samples");
   Batch batch(builder, size, inputs);
   std::vector<NodeId> out;
@@ -154,14 +196,17 @@ std::vector<NodeId> batched(Builder& builder, const std::vector<NodeId>& outputs
   return out;
 }
 
-std::vector<NodeId> substituted(Builder& builder, const std::vector<NodeId>& outputs, const std::map<NodeId, NodeId>& inputs) {
+std::vector<NodeId> substituted(Builder& builder, const std::vector<NodeId>& outputs,
+                                const std::map<NodeId, NodeId>& inputs) {
   Batch same(builder, 0, inputs);
   std::vector<NodeId> out;
   for (const NodeId id : outputs) out.push_back(same(id));
   return out;
 }
 
-NodeId substituted(Builder& builder, NodeId output, const std::map<NodeId, NodeId>& inputs) { return substituted(builder, std::vector{output}, inputs)[0]; }
+NodeId substituted(Builder& builder, NodeId output, const std::map<NodeId, NodeId>& inputs) {
+  return substituted(builder, std::vector{output}, inputs)[0];
+}
 
 namespace {
 
@@ -170,14 +215,19 @@ class RowAxis {
  public:
   static constexpr int kNone = -1;   ///< does not depend on the input
   static constexpr int kMixed = -2;  ///< entries depend on several rows
-  RowAxis(const Builder& b, NodeId input, NodeId output) : b_(b), axis_(std::max(input, output).value + 1, kNone) {
+  RowAxis(const Builder& b, NodeId input, NodeId output)
+      : b_(b), axis_(std::max(input, output).value + 1, kNone) {
     axis_[input.value] = 0;
     for (std::uint32_t k = input.value + 1; k < axis_.size(); ++k) {
       const Node& node = b.node({k});
       const auto of = [&](NodeId in) { return axis_[in.value]; };
-      if (std::all_of(node.in.begin(), node.in.end(), [&](NodeId in) { return of(in) == kNone; })) continue;
-      const bool mixed = node.type.matrix || std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return of(in) == kMixed; });
-      axis_[k] = mixed ? kMixed : std::visit([&](const auto& op) { return follow(op, node); }, node.op);
+      if (std::all_of(node.in.begin(), node.in.end(), [&](NodeId in) { return of(in) == kNone; }))
+        continue;
+      const bool mixed =
+          node.type.matrix ||
+          std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return of(in) == kMixed; });
+      axis_[k] =
+          mixed ? kMixed : std::visit([&](const auto& op) { return follow(op, node); }, node.op);
     }
   }
   [[nodiscard]] int of(NodeId id) const { return axis_[id.value]; }
@@ -186,43 +236,67 @@ class RowAxis {
   [[nodiscard]] int in(const Node& node, std::size_t k) const { return axis_[node.in[k].value]; }
   [[nodiscard]] int rank(NodeId id) const { return static_cast<int>(b_.type(id).dims.size()); }
   /// The axis that an operand's axis becomes where finite axes align from the right.
-  [[nodiscard]] int aligned(const Node& node, std::size_t k) const { return in(node, k) == kNone ? kNone : in(node, k) + static_cast<int>(node.type.dims.size()) - rank(node.in[k]); }
-  [[nodiscard]] static int agreed(int a, int b) { return a == kNone || a == b ? b : b == kNone ? a : kMixed; }
+  [[nodiscard]] int aligned(const Node& node, std::size_t k) const {
+    return in(node, k) == kNone
+               ? kNone
+               : in(node, k) + static_cast<int>(node.type.dims.size()) - rank(node.in[k]);
+  }
+  [[nodiscard]] static int agreed(int a, int b) {
+    return a == kNone || a == b ? b : b == kNone ? a : kMixed;
+  }
 
   template <class Op>
   [[nodiscard]] int follow(const Op&, const Node& node) const {
-    if constexpr (std::is_same_v<Op, Scale> || std::is_same_v<Op, Average> || std::is_same_v<Op, Stop> || std::is_same_v<Op, Parameter> || std::is_same_v<Op, Change> ||
-                  std::is_same_v<Op, Samples> || std::is_same_v<Op, Histogram>)
+    if constexpr (std::is_same_v<Op, Scale> || std::is_same_v<Op, Average> ||
+                  std::is_same_v<Op, Stop> || std::is_same_v<Op, Parameter> ||
+                  std::is_same_v<Op, Change> || std::is_same_v<Op, Samples> ||
+                  std::is_same_v<Op, Histogram>)
       return in(node, 0);
-    else if constexpr (std::is_same_v<Op, MatMul>) return in(node, 1);  // the matrix does not depend on it
-    else if constexpr (std::is_same_v<Op, Expand>) return aligned(node, 0);
+    else if constexpr (std::is_same_v<Op, MatMul>)
+      return in(node, 1);  // the matrix does not depend on it
+    else if constexpr (std::is_same_v<Op, Expand>)
+      return aligned(node, 0);
     else if constexpr (std::is_same_v<Op, Map>) {
       int out = kNone;
       for (std::size_t k = 0; k < node.in.size(); ++k) out = agreed(out, aligned(node, k));
       return out;
-    } else return kMixed;
+    } else
+      return kMixed;
   }
   [[nodiscard]] int follow(const Contract& op, const Node& node) const {
-    const int a = in(node, 0), b = in(node, 1), left = rank(node.in[0]) - op.contracted, right = rank(node.in[1]) - op.contracted;
+    const int a = in(node, 0), b = in(node, 1), left = rank(node.in[0]) - op.contracted,
+              right = rank(node.in[1]) - op.contracted;
     if (a >= left || b >= right) return kMixed;  // summed over
     if (a < op.batch && b < op.batch) return agreed(a, b);
     if (a != kNone && b != kNone) return kMixed;
     return a != kNone ? a : b < op.batch ? b : b - op.batch + left;
   }
-  [[nodiscard]] int reduced(int axis, const Node& node) const { return in(node, 0) == axis ? kMixed : in(node, 0) - (axis < in(node, 0) ? 1 : 0); }
-  [[nodiscard]] int follow(const ReduceSum& op, const Node& node) const { return reduced(op.axis, node); }
-  [[nodiscard]] int follow(const ReduceMax& op, const Node& node) const { return reduced(op.axis, node); }
-  [[nodiscard]] int follow(const Gather& op, const Node& node) const { return in(node, 0) == op.axis ? kMixed : in(node, 0); }
-  [[nodiscard]] int follow(const ScatterAdd& op, const Node& node) const { return in(node, 0) == op.axis ? kMixed : in(node, 0); }
+  [[nodiscard]] int reduced(int axis, const Node& node) const {
+    return in(node, 0) == axis ? kMixed : in(node, 0) - (axis < in(node, 0) ? 1 : 0);
+  }
+  [[nodiscard]] int follow(const ReduceSum& op, const Node& node) const {
+    return reduced(op.axis, node);
+  }
+  [[nodiscard]] int follow(const ReduceMax& op, const Node& node) const {
+    return reduced(op.axis, node);
+  }
+  [[nodiscard]] int follow(const Gather& op, const Node& node) const {
+    return in(node, 0) == op.axis ? kMixed : in(node, 0);
+  }
+  [[nodiscard]] int follow(const ScatterAdd& op, const Node& node) const {
+    return in(node, 0) == op.axis ? kMixed : in(node, 0);
+  }
   [[nodiscard]] int follow(const Permute& op, const Node& node) const {
-    return static_cast<int>(std::find(op.axes.begin(), op.axes.end(), in(node, 0)) - op.axes.begin());
+    return static_cast<int>(std::find(op.axes.begin(), op.axes.end(), in(node, 0)) -
+                            op.axes.begin());
   }
   [[nodiscard]] int follow(const Reshape&, const Node& node) const {
     const Dims &from = b_.type(node.in[0]).dims, &to = node.type.dims;
     std::int64_t before = 1, now = 1;
     for (int k = 0; k < in(node, 0); ++k) before *= from[static_cast<std::size_t>(k)];
     for (std::size_t k = 0; k < to.size(); now *= to[k++])
-      if (now == before && to[k] == from[static_cast<std::size_t>(in(node, 0))]) return static_cast<int>(k);
+      if (now == before && to[k] == from[static_cast<std::size_t>(in(node, 0))])
+        return static_cast<int>(k);
     return kMixed;
   }
   [[nodiscard]] int follow(const Concat& op, const Node& node) const {
@@ -230,8 +304,12 @@ class RowAxis {
     for (std::size_t k = 0; k < node.in.size(); ++k) out = agreed(out, in(node, k));
     return out == op.axis ? kMixed : out;
   }
-  [[nodiscard]] int follow(const Eigvals&, const Node& node) const { return in(node, 0) < rank(node.in[0]) - 2 ? in(node, 0) : kMixed; }
-  [[nodiscard]] int follow(const TrainingOperator&, const Node& node) const { return in(node, 0) == kNone && in(node, 1) == 0 ? 0 : kMixed; }
+  [[nodiscard]] int follow(const Eigvals&, const Node& node) const {
+    return in(node, 0) < rank(node.in[0]) - 2 ? in(node, 0) : kMixed;
+  }
+  [[nodiscard]] int follow(const TrainingOperator&, const Node& node) const {
+    return in(node, 0) == kNone && in(node, 1) == 0 ? 0 : kMixed;
+  }
 
   const Builder& b_;
   std::vector<int> axis_;
@@ -245,7 +323,8 @@ bool mixes_rows(const Builder& builder, NodeId output, NodeId input) {
   return axis != RowAxis::kNone && axis != 0;
 }
 
-std::optional<Diagnostic> unbatchable(const Builder& builder, const std::vector<NodeId>& outputs, const std::vector<NodeId>& inputs) {
+std::optional<Diagnostic> unbatchable(const Builder& builder, const std::vector<NodeId>& outputs,
+                                      const std::vector<NodeId>& inputs) {
   std::vector<NodeId> stack = outputs;
   std::set<NodeId> behind;
   while (!stack.empty()) {
@@ -263,9 +342,17 @@ std::optional<Diagnostic> unbatchable(const Builder& builder, const std::vector<
     moving.insert(id);
     const bool kernel = std::holds_alternative<TrainingOperator>(node.op) && moves(node.in[0]);
     if (!kernel && !node.type.matrix && !std::holds_alternative<Cholesky>(node.op)) continue;
-    return Diagnostic{Severity::kError, "E2134", "a model cannot be evaluated for many samples here", node.span,
-                      kernel ? "the kernel of the training samples depends on the sample" : "a matrix depends on the sample",
-                      kernel ? "predict_gd(Theta, Theta_x, y) may depend on the sample through Theta_x" : "update matrices outside the model", {}, true};
+    return Diagnostic{Severity::kError,
+                      "E2134",
+                      "a model cannot be evaluated for many samples here",
+                      node.span,
+                      kernel ? "the kernel of the training samples depends on the sample"
+                             : "a matrix depends on the sample",
+                      kernel
+                          ? "predict_gd(Theta, Theta_x, y) may depend on the sample through Theta_x"
+                          : "update matrices outside the model",
+                      {},
+                      true};
   }
   return std::nullopt;
 }

@@ -29,23 +29,30 @@ class Cancellation {
     // Without a width axis what has none: engines find out whether numbers lie on a jump.
     const auto shaped = [&](NodeId x) { return b.expand(x, b.type(x).width, node.type.dims); };
     if (in.size() == 1) {
-      if ((m->fn != Fn::kStep && m->fn != Fn::kSign) || !std::holds_alternative<Expand>(b.node(in[0]).op)) return std::nullopt;
+      if ((m->fn != Fn::kStep && m->fn != Fn::kSign) ||
+          !std::holds_alternative<Expand>(b.node(in[0]).op))
+        return std::nullopt;
       return expanded(b.map(m->fn, {shaped(b.node(in[0]).in[0])}));
     }
     switch (m->fn) {
-      case Fn::kAdd: case Fn::kSub: {
+      case Fn::kAdd:
+      case Fn::kSub: {
         const Terms sum = joined(b, in[0], in[1], m->fn == Fn::kAdd ? 1 : -1);
         if (!sum.cancelled) return std::nullopt;
         const NodeId out = expanded(written(b, sum));
         terms_.emplace(out, sum);
         return out;
       }
-      case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: {
+      case Fn::kLess:
+      case Fn::kLessEqual:
+      case Fn::kEqual:
+      case Fn::kNotEqual: {
         const Terms difference = joined(b, in[0], in[1], -1);
         if (!difference.cancelled) return std::nullopt;
         return expanded(b.map(m->fn, {shaped(written(b, difference)), b.constant(0)}));
       }
-      case Fn::kMin: case Fn::kMax: {  // max(x, y) = y + relu(x - y)
+      case Fn::kMin:
+      case Fn::kMax: {  // max(x, y) = y + relu(x - y)
         const Terms difference = joined(b, in[0], in[1], -1);
         if (!difference.cancelled) return std::nullopt;
         const NodeId rest = b.map(Fn::kRelu, {shaped(written(b, difference))});
@@ -55,9 +62,13 @@ class Cancellation {
         Terms x = terms(b, in[0]);
         const auto* y = b.constant_values(in[1]);
         const auto whole = x.constant.find(Exponent(0));
-        if (!y || y->size() != 1 || whole == x.constant.end() || x.of.size() + x.constant.size() < 2) return std::nullopt;
+        if (!y || y->size() != 1 || whole == x.constant.end() ||
+            x.of.size() + x.constant.size() < 2)
+          return std::nullopt;
         const auto& c = *b.constant_values(whole->second);
-        if (std::any_of(c.begin(), c.end(), [&](double v) { return v != std::round(v / (*y)[0]) * (*y)[0]; })) return std::nullopt;
+        if (std::any_of(c.begin(), c.end(),
+                        [&](double v) { return v != std::round(v / (*y)[0]) * (*y)[0]; }))
+          return std::nullopt;
         x.constant.erase(whole);
         return expanded(b.map(Fn::kMod, {shaped(written(b, x)), in[1]}));
       }
@@ -104,7 +115,9 @@ class Cancellation {
   Terms found(Builder& b, NodeId id) {
     const Node node = b.node(id);  // a copy: the program grows below
     Terms out;
-    const auto from = [&](std::size_t k, double factor, Exponent power = 0) { add(b, out, terms(b, node.in[k]), factor, power); };
+    const auto from = [&](std::size_t k, double factor, Exponent power = 0) {
+      add(b, out, terms(b, node.in[k]), factor, power);
+    };
     if (b.constant_values(id)) {
       if (!b.is_zero(id)) out.constant[0] = id;
       return out;
@@ -129,7 +142,9 @@ class Cancellation {
           return out;
         }
     }
-    const bool rows = std::holds_alternative<Gather>(node.op) || std::holds_alternative<Reshape>(node.op) || std::holds_alternative<Permute>(node.op);
+    const bool rows = std::holds_alternative<Gather>(node.op) ||
+                      std::holds_alternative<Reshape>(node.op) ||
+                      std::holds_alternative<Permute>(node.op);
     if (rows || std::holds_alternative<MatMul>(node.op)) {
       const std::size_t k = rows ? 0 : 1;
       const Terms inner = terms(b, node.in[k]);
@@ -143,8 +158,10 @@ class Cancellation {
         for (const auto& [key, c] : inner.of) out.of[{image(key.first), key.second}] += c;
         for (const auto& [p, constant] : inner.constant) {
           const NodeId x = image(constant);
-          if (b.constant_values(x)) out.constant[p] = x;
-          else out.of[{x, p}] += 1;
+          if (b.constant_values(x))
+            out.constant[p] = x;
+          else
+            out.of[{x, p}] += 1;
         }
         return out;
       }
@@ -180,7 +197,11 @@ Program cancel_terms(const Program& program) {
     return is_jump(node) || (m && (m->fn == Fn::kAbs || m->fn == Fn::kDiv));
   });
   if (!any) return program;
-  return erase_identities(rebuilt(program, false, [own = Cancellation()](Builder& b, const Node& node, const std::vector<NodeId>& in) mutable { return own(b, node, in); }));
+  return erase_identities(rebuilt(
+      program, false,
+      [own = Cancellation()](Builder& b, const Node& node, const std::vector<NodeId>& in) mutable {
+        return own(b, node, in);
+      }));
 }
 
 }  // namespace tplimit

@@ -8,7 +8,9 @@ namespace tplimit {
 
 using namespace ir;
 
-Program erase_identities(const Program& program, bool keep_names) { return rebuilt(program, keep_names, {}); }
+Program erase_identities(const Program& program, bool keep_names) {
+  return rebuilt(program, keep_names, {});
+}
 
 Program rebuilt(const Program& program, bool keep_names, const Rewrite& rewrite) {
   std::vector<bool> needed(program.size(), false);
@@ -33,7 +35,8 @@ Program rebuilt(const Program& program, bool keep_names, const Rewrite& rewrite)
     const Node& node = program.nodes[k];
     std::vector<NodeId> in;
     for (const NodeId id : node.in) in.push_back(map[id.value]);
-    if (std::holds_alternative<Stop>(node.op) || std::holds_alternative<Parameter>(node.op) || std::holds_alternative<Change>(node.op)) {
+    if (std::holds_alternative<Stop>(node.op) || std::holds_alternative<Parameter>(node.op) ||
+        std::holds_alternative<Change>(node.op)) {
       map[k] = in[0];
       continue;
     }
@@ -43,8 +46,10 @@ Program rebuilt(const Program& program, bool keep_names, const Rewrite& rewrite)
         map[k] = *other;
         continue;
       }
-    if (const auto* c = std::get_if<Constant>(&node.op)) map[k] = builder.constant(*c, node.type.dims);
-    else map[k] = builder.add(node.op, std::move(in));
+    if (const auto* c = std::get_if<Constant>(&node.op))
+      map[k] = builder.constant(*c, node.type.dims);
+    else
+      map[k] = builder.add(node.op, std::move(in));
   }
   for (const Report& report : program.reports) {
     Report copy = report;
@@ -62,7 +67,8 @@ Program rebuilt(const Program& program, bool keep_names, const Rewrite& rewrite)
     for (NamedValue value : from) {
       value.value = map[value.value.value];
       if (value.of.valid()) value.of = map[value.of.value];
-      if (value.value.valid() && (value.kind != NamedValue::Kind::kGradient || value.of.valid())) to.push_back(std::move(value));
+      if (value.value.valid() && (value.kind != NamedValue::Kind::kGradient || value.of.valid()))
+        to.push_back(std::move(value));
     }
   };
   keep_live(program.names, out.names);
@@ -78,7 +84,8 @@ Program rebuilt(const Program& program, bool keep_names, const Rewrite& rewrite)
 Program at_width(const Program& program, double width) {
   Program out = program;
   for (Node& node : out.nodes)
-    if (auto* s = std::get_if<Scale>(&node.op); s && s->power != 0) *s = {s->factor * std::pow(width, to_double(s->power)), 0};
+    if (auto* s = std::get_if<Scale>(&node.op); s && s->power != 0)
+      *s = {s->factor * std::pow(width, to_double(s->power)), 0};
   return out;
 }
 

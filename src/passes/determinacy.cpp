@@ -21,7 +21,8 @@ constexpr double kErrors = 5;
 constexpr double kRounding = 1e-12;
 constexpr std::size_t kLongest = 64;  // longer sums are taken as one unknown
 
-/// An average of a network, or whatever is no linear form in others; the default one is the number 1.
+/// An average of a network, or whatever is no linear form in others; the default one is the
+/// number 1.
 struct Symbol {
   NodeId node;
   std::size_t entry = 0;
@@ -34,12 +35,16 @@ using Entries = std::vector<char>;
 
 class Determinacy {
  public:
-  Determinacy(const Program& program, const std::vector<Decision>& decisions, const std::function<Numbers(NodeId)>& limit, bool judged) : program_(program), limit_(limit), judged_(judged) {
+  Determinacy(const Program& program, const std::vector<Decision>& decisions,
+              const std::function<Numbers(NodeId)>& limit, bool judged)
+      : program_(program), limit_(limit), judged_(judged) {
     for (const Decision& d : decisions) decisions_[d.node.value] = &d;
   }
 
   Undetermined run() {
-    if (std::none_of(decisions_.begin(), decisions_.end(), [&](const auto& d) { return near_a_jump(*d.second); })) return {};
+    if (std::none_of(decisions_.begin(), decisions_.end(),
+                     [&](const auto& d) { return near_a_jump(*d.second); }))
+      return {};
     for (Marks* marks : {static_cast<Marks*>(&out_), &out_.open}) {
       marks->at.resize(program_.size());
       marks->root.resize(program_.size());
@@ -47,7 +52,8 @@ class Determinacy {
     for (std::uint32_t k = 0; k < program_.size(); ++k) {
       const Node& node = program_.nodes[k];
       Entries own = inherited({k}, node, out_), open = inherited({k}, node, out_.open);
-      if (const auto it = decisions_.find(k); it != decisions_.end() && near_a_jump(*it->second)) decide(*it->second, node, own, open);
+      if (const auto it = decisions_.find(k); it != decisions_.end() && near_a_jump(*it->second))
+        decide(*it->second, node, own, open);
       if ((node.type.width || node.type.matrix) && !open.empty()) {
         if (!judged_ && own.empty()) mark(out_, {k}, std::move(open), out_.open);
         open.clear();
@@ -80,10 +86,13 @@ class Determinacy {
       if (!to.root[id.value].valid() && from.any(in)) to.root[id.value] = from.root[in.value];
     if (!to.root[id.value].valid()) to.root[id.value] = id;
   }
-  [[nodiscard]] bool random(NodeId id, std::size_t entry) const { return out_.holds(id, entry) || out_.open.holds(id, entry); }
+  [[nodiscard]] bool random(NodeId id, std::size_t entry) const {
+    return out_.holds(id, entry) || out_.open.holds(id, entry);
+  }
 
   // ---- jumps
-  /// How far from the jump, in units of what may be an error; entries of the margin, or of the result for mod.
+  /// How far from the jump, in units of what may be an error; entries of the margin, or of the
+  /// result for mod.
   [[nodiscard]] std::vector<double> distances(const Decision& d) const {
     const auto error = [](const Numbers& x, std::size_t j) {
       if (!x.error || x.error->empty()) return std::numeric_limits<double>::quiet_NaN();
@@ -100,14 +109,16 @@ class Determinacy {
       for (const NodeId id : d.operands)
         for (const double v : *limit_(id).value) size = std::max(size, std::abs(v));
       const Numbers m = limit_(d.margin);
-      for (std::size_t j = 0; j < m.value->size(); ++j) out.push_back((*m.value)[j] / tolerance(m, j, size));
+      for (std::size_t j = 0; j < m.value->size(); ++j)
+        out.push_back((*m.value)[j] / tolerance(m, j, size));
       return out;
     }
     const Numbers x = limit_(d.operands[0]), y = limit_(d.operands[1]);
     const auto a = indices(d.node, 0), b = indices(d.node, 1);
     for (std::size_t j = 0; j < a.size(); ++j) {
       const double u = (*x.value)[a[j]], v = (*y.value)[b[j]], q = u / v;
-      const double own = tolerance(x, a[j], std::abs(u)) + std::abs(q) * tolerance(y, b[j], std::abs(v));
+      const double own =
+          tolerance(x, a[j], std::abs(u)) + std::abs(q) * tolerance(y, b[j], std::abs(v));
       out.push_back(std::abs(q - std::round(q)) * std::abs(v) / own);
     }
     return out;
@@ -118,14 +129,20 @@ class Determinacy {
     return std::any_of(far.begin(), far.end(), [](double x) { return !(std::abs(x) > 1); });
   }
   /// Sampling alone leaves open whether it lies on the jump.
-  [[nodiscard]] bool only_sampled(const Decision& d, std::size_t entry, const std::vector<std::size_t>& places) const {
+  [[nodiscard]] bool only_sampled(const Decision& d, std::size_t entry,
+                                  const std::vector<std::size_t>& places) const {
     const Numbers m = limit_(d.margin.valid() ? d.margin : d.operands[0]);
     if (!m.sampled) return false;
     if (!d.margin.valid() || std::abs((*m.value)[entry]) > kRounding) return true;
     // A difference of one number from itself, chosen here among others, has no error of its own.
     for (std::size_t k = 0; k < d.operands.size(); ++k) {
       const Numbers x = limit_(d.operands[k]);
-      if (!x.error || x.error->empty() ? x.sampled : (*x.error)[x.error->size() == 1 ? 0 : places.size() == d.operands.size() ? places[k] : entry] > 0) return true;
+      if (!x.error || x.error->empty()
+              ? x.sampled
+              : (*x.error)[x.error->size() == 1                 ? 0
+                           : places.size() == d.operands.size() ? places[k]
+                                                                : entry] > 0)
+        return true;
     }
     return false;
   }
@@ -147,7 +164,8 @@ class Determinacy {
       if (own[j] || std::abs(far[at]) > 1) continue;
       Form difference = form(node.in[0])[index[0][j]];
       bool fluctuates;
-      if (sides == 2 && m.fn == Fn::kMod) fluctuates = !constant(difference) || !constant(form(node.in[1])[index[1][j]]);
+      if (sides == 2 && m.fn == Fn::kMod)
+        fluctuates = !constant(difference) || !constant(form(node.in[1])[index[1][j]]);
       else {
         if (sides == 2) add(difference, form(node.in[1])[index[1][j]], -1);
         fluctuates = !constant(difference);
@@ -177,7 +195,8 @@ class Determinacy {
     return out;
   }
   Entries inherited(NodeId id, const Node& node, const Marks& marks) {
-    if (std::none_of(node.in.begin(), node.in.end(), [&](NodeId in) { return marks.any(in); })) return {};
+    if (std::none_of(node.in.begin(), node.in.end(), [&](NodeId in) { return marks.any(in); }))
+      return {};
     const auto size = static_cast<std::size_t>(node.type.matrix ? 1 : size_of(node.type.dims));
     Entries own(size, 0);
     const auto join = [&](const Entries& from) {
@@ -194,11 +213,14 @@ class Determinacy {
         if (from.empty()) continue;
         const auto index = indices(id, k);
         const auto other = m->fn == Fn::kMul ? nonzero(node.in[1 - k]) : std::vector<double>{};
-        const auto its = m->fn == Fn::kMul || m->fn == Fn::kWhere ? indices(id, m->fn == Fn::kMul ? 1 - k : 0) : std::vector<std::size_t>{};
+        const auto its = m->fn == Fn::kMul || m->fn == Fn::kWhere
+                             ? indices(id, m->fn == Fn::kMul ? 1 - k : 0)
+                             : std::vector<std::size_t>{};
         for (std::size_t j = 0; j < size; ++j) {
           if (!from[index[j]] || (m->fn == Fn::kMul && other[its[j]] == 0)) continue;
           if (m->fn == Fn::kWhere && k > 0)
-            if (const auto taken = condition(node.in[0], its[j]); taken && *taken != (k == 1)) continue;
+            if (const auto taken = condition(node.in[0], its[j]); taken && *taken != (k == 1))
+              continue;
           own[j] = 1;
         }
       }
@@ -207,15 +229,22 @@ class Determinacy {
         const Entries& from = marks.at[node.in[k].value];
         if (from.empty()) continue;
         const std::vector<double> here(from.begin(), from.end()), there = nonzero(node.in[1 - k]);
-        const Type a{false, false, program_[node.in[0]].type.dims}, b{false, false, program_[node.in[1]].type.dims};
-        Node plain{Contract{c->batch, c->contracted, false}, {false, false, node.type.dims}, {}, {}, 0};
+        const Type a{false, false, program_[node.in[0]].type.dims},
+            b{false, false, program_[node.in[1]].type.dims};
+        Node plain{
+            Contract{c->batch, c->contracted, false}, {false, false, node.type.dims}, {}, {}, 0};
         std::vector<double> out(size);
-        evaluate_rows(plain, {&a, &b}, {{(k == 0 ? here : there).data(), 1, 1}, {(k == 0 ? there : here).data(), 1, 1}}, {out.data(), 1, 1});
+        evaluate_rows(
+            plain, {&a, &b},
+            {{(k == 0 ? here : there).data(), 1, 1}, {(k == 0 ? there : here).data(), 1, 1}},
+            {out.data(), 1, 1});
         for (std::size_t j = 0; j < size; ++j) own[j] = own[j] || out[j] != 0;
       }
     } else if (std::holds_alternative<MatMul>(node.op)) {
-      if (marks.any(node.in[0])) all();
-      else join(marks.at[node.in[1].value]);
+      if (marks.any(node.in[0]))
+        all();
+      else
+        join(marks.at[node.in[1].value]);
     } else if (std::holds_alternative<Concat>(node.op)) {
       const auto index = parts(node);
       for (std::size_t j = 0; j < size; ++j) {
@@ -224,9 +253,16 @@ class Determinacy {
       }
     } else if (const auto* max = std::get_if<ReduceMax>(&node.op)) {
       join(evaluated(node, ReduceSum{max->axis}, 0, marks.at[node.in[0].value]));
-    } else if (std::holds_alternative<Average>(node.op) || std::holds_alternative<Scale>(node.op) || std::holds_alternative<Stop>(node.op) || std::holds_alternative<Parameter>(node.op) || std::holds_alternative<Change>(node.op)) {
+    } else if (std::holds_alternative<Average>(node.op) || std::holds_alternative<Scale>(node.op) ||
+               std::holds_alternative<Stop>(node.op) ||
+               std::holds_alternative<Parameter>(node.op) ||
+               std::holds_alternative<Change>(node.op)) {
       join(marks.at[node.in[0].value]);
-    } else if (std::holds_alternative<ReduceSum>(node.op) || std::holds_alternative<Gather>(node.op) || std::holds_alternative<ScatterAdd>(node.op) || std::holds_alternative<Permute>(node.op) || std::holds_alternative<Reshape>(node.op)) {
+    } else if (std::holds_alternative<ReduceSum>(node.op) ||
+               std::holds_alternative<Gather>(node.op) ||
+               std::holds_alternative<ScatterAdd>(node.op) ||
+               std::holds_alternative<Permute>(node.op) ||
+               std::holds_alternative<Reshape>(node.op)) {
       join(evaluated(node, node.op, 0, marks.at[node.in[0].value]));
     } else if (std::holds_alternative<Expand>(node.op)) {
       join(evaluated(node, Expand{false, node.type.dims}, 0, marks.at[node.in[0].value]));
@@ -239,7 +275,8 @@ class Determinacy {
     const auto* m = std::get_if<Map>(&node.op);
     if (!m || m->fn != Fn::kWhere) return false;
     if (node.in[1] == node.in[2]) return true;
-    if (node.type.width || program_[node.in[1]].type.dims != program_[node.in[2]].type.dims) return false;
+    if (node.type.width || program_[node.in[1]].type.dims != program_[node.in[2]].type.dims)
+      return false;
     for (const std::size_t k : {1u, 2u}) need(node.in[k]);
     return form(node.in[1]) == form(node.in[2]);
   }
@@ -253,7 +290,8 @@ class Determinacy {
 
   // ---- linear forms
   static bool constant(const Form& f) {
-    return std::none_of(f.begin(), f.end(), [](const auto& term) { return term.first.node.valid(); });
+    return std::none_of(f.begin(), f.end(),
+                        [](const auto& term) { return term.first.node.valid(); });
   }
   static void add(Form& to, const Form& x, double factor, Exponent power = 0) {
     for (const auto& [key, c] : x) {
@@ -269,8 +307,12 @@ class Determinacy {
   [[nodiscard]] bool linear(const Node& node) const {
     if (node.type.width || node.type.matrix) return false;
     if (const auto* c = std::get_if<Contract>(&node.op)) return !c->average;
-    return std::holds_alternative<Map>(node.op) || std::holds_alternative<Scale>(node.op) || std::holds_alternative<ReduceSum>(node.op) || std::holds_alternative<ReduceMax>(node.op) || std::holds_alternative<Gather>(node.op) ||
-           std::holds_alternative<Permute>(node.op) || std::holds_alternative<Reshape>(node.op) || std::holds_alternative<Expand>(node.op) || std::holds_alternative<Concat>(node.op) || std::holds_alternative<Stop>(node.op);
+    return std::holds_alternative<Map>(node.op) || std::holds_alternative<Scale>(node.op) ||
+           std::holds_alternative<ReduceSum>(node.op) ||
+           std::holds_alternative<ReduceMax>(node.op) || std::holds_alternative<Gather>(node.op) ||
+           std::holds_alternative<Permute>(node.op) || std::holds_alternative<Reshape>(node.op) ||
+           std::holds_alternative<Expand>(node.op) || std::holds_alternative<Concat>(node.op) ||
+           std::holds_alternative<Stop>(node.op);
   }
   /// Finds the forms of a number and of all that it is computed from.
   void need(NodeId id) {
@@ -313,82 +355,124 @@ class Determinacy {
     } else if (const auto* m = std::get_if<Map>(&node.op)) {
       const auto it = decisions_.find(id.value);
       const Decision* d = it == decisions_.end() ? nullptr : it->second;
-      const std::vector<double> far = d && m->fn != Fn::kWhere ? distances(*d) : std::vector<double>{};
+      const std::vector<double> far =
+          d && m->fn != Fn::kWhere ? distances(*d) : std::vector<double>{};
       std::vector<std::vector<std::size_t>> index;
       for (std::size_t k = 0; k < node.in.size(); ++k) index.push_back(indices(id, k));
-      const std::vector<double> value = d && d->jump && m->fn != Fn::kWhere && !(m->fn == Fn::kMod && d->margin.valid()) ? evaluate(node, *d) : std::vector<double>{};
+      const std::vector<double> value =
+          d && d->jump && m->fn != Fn::kWhere && !(m->fn == Fn::kMod && d->margin.valid())
+              ? evaluate(node, *d)
+              : std::vector<double>{};
       for (std::size_t j = 0; j < size; ++j) {
         const auto x = [&](std::size_t k) -> const Form& { return form(node.in[k])[index[k][j]]; };
         // What follows one operand: which one is not known at a tie.
         const auto follows = [&](std::size_t k, double factor) { add(out[j], x(k), factor); };
         switch (m->fn) {
-          case Fn::kAdd: case Fn::kSub: follows(0, 1); follows(1, m->fn == Fn::kAdd ? 1 : -1); break;
-          case Fn::kMul: case Fn::kDiv: {
+          case Fn::kAdd:
+          case Fn::kSub:
+            follows(0, 1);
+            follows(1, m->fn == Fn::kAdd ? 1 : -1);
+            break;
+          case Fn::kMul:
+          case Fn::kDiv: {
             const std::size_t k = constant(x(1)) ? 1 : 0;  // the factor
-            if (!constant(x(k)) || (m->fn == Fn::kDiv && (k == 0 || x(1).size() != 1))) opaque(j);
+            if (!constant(x(k)) || (m->fn == Fn::kDiv && (k == 0 || x(1).size() != 1)))
+              opaque(j);
             else
-              for (const auto& [one, c] : x(k)) m->fn == Fn::kMul ? add(out[j], x(1 - k), c, one.power) : add(out[j], x(0), 1 / c, -one.power);
+              for (const auto& [one, c] : x(k))
+                m->fn == Fn::kMul ? add(out[j], x(1 - k), c, one.power)
+                                  : add(out[j], x(0), 1 / c, -one.power);
             break;
           }
-          case Fn::kMin: case Fn::kMax:
-            if (x(0) == x(1)) follows(0, 1);
-            else if (far.size() == size && std::abs(far[j]) > 1) follows((far[j] > 0) == (m->fn == Fn::kMax) ? 0 : 1, 1);
-            else opaque(j);
+          case Fn::kMin:
+          case Fn::kMax:
+            if (x(0) == x(1))
+              follows(0, 1);
+            else if (far.size() == size && std::abs(far[j]) > 1)
+              follows((far[j] > 0) == (m->fn == Fn::kMax) ? 0 : 1, 1);
+            else
+              opaque(j);
             break;
-          case Fn::kAbs: case Fn::kRelu: case Fn::kLeakyRelu:
-            if (far.size() != size || !(std::abs(far[j]) > 1)) opaque(j);
-            else if (far[j] > 0) follows(0, 1);
-            else if (m->fn != Fn::kRelu) follows(0, m->fn == Fn::kAbs ? -1 : m->parameter);
+          case Fn::kAbs:
+          case Fn::kRelu:
+          case Fn::kLeakyRelu:
+            if (far.size() != size || !(std::abs(far[j]) > 1))
+              opaque(j);
+            else if (far[j] > 0)
+              follows(0, 1);
+            else if (m->fn != Fn::kRelu)
+              follows(0, m->fn == Fn::kAbs ? -1 : m->parameter);
             break;
-          case Fn::kStep: case Fn::kSign: case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual:
-            if (value.size() == size) number(j, value[j]);
-            else opaque(j);
+          case Fn::kStep:
+          case Fn::kSign:
+          case Fn::kLess:
+          case Fn::kLessEqual:
+          case Fn::kEqual:
+          case Fn::kNotEqual:
+            if (value.size() == size)
+              number(j, value[j]);
+            else
+              opaque(j);
             break;
           case Fn::kMod:  // x - floor(x / y) y
-            if (value.size() != size || !constant(x(1)) || d->margin.valid()) opaque(j);
+            if (value.size() != size || !constant(x(1)) || d->margin.valid())
+              opaque(j);
             else {
               follows(0, 1);
-              add(out[j], {{Symbol{}, 1.0}}, value[j] - (*limit_(d->operands[0]).value)[index[0][j]]);
+              add(out[j], {{Symbol{}, 1.0}},
+                  value[j] - (*limit_(d->operands[0]).value)[index[0][j]]);
             }
             break;
           case Fn::kWhere: {
             const Form& c = x(0);
-            if (x(1) == x(2)) follows(1, 1);
-            else if (constant(c)) follows(c.empty() ? 2 : 1, 1);
-            else opaque(j);
+            if (x(1) == x(2))
+              follows(1, 1);
+            else if (constant(c))
+              follows(c.empty() ? 2 : 1, 1);
+            else
+              opaque(j);
             break;
           }
-          default:
-            opaque(j);
+          default: opaque(j);
         }
       }
     } else if (const auto* c = std::get_if<Contract>(&node.op)) {
       const ContractSizes n(*c, program_[node.in[0]].type.dims, program_[node.in[1]].type.dims);
-      const auto rows = static_cast<std::size_t>(n.left), columns = static_cast<std::size_t>(n.right), sum = static_cast<std::size_t>(n.inner);
+      const auto rows = static_cast<std::size_t>(n.left),
+                 columns = static_cast<std::size_t>(n.right),
+                 sum = static_cast<std::size_t>(n.inner);
       for (std::size_t j = 0; j < size; ++j) {
-        const std::size_t p = j / (rows * columns), left = p * rows + j / columns % rows, right = p * columns + j % columns;
+        const std::size_t p = j / (rows * columns), left = p * rows + j / columns % rows,
+                          right = p * columns + j % columns;
         for (std::size_t k = 0; k < sum; ++k) {
           const Form &x = form(node.in[0])[left * sum + k], &y = form(node.in[1])[right * sum + k];
           if (!constant(x) && !constant(y)) {
             opaque(j);
             break;
           }
-          for (const auto& [one, factor] : constant(y) ? y : x) add(out[j], constant(y) ? x : y, factor, one.power);
+          for (const auto& [one, factor] : constant(y) ? y : x)
+            add(out[j], constant(y) ? x : y, factor, one.power);
           if (out[j].size() > kLongest) break;
         }
       }
-    } else if (std::holds_alternative<ReduceSum>(node.op) || std::holds_alternative<ReduceMax>(node.op)) {
+    } else if (std::holds_alternative<ReduceSum>(node.op) ||
+               std::holds_alternative<ReduceMax>(node.op)) {
       const auto* add_up = std::get_if<ReduceSum>(&node.op);
-      const auto axis = static_cast<std::size_t>(add_up ? add_up->axis : std::get<ReduceMax>(node.op).axis);
+      const auto axis =
+          static_cast<std::size_t>(add_up ? add_up->axis : std::get<ReduceMax>(node.op).axis);
       const Dims& dims = program_[node.in[0]].type.dims;
       std::size_t within = 1;
-      for (std::size_t k = axis + 1; k < dims.size(); ++k) within *= static_cast<std::size_t>(dims[k]);
+      for (std::size_t k = axis + 1; k < dims.size(); ++k)
+        within *= static_cast<std::size_t>(dims[k]);
       const auto count = static_cast<std::size_t>(dims[axis]);
       const auto it = decisions_.find(id.value);
       for (std::size_t j = 0; j < size; ++j) {
-        const auto at = [&](std::size_t k) { return (j / within * count + k) * within + j % within; };
+        const auto at = [&](std::size_t k) {
+          return (j / within * count + k) * within + j % within;
+        };
         if (add_up) {
-          for (std::size_t k = 0; k < count && out[j].size() <= kLongest; ++k) add(out[j], form(node.in[0])[at(k)], 1);
+          for (std::size_t k = 0; k < count && out[j].size() <= kLongest; ++k)
+            add(out[j], form(node.in[0])[at(k)], 1);
           continue;
         }
         if (it == decisions_.end()) {
@@ -399,17 +483,26 @@ class Determinacy {
         std::size_t best = 0;
         for (std::size_t k = 1; k < count; ++k)
           if ((*x.value)[at(k)] > (*x.value)[at(best)]) best = k;
-        const auto error = [&](std::size_t k) { return !x.error || x.error->empty() ? 1e-2 * std::abs((*x.value)[at(k)]) : x.error->size() == 1 ? (*x.error)[0] : (*x.error)[at(k)]; };
+        const auto error = [&](std::size_t k) {
+          return !x.error || x.error->empty() ? 1e-2 * std::abs((*x.value)[at(k)])
+                 : x.error->size() == 1       ? (*x.error)[0]
+                                              : (*x.error)[at(k)];
+        };
         bool unique = true;
         for (std::size_t k = 0; k < count; ++k)
           if (k != best && form(node.in[0])[at(k)] != form(node.in[0])[at(best)])
-            unique = unique && (*x.value)[at(best)] - (*x.value)[at(k)] > kErrors * (error(k) + error(best)) + kRounding * std::max(1.0, std::abs((*x.value)[at(best)]));
-        if (unique) out[j] = form(node.in[0])[at(best)];
-        else opaque(j);
+            unique = unique && (*x.value)[at(best)] - (*x.value)[at(k)] >
+                                   kErrors * (error(k) + error(best)) +
+                                       kRounding * std::max(1.0, std::abs((*x.value)[at(best)]));
+        if (unique)
+          out[j] = form(node.in[0])[at(best)];
+        else
+          opaque(j);
       }
     } else if (std::holds_alternative<Concat>(node.op)) {
       const auto index = parts(node);
-      for (std::size_t j = 0; j < size; ++j) out[j] = form(node.in[index[j].first])[index[j].second];
+      for (std::size_t j = 0; j < size; ++j)
+        out[j] = form(node.in[index[j].first])[index[j].second];
     } else {  // copies
       const auto index = indices(id, 0);
       for (std::size_t j = 0; j < size; ++j) out[j] = form(node.in[0])[index[j]];
@@ -431,20 +524,32 @@ class Determinacy {
       }
       evaluate_rows(plain, types, in, {out.data(), 1, 1});
     } else {
-      const Type x{false, false, program_[node.in[0]].type.dims}, y{false, false, program_[node.in[1]].type.dims};
-      evaluate_rows(plain, {&x, &y}, {{limit_(d.operands[0]).value->data(), 1, 1}, {limit_(d.operands[1]).value->data(), 1, 1}}, {out.data(), 1, 1});
+      const Type x{false, false, program_[node.in[0]].type.dims},
+          y{false, false, program_[node.in[1]].type.dims};
+      evaluate_rows(plain, {&x, &y},
+                    {{limit_(d.operands[0]).value->data(), 1, 1},
+                     {limit_(d.operands[1]).value->data(), 1, 1}},
+                    {out.data(), 1, 1});
     }
     return out;
   }
 
   // ---- places
-  /// For every entry of a node the entry of an operand that it is made of: of a copy, or by broadcasting.
+  /// For every entry of a node the entry of an operand that it is made of: of a copy, or by
+  /// broadcasting.
   [[nodiscard]] std::vector<std::size_t> indices(NodeId id, std::size_t k) const {
     const Node& node = program_[id];
     const Type from{false, false, program_[node.in[k]].type.dims};
-    const bool copies = std::holds_alternative<Gather>(node.op) || std::holds_alternative<Permute>(node.op) || std::holds_alternative<Reshape>(node.op) || std::holds_alternative<Stop>(node.op);
-    const Node plain{copies ? node.op : Op{Expand{false, node.type.dims}}, {false, false, node.type.dims}, {}, {}, 0};
-    std::vector<double> values(static_cast<std::size_t>(size_of(from.dims))), out(static_cast<std::size_t>(size_of(node.type.dims)));
+    const bool copies =
+        std::holds_alternative<Gather>(node.op) || std::holds_alternative<Permute>(node.op) ||
+        std::holds_alternative<Reshape>(node.op) || std::holds_alternative<Stop>(node.op);
+    const Node plain{copies ? node.op : Op{Expand{false, node.type.dims}},
+                     {false, false, node.type.dims},
+                     {},
+                     {},
+                     0};
+    std::vector<double> values(static_cast<std::size_t>(size_of(from.dims))),
+        out(static_cast<std::size_t>(size_of(node.type.dims)));
     std::iota(values.begin(), values.end(), 0.0);
     evaluate_rows(plain, {&from}, {{values.data(), 1, 1}}, {out.data(), 1, 1});
     return {out.begin(), out.end()};
@@ -472,7 +577,9 @@ class Determinacy {
     std::vector<std::pair<std::size_t, std::size_t>> places;
     for (const double place : out) {
       const auto at = static_cast<std::size_t>(place);
-      const auto k = static_cast<std::size_t>(std::upper_bound(first.begin(), first.end(), at) - first.begin()) - 1;
+      const auto k = static_cast<std::size_t>(std::upper_bound(first.begin(), first.end(), at) -
+                                              first.begin()) -
+                     1;
       places.emplace_back(k, at - first[k]);
     }
     return places;
@@ -494,7 +601,8 @@ bool is_jump(const Node& node) {
 }
 
 void hold_decisions(Program& program, std::vector<Decision>& decisions) {
-  if (std::none_of(decisions.begin(), decisions.end(), [&](const Decision& d) { return d.jump; })) decisions.clear();
+  if (std::none_of(decisions.begin(), decisions.end(), [&](const Decision& d) { return d.jump; }))
+    decisions.clear();
   if (decisions.empty()) return;
   Report all;
   for (const Decision& d : decisions) {
@@ -504,7 +612,8 @@ void hold_decisions(Program& program, std::vector<Decision>& decisions) {
   program.reports.push_back(std::move(all));
 }
 
-void release_decisions(LeadingOrder& limit, const Program& source, std::vector<Decision> decisions) {
+void release_decisions(LeadingOrder& limit, const Program& source,
+                       std::vector<Decision> decisions) {
   if (decisions.empty()) return;
   auto kept = limit.program.reports.back().entries.begin();
   for (Decision& d : decisions) {
@@ -516,9 +625,13 @@ void release_decisions(LeadingOrder& limit, const Program& source, std::vector<D
   limit.decisions = std::move(decisions);
 }
 
-Undetermined undetermined(const Program& program, const std::vector<Decision>& decisions, const std::function<Numbers(NodeId)>& limit, bool judged) { return Determinacy(program, decisions, limit, judged).run(); }
+Undetermined undetermined(const Program& program, const std::vector<Decision>& decisions,
+                          const std::function<Numbers(NodeId)>& limit, bool judged) {
+  return Determinacy(program, decisions, limit, judged).run();
+}
 
-Marks reached_from(const Program& program, const std::map<std::uint32_t, std::vector<double>>& entries) {
+Marks reached_from(const Program& program,
+                   const std::map<std::uint32_t, std::vector<double>>& entries) {
   return Determinacy(program, {}, nullptr, true).reach(entries);
 }
 

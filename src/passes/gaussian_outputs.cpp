@@ -12,9 +12,11 @@ using namespace ir;
 
 namespace {
 
-/// How every value from the first of `sources` on depends on them, by structure: 0 not at all, 1 as an affine function, 2 in another way.  What is constant
-/// almost everywhere, sign(source), is no constant: a derivative that holds almost everywhere proves nothing.
-std::vector<std::uint8_t> degrees(const Program& program, const std::vector<NodeId>& sources, NodeId last) {
+/// How every value from the first of `sources` on depends on them, by structure: 0 not at all, 1 as
+/// an affine function, 2 in another way.  What is constant almost everywhere, sign(source), is no
+/// constant: a derivative that holds almost everywhere proves nothing.
+std::vector<std::uint8_t> degrees(const Program& program, const std::vector<NodeId>& sources,
+                                  NodeId last) {
   const NodeId source = *std::min_element(sources.begin(), sources.end());
   if (last < source) return {0};
   std::vector<std::uint8_t> out(last.value + 1 - source.value, 0);
@@ -24,7 +26,9 @@ std::vector<std::uint8_t> degrees(const Program& program, const std::vector<Node
     const Node& node = program[{k}];
     std::uint8_t& own = out[k - source.value];
     if (own == 1) continue;  // a source
-    const auto of = [&](std::size_t j) -> std::uint8_t { return node.in[j] < source ? std::uint8_t{0} : out[node.in[j].value - source.value]; };
+    const auto of = [&](std::size_t j) -> std::uint8_t {
+      return node.in[j] < source ? std::uint8_t{0} : out[node.in[j].value - source.value];
+    };
     std::uint8_t largest = 0;
     for (std::size_t j = 0; j < node.in.size(); ++j) largest = std::max(largest, of(j));
     if (largest == 0) continue;
@@ -36,18 +40,28 @@ std::vector<std::uint8_t> degrees(const Program& program, const std::vector<Node
                                   if (m.fn == Fn::kWhere) return of(0) == 0 ? largest : 2;
                                   return 2;
                                 },
-                                [&](const Contract&) { return times(of(0), of(1)); }, [&](const MatMul&) { return times(of(0), of(1)); },
+                                [&](const Contract&) { return times(of(0), of(1)); },
+                                [&](const MatMul&) { return times(of(0), of(1)); },
                                 [&](const ScaleMatrix&) { return times(of(0), of(1)); },
                                 [&](const UpdateMatrix& u) -> std::uint8_t {
                                   std::uint8_t sum = of(0);
-                                  for (std::size_t j = 1; j + 2 < node.in.size(); j += 3) sum = std::max(sum, times(times(of(j), of(j + 1)), of(j + 2)));
+                                  for (std::size_t j = 1; j + 2 < node.in.size(); j += 3)
+                                    sum = std::max(sum, times(times(of(j), of(j + 1)), of(j + 2)));
                                   return u.entrywise ? 2 : sum;
                                 },
-                                [&](const Stop&) -> std::uint8_t { return 2; },  // its slope is not what `gradient` finds
+                                [&](const Stop&) -> std::uint8_t {
+                                  return 2;
+                                },  // its slope is not what `gradient` finds
                                 [&](const auto& op) {
                                   using T = std::decay_t<decltype(op)>;
-                                  constexpr bool kCopies = std::is_same_v<T, Reshape> || std::is_same_v<T, Permute> || std::is_same_v<T, Gather> || std::is_same_v<T, ScatterAdd> || std::is_same_v<T, Expand> || std::is_same_v<T, Concat> || std::is_same_v<T, Parameter> || std::is_same_v<T, Change>;
-                                  constexpr bool kSums = std::is_same_v<T, Scale> || std::is_same_v<T, Average> || std::is_same_v<T, ReduceSum>;
+                                  constexpr bool kCopies =
+                                      std::is_same_v<T, Reshape> || std::is_same_v<T, Permute> ||
+                                      std::is_same_v<T, Gather> || std::is_same_v<T, ScatterAdd> ||
+                                      std::is_same_v<T, Expand> || std::is_same_v<T, Concat> ||
+                                      std::is_same_v<T, Parameter> || std::is_same_v<T, Change>;
+                                  constexpr bool kSums = std::is_same_v<T, Scale> ||
+                                                         std::is_same_v<T, Average> ||
+                                                         std::is_same_v<T, ReduceSum>;
                                   return kCopies || kSums ? largest : std::uint8_t{2};
                                 }},
                      node.op);
@@ -61,8 +75,11 @@ std::vector<NodeId> readout_candidates(const Program& program) {
   std::vector<std::pair<std::uint32_t, NodeId>> found;  // the first value that is not affine in it
   for (std::uint32_t k = 0; k < program.size(); ++k) {
     if (!std::holds_alternative<StandardNormal>(program[{k}].op)) continue;
-    const auto degree = degrees(program, {NodeId{k}}, {static_cast<std::uint32_t>(program.size() - 1)});
-    found.emplace_back(k + static_cast<std::uint32_t>(std::find(degree.begin(), degree.end(), 2) - degree.begin()), NodeId{k});
+    const auto degree =
+        degrees(program, {NodeId{k}}, {static_cast<std::uint32_t>(program.size() - 1)});
+    found.emplace_back(
+        k + static_cast<std::uint32_t>(std::find(degree.begin(), degree.end(), 2) - degree.begin()),
+        NodeId{k});
   }
   std::sort(found.begin(), found.end(), std::greater<>());
   std::vector<NodeId> out;
@@ -70,17 +87,21 @@ std::vector<NodeId> readout_candidates(const Program& program) {
   return out;
 }
 
-bool linear_in(const Builder& b, NodeId f, const std::vector<NodeId>& sources) { return degrees(b.program(), sources, f).back() == 1; }
+bool linear_in(const Builder& b, NodeId f, const std::vector<NodeId>& sources) {
+  return degrees(b.program(), sources, f).back() == 1;
+}
 
 std::optional<LinearPart> linear_part(Builder& b, NodeId f, NodeId source) {
   if (!linear_in(b, f, {source})) return std::nullopt;
   Result<std::vector<Derivative>> d = gradient(b, f, {source});
   if (!d || !(*d)[0].tensor.valid() || depends_on(b, (*d)[0].tensor, {source})) return std::nullopt;
   const Type type = b.type(source);
-  return LinearPart{std::move((*d)[0]), substituted(b, f, {{source, b.zeros(type.width, type.dims)}})};
+  return LinearPart{std::move((*d)[0]),
+                    substituted(b, f, {{source, b.zeros(type.width, type.dims)}})};
 }
 
-std::optional<ReadoutParts> readouts_of(Builder& b, NodeId f, const std::vector<NodeId>& candidates) {
+std::optional<ReadoutParts> readouts_of(Builder& b, NodeId f,
+                                        const std::vector<NodeId>& candidates) {
   const Dims dims = b.type(f).dims;
   const std::int64_t size = size_of(dims);
   // One row of the Jacobian is the gradient of f[k]; batched over the unit vectors it is all rows.
@@ -102,8 +123,10 @@ std::optional<ReadoutParts> readouts_of(Builder& b, NodeId f, const std::vector<
   for (std::int64_t k = 0; k < size; ++k) unit[static_cast<std::size_t>(k * size + k)] = 1;
   Dims rows = dims;
   rows.insert(rows.begin(), size);
-  const std::vector<NodeId> jacobians = batched(b, slopes, size, {{weight, b.constant(std::move(unit), rows)}});
-  for (std::size_t k = 0; k < sources.size(); ++k) out.slopes.emplace_back(sources[k], jacobians[k]);
+  const std::vector<NodeId> jacobians =
+      batched(b, slopes, size, {{weight, b.constant(std::move(unit), rows)}});
+  for (std::size_t k = 0; k < sources.size(); ++k)
+    out.slopes.emplace_back(sources[k], jacobians[k]);
   return out;
 }
 
@@ -169,7 +192,16 @@ GaussianOutputs gaussian_outputs(const Program& program, const std::vector<bool>
       limit.push_back(mean);
       networks.push_back(mean);
     }
-    out.notes.push_back({Severity::kWarning, "W5302", fmt::format("report '{}' tends to a Gaussian, not to a number: its covariance is reported", report.name), report.span, "", "", {}, true});
+    out.notes.push_back(
+        {Severity::kWarning,
+         "W5302",
+         fmt::format("report '{}' tends to a Gaussian, not to a number: its covariance is reported",
+                     report.name),
+         report.span,
+         "",
+         "",
+         {},
+         true});
   }
   out.networks = out.limit;  // both meanings share one program text; dead code is dropped below
   out.limit.reports = std::move(limit);

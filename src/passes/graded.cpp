@@ -1,16 +1,16 @@
 #include "tplimit/passes/graded.hpp"
 
 #include <algorithm>
-#include <numeric>
 #include <limits>
 #include <map>
+#include <numeric>
 #include <set>
 
 #include "tplimit/ir/function_traits.hpp"
 #include "tplimit/ir/kernels.hpp"
+#include "tplimit/math/normals.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
 #include "tplimit/passes/powers.hpp"
-#include "tplimit/math/normals.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
 
@@ -28,8 +28,8 @@ struct Term {
   Exponent order;
   NodeId out;
   Parity scalar, vector;
-  // Initial vectors (the first 64) that its coordinates hold, and those in which it is linear and homogeneous: only their means can be
-  // random numbers that are drawn.
+  // Initial vectors (the first 64) that its coordinates hold, and those in which it is linear and
+  // homogeneous: only their means can be random numbers that are drawn.
   std::uint64_t holds = 0, linear = 0;
   [[nodiscard]] Part part() const { return {order, 0, scalar, vector}; }
 };
@@ -38,12 +38,13 @@ struct Term {
 struct Series {
   std::vector<Term> terms;  ///< orders descend
   Sum dropped = 0;
-  NodeId culprit;           ///< in the input program: where the largest dropped part was left out
+  NodeId culprit;  ///< in the input program: where the largest dropped part was left out
 };
 
 class Grading {
  public:
-  Grading(const Program& program, const GradedOptions& options) : in_(program), options_(options), b_(out_) {
+  Grading(const Program& program, const GradedOptions& options)
+      : in_(program), options_(options), b_(out_) {
     out_.sources = program.sources;
     out_.contexts = program.contexts;
     out_.width_name = program.width_name;
@@ -55,7 +56,8 @@ class Grading {
   Result<LeadingOrder> run() {
     series_.resize(in_.size());
     find_given();
-    for (const NodeId source : readout_candidates(in_)) readout_sources_.push_back(std::get<StandardNormal>(in_[source].op).source);
+    for (const NodeId source : readout_candidates(in_))
+      readout_sources_.push_back(std::get<StandardNormal>(in_[source].op).source);
     // What is given comes before all else that is random.
     for (const bool first : {true, false})
       for (std::uint32_t k = 0; k < in_.size() && !error_; ++k) {
@@ -63,27 +65,43 @@ class Grading {
         current_ = {k};
         const Node& node = in_.nodes[k];
         b_.set_origin(node.span, node.context);
-        if (node.type.matrix) matrix_step(node);
-        else series_[k] = std::visit([&](const auto& op) { return visit(op, node); }, node.op);
+        if (node.type.matrix)
+          matrix_step(node);
+        else
+          series_[k] = std::visit([&](const auto& op) { return visit(op, node); }, node.op);
         if (current_ == target_ && !error_) check_given();
       }
     if (error_) return *error_;
     return finish();
   }
 
-  /// What the given value has beside the random number: a constant.  To be taken off before the number is set.
+  /// What the given value has beside the random number: a constant.  To be taken off before the
+  /// number is set.
   [[nodiscard]] const std::optional<std::vector<double>>& beside() const { return beside_; }
 
  private:
   // ---- given values
   void refuse_given(std::string message, Span span, bool located = true) {
-    if (!error_) error_ = Diagnostic{Severity::kError, "E3107", std::move(message), span, "", "--given NAME=VALUE sets a random output such as v @ z / sqrt(n) at its first occurrence", {}, located};
+    if (!error_)
+      error_ = Diagnostic{
+          Severity::kError,
+          "E3107",
+          std::move(message),
+          span,
+          "",
+          "--given NAME=VALUE sets a random output such as v @ z / sqrt(n) at its first occurrence",
+          {},
+          located};
   }
   void find_given() {
     if (!options_.given) return;
     for (const NamedValue& named : in_.names)
-      if (named.name == options_.given->name && named.kind == NamedValue::Kind::kValue && (!target_.valid() || named.value < target_)) target_ = named.value;
-    if (!target_.valid()) return refuse_given(fmt::format("no value '{}' reaches a report", options_.given->name), {}, false);
+      if (named.name == options_.given->name && named.kind == NamedValue::Kind::kValue &&
+          (!target_.valid() || named.value < target_))
+        target_ = named.value;
+    if (!target_.valid())
+      return refuse_given(fmt::format("no value '{}' reaches a report", options_.given->name), {},
+                          false);
     behind_target_.assign(in_.size(), false);
     behind_target_[target_.value] = true;
     for (std::size_t k = in_.size(); k-- > 0;)
@@ -96,7 +114,9 @@ class Grading {
     std::vector<double> values = options_.given->values;
     if (values.size() == 1) values.assign(size, values[0]);
     if (values.size() != size) {
-      refuse_given(fmt::format("'{}' has {} entries, given are {}", options_.given->name, size, values.size()), in_[target_].span);
+      refuse_given(fmt::format("'{}' has {} entries, given are {}", options_.given->name, size,
+                               values.size()),
+                   in_[target_].span);
       values.assign(size, 0);
     }
     return given_ = b_.add(Parameter{0}, {b_.constant(std::move(values), type.dims)});
@@ -104,7 +124,9 @@ class Grading {
   void check_given() {
     const Series& x = series_[target_.value];
     const NodeId out = x.terms.empty() ? NodeId{} : x.terms[0].out;
-    if (!given_.valid() || !out.valid() || x.terms[0].order != 0) return refuse_given(fmt::format("'{}' is not random in the limit", options_.given->name), in_[target_].span);
+    if (!given_.valid() || !out.valid() || x.terms[0].order != 0)
+      return refuse_given(fmt::format("'{}' is not random in the limit", options_.given->name),
+                          in_[target_].span);
     if (out == given_) return;
     const auto* map = std::get_if<Map>(&b_.node(out).op);
     if (map && map->fn == Fn::kAdd)
@@ -114,14 +136,18 @@ class Grading {
             beside_ = *values;
             return;
           }
-    refuse_given(fmt::format("'{}' is not one random output plus a constant", options_.given->name), in_[target_].span);
+    refuse_given(fmt::format("'{}' is not one random output plus a constant", options_.given->name),
+                 in_[target_].span);
   }
 
   // ---- series
-  [[nodiscard]] const Series& operand(const Node& node, std::size_t k) const { return series_[node.in[k].value]; }
+  [[nodiscard]] const Series& operand(const Node& node, std::size_t k) const {
+    return series_[node.in[k].value];
+  }
   [[nodiscard]] Sum kept(const Series& s, std::size_t first = 0) {
     Sum out = 0;
-    for (std::size_t k = first; k < s.terms.size(); ++k) out = parts_.plus(out, parts_.one(s.terms[k].part()));
+    for (std::size_t k = first; k < s.terms.size(); ++k)
+      out = parts_.plus(out, parts_.one(s.terms[k].part()));
     return out;
   }
   [[nodiscard]] Sum all(const Series& s) { return parts_.plus(kept(s), s.dropped); }
@@ -131,13 +157,18 @@ class Grading {
     if (!before || *now > *before) to.culprit = culprit;
     to.dropped = parts_.plus(to.dropped, parts);
   }
-  void inherit(Series& to, const Series& from, Sum factor) { drop(to, parts_.times(from.dropped, factor), from.culprit); }
+  void inherit(Series& to, const Series& from, Sum factor) {
+    drop(to, parts_.times(from.dropped, factor), from.culprit);
+  }
 
-  NodeId shaped(NodeId out, const Type& type) { return b_.type(out) == type ? out : b_.expand(out, type.width, type.dims); }
+  NodeId shaped(NodeId out, const Type& type) {
+    return b_.type(out) == type ? out : b_.expand(out, type.width, type.dims);
+  }
 
   /// Terms of one order are added, zeros left out, and what lies below the depth dropped.
   Series gather(std::vector<Term> terms, const Type& type, Series rest = {}) {
-    std::stable_sort(terms.begin(), terms.end(), [](const Term& a, const Term& b) { return a.order > b.order; });
+    std::stable_sort(terms.begin(), terms.end(),
+                     [](const Term& a, const Term& b) { return a.order > b.order; });
     for (Term& t : terms) {
       t.out = shaped(t.out, type);
       if (b_.is_zero(t.out)) continue;
@@ -157,8 +188,9 @@ class Grading {
     }
     return rest;
   }
-  /// a + b.  Where both are one linear function of different finite values, that function of their sum: updates under a fixed kernel, c_s d x' with
-  /// the same d and x in every step, stay one term.
+  /// a + b.  Where both are one linear function of different finite values, that function of their
+  /// sum: updates under a fixed kernel, c_s d x' with the same d and x in every step, stay one
+  /// term.
   NodeId together(NodeId a, NodeId b) {
     const auto joined = b_.type(a) == b_.type(b) ? combined(a, 1, b, 1) : std::nullopt;
     return joined ? *joined : b_.plus(a, b);
@@ -191,7 +223,8 @@ class Grading {
     if (is(x, Fn::kAdd))
       for (const std::size_t k : {1u, 0u}) {
         if (b_.type(x.in[0]) != x.type || b_.type(x.in[1]) != x.type) break;
-        if (const auto part = combined(x.in[k], p, b, q)) return b_.plus(b_.scale(p, 0, x.in[1 - k]), *part);
+        if (const auto part = combined(x.in[k], p, b, q))
+          return b_.plus(b_.scale(p, 0, x.in[1 - k]), *part);
       }
     const auto rebuilt = [&](std::size_t k, std::optional<NodeId> part) -> std::optional<NodeId> {
       if (!part) return std::nullopt;
@@ -201,16 +234,22 @@ class Grading {
     };
     if (is(x, Fn::kMul) && is(y, Fn::kMul))
       for (const std::size_t k : {0u, 1u})
-        if (x.in[k] == y.in[1 - k] && b_.type(x.in[1 - k]) == b_.type(y.in[k])) return rebuilt(1 - k, combined(x.in[1 - k], p, y.in[k], q));
-    if (x.op.index() != y.op.index() || x.in.size() != y.in.size() || !same_types()) return std::nullopt;
+        if (x.in[k] == y.in[1 - k] && b_.type(x.in[1 - k]) == b_.type(y.in[k]))
+          return rebuilt(1 - k, combined(x.in[1 - k], p, y.in[k], q));
+    if (x.op.index() != y.op.index() || x.in.size() != y.in.size() || !same_types())
+      return std::nullopt;
     // One operation on the same operands but one.
     for (std::size_t k = 0; k < x.in.size(); ++k) {
       std::vector<NodeId> in = y.in;
       in[k] = x.in[k];
-      const bool linear = std::holds_alternative<Contract>(x.op) || is(x, Fn::kMul) || (std::holds_alternative<MatMul>(x.op) && k == 1) || std::holds_alternative<Reshape>(x.op) ||
-                          std::holds_alternative<Permute>(x.op) || std::holds_alternative<Gather>(x.op) || std::holds_alternative<ScatterAdd>(x.op) || std::holds_alternative<Expand>(x.op) ||
-                          std::holds_alternative<ReduceSum>(x.op);
-      if (linear && in == x.in && b_.add(y.op, std::move(in)) == a) return rebuilt(k, combined(x.in[k], p, y.in[k], q));
+      const bool linear =
+          std::holds_alternative<Contract>(x.op) || is(x, Fn::kMul) ||
+          (std::holds_alternative<MatMul>(x.op) && k == 1) ||
+          std::holds_alternative<Reshape>(x.op) || std::holds_alternative<Permute>(x.op) ||
+          std::holds_alternative<Gather>(x.op) || std::holds_alternative<ScatterAdd>(x.op) ||
+          std::holds_alternative<Expand>(x.op) || std::holds_alternative<ReduceSum>(x.op);
+      if (linear && in == x.in && b_.add(y.op, std::move(in)) == a)
+        return rebuilt(k, combined(x.in[k], p, y.in[k], q));
     }
     return std::nullopt;
   }
@@ -226,13 +265,23 @@ class Grading {
   void reject(const char* code, std::string message, std::string label, std::string help) {
     if (error_) return;
     const Node& node = in_[current_];
-    error_ = Diagnostic{Severity::kError, code, std::move(message), node.span, std::move(label), std::move(help), {}, true};
-    if (node.context) error_->notes.push_back({"in the iteration " + in_.contexts[node.context], node.span});
+    error_ = Diagnostic{Severity::kError,
+                        code,
+                        std::move(message),
+                        node.span,
+                        std::move(label),
+                        std::move(help),
+                        {},
+                        true};
+    if (node.context)
+      error_->notes.push_back({"in the iteration " + in_.contexts[node.context], node.span});
   }
 
   template <class Make>
   Term multiplied(const Term& x, const Term& y, Make make) {
-    return {x.order + y.order, make(x.out, y.out), product(x.scalar, y.scalar), product(x.vector, y.vector), x.holds | y.holds, (x.linear & ~y.holds) | (y.linear & ~x.holds)};
+    return {x.order + y.order,           make(x.out, y.out),
+            product(x.scalar, y.scalar), product(x.vector, y.vector),
+            x.holds | y.holds,           (x.linear & ~y.holds) | (y.linear & ~x.holds)};
   }
   /// All pairs of terms, `make` for each.
   template <class Make>
@@ -248,14 +297,16 @@ class Grading {
   template <class Make>
   Series linear(const Series& a, const Type& type, Make make) {
     std::vector<Term> terms;
-    for (const Term& x : a.terms) terms.push_back({x.order, make(x.out), x.scalar, x.vector, x.holds, x.linear});
+    for (const Term& x : a.terms)
+      terms.push_back({x.order, make(x.out), x.scalar, x.vector, x.holds, x.linear});
     Series rest;
     inherit(rest, a, parts_.one());
     return gather(std::move(terms), type, std::move(rest));
   }
 
   // ---- means over coordinates
-  /// Means of terms, each for itself: what is odd under a sign flip has mean 0 and leaves a random number of relative size n^(-1/2).
+  /// Means of terms, each for itself: what is odd under a sign flip has mean 0 and leaves a random
+  /// number of relative size n^(-1/2).
   Series averaged(const std::vector<Term>& terms, Series rest, const Type& type) {
     std::vector<Term> means;
     std::optional<Exponent> top;  // random numbers that lie below the depth need not be found
@@ -268,10 +319,15 @@ class Grading {
       if ((t.vector.odd) == 0) {
         means.push_back({t.order, t.out, t.scalar, {}});
         drop(rest, parts_.one({fluctuation, 0, whole, {}}), current_);
-      } else if (const NodeId drawn = (t.linear & t.vector.odd) && !(top && fluctuation < *top - options_.depth) ? random_number(t.out) : NodeId{}; drawn.valid()) {
+      } else if (const NodeId drawn =
+                     (t.linear & t.vector.odd) && !(top && fluctuation < *top - options_.depth)
+                         ? random_number(t.out)
+                         : NodeId{};
+                 drawn.valid()) {
         means.push_back({fluctuation, drawn, whole, {}});
         // Its covariance E J J' fluctuates as well.
-        drop(rest, parts_.one({fluctuation - Exponent(1, 2), 0, {0, ~std::uint64_t{0}}, {}}), current_);
+        drop(rest, parts_.one({fluctuation - Exponent(1, 2), 0, {0, ~std::uint64_t{0}}, {}}),
+             current_);
       } else {
         drop(rest, parts_.one({fluctuation, 0, whole, {}}), current_);
       }
@@ -279,20 +335,25 @@ class Grading {
     return gather(std::move(means), type, std::move(rest));
   }
 
-  /// sqrt(n) E(J r), r a readout that J does not depend on: N(0, E J J'), jointly with all others of the same readout.
+  /// sqrt(n) E(J r), r a readout that J does not depend on: N(0, E J J'), jointly with all others
+  /// of the same readout.
   NodeId random_number(NodeId mean) {
     if (const auto it = drawn_.find(mean); it != drawn_.end()) return it->second;
     const Type type = b_.type(mean);
     NodeId out;
     std::vector<NodeId> candidates;
     for (const SourceId source : readout_sources_)
-      if (const auto it = normals_.find(source); it != normals_.end()) candidates.push_back(it->second);
-    if (const auto parts = readouts_of(b_, b_.scale(1, 1, mean), candidates); parts && b_.is_zero(parts->rest)) {
+      if (const auto it = normals_.find(source); it != normals_.end())
+        candidates.push_back(it->second);
+    if (const auto parts = readouts_of(b_, b_.scale(1, 1, mean), candidates);
+        parts && b_.is_zero(parts->rest)) {
       for (const auto& [source, slope] : parts->slopes) {
-        const std::int64_t size = size_of(type.dims), width = size_of(b_.type(slope).dims) / std::max<std::int64_t>(1, size);
+        const std::int64_t size = size_of(type.dims),
+                           width = size_of(b_.type(slope).dims) / std::max<std::int64_t>(1, size);
         const NodeId rows = b_.reshape(slope, {size, width});
         Readout& readout = readouts_[source];
-        const bool first = target_.valid() && behind_target_[current_.value] && !given_.valid() && readout.count == 0 && parts->slopes.size() == 1;
+        const bool first = target_.valid() && behind_target_[current_.value] && !given_.valid() &&
+                           readout.count == 0 && parts->slopes.size() == 1;
         readout.rows = readout.rows.valid() ? b_.add(Concat{0}, {readout.rows, rows}) : rows;
         readout.count += size;
         if (first) {
@@ -302,18 +363,26 @@ class Grading {
         }
         random_outputs_ = true;
         std::vector<double> normals(static_cast<std::size_t>(readout.count));
-        const std::string& name = out_.sources[std::get<StandardNormal>(b_.node(source).op).source.value].name;
-        plain_normals(mix_key(mix_key(mix_key(kOutputWord, options_.seed), options_.draw), hash_text(name.data(), name.size())), 0, normals);
+        const std::string& name =
+            out_.sources[std::get<StandardNormal>(b_.node(source).op).source.value].name;
+        plain_normals(mix_key(mix_key(mix_key(kOutputWord, options_.seed), options_.draw),
+                              hash_text(name.data(), name.size())),
+                      0, normals);
         std::fill_n(normals.begin(), readout.given, 0.0);
         const NodeId covariance = b_.contract(readout.rows, readout.rows, 0, 1, true);
         const NodeId factor = b_.add(Cholesky{}, {covariance});
-        NodeId values = b_.contract(factor, b_.constant(std::move(normals), {readout.count}), 0, 1, false);
+        NodeId values =
+            b_.contract(factor, b_.constant(std::move(normals), {readout.count}), 0, 1, false);
         if (readout.given > 0) {
           std::vector<std::int64_t> known(static_cast<std::size_t>(readout.given));
           std::iota(known.begin(), known.end(), 0);
-          const NodeId across = b_.gather(covariance, 1, known), among = b_.gather(across, 0, known);
-          const NodeId regression = b_.add(TrainingOperator{1, std::numeric_limits<double>::infinity(), 0, false}, {among, across});
-          values = b_.plus(values, b_.contract(regression, b_.reshape(given_, {readout.given}), 0, 1, false));
+          const NodeId across = b_.gather(covariance, 1, known),
+                       among = b_.gather(across, 0, known);
+          const NodeId regression =
+              b_.add(TrainingOperator{1, std::numeric_limits<double>::infinity(), 0, false},
+                     {among, across});
+          values = b_.plus(
+              values, b_.contract(regression, b_.reshape(given_, {readout.given}), 0, 1, false));
         }
         std::vector<std::int64_t> last;
         for (std::int64_t k = readout.count - size; k < readout.count; ++k) last.push_back(k);
@@ -326,7 +395,9 @@ class Grading {
   }
 
   // ---- operations
-  Series visit(const Constant& op, const Node& node) { return gather({{0, b_.constant(op, node.type.dims), {}, {}}}, node.type); }
+  Series visit(const Constant& op, const Node& node) {
+    return gather({{0, b_.constant(op, node.type.dims), {}, {}}}, node.type);
+  }
   Series visit(const StandardNormal& op, const Node&) {
     Parity odd;
     if (op.source.value < 64) odd.odd = std::uint64_t{1} << op.source.value;
@@ -345,7 +416,8 @@ class Grading {
   Series visit(const Average& op, const Node& node) {
     const Series& x = operand(node, 0);
     std::vector<Term> terms;
-    for (const Term& t : x.terms) terms.push_back({t.order, b_.add(op, {t.out}), t.scalar, t.vector, t.holds, t.linear});
+    for (const Term& t : x.terms)
+      terms.push_back({t.order, b_.add(op, {t.out}), t.scalar, t.vector, t.holds, t.linear});
     Series rest;
     drop(rest, parts_.average(x.dropped), x.culprit);
     return averaged(terms, std::move(rest), node.type);
@@ -366,29 +438,45 @@ class Grading {
     if (!node.type.width && is_jump(node)) return finite_jump(op, node);
     if (node.in.size() == 1) {
       const Series& x = operand(node, 0);
-      if (!node.type.width && !x.terms.empty() && (op.fn == Fn::kRelu || op.fn == Fn::kLeakyRelu || op.fn == Fn::kAbs)) decisions_.push_back({current_, {x.terms[0].out}, x.terms[0].out, false});
+      if (!node.type.width && !x.terms.empty() &&
+          (op.fn == Fn::kRelu || op.fn == Fn::kLeakyRelu || op.fn == Fn::kAbs))
+        decisions_.push_back({current_, {x.terms[0].out}, x.terms[0].out, false});
       return unary(op, x, node.type);
     }
     const Series &a = operand(node, 0), &b = operand(node, 1);
     switch (op.fn) {
-      case Fn::kAdd: case Fn::kSub: return sum(op.fn, a, b, node.type);
-      case Fn::kMul: return bilinear(a, b, node.type, [&](NodeId x, NodeId y) { return b_.times(x, y); });
+      case Fn::kAdd:
+      case Fn::kSub: return sum(op.fn, a, b, node.type);
+      case Fn::kMul:
+        return bilinear(a, b, node.type, [&](NodeId x, NodeId y) { return b_.times(x, y); });
       case Fn::kDiv: {
         Series inverse = unary(Map{Fn::kPower, -1}, b, in_[node.in[1]].type);
         return bilinear(a, inverse, node.type, [&](NodeId x, NodeId y) { return b_.times(x, y); });
       }
-      // As functions of the difference, so that each argument is expanded and leading parts may cancel.
-      case Fn::kMax: case Fn::kMin: case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: {
+      // As functions of the difference, so that each argument is expanded and leading parts may
+      // cancel.
+      case Fn::kMax:
+      case Fn::kMin:
+      case Fn::kLess:
+      case Fn::kLessEqual:
+      case Fn::kEqual:
+      case Fn::kNotEqual: {
         if (infinite(a) || infinite(b)) return leading_only(op, node);
         const bool from_right = op.fn == Fn::kLess;  // a < b: step(b - a)
-        const Series difference = from_right ? sum(Fn::kSub, b, a, node.type) : sum(Fn::kSub, a, b, node.type);
+        const Series difference =
+            from_right ? sum(Fn::kSub, b, a, node.type) : sum(Fn::kSub, a, b, node.type);
         if (op.fn != Fn::kMax && op.fn != Fn::kMin) return comparison(op.fn, difference, node.type);
-        if (!node.type.width && !difference.terms.empty()) decisions_.push_back({current_, leading(node), difference.terms[0].out, false});
+        if (!node.type.width && !difference.terms.empty())
+          decisions_.push_back({current_, leading(node), difference.terms[0].out, false});
         const Series excess = unary(Map{Fn::kRelu, 0}, difference, node.type);
-        return op.fn == Fn::kMax ? sum(Fn::kAdd, b, excess, node.type) : sum(Fn::kSub, a, excess, node.type);
+        return op.fn == Fn::kMax ? sum(Fn::kAdd, b, excess, node.type)
+                                 : sum(Fn::kSub, a, excess, node.type);
       }
       case Fn::kWhere: return where(node);
-      case Fn::kMod: return b.terms.size() == 1 && b.dropped == 0 && b.terms[0].order == 0 ? mod(a, b.terms[0], node.type) : leading_only(op, node);
+      case Fn::kMod:
+        return b.terms.size() == 1 && b.dropped == 0 && b.terms[0].order == 0
+                   ? mod(a, b.terms[0], node.type)
+                   : leading_only(op, node);
       default: return leading_only(op, node);
     }
   }
@@ -404,32 +492,42 @@ class Grading {
     inherit(rest, b, parts_.one());
     return gather(std::move(terms), type, std::move(rest));
   }
-  Series one(const Type& type) { return {{{0, b_.expand(b_.constant(1, type.dims), type.width, type.dims), {}, {}}}, 0, {}}; }
+  Series one(const Type& type) {
+    return {{{0, b_.expand(b_.constant(1, type.dims), type.width, type.dims), {}, {}}}, 0, {}};
+  }
   /// Holds infinite constants, of which no differences are taken.
   [[nodiscard]] bool infinite(const Series& x) const {
     return std::any_of(x.terms.begin(), x.terms.end(), [&](const Term& t) {
       NodeId id = t.out;
       while (std::holds_alternative<Expand>(b_.node(id).op)) id = b_.node(id).in[0];
       const auto* values = b_.constant_values(id);
-      return values && std::any_of(values->begin(), values->end(), [](double v) { return std::isinf(v); });
+      return values &&
+             std::any_of(values->begin(), values->end(), [](double v) { return std::isinf(v); });
     });
   }
-  /// Where a function jumps, a change of its argument moves its value by height x delta x change, which is bounded only: no engine carries deltas.
+  /// Where a function jumps, a change of its argument moves its value by height x delta x change,
+  /// which is bounded only: no engine carries deltas.
   void drop_jumps(Series& to, const Part& slope, const Series& argument) {
-    drop(to, parts_.times(parts_.one(slope), parts_.plus(kept(argument, 1), argument.dropped)), current_);
+    drop(to, parts_.times(parts_.one(slope), parts_.plus(kept(argument, 1), argument.dropped)),
+         current_);
   }
   /// d > 0 for kLess, not (d > 0) for kLessEqual, d = 0, d != 0.
   Series comparison(Fn fn, const Series& d, const Type& type) {
     Series out;
     if (d.terms.empty()) {
       if (fn == Fn::kLessEqual || fn == Fn::kEqual) out = one(type);
-      if (d.dropped != 0) drop(out, parts_.without_parity(parts_.one({0, 0, {0, ~std::uint64_t{0}}, {0, ~std::uint64_t{0}}})), d.culprit);
+      if (d.dropped != 0)
+        drop(out,
+             parts_.without_parity(
+                 parts_.one({0, 0, {0, ~std::uint64_t{0}}, {0, ~std::uint64_t{0}}})),
+             d.culprit);
       return out;
     }
     if (fn == Fn::kEqual || fn == Fn::kNotEqual) {
       const Term& lead = d.terms[0];
       const Part value{0, 0, even(lead.scalar), even(lead.vector)};
-      out.terms.push_back({0, b_.map(fn, {lead.out, b_.zeros(false, {})}), value.scalar, value.vector, lead.holds, 0});
+      out.terms.push_back({0, b_.map(fn, {lead.out, b_.zeros(false, {})}), value.scalar,
+                           value.vector, lead.holds, 0});
       drop_jumps(out, {-lead.order, 0, value.scalar, value.vector}, d);
       return gather(std::move(out.terms), type, {{}, out.dropped, out.culprit});
     }
@@ -438,17 +536,20 @@ class Grading {
   }
   /// x - y floor(x / y), y a plain number: of slope 1 in x, with jumps.
   Series mod(const Series& x, const Term& y, const Type& type) {
-    if (x.terms.empty() || x.terms[0].order != 0) return leading_only(Map{Fn::kMod, 0}, in_[current_]);
+    if (x.terms.empty() || x.terms[0].order != 0)
+      return leading_only(Map{Fn::kMod, 0}, in_[current_]);
     const Term& x0 = x.terms[0];
     const Part slope{0, 0, even(product(x0.scalar, y.scalar)), even(product(x0.vector, y.vector))};
-    std::vector<Term> terms{{0, b_.map(Fn::kMod, {x0.out, y.out}), slope.scalar, slope.vector, x0.holds | y.holds, 0}};
+    std::vector<Term> terms{
+        {0, b_.map(Fn::kMod, {x0.out, y.out}), slope.scalar, slope.vector, x0.holds | y.holds, 0}};
     terms.insert(terms.end(), x.terms.begin() + 1, x.terms.end());
     Series out;
     inherit(out, x, parts_.one());
     drop_jumps(out, slope, x);
     return gather(std::move(terms), type, std::move(out));
   }
-  /// Each branch by itself under the leading condition; where the condition changes, one branch is taken for the other.
+  /// Each branch by itself under the leading condition; where the condition changes, one branch is
+  /// taken for the other.
   Series where(const Node& node) {
     const Series &c = operand(node, 0), &x = operand(node, 1), &y = operand(node, 2);
     if (c.terms.empty() && c.dropped == 0) return shaped(y, node.type);
@@ -459,7 +560,9 @@ class Grading {
     }
     const Term& lead = c.terms[0];
     const Part taken{0, 0, even(lead.scalar), even(lead.vector)};
-    std::vector<Term> terms = order_by_order(node, 1, [&](const std::vector<NodeId>& in) { return b_.map(Fn::kWhere, {lead.out, in[0], in[1]}); });
+    std::vector<Term> terms = order_by_order(node, 1, [&](const std::vector<NodeId>& in) {
+      return b_.map(Fn::kWhere, {lead.out, in[0], in[1]});
+    });
     for (Term& whole : terms) {
       whole.scalar = product(whole.scalar, taken.scalar);
       whole.vector = product(whole.vector, taken.vector);
@@ -468,27 +571,40 @@ class Grading {
     }
     inherit(out, x, parts_.one(taken));
     inherit(out, y, parts_.one(taken));
-    const Sum moved = parts_.shifted(parts_.plus(kept(c, 1), c.dropped), -lead.order), branches = parts_.plus(all(x), all(y));
-    const Sum jump = parts_.times(branches_meet(node) ? parts_.times(moved, moved) : moved, branches);
-    drop(out, compares(in_[node.in[0]].op) ? jump : parts_.without_parity(jump), c.dropped ? c.culprit : current_);
+    const Sum moved = parts_.shifted(parts_.plus(kept(c, 1), c.dropped), -lead.order),
+              branches = parts_.plus(all(x), all(y));
+    const Sum jump =
+        parts_.times(branches_meet(node) ? parts_.times(moved, moved) : moved, branches);
+    drop(out, compares(in_[node.in[0]].op) ? jump : parts_.without_parity(jump),
+         c.dropped ? c.culprit : current_);
     return gather(std::move(terms), node.type, std::move(out));
   }
-  /// A value of the input program as a function of one other, `variable` at t; empty if it is computed from something else.
+  /// A value of the input program as a function of one other, `variable` at t; empty if it is
+  /// computed from something else.
   std::optional<double> value_at(NodeId id, NodeId variable, double t) const {
     if (id == variable) return t;
     const Node& node = in_[id];
     if (const auto* c = std::get_if<Constant>(&node.op)) {
-      const bool uniform = !c->values->empty() && std::all_of(c->values->begin(), c->values->end(), [&](double v) { return v == c->values->front(); });
+      const bool uniform =
+          !c->values->empty() && std::all_of(c->values->begin(), c->values->end(),
+                                             [&](double v) { return v == c->values->front(); });
       return uniform ? std::optional(c->values->front()) : std::nullopt;
     }
     std::vector<double> in;
     for (const NodeId k : node.in) {
-      const auto x = std::holds_alternative<Map>(node.op) || std::holds_alternative<Scale>(node.op) || std::holds_alternative<Expand>(node.op) || std::holds_alternative<Reshape>(node.op) ? value_at(k, variable, t) : std::nullopt;
+      const auto x = std::holds_alternative<Map>(node.op) ||
+                             std::holds_alternative<Scale>(node.op) ||
+                             std::holds_alternative<Expand>(node.op) ||
+                             std::holds_alternative<Reshape>(node.op)
+                         ? value_at(k, variable, t)
+                         : std::nullopt;
       if (!x) return std::nullopt;
       in.push_back(*x);
     }
-    if (const auto* s = std::get_if<Scale>(&node.op)) return s->power == 0 ? std::optional(s->factor * in[0]) : std::nullopt;
-    if (!std::holds_alternative<Map>(node.op)) return in.empty() ? std::nullopt : std::optional(in[0]);
+    if (const auto* s = std::get_if<Scale>(&node.op))
+      return s->power == 0 ? std::optional(s->factor * in[0]) : std::nullopt;
+    if (!std::holds_alternative<Map>(node.op))
+      return in.empty() ? std::nullopt : std::optional(in[0]);
     const Type scalar;
     std::vector<const Type*> types(in.size(), &scalar);
     std::vector<View> views;
@@ -497,27 +613,40 @@ class Grading {
     evaluate_rows(Node{node.op, scalar, node.in, node.span, 0}, types, views, {&out, 1, 1});
     return out;
   }
-  /// The branches of where(p < q, x, y) are equal where p = q: p - q is an affine function of one value, and x and y are functions of it.
+  /// The branches of where(p < q, x, y) are equal where p = q: p - q is an affine function of one
+  /// value, and x and y are functions of it.
   bool branches_meet(const Node& node) const {
     const Node& condition = in_[node.in[0]];
     if (!compares(condition.op)) return false;
     const auto compared = [&](NodeId variable, double t) -> std::optional<double> {
-      const auto p = value_at(condition.in[0], variable, t), q = condition.in.size() > 1 ? value_at(condition.in[1], variable, t) : std::optional(0.0);
+      const auto p = value_at(condition.in[0], variable, t),
+                 q = condition.in.size() > 1 ? value_at(condition.in[1], variable, t)
+                                             : std::optional(0.0);
       return p && q ? std::optional(*p - *q) : std::nullopt;
     };
-    std::vector<NodeId> variables(condition.in.begin(), condition.in.end());  // what is compared, and what that is a function of
+    std::vector<NodeId> variables(
+        condition.in.begin(),
+        condition.in.end());  // what is compared, and what that is a function of
     for (std::size_t k = 0; k < variables.size() && k < 16; ++k) {
       const Node& v = in_[variables[k]];
       if (std::holds_alternative<Constant>(v.op)) continue;
-      if (std::holds_alternative<Map>(v.op) || std::holds_alternative<Scale>(v.op) || std::holds_alternative<Expand>(v.op) || std::holds_alternative<Reshape>(v.op)) variables.insert(variables.end(), v.in.begin(), v.in.end());
-      const auto u0 = compared(variables[k], 0), u1 = compared(variables[k], 1), u2 = compared(variables[k], 2);
-      if (!u0 || !u1 || !u2 || *u1 == *u0 || std::abs(*u2 - 2 * *u1 + *u0) > 1e-12 * (std::abs(*u0) + std::abs(*u1))) continue;
+      if (std::holds_alternative<Map>(v.op) || std::holds_alternative<Scale>(v.op) ||
+          std::holds_alternative<Expand>(v.op) || std::holds_alternative<Reshape>(v.op))
+        variables.insert(variables.end(), v.in.begin(), v.in.end());
+      const auto u0 = compared(variables[k], 0), u1 = compared(variables[k], 1),
+                 u2 = compared(variables[k], 2);
+      if (!u0 || !u1 || !u2 || *u1 == *u0 ||
+          std::abs(*u2 - 2 * *u1 + *u0) > 1e-12 * (std::abs(*u0) + std::abs(*u1)))
+        continue;
       const double root = -*u0 / (*u1 - *u0);
       constexpr double kBeside = 1e-9;
       bool meet = true;
       for (const double t : {root, root - kBeside, root + kBeside}) {
-        const auto x = value_at(node.in[1], variables[k], t), y = value_at(node.in[2], variables[k], t);
-        meet = meet && x && y && std::abs(*x - *y) <= (t == root ? 1e-12 : 1e3 * kBeside) * (1 + std::abs(*x) + std::abs(*y));
+        const auto x = value_at(node.in[1], variables[k], t),
+                   y = value_at(node.in[2], variables[k], t);
+        meet = meet && x && y &&
+               std::abs(*x - *y) <=
+                   (t == root ? 1e-12 : 1e3 * kBeside) * (1 + std::abs(*x) + std::abs(*y));
       }
       if (meet) return true;
     }
@@ -526,7 +655,8 @@ class Grading {
   /// Its value is 1 or 0, and changes as its condition does.
   static bool compares(const Op& op) {
     const auto* m = std::get_if<Map>(&op);
-    return m && (m->fn == Fn::kLess || m->fn == Fn::kLessEqual || m->fn == Fn::kEqual || m->fn == Fn::kNotEqual || m->fn == Fn::kStep);
+    return m && (m->fn == Fn::kLess || m->fn == Fn::kLessEqual || m->fn == Fn::kEqual ||
+                 m->fn == Fn::kNotEqual || m->fn == Fn::kStep);
   }
   static Parity even(Parity p) { return {0, p.mixed | p.odd}; }
   Series shaped(Series x, const Type& type) {
@@ -534,7 +664,8 @@ class Grading {
     return x;
   }
 
-  /// Numbers whose fluctuations decide on a jump (passes/determinacy): what is drawn is decided, entries that are 0 by their next term.
+  /// Numbers whose fluctuations decide on a jump (passes/determinacy): what is drawn is decided,
+  /// entries that are 0 by their next term.
   Series finite_jump(const Map& op, const Node& node) {
     const bool whole = op.fn == Fn::kMod, choice = op.fn == Fn::kWhere;
     Series x = operand(node, 0);
@@ -558,30 +689,44 @@ class Grading {
       margin = b_.map(Fn::kWhere, {margin, margin, x.terms[1].out});
       last = x.terms[1].order;
     }
-    const bool known = !size || (!x.terms.empty() && *size < last);  // up to what decisions find out
+    const bool known =
+        !size || (!x.terms.empty() && *size < last);  // up to what decisions find out
     if (whole || choice) {
       if (moves && known) {
-        if (whole) decisions_.push_back({current_, {margin, operand(node, 1).terms.empty() ? b_.zeros(false, in_[node.in[1]].type.dims) : operand(node, 1).terms[0].out}, {}});
-        else decisions_.push_back({current_, {margin}, margin});
+        if (whole)
+          decisions_.push_back(
+              {current_,
+               {margin, operand(node, 1).terms.empty() ? b_.zeros(false, in_[node.in[1]].type.dims)
+                                                       : operand(node, 1).terms[0].out},
+               {}});
+        else
+          decisions_.push_back({current_, {margin}, margin});
       }
       return leading_only(op, node);
     }
     Series out;
-    if (moves && (known || x.terms.empty())) decisions_.push_back({current_, {margin}, margin});
-    else if (!known) drop(out, parts_.one({0, 0, {0, ~std::uint64_t{0}}, {}}), x.culprit);
-    const NodeId value = node.in.size() == 1 ? b_.map(op.fn, {margin}) : b_.map(op.fn, {margin, b_.constant(0)});
-    return gather({{0, value, {0, ~std::uint64_t{0}}, {}, ~std::uint64_t{0}, 0}}, node.type, std::move(out));
+    if (moves && (known || x.terms.empty()))
+      decisions_.push_back({current_, {margin}, margin});
+    else if (!known)
+      drop(out, parts_.one({0, 0, {0, ~std::uint64_t{0}}, {}}), x.culprit);
+    const NodeId value =
+        node.in.size() == 1 ? b_.map(op.fn, {margin}) : b_.map(op.fn, {margin, b_.constant(0)});
+    return gather({{0, value, {0, ~std::uint64_t{0}}, {}, ~std::uint64_t{0}, 0}}, node.type,
+                  std::move(out));
   }
 
   /// The operands' terms of the largest order.
   std::vector<NodeId> leading(const Node& node) {
     std::optional<Exponent> top;
     for (const NodeId id : node.in)
-      if (const Series& x = series_[id.value]; !x.terms.empty()) top = top ? std::max(*top, x.terms[0].order) : x.terms[0].order;
+      if (const Series& x = series_[id.value]; !x.terms.empty())
+        top = top ? std::max(*top, x.terms[0].order) : x.terms[0].order;
     std::vector<NodeId> out;
     for (const NodeId id : node.in) {
       const Series& x = series_[id.value];
-      out.push_back(!x.terms.empty() && x.terms[0].order == *top ? x.terms[0].out : b_.zeros(in_[id].type.width, in_[id].type.dims));
+      out.push_back(!x.terms.empty() && x.terms[0].order == *top
+                        ? x.terms[0].out
+                        : b_.zeros(in_[id].type.width, in_[id].type.dims));
     }
     return out;
   }
@@ -590,12 +735,16 @@ class Grading {
     std::vector<NodeId> in;
     std::optional<Exponent> top;
     for (const NodeId id : node.in)
-      if (!series_[id.value].terms.empty()) top = top ? std::max(*top, series_[id.value].terms[0].order) : series_[id.value].terms[0].order;
+      if (!series_[id.value].terms.empty())
+        top = top ? std::max(*top, series_[id.value].terms[0].order)
+                  : series_[id.value].terms[0].order;
     const auto* m = std::get_if<Map>(&op);
     const bool comparison = compares(op);
     const bool homogeneous = comparison || !m || m->fn == Fn::kMin || m->fn == Fn::kMax;
     if (top && *top != 0 && !homogeneous) {
-      reject("E3105", "this function needs arguments of size 1 in a graded limit", fmt::format("an argument has size {}", power_of_width(*top, in_.width_name)), "scale the arguments by powers of the width first");
+      reject("E3105", "this function needs arguments of size 1 in a graded limit",
+             fmt::format("an argument has size {}", power_of_width(*top, in_.width_name)),
+             "scale the arguments by powers of the width first");
       return {};
     }
     Series out;
@@ -612,9 +761,11 @@ class Grading {
       in.push_back(leads ? x.terms[0].out : b_.zeros(in_[id].type.width, in_[id].type.dims));
       rest = parts_.plus(rest, parts_.plus(kept(x, leads ? 1 : 0), x.dropped));
     }
-    if (!node.type.width && std::holds_alternative<ReduceMax>(op)) decisions_.push_back({current_, {in[0]}, {}, false});
+    if (!node.type.width && std::holds_alternative<ReduceMax>(op))
+      decisions_.push_back({current_, {in[0]}, {}, false});
     lead.order = comparison || !top ? Exponent(0) : *top;
-    drop(out, parts_.without_parity(parts_.shifted(rest, comparison && top ? -*top : Exponent(0))), current_);
+    drop(out, parts_.without_parity(parts_.shifted(rest, comparison && top ? -*top : Exponent(0))),
+         current_);
     lead.out = b_.add(op, std::move(in));
     return gather({lead}, node.type, std::move(out));
   }
@@ -623,16 +774,22 @@ class Grading {
     const FunctionTraits traits = traits_of(op);
     Series out;
     if (x.terms.empty() && x.dropped != 0 && (traits.degree && *traits.degree <= 0)) {
-      reject("E3104", "a function that jumps at 0 of something that vanishes in the limit", "its argument is 0 in the limit", "the theory covers arguments with a nonzero limit only");
+      reject("E3104", "a function that jumps at 0 of something that vanishes in the limit",
+             "its argument is 0 in the limit",
+             "the theory covers arguments with a nonzero limit only");
       return {};
     }
     const auto top = x.terms.empty() ? std::optional<Exponent>() : std::optional(x.terms[0].order);
     if (!traits.degree && top && *top > 0) {
-      reject("E3103", fmt::format("the argument of '{}' explodes", name(op.fn)), fmt::format("it grows like {}", power_of_width(*top, in_.width_name)), "scale the initial variance, the multiplier or the learning rate by a power of the width");
+      reject("E3103", fmt::format("the argument of '{}' explodes", name(op.fn)),
+             fmt::format("it grows like {}", power_of_width(*top, in_.width_name)),
+             "scale the initial variance, the multiplier or the learning rate by a power of the "
+             "width");
       return {};
     }
     if (!traits.finite_everywhere && !traits.degree && (!top || *top != 0)) {
-      reject("E3105", fmt::format("'{}' needs an argument of size 1", name(op.fn)), "", "scale the argument by a power of the width first");
+      reject("E3105", fmt::format("'{}' needs an argument of size 1", name(op.fn)), "",
+             "scale the argument by a power of the width first");
       return {};
     }
     if (top && (traits.degree || *top == 0)) {
@@ -642,41 +799,59 @@ class Grading {
       const Sum image = parts_.map(op, parts_.one({*top, 0, x.terms[0].scalar, x.terms[0].vector}));
       const Part value = parts_[image].empty() ? Part{start, 0, {}, {}} : parts_[image].front();
       std::vector<Term> terms{{start, y0, value.scalar, value.vector, x.terms[0].holds, 0}};
-      const Part slope = PartSums::image(op, {*top, 0, x.terms[0].scalar, x.terms[0].vector}, 1, start - *top), curvature = PartSums::image(op, {*top, 0, x.terms[0].scalar, x.terms[0].vector}, 2, start - *top - *top);
+      const Part slope = PartSums::image(op, {*top, 0, x.terms[0].scalar, x.terms[0].vector}, 1,
+                                         start - *top),
+                 curvature = PartSums::image(op, {*top, 0, x.terms[0].scalar, x.terms[0].vector}, 2,
+                                             start - *top - *top);
       const NodeId derivative = x.terms.size() > 1 ? derivative_of(b_, op, x0, y0) : NodeId{};
       for (std::size_t k = 1; k < x.terms.size(); ++k)
-        terms.push_back({x.terms[k].order + slope.order, b_.times(derivative, x.terms[k].out), product(slope.scalar, x.terms[k].scalar), product(slope.vector, x.terms[k].vector),
-                         x.terms[k].holds | x.terms[0].holds, x.terms[k].linear & ~x.terms[0].holds});
+        terms.push_back(
+            {x.terms[k].order + slope.order, b_.times(derivative, x.terms[k].out),
+             product(slope.scalar, x.terms[k].scalar), product(slope.vector, x.terms[k].vector),
+             x.terms[k].holds | x.terms[0].holds, x.terms[k].linear & ~x.terms[0].holds});
       if (op.fn == Fn::kStep || op.fn == Fn::kSign) drop_jumps(out, slope, x);
       // What is dropped may cancel a term of its size: no symmetry is left.
-      if (const auto size = parts_.size(x.dropped); size && *size >= *top) drop(out, parts_.without_parity(parts_.shifted(parts_.one(value), *size - *top)), x.culprit);
+      if (const auto size = parts_.size(x.dropped); size && *size >= *top)
+        drop(out, parts_.without_parity(parts_.shifted(parts_.one(value), *size - *top)),
+             x.culprit);
       drop(out, parts_.times(parts_.one(slope), x.dropped), x.culprit);
       const Sum small = parts_.plus(kept(x, 1), x.dropped);
       drop(out, parts_.times(parts_.one(curvature), parts_.times(small, small)), current_);
       return gather(std::move(terms), type, std::move(out));
     }
     // phi(0) + phi'(0) d + ..
-    std::vector<Term> terms{{0, b_.expand(b_.constant(traits.at_zero, type.dims), type.width, type.dims), {}, {}}};
+    std::vector<Term> terms{
+        {0, b_.expand(b_.constant(traits.at_zero, type.dims), type.width, type.dims), {}, {}}};
     const bool two_slopes = op.fn == Fn::kElu && op.parameter != 1;
     if (two_slopes) return unary(Map{Fn::kLeakyRelu, op.parameter}, x, type);
-    for (const Term& t : x.terms) terms.push_back({t.order, b_.scale(traits.slope_at_zero, 0, t.out), t.scalar, t.vector, t.holds, t.linear});
+    for (const Term& t : x.terms)
+      terms.push_back({t.order, b_.scale(traits.slope_at_zero, 0, t.out), t.scalar, t.vector,
+                       t.holds, t.linear});
     const Sum whole = all(x), square = parts_.times(whole, whole);
-    if (traits.degree) drop(out, parts_.map(op, x.dropped), x.culprit);
+    if (traits.degree)
+      drop(out, parts_.map(op, x.dropped), x.culprit);
     else {
       if (traits.slope_at_zero != 0) drop(out, x.dropped, x.culprit);
-      drop(out, traits.parity == FunctionTraits::Parity::kOdd ? parts_.times(square, whole) : square, current_);
+      drop(out,
+           traits.parity == FunctionTraits::Parity::kOdd ? parts_.times(square, whole) : square,
+           current_);
     }
     return gather(std::move(terms), type, std::move(out));
   }
 
   template <class T>
   Series visit(const T& op, const Node& node) {
-    if constexpr (std::is_same_v<T, ReduceSum> || std::is_same_v<T, Gather> || std::is_same_v<T, ScatterAdd> || std::is_same_v<T, Permute> || std::is_same_v<T, Reshape> || std::is_same_v<T, Expand> ||
-                  std::is_same_v<T, Stop> || std::is_same_v<T, Parameter> || std::is_same_v<T, Change>)
+    if constexpr (std::is_same_v<T, ReduceSum> || std::is_same_v<T, Gather> ||
+                  std::is_same_v<T, ScatterAdd> || std::is_same_v<T, Permute> ||
+                  std::is_same_v<T, Reshape> || std::is_same_v<T, Expand> ||
+                  std::is_same_v<T, Stop> || std::is_same_v<T, Parameter> ||
+                  std::is_same_v<T, Change>)
       return linear(operand(node, 0), node.type, [&](NodeId x) { return b_.add(op, {x}); });
-    else return leading_only(op, node);
+    else
+      return leading_only(op, node);
   }
-  /// What acts on each order by itself: make(terms of the operands from `first` on, zeros for those without), for all orders.
+  /// What acts on each order by itself: make(terms of the operands from `first` on, zeros for those
+  /// without), for all orders.
   template <class Make>
   std::vector<Term> order_by_order(const Node& node, std::size_t first, Make make) {
     std::set<Exponent> orders;
@@ -689,7 +864,8 @@ class Grading {
       bool fresh = true;
       for (std::size_t k = first; k < node.in.size(); ++k) {
         const Series& x = operand(node, k);
-        const auto it = std::find_if(x.terms.begin(), x.terms.end(), [&](const Term& t) { return t.order == order; });
+        const auto it = std::find_if(x.terms.begin(), x.terms.end(),
+                                     [&](const Term& t) { return t.order == order; });
         const Type& type = in_[node.in[k]].type;
         in.push_back(it == x.terms.end() ? b_.zeros(type.width, type.dims) : it->out);
         if (it == x.terms.end()) continue;
@@ -705,7 +881,8 @@ class Grading {
     return terms;
   }
   Series visit(const Concat& op, const Node& node) {
-    std::vector<Term> terms = order_by_order(node, 0, [&](const std::vector<NodeId>& in) { return b_.add(op, in); });
+    std::vector<Term> terms =
+        order_by_order(node, 0, [&](const std::vector<NodeId>& in) { return b_.add(op, in); });
     Series rest;
     for (std::size_t k = 0; k < node.in.size(); ++k) inherit(rest, operand(node, k), parts_.one());
     return gather(std::move(terms), node.type, std::move(rest));
@@ -713,13 +890,17 @@ class Grading {
 
   // ---- matrices
   struct Matrix {
-    NodeId out;               ///< the Gaussian matrix, scaled
-    Exponent order;           ///< times n^order
+    NodeId out;      ///< the Gaussian matrix, scaled
+    Exponent order;  ///< times n^order
     SourceId source;
-    struct Update { Series c, d, x; Dims dims; };
+    struct Update {
+      Series c, d, x;
+      Dims dims;
+    };
     std::vector<Update> updates;  ///< + sum c d x' / n
     bool zero = false;            ///< no Gaussian matrix, only updates
-    /// Sums D and X of d and x of which only bounds matter: parts of updates of relative size below n^-depth.
+    /// Sums D and X of d and x of which only bounds matter: parts of updates of relative size below
+    /// n^-depth.
     std::set<std::pair<Sum, Sum>> bounds;
   };
   void matrix_step(const Node& node) {
@@ -729,8 +910,14 @@ class Grading {
     } else {
       m = matrices_.at(node.in[0]);
       if (const auto* update = std::get_if<UpdateMatrix>(&node.op)) {
-        if (update->entrywise) return reject("E3106", "entrywise updates of width matrices are not carried by the limit engine", "the update is no sum of few outer products", "check counts its powers of n, simulate runs networks");
-        for (std::size_t k = 1; k < node.in.size(); k += 3) append(m, {operand(node, k), operand(node, k + 1), operand(node, k + 2), in_[node.in[k + 1]].type.dims});
+        if (update->entrywise)
+          return reject("E3106",
+                        "entrywise updates of width matrices are not carried by the limit engine",
+                        "the update is no sum of few outer products",
+                        "check counts its powers of n, simulate runs networks");
+        for (std::size_t k = 1; k < node.in.size(); k += 3)
+          append(m, {operand(node, k), operand(node, k + 1), operand(node, k + 2),
+                     in_[node.in[k + 1]].type.dims});
       } else {
         const Series& c = operand(node, 1);
         if (c.terms.empty() && c.dropped == 0) {
@@ -740,10 +927,14 @@ class Grading {
           matrices_[current_] = std::move(m);
           return;
         }
-        if (c.terms.size() != 1 || c.dropped != 0) return reject("E3102", "a matrix is scaled by something that is no plain power of the width", "", "scale by constants");
+        if (c.terms.size() != 1 || c.dropped != 0)
+          return reject("E3102",
+                        "a matrix is scaled by something that is no plain power of the width", "",
+                        "scale by constants");
         m.order += c.terms[0].order;
         m.out = b_.add(ScaleMatrix{}, {m.out, c.terms[0].out});
-        for (auto& u : m.updates) u.c = bilinear(u.c, c, {}, [&](NodeId x, NodeId y) { return b_.times(x, y); });
+        for (auto& u : m.updates)
+          u.c = bilinear(u.c, c, {}, [&](NodeId x, NodeId y) { return b_.times(x, y); });
         std::set<std::pair<Sum, Sum>> bounds;
         for (const auto& [d, x] : m.bounds) bounds.insert({parts_.times(d, kept(c)), x});
         m.bounds = std::move(bounds);
@@ -751,20 +942,27 @@ class Grading {
     }
     matrices_[current_] = std::move(m);
   }
-  /// Of an update that is n^-depth times the matrix only the leading part is carried.  Those with the same x are one.
+  /// Of an update that is n^-depth times the matrix only the leading part is carried.  Those with
+  /// the same x are one.
   void append(Matrix& m, Matrix::Update u) {
     const auto leading = [](const Series& s) { return Series{{s.terms[0]}, 0, {}}; };
-    if (u.c.terms.empty() || u.d.terms.empty() || u.x.terms.empty() || m.zero || u.c.terms[0].order + u.d.terms[0].order + u.x.terms[0].order > m.order - options_.depth) {
+    if (u.c.terms.empty() || u.d.terms.empty() || u.x.terms.empty() || m.zero ||
+        u.c.terms[0].order + u.d.terms[0].order + u.x.terms[0].order > m.order - options_.depth) {
       m.updates.push_back(std::move(u));
       return;
     }
     const Sum d = parts_.times(kept(leading(u.c)), kept(leading(u.d)));
-    const Sum below = parts_.plus(parts_.times(parts_.plus(kept(u.c, 1), u.c.dropped), all(u.d)), parts_.times(kept(leading(u.c)), parts_.plus(kept(u.d, 1), u.d.dropped)));
+    const Sum below =
+        parts_.plus(parts_.times(parts_.plus(kept(u.c, 1), u.c.dropped), all(u.d)),
+                    parts_.times(kept(leading(u.c)), parts_.plus(kept(u.d, 1), u.d.dropped)));
     m.bounds.insert({below, all(u.x)});
     m.bounds.insert({d, parts_.plus(kept(u.x, 1), u.x.dropped)});
-    Term lead = multiplied(u.c.terms[0], u.d.terms[0], [&](NodeId c, NodeId v) { return b_.times(c, v); });
+    Term lead =
+        multiplied(u.c.terms[0], u.d.terms[0], [&](NodeId c, NodeId v) { return b_.times(c, v); });
     for (Matrix::Update& v : m.updates) {
-      if (v.x.terms.size() != 1 || v.x.dropped != 0 || v.x.terms[0].out != u.x.terms[0].out || v.x.terms[0].order != u.x.terms[0].order || v.d.terms.size() != 1 || v.d.dropped != 0) continue;
+      if (v.x.terms.size() != 1 || v.x.dropped != 0 || v.x.terms[0].out != u.x.terms[0].out ||
+          v.x.terms[0].order != u.x.terms[0].order || v.d.terms.size() != 1 || v.d.dropped != 0)
+        continue;
       Term& own = v.d.terms[0];
       if (own.order != lead.order) continue;
       own.out = together(own.out, lead.out);
@@ -785,58 +983,101 @@ class Grading {
       if (w.zero) break;
       const Sum flipped = parts_.flipped(parts_.one(t.part()), w.source.value);
       const Part& p = parts_[flipped].front();
-      terms.push_back({t.order + w.order, b_.matmul(w.out, t.out, op.transposed), p.scalar, p.vector, t.holds, t.linear});
-      drop(sum, parts_.one({t.order + w.order - Exponent(1, 2), 0, p.scalar, p.vector}), current_);  // its inner averages fluctuate
+      terms.push_back({t.order + w.order, b_.matmul(w.out, t.out, op.transposed), p.scalar,
+                       p.vector, t.holds, t.linear});
+      drop(sum, parts_.one({t.order + w.order - Exponent(1, 2), 0, p.scalar, p.vector}),
+           current_);  // its inner averages fluctuate
     }
-    if (!w.zero) drop(sum, parts_.shifted(parts_.flipped(x.dropped, w.source.value), w.order), x.culprit);
+    if (!w.zero)
+      drop(sum, parts_.shifted(parts_.flipped(x.dropped, w.source.value), w.order), x.culprit);
     const std::int64_t columns = size_of(node.type.dims);
-    const auto flat = [&](const Series& s, std::int64_t size) { return linear(s, {false, true, {size}}, [&](NodeId v) { return b_.reshape(v, {size}); }); };
+    const auto flat = [&](const Series& s, std::int64_t size) {
+      return linear(s, {false, true, {size}}, [&](NodeId v) { return b_.reshape(v, {size}); });
+    };
     const Series z = flat(x, columns);
     for (const auto& [d, x_parts] : w.bounds)
-      drop(sum, parts_.times(op.transposed ? x_parts : d, parts_.average(parts_.times(all(z), op.transposed ? d : x_parts))), current_);
+      drop(sum,
+           parts_.times(op.transposed ? x_parts : d,
+                        parts_.average(parts_.times(all(z), op.transposed ? d : x_parts))),
+           current_);
     for (const Matrix::Update& u : w.updates) {
       const std::int64_t size = size_of(u.dims);
-      const Series left = flat(op.transposed ? u.x : u.d, size), right = flat(op.transposed ? u.d : u.x, size);
+      const Series left = flat(op.transposed ? u.x : u.d, size),
+                   right = flat(op.transposed ? u.d : u.x, size);
       // c D E(X z): [columns, size] by [size].
       std::vector<Term> products;
       for (const Term& a : z.terms)
-        for (const Term& b : right.terms) products.push_back(multiplied(a, b, [&](NodeId p, NodeId q) { return b_.contract(p, q, 0, 0, true); }));
+        for (const Term& b : right.terms)
+          products.push_back(
+              multiplied(a, b, [&](NodeId p, NodeId q) { return b_.contract(p, q, 0, 0, true); }));
       Series rest;
       drop(rest, parts_.average(parts_.times(z.dropped, all(right))), z.culprit);
       drop(rest, parts_.average(parts_.times(kept(z), right.dropped)), right.culprit);
       const Series mean = averaged(products, std::move(rest), {false, false, {columns, size}});
-      const Series coefficient = bilinear(mean, u.c, {false, false, {columns, size}}, [&](NodeId a, NodeId b) { return b_.times(a, b); });
-      const Series term = bilinear(coefficient, left, {false, true, {columns}}, [&](NodeId a, NodeId b) { return b_.contract(a, b, 0, 1, false); });
-      for (const Term& t : term.terms) terms.push_back({t.order, b_.reshape(t.out, node.type.dims), t.scalar, t.vector, t.holds, t.linear});
+      const Series coefficient = bilinear(mean, u.c, {false, false, {columns, size}},
+                                          [&](NodeId a, NodeId b) { return b_.times(a, b); });
+      const Series term =
+          bilinear(coefficient, left, {false, true, {columns}},
+                   [&](NodeId a, NodeId b) { return b_.contract(a, b, 0, 1, false); });
+      for (const Term& t : term.terms)
+        terms.push_back(
+            {t.order, b_.reshape(t.out, node.type.dims), t.scalar, t.vector, t.holds, t.linear});
       drop(sum, term.dropped, term.culprit);
     }
     return gather(std::move(terms), node.type, std::move(sum));
   }
 
   // ---- results
-  std::optional<Diagnostic> fault(NodeId id, Span span, const std::string& what, const std::string& iteration) {
+  std::optional<Diagnostic> fault(NodeId id, Span span, const std::string& what,
+                                  const std::string& iteration) {
     const Series& x = series_[id.value];
     if (!x.terms.empty() && x.terms[0].order > 0)
-      return Diagnostic{Severity::kError, "E3101", fmt::format("{} explodes", what), span, fmt::format("of size {}{}", power_of_width(x.terms[0].order, in_.width_name), iteration),
-                        "divide by a power of the width, or change the initial variance or the learning rate", {}, true};
+      return Diagnostic{
+          Severity::kError,
+          "E3101",
+          fmt::format("{} explodes", what),
+          span,
+          fmt::format("of size {}{}", power_of_width(x.terms[0].order, in_.width_name), iteration),
+          "divide by a power of the width, or change the initial variance or the learning rate",
+          {},
+          true};
     if (const auto size = parts_.size(x.dropped); size && *size >= 0) {
-      Diagnostic d{Severity::kError, "E3102", fmt::format("{} may depend on a term that this engine drops", what), span, fmt::format("a term dropped on the way may have size {} here{}", power_of_width(*size, in_.width_name), iteration),
-                   "carried are terms down to n^(-1/2) of the largest, and random numbers that are linear in a Gaussian readout; training in the kernel regime also follows ntk and predict_gd", {}, true};
+      Diagnostic d{
+          Severity::kError,
+          "E3102",
+          fmt::format("{} may depend on a term that this engine drops", what),
+          span,
+          fmt::format("a term dropped on the way may have size {} here{}",
+                      power_of_width(*size, in_.width_name), iteration),
+          "carried are terms down to n^(-1/2) of the largest, and random numbers that are linear "
+          "in a Gaussian readout; training in the kernel regime also follows ntk and predict_gd",
+          {},
+          true};
       const Node& culprit = in_[x.culprit];
       const auto* c = std::get_if<Contract>(&culprit.op);
-      const bool fluctuation = std::holds_alternative<Average>(culprit.op) || std::holds_alternative<MatMul>(culprit.op) || (c && c->average);
+      const bool fluctuation = std::holds_alternative<Average>(culprit.op) ||
+                               std::holds_alternative<MatMul>(culprit.op) || (c && c->average);
       const auto* m = std::get_if<Map>(&culprit.op);
-      const bool jumps = compares(culprit.op) || (m && (m->fn == Fn::kSign || m->fn == Fn::kMod || m->fn == Fn::kWhere));
-      d.notes.push_back({(fluctuation ? "dropped here: the fluctuation of an average, n^(-1/2) times the size of its terms"
-                          : jumps     ? "dropped here: what changes where the argument crosses a jump of the function"
-                                      : "dropped here: a term smaller than the one beside it") + (culprit.context ? fmt::format(" (in the iteration {})", in_.contexts[culprit.context]) : std::string()), culprit.span});
+      const bool jumps = compares(culprit.op) ||
+                         (m && (m->fn == Fn::kSign || m->fn == Fn::kMod || m->fn == Fn::kWhere));
+      d.notes.push_back(
+          {(fluctuation ? "dropped here: the fluctuation of an average, n^(-1/2) times the size of "
+                          "its terms"
+            : jumps ? "dropped here: what changes where the argument crosses a jump of the function"
+                    : "dropped here: a term smaller than the one beside it") +
+               (culprit.context
+                    ? fmt::format(" (in the iteration {})", in_.contexts[culprit.context])
+                    : std::string()),
+           culprit.span});
       return d;
     }
     return std::nullopt;
   }
   NodeId limit_of(NodeId id) {
     const Series& x = series_[id.value];
-    return !x.terms.empty() && x.terms[0].order == 0 ? x.terms[0].out : b_.zeros(in_[id].type.width, in_[id].type.dims);
+    return !x.terms.empty() && x.terms[0].order == 0
+               ? x.terms[0].out
+               : b_.zeros(in_[id].type.width, in_[id].type.dims);
   }
 
   Result<LeadingOrder> finish() {
@@ -848,8 +1089,11 @@ class Grading {
       for (std::size_t k = 0; k < report.entries.size(); ++k) {
         const NodeId id = report.entries[k].value;
         std::string iteration;
-        for (std::size_t j = 0; j < report.index_names.size(); ++j) iteration += fmt::format("{}{} = {}", j ? ", " : ", at ", report.index_names[j], report.entries[k].index[j]);
-        if (auto error = fault(id, report.span, fmt::format("report '{}'", report.name), iteration)) {
+        for (std::size_t j = 0; j < report.index_names.size(); ++j)
+          iteration += fmt::format("{}{} = {}", j ? ", " : ", at ", report.index_names[j],
+                                   report.entries[k].index[j]);
+        if (auto error =
+                fault(id, report.span, fmt::format("report '{}'", report.name), iteration)) {
           errors.push_back(std::move(*error));
           break;
         }
@@ -862,14 +1106,24 @@ class Grading {
         copy.entries[k].value = limit_of(id);
       }
       if (!summary.proved_zero && summary.order < 0)
-        result.warnings.push_back({Severity::kWarning, "W5301", fmt::format("report '{}' vanishes like {}: its limit is 0", report.name, power_of_width(summary.order, in_.width_name)), report.span, "", "", {}, true});
+        result.warnings.push_back(
+            {Severity::kWarning,
+             "W5301",
+             fmt::format("report '{}' vanishes like {}: its limit is 0", report.name,
+                         power_of_width(summary.order, in_.width_name)),
+             report.span,
+             "",
+             "",
+             {},
+             true});
       result.reports.push_back(std::move(summary));
       out_.reports.push_back(std::move(copy));
     }
     for (const Expectation& expectation : in_.expectations) {
       Expectation copy = expectation;
       for (const NodeId id : {expectation.left, expectation.right})
-        if (auto error = fault(id, expectation.span, "an expectation", "")) errors.push_back(std::move(*error));
+        if (auto error = fault(id, expectation.span, "an expectation", ""))
+          errors.push_back(std::move(*error));
       b_.set_origin(expectation.span, expectation.context);
       copy.left = limit_of(expectation.left);
       copy.right = limit_of(expectation.right);
@@ -895,7 +1149,8 @@ class Grading {
       out_.steps.push_back(std::move(step));
     }
     hold_decisions(out_, decisions_);
-    // Slopes of readouts are taken of n times a mean: powers of n that cancel are left in them, and vanish at n = 1.
+    // Slopes of readouts are taken of n times a mean: powers of n that cancel are left in them, and
+    // vanish at n = 1.
     result.program = erase_identities(at_width(erase_identities(out_), 1));
     release_decisions(result, in_, std::move(decisions_));
     result.random_outputs = random_outputs_;
@@ -910,14 +1165,15 @@ class Grading {
   std::vector<Series> series_;
   std::map<NodeId, Matrix> matrices_;
   struct Readout {
-    NodeId rows;             ///< J of all random numbers so far [count, ..]
+    NodeId rows;  ///< J of all random numbers so far [count, ..]
     std::int64_t count = 0;
     std::int64_t given = 0;  ///< of them, the first ones
   };
-  NodeId target_, given_;    ///< the value that is given (in_); the number that stands for it
+  NodeId target_, given_;  ///< the value that is given (in_); the number that stands for it
   std::vector<bool> behind_target_;
   std::optional<std::vector<double>> beside_;
-  std::vector<SourceId> readout_sources_;  ///< in one order for the whole program, so that outputs have a joint law
+  std::vector<SourceId>
+      readout_sources_;  ///< in one order for the whole program, so that outputs have a joint law
   std::map<SourceId, NodeId> normals_;
   std::map<NodeId, Readout> readouts_;  ///< by source
   std::map<NodeId, NodeId> drawn_;
@@ -938,7 +1194,8 @@ Result<LeadingOrder> graded_limit(const Program& program, const GradedOptions& o
   const std::vector<double>& constant = *grading.beside();
   auto& values = shifted.given->values;
   if (values.size() < constant.size()) values.assign(constant.size(), values[0]);
-  for (std::size_t k = 0; k < values.size(); ++k) values[k] -= constant[constant.size() == 1 ? 0 : k];
+  for (std::size_t k = 0; k < values.size(); ++k)
+    values[k] -= constant[constant.size() == 1 ? 0 : k];
   return Grading(program, shifted).run();
 }
 

@@ -17,10 +17,12 @@ NodeId derivative_of(Builder& b, const Map& map, NodeId x, NodeId y) {
   const auto zero = [&] { return b.zeros(b.type(x).width, b.type(x).dims); };
   switch (map.fn) {
     case Fn::kAbs: return b.map(Fn::kSign, {x});
-    case Fn::kSign: case Fn::kStep: return zero();
+    case Fn::kSign:
+    case Fn::kStep: return zero();
     case Fn::kRelu: return b.map(Fn::kStep, {x});
     case Fn::kLeakyRelu: return b.plus(b.constant(a), b.scale(1 - a, 0, b.map(Fn::kStep, {x})));
-    case Fn::kElu: return b.map(Fn::kWhere, {b.map(Fn::kStep, {x}), b.constant(1), b.plus(y, b.constant(a))});
+    case Fn::kElu:
+      return b.map(Fn::kWhere, {b.map(Fn::kStep, {x}), b.constant(1), b.plus(y, b.constant(a))});
     case Fn::kTanh: return one_minus(b.map(Fn::kPower, {y}, 2));
     case Fn::kSigmoid: return b.times(y, one_minus(y));
     case Fn::kSoftplus: return b.map(Fn::kSigmoid, {x});
@@ -29,18 +31,24 @@ NodeId derivative_of(Builder& b, const Map& map, NodeId x, NodeId y) {
       return b.plus(s, b.times(y, one_minus(s)));
     }
     case Fn::kGelu: {  // Phi(x) + x Phi'(x)
-      const NodeId cdf = b.scale(0.5, 0, b.plus(b.constant(1), b.map(Fn::kErf, {b.scale(std::numbers::sqrt2 / 2, 0, x)})));
-      const NodeId pdf = b.scale(std::numbers::inv_sqrtpi / std::numbers::sqrt2, 0, b.map(Fn::kExp, {b.scale(-0.5, 0, b.map(Fn::kPower, {x}, 2))}));
+      const NodeId cdf = b.scale(
+          0.5, 0, b.plus(b.constant(1), b.map(Fn::kErf, {b.scale(std::numbers::sqrt2 / 2, 0, x)})));
+      const NodeId pdf = b.scale(std::numbers::inv_sqrtpi / std::numbers::sqrt2, 0,
+                                 b.map(Fn::kExp, {b.scale(-0.5, 0, b.map(Fn::kPower, {x}, 2))}));
       return b.plus(cdf, b.times(x, pdf));
     }
     case Fn::kGeluTanh: {  // t = tanh(c (x + k x^3)): (1 + t)/2 + x (1 - t^2) c (1 + 3 k x^2)/2
       const double c = std::sqrt(2 / std::numbers::pi), k = 0.044715;
       const NodeId square = b.map(Fn::kPower, {x}, 2);
-      const NodeId t = b.map(Fn::kTanh, {b.times(x, b.plus(b.constant(c), b.scale(c * k, 0, square)))});
-      const NodeId slope = b.times(one_minus(b.map(Fn::kPower, {t}, 2)), b.plus(b.constant(c / 2), b.scale(1.5 * c * k, 0, square)));
+      const NodeId t =
+          b.map(Fn::kTanh, {b.times(x, b.plus(b.constant(c), b.scale(c * k, 0, square)))});
+      const NodeId slope = b.times(one_minus(b.map(Fn::kPower, {t}, 2)),
+                                   b.plus(b.constant(c / 2), b.scale(1.5 * c * k, 0, square)));
       return b.plus(b.scale(0.5, 0, b.plus(b.constant(1), t)), b.times(x, slope));
     }
-    case Fn::kErf: return b.scale(2 * std::numbers::inv_sqrtpi, 0, b.map(Fn::kExp, {b.negate(b.map(Fn::kPower, {x}, 2))}));
+    case Fn::kErf:
+      return b.scale(2 * std::numbers::inv_sqrtpi, 0,
+                     b.map(Fn::kExp, {b.negate(b.map(Fn::kPower, {x}, 2))}));
     case Fn::kSin: return b.map(Fn::kCos, {x});
     case Fn::kCos: return b.negate(b.map(Fn::kSin, {x}));
     case Fn::kExp: return y;
@@ -51,8 +59,19 @@ NodeId derivative_of(Builder& b, const Map& map, NodeId x, NodeId y) {
       if (a == 1) return b.constant(1);
       return b.scale(a, 0, a == 2 ? x : b.map(Fn::kPower, {x}, a - 1));
     }
-    case Fn::kAdd: case Fn::kSub: case Fn::kMul: case Fn::kDiv: case Fn::kPow: case Fn::kMin: case Fn::kMax: case Fn::kMod:
-    case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: case Fn::kWhere: break;
+    case Fn::kAdd:
+    case Fn::kSub:
+    case Fn::kMul:
+    case Fn::kDiv:
+    case Fn::kPow:
+    case Fn::kMin:
+    case Fn::kMax:
+    case Fn::kMod:
+    case Fn::kLess:
+    case Fn::kLessEqual:
+    case Fn::kEqual:
+    case Fn::kNotEqual:
+    case Fn::kWhere: break;
   }
   TPLIMIT_CHECK(false, "a function of one argument, got {}", name(map.fn));
   return {};
@@ -60,26 +79,39 @@ NodeId derivative_of(Builder& b, const Map& map, NodeId x, NodeId y) {
 
 namespace {
 
-/// t times the derivative of y = phi(x_0, ..) by x_k, the same for tangents and cotangents; invalid: 0 almost everywhere.
-NodeId times_partial(Builder& b, const Map& map, const std::vector<NodeId>& x, NodeId y, std::size_t k, NodeId t) {
+/// t times the derivative of y = phi(x_0, ..) by x_k, the same for tangents and cotangents;
+/// invalid: 0 almost everywhere.
+NodeId times_partial(Builder& b, const Map& map, const std::vector<NodeId>& x, NodeId y,
+                     std::size_t k, NodeId t) {
   switch (map.fn) {
-    case Fn::kSign: case Fn::kStep: return {};
-    case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: return {};
+    case Fn::kSign:
+    case Fn::kStep: return {};
+    case Fn::kLess:
+    case Fn::kLessEqual:
+    case Fn::kEqual:
+    case Fn::kNotEqual: return {};
     case Fn::kAdd: return t;
     case Fn::kSub: return k == 0 ? t : b.negate(t);
     case Fn::kMul: return b.times(t, x[1 - k]);
-    case Fn::kDiv: return k == 0 ? b.map(Fn::kDiv, {t, x[1]}) : b.negate(b.times(t, b.map(Fn::kDiv, {y, x[1]})));
+    case Fn::kDiv:
+      return k == 0 ? b.map(Fn::kDiv, {t, x[1]}) : b.negate(b.times(t, b.map(Fn::kDiv, {y, x[1]})));
     case Fn::kPow:  // y x^(y-1), x^y log x
-      if (k == 0) return b.times(t, b.times(x[1], b.map(Fn::kPow, {x[0], b.minus(x[1], b.constant(1))})));
+      if (k == 0)
+        return b.times(t, b.times(x[1], b.map(Fn::kPow, {x[0], b.minus(x[1], b.constant(1))})));
       return b.times(t, b.times(y, b.map(Fn::kLog, {x[0]})));
-    case Fn::kMin: case Fn::kMax: {
+    case Fn::kMin:
+    case Fn::kMax: {
       const NodeId left_smaller = b.map(Fn::kLess, {x[0], x[1]});
-      return b.times(t, (k == 0) == (map.fn == Fn::kMin) ? left_smaller : b.minus(b.constant(1), left_smaller));
+      return b.times(t, (k == 0) == (map.fn == Fn::kMin) ? left_smaller
+                                                         : b.minus(b.constant(1), left_smaller));
     }
     case Fn::kWhere:  // a condition is any number that is not 0
       if (k == 0) return {};
-      return k == 1 ? b.map(Fn::kWhere, {x[0], t, b.constant(0)}) : b.map(Fn::kWhere, {x[0], b.constant(0), t});
-    case Fn::kMod: return k == 0 ? t : b.times(t, b.map(Fn::kDiv, {b.minus(y, x[0]), x[1]}));  // x - y floor(x/y)
+      return k == 1 ? b.map(Fn::kWhere, {x[0], t, b.constant(0)})
+                    : b.map(Fn::kWhere, {x[0], b.constant(0), t});
+    case Fn::kMod:
+      return k == 0 ? t
+                    : b.times(t, b.map(Fn::kDiv, {b.minus(y, x[0]), x[1]}));  // x - y floor(x/y)
     default: return b.times(t, derivative_of(b, map, x[0], y));
   }
 }
@@ -92,7 +124,8 @@ NodeId spread(Builder& b, NodeId x, int axis, const Dims& dims) {
   return b.expand(shaped, b.type(shaped).width, dims);
 }
 
-/// A subgradient of y = max of x along an axis: equal shares for the largest entries, so that they add up to 1 at ties too.
+/// A subgradient of y = max of x along an axis: equal shares for the largest entries, so that they
+/// add up to 1 at ties too.
 NodeId shares_of_maximum(Builder& b, NodeId x, NodeId y, int axis) {
   const Dims dims = b.type(x).dims;
   const NodeId largest = b.map(Fn::kEqual, {x, spread(b, y, axis, dims)});
@@ -100,14 +133,24 @@ NodeId shares_of_maximum(Builder& b, NodeId x, NodeId y, int axis) {
 }
 
 Diagnostic not_differentiable(const Node& node, const char* what) {
-  return {.severity = Severity::kError, .code = "E2501", .message = fmt::format("{} has no derivative here", what), .span = node.span,
-          .label = "the loss depends on a parameter through this", .help = "wrap it in stop(..) if it is meant as a constant", .notes = {}};
+  return {.severity = Severity::kError,
+          .code = "E2501",
+          .message = fmt::format("{} has no derivative here", what),
+          .span = node.span,
+          .label = "the loss depends on a parameter through this",
+          .help = "wrap it in stop(..) if it is meant as a constant",
+          .notes = {}};
 }
 
 class Reverse {
  public:
-  Reverse(Builder& builder, NodeId loss, const std::vector<NodeId>& targets, const std::vector<NodeId>& fixed)
-      : b_(builder), targets_(targets), first_(std::min(*std::min_element(targets.begin(), targets.end()), loss)), last_(loss), fixed_(last_.value - first_.value + 1, false) {
+  Reverse(Builder& builder, NodeId loss, const std::vector<NodeId>& targets,
+          const std::vector<NodeId>& fixed)
+      : b_(builder),
+        targets_(targets),
+        first_(std::min(*std::min_element(targets.begin(), targets.end()), loss)),
+        last_(loss),
+        fixed_(last_.value - first_.value + 1, false) {
     for (const NodeId id : fixed)
       if (id >= first_ && id <= last_) fixed_[id.value - first_.value] = true;
   }
@@ -126,8 +169,11 @@ class Reverse {
     for (const NodeId t : targets_) {
       Derivative d = t <= last_ && active(t) ? slot(t) : Derivative{};
       const Type& type = b_.type(t);
-      // A cotangent that is constant over coordinates, or not reached at all, is widened to the target's type.
-      if (!type.matrix) d.tensor = d.tensor.valid() ? b_.expand(d.tensor, type.width, type.dims) : b_.zeros(type.width, type.dims);
+      // A cotangent that is constant over coordinates, or not reached at all, is widened to the
+      // target's type.
+      if (!type.matrix)
+        d.tensor = d.tensor.valid() ? b_.expand(d.tensor, type.width, type.dims)
+                                    : b_.zeros(type.width, type.dims);
       out.push_back(std::move(d));
     }
     return out;
@@ -138,7 +184,8 @@ class Reverse {
     std::vector<std::pair<NodeId, NodeId>> out;
     for (std::size_t k = 0; k < cotangents_.size(); ++k) {
       const NodeId id{first_.value + static_cast<std::uint32_t>(k)};
-      if (active_[k] && cotangents_[k].tensor.valid() && b_.type(id).width) out.emplace_back(id, cotangents_[k].tensor);
+      if (active_[k] && cotangents_[k].tensor.valid() && b_.type(id).width)
+        out.emplace_back(id, cotangents_[k].tensor);
     }
     return out;
   }
@@ -153,10 +200,13 @@ class Reverse {
       if (active_[id - first_.value] || fixed_[id - first_.value]) continue;
       const Node& node = b_.node({id});
       if (std::holds_alternative<Stop>(node.op)) continue;
-      active_[id - first_.value] = std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return active(in); });
+      active_[id - first_.value] =
+          std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return active(in); });
     }
   }
-  [[nodiscard]] bool active(NodeId id) const { return id >= first_ && active_[id.value - first_.value]; }
+  [[nodiscard]] bool active(NodeId id) const {
+    return id >= first_ && active_[id.value - first_.value];
+  }
   Derivative& slot(NodeId id) { return cotangents_[id.value - first_.value]; }
 
   void accumulate(NodeId id, NodeId cotangent) {
@@ -179,7 +229,8 @@ class Reverse {
   }
 
   /// Sums a cotangent over the axes along which `type` was broadcast.
-  NodeId unbroadcast(NodeId g, const Type type) {  // by value: the types of the program move as it grows
+  NodeId unbroadcast(NodeId g,
+                     const Type type) {  // by value: the types of the program move as it grows
     if (b_.type(g).width && !type.width) g = b_.scale(1, 1, b_.average(g));
     while (b_.type(g).dims.size() > type.dims.size()) g = b_.sum(g, 0);
     for (std::size_t k = 0; k < type.dims.size(); ++k) {
@@ -196,39 +247,57 @@ class Reverse {
   std::optional<Diagnostic> propagate(NodeId id) {
     const Node node = b_.node(id);  // a copy: the program grows below
     const Derivative g = slot(id);
-    if (!node.type.matrix && b_.type(g.tensor).dims != node.type.dims) slot(id).tensor = b_.expand(g.tensor, b_.type(g.tensor).width, node.type.dims);
+    if (!node.type.matrix && b_.type(g.tensor).dims != node.type.dims)
+      slot(id).tensor = b_.expand(g.tensor, b_.type(g.tensor).width, node.type.dims);
     const NodeId dy = slot(id).tensor;
     std::optional<Diagnostic> error;
     const auto refuse = [&](const char* what) { error = not_differentiable(node, what); };
     std::visit(
         overloaded{
-            [&](const Constant&) {}, [&](const StandardNormal&) {}, [&](const GaussianMatrix&) {}, [&](const Stop&) {},
+            [&](const Constant&) {},
+            [&](const StandardNormal&) {},
+            [&](const GaussianMatrix&) {},
+            [&](const Stop&) {},
             [&](const Parameter&) {
-              if (node.type.matrix) for (const OuterTerm& t : g.outer) accumulate_outer(node.in[0], t);
-              else accumulate(node.in[0], dy);
+              if (node.type.matrix)
+                for (const OuterTerm& t : g.outer) accumulate_outer(node.in[0], t);
+              else
+                accumulate(node.in[0], dy);
             },
             [&](const Change&) { accumulate(node.in[0], dy); },
             [&](const Scale& s) { accumulate(node.in[0], b_.scale(s.factor, s.power, dy)); },
             [&](const Map& m) { propagate_map(m, node, id, dy); },
             [&](const Contract& c) { propagate_contract(c, node, dy); },
             [&](const Average&) { accumulate(node.in[0], b_.scale(1, -1, dy)); },
-            [&](const ReduceSum& r) { accumulate(node.in[0], spread(b_, dy, r.axis, Dims(b_.type(node.in[0]).dims))); },
+            [&](const ReduceSum& r) {
+              accumulate(node.in[0], spread(b_, dy, r.axis, Dims(b_.type(node.in[0]).dims)));
+            },
             [&](const ReduceMax& r) {
               const Dims dims = b_.type(node.in[0]).dims;
-              accumulate(node.in[0], b_.times(shares_of_maximum(b_, node.in[0], id, r.axis), spread(b_, dy, r.axis, dims)));
+              accumulate(node.in[0], b_.times(shares_of_maximum(b_, node.in[0], id, r.axis),
+                                              spread(b_, dy, r.axis, dims)));
             },
             [&](const Gather& gather) {
-              const std::int64_t size = b_.type(node.in[0]).dims[static_cast<std::size_t>(gather.axis)];
+              const std::int64_t size =
+                  b_.type(node.in[0]).dims[static_cast<std::size_t>(gather.axis)];
               accumulate(node.in[0], b_.add(ScatterAdd{gather.axis, size, gather.indices}, {dy}));
             },
-            [&](const ScatterAdd& s) { accumulate(node.in[0], b_.add(Gather{s.axis, s.indices}, {dy})); },
+            [&](const ScatterAdd& s) {
+              accumulate(node.in[0], b_.add(Gather{s.axis, s.indices}, {dy}));
+            },
             [&](const Permute& p) {
               std::vector<std::int32_t> inverse(p.axes.size());
-              for (std::size_t k = 0; k < p.axes.size(); ++k) inverse[static_cast<std::size_t>(p.axes[k])] = static_cast<std::int32_t>(k);
+              for (std::size_t k = 0; k < p.axes.size(); ++k)
+                inverse[static_cast<std::size_t>(p.axes[k])] = static_cast<std::int32_t>(k);
               accumulate(node.in[0], b_.permute(dy, inverse));
             },
-            [&](const Reshape&) { accumulate(node.in[0], b_.reshape(dy, b_.type(node.in[0]).dims)); },
-            [&](const Expand&) { accumulate(node.in[0], unbroadcast(b_.expand(dy, node.type.width, node.type.dims), b_.type(node.in[0]))); },
+            [&](const Reshape&) {
+              accumulate(node.in[0], b_.reshape(dy, b_.type(node.in[0]).dims));
+            },
+            [&](const Expand&) {
+              accumulate(node.in[0], unbroadcast(b_.expand(dy, node.type.width, node.type.dims),
+                                                 b_.type(node.in[0])));
+            },
             [&](const Concat& c) {
               std::int64_t offset = 0;
               for (const NodeId in : node.in) {
@@ -237,20 +306,26 @@ class Reverse {
                 std::vector<std::int64_t> indices(static_cast<std::size_t>(size));
                 std::iota(indices.begin(), indices.end(), offset);
                 offset += size;
-                if (active(in)) accumulate(in, unbroadcast(widen_if(node.type.width && !type.width, b_.gather(dy, c.axis, indices)), type));
+                if (active(in))
+                  accumulate(in, unbroadcast(widen_if(node.type.width && !type.width,
+                                                      b_.gather(dy, c.axis, indices)),
+                                             type));
               }
             },
             [&](const MatMul& m) {
               const NodeId w = node.in[0], x = node.in[1];
               const NodeId wide = widen(dy, node.type.dims);
               if (active(x)) accumulate(x, b_.matmul(w, wide, !m.transposed));
-              accumulate_outer(w, m.transposed ? OuterTerm{b_.constant(1), x, wide} : OuterTerm{b_.constant(1), wide, x});
+              accumulate_outer(w, m.transposed ? OuterTerm{b_.constant(1), x, wide}
+                                               : OuterTerm{b_.constant(1), wide, x});
             },
             [&](const ScaleMatrix&) {
               const NodeId w = node.in[0], c = node.in[1];
               for (const OuterTerm& t : g.outer) {
                 accumulate_outer(w, {b_.times(t.coefficient, c), t.d, t.x});
-                if (active(c)) accumulate(c, b_.times(t.coefficient, inner_product(t.d, b_.matmul(w, t.x, false))));
+                if (active(c))
+                  accumulate(c,
+                             b_.times(t.coefficient, inner_product(t.d, b_.matmul(w, t.x, false))));
               }
             },
             [&](const UpdateMatrix& u) {
@@ -278,9 +353,11 @@ class Reverse {
       const Type type = b_.type(in[k]);
       NodeId cotangent = times_partial(b_, m, in, id, k, dy);
       if (!cotangent.valid()) continue;
-      // dy may be constant over coordinates although the node is not; a sum over coordinates needs the axis.
+      // dy may be constant over coordinates although the node is not; a sum over coordinates needs
+      // the axis.
       if (node.type.width && !type.width) cotangent = widen(cotangent, b_.type(cotangent).dims);
-      if (b_.type(cotangent).dims.size() < node.type.dims.size() || b_.type(cotangent).dims != node.type.dims)
+      if (b_.type(cotangent).dims.size() < node.type.dims.size() ||
+          b_.type(cotangent).dims != node.type.dims)
         cotangent = b_.expand(cotangent, b_.type(cotangent).width, node.type.dims);
       accumulate(in[k], unbroadcast(cotangent, type));
     }
@@ -288,8 +365,11 @@ class Reverse {
 
   void propagate_contract(const Contract& c, const Node& node, NodeId dy) {
     const Type ta = b_.type(node.in[0]), tb = b_.type(node.in[1]);
-    // c[B, I, J] = sum_K a[B, I, K] b[B, J, K]:  da[B, I, K] = sum_J dc[B, I, J] b'[B, K, J],  db[B, J, K] = sum_I dc'[B, J, I] a'[B, K, I].
-    const auto rank_inner = [&](const Type& t) { return static_cast<int>(t.dims.size()) - c.batch - c.contracted; };
+    // c[B, I, J] = sum_K a[B, I, K] b[B, J, K]:  da[B, I, K] = sum_J dc[B, I, J] b'[B, K, J], db[B,
+    // J, K] = sum_I dc'[B, J, I] a'[B, K, I].
+    const auto rank_inner = [&](const Type& t) {
+      return static_cast<int>(t.dims.size()) - c.batch - c.contracted;
+    };
     const int left = rank_inner(ta), right = rank_inner(tb);
     const auto swap_tail = [&](NodeId x, int middle, int tail) {  // [B, M, T] -> [B, T, M]
       std::vector<std::int32_t> axes(static_cast<std::size_t>(c.batch + middle + tail));
@@ -305,11 +385,13 @@ class Reverse {
       const int mine = k == 0 ? left : right, others = k == 0 ? right : left;
       NodeId g = k == 0 ? dy : swap_tail(dy, left, right);
       if (node.type.width && !own.width) g = widen(g, b_.type(g).dims);
-      // A finite operand met a width operand: its derivative sums over the coordinates, n times an average.
+      // A finite operand met a width operand: its derivative sums over the coordinates, n times an
+      // average.
       const bool sum_over_width = !own.width && node.type.width;
       NodeId wide = other;
       if (sum_over_width && !their.width) wide = widen(other, their.dims);
-      NodeId out = b_.contract(g, swap_tail(wide, others, c.contracted), c.batch, others, sum_over_width);
+      NodeId out =
+          b_.contract(g, swap_tail(wide, others, c.contracted), c.batch, others, sum_over_width);
       if (sum_over_width) out = b_.scale(1, 1, out);
       if (c.average) out = b_.scale(1, -1, out);
       (void)mine;
@@ -335,8 +417,11 @@ class Reverse {
         both = b_.sum(b_.sum(both, 0), 0);
         accumulate(c, b_.times(e, b_.scale(1, 1, both)));  // n E n E / n
         const NodeId ec = b_.times(e, c);
-        const auto spread_back = [&](NodeId weights, NodeId block, NodeId like) {  // sum_q block[q] weights[q, p]
-          return b_.times(ec, b_.reshape(b_.contract(block, b_.permute(weights, {1, 0}), 0, 1, false), b_.type(like).dims));
+        const auto spread_back = [&](NodeId weights, NodeId block,
+                                     NodeId like) {  // sum_q block[q] weights[q, p]
+          return b_.times(ec,
+                          b_.reshape(b_.contract(block, b_.permute(weights, {1, 0}), 0, 1, false),
+                                     b_.type(like).dims));
         };
         if (active(d)) accumulate(d, spread_back(yx, fg, d));
         if (active(x)) accumulate(x, spread_back(gd, fy, x));
@@ -353,7 +438,8 @@ class Reverse {
 
 }  // namespace
 
-Result<NodeId> tangent(Builder& b, const Node& node, const std::vector<NodeId>& in, NodeId y, const std::vector<NodeId>& moves) {
+Result<NodeId> tangent(Builder& b, const Node& node, const std::vector<NodeId>& in, NodeId y,
+                       const std::vector<NodeId>& moves) {
   NodeId sum;
   std::optional<Diagnostic> error;
   const auto add = [&](NodeId term) {
@@ -363,47 +449,64 @@ Result<NodeId> tangent(Builder& b, const Node& node, const std::vector<NodeId>& 
     if (moves[0].valid()) add(b.add(op, {moves[0]}));
   };
   const auto refuse = [&](const char* what) { error = not_differentiable(node, what); };
-  const auto impossible = [&] { TPLIMIT_CHECK(false, "a tensor computed from others, got {}", op_name(node.op)); };
-  std::visit(
-      overloaded{
-          [&](const Map& m) {
-            for (std::size_t k = 0; k < in.size(); ++k)
-              if (moves[k].valid()) add(times_partial(b, m, in, y, k, moves[k]));
-          },
-          [&](const Contract& c) {
-            if (moves[0].valid()) add(b.add(c, {moves[0], in[1]}));
-            if (moves[1].valid()) add(b.add(c, {in[0], moves[1]}));
-          },
-          [&](const MatMul& m) {
-            if (moves[0].valid()) add(b.matmul(moves[0], in[1], m.transposed));
-            if (moves[1].valid()) add(b.matmul(in[0], moves[1], m.transposed));
-          },
-          [&](const ReduceMax& r) {
-            if (moves[0].valid()) add(b.sum(b.times(shares_of_maximum(b, in[0], y, r.axis), moves[0]), r.axis));
-          },
-          [&](const Concat& c) {
-            std::vector<NodeId> parts;
-            for (std::size_t k = 0; k < in.size(); ++k) {
-              const Type type = b.type(in[k]);
-              parts.push_back(moves[k].valid() ? moves[k] : b.zeros(type.width, type.dims));
-            }
-            add(b.add(c, std::move(parts)));
-          },
-          [&](const Parameter&) { add(moves[0]); }, [&](const Change&) { add(moves[0]); }, [&](const Stop&) {},
-          [&](const Scale& op) { linear(op); }, [&](const Average& op) { linear(op); }, [&](const ReduceSum& op) { linear(op); },
-          [&](const Gather& op) { linear(op); }, [&](const ScatterAdd& op) { linear(op); }, [&](const Permute& op) { linear(op); },
-          [&](const Reshape& op) { linear(op); }, [&](const Expand& op) { linear(op); },
-          [&](const Cholesky&) { refuse("a random output"); }, [&](const Eigvals&) { refuse("eigvals"); }, [&](const TrainingOperator&) { refuse("predict_gd"); },
-          [&](const Samples&) { refuse("samples"); }, [&](const Histogram&) { refuse("hist"); },
-          [&](const Constant&) { impossible(); }, [&](const StandardNormal&) { impossible(); }, [&](const GaussianMatrix&) { impossible(); },
-          [&](const ScaleMatrix&) { impossible(); }, [&](const UpdateMatrix&) { impossible(); },
-      },
-      node.op);
+  const auto impossible = [&] {
+    TPLIMIT_CHECK(false, "a tensor computed from others, got {}", op_name(node.op));
+  };
+  std::visit(overloaded{
+                 [&](const Map& m) {
+                   for (std::size_t k = 0; k < in.size(); ++k)
+                     if (moves[k].valid()) add(times_partial(b, m, in, y, k, moves[k]));
+                 },
+                 [&](const Contract& c) {
+                   if (moves[0].valid()) add(b.add(c, {moves[0], in[1]}));
+                   if (moves[1].valid()) add(b.add(c, {in[0], moves[1]}));
+                 },
+                 [&](const MatMul& m) {
+                   if (moves[0].valid()) add(b.matmul(moves[0], in[1], m.transposed));
+                   if (moves[1].valid()) add(b.matmul(in[0], moves[1], m.transposed));
+                 },
+                 [&](const ReduceMax& r) {
+                   if (moves[0].valid())
+                     add(b.sum(b.times(shares_of_maximum(b, in[0], y, r.axis), moves[0]), r.axis));
+                 },
+                 [&](const Concat& c) {
+                   std::vector<NodeId> parts;
+                   for (std::size_t k = 0; k < in.size(); ++k) {
+                     const Type type = b.type(in[k]);
+                     parts.push_back(moves[k].valid() ? moves[k] : b.zeros(type.width, type.dims));
+                   }
+                   add(b.add(c, std::move(parts)));
+                 },
+                 [&](const Parameter&) { add(moves[0]); },
+                 [&](const Change&) { add(moves[0]); },
+                 [&](const Stop&) {},
+                 [&](const Scale& op) { linear(op); },
+                 [&](const Average& op) { linear(op); },
+                 [&](const ReduceSum& op) { linear(op); },
+                 [&](const Gather& op) { linear(op); },
+                 [&](const ScatterAdd& op) { linear(op); },
+                 [&](const Permute& op) { linear(op); },
+                 [&](const Reshape& op) { linear(op); },
+                 [&](const Expand& op) { linear(op); },
+                 [&](const Cholesky&) { refuse("a random output"); },
+                 [&](const Eigvals&) { refuse("eigvals"); },
+                 [&](const TrainingOperator&) { refuse("predict_gd"); },
+                 [&](const Samples&) { refuse("samples"); },
+                 [&](const Histogram&) { refuse("hist"); },
+                 [&](const Constant&) { impossible(); },
+                 [&](const StandardNormal&) { impossible(); },
+                 [&](const GaussianMatrix&) { impossible(); },
+                 [&](const ScaleMatrix&) { impossible(); },
+                 [&](const UpdateMatrix&) { impossible(); },
+             },
+             node.op);
   if (error) return *error;
   return sum;
 }
 
-Result<std::vector<Derivative>> gradient(Builder& builder, NodeId loss, const std::vector<NodeId>& targets, const std::vector<NodeId>& fixed,
+Result<std::vector<Derivative>> gradient(Builder& builder, NodeId loss,
+                                         const std::vector<NodeId>& targets,
+                                         const std::vector<NodeId>& fixed,
                                          std::vector<std::pair<NodeId, NodeId>>* cotangents) {
   TPLIMIT_CHECK(builder.type(loss) == Type{}, "the loss is a finite scalar");
   if (targets.empty()) return std::vector<Derivative>{};

@@ -18,14 +18,16 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 /// A value's entries over its finite axes, the same on every coordinate; empty: nothing is known.
 struct Entries {
-  std::vector<double> value;    ///< unspecified where not known
-  std::vector<double> unknown;  ///< 1 or 0: the arithmetic of the values tells what is known of a result, too
+  std::vector<double> value;  ///< unspecified where not known
+  std::vector<double>
+      unknown;  ///< 1 or 0: the arithmetic of the values tells what is known of a result, too
   [[nodiscard]] bool empty() const { return value.empty(); }
 };
 
 class KnownValues {
  public:
-  explicit KnownValues(const Program& program) : in_(program), entries_(program.size()), origin_(program.size()) {}
+  explicit KnownValues(const Program& program)
+      : in_(program), entries_(program.size()), origin_(program.size()) {}
 
   std::optional<NodeId> run() {
     const std::vector<std::uint32_t> last = last_uses(in_);
@@ -35,17 +37,24 @@ class KnownValues {
       const Node& node = in_.nodes[k];
       if (node.type.matrix) continue;
       const auto* scale = std::get_if<Scale>(&node.op);
-      const bool source = std::holds_alternative<Constant>(node.op) || (scale && std::isnan(scale->factor));
-      if (!source && std::all_of(node.in.begin(), node.in.end(), [&](NodeId in) { return entries_[in.value].empty(); })) continue;
+      const bool source =
+          std::holds_alternative<Constant>(node.op) || (scale && std::isnan(scale->factor));
+      if (!source && std::all_of(node.in.begin(), node.in.end(),
+                                 [&](NodeId in) { return entries_[in.value].empty(); }))
+        continue;
       Entries& own = entries_[k];
       own = std::visit([&](const auto& op) { return visit(op, node); }, node.op);
-      if (std::all_of(own.unknown.begin(), own.unknown.end(), [](double u) { return u != 0; })) own = {};
-      const auto is_nan = [](const Entries& x, std::size_t i) { return x.unknown[i] == 0 && std::isnan(x.value[i]); };
+      if (std::all_of(own.unknown.begin(), own.unknown.end(), [](double u) { return u != 0; }))
+        own = {};
+      const auto is_nan = [](const Entries& x, std::size_t i) {
+        return x.unknown[i] == 0 && std::isnan(x.value[i]);
+      };
       for (std::size_t i = 0; i < own.value.size() && !origin_[k].valid(); ++i)
         if (is_nan(own, i)) origin_[k] = {k};
       if (origin_[k].valid())
         for (const NodeId in : node.in)
-          if (origin_[in.value].valid() && origin_[in.value] < origin_[k]) origin_[k] = origin_[in.value];
+          if (origin_[in.value].valid() && origin_[in.value] < origin_[k])
+            origin_[k] = origin_[in.value];
       if (output[k] && origin_[k].valid()) return origin_[k];
       for (const NodeId in : node.in)
         if (last[in.value] == k) entries_[in.value] = {};
@@ -59,7 +68,9 @@ class KnownValues {
     return {std::vector<double>(size, 0.0), std::vector<double>(size, 1.0)};
   }
   /// Of an operand, written out.
-  [[nodiscard]] Entries of(NodeId id) const { return entries_[id.value].empty() ? nothing(in_[id]) : entries_[id.value]; }
+  [[nodiscard]] Entries of(NodeId id) const {
+    return entries_[id.value].empty() ? nothing(in_[id]) : entries_[id.value];
+  }
 
   /// True if something is 0 or NaN, where other factors or summands need not be known.
   [[nodiscard]] static bool decides(const Entries& x, bool zeros) {
@@ -78,7 +89,8 @@ class KnownValues {
   }
 
   /// `op` on arrays that have the shapes of the node's operands, without coordinates.
-  std::vector<double> evaluated(const Op& op, const Node& node, const std::vector<const std::vector<double>*>& in) const {
+  std::vector<double> evaluated(const Op& op, const Node& node,
+                                const std::vector<const std::vector<double>*>& in) const {
     Node plain{op, {false, false, node.type.dims}, node.in, node.span, node.context};
     std::vector<Type> types;
     for (const NodeId id : node.in) types.push_back({false, false, in_[id].type.dims});
@@ -109,14 +121,17 @@ class KnownValues {
   /// As `linear`, but a NaN makes a sum NaN, whatever the rest.
   Entries sum(const Op& op, const Node& node) const {
     Entries out = linear(op, node), x = of(node.in[0]);
-    for (std::size_t i = 0; i < x.value.size(); ++i) x.value[i] = x.unknown[i] == 0 && std::isnan(x.value[i]) ? 1 : 0;
+    for (std::size_t i = 0; i < x.value.size(); ++i)
+      x.value[i] = x.unknown[i] == 0 && std::isnan(x.value[i]) ? 1 : 0;
     const std::vector<double> nans = evaluated(op, node, {&x.value});
     for (std::size_t i = 0; i < nans.size(); ++i)
       if (nans[i] != 0) out.value[i] = kNan, out.unknown[i] = 0;
     return out;
   }
 
-  Entries visit(const Constant& c, const Node&) const { return {*c.values, std::vector<double>(c.values->size(), 0.0)}; }
+  Entries visit(const Constant& c, const Node&) const {
+    return {*c.values, std::vector<double>(c.values->size(), 0.0)};
+  }
   Entries visit(const Scale& s, const Node& node) const {
     Entries x = of(node.in[0]);
     if (std::isnan(s.factor)) std::fill(x.unknown.begin(), x.unknown.end(), 0.0);
@@ -127,7 +142,9 @@ class KnownValues {
     return x;
   }
   Entries visit(const Map& m, const Node& node) const {
-    if (m.fn == Fn::kWhere ? entries_[node.in[0].value].empty() : hopeless(node, m.fn == Fn::kMul || m.fn == Fn::kDiv)) return {};
+    if (m.fn == Fn::kWhere ? entries_[node.in[0].value].empty()
+                           : hopeless(node, m.fn == Fn::kMul || m.fn == Fn::kDiv))
+      return {};
     std::vector<Entries> in;
     for (const NodeId id : node.in) in.push_back(of(id));
     // Every operand spread to the entries of the result.
@@ -137,7 +154,8 @@ class KnownValues {
     };
     std::vector<const std::vector<double>*> values;
     for (const Entries& x : in) values.push_back(&x.value);
-    Entries out{evaluated(m, node, values), std::vector<double>(static_cast<std::size_t>(size_of(node.type.dims)), 0.0)};
+    Entries out{evaluated(m, node, values),
+                std::vector<double>(static_cast<std::size_t>(size_of(node.type.dims)), 0.0)};
     std::vector<std::vector<double>> value, unknown;
     for (std::size_t k = 0; k < in.size(); ++k) {
       value.push_back(spread(k, in[k].value));
@@ -149,10 +167,12 @@ class KnownValues {
         const bool known = unknown[k][i] == 0;
         all = all && known;
         nan = nan || (known && std::isnan(value[k][i]));
-        zero = zero || (known && value[k][i] == 0 && (m.fn == Fn::kMul || (m.fn == Fn::kDiv && k == 0)));
+        zero = zero ||
+               (known && value[k][i] == 0 && (m.fn == Fn::kMul || (m.fn == Fn::kDiv && k == 0)));
       }
       if (all) continue;
-      const bool arithmetic = m.fn == Fn::kAdd || m.fn == Fn::kSub || m.fn == Fn::kMul || m.fn == Fn::kDiv || m.fn == Fn::kMin || m.fn == Fn::kMax;
+      const bool arithmetic = m.fn == Fn::kAdd || m.fn == Fn::kSub || m.fn == Fn::kMul ||
+                              m.fn == Fn::kDiv || m.fn == Fn::kMin || m.fn == Fn::kMax;
       if (m.fn == Fn::kWhere && unknown[0][i] == 0) {
         const std::size_t taken = value[0][i] != 0 ? 1 : 2;
         out.value[i] = value[taken][i];
@@ -171,7 +191,9 @@ class KnownValues {
     if (hopeless(node, true)) return {};
     const Entries a = of(node.in[0]), b = of(node.in[1]);
     const Op plain = Contract{c.batch, c.contracted, false};
-    const auto product = [&](const std::vector<double>& x, const std::vector<double>& y) { return evaluated(plain, node, {&x, &y}); };
+    const auto product = [&](const std::vector<double>& x, const std::vector<double>& y) {
+      return evaluated(plain, node, {&x, &y});
+    };
     // A term is unknown if a factor is and neither is 0; it is NaN if one is.
     const auto parts = [](const Entries& x) {
       Entries out{x.value, x.unknown};  // values without those unknown; 1 where not known to be 0
@@ -189,8 +211,11 @@ class KnownValues {
     const std::vector<double> ones_a(nan_a.size(), 1.0), ones_b(nan_b.size(), 1.0);
     Entries out{product(pa.value, pb.value), product(a.unknown, pb.unknown)};
     const std::vector<double> right = product(pa.unknown, b.unknown);
-    for (std::size_t i = 0; i < right.size(); ++i) out.unknown[i] = out.unknown[i] + right[i] != 0 ? 1 : 0;
-    const auto any = [](const std::vector<double>& x) { return std::any_of(x.begin(), x.end(), [](double v) { return v != 0; }); };
+    for (std::size_t i = 0; i < right.size(); ++i)
+      out.unknown[i] = out.unknown[i] + right[i] != 0 ? 1 : 0;
+    const auto any = [](const std::vector<double>& x) {
+      return std::any_of(x.begin(), x.end(), [](double v) { return v != 0; });
+    };
     if (any(nan_a) || any(nan_b)) {
       const std::vector<double> na = product(nan_a, ones_b), nb = product(ones_a, nan_b);
       for (std::size_t i = 0; i < na.size(); ++i)
@@ -229,12 +254,16 @@ class KnownValues {
     for (const NodeId id : node.in) {
       const Entries& x = entries_[id.value];
       for (std::size_t i = 0; i < x.value.size(); ++i)
-        if (x.unknown[i] == 0 && std::isnan(x.value[i])) return {std::vector<double>(out.value.size(), kNan), std::vector<double>(out.value.size(), 0.0)};
+        if (x.unknown[i] == 0 && std::isnan(x.value[i]))
+          return {std::vector<double>(out.value.size(), kNan),
+                  std::vector<double>(out.value.size(), 0.0)};
     }
     return out;
   }
   Entries visit(const Cholesky&, const Node& node) const { return whole(node); }
-  Entries visit(const Eigvals&, const Node& node) const { return node.type.dims.size() == 1 ? whole(node) : nothing(node); }
+  Entries visit(const Eigvals&, const Node& node) const {
+    return node.type.dims.size() == 1 ? whole(node) : nothing(node);
+  }
   Entries visit(const TrainingOperator&, const Node& node) const { return whole(node); }
   Entries visit(const Samples&, const Node& node) const { return nothing(node); }
   Entries visit(const Histogram&, const Node& node) const { return nothing(node); }

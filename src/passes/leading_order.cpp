@@ -25,7 +25,8 @@ MaybeExponent sum(MaybeExponent a, MaybeExponent b) {
   return *a + *b;
 }
 
-/// Numbers that the leading term of a coordinate may be with positive probability, and whether dropped terms then remain.
+/// Numbers that the leading term of a coordinate may be with positive probability, and whether
+/// dropped terms then remain.
 struct Atoms {
   bool zero = false, zero_moves = false;    ///< 0
   bool other = false, other_moves = false;  ///< other numbers
@@ -33,14 +34,14 @@ struct Atoms {
 
 /// One value as a leading term n^lead and a bound n^dropped on everything left out.
 struct Order : Atoms {
-  MaybeExponent lead;      ///< empty: the leading term is proved zero
-  MaybeExponent dropped;   ///< empty: nothing was left out
-  NodeId culprit;          ///< in the input program: where the largest dropped term was left out
+  MaybeExponent lead;     ///< empty: the leading term is proved zero
+  MaybeExponent dropped;  ///< empty: nothing was left out
+  NodeId culprit;         ///< in the input program: where the largest dropped term was left out
   // Behaviour under flipping the sign of one Gaussian family at a time (the first 64 families):
   std::uint64_t odd = 0;    ///< bit set: changes sign
   std::uint64_t mixed = 0;  ///< bit set: neither even nor odd, `odd` then means nothing
   bool positive = false;    ///< > 0 almost everywhere
-  NodeId out;              ///< the leading coefficient in the limit program
+  NodeId out;               ///< the leading coefficient in the limit program
 
   [[nodiscard]] MaybeExponent size() const { return larger(lead, dropped); }
 };
@@ -63,7 +64,8 @@ class Analysis {
     visit_all();
     std::vector<bool> out(in_.reports.size(), false);
     for (std::size_t k = 0; k < out.size() && !error_; ++k)
-      out[k] = std::any_of(in_.reports[k].entries.begin(), in_.reports[k].entries.end(), [&](const Report::Entry& e) { return fluctuates(order(e.value)); });
+      out[k] = std::any_of(in_.reports[k].entries.begin(), in_.reports[k].entries.end(),
+                           [&](const Report::Entry& e) { return fluctuates(order(e.value)); });
     return out;
   }
 
@@ -77,7 +79,9 @@ class Analysis {
       Order order = std::visit([&](const auto& op) { return visit(op, node); }, node.op);
       for (const MaybeExponent& size : {order.lead, order.dropped})
         if (size && !in_range(*size))
-          reject("E3105", "a power of the width is out of range", "", "exponents lie between -10^6 and 10^6 with denominators that divide 40320; fewer nested roots and powers help");
+          reject("E3105", "a power of the width is out of range", "",
+                 "exponents lie between -10^6 and 10^6 with denominators that divide 40320; fewer "
+                 "nested roots and powers help");
       if (error_) return;
       if (!node.type.matrix && builder_.is_zero(order.out)) order.lead.reset();
       find_atoms(node, order);
@@ -85,10 +89,12 @@ class Analysis {
     }
   }
 
-  static constexpr const char* kLargeMatrix = "the entries of this matrix exceed size n^(-1/2), so that its products grow";
+  static constexpr const char* kLargeMatrix =
+      "the entries of this matrix exceed size n^(-1/2), so that its products grow";
   /// Sums, products and comparisons of such exponents do not overflow.
   static bool in_range(Exponent e) {
-    constexpr std::int64_t kCommonDenominator = 40320;  // 8!: half of every exponent that the language allows
+    constexpr std::int64_t kCommonDenominator =
+        40320;  // 8!: half of every exponent that the language allows
     return kCommonDenominator % e.denominator() == 0 && std::abs(to_double(e)) < 1e6;
   }
 
@@ -97,12 +103,22 @@ class Analysis {
   const Order& operand(const Node& node, std::size_t k) const { return orders_[node.in[k].value]; }
 
   /// `cause`: an operand to point at as well.
-  void reject(const char* code, std::string message, std::string label, std::string help, NodeId cause = {}, const char* note = "") {
+  void reject(const char* code, std::string message, std::string label, std::string help,
+              NodeId cause = {}, const char* note = "") {
     if (error_) return;
     const Node& node = in_[current_];
-    error_ = Diagnostic{Severity::kError, code, std::move(message), node.span, std::move(label), std::move(help), {}, true};
-    if (cause.valid() && in_[cause].span != node.span) error_->notes.push_back({in_[cause].type.matrix ? kLargeMatrix : note, in_[cause].span});
-    if (node.context) error_->notes.push_back({"in the iteration " + in_.contexts[node.context], node.span});
+    error_ = Diagnostic{Severity::kError,
+                        code,
+                        std::move(message),
+                        node.span,
+                        std::move(label),
+                        std::move(help),
+                        {},
+                        true};
+    if (cause.valid() && in_[cause].span != node.span)
+      error_->notes.push_back({in_[cause].type.matrix ? kLargeMatrix : note, in_[cause].span});
+    if (node.context)
+      error_->notes.push_back({"in the iteration " + in_.contexts[node.context], node.span});
   }
 
   // ---- dropped terms
@@ -112,7 +128,9 @@ class Analysis {
       to.culprit = culprit;
     }
   }
-  void inherit(Order& to, const Order& from, MaybeExponent factor) const { drop(to, sum(from.dropped, factor), from.culprit); }
+  void inherit(Order& to, const Order& from, MaybeExponent factor) const {
+    drop(to, sum(from.dropped, factor), from.culprit);
+  }
 
   static void join_parity(Order& to, const Order& other) {
     to.mixed |= other.mixed | (to.odd ^ other.odd);
@@ -139,27 +157,32 @@ class Analysis {
     const Node& node = in_[id];
     Growth out;
     const auto of = [&](std::size_t k) { return growth(node.in[k]); };
-    const auto join = [&](const Growth& a) { out = {std::max(out.degree, a.degree), out.above || a.above, out.below || a.below}; };
+    const auto join = [&](const Growth& a) {
+      out = {std::max(out.degree, a.degree), out.above || a.above, out.below || a.below};
+    };
     const auto* m = std::get_if<Map>(&node.op);
     const auto* contract = std::get_if<Contract>(&node.op);
     if (const auto* c = std::get_if<Constant>(&node.op)) {
       const auto [low, high] = std::minmax_element(c->values->begin(), c->values->end());
       out = {0, *high > 0, *low < 0};
-    } else if (!node.type.width || std::holds_alternative<StandardNormal>(node.op) || std::holds_alternative<MatMul>(node.op)) {
+    } else if (!node.type.width || std::holds_alternative<StandardNormal>(node.op) ||
+               std::holds_alternative<MatMul>(node.op)) {
       out.degree = node.type.width ? 1 : 0;
     } else if (const auto* s = std::get_if<Scale>(&node.op)) {
       out = of(0);
       if (s->factor < 0) std::swap(out.above, out.below);
     } else if ((m && m->fn == Fn::kMul) || contract) {
       const Growth a = of(0), b = of(1);
-      out = {std::min(kFast, a.degree + b.degree), (a.above && b.above) || (a.below && b.below), node.in[0] != node.in[1] && ((a.above && b.below) || (a.below && b.above))};
+      out = {std::min(kFast, a.degree + b.degree), (a.above && b.above) || (a.below && b.below),
+             node.in[0] != node.in[1] && ((a.above && b.below) || (a.below && b.above))};
     } else if (m && m->fn == Fn::kPower && m->parameter > 0) {
       out.degree = std::min(kFast, static_cast<int>(std::ceil(m->parameter * of(0).degree)));
       out.below = std::fmod(m->parameter, 2) != 0 && of(0).below;
     } else if (m && m->fn == Fn::kExp) {
       const Growth a = of(0);
       out = {a.degree > 0 && a.above ? kFast : 0, true, false};
-    } else if (m && (m->fn == Fn::kTanh || m->fn == Fn::kErf || m->fn == Fn::kSigmoid || m->fn == Fn::kSin || m->fn == Fn::kCos)) {
+    } else if (m && (m->fn == Fn::kTanh || m->fn == Fn::kErf || m->fn == Fn::kSigmoid ||
+                     m->fn == Fn::kSin || m->fn == Fn::kCos)) {
       out.degree = 0;
     } else {
       out = {0, false, false};
@@ -168,8 +191,10 @@ class Analysis {
         if (m && m->fn == Fn::kSub && k == 1) std::swap(a.above, a.below);
         join(a);
       }
-      if (m && (m->fn == Fn::kAbs || m->fn == Fn::kRelu)) out = {out.degree, true, false};
-      else if (m && m->fn != Fn::kAdd && m->fn != Fn::kSub) out.above = out.below = true;
+      if (m && (m->fn == Fn::kAbs || m->fn == Fn::kRelu))
+        out = {out.degree, true, false};
+      else if (m && m->fn != Fn::kAdd && m->fn != Fn::kSub)
+        out.above = out.below = true;
     }
     return *(growth_[id.value] = out);
   }
@@ -178,7 +203,9 @@ class Analysis {
     const Node* node = &in_[id];
     while (std::holds_alternative<Scale>(node->op)) node = &in_[node->in[0]];
     const auto* m = std::get_if<Map>(&node->op);
-    if (!m || !(m->fn == Fn::kAbs || (m->fn == Fn::kPower && m->parameter > 0) || (m->fn == Fn::kMul && node->in[0] == node->in[1]))) return false;
+    if (!m || !(m->fn == Fn::kAbs || (m->fn == Fn::kPower && m->parameter > 0) ||
+                (m->fn == Fn::kMul && node->in[0] == node->in[1])))
+      return false;
     const Order& x = order(node->in[0]);
     return (x.odd & ~x.mixed) != 0 || vanishes_somewhere(node->in[0]);
   }
@@ -190,9 +217,11 @@ class Analysis {
 
   NodeId zero_like(const Type& type) { return builder_.zeros(type.width, type.dims); }
 
-  /// Operands of a sum: the largest orders stay, the others become zero and count as dropped.  Returns their new nodes.
+  /// Operands of a sum: the largest orders stay, the others become zero and count as dropped.
+  /// Returns their new nodes.
   std::vector<NodeId> keep_largest(Order& to, const Node& node, std::size_t first = 0) {
-    for (std::size_t k = first; k < node.in.size(); ++k) to.lead = larger(to.lead, operand(node, k).lead);
+    for (std::size_t k = first; k < node.in.size(); ++k)
+      to.lead = larger(to.lead, operand(node, k).lead);
     bool fresh = true;
     std::vector<NodeId> kept;
     for (std::size_t k = first; k < node.in.size(); ++k) {
@@ -258,13 +287,15 @@ class Analysis {
   }
   static void family(Order& to, SourceId source) {
     if (source.value < 64) to.odd = std::uint64_t{1} << source.value;
-    // Families beyond the 64th are followed by nobody: treat them as even, which proves no zero from them.
+    // Families beyond the 64th are followed by nobody: treat them as even, which proves no zero
+    // from them.
   }
 
   Order visit(const Map& op, const Node& node) {
     if (node.in.size() == 1) return unary(op, node);
     switch (op.fn) {
-      case Fn::kAdd: case Fn::kSub: {
+      case Fn::kAdd:
+      case Fn::kSub: {
         Order to;
         const auto kept = keep_largest(to, node);
         to.positive = op.fn == Fn::kAdd && operand(node, 0).positive && operand(node, 1).positive;
@@ -283,34 +314,45 @@ class Analysis {
       case Fn::kDiv: {
         const Order &a = operand(node, 0), &b = operand(node, 1);
         if (!b.lead) {
-          reject("E3104", "the divisor vanishes in the limit", "the limit divides by 0 here", "the theory covers divisors with a nonzero limit only", node.in[1], "this is 0 in the limit");
+          reject("E3104", "the divisor vanishes in the limit", "the limit divides by 0 here",
+                 "the theory covers divisors with a nonzero limit only", node.in[1],
+                 "this is 0 in the limit");
           return {};
         }
         Order inverse = b;
         inverse.lead = -*b.lead;
         if (b.dropped) inverse.dropped = *b.dropped - 2 * *b.lead;
         Order to = product(a, inverse);
-        // An odd divisor passes through 0: the average of a/b need not exist, and symmetry proves nothing about it.
+        // An odd divisor passes through 0: the average of a/b need not exist, and symmetry proves
+        // nothing about it.
         if (b.odd & ~b.mixed) no_parity(to);
         if (vanishes_somewhere(node.in[1])) no_symmetry(to);
-        to.out = builder_.expand(builder_.map(Fn::kDiv, {a.out, b.out}), node.type.width, node.type.dims);
+        to.out = builder_.expand(builder_.map(Fn::kDiv, {a.out, b.out}), node.type.width,
+                                 node.type.dims);
         return to;
       }
-      case Fn::kMin: case Fn::kMax: {
+      case Fn::kMin:
+      case Fn::kMax: {
         Order to;
         const auto kept = keep_largest(to, node);
         no_parity(to);
         if (!node.type.width && to.dropped) follow(kept, builder_.minus(kept[0], kept[1]));
-        to.out = builder_.expand(kept[0] == kept[1] ? kept[0] : builder_.map(op.fn, kept), node.type.width, node.type.dims);
+        to.out = builder_.expand(kept[0] == kept[1] ? kept[0] : builder_.map(op.fn, kept),
+                                 node.type.width, node.type.dims);
         return to;
       }
-      case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: {
+      case Fn::kLess:
+      case Fn::kLessEqual:
+      case Fn::kEqual:
+      case Fn::kNotEqual: {
         Order to;
         const auto kept = keep_largest(to, node);
         no_parity(to);
         // Sides that are one value in the limit: what is dropped decides everywhere.
         const NodeId difference = builder_.minus(kept[0], kept[1]);
-        if (node.type.width && to.dropped && (builder_.is_zero(difference) || sum_of_atoms(node).zero_moves)) return reject_jump(op);
+        if (node.type.width && to.dropped &&
+            (builder_.is_zero(difference) || sum_of_atoms(node).zero_moves))
+          return reject_jump(op);
         if (decidable(to, node)) decide(to, kept, difference);
         // A dropped term moves the comparison by its size relative to what is compared.
         if (to.dropped) to.dropped = to.lead ? *to.dropped - *to.lead : Exponent(0);
@@ -332,23 +374,33 @@ class Analysis {
         to.out = builder_.expand(builder_.map(op.fn, kept), node.type.width, node.type.dims);
         return to;
       }
-      case Fn::kPow: case Fn::kMod: {
+      case Fn::kPow:
+      case Fn::kMod: {
         Order to;
         if (op.fn == Fn::kMod && vanishes(operand(node, 0))) return small_mod(node);
         for (std::size_t k = 0; k < 2; ++k) {
           const Order& x = operand(node, k);
           if (x.lead && *x.lead != 0) {
-            reject("E3105", fmt::format("'{}' needs operands of size 1", op.fn == Fn::kPow ? "^" : name(op.fn)), fmt::format("operand {} has size {}", k + 1, power(*x.lead)),
-                   op.fn == Fn::kPow ? "take the power of the width out: (n x)^k = n^k x^k with a number k" : "scale the operands by powers of the width first");
+            reject(
+                "E3105",
+                fmt::format("'{}' needs operands of size 1", op.fn == Fn::kPow ? "^" : name(op.fn)),
+                fmt::format("operand {} has size {}", k + 1, power(*x.lead)),
+                op.fn == Fn::kPow
+                    ? "take the power of the width out: (n x)^k = n^k x^k with a number k"
+                    : "scale the operands by powers of the width first");
             return {};
           }
           inherit(to, x, Exponent(0));
           to.mixed |= x.mixed | x.odd;
         }
-        if (op.fn == Fn::kMod && node.type.width && (operand(node, 0).zero_moves || operand(node, 0).other_moves)) return reject_jump(op);
-        if (op.fn == Fn::kMod && !node.type.width && to.dropped) follow({operand(node, 0).out, operand(node, 1).out}, {});
+        if (op.fn == Fn::kMod && node.type.width &&
+            (operand(node, 0).zero_moves || operand(node, 0).other_moves))
+          return reject_jump(op);
+        if (op.fn == Fn::kMod && !node.type.width && to.dropped)
+          follow({operand(node, 0).out, operand(node, 1).out}, {});
         to.lead = Exponent(0);
-        to.out = builder_.expand(builder_.map(op.fn, {operand(node, 0).out, operand(node, 1).out}), node.type.width, node.type.dims);
+        to.out = builder_.expand(builder_.map(op.fn, {operand(node, 0).out, operand(node, 1).out}),
+                                 node.type.width, node.type.dims);
         return to;
       }
       default: break;
@@ -358,16 +410,24 @@ class Analysis {
   }
 
   // ---- jumps
-  /// Numbers fluctuate less than their leading terms: all but their values on the jump itself is certain.
-  bool decidable(const Order& x, const Node& node) const { return !node.type.width && x.dropped && (!x.lead || *x.dropped < *x.lead); }
-  void follow(std::vector<NodeId> operands, NodeId margin) { decisions_.push_back({current_, std::move(operands), margin, is_jump(in_[current_])}); }
+  /// Numbers fluctuate less than their leading terms: all but their values on the jump itself is
+  /// certain.
+  bool decidable(const Order& x, const Node& node) const {
+    return !node.type.width && x.dropped && (!x.lead || *x.dropped < *x.lead);
+  }
+  void follow(std::vector<NodeId> operands, NodeId margin) {
+    decisions_.push_back({current_, std::move(operands), margin, is_jump(in_[current_])});
+  }
   void decide(Order& to, std::vector<NodeId> operands, NodeId margin) {
     undecided_ = undecided_ || builder_.is_zero(margin);
     follow(std::move(operands), margin);
     to.dropped.reset();
   }
   Order reject_jump(const Map& op) {
-    reject("E3108", fmt::format("'{}' jumps where dropped terms decide", name(op.fn)), "some coordinates lie on the jump up to terms that vanish", "the limit engine does not follow such terms: compare what decides, multiplied by a power of the width");
+    reject("E3108", fmt::format("'{}' jumps where dropped terms decide", name(op.fn)),
+           "some coordinates lie on the jump up to terms that vanish",
+           "the limit engine does not follow such terms: compare what decides, multiplied by a "
+           "power of the width");
     return {};
   }
   static bool vanishes(const Order& x) { return x.lead ? *x.lead < 0 : x.dropped.has_value(); }
@@ -376,7 +436,8 @@ class Analysis {
     const Order &u = operand(node, 0), &y = operand(node, 1);
     Order to;
     if (!y.lead || *y.lead != 0) {
-      reject("E3105", "'mod' needs operands of size 1", "operand 2", "scale the operands by powers of the width first");
+      reject("E3105", "'mod' needs operands of size 1", "operand 2",
+             "scale the operands by powers of the width first");
       return to;
     }
     if (node.type.width && u.zero_moves) return reject_jump(Map{Fn::kMod, 0});
@@ -390,7 +451,11 @@ class Analysis {
       decide(decided, {u.out, y.out}, u.out);
     }
     drop(to, u.size(), current_);
-    to.out = builder_.expand(builder_.map(Fn::kWhere, {builder_.map(Fn::kLess, {builder_.times(u.out, y.out), builder_.constant(0)}), y.out, builder_.constant(0)}), node.type.width, node.type.dims);
+    to.out = builder_.expand(
+        builder_.map(Fn::kWhere,
+                     {builder_.map(Fn::kLess, {builder_.times(u.out, y.out), builder_.constant(0)}),
+                      y.out, builder_.constant(0)}),
+        node.type.width, node.type.dims);
     return to;
   }
   /// x - mod(x, y), y a constant.
@@ -399,7 +464,8 @@ class Analysis {
     if (!m || m->fn != Fn::kSub || node.type.width) return false;
     const Node& fraction = in_[node.in[1]];
     const auto* mod = std::get_if<Map>(&fraction.op);
-    return mod && mod->fn == Fn::kMod && fraction.in[0] == node.in[0] && !order(fraction.in[1]).dropped;
+    return mod && mod->fn == Fn::kMod && fraction.in[0] == node.in[0] &&
+           !order(fraction.in[1]).dropped;
   }
 
   /// Of a sum of operands.
@@ -414,7 +480,8 @@ class Analysis {
     for (const NodeId id : node.in) {
       const Order& x = order(id);
       if (x.lead && x.lead == lead) {
-        generic = generic || (!in_[id].type.width && x.dropped);  // an average: equal to none of the other numbers
+        generic = generic || (!in_[id].type.width &&
+                              x.dropped);  // an average: equal to none of the other numbers
         if (!x.zero && !x.other) to.zero = to.other = false;  // continuous, and so is the sum
         zeros = zeros && !x.other;
         only = &x;
@@ -441,7 +508,8 @@ class Analysis {
       to.zero_moves = to.zero_moves || x->zero_moves;
       const bool constant = x->other && (other_wide ? y->other : !y->dropped);
       to.other = to.other || constant;
-      to.other_moves = to.other_moves || (constant && (x->other_moves || (other_wide && y->other_moves)));
+      to.other_moves =
+          to.other_moves || (constant && (x->other_moves || (other_wide && y->other_moves)));
     }
     return to;
   }
@@ -454,31 +522,47 @@ class Analysis {
       // An average that leads equals no other number but by chance.
       const auto* c = std::get_if<Constant>(&node.op);
       to.other = lead && !dropped;
-      to.zero = lead ? !dropped && (!c || std::any_of(c->values->begin(), c->values->end(), [](double x) { return x == 0; })) : true;
+      to.zero = lead ? !dropped && (!c || std::any_of(c->values->begin(), c->values->end(),
+                                                      [](double x) { return x == 0; }))
+                     : true;
       to.zero_moves = !lead && dropped;
       return;
     }
-    const auto any = [&](bool Atoms::*flag) { return std::any_of(node.in.begin(), node.in.end(), [&](NodeId id) { return !in_[id].type.matrix && order(id).*flag; }); };
-    static constexpr std::array kFlags{&Atoms::zero, &Atoms::zero_moves, &Atoms::other, &Atoms::other_moves};
+    const auto any = [&](bool Atoms::*flag) {
+      return std::any_of(node.in.begin(), node.in.end(),
+                         [&](NodeId id) { return !in_[id].type.matrix && order(id).*flag; });
+    };
+    static constexpr std::array kFlags{&Atoms::zero, &Atoms::zero_moves, &Atoms::other,
+                                       &Atoms::other_moves};
     const auto copy_all = [&] {
       for (const auto flag : kFlags) to.*flag = any(flag);
     };
-    if (std::holds_alternative<StandardNormal>(node.op) || std::holds_alternative<MatMul>(node.op)) return;  // continuous
+    if (std::holds_alternative<StandardNormal>(node.op) || std::holds_alternative<MatMul>(node.op))
+      return;  // continuous
     if (std::holds_alternative<Contract>(node.op)) {
       to = product_of_atoms(node);
     } else if (const auto* m = std::get_if<Map>(&node.op)) {
       switch (m->fn) {
-        case Fn::kAdd: case Fn::kSub: to = sum_of_atoms(node); break;
-        case Fn::kMul: case Fn::kDiv: to = product_of_atoms(node); break;
-        case Fn::kStep: case Fn::kSign: case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: to.zero = to.other = true; break;
+        case Fn::kAdd:
+        case Fn::kSub: to = sum_of_atoms(node); break;
+        case Fn::kMul:
+        case Fn::kDiv: to = product_of_atoms(node); break;
+        case Fn::kStep:
+        case Fn::kSign:
+        case Fn::kLess:
+        case Fn::kLessEqual:
+        case Fn::kEqual:
+        case Fn::kNotEqual: to.zero = to.other = true; break;
         case Fn::kMod: copy_all(); break;
         case Fn::kWhere:
-          for (const auto flag : kFlags) to.*flag = operand(node, 1).*flag || operand(node, 2).*flag;
+          for (const auto flag : kFlags)
+            to.*flag = operand(node, 1).*flag || operand(node, 2).*flag;
           break;
         default:
           copy_all();
           if (m->fn == Fn::kRelu) to.zero = true;
-          if (node.in.size() == 1 && m->fn != Fn::kPower && traits_of(*m).at_zero != 0 && (to.zero || to.other)) {
+          if (node.in.size() == 1 && m->fn != Fn::kPower && traits_of(*m).at_zero != 0 &&
+              (to.zero || to.other)) {
             to.zero = to.other = true;
             to.zero_moves = to.other_moves = to.zero_moves || to.other_moves;
           }
@@ -487,9 +571,11 @@ class Analysis {
       copy_all();
       if (std::holds_alternative<Concat>(node.op))
         for (const NodeId id : node.in)
-          if (order(id).size() && order(id).lead != lead) to.zero = to.zero_moves = true;  // these columns are 0 beside the others
+          if (order(id).size() && order(id).lead != lead)
+            to.zero = to.zero_moves = true;  // these columns are 0 beside the others
     }
-    if (!lead && dropped) to.zero = to.zero_moves = true;  // all coordinates, as where leading parts cancel
+    if (!lead && dropped)
+      to.zero = to.zero_moves = true;  // all coordinates, as where leading parts cancel
   }
 
   Order unary(const Map& op, const Node& node) {
@@ -497,7 +583,9 @@ class Analysis {
     const FunctionTraits traits = traits_of(op);
     const bool jump = op.fn == Fn::kStep || op.fn == Fn::kSign;
     if (jump && node.type.width && x.zero_moves) return reject_jump(op);
-    if (!node.type.width && x.dropped && (op.fn == Fn::kRelu || op.fn == Fn::kLeakyRelu || op.fn == Fn::kAbs)) follow({x.out}, x.out);
+    if (!node.type.width && x.dropped &&
+        (op.fn == Fn::kRelu || op.fn == Fn::kLeakyRelu || op.fn == Fn::kAbs))
+      follow({x.out}, x.out);
     if (jump && decidable(x, node)) {
       Order to;
       decide(to, {x.out}, x.out);
@@ -510,12 +598,17 @@ class Analysis {
     to.mixed = x.mixed;
     if (traits.parity == FunctionTraits::Parity::kEven) to.odd = 0;
     // Odd and singular at 0 (1/x): the average need not exist, so symmetry does not prove it zero.
-    if (traits.parity == FunctionTraits::Parity::kNone || (traits.degree && *traits.degree < 0)) no_parity(to);
-    if (op.fn == Fn::kExp && growth(node.in[0]).degree > 1 && growth(node.in[0]).above) no_symmetry(to);  // of a Gaussian squared, or more
+    if (traits.parity == FunctionTraits::Parity::kNone || (traits.degree && *traits.degree < 0))
+      no_parity(to);
+    if (op.fn == Fn::kExp && growth(node.in[0]).degree > 1 && growth(node.in[0]).above)
+      no_symmetry(to);  // of a Gaussian squared, or more
     if (traits.degree && *traits.degree < 0 && vanishes_somewhere(node.in[0])) no_symmetry(to);
     to.positive = traits.positive && x.lead.has_value();
     const auto apply = [&] { return builder_.map(op.fn, {x.out}, op.parameter); };
-    const auto constant = [&](double value) { return builder_.expand(builder_.constant(value, node.type.dims), node.type.width, node.type.dims); };
+    const auto constant = [&](double value) {
+      return builder_.expand(builder_.constant(value, node.type.dims), node.type.width,
+                             node.type.dims);
+    };
 
     if (traits.degree) {
       const Exponent degree = *traits.degree;
@@ -526,7 +619,10 @@ class Analysis {
         return to;
       }
       if (degree < 0) {
-        reject("E3104", "a negative power of something that vanishes in the limit", "the limit divides by 0 here", "the theory covers divisors with a nonzero limit only", node.in[0], "this is 0 in the limit");
+        reject("E3104", "a negative power of something that vanishes in the limit",
+               "the limit divides by 0 here",
+               "the theory covers divisors with a nonzero limit only", node.in[0],
+               "this is 0 in the limit");
         return {};
       }
       // Nothing but dropped terms: their sign decides a function of degree 0.
@@ -537,14 +633,21 @@ class Analysis {
     }
     if (!traits.finite_everywhere) {
       if (!x.lead || *x.lead != 0) {
-        reject("E3105", fmt::format("'{}' needs an argument of size 1", op.fn == Fn::kPower ? "^" : name(op.fn)), x.lead ? fmt::format("the argument has size {}", power(*x.lead)) : "the argument vanishes in the limit",
+        reject("E3105",
+               fmt::format("'{}' needs an argument of size 1",
+                           op.fn == Fn::kPower ? "^" : name(op.fn)),
+               x.lead ? fmt::format("the argument has size {}", power(*x.lead))
+                      : "the argument vanishes in the limit",
                "scale the argument by a power of the width first");
         return {};
       }
     }
     if (x.lead && *x.lead > 0) {
-      reject("E3103", fmt::format("the argument of '{}' explodes", name(op.fn)), fmt::format("it grows like {}", power(*x.lead)),
-             "scale the initial variance, the multiplier or the learning rate by a power of the width", growth_of(node.in[0]), "it exceeds size 1 here");
+      reject(
+          "E3103", fmt::format("the argument of '{}' explodes", name(op.fn)),
+          fmt::format("it grows like {}", power(*x.lead)),
+          "scale the initial variance, the multiplier or the learning rate by a power of the width",
+          growth_of(node.in[0]), "it exceeds size 1 here");
       return {};
     }
     if (x.lead && *x.lead == 0) {
@@ -567,7 +670,9 @@ class Analysis {
     to.odd = x.odd;
     to.mixed = x.mixed;
     // elu is linear on either side only
-    to.out = op.fn == Fn::kElu && op.parameter != 1 ? builder_.map(Fn::kLeakyRelu, {x.out}, op.parameter) : builder_.scale(traits.slope_at_zero, 0, x.out);
+    to.out = op.fn == Fn::kElu && op.parameter != 1
+                 ? builder_.map(Fn::kLeakyRelu, {x.out}, op.parameter)
+                 : builder_.scale(traits.slope_at_zero, 0, x.out);
     if (op.fn == Fn::kElu && op.parameter != 1) no_parity(to);
     return to;
   }
@@ -615,7 +720,8 @@ class Analysis {
     Order to;
     const auto kept = keep_largest(to, node);
     to.out = builder_.add(op, kept);
-    if (to.out.valid() && builder_.type(to.out) != node.type) to.out = builder_.expand(to.out, node.type.width, node.type.dims);
+    if (to.out.valid() && builder_.type(to.out) != node.type)
+      to.out = builder_.expand(to.out, node.type.width, node.type.dims);
     return to;
   }
   Order visit(const MatMul& op, const Node& node) {
@@ -641,15 +747,19 @@ class Analysis {
   }
   Order visit(const UpdateMatrix& op, const Node& node) {
     if (op.entrywise) {
-      reject("E3106", "entrywise updates of width matrices are not carried by the limit engine", "the update is no sum of few outer products", "check counts its powers of n, simulate runs networks");
+      reject("E3106", "entrywise updates of width matrices are not carried by the limit engine",
+             "the update is no sum of few outer products",
+             "check counts its powers of n, simulate runs networks");
       return {};
     }
     const Order& w = operand(node, 0);
-    // Entries of c d x'/n beside entries of size n^(-1/2) of W: relative to W's order 0, a term has the order of c d x.
+    // Entries of c d x'/n beside entries of size n^(-1/2) of W: relative to W's order 0, a term has
+    // the order of c d x.
     std::vector<Order> terms;
     Order to = w;
     for (std::size_t k = 1; k < node.in.size(); k += 3) {
-      terms.push_back(product(product(operand(node, k), operand(node, k + 1)), operand(node, k + 2)));
+      terms.push_back(
+          product(product(operand(node, k), operand(node, k + 1)), operand(node, k + 2)));
       to.lead = larger(to.lead, terms.back().lead);
     }
     std::vector<NodeId> in{w.out};
@@ -686,7 +796,9 @@ class Analysis {
     Order to;
     const auto kept = keep_largest(to, node);
     if (to.lead && *to.lead > 0) {
-      reject("E3103", "a kernel of 'predict_gd' explodes", fmt::format("it grows like {}", power(*to.lead)), "scale the kernel by a power of the width first");
+      reject("E3103", "a kernel of 'predict_gd' explodes",
+             fmt::format("it grows like {}", power(*to.lead)),
+             "scale the kernel by a power of the width first");
       return {};
     }
     no_parity(to);
@@ -703,7 +815,9 @@ class Analysis {
   Order visit(const Histogram& op, const Node& node) {
     const Order& x = operand(node, 0);
     if (x.lead && *x.lead > 0) {
-      reject("E3103", "the argument of 'hist' explodes", fmt::format("it grows like {}", power(*x.lead)), "scale the argument by a power of the width first");
+      reject("E3103", "the argument of 'hist' explodes",
+             fmt::format("it grows like {}", power(*x.lead)),
+             "scale the argument by a power of the width first");
       return {};
     }
     Order to{.lead = Exponent(0)};
@@ -711,7 +825,10 @@ class Analysis {
     inherit(to, x, Exponent(0));
     if (vanishes) drop(to, x.lead, current_);
     drop(to, Exponent(-1, 2), current_);
-    to.out = builder_.add(op, {vanishes ? builder_.expand(builder_.constant(0, in_[node.in[0]].type.dims), true, in_[node.in[0]].type.dims) : x.out});
+    to.out = builder_.add(
+        op, {vanishes ? builder_.expand(builder_.constant(0, in_[node.in[0]].type.dims), true,
+                                        in_[node.in[0]].type.dims)
+                      : x.out});
     return to;
   }
 
@@ -721,7 +838,9 @@ class Analysis {
     for (;;) {
       const Node& node = in_[id];
       // The initial size of a matrix is the matrix's own.
-      if (std::holds_alternative<ScaleMatrix>(node.op) && std::holds_alternative<GaussianMatrix>(in_[node.in[0]].op)) return id;
+      if (std::holds_alternative<ScaleMatrix>(node.op) &&
+          std::holds_alternative<GaussianMatrix>(in_[node.in[0]].op))
+        return id;
       NodeId next;
       for (const NodeId in : node.in) {
         const Order& x = order(in);
@@ -732,41 +851,68 @@ class Analysis {
     }
   }
 
-  std::optional<Diagnostic> check_output(NodeId id, Span span, const std::string& what, const std::string& iteration) const {
+  std::optional<Diagnostic> check_output(NodeId id, Span span, const std::string& what,
+                                         const std::string& iteration) const {
     const Order& x = order(id);
     const auto where = [&](NodeId culprit) {
       const Node& node = in_[culprit];
-      return node.context ? fmt::format(" (in the iteration {})", in_.contexts[node.context]) : std::string();
+      return node.context ? fmt::format(" (in the iteration {})", in_.contexts[node.context])
+                          : std::string();
     };
     if (x.lead && *x.lead > 0) {
-      Diagnostic d{Severity::kError, "E3101", fmt::format("{} explodes", what), span,
-                   fmt::format("of size {}{}{}", power(*x.lead), x.positive ? "" : " unless its leading coefficient happens to vanish", iteration),
-                   "divide by a power of the width, or change the initial variance or the learning rate", {}, true};
+      Diagnostic d{
+          Severity::kError,
+          "E3101",
+          fmt::format("{} explodes", what),
+          span,
+          fmt::format("of size {}{}{}", power(*x.lead),
+                      x.positive ? "" : " unless its leading coefficient happens to vanish",
+                      iteration),
+          "divide by a power of the width, or change the initial variance or the learning rate",
+          {},
+          true};
       const NodeId culprit = growth_of(id);
-      if (in_[culprit].span != span) d.notes.push_back({(in_[culprit].type.matrix ? kLargeMatrix : "it exceeds size 1 here") + where(culprit), in_[culprit].span});
+      if (in_[culprit].span != span)
+        d.notes.push_back(
+            {(in_[culprit].type.matrix ? kLargeMatrix : "it exceeds size 1 here") + where(culprit),
+             in_[culprit].span});
       return d;
     }
     if (x.dropped && *x.dropped >= 0) {
       const Node& culprit = in_[x.culprit];
       const bool fluctuation = is_output_of_average(culprit);
       const bool gaussian = fluctuates(x);
-      Diagnostic d{Severity::kError, "E3102",
-                   fmt::format("{} may depend on a term that this engine drops", what), span,
-                   fmt::format("a term dropped on the way may have size {} here{}", power(*x.dropped), iteration),
-                   gaussian ? "its limit is random. Where it is linear in a Gaussian readout, report the output itself: its covariance is shown; its training: ntk, predict_gd"
-                                                  : "the limit engine carries leading orders only; fluctuations and corrections of relative size n^(-1/2) are not followed", {}, true};
-      d.notes.push_back({(fluctuation ? "dropped here: the fluctuation of an average, n^(-1/2) times the size of its terms" : "dropped here: a term smaller than the one beside it") + where(x.culprit), culprit.span});
+      Diagnostic d{Severity::kError,
+                   "E3102",
+                   fmt::format("{} may depend on a term that this engine drops", what),
+                   span,
+                   fmt::format("a term dropped on the way may have size {} here{}",
+                               power(*x.dropped), iteration),
+                   gaussian
+                       ? "its limit is random. Where it is linear in a Gaussian readout, report "
+                         "the output itself: its covariance is shown; its training: ntk, predict_gd"
+                       : "the limit engine carries leading orders only; fluctuations and "
+                         "corrections of relative size n^(-1/2) are not followed",
+                   {},
+                   true};
+      d.notes.push_back({(fluctuation ? "dropped here: the fluctuation of an average, n^(-1/2) "
+                                        "times the size of its terms"
+                                      : "dropped here: a term smaller than the one beside it") +
+                             where(x.culprit),
+                         culprit.span});
       return d;
     }
     return std::nullopt;
   }
   /// n^(-1/2) times a centred sum is all that is missing.
   [[nodiscard]] bool fluctuates(const Order& x) const {
-    return x.dropped && *x.dropped == 0 && (!x.lead || *x.lead <= 0) && is_output_of_average(in_[x.culprit]);
+    return x.dropped && *x.dropped == 0 && (!x.lead || *x.lead <= 0) &&
+           is_output_of_average(in_[x.culprit]);
   }
   static bool is_output_of_average(const Node& node) {
     const auto* c = std::get_if<Contract>(&node.op);
-    return std::holds_alternative<Average>(node.op) || std::holds_alternative<MatMul>(node.op) || std::holds_alternative<Histogram>(node.op) || (c && c->average);
+    return std::holds_alternative<Average>(node.op) || std::holds_alternative<MatMul>(node.op) ||
+           std::holds_alternative<Histogram>(node.op) || (c && c->average);
   }
 
   /// The limit of an output: its leading coefficient if its size is 1, else 0.
@@ -784,8 +930,11 @@ class Analysis {
       for (std::size_t k = 0; k < report.entries.size(); ++k) {
         const NodeId id = report.entries[k].value;
         std::string iteration;
-        for (std::size_t j = 0; j < report.index_names.size(); ++j) iteration += fmt::format("{}{} = {}", j ? ", " : ", at ", report.index_names[j], report.entries[k].index[j]);
-        if (auto error = check_output(id, report.span, fmt::format("report '{}'", report.name), iteration)) {
+        for (std::size_t j = 0; j < report.index_names.size(); ++j)
+          iteration += fmt::format("{}{} = {}", j ? ", " : ", at ", report.index_names[j],
+                                   report.entries[k].index[j]);
+        if (auto error =
+                check_output(id, report.span, fmt::format("report '{}'", report.name), iteration)) {
           errors.push_back(std::move(*error));
           break;
         }
@@ -798,14 +947,23 @@ class Analysis {
         copy.entries[k].value = limit_of(id);
       }
       if (!summary.proved_zero && summary.order < 0)
-        result.warnings.push_back({Severity::kWarning, "W5301", fmt::format("report '{}' vanishes like {}: its limit is 0", report.name, power(summary.order)), report.span, "", "", {}, true});
+        result.warnings.push_back({Severity::kWarning,
+                                   "W5301",
+                                   fmt::format("report '{}' vanishes like {}: its limit is 0",
+                                               report.name, power(summary.order)),
+                                   report.span,
+                                   "",
+                                   "",
+                                   {},
+                                   true});
       result.reports.push_back(std::move(summary));
       out_.reports.push_back(std::move(copy));
     }
     for (const Expectation& expectation : in_.expectations) {
       Expectation copy = expectation;
       for (const NodeId id : {expectation.left, expectation.right})
-        if (auto error = check_output(id, expectation.span, "an expectation", "")) errors.push_back(std::move(*error));
+        if (auto error = check_output(id, expectation.span, "an expectation", ""))
+          errors.push_back(std::move(*error));
       builder_.set_origin(expectation.span, expectation.context);
       copy.left = limit_of(expectation.left);
       copy.right = limit_of(expectation.right);
@@ -830,7 +988,8 @@ class Analysis {
     keep(in_.names, out_.names);
     keep(in_.predictions, out_.predictions);
     hold_decisions(out_, decisions_);
-    result.program = erase_identities(out_, keep_names);  // what was replaced by zeros is needed no more
+    result.program =
+        erase_identities(out_, keep_names);  // what was replaced by zeros is needed no more
     release_decisions(result, in_, std::move(decisions_));
     result.undecided = undecided_;
     return result;
@@ -849,7 +1008,11 @@ class Analysis {
 
 }  // namespace
 
-Result<LeadingOrder> leading_order(const Program& program, bool keep_names) { return Analysis(program).run(keep_names); }
-std::vector<bool> fluctuating_reports(const Program& program) { return Analysis(program).fluctuating_reports(); }
+Result<LeadingOrder> leading_order(const Program& program, bool keep_names) {
+  return Analysis(program).run(keep_names);
+}
+std::vector<bool> fluctuating_reports(const Program& program) {
+  return Analysis(program).fluctuating_reports();
+}
 
 }  // namespace tplimit

@@ -23,7 +23,10 @@ Parity joint(Parity a, Parity b) {
 }
 Parity even_only(Parity a) { return {0, a.mixed | a.odd}; }
 
-Part product(const Part& a, const Part& b) { return {a.order + b.order, a.causes | b.causes, product(a.scalar, b.scalar), product(a.vector, b.vector)}; }
+Part product(const Part& a, const Part& b) {
+  return {a.order + b.order, a.causes | b.causes, product(a.scalar, b.scalar),
+          product(a.vector, b.vector)};
+}
 
 /// phi^(derivative) of a sum with this parity.
 Parity through(Parity x, FunctionTraits::Parity phi, int derivative) {
@@ -34,7 +37,8 @@ Parity through(Parity x, FunctionTraits::Parity phi, int derivative) {
 
 std::vector<Part> without_causes(const std::vector<Part>& x) {
   std::vector<Part> out;
-  std::copy_if(x.begin(), x.end(), std::back_inserter(out), [](const Part& p) { return p.causes == 0; });
+  std::copy_if(x.begin(), x.end(), std::back_inserter(out),
+               [](const Part& p) { return p.causes == 0; });
   return out;
 }
 
@@ -44,7 +48,8 @@ std::optional<Exponent> largest(const std::vector<Part>& x) {
   return out;
 }
 
-/// The joint parity of the scalar and vector factors of several parts, kept apart while they agree on the scalar.
+/// The joint parity of the scalar and vector factors of several parts, kept apart while they agree
+/// on the scalar.
 struct Background {
   Parity scalar, vector;
   std::uint64_t causes = 0;
@@ -56,14 +61,16 @@ struct Background {
     } else if (p.scalar == scalar) {
       vector = joint(vector, p.vector);
     } else {
-      // Different random scalars: as a function of the coordinates' randomness nothing is known but what holds for each.
+      // Different random scalars: as a function of the coordinates' randomness nothing is known but
+      // what holds for each.
       vector = joint(joint(vector, p.vector), Parity{0, 0});
       scalar = joint(scalar, p.scalar);
     }
     causes |= p.causes;
     empty = false;
   }
-  /// phi^(derivative) of it: a random scalar of definite sign stays apart only through odd and even functions.
+  /// phi^(derivative) of it: a random scalar of definite sign stays apart only through odd and even
+  /// functions.
   [[nodiscard]] Part image(FunctionTraits::Parity phi, int derivative, Exponent order) const {
     return {order, causes, through(scalar, phi, derivative), through(vector, phi, derivative)};
   }
@@ -76,22 +83,28 @@ std::optional<Exponent> PartSums::size(Id id) const { return largest(sums_[id]);
 std::optional<Exponent> PartSums::size_caused_by(Id a, std::uint64_t cause, bool alone) const {
   std::optional<Exponent> out;
   for (const Part& p : sums_[a])
-    if (alone ? p.causes == cause : (p.causes & cause) != 0) out = out ? std::max(*out, p.order) : p.order;
+    if (alone ? p.causes == cause : (p.causes & cause) != 0)
+      out = out ? std::max(*out, p.order) : p.order;
   return out;
 }
 
-/// Covered: of the same causes, no larger, and with symmetries that the other has as well, so that no operation makes more of it.
+/// Covered: of the same causes, no larger, and with symmetries that the other has as well, so that
+/// no operation makes more of it.
 PartSums::Id PartSums::intern(std::vector<Part> parts) {
   for (Part& p : parts)
     if (p.causes & kWatched) p.causes = kWatched;
   // Largest first, so that a part is met after all that may cover it.
   std::sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) {
-    return a.order != b.order ? a.order > b.order : std::tie(a.causes, a.scalar, a.vector) < std::tie(b.causes, b.scalar, b.vector);
+    return a.order != b.order
+               ? a.order > b.order
+               : std::tie(a.causes, a.scalar, a.vector) < std::tie(b.causes, b.scalar, b.vector);
   });
   parts.erase(std::unique(parts.begin(), parts.end()), parts.end());
-  const auto covers = [](Parity big, Parity small) { return (small.mixed & ~big.mixed) == 0 && ((big.odd ^ small.odd) & ~big.mixed) == 0; };
-  // So many parts stay apart.  Others lose the symmetries in which they differ from the part that is nearest, which bounds
-  // them from above.
+  const auto covers = [](Parity big, Parity small) {
+    return (small.mixed & ~big.mixed) == 0 && ((big.odd ^ small.odd) & ~big.mixed) == 0;
+  };
+  // So many parts stay apart.  Others lose the symmetries in which they differ from the part that
+  // is nearest, which bounds them from above.
   std::vector<Part> kept;
   for (const Part& p : parts) {
     std::size_t sizes = 0, alike = 0;
@@ -112,7 +125,8 @@ PartSums::Id PartSums::intern(std::vector<Part> parts) {
         alike = 0;
       }
       ++alike;
-      const int lost = std::popcount(joint(q.scalar, p.scalar).mixed & ~q.scalar.mixed) + std::popcount(joint(q.vector, p.vector).mixed & ~q.vector.mixed);
+      const int lost = std::popcount(joint(q.scalar, p.scalar).mixed & ~q.scalar.mixed) +
+                       std::popcount(joint(q.vector, p.vector).mixed & ~q.vector.mixed);
       if (!nearest || lost < least) {
         nearest = &q;
         least = lost;
@@ -127,7 +141,8 @@ PartSums::Id PartSums::intern(std::vector<Part> parts) {
     }
   }
   std::vector<std::tuple<std::uint64_t, Parity, Parity, std::int64_t, std::int64_t>> key;
-  for (const Part& p : kept) key.emplace_back(p.causes, p.scalar, p.vector, p.order.numerator(), p.order.denominator());
+  for (const Part& p : kept)
+    key.emplace_back(p.causes, p.scalar, p.vector, p.order.numerator(), p.order.denominator());
   const auto [it, fresh] = ids_.try_emplace(std::move(key), static_cast<Id>(sums_.size()));
   if (fresh) sums_.push_back(std::move(kept));
   return it->second;
@@ -145,7 +160,9 @@ namespace {
 enum Binary { kPlus, kTimes, kInverse, kAverage, kComparison, kNoParity, kInitial, kChanged };
 }
 
-PartSums::Id PartSums::one(Parity vector, Exponent order) { return intern({{order, 0, {}, vector}}); }
+PartSums::Id PartSums::one(Parity vector, Exponent order) {
+  return intern({{order, 0, {}, vector}});
+}
 
 Part PartSums::image(const Map& map, const Part& at, int derivative, Exponent order) {
   Background ground;
@@ -174,15 +191,19 @@ PartSums::Id PartSums::times(Id a, Id b) {
 
 PartSums::Id PartSums::shifted(Id a, Exponent power) {
   if (a == 0 || power == 0) return a;
-  return once(shifts_, std::tuple<Id, std::int64_t, std::int64_t>(a, power.numerator(), power.denominator()), [&] {
-    std::vector<Part> out = sums_[a];
-    for (Part& p : out) p.order += power;
-    return out;
-  });
+  return once(shifts_,
+              std::tuple<Id, std::int64_t, std::int64_t>(a, power.numerator(), power.denominator()),
+              [&] {
+                std::vector<Part> out = sums_[a];
+                for (Part& p : out) p.order += power;
+                return out;
+              });
 }
 
 PartSums::Id PartSums::inverse(Id a) {
-  return once(binary_, std::tuple<int, Id, Id>(kInverse, a, 0), [&] { return homogeneous(Map{Fn::kPower, -1}, -1, sums_[a]); });
+  return once(binary_, std::tuple<int, Id, Id>(kInverse, a, 0), [&] {
+    return homogeneous(Map{Fn::kPower, -1}, -1, sums_[a]);
+  });
 }
 
 PartSums::Id PartSums::average(Id a) {
@@ -214,7 +235,9 @@ PartSums::Id PartSums::general(const std::vector<Id>& in) {
 }
 
 PartSums::Id PartSums::comparison(Id a, Id b) {
-  return once(binary_, std::tuple<int, Id, Id>(kComparison, a, b), [&] { return homogeneous(Map{Fn::kStep, 0}, 0, sums_[plus(a, b)]); });
+  return once(binary_, std::tuple<int, Id, Id>(kComparison, a, b), [&] {
+    return homogeneous(Map{Fn::kStep, 0}, 0, sums_[plus(a, b)]);
+  });
 }
 
 PartSums::Id PartSums::caused_by(Id a, std::uint64_t causes) {
@@ -235,13 +258,15 @@ PartSums::Id PartSums::leading(Id a) {
 }
 
 PartSums::Id PartSums::initial(Id a) {
-  return once(binary_, std::tuple<int, Id, Id>(kInitial, a, 0), [&] { return without_causes(sums_[a]); });
+  return once(binary_, std::tuple<int, Id, Id>(kInitial, a, 0),
+              [&] { return without_causes(sums_[a]); });
 }
 
 PartSums::Id PartSums::changed(Id a) {
   return once(binary_, std::tuple<int, Id, Id>(kChanged, a, 0), [&] {
     std::vector<Part> out;
-    std::copy_if(sums_[a].begin(), sums_[a].end(), std::back_inserter(out), [](const Part& p) { return p.causes != 0; });
+    std::copy_if(sums_[a].begin(), sums_[a].end(), std::back_inserter(out),
+                 [](const Part& p) { return p.causes != 0; });
     return out;
   });
 }
@@ -260,8 +285,10 @@ PartSums::Id PartSums::map(const Map& map, Id a) {
   });
 }
 
-/// phi(c x) = c^k phi(x): the largest part decides, a smaller one moves it by n^(its order - the largest).
-std::vector<Part> PartSums::homogeneous(const Map& map, Exponent degree, const std::vector<Part>& x) const {
+/// phi(c x) = c^k phi(x): the largest part decides, a smaller one moves it by n^(its order - the
+/// largest).
+std::vector<Part> PartSums::homogeneous(const Map& map, Exponent degree,
+                                        const std::vector<Part>& x) const {
   const auto parity = traits_of(map).parity;
   std::vector<Part> out;
   const std::vector<Part> start = without_causes(x);
@@ -272,8 +299,10 @@ std::vector<Part> PartSums::homogeneous(const Map& map, Exponent degree, const s
     if (p.order == *top) ground.add(p);
     if (p.causes == 0 && p.order == *first) initial_ground.add(p);
   }
-  if (first) out.push_back(initial_ground.image(parity, 0, degree * *first));
-  else if (degree == 0) out.push_back({0, 0, {}, {}});  // a constant, at an argument that is 0
+  if (first)
+    out.push_back(initial_ground.image(parity, 0, degree * *first));
+  else if (degree == 0)
+    out.push_back({0, 0, {}, {}});  // a constant, at an argument that is 0
   for (const Part& p : x) {
     // Beside the initial value ..
     if (first && p.order < *first) {
@@ -291,16 +320,21 @@ std::vector<Part> PartSums::homogeneous(const Map& map, Exponent degree, const s
   return out;
 }
 
-/// A function that is smooth, or at least has derivatives almost everywhere: around what has size 1, else around 0.
+/// A function that is smooth, or at least has derivatives almost everywhere: around what has size
+/// 1, else around 0.
 std::vector<Part> PartSums::smooth(const Map& map, std::vector<Part> x) {
   const FunctionTraits traits = traits_of(map);
   const auto parity = traits.parity;
   std::vector<Part> out;
-  // Beyond size 1 the theory ends: bounded functions saturate, the others grow at most linearly as far as counting goes.
-  const bool bounded = map.fn == Fn::kTanh || map.fn == Fn::kSigmoid || map.fn == Fn::kErf || map.fn == Fn::kSin || map.fn == Fn::kCos;
+  // Beyond size 1 the theory ends: bounded functions saturate, the others grow at most linearly as
+  // far as counting goes.
+  const bool bounded = map.fn == Fn::kTanh || map.fn == Fn::kSigmoid || map.fn == Fn::kErf ||
+                       map.fn == Fn::kSin || map.fn == Fn::kCos;
   std::vector<Part> large, small;
   for (const Part& p : x) (p.order < 0 ? small : large).push_back(p);
-  const auto image_order = [&](Exponent order) { return bounded ? Exponent(0) : std::max(order, Exponent(0)); };
+  const auto image_order = [&](Exponent order) {
+    return bounded ? Exponent(0) : std::max(order, Exponent(0));
+  };
 
   Background start, all;
   for (const Part& p : large) {
@@ -317,7 +351,10 @@ std::vector<Part> PartSums::smooth(const Map& map, std::vector<Part> x) {
   const auto at_zero = [&](const std::vector<Part>& parts, bool changes_only) {
     if (traits.at_zero != 0 && !changes_only) out.push_back({0, 0, {}, {}});
     const Id linear = intern(parts), square = times(linear, linear);
-    const auto add = [&](Id power) { std::copy_if(sums_[power].begin(), sums_[power].end(), std::back_inserter(out), [&](const Part& p) { return !changes_only || p.causes; }); };
+    const auto add = [&](Id power) {
+      std::copy_if(sums_[power].begin(), sums_[power].end(), std::back_inserter(out),
+                   [&](const Part& p) { return !changes_only || p.causes; });
+    };
     if (traits.slope_at_zero != 0) add(linear);
     if (parity != FunctionTraits::Parity::kOdd) add(square);
     if (parity != FunctionTraits::Parity::kEven) add(times(square, linear));
@@ -326,7 +363,8 @@ std::vector<Part> PartSums::smooth(const Map& map, std::vector<Part> x) {
   /// phi'(ground) x + phi''(ground)/2 x^2 of small parts beside a background of size 1.
   const auto around = [&](const Background& ground, Exponent order) {
     const Id linear = intern(small), square = times(linear, linear);
-    const Part slope = ground.image(parity, 1, image_order(order)), curvature = ground.image(parity, 2, image_order(order));
+    const Part slope = ground.image(parity, 1, image_order(order)),
+               curvature = ground.image(parity, 2, image_order(order));
     for (const Part& p : sums_[linear]) out.push_back(product(slope, p));
     for (const Part& p : sums_[square]) out.push_back(product(curvature, p));
   };
@@ -336,7 +374,8 @@ std::vector<Part> PartSums::smooth(const Map& map, std::vector<Part> x) {
     return out;
   }
   // The initial value ..
-  if (start.empty) at_zero(small_start, false);
+  if (start.empty)
+    at_zero(small_start, false);
   else {
     out.push_back(start.image(parity, 0, image_order(start_order)));
     around(start, start_order);  // and small changes of it

@@ -12,7 +12,9 @@ namespace {
 
 class UnionFind {
  public:
-  explicit UnionFind(std::size_t size) : parent_(size) { std::iota(parent_.begin(), parent_.end(), std::size_t{0}); }
+  explicit UnionFind(std::size_t size) : parent_(size) {
+    std::iota(parent_.begin(), parent_.end(), std::size_t{0});
+  }
   std::size_t find(std::size_t x) {
     while (parent_[x] != x) x = parent_[x] = parent_[parent_[x]];
     return x;
@@ -35,11 +37,14 @@ ProbabilitySpaces probability_spaces(const Program& program) {
   UnionFind sets(nodes + 2 * sources);
   const auto input = [&](SourceId s) { return nodes + 2 * s.value; };
   const auto output = [&](SourceId s) { return nodes + 2 * s.value + 1; };
-  std::vector<SourceId> source(nodes);  // of matrix nodes, without walking chains of versions again and again
+  std::vector<SourceId> source(
+      nodes);  // of matrix nodes, without walking chains of versions again and again
   for (std::size_t k = 0; k < nodes; ++k) {
     const Node& node = program.nodes[k];
-    if (const auto* g = std::get_if<GaussianMatrix>(&node.op)) source[k] = g->source;
-    else if (node.type.matrix) source[k] = source[node.in[0].value];
+    if (const auto* g = std::get_if<GaussianMatrix>(&node.op))
+      source[k] = g->source;
+    else if (node.type.matrix)
+      source[k] = source[node.in[0].value];
     if (const auto* m = std::get_if<MatMul>(&node.op)) {
       const SourceId s = source[node.in[0].value];
       sets.join(node.in[1].value, m->transposed ? output(s) : input(s));
@@ -61,15 +66,20 @@ ProbabilitySpaces probability_spaces(const Program& program) {
 
   ProbabilitySpaces out;
   std::unordered_map<std::size_t, std::uint32_t> numbers;
-  const auto number = [&](std::size_t element) { return numbers.try_emplace(sets.find(element), static_cast<std::uint32_t>(numbers.size())).first->second; };
+  const auto number = [&](std::size_t element) {
+    return numbers.try_emplace(sets.find(element), static_cast<std::uint32_t>(numbers.size()))
+        .first->second;
+  };
   out.of_node.assign(nodes, ProbabilitySpaces::kNone);
   out.columns.resize(nodes);
   out.directions.assign(sources, {0, 0});
   for (std::size_t k = 0; k < nodes; ++k)
     if (program.nodes[k].type.width) out.of_node[k] = number(k);
   for (std::uint32_t s = 0; s < sources; ++s) {
-    out.input_of_source.push_back(program.sources[s].matrix ? number(input({s})) : ProbabilitySpaces::kNone);
-    out.output_of_source.push_back(program.sources[s].matrix ? number(output({s})) : ProbabilitySpaces::kNone);
+    out.input_of_source.push_back(program.sources[s].matrix ? number(input({s}))
+                                                            : ProbabilitySpaces::kNone);
+    out.output_of_source.push_back(program.sources[s].matrix ? number(output({s}))
+                                                             : ProbabilitySpaces::kNone);
   }
   out.count = static_cast<std::uint32_t>(numbers.size());
   out.dimensions.assign(out.count, 0);
@@ -77,12 +87,15 @@ ProbabilitySpaces probability_spaces(const Program& program) {
   std::set<std::pair<std::uint64_t, std::uint32_t>> seen;  // (source and side, vector)
   const auto allocate = [&](std::size_t node, SourceId s, int side, NodeId x) {
     ProbabilitySpaces::Columns columns;
-    if (seen.emplace(2 * std::uint64_t{s.value} + static_cast<std::uint64_t>(side), x.value).second) {
-      const std::uint32_t space = side == 0 ? out.output_of_source[s.value] : out.input_of_source[s.value];
+    if (seen.emplace(2 * std::uint64_t{s.value} + static_cast<std::uint64_t>(side), x.value)
+            .second) {
+      const std::uint32_t space =
+          side == 0 ? out.output_of_source[s.value] : out.input_of_source[s.value];
       columns.first = out.dimensions[space];
       columns.count = static_cast<std::uint64_t>(size_of(program[x].type.dims));
       out.dimensions[space] += columns.count;
-      out.directions[s.value][static_cast<std::size_t>(side)] += static_cast<std::int64_t>(columns.count);
+      out.directions[s.value][static_cast<std::size_t>(side)] +=
+          static_cast<std::int64_t>(columns.count);
     }
     out.columns[node].push_back(columns);
   };

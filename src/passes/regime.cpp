@@ -28,23 +28,31 @@ namespace {
 
 using Sum = PartSums::Id;
 
-std::optional<Exponent> larger(std::optional<Exponent> a, std::optional<Exponent> b) { return !a ? b : !b ? a : std::max(*a, *b); }
+std::optional<Exponent> larger(std::optional<Exponent> a, std::optional<Exponent> b) {
+  return !a ? b : !b ? a : std::max(*a, *b);
+}
 
-std::optional<Exponent> smaller(std::optional<Exponent> a, std::optional<Exponent> b) { return !a || !b ? std::nullopt : std::optional(std::min(*a, *b)); }
+std::optional<Exponent> smaller(std::optional<Exponent> a, std::optional<Exponent> b) {
+  return !a || !b ? std::nullopt : std::optional(std::min(*a, *b));
+}
 
 constexpr std::uint64_t kWatched = PartSums::kWatched, kOthers = 2;
 
-/// Which nodes are versions of variables: Parameter nodes, matrix updates above them, and sums with a Change.
+/// Which nodes are versions of variables: Parameter nodes, matrix updates above them, and sums with
+/// a Change.
 struct Versions {
-  std::vector<bool> declared;            ///< matrices made by the declaration: below the first Parameter node; those above by training
+  std::vector<bool> declared;  ///< matrices made by the declaration: below the first Parameter
+                               ///< node; those above by training
   std::map<NodeId, std::uint32_t> of;
   std::map<std::string, std::uint32_t> variable_of_name;
 
   explicit Versions(const Program& program) : declared(program.size(), false) {
-    for (std::uint32_t v = 0; v < program.variables.size(); ++v) variable_of_name.emplace(program.variables[v].name, v);
+    for (std::uint32_t v = 0; v < program.variables.size(); ++v)
+      variable_of_name.emplace(program.variables[v].name, v);
     for (std::size_t k = 0; k < program.size(); ++k) {
       const Node& node = program.nodes[k];
-      declared[k] = node.type.matrix && !std::holds_alternative<Parameter>(node.op) && (node.in.empty() || declared[node.in[0].value]);
+      declared[k] = node.type.matrix && !std::holds_alternative<Parameter>(node.op) &&
+                    (node.in.empty() || declared[node.in[0].value]);
     }
     const auto variable_of = [&](SourceId source) {
       const auto it = variable_of_name.find(program.sources[source.value].name);
@@ -85,11 +93,19 @@ struct Versions {
 /// Shares of single variables, of which there are many, are counted with fewer symmetries.
 constexpr PartSums::Limits kSizes{8, 4}, kShares{3, 2};
 
-/// Which updates a part needs is followed for one variable at a time, against all others, or for all variables as one: sets of
-/// causes are as many as there are subsets of the variables, and the sizes asked for do not need them.
+/// Which updates a part needs is followed for one variable at a time, against all others, or for
+/// all variables as one: sets of causes are as many as there are subsets of the variables, and the
+/// sizes asked for do not need them.
 class Counting {
  public:
-  Counting(const Program& program, const Versions& versions, const Adjustment& adjustment, std::optional<std::uint32_t> watched = {}) : in_(program), versions_(versions), adjust_(adjustment), watched_(watched), start_(initial_program_), parts_(watched ? kShares : kSizes) {
+  Counting(const Program& program, const Versions& versions, const Adjustment& adjustment,
+           std::optional<std::uint32_t> watched = {})
+      : in_(program),
+        versions_(versions),
+        adjust_(adjustment),
+        watched_(watched),
+        start_(initial_program_),
+        parts_(watched ? kShares : kSizes) {
     choose_flips();
     initial_program_.sources = program.sources;
     initial_program_.contexts = program.contexts;
@@ -108,14 +124,21 @@ class Counting {
   }
 
   RegimeReport report();
-  [[nodiscard]] std::optional<Exponent> size(NodeId id) const { return parts_.size(sums_[id.value]); }
+  [[nodiscard]] std::optional<Exponent> size(NodeId id) const {
+    return parts_.size(sums_[id.value]);
+  }
   [[nodiscard]] NodeId grown_by_updates() const { return grown_by_updates_; }
   /// Of the part that the updates of the watched variable are needed for.
-  [[nodiscard]] std::optional<Exponent> size_by_watched(NodeId id) const { return parts_.size_caused_by(sums_[id.value], kWatched, false); }
+  [[nodiscard]] std::optional<Exponent> size_by_watched(NodeId id) const {
+    return parts_.size_caused_by(sums_[id.value], kWatched, false);
+  }
 
  private:
-  [[nodiscard]] std::uint64_t bit(std::uint32_t variable) const { return !watched_ || variable == *watched_ ? kWatched : kOthers; }
-  /// A flip for each Gaussian vector, then for each matrix; those that are left flip together, which is a symmetry too.
+  [[nodiscard]] std::uint64_t bit(std::uint32_t variable) const {
+    return !watched_ || variable == *watched_ ? kWatched : kOthers;
+  }
+  /// A flip for each Gaussian vector, then for each matrix; those that are left flip together,
+  /// which is a symmetry too.
   void choose_flips() {
     std::vector<bool> matrix(in_.sources.size(), false);
     for (const Node& node : in_.nodes)
@@ -135,17 +158,25 @@ class Counting {
     std::vector<NodeId> in;
     for (const NodeId k : node.in) in.push_back(initial_[k.value]);
     NodeId out;
-    if (std::holds_alternative<Change>(node.op)) out = start_.zeros(node.type.width, node.type.dims);
-    else if (node.type.matrix && !versions_.declared[id.value] && (std::holds_alternative<UpdateMatrix>(node.op) || std::holds_alternative<ScaleMatrix>(node.op))) out = in[0];
-    else if (const auto* c = std::get_if<Constant>(&node.op)) out = start_.constant(*c, node.type.dims);
-    else out = start_.add(node.op, std::move(in));
-    if (!node.type.matrix && start_.type(out) != node.type) out = start_.expand(out, node.type.width, node.type.dims);
+    if (std::holds_alternative<Change>(node.op))
+      out = start_.zeros(node.type.width, node.type.dims);
+    else if (node.type.matrix && !versions_.declared[id.value] &&
+             (std::holds_alternative<UpdateMatrix>(node.op) ||
+              std::holds_alternative<ScaleMatrix>(node.op)))
+      out = in[0];
+    else if (const auto* c = std::get_if<Constant>(&node.op))
+      out = start_.constant(*c, node.type.dims);
+    else
+      out = start_.add(node.op, std::move(in));
+    if (!node.type.matrix && start_.type(out) != node.type)
+      out = start_.expand(out, node.type.width, node.type.dims);
     initial_[id.value] = out;
   }
 
   [[nodiscard]] Sum of(NodeId id) const { return sums_[id.value]; }
   [[nodiscard]] Sum of(const Node& node, std::size_t k) const { return sums_[node.in[k].value]; }
-  [[nodiscard]] Exponent factor(const std::map<std::uint32_t, Exponent>& factors, std::uint32_t variable) const {
+  [[nodiscard]] Exponent factor(const std::map<std::uint32_t, Exponent>& factors,
+                                std::uint32_t variable) const {
     const auto it = factors.find(variable);
     return it == factors.end() ? Exponent(0) : it->second;
   }
@@ -153,14 +184,20 @@ class Counting {
     const auto it = versions_.variable_of_name.find(in_.sources[source.value].name);
     return it == versions_.variable_of_name.end() ? 0xffffffff : it->second;
   }
-  Exponent initial_factor(SourceId source) const { return factor(adjust_.initial, variable_of(source)); }
+  Exponent initial_factor(SourceId source) const {
+    return factor(adjust_.initial, variable_of(source));
+  }
 
   /// What is added to a matrix: terms c d x' / n, each a sum of parts caused by `causes`.
   struct Term {
     std::uint64_t causes;
     Sum c, d, x;
-    Exponent entries = -1;  ///< n^entries c d x' is what is added to an entry: an outer product over n, or psi(..) of size 1
-    friend bool operator<(const Term& a, const Term& b) { return std::tie(a.causes, a.c, a.d, a.x, a.entries) < std::tie(b.causes, b.c, b.d, b.x, b.entries); }
+    Exponent entries = -1;  ///< n^entries c d x' is what is added to an entry: an outer product
+                            ///< over n, or psi(..) of size 1
+    friend bool operator<(const Term& a, const Term& b) {
+      return std::tie(a.causes, a.c, a.d, a.x, a.entries) <
+             std::tie(b.causes, b.c, b.d, b.x, b.entries);
+    }
   };
   struct Matrix {
     Sum scale = 0;  ///< of the Gaussian matrix, its change by weight decay included
@@ -171,7 +208,8 @@ class Counting {
     // Versions follow each other: what is asked for was mostly found before.
     if (const auto it = matrices_.find(id); it != matrices_.end()) return it->second;
     std::vector<NodeId> chain{id};
-    while (!matrices_.contains(chain.back()) && !in_[chain.back()].in.empty()) chain.push_back(in_[chain.back()].in[0]);
+    while (!matrices_.contains(chain.back()) && !in_[chain.back()].in.empty())
+      chain.push_back(in_[chain.back()].in[0]);
     for (std::size_t k = chain.size(); k-- > 0;) {
       if (matrices_.contains(chain[k])) continue;
       const Node& node = in_[chain[k]];
@@ -186,32 +224,41 @@ class Counting {
         if (std::holds_alternative<ScaleMatrix>(node.op)) {
           const Sum c = of(node, 1);
           const Sum scaled = parts_.times(m.scale, c);
-          m.scale = declared ? scaled : parts_.plus(m.scale, parts_.caused_by(scaled, bit(variable)));
+          m.scale =
+              declared ? scaled : parts_.plus(m.scale, parts_.caused_by(scaled, bit(variable)));
           std::set<Term> terms;
           for (Term t : m.terms) {
             t.c = parts_.times(t.c, c);
             terms.insert(t);
           }
           m.terms = std::move(terms);
-        } else if (const auto* update = std::get_if<UpdateMatrix>(&node.op); update && update->entrywise) {
-          // psi(s d x') is odd in d and in x, and of size 1, or of size s d x where that vanishes and epsilon does not.
+        } else if (const auto* update = std::get_if<UpdateMatrix>(&node.op);
+                   update && update->entrywise) {
+          // psi(s d x') is odd in d and in x, and of size 1, or of size s d x where that vanishes
+          // and epsilon does not.
           Sum product = 0, d = 0, x = 0;
           for (std::size_t j = 1; j + 2 < node.in.size(); j += 3) {
-            product = parts_.plus(product, parts_.times(of(node, j), parts_.times(of(node, j + 1), of(node, j + 2))));
+            product = parts_.plus(
+                product, parts_.times(of(node, j), parts_.times(of(node, j + 1), of(node, j + 2))));
             d = parts_.plus(d, parts_.caused_by(of(node, j + 1), 0));
             x = parts_.plus(x, parts_.caused_by(of(node, j + 2), 0));
           }
           const auto argument = parts_.size(product);
           if (argument) {
-            const Exponent size = update->epsilon == 0 ? Exponent(0) : std::min(*argument, Exponent(0));
-            const Sum c = parts_.shifted(parts_.caused_by(of(node, node.in.size() - 1), 0), factor(adjust_.rate, variable));
-            m.terms.insert({bit(variable), parts_.shifted(c, size), parts_.leading(d), parts_.leading(x), 0});
+            const Exponent size =
+                update->epsilon == 0 ? Exponent(0) : std::min(*argument, Exponent(0));
+            const Sum c = parts_.shifted(parts_.caused_by(of(node, node.in.size() - 1), 0),
+                                         factor(adjust_.rate, variable));
+            m.terms.insert(
+                {bit(variable), parts_.shifted(c, size), parts_.leading(d), parts_.leading(x), 0});
           }
         } else if (std::holds_alternative<UpdateMatrix>(node.op)) {
           const std::uint64_t causes = declared ? 0 : bit(variable);
           for (std::size_t j = 1; j + 2 < node.in.size(); j += 3) {
-            const Sum c = parts_.shifted(of(node, j), declared ? initial_factor(m.source) : factor(adjust_.rate, variable));
-            m.terms.insert({causes, parts_.caused_by(c, 0), parts_.caused_by(of(node, j + 1), 0), parts_.caused_by(of(node, j + 2), 0)});
+            const Sum c = parts_.shifted(
+                of(node, j), declared ? initial_factor(m.source) : factor(adjust_.rate, variable));
+            m.terms.insert({causes, parts_.caused_by(c, 0), parts_.caused_by(of(node, j + 1), 0),
+                            parts_.caused_by(of(node, j + 2), 0)});
           }
         }
       }
@@ -225,7 +272,8 @@ class Counting {
     Sum out = updates_only ? 0 : parts_.times(w.scale, flipped(x, w.source));
     for (const Term& t : w.terms) {
       if (updates_only && t.causes == 0) continue;
-      const Sum mean = parts_.shifted(parts_.average(parts_.times(transposed ? t.d : t.x, x)), t.entries + 1);
+      const Sum mean =
+          parts_.shifted(parts_.average(parts_.times(transposed ? t.d : t.x, x)), t.entries + 1);
       const Sum product = parts_.times(parts_.times(t.c, transposed ? t.x : t.d), mean);
       out = parts_.plus(out, t.causes ? parts_.times(product, cause(t.causes)) : product);
     }
@@ -238,9 +286,18 @@ class Counting {
     const Node& node = in_[id];
     return std::visit(
         overloaded{
-            [&](const Constant& c) -> Sum { return std::any_of(c.values->begin(), c.values->end(), [](double x) { return x != 0; }) ? parts_.one() : 0; },
-            [&](const StandardNormal& s) { return flipped(parts_.one({}, initial_factor(s.source)), s.source); },
-            [&](const Scale& s) { return s.factor == 0 ? Sum{0} : parts_.shifted(of(node, 0), s.power); },
+            [&](const Constant& c) -> Sum {
+              return std::any_of(c.values->begin(), c.values->end(),
+                                 [](double x) { return x != 0; })
+                         ? parts_.one()
+                         : 0;
+            },
+            [&](const StandardNormal& s) {
+              return flipped(parts_.one({}, initial_factor(s.source)), s.source);
+            },
+            [&](const Scale& s) {
+              return s.factor == 0 ? Sum{0} : parts_.shifted(of(node, 0), s.power);
+            },
             [&](const Map& m) { return map(m, node); },
             [&](const Contract& c) {
               const Sum product = parts_.times(of(node, 0), of(node, 1));
@@ -259,11 +316,17 @@ class Counting {
             },
             [&](const ReduceMax&) { return parts_.without_parity(of(node, 0)); },
             [&](const Eigvals&) { return parts_.without_parity(of(node, 0)); },
-            [&](const TrainingOperator&) { return parts_.general({of(node, 0), of(node, 1)}); },
+            [&](const TrainingOperator&) {
+              return parts_.general({of(node, 0), of(node, 1)});
+            },
             [&](const Samples&) { return parts_.without_parity(of(node, 0)); },
             [&](const Histogram&) { return parts_.comparison(of(node, 0), 0); },
-            [&](const GaussianMatrix&) -> Sum { return 0; }, [&](const ScaleMatrix&) -> Sum { return 0; }, [&](const UpdateMatrix&) -> Sum { return 0; },
-            [&](const auto&) { return of(node, 0); },  // moves entries along finite axes, or sums them
+            [&](const GaussianMatrix&) -> Sum { return 0; },
+            [&](const ScaleMatrix&) -> Sum { return 0; },
+            [&](const UpdateMatrix&) -> Sum { return 0; },
+            [&](const auto&) {
+              return of(node, 0);
+            },  // moves entries along finite axes, or sums them
         },
         node.op);
   }
@@ -271,21 +334,27 @@ class Counting {
   Sum map(const Map& m, const Node& node) {
     if (node.in.size() == 1) return parts_.map(m, of(node, 0));
     switch (m.fn) {
-      case Fn::kAdd: case Fn::kSub: return parts_.plus(of(node, 0), of(node, 1));
+      case Fn::kAdd:
+      case Fn::kSub: return parts_.plus(of(node, 0), of(node, 1));
       case Fn::kMul: return parts_.times(of(node, 0), of(node, 1));
       case Fn::kDiv: return parts_.times(of(node, 0), parts_.inverse(of(node, 1)));
-      case Fn::kLess: case Fn::kLessEqual: case Fn::kEqual: case Fn::kNotEqual: return parts_.comparison(of(node, 0), of(node, 1));
+      case Fn::kLess:
+      case Fn::kLessEqual:
+      case Fn::kEqual:
+      case Fn::kNotEqual: return parts_.comparison(of(node, 0), of(node, 1));
       default: break;
     }
     std::vector<Sum> in;
-    for (std::size_t k = m.fn == Fn::kWhere ? 1 : 0; k < node.in.size(); ++k) in.push_back(of(node, k));
+    for (std::size_t k = m.fn == Fn::kWhere ? 1 : 0; k < node.in.size(); ++k)
+      in.push_back(of(node, k));
     return parts_.general(in);
   }
 
   // ---- what is reported
   struct Step {  ///< the forward pass between two steps
     std::vector<NodeId> predictions, losses;
-    std::vector<bool> forward;  ///< what the predictions are computed from, back to the versions of the variables
+    std::vector<bool>
+        forward;  ///< what the predictions are computed from, back to the versions of the variables
   };
   void find_forward_passes();
   void find_effects();
@@ -306,7 +375,7 @@ class Counting {
   std::vector<NodeId> initial_;
   std::map<NodeId, Matrix> matrices_;
 
-  std::vector<std::uint32_t> step_of_;        ///< first forward pass a node takes part in; none: kNoStep
+  std::vector<std::uint32_t> step_of_;  ///< first forward pass a node takes part in; none: kNoStep
   std::vector<bool> feature_;
   std::vector<std::vector<NodeId>> outputs_;  ///< predictions by step
   std::vector<VariableEffect> effects_;
@@ -334,12 +403,15 @@ void Counting::find_forward_passes() {
       const auto* m = std::get_if<Map>(&node.op);
       const auto* c = std::get_if<Contract>(&node.op);
       const bool nonlinear = m && node.in.size() == 1;
-      const bool contracts = (c && c->average) || std::holds_alternative<Average>(node.op) || std::holds_alternative<MatMul>(node.op);
+      const bool contracts = (c && c->average) || std::holds_alternative<Average>(node.op) ||
+                             std::holds_alternative<MatMul>(node.op);
       for (const NodeId in : node.in) {
-        // Features: what nonlinear maps, matrices and readouts act on, but not the readout's own weights.
+        // Features: what nonlinear maps, matrices and readouts act on, but not the readout's own
+        // weights.
         if (in_[in].type.width && (nonlinear || contracts)) {
           NodeId source = in;
-          while (!versions_.of.contains(source) && in_[source].in.size() == 1) source = in_[source].in[0];
+          while (!versions_.of.contains(source) && in_[source].in.size() == 1)
+            source = in_[source].in[0];
           if (!versions_.of.contains(source)) feature_[in.value] = true;
         }
         stack.push_back(in);
@@ -360,7 +432,9 @@ void Counting::find_effects() {
     for (;;) {
       NodeId next;
       for (const NodeId user : users[id.value])
-        if (in_[user].in.size() == 1 && !std::holds_alternative<Map>(in_[user].op) && !std::holds_alternative<Average>(in_[user].op)) next = user;
+        if (in_[user].in.size() == 1 && !std::holds_alternative<Map>(in_[user].op) &&
+            !std::holds_alternative<Average>(in_[user].op))
+          next = user;
       if (!next.valid()) return power;
       if (const auto* s = std::get_if<Scale>(&in_[next].op)) power += s->power;
       id = next;
@@ -375,7 +449,8 @@ void Counting::find_effects() {
       stack.pop_back();
       for (const NodeId user : users[id.value]) {
         const Node& node = in_[user];
-        if (node.in.size() == 1 && !std::holds_alternative<Map>(node.op) && !std::holds_alternative<Average>(node.op)) {
+        if (node.in.size() == 1 && !std::holds_alternative<Map>(node.op) &&
+            !std::holds_alternative<Average>(node.op)) {
           const auto* s = std::get_if<Scale>(&node.op);
           stack.emplace_back(user, before + (s ? s->power : Exponent(0)));
           continue;
@@ -391,18 +466,24 @@ void Counting::find_effects() {
           const Sum x = sums_[node.in[1].value];
           initial = parts_.size_caused_by(apply(w, parts_.initial(x), m->transposed), 0, true);
           update = parts_.size(apply(w, x, m->transposed, true));
-          if (const auto decay = parts_.size_caused_by(w.scale, own, true); decay && x != 0) update = larger(update, *decay + *parts_.size(x));
+          if (const auto decay = parts_.size_caused_by(w.scale, own, true); decay && x != 0)
+            update = larger(update, *decay + *parts_.size(x));
         } else if (const auto* c = std::get_if<Contract>(&node.op); c && c->average) {
           const Sum v = sums_[id.value];
           const Sum z = sums_[(node.in[0] == id ? node.in[1] : node.in[0]).value];
-          const auto vi = parts_.size_caused_by(v, 0, true), zi = larger(parts_.size_caused_by(z, 0, true), parts_.size(z));
+          const auto vi = parts_.size_caused_by(v, 0, true),
+                     zi = larger(parts_.size_caused_by(z, 0, true), parts_.size(z));
           if (vi && zi) initial = *vi + *zi;
-          update = parts_.size_caused_by(parts_.average(parts_.times(v, parts_.caused_by(z, 0))), own, true);
+          update = parts_.size_caused_by(parts_.average(parts_.times(v, parts_.caused_by(z, 0))),
+                                         own, true);
         } else {
           // The variable's own part only: a bias beside other terms.
           Sum own_part = sums_[id.value];
-          if (std::holds_alternative<Contract>(node.op) || (std::holds_alternative<Map>(node.op) && std::get<Map>(node.op).fn == Fn::kMul))
-            own_part = parts_.times(own_part, parts_.caused_by(sums_[(node.in[0] == id ? node.in[1] : node.in[0]).value], 0));
+          if (std::holds_alternative<Contract>(node.op) ||
+              (std::holds_alternative<Map>(node.op) && std::get<Map>(node.op).fn == Fn::kMul))
+            own_part = parts_.times(
+                own_part,
+                parts_.caused_by(sums_[(node.in[0] == id ? node.in[1] : node.in[0]).value], 0));
           initial = parts_.size_caused_by(own_part, 0, true);
           update = parts_.size_caused_by(own_part, own, true);
         }
@@ -416,13 +497,16 @@ void Counting::find_effects() {
   for (std::uint32_t k = 0; k < in_.size(); ++k) {
     const Node& node = in_.nodes[k];
     if (const auto* c = std::get_if<Change>(&node.op)) {
-      if (const auto it = effects.find(c->variable); it != effects.end()) it->second.entry = larger(it->second.entry, parts_.size(sums_[k]));
+      if (const auto it = effects.find(c->variable); it != effects.end())
+        it->second.entry = larger(it->second.entry, parts_.size(sums_[k]));
     } else if (std::holds_alternative<UpdateMatrix>(node.op) && !versions_.declared[k]) {
       const Matrix& w = matrix({k});
       const auto it = effects.find(variable_of(w.source));
       if (it == effects.end()) continue;
       for (const Term& t : w.terms)
-        if (const auto size = parts_.size(parts_.times(t.c, parts_.times(t.d, t.x))); size && t.causes) it->second.entry = larger(it->second.entry, *size + t.entries);
+        if (const auto size = parts_.size(parts_.times(t.c, parts_.times(t.d, t.x)));
+            size && t.causes)
+          it->second.entry = larger(it->second.entry, *size + t.entries);
     }
   }
   for (auto& [variable, effect] : effects) effects_.push_back(effect);
@@ -445,12 +529,17 @@ std::vector<Feature> Counting::features() const {
   std::vector<std::vector<std::uint32_t>> contexts;
   const auto add = [&](const NamedValue& named, bool prediction) {
     const Node& node = in_[named.value];
-    if (node.type.matrix || (!prediction && !node.type.width) || (trained_ && step_of_[named.value.value] == kNoStep)) return;
-    const std::size_t occurrence = occurrences[{named.span.begin, named.span.end, prediction, named.step}]++;
-    const auto [it, fresh] = slot.try_emplace({named.span.begin, named.span.end, occurrence, prediction}, out.size());
+    if (node.type.matrix || (!prediction && !node.type.width) ||
+        (trained_ && step_of_[named.value.value] == kNoStep))
+      return;
+    const std::size_t occurrence =
+        occurrences[{named.span.begin, named.span.end, prediction, named.step}]++;
+    const auto [it, fresh] =
+        slot.try_emplace({named.span.begin, named.span.end, occurrence, prediction}, out.size());
     if (fresh) {
       // After training the same network is often evaluated again: it was named before.
-      if (named.step > 0 && std::any_of(out.begin(), out.end(), [&](const Feature& f) { return f.name == named.name; })) {
+      if (named.step > 0 && std::any_of(out.begin(), out.end(),
+                                        [&](const Feature& f) { return f.name == named.name; })) {
         slot.erase(it);
         return;
       }
@@ -459,14 +548,18 @@ std::vector<Feature> Counting::features() const {
     }
     Feature& feature = out[it->second];
     if (feature.steps.size() > named.step) return;
-    while (feature.steps.size() < named.step) feature.steps.push_back(feature.steps.empty() ? StepSize{} : feature.steps.back());
+    while (feature.steps.size() < named.step)
+      feature.steps.push_back(feature.steps.empty() ? StepSize{} : feature.steps.back());
     feature.steps.push_back(sizes(named.value));
     feature.steps.back().node = named.value;
     contexts[it->second].push_back(named.context);
   };
-  std::set<std::tuple<std::string, NodeId, std::uint32_t>> seen;  // a model's value, named the same where it is returned
+  std::set<std::tuple<std::string, NodeId, std::uint32_t>>
+      seen;  // a model's value, named the same where it is returned
   for (const NamedValue& named : in_.names)
-    if (named.kind == NamedValue::Kind::kValue && seen.emplace(named.name, named.value, named.step).second) add(named, false);
+    if (named.kind == NamedValue::Kind::kValue &&
+        seen.emplace(named.name, named.value, named.step).second)
+      add(named, false);
   std::set<std::pair<std::string, NodeId>> predicted;  // reported and trained on: one output
   for (const NamedValue& named : in_.predictions)
     if (!named.name.empty() && predicted.emplace(named.name, named.value).second) add(named, true);
@@ -486,16 +579,21 @@ std::vector<Feature> Counting::features() const {
     std::vector<std::string> common = fields(contexts[k][0]);
     for (const std::uint32_t context : contexts[k]) {
       const std::vector<std::string> other = fields(context);
-      std::erase_if(common, [&](const std::string& field) { return std::find(other.begin(), other.end(), field) == other.end(); });
+      std::erase_if(common, [&](const std::string& field) {
+        return std::find(other.begin(), other.end(), field) == other.end();
+      });
     }
     if (contexts[k].size() == 1 && in_.steps.size() > 1) common.clear();
-    const bool again = std::any_of(out.begin(), out.end(), [&](const Feature& f) { return &f != &out[k] && f.span == out[k].span && f.prediction == out[k].prediction; });
+    const bool again = std::any_of(out.begin(), out.end(), [&](const Feature& f) {
+      return &f != &out[k] && f.span == out[k].span && f.prediction == out[k].prediction;
+    });
     if (again && !common.empty()) out[k].name += ", " + common.back();
   }
   return out;
 }
 
-/// Where stability ends first: an argument of a function or matrix, or a prediction, that grows with n.
+/// Where stability ends first: an argument of a function or matrix, or a prediction, that grows
+/// with n.
 std::optional<Diagnostic> Counting::growth() {
   for (std::uint32_t k = 0; k < in_.size(); ++k) {
     const NodeId id{k};
@@ -505,8 +603,16 @@ std::optional<Diagnostic> Counting::growth() {
     if (!output && !feature_[k]) continue;
     const auto size = parts_.size(sums_[k]);
     if (!size || *size <= 0) continue;
-    Diagnostic d{Severity::kWarning, "W5310", output ? "the output grows with the width" : "features grow with the width", in_[id].span,
-                 fmt::format("of size {}{}", power_of_width(*size, in_.width_name), s == 0 ? " at the start" : fmt::format(" after {} step{}", s, s == 1 ? "" : "s")), "", {}, true};
+    Diagnostic d{Severity::kWarning,
+                 "W5310",
+                 output ? "the output grows with the width" : "features grow with the width",
+                 in_[id].span,
+                 fmt::format("of size {}{}", power_of_width(*size, in_.width_name),
+                             s == 0 ? " at the start"
+                                    : fmt::format(" after {} step{}", s, s == 1 ? "" : "s")),
+                 "",
+                 {},
+                 true};
     const auto start = parts_.size_caused_by(sums_[k], 0, true);
     if (!(start && *start > 0)) grown_by_updates_ = id;
     return d;
@@ -534,19 +640,30 @@ RegimeReport Counting::report() {
   std::optional<Exponent> output_change, feature_change;
   for (std::uint32_t k = 0; k < in_.size(); ++k) {
     if (step_of_[k] == kNoStep) continue;
-    const bool output = std::find(outputs_[step_of_[k]].begin(), outputs_[step_of_[k]].end(), NodeId{k}) != outputs_[step_of_[k]].end();
+    const bool output = std::find(outputs_[step_of_[k]].begin(), outputs_[step_of_[k]].end(),
+                                  NodeId{k}) != outputs_[step_of_[k]].end();
     if (!output && !feature_[k]) continue;
     for (const Part& p : parts_[sums_[k]])
-      if (p.causes) (output ? output_change : feature_change) = larger(output ? output_change : feature_change, p.order);
+      if (p.causes)
+        (output ? output_change : feature_change) =
+            larger(output ? output_change : feature_change, p.order);
   }
   const auto moves = [](std::optional<Exponent> change) { return change && *change >= 0; };
-  out.regime = out.unstable ? Regime::kUnstable : !moves(output_change) ? Regime::kTrivial : moves(feature_change) ? Regime::kFeatures : Regime::kKernel;
-  out.maximal = out.regime == Regime::kFeatures && std::all_of(effects_.begin(), effects_.end(), [&](const VariableEffect& e) { return !in_.variables[e.variable].trained || e.maximal(); });
+  out.regime = out.unstable            ? Regime::kUnstable
+               : !moves(output_change) ? Regime::kTrivial
+               : moves(feature_change) ? Regime::kFeatures
+                                       : Regime::kKernel;
+  out.maximal = out.regime == Regime::kFeatures &&
+                std::all_of(effects_.begin(), effects_.end(), [&](const VariableEffect& e) {
+                  return !in_.variables[e.variable].trained || e.maximal();
+                });
   return out;
 }
 
-/// Initial values so that preactivations have size 1 and readouts n^-1 per term, then rates so that every update moves its layer by order 1.
-std::vector<Fix> find_fixes(const Program& program, const Versions& versions, const RegimeReport& first) {
+/// Initial values so that preactivations have size 1 and readouts n^-1 per term, then rates so that
+/// every update moves its layer by order 1.
+std::vector<Fix> find_fixes(const Program& program, const Versions& versions,
+                            const RegimeReport& first) {
   if (first.regime == Regime::kUntrained || first.maximal) return {};
   // Counted with rates so small that no update adds to another: where one explodes, all sizes do.
   const Exponent kFrozen = -1000;
@@ -558,23 +675,33 @@ std::vector<Fix> find_fixes(const Program& program, const Versions& versions, co
   recount();
   // In the order of the network: a layer's input must be right before the layer is.
   std::vector<VariableEffect> order = first.effects;
-  std::sort(order.begin(), order.end(), [](const VariableEffect& a, const VariableEffect& b) { return a.span.begin < b.span.begin; });
+  std::sort(order.begin(), order.end(), [](const VariableEffect& a, const VariableEffect& b) {
+    return a.span.begin < b.span.begin;
+  });
   for (const VariableEffect& e : order) {
-    const auto current = std::find_if(now.effects.begin(), now.effects.end(), [&](const VariableEffect& x) { return x.variable == e.variable; });
+    const auto current =
+        std::find_if(now.effects.begin(), now.effects.end(),
+                     [&](const VariableEffect& x) { return x.variable == e.variable; });
     // A readout that starts smaller does no harm; a bias may start at 0.
-    if (current == now.effects.end() || !current->initial || *current->initial == 0 || (current->readout && *current->initial < 0)) continue;
+    if (current == now.effects.end() || !current->initial || *current->initial == 0 ||
+        (current->readout && *current->initial < 0))
+      continue;
     if (!program.variables[e.variable].variance) continue;
     adjustment.initial[e.variable] = -*current->initial;
     recount();
   }
   for (int round = 0; round < 4 && !now.maximal; ++round) {
-    // A layer behind one that starts at 0 moves by the product of two updates: the first of them is set first.
+    // A layer behind one that starts at 0 moves by the product of two updates: the first of them is
+    // set first.
     std::optional<Exponent> largest;
     for (const VariableEffect& e : now.effects)
-      if (program.variables[e.variable].trained && e.update && *e.update != 0) largest = larger(largest, e.update);
+      if (program.variables[e.variable].trained && e.update && *e.update != 0)
+        largest = larger(largest, e.update);
     if (!largest) break;
     for (const VariableEffect& e : now.effects)
-      if (program.variables[e.variable].trained && e.update && *e.update != 0 && *e.update > *largest + kFrozen / 2) adjustment.rate[e.variable] += -*e.update;
+      if (program.variables[e.variable].trained && e.update && *e.update != 0 &&
+          *e.update > *largest + kFrozen / 2)
+        adjustment.rate[e.variable] += -*e.update;
     recount();
   }
   if (!now.maximal) return {};
@@ -588,8 +715,8 @@ std::vector<Fix> find_fixes(const Program& program, const Versions& versions, co
   return out;
 }
 
-/// The forward pass before the last step once more after it, so that what the step does is counted.  Where the program itself has
-/// the same values there, they are the same nodes.
+/// The forward pass before the last step once more after it, so that what the step does is counted.
+/// Where the program itself has the same values there, they are the same nodes.
 Program with_last_pass(Program program) {
   if (program.steps.empty()) return program;
   const auto steps = static_cast<std::uint32_t>(program.steps.size());
@@ -629,7 +756,8 @@ Program with_last_pass(Program program) {
     if (in == node.in) continue;
     builder.set_origin(node.span, node.context);
     now[k] = builder.add(node.op, std::move(in));
-    if (!node.type.matrix && builder.type(now[k]) != node.type) now[k] = builder.expand(now[k], node.type.width, node.type.dims);
+    if (!node.type.matrix && builder.type(now[k]) != node.type)
+      now[k] = builder.expand(now[k], node.type.width, node.type.dims);
   }
   const auto repeat = [&](std::vector<NamedValue>& values) {
     std::set<std::pair<std::uint32_t, std::uint32_t>> known;
@@ -637,7 +765,9 @@ Program with_last_pass(Program program) {
       if (v.step == steps) known.emplace(v.span.begin, v.span.end);
     for (std::size_t k = 0, count = values.size(); k < count; ++k) {
       NamedValue named = values[k];
-      if (named.step != last || now[named.value.value] == named.value || versions.of.contains(named.value) || known.contains({named.span.begin, named.span.end})) continue;
+      if (named.step != last || now[named.value.value] == named.value ||
+          versions.of.contains(named.value) || known.contains({named.span.begin, named.span.end}))
+        continue;
       named.value = now[named.value.value];
       named.step = steps;
       values.push_back(std::move(named));
@@ -645,7 +775,8 @@ Program with_last_pass(Program program) {
   };
   repeat(program.names);
   repeat(program.predictions);
-  for (const NodeId loss : losses) program.predictions.push_back({"", now[loss.value], 0, {}, 0, steps});
+  for (const NodeId loss : losses)
+    program.predictions.push_back({"", now[loss.value], 0, {}, 0, steps});
   return program;
 }
 
@@ -657,16 +788,22 @@ RegimeReport count_powers(const Program& written, bool every_share) {
   Counting all(program, versions, {});
   RegimeReport out = all.report();
   const NodeId grown = all.grown_by_updates();
-  const auto trained = std::count_if(program.variables.begin(), program.variables.end(), [](const Variable& v) { return v.trained; });
+  const auto trained = std::count_if(program.variables.begin(), program.variables.end(),
+                                     [](const Variable& v) { return v.trained; });
   const bool shares = every_share || trained <= kFewVariables;
   for (std::uint32_t v = 0; v < program.variables.size(); ++v) {
     if (!shares && (!grown.valid() || !out.unstable->notes.empty())) break;
     const Counting one(program, versions, {}, v);
     for (Feature& f : out.features)
       for (StepSize& s : f.steps)
-        if (shares) s.by_variable.push_back(s.node.valid() ? smaller(one.size_by_watched(s.node), s.change) : std::nullopt);
-    if (grown.valid() && out.unstable->notes.empty() && one.size_by_watched(grown) == all.size(grown))
-      out.unstable->notes.push_back({fmt::format("through the updates of '{}'", program.variables[v].name), program.variables[v].span});
+        if (shares)
+          s.by_variable.push_back(s.node.valid() ? smaller(one.size_by_watched(s.node), s.change)
+                                                 : std::nullopt);
+    if (grown.valid() && out.unstable->notes.empty() &&
+        one.size_by_watched(grown) == all.size(grown))
+      out.unstable->notes.push_back(
+          {fmt::format("through the updates of '{}'", program.variables[v].name),
+           program.variables[v].span});
   }
   out.fixes = find_fixes(program, versions, out);
   return out;

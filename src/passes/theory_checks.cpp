@@ -12,7 +12,8 @@ using namespace ir;
 
 namespace {
 
-/// The name of a function with a kink or jump, as the text writes it; null if it and its derivative are continuous.
+/// The name of a function with a kink or jump, as the text writes it; null if it and its derivative
+/// are continuous.
 const char* kinked(const Op& op) {
   if (std::holds_alternative<ReduceMax>(op)) return "max";
   const auto* map = std::get_if<Map>(&op);
@@ -26,14 +27,24 @@ Diagnostics theory_checks(const Program& program) {
   // A correction needs W and W' of one Gaussian matrix.
   std::map<std::uint32_t, int> sides;
   for (const Node& node : program.nodes)
-    if (const auto* m = std::get_if<MatMul>(&node.op)) sides[source_of(program, node.in[0]).value] |= m->transposed ? 2 : 1;
+    if (const auto* m = std::get_if<MatMul>(&node.op))
+      sides[source_of(program, node.in[0]).value] |= m->transposed ? 2 : 1;
   bool corrections = false;
   for (const auto& [source, both] : sides) corrections = corrections || both == 3;
 
   Diagnostics out;
   std::set<std::tuple<std::uint32_t, std::uint32_t, std::string>> said;
-  const auto warn = [&](const Node& node, const char* code, std::string message, std::string label, std::string help) {
-    if (said.emplace(node.span.begin, node.span.end, code).second) out.push_back({Severity::kWarning, code, std::move(message), node.span, std::move(label), std::move(help), {}, true});
+  const auto warn = [&](const Node& node, const char* code, std::string message, std::string label,
+                        std::string help) {
+    if (said.emplace(node.span.begin, node.span.end, code).second)
+      out.push_back({Severity::kWarning,
+                     code,
+                     std::move(message),
+                     node.span,
+                     std::move(label),
+                     std::move(help),
+                     {},
+                     true});
   };
   // Nodes that a matrix product is computed from: only there a derivative is taken.
   std::vector<bool> multiplied(program.size(), false);
@@ -43,18 +54,26 @@ Diagnostics theory_checks(const Program& program) {
     for (const NodeId in : node.in)
       if (program[in].type.width && (product || multiplied[k])) multiplied[in.value] = true;
   }
-  // Derivatives of what was named already: step and sign of relu and abs, comparisons of max and min.
+  // Derivatives of what was named already: step and sign of relu and abs, comparisons of max and
+  // min.
   std::set<std::vector<NodeId>> arguments;
   for (const Node& node : program.nodes)
-    if (const auto* map = std::get_if<Map>(&node.op); map && first_delta(*map).value_or(1) > 1) arguments.insert(node.in);
+    if (const auto* map = std::get_if<Map>(&node.op); map && first_delta(*map).value_or(1) > 1)
+      arguments.insert(node.in);
   for (std::size_t k = 0; k < program.size(); ++k) {
     const Node& node = program.nodes[k];
     const auto* map = std::get_if<Map>(&node.op);
-    if (!node.type.width || (map && first_delta(*map) == 1 && arguments.contains(node.in))) continue;
+    if (!node.type.width || (map && first_delta(*map) == 1 && arguments.contains(node.in)))
+      continue;
     if (const char* what = kinked(node.op); what && corrections && multiplied[k])
-      warn(node, "W5311", fmt::format("'{}' is not smooth", what), "the theorem's proof takes derivatives of this", "the corrections are taken by Stein's lemma, which needs no derivative; networks agree with them, but no theorem says so");
+      warn(node, "W5311", fmt::format("'{}' is not smooth", what),
+           "the theorem's proof takes derivatives of this",
+           "the corrections are taken by Stein's lemma, which needs no derivative; networks agree "
+           "with them, but no theorem says so");
     if (map && map->fn == Fn::kExp)
-      warn(node, "W5312", "'exp' grows faster than every polynomial", "the theorem asks for polynomially bounded maps", "moments may be far from typical: compare with networks");
+      warn(node, "W5312", "'exp' grows faster than every polynomial",
+           "the theorem asks for polynomially bounded maps",
+           "moments may be far from typical: compare with networks");
   }
   return out;
 }

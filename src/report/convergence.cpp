@@ -21,13 +21,15 @@ using Eigen::MatrixXd;
 using Eigen::VectorXd;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kSmallestP = 1e-3;       // of a whole report
-constexpr double kDoubtfulP = 0.05;       // .. where nothing but the mean speaks for the limit
-constexpr double kErrors = 3;             // how many standard errors the slope may lie above -1/2
-constexpr double kApart = 2;              // .. and must lie below that of networks that stay random
-constexpr double kCurvature = 0.12;  // standard error of log sd at the smallest width for 1 + d/n, see docs/compare.md
-constexpr double kBend = 0.5;        // .. and of n variance, which no other entry averages out
-constexpr double kNextTerm = 0.25;   // largest next term of the mean in units of the last one fitted, smallest width ..
+constexpr double kSmallestP = 1e-3;  // of a whole report
+constexpr double kDoubtfulP = 0.05;  // .. where nothing but the mean speaks for the limit
+constexpr double kErrors = 3;        // how many standard errors the slope may lie above -1/2
+constexpr double kApart = 2;         // .. and must lie below that of networks that stay random
+constexpr double kCurvature =
+    0.12;  // standard error of log sd at the smallest width for 1 + d/n, see docs/compare.md
+constexpr double kBend = 0.5;  // .. and of n variance, which no other entry averages out
+constexpr double kNextTerm =
+    0.25;  // largest next term of the mean in units of the last one fitted, smallest width ..
 constexpr double kNextTermOfOne = 1;  // .. and where only b/n is fitted; docs/compare.md
 constexpr double kRounding = 64 * std::numeric_limits<double>::epsilon();
 
@@ -37,33 +39,38 @@ struct Summary {
   VectorXd inverse;              ///< smallest width / n_k, in (0, 1]
   VectorXd seeds;                ///< S_k
   MatrixXd mean, variance, rms;  ///< widths x entries
-  VectorXd fall;                 ///< n^(-2 e) for an expected spread n^e: n, or 1 where the limit is random
-  VectorXd scaled_variance;      ///< per entry: mean of n^(-2 e) s^2 over widths, weighted by S_k - 1
-  double dof = 0;                ///< sum of S_k - 1
-  double rounding = 0;           ///< differences up to this are no differences
+  VectorXd fall;  ///< n^(-2 e) for an expected spread n^e: n, or 1 where the limit is random
+  VectorXd scaled_variance;  ///< per entry: mean of n^(-2 e) s^2 over widths, weighted by S_k - 1
+  double dof = 0;            ///< sum of S_k - 1
+  double rounding = 0;       ///< differences up to this are no differences
   Index smallest = 0, largest = 0;
 };
 
-void check_input(const VectorXd& limit, const VectorXd& limit_error, const std::vector<WidthSamples>& samples,
-                 double limit_dof) {
-  TPLIMIT_CHECK(limit.size() == limit_error.size(), "one error per limit, not {} for {}", limit_error.size(),
-                limit.size());
+void check_input(const VectorXd& limit, const VectorXd& limit_error,
+                 const std::vector<WidthSamples>& samples, double limit_dof) {
+  TPLIMIT_CHECK(limit.size() == limit_error.size(), "one error per limit, not {} for {}",
+                limit_error.size(), limit.size());
   TPLIMIT_CHECK(limit.allFinite() && limit_error.allFinite() && (limit_error.array() >= 0).all(),
                 "limits and errors are finite, errors not negative");
   TPLIMIT_CHECK(limit_dof >= 1, "degrees of freedom at least 1, not {}", limit_dof);
   TPLIMIT_CHECK(!samples.empty(), "at least one width");
   for (const WidthSamples& sample : samples) {
-    TPLIMIT_CHECK(std::isfinite(sample.width) && sample.width > 0, "a positive width, not {}", sample.width);
+    TPLIMIT_CHECK(std::isfinite(sample.width) && sample.width > 0, "a positive width, not {}",
+                  sample.width);
     TPLIMIT_CHECK(sample.values.rows() >= 2, "at least two seeds at width {}", sample.width);
-    TPLIMIT_CHECK(sample.values.cols() == limit.size(), "{} entries at width {}, not {}", limit.size(), sample.width,
-                  sample.values.cols());
+    TPLIMIT_CHECK(sample.values.cols() == limit.size(), "{} entries at width {}, not {}",
+                  limit.size(), sample.width, sample.values.cols());
     TPLIMIT_CHECK(sample.values.allFinite(), "finite samples at width {}", sample.width);
-    const auto same = [&](const WidthSamples& other) { return &other != &sample && other.width == sample.width; };
-    TPLIMIT_CHECK(std::none_of(samples.begin(), samples.end(), same), "width {} stands once", sample.width);
+    const auto same = [&](const WidthSamples& other) {
+      return &other != &sample && other.width == sample.width;
+    };
+    TPLIMIT_CHECK(std::none_of(samples.begin(), samples.end(), same), "width {} stands once",
+                  sample.width);
   }
 }
 
-Summary summarise(const VectorXd& limit, const std::vector<WidthSamples>& samples, double largest_number, double spread) {
+Summary summarise(const VectorXd& limit, const std::vector<WidthSamples>& samples,
+                  double largest_number, double spread) {
   const auto widths = static_cast<Index>(samples.size());
   Summary s;
   s.width.resize(widths);
@@ -88,11 +95,13 @@ Summary summarise(const VectorXd& limit, const std::vector<WidthSamples>& sample
   s.rounding = kRounding * std::max(1.0, largest_number);
   s.dof = (s.seeds.array() - 1).sum();
   s.fall = s.width.array().pow(-2 * spread);
-  s.scaled_variance = ((s.seeds.array() - 1) * s.fall.array()).matrix().transpose() * s.variance / s.dof;
+  s.scaled_variance =
+      ((s.seeds.array() - 1) * s.fall.array()).matrix().transpose() * s.variance / s.dof;
   return s;
 }
 
-// ---- mean ------------------------------------------------------------------------------------------
+// ---- mean
+// ------------------------------------------------------------------------------------------
 
 struct MeanTest {
   double p_value;
@@ -104,25 +113,36 @@ MatrixXd residual(const MatrixXd& design, const MatrixXd& rhs) {
   return rhs - design * Eigen::ColPivHouseholderQR<MatrixXd>(design).solve(rhs);
 }
 
-/// The equations mean(n) - limit = L + b m/n + c (m/n)^2 for one entry, m the smallest width, divided by their standard errors.
-/// Rows: the widths, then the limit as a datum, L = 0 +- limit_error.
+/// The equations mean(n) - limit = L + b m/n + c (m/n)^2 for one entry, m the smallest width,
+/// divided by their standard errors. Rows: the widths, then the limit as a datum, L = 0 +-
+/// limit_error.
 class MeanEquations {
  public:
   enum class Limit { kExact, kDatum, kUnknown };  ///< L is 0; known to within its error; free
-  MeanEquations(const Summary& s, const VectorXd& bias, VectorXd variance, double limit_error, Limit limit)
-      : s_(s), bias_(bias), variance_(std::move(variance)), limit_error_(limit_error), limit_(limit), terms_(std::min<Index>(2, bias.size() - 1)) {
-    // The series goes on: the next term may be as large as a quarter of the last one (or a sixteenth of the one before,
-    // should the last vanish by chance), the term after that again a quarter; that one enters as an error.
+  MeanEquations(const Summary& s, const VectorXd& bias, VectorXd variance, double limit_error,
+                Limit limit)
+      : s_(s),
+        bias_(bias),
+        variance_(std::move(variance)),
+        limit_error_(limit_error),
+        limit_(limit),
+        terms_(std::min<Index>(2, bias.size() - 1)) {
+    // The series goes on: the next term may be as large as a quarter of the last one (or a
+    // sixteenth of the one before, should the last vanish by chance), the term after that again a
+    // quarter; that one enters as an error.
     if (terms_ == 0) return;
     const VectorXd fit = Eigen::ColPivHouseholderQR<MatrixXd>(design()).solve(data());
     next_ = (terms_ > 1 ? kNextTerm : kNextTermOfOne) * std::abs(fit[terms_ - 1]);
     if (terms_ > 1) next_ = std::max(next_, kNextTerm * kNextTerm * std::abs(fit[terms_ - 2]));
-    variance_.array() += (kNextTerm * next_ * s.inverse.array().pow(static_cast<double>(terms_ + 2))).square();
+    variance_.array() +=
+        (kNextTerm * next_ * s.inverse.array().pow(static_cast<double>(terms_ + 2))).square();
   }
 
   [[nodiscard]] VectorXd data() const { return column(bias_, 0); }
   /// (m/n)^power at every width; 0: as if the limit were off by 1.
-  [[nodiscard]] VectorXd power(Index power) const { return column(s_.inverse.array().pow(static_cast<double>(power)), 0); }
+  [[nodiscard]] VectorXd power(Index power) const {
+    return column(s_.inverse.array().pow(static_cast<double>(power)), 0);
+  }
   /// Columns: b, c, then L unless it is exact.
   [[nodiscard]] MatrixXd design() const {
     MatrixXd out(rows(), terms_ + (limit_ == Limit::kExact ? 0 : 1));
@@ -146,7 +166,8 @@ class MeanEquations {
       a.col(known.cols()).head(known.rows()) = power(terms_ + 1);
       a(known.rows(), known.cols()) = 1 / next_;
     }
-    const MatrixXd inverse = Eigen::CompleteOrthogonalDecomposition<MatrixXd>(a).pseudoInverse();  // error^2 = its squared rows
+    const MatrixXd inverse = Eigen::CompleteOrthogonalDecomposition<MatrixXd>(a)
+                                 .pseudoInverse();  // error^2 = its squared rows
     const VectorXd value = inverse * y;
     std::vector<Estimate> out;
     for (Index j = 0; j < known.cols(); ++j) out.push_back({value[j], inverse.row(j).norm()});
@@ -171,15 +192,19 @@ class MeanEquations {
   double next_ = 0;
 };
 
-/// A limit far more exact than the samples counts as exact: as a row of the fit it would hide the other rows in rounding.
+/// A limit far more exact than the samples counts as exact: as a row of the fit it would hide the
+/// other rows in rounding.
 MeanEquations::Limit kind_of_limit(const VectorXd& variance, double limit_error) {
-  return limit_error > 1e-6 * std::sqrt(variance.minCoeff()) ? MeanEquations::Limit::kDatum : MeanEquations::Limit::kExact;
+  return limit_error > 1e-6 * std::sqrt(variance.minCoeff()) ? MeanEquations::Limit::kDatum
+                                                             : MeanEquations::Limit::kExact;
 }
 
-/// Does mean(n) - limit = (0 +- limit_error) + b/n + c/n^2 fit one entry?  limit_error is taken as exact.
-/// `bias` is mean - limit, `variance` that of the mean, per width.
-MeanTest fit_mean(const Summary& s, const VectorXd& bias, const VectorXd& variance, double limit_error) {
-  const MeanEquations equations(s, bias, variance, limit_error, kind_of_limit(variance, limit_error));
+/// Does mean(n) - limit = (0 +- limit_error) + b/n + c/n^2 fit one entry?  limit_error is taken as
+/// exact. `bias` is mean - limit, `variance` that of the mean, per width.
+MeanTest fit_mean(const Summary& s, const VectorXd& bias, const VectorXd& variance,
+                  double limit_error) {
+  const MeanEquations equations(s, bias, variance, limit_error,
+                                kind_of_limit(variance, limit_error));
   const Index widths = bias.size(), terms = equations.terms();
   const double next = equations.next();
   const MatrixXd design = equations.design();
@@ -195,34 +220,43 @@ MeanTest fit_mean(const Summary& s, const VectorXd& bias, const VectorXd& varian
   const VectorXd shift = left.col(2);
   const double chi2 = misfit(left.col(0), left.col(1));
   const double shift_squared = shift.squaredNorm();
-  const auto beside_shift = [&](const VectorXd& v) -> VectorXd { return v - shift * (shift.dot(v) / shift_squared); };
-  const double shift_chi2 = shift_squared > 0 ? chi2 - misfit(beside_shift(left.col(0)), beside_shift(left.col(1))) : 0;
-  // A shift can hide behind the next term as well: taken as a number of standard deviation `next` here.
+  const auto beside_shift = [&](const VectorXd& v) -> VectorXd {
+    return v - shift * (shift.dot(v) / shift_squared);
+  };
+  const double shift_chi2 =
+      shift_squared > 0 ? chi2 - misfit(beside_shift(left.col(0)), beside_shift(left.col(1))) : 0;
+  // A shift can hide behind the next term as well: taken as a number of standard deviation `next`
+  // here.
   const double overlap = shift.dot(left.col(1)) * next;
-  const double resolved =
-      std::sqrt(std::max(0.0, shift_squared - overlap * overlap / (1 + next * next * left.col(1).squaredNorm())));
+  const double resolved = std::sqrt(std::max(
+      0.0, shift_squared - overlap * overlap / (1 + next * next * left.col(1).squaredNorm())));
 
   const auto tail = [&](double squared, double tested) {
     const boost::math::fisher_f_distribution<double> reference(tested, s.dof);
-    return boost::math::cdf(boost::math::complement(reference, std::clamp(squared / tested, 0.0, 1e100)));
+    return boost::math::cdf(
+        boost::math::complement(reference, std::clamp(squared / tested, 0.0, 1e100)));
   };
-  // A wrong limit is looked for on its own as well: in one direction the test is sharper than in all of them.
+  // A wrong limit is looked for on its own as well: in one direction the test is sharper than in
+  // all of them.
   const auto tested = static_cast<double>(widths - terms);
-  const double p = tested > 1 ? std::min(1.0, 2 * std::min(tail(chi2, tested), tail(shift_chi2, 1))) : tail(chi2, 1);
+  const double p = tested > 1 ? std::min(1.0, 2 * std::min(tail(chi2, tested), tail(shift_chi2, 1)))
+                              : tail(chi2, 1);
   return {p, resolved > 0 ? 1 / resolved : kInfinity};
 }
 
-/// The same where limit_error is itself an estimate with `limit_dof` degrees of freedom: with probability 1 - alpha the
-/// true one is at most `largest`, so alpha + p(largest) is a p-value for every alpha.  (Satterthwaite's approximation
-/// is too liberal in the far tails that many entries need: 9 % wrong verdicts for 30 entries and 3 degrees of freedom.)
-MeanTest test_mean(const Summary& s, const VectorXd& bias, const VectorXd& variance, double limit_error,
-                   double limit_dof) {
+/// The same where limit_error is itself an estimate with `limit_dof` degrees of freedom: with
+/// probability 1 - alpha the true one is at most `largest`, so alpha + p(largest) is a p-value for
+/// every alpha.  (Satterthwaite's approximation is too liberal in the far tails that many entries
+/// need: 9 % wrong verdicts for 30 entries and 3 degrees of freedom.)
+MeanTest test_mean(const Summary& s, const VectorXd& bias, const VectorXd& variance,
+                   double limit_error, double limit_dof) {
   MeanTest test = fit_mean(s, bias, variance, limit_error);
   if (limit_error == 0 || std::isinf(limit_dof)) return test;
   const boost::math::chi_squared_distribution<double> chi_squared(limit_dof);
   test.p_value = 1;
   for (double alpha = 0.1; alpha > 1e-12; alpha /= 10) {
-    const double largest = limit_error * std::sqrt(limit_dof / boost::math::quantile(chi_squared, alpha));
+    const double largest =
+        limit_error * std::sqrt(limit_dof / boost::math::quantile(chi_squared, alpha));
     const double p = fit_mean(s, bias, variance, largest).p_value;
     test.p_value = std::min(test.p_value, alpha + p);
     if (p >= alpha) break;  // smaller alpha only makes p larger
@@ -231,17 +265,21 @@ MeanTest test_mean(const Summary& s, const VectorXd& bias, const VectorXd& varia
 }
 
 /// How one entry approaches its limit; `variance` is that of the mean.
-Corrections fit_corrections(const Summary& s, const std::vector<WidthSamples>& samples, Index entry, double limit, const VectorXd& bias, const VectorXd& variance,
+Corrections fit_corrections(const Summary& s, const std::vector<WidthSamples>& samples, Index entry,
+                            double limit, const VectorXd& bias, const VectorXd& variance,
                             double limit_error) {
   Corrections out;
-  const std::vector<Estimate> given = MeanEquations(s, bias, variance, limit_error, kind_of_limit(variance, limit_error)).solve();
-  const std::vector<Estimate> alone = MeanEquations(s, bias, variance, 0, MeanEquations::Limit::kUnknown).solve();
+  const std::vector<Estimate> given =
+      MeanEquations(s, bias, variance, limit_error, kind_of_limit(variance, limit_error)).solve();
+  const std::vector<Estimate> alone =
+      MeanEquations(s, bias, variance, 0, MeanEquations::Limit::kUnknown).solve();
   const double smallest = s.width[s.smallest];
   out.limit = {limit + alone.back().value, alone.back().error};
   out.slope = {smallest * given[0].value, smallest * given[0].error};
 
-  // n s^2 = v (1 + e m/n), e = 0 +- kBend.  Errors of s^2 in units of v: what one width shows alone is too
-  // uncertain, and smaller where s^2 is smaller by chance, so they are common, but for the number of seeds.
+  // n s^2 = v (1 + e m/n), e = 0 +- kBend.  Errors of s^2 in units of v: what one width shows alone
+  // is too uncertain, and smaller where s^2 is smaller by chance, so they are common, but for the
+  // number of seeds.
   const VectorXd dof = s.seeds.array() - 1;
   const double pooled = s.scaled_variance[entry];
   out.variance.value = pooled;
@@ -252,11 +290,13 @@ Corrections fit_corrections(const Summary& s, const std::vector<WidthSamples>& s
     const VectorXd values = samples[static_cast<std::size_t>(k)].values.col(entry);
     const Eigen::ArrayXd squares = (values.array() - values.mean()).square() * (s.fall[k] / pooled);
     const Eigen::ArrayXd without = (squares.sum() - squares * s.seeds[k] / dof[k]) / (dof[k] - 1);
-    jackknife += (without - without.mean()).square().sum() * dof[k] / s.seeds[k] * dof[k] / static_cast<double>(s.width.size());
+    jackknife += (without - without.mean()).square().sum() * dof[k] / s.seeds[k] * dof[k] /
+                 static_cast<double>(s.width.size());
   }
   const double of_one = std::max(2.0, jackknife);  // variance of s^2 / v, times S - 1
   const VectorXd bend = kBend * s.inverse;
-  const MatrixXd covariance = MatrixXd((of_one / dof.array()).matrix().asDiagonal()) + bend * bend.transpose();
+  const MatrixXd covariance =
+      MatrixXd((of_one / dof.array()).matrix().asDiagonal()) + bend * bend.transpose();
   const VectorXd weight = covariance.llt().solve(VectorXd::Ones(dof.size()));
   const VectorXd ratio = s.variance.col(entry).array() * s.fall.array() / pooled;
   out.variance.value = pooled * weight.dot(ratio) / weight.sum();
@@ -264,7 +304,8 @@ Corrections fit_corrections(const Summary& s, const std::vector<WidthSamples>& s
   return out;
 }
 
-// ---- spread ----------------------------------------------------------------------------------------
+// ---- spread
+// ----------------------------------------------------------------------------------------
 
 /// Straight line through (log n, y) by generalised least squares; the error grows with the misfit.
 SlopeFit fit_slope(const VectorXd& log_width, const VectorXd& y, const MatrixXd& covariance) {
@@ -277,7 +318,8 @@ SlopeFit fit_slope(const VectorXd& log_width, const VectorXd& y, const MatrixXd&
   const VectorXd b = factor.matrixL().solve(y);
   const MatrixXd inverse = (a.transpose() * a).inverse();
   const VectorXd fit = inverse * (a.transpose() * b);
-  const double misfit = points > 2 ? (b - a * fit).squaredNorm() / static_cast<double>(points - 2) : 1;
+  const double misfit =
+      points > 2 ? (b - a * fit).squaredNorm() / static_cast<double>(points - 2) : 1;
   return {fit[1], std::sqrt(inverse(1, 1) * std::max(1.0, misfit))};
 }
 
@@ -291,7 +333,8 @@ std::optional<SlopeFit> fit_spread(const Summary& s, const std::vector<WidthSamp
   const auto entries = static_cast<Index>(moving.size());
   const VectorXd unit = s.scaled_variance(moving).cwiseSqrt().cwiseInverse();
 
-  // Deviations from the mean of their width, in units in which each entry has variance 1/n on average.
+  // Deviations from the mean of their width, in units in which each entry has variance 1/n on
+  // average.
   std::vector<MatrixXd> deviations;
   MatrixXd all(static_cast<Index>(s.seeds.sum()), entries);
   Index row = 0;
@@ -303,17 +346,18 @@ std::optional<SlopeFit> fit_spread(const Summary& s, const std::vector<WidthSamp
     deviations.push_back(std::move(d));
   }
 
-  // Effective number of independent entries, tr(C)^2 / tr(C^2) of their covariance C: for normal samples the pooled
-  // variance has relative variance 2 / (dof * that).  Few seeds make the sample value too small, which errs on the safe
-  // side.
-  const MatrixXd gram = all.rows() < all.cols() ? MatrixXd(all * all.transpose()) : MatrixXd(all.transpose() * all);
+  // Effective number of independent entries, tr(C)^2 / tr(C^2) of their covariance C: for normal
+  // samples the pooled variance has relative variance 2 / (dof * that).  Few seeds make the sample
+  // value too small, which errs on the safe side.
+  const MatrixXd gram =
+      all.rows() < all.cols() ? MatrixXd(all * all.transpose()) : MatrixXd(all.transpose() * all);
   const double independent = std::max(1.0, gram.trace() * gram.trace() / gram.squaredNorm());
 
   std::vector<Index> used;
   VectorXd y(s.width.size()), own(s.width.size()), chi_square(s.width.size());
   for (Index k = 0; k < s.width.size(); ++k) {
-    const VectorXd contribution =
-        deviations[static_cast<std::size_t>(k)].rowwise().squaredNorm() / static_cast<double>(entries);
+    const VectorXd contribution = deviations[static_cast<std::size_t>(k)].rowwise().squaredNorm() /
+                                  static_cast<double>(entries);
     const double dof = s.seeds[k] - 1;
     const double pooled = contribution.sum() / dof;
     if (!(pooled > 0)) continue;  // all seeds equal: nothing to take a logarithm of
@@ -323,10 +367,11 @@ std::optional<SlopeFit> fit_spread(const Summary& s, const std::vector<WidthSamp
     chi_square[k] = 0.25 * boost::math::trigamma(half);
     own[k] = 0;
     if (s.seeds[k] > 2) {
-      // Without seed i the sum of squares loses S/(S-1) d_i^2.  The floor keeps the logarithm finite when one seed is
-      // all there is.
+      // Without seed i the sum of squares loses S/(S-1) d_i^2.  The floor keeps the logarithm
+      // finite when one seed is all there is.
       const Eigen::ArrayXd without =
-          (pooled * dof - contribution.array() * s.seeds[k] / dof).max(1e-3 * pooled * dof) / (dof - 1);
+          (pooled * dof - contribution.array() * s.seeds[k] / dof).max(1e-3 * pooled * dof) /
+          (dof - 1);
       const Eigen::ArrayXd logs = 0.5 * without.log();
       own[k] = (logs - logs.mean()).square().sum() * dof / s.seeds[k];
     }
@@ -336,15 +381,18 @@ std::optional<SlopeFit> fit_spread(const Summary& s, const std::vector<WidthSamp
 
   const VectorXd dof = s.seeds(used).array() - 1;
   const double typical = (own(used).array() * dof.array()).mean();
-  const VectorXd variance = (typical / dof.array()).max(own(used).array()).max(chi_square(used).array());
+  const VectorXd variance =
+      (typical / dof.array()).max(own(used).array()).max(chi_square(used).array());
   const VectorXd curvature = kCurvature * s.inverse(used);
   const MatrixXd covariance = MatrixXd(variance.asDiagonal()) + curvature * curvature.transpose();
   return fit_slope(s.width(used).array().log(), y(used), covariance);
 }
 
-/// Slope of |mean - limit|, pooled over entries, where it stands out of the noise at two widths or more.
-std::optional<SlopeFit> fit_bias(const Summary& s, const VectorXd& limit, const VectorXd& limit_error,
-                                 const MatrixXd& mean_variance, const std::vector<Index>& differing) {
+/// Slope of |mean - limit|, pooled over entries, where it stands out of the noise at two widths or
+/// more.
+std::optional<SlopeFit> fit_bias(const Summary& s, const VectorXd& limit,
+                                 const VectorXd& limit_error, const MatrixXd& mean_variance,
+                                 const std::vector<Index>& differing) {
   std::vector<double> log_width, y, variance;
   for (Index k = 0; k < s.width.size(); ++k) {
     double squared = 0, error = 0;
@@ -352,9 +400,11 @@ std::optional<SlopeFit> fit_bias(const Summary& s, const VectorXd& limit, const 
       const auto bias_squared = [&](Index width) {
         return (s.mean(width, e) - limit[e]) * (s.mean(width, e) - limit[e]);
       };
-      const auto noise = [&](Index width) { return mean_variance(width, e) + limit_error[e] * limit_error[e]; };
-      const double weight =
-          1 / (bias_squared(s.smallest) + noise(s.smallest));  // else one large entry would decide alone
+      const auto noise = [&](Index width) {
+        return mean_variance(width, e) + limit_error[e] * limit_error[e];
+      };
+      const double weight = 1 / (bias_squared(s.smallest) +
+                                 noise(s.smallest));  // else one large entry would decide alone
       const double bias2 = std::max(0.0, bias_squared(k) - noise(k));
       squared += weight * (bias_squared(k) - noise(k));
       // Var (b + x)^2 = 4 b^2 v + 2 v^2; entries as if fully correlated.
@@ -363,15 +413,19 @@ std::optional<SlopeFit> fit_bias(const Summary& s, const VectorXd& limit, const 
     if (!(squared > 3 * error)) continue;
     log_width.push_back(std::log(s.width[k]));
     y.push_back(0.5 * std::log(squared));
-    variance.push_back(0.25 * error * error / (squared * squared) + 1e-24);  // + : exact samples have an exact slope
+    variance.push_back(0.25 * error * error / (squared * squared) +
+                       1e-24);  // + : exact samples have an exact slope
   }
   if (y.size() < 2) return std::nullopt;
   const auto points = static_cast<Index>(y.size());
-  const auto vector = [&](const std::vector<double>& v) { return Eigen::Map<const VectorXd>(v.data(), points); };
+  const auto vector = [&](const std::vector<double>& v) {
+    return Eigen::Map<const VectorXd>(v.data(), points);
+  };
   return fit_slope(vector(log_width), vector(y), MatrixXd(vector(variance).asDiagonal()));
 }
 
-// ---- verdict ---------------------------------------------------------------------------------------
+// ---- verdict
+// ---------------------------------------------------------------------------------------
 
 double largest_number(const VectorXd& limit, const std::vector<WidthSamples>& samples) {
   double largest = limit.size() > 0 ? limit.cwiseAbs().maxCoeff() : 0;
@@ -382,12 +436,14 @@ double largest_number(const VectorXd& limit, const std::vector<WidthSamples>& sa
 }
 
 std::string slope_text(const std::optional<SlopeFit>& fit, std::string_view what = "sd") {
-  return fit ? fmt::format("{} slope {:.2f} +- {:.2f}", what, fit->slope, fit->error) : fmt::format("no {} slope", what);
+  return fit ? fmt::format("{} slope {:.2f} +- {:.2f}", what, fit->slope, fit->error)
+             : fmt::format("no {} slope", what);
 }
 
 /// The numbers are in units of `unit`, which messages undo.
-Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std::vector<WidthSamples>& samples,
-                   double limit_dof, double spread, double unit) {
+Convergence assess(const VectorXd& limit, const VectorXd& limit_error,
+                   const std::vector<WidthSamples>& samples, double limit_dof, double spread,
+                   double unit) {
   Convergence result;
   if (limit.size() == 0) {
     result.reason = "the report has no entries";
@@ -404,21 +460,28 @@ Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std
     const VectorXd bias = s.mean.col(e).array() - limit[e];
     // Equal to the limit, seed by seed: |value - limit| <= sqrt(S) rms.
     const bool equal = (s.rms.col(e).array() * s.seeds.array().sqrt()).maxCoeff() <= s.rounding;
-    mean_variance.col(e) = s.variance.col(e).array().max(s.scaled_variance[e] / s.fall.array()) / s.seeds.array() +
-                           s.rounding * s.rounding;
+    mean_variance.col(e) =
+        s.variance.col(e).array().max(s.scaled_variance[e] / s.fall.array()) / s.seeds.array() +
+        s.rounding * s.rounding;
     MeanTest test{1, 0};
     std::optional<Corrections> corrections;
-    if (widths > 1) corrections = equal ? Corrections{{limit[e], 0}, {}, {}} : fit_corrections(s, samples, e, limit[e], bias, mean_variance.col(e), limit_error[e]);
+    if (widths > 1)
+      corrections = equal ? Corrections{{limit[e], 0}, {}, {}}
+                          : fit_corrections(s, samples, e, limit[e], bias, mean_variance.col(e),
+                                            limit_error[e]);
     if (!equal) {
       test = test_mean(s, bias, mean_variance.col(e), limit_error[e], limit_dof);
-      if (differing.empty() || test.p_value < result.entries[static_cast<std::size_t>(worst)].p_value) worst = e;
+      if (differing.empty() ||
+          test.p_value < result.entries[static_cast<std::size_t>(worst)].p_value)
+        worst = e;
       differing.push_back(e);
       noise2 += test.resolution * test.resolution;
       size2 += limit[e] * limit[e];
     }
     const VectorXd sd = s.variance.col(e).cwiseSqrt();
-    result.entries.push_back({limit[e], limit_error[e], s.mean.col(e), sd.array() / s.seeds.array().sqrt(), sd,
-                              s.rms.col(e), test.p_value, test.resolution, corrections});
+    result.entries.push_back({limit[e], limit_error[e], s.mean.col(e),
+                              sd.array() / s.seeds.array().sqrt(), sd, s.rms.col(e), test.p_value,
+                              test.resolution, corrections});
   }
   if (differing.empty()) {
     result.verdict = Verdict::kAgrees;
@@ -432,14 +495,16 @@ Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std
 
   const std::string slope = slope_text(result.sd_slope);
   const auto off = [&](std::string_view what) {
-    return fmt::format("{} (p = {:.2g}; entry {}: {:.6g} +- {:.2g} at width {:.0f}, limit {:.6g} +- {:.2g})", what,
-                       result.p_value, worst, unit * entry.mean[s.largest], unit * entry.mean_error[s.largest],
-                       s.width[s.largest], unit * entry.limit, unit * entry.limit_error);
+    return fmt::format(
+        "{} (p = {:.2g}; entry {}: {:.6g} +- {:.2g} at width {:.0f}, limit {:.6g} +- {:.2g})", what,
+        result.p_value, worst, unit * entry.mean[s.largest], unit * entry.mean_error[s.largest],
+        s.width[s.largest], unit * entry.limit, unit * entry.limit_error);
   };
   // Networks that stay random (spread: grow) must be excluded, not only allowed for.
   const double other = spread + 0.5;
   const bool moving = s.scaled_variance(differing).array().sqrt().maxCoeff() > 4 * s.rounding;
-  const bool told_apart = result.sd_slope && result.sd_slope->slope + kApart * result.sd_slope->error < other;
+  const bool told_apart =
+      result.sd_slope && result.sd_slope->slope + kApart * result.sd_slope->error < other;
   // One width: sd / |limit| is n^-1/2 or 1; between them lies n^-1/4.
   const double sd2 = s.variance.row(s.largest)(differing).sum();
   const bool small = widths > 1 || spread == 0 || sd2 * std::sqrt(s.width[s.largest]) <= size2;
@@ -447,33 +512,45 @@ Convergence assess(const VectorXd& limit, const VectorXd& limit_error, const std
   const bool mean_alone = mean_has_power && (widths == 1 || result.p_value > kDoubtfulP);
   if (result.p_value <= kSmallestP && widths == 1) {
     result.verdict = Verdict::kInconclusive;
-    result.reason = off("mean is off, and one width cannot tell a finite-width correction from a wrong limit");
+    result.reason =
+        off("mean is off, and one width cannot tell a finite-width correction from a wrong limit");
   } else if (result.p_value <= kSmallestP) {
     result.verdict = Verdict::kDisagrees;
     result.reason = off("mean does not tend to the limit") + ", " + slope;
-  } else if (result.sd_slope && result.sd_slope->slope > spread + kErrors * result.sd_slope->error) {
+  } else if (result.sd_slope &&
+             result.sd_slope->slope > spread + kErrors * result.sd_slope->error) {
     result.verdict = Verdict::kDisagrees;
-    result.reason = fmt::format("{}: {}; mean fits (p = {:.2g})", spread == 0 ? "sd grows" : "sd does not fall like n^-1/2", slope, result.p_value);
-  } else if (spread == 0 && widths > 1 ? told_apart && mean_alone : told_apart || (mean_alone && (widths == 1 || !moving))) {
+    result.reason = fmt::format("{}: {}; mean fits (p = {:.2g})",
+                                spread == 0 ? "sd grows" : "sd does not fall like n^-1/2", slope,
+                                result.p_value);
+  } else if (spread == 0 && widths > 1 ? told_apart && mean_alone
+                                       : told_apart || (mean_alone && (widths == 1 || !moving))) {
     // Where networks stay random only their mean tests the limit.
     result.verdict = Verdict::kAgrees;
-    const bool faster = result.sd_slope && result.sd_slope->slope < spread - kErrors * result.sd_slope->error;
-    result.reason =
-        fmt::format("mean fits (p = {:.2g}), {}{}", result.p_value, slope, !faster ? "" : spread == 0 ? ", falling" : ", faster than n^-1/2");
+    const bool faster =
+        result.sd_slope && result.sd_slope->slope < spread - kErrors * result.sd_slope->error;
+    result.reason = fmt::format("mean fits (p = {:.2g}), {}{}", result.p_value, slope,
+                                !faster       ? ""
+                                : spread == 0 ? ", falling"
+                                              : ", faster than n^-1/2");
     if (widths == 1)
-      result.reason = fmt::format("mean is within its error of the limit (p = {:.2g}); one width: rates not tested",
-                                  result.p_value);
+      result.reason = fmt::format(
+          "mean is within its error of the limit (p = {:.2g}); one width: rates not tested",
+          result.p_value);
   } else if (mean_has_power && !mean_alone) {
     result.verdict = Verdict::kInconclusive;
     result.reason = off("mean is doubtful") + ", " + slope + "; take more seeds or larger widths";
   } else if (mean_has_power) {
     result.verdict = Verdict::kInconclusive;
-    result.reason = fmt::format("mean fits (p = {:.2g}), but {} cannot be told from {}; take more seeds or widths further apart",
-                                result.p_value, slope, spread == 0 ? "1/2, sd that grows" : "0, networks that stay random");
+    result.reason = fmt::format(
+        "mean fits (p = {:.2g}), but {} cannot be told from {}; take more seeds or widths further "
+        "apart",
+        result.p_value, slope, spread == 0 ? "1/2, sd that grows" : "0, networks that stay random");
   } else {
     result.verdict = Verdict::kInconclusive;
-    result.reason = fmt::format("noise hides it: limit tested to +- {:.2g} only, {}; take more seeds or larger widths",
-                                unit * std::sqrt(noise2 / static_cast<double>(differing.size())), slope);
+    result.reason = fmt::format(
+        "noise hides it: limit tested to +- {:.2g} only, {}; take more seeds or larger widths",
+        unit * std::sqrt(noise2 / static_cast<double>(differing.size())), slope);
   }
   return result;
 }
@@ -484,16 +561,19 @@ std::optional<SlopeFit> fit_rms(const Summary& s, const std::vector<WidthSamples
   VectorXd y(s.width.size()), variance(s.width.size());
   double typical = 0;
   for (Index k = 0; k < s.width.size(); ++k) {
-    const VectorXd square = samples[static_cast<std::size_t>(k)].values.rowwise().squaredNorm();  // of each seed
+    const VectorXd square =
+        samples[static_cast<std::size_t>(k)].values.rowwise().squaredNorm();  // of each seed
     const double sum = square.sum();
-    if (!(std::sqrt(sum) > s.rounding)) continue;  // exactly 0 at this width: nothing to take a logarithm of
+    if (!(std::sqrt(sum) > s.rounding))
+      continue;  // exactly 0 at this width: nothing to take a logarithm of
     used.push_back(k);
     y[k] = 0.5 * std::log(sum / s.seeds[k]);
     // Seeds differ by (m + x)^2, x ~ N(0, v): 4 m^2 v + 2 v^2; entries as if fully correlated.
     const Eigen::ArrayXd mean2 = s.mean.row(k).array().square(), v = s.variance.row(k).array();
     const double normal = (4 * mean2 * v + 2 * v.square()).sqrt().sum() / (mean2 + v).sum();
     const Eigen::ArrayXd without = 0.5 * (sum - square.array()).max(1e-3 * sum).log();
-    const double jackknife = (without - without.mean()).square().sum() * (s.seeds[k] - 1) / s.seeds[k];
+    const double jackknife =
+        (without - without.mean()).square().sum() * (s.seeds[k] - 1) / s.seeds[k];
     variance[k] = std::max(0.25 * normal * normal / s.seeds[k], jackknife);
     typical += variance[k] * s.seeds[k];
   }
@@ -520,7 +600,8 @@ Convergence assess_vanishing(const std::vector<WidthSamples>& samples, double or
   result.p_value = 1;  // the mean need not go like 1/n
   result.rms_slope = fit_rms(s, samples);
   const auto& fit = result.rms_slope;
-  const std::string counted = fmt::format("limit 0, counted n^{:.4g}, {}", order, slope_text(fit, "rms"));
+  const std::string counted =
+      fmt::format("limit 0, counted n^{:.4g}, {}", order, slope_text(fit, "rms"));
   result.reason = counted;
   if (!fit) return result;
   if (fit->slope > order + kErrors * fit->error) {
@@ -536,10 +617,13 @@ Convergence assess_vanishing(const std::vector<WidthSamples>& samples, double or
 }
 
 Convergence assess_convergence(const VectorXd& limit, const VectorXd& limit_error,
-                               const std::vector<WidthSamples>& samples, double limit_dof, double spread) {
+                               const std::vector<WidthSamples>& samples, double limit_dof,
+                               double spread) {
   check_input(limit, limit_error, samples, limit_dof);
-  constexpr double kSquaresOverflow = 1e100;  // far from it, but where networks of any use have stopped
-  const double unit = std::max(largest_number(limit, samples), limit_error.size() > 0 ? limit_error.maxCoeff() : 0);
+  constexpr double kSquaresOverflow =
+      1e100;  // far from it, but where networks of any use have stopped
+  const double unit =
+      std::max(largest_number(limit, samples), limit_error.size() > 0 ? limit_error.maxCoeff() : 0);
   if (unit < kSquaresOverflow) return assess(limit, limit_error, samples, limit_dof, spread, 1);
   std::vector<WidthSamples> scaled = samples;
   for (WidthSamples& sample : scaled) sample.values /= unit;
@@ -547,16 +631,20 @@ Convergence assess_convergence(const VectorXd& limit, const VectorXd& limit_erro
   for (EntryConvergence& entry : result.entries) {
     for (double* number : {&entry.limit, &entry.limit_error, &entry.resolution}) *number *= unit;
     if (auto& c = entry.corrections) {
-      for (double* number : {&c->limit.value, &c->limit.error, &c->slope.value, &c->slope.error}) *number *= unit;
+      for (double* number : {&c->limit.value, &c->limit.error, &c->slope.value, &c->slope.error})
+        *number *= unit;
       for (double* number : {&c->variance.value, &c->variance.error}) *number *= unit * unit;
     }
-    for (VectorXd* numbers : {&entry.mean, &entry.mean_error, &entry.sd, &entry.rms}) *numbers *= unit;
+    for (VectorXd* numbers : {&entry.mean, &entry.mean_error, &entry.sd, &entry.rms})
+      *numbers *= unit;
   }
   return result;
 }
 
 Verdict overall(const std::vector<Verdict>& verdicts) {
-  const auto any = [&](Verdict v) { return std::find(verdicts.begin(), verdicts.end(), v) != verdicts.end(); };
+  const auto any = [&](Verdict v) {
+    return std::find(verdicts.begin(), verdicts.end(), v) != verdicts.end();
+  };
   if (any(Verdict::kDisagrees)) return Verdict::kDisagrees;
   return any(Verdict::kAgrees) ? Verdict::kAgrees : Verdict::kInconclusive;
 }

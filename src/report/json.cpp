@@ -14,7 +14,8 @@ namespace {
 using Json = nlohmann::ordered_json;
 using words::word;
 
-// ---- numbers and arrays ----------------------------------------------------------------------------
+// ---- numbers and arrays
+// ----------------------------------------------------------------------------
 
 Json number(double x) { return std::isfinite(x) ? Json(x) : Json(nullptr); }
 
@@ -34,9 +35,12 @@ Json nested(const std::vector<std::int64_t>& shape, const std::vector<double>& v
   return nested(shape, [&](std::size_t j) { return number(values[j]); });
 }
 
-std::string on_one_line(const Json& json) { return json.dump(-1, ' ', false, Json::error_handler_t::replace); }
+std::string on_one_line(const Json& json) {
+  return json.dump(-1, ' ', false, Json::error_handler_t::replace);
+}
 
-/// Arrays of plain values stand on one line, so do short objects of them; everything else is broken into lines.
+/// Arrays of plain values stand on one line, so do short objects of them; everything else is broken
+/// into lines.
 void print(const Json& json, std::size_t indent, std::string& out) {
   constexpr std::size_t kShort = 80;
   if (std::all_of(json.begin(), json.end(), [](const Json& item) { return item.is_primitive(); })) {
@@ -64,12 +68,16 @@ std::string to_string(const Json& json) {
   return out + '\n';
 }
 
-// ---- parts -----------------------------------------------------------------------------------------
+// ---- parts
+// -----------------------------------------------------------------------------------------
 
 Json head(const ProgramInfo& program) {
   Json set = Json::object();
   for (const auto& [name, value] : program.constants) set[name] = value;
-  Json own{{"file", program.source.name()}, {"sha256", program.sha256}, {"set", set}, {"random_scalars", program.random_scalars}};
+  Json own{{"file", program.source.name()},
+           {"sha256", program.sha256},
+           {"set", set},
+           {"random_scalars", program.random_scalars}};
   if (!program.ablations.empty()) own["ablations"] = program.ablations;
   if (!program.fingerprint.empty()) own["fingerprint"] = program.fingerprint;
   return {{"tplimit", version()}, {"program", std::move(own)}};
@@ -87,7 +95,9 @@ const char* error_kind(const ReportResult& r) {
 
 /// Without `arrays`: they stand elsewhere.
 Json report_json(const ReportResult& r, bool arrays = true) {
-  const auto array = [&](const std::vector<double>& values) { return arrays && !values.empty() ? nested(r.shape, values) : Json(nullptr); };
+  const auto array = [&](const std::vector<double>& values) {
+    return arrays && !values.empty() ? nested(r.shape, values) : Json(nullptr);
+  };
   Json out = {{"name", r.name},
               {"index", r.index_names},
               {"index_values", r.index_values},
@@ -162,7 +172,8 @@ Json limit_json(const LimitResult& limit, const ProgramInfo& program, bool array
   return out;
 }
 
-void finish(Json& out, const Diagnostics& warnings, const Source& source, double time_s, double bytes) {
+void finish(Json& out, const Diagnostics& warnings, const Source& source, double time_s,
+            double bytes) {
   out["warnings"] = warnings_json(warnings, source);
   out["time_s"] = number(time_s);
   out["peak_memory_bytes"] = static_cast<std::uint64_t>(bytes);
@@ -188,7 +199,8 @@ Json convergence_json(const ReportResult& r, const Convergence& c, const Compari
               {"widths", Json::array()}};
   for (std::size_t k = 0; k < all.networks.size(); ++k) {
     const auto at = [&](Eigen::VectorXd EntryConvergence::*member) {
-      return per_entry([&](const EntryConvergence& e) { return (e.*member)[static_cast<Eigen::Index>(k)]; });
+      return per_entry(
+          [&](const EntryConvergence& e) { return (e.*member)[static_cast<Eigen::Index>(k)]; });
     };
     out["widths"].push_back({{"width", all.networks[k].width},
                              {"mean", at(&EntryConvergence::mean)},
@@ -197,9 +209,15 @@ Json convergence_json(const ReportResult& r, const Convergence& c, const Compari
                              {"rms", at(&EntryConvergence::rms)}});
   }
   if (all.show_corrections)
-    for (const auto& [name, member] : {std::pair{"limit", &Corrections::limit}, {"slope", &Corrections::slope}, {"variance", &Corrections::variance}})
-      out["corrections"][name] = {{"value", per_entry([&](const EntryConvergence& e) { return (e.corrections.value().*member).value; })},
-                                  {"stderr", per_entry([&](const EntryConvergence& e) { return (e.corrections.value().*member).error; })}};
+    for (const auto& [name, member] : {std::pair{"limit", &Corrections::limit},
+                                       {"slope", &Corrections::slope},
+                                       {"variance", &Corrections::variance}})
+      out["corrections"][name] = {{"value", per_entry([&](const EntryConvergence& e) {
+                                     return (e.corrections.value().*member).value;
+                                   })},
+                                  {"stderr", per_entry([&](const EntryConvergence& e) {
+                                     return (e.corrections.value().*member).error;
+                                   })}};
   return out;
 }
 
@@ -218,7 +236,10 @@ namespace {
 void flatten(const Json& json, std::vector<double>& out) {
   if (json.is_array())
     for (const Json& item : json) flatten(item, out);
-  else out.push_back(json.is_null() ? std::numeric_limits<double>::quiet_NaN() : json.is_boolean() ? (json.get<bool>() ? 1.0 : 0.0) : json.get<double>());
+  else
+    out.push_back(json.is_null()      ? std::numeric_limits<double>::quiet_NaN()
+                  : json.is_boolean() ? (json.get<bool>() ? 1.0 : 0.0)
+                                      : json.get<double>());
 }
 std::vector<double> flat(const Json& json) {
   std::vector<double> out;
@@ -228,18 +249,28 @@ std::vector<double> flat(const Json& json) {
 
 std::string settings(const Json& set) {
   std::string out;
-  for (const auto& [name, value] : set.items()) out += fmt::format("{}{} = {}", out.empty() ? "" : ", ", name, value.get<std::string>());
+  for (const auto& [name, value] : set.items())
+    out += fmt::format("{}{} = {}", out.empty() ? "" : ", ", name, value.get<std::string>());
   return out.empty() ? "nothing" : out;
 }
 
 /// "" or what differs.
 std::string difference(const Json& theirs, const Json& ours) {
-  if (theirs.at("sha256") != ours.at("sha256")) return fmt::format("the text of the program differs: it is of '{}', sha256 {}.., here {}..", theirs.at("file").get<std::string>(), theirs.at("sha256").get<std::string>().substr(0, 8), ours.at("sha256").get<std::string>().substr(0, 8));
-  if (settings(theirs.at("set")) != settings(ours.at("set"))) return fmt::format("what is set differs: there {}, here {}", settings(theirs.at("set")), settings(ours.at("set")));
+  if (theirs.at("sha256") != ours.at("sha256"))
+    return fmt::format("the text of the program differs: it is of '{}', sha256 {}.., here {}..",
+                       theirs.at("file").get<std::string>(),
+                       theirs.at("sha256").get<std::string>().substr(0, 8),
+                       ours.at("sha256").get<std::string>().substr(0, 8));
+  if (settings(theirs.at("set")) != settings(ours.at("set")))
+    return fmt::format("what is set differs: there {}, here {}", settings(theirs.at("set")),
+                       settings(ours.at("set")));
   const auto ablations = [](const Json& j) { return j.value("ablations", std::string("none")); };
-  if (ablations(theirs) != ablations(ours)) return fmt::format("ablations differ: there {}, here {}", ablations(theirs), ablations(ours));
-  if (!theirs.contains("fingerprint")) return "it is of an older version, and does not say of which data";
-  if (theirs.at("fingerprint") != ours.at("fingerprint")) return "data differ: those of files, or those drawn from --seed";
+  if (ablations(theirs) != ablations(ours))
+    return fmt::format("ablations differ: there {}, here {}", ablations(theirs), ablations(ours));
+  if (!theirs.contains("fingerprint"))
+    return "it is of an older version, and does not say of which data";
+  if (theirs.at("fingerprint") != ours.at("fingerprint"))
+    return "data differ: those of files, or those drawn from --seed";
   return "";
 }
 
@@ -251,7 +282,8 @@ ReportResult report_from(const Json& j) {
   r.shape = j.at("shape").get<std::vector<std::int64_t>>();
   r.value = flat(j.at("value"));
   if (j.at("error") != "none" && j.at("error") != "samples") r.error = flat(j.at("stderr"));
-  for (const Method m : {Method::kExact, Method::kClosedForm, Method::kQuadrature, Method::kParticles, Method::kNetworks, Method::kSamples})
+  for (const Method m : {Method::kExact, Method::kClosedForm, Method::kQuadrature,
+                         Method::kParticles, Method::kNetworks, Method::kSamples})
     if (j.at("method") == to_string(m)) r.method = m;
   if (!j.at("unresolved").is_null())
     for (const double x : flat(j.at("unresolved"))) r.unresolved.push_back(x != 0);
@@ -263,16 +295,24 @@ ReportResult report_from(const Json& j) {
 }
 
 /// "" or how the report differs from that of the program.
-std::string difference(const ReportResult& theirs, const ir::Report& ours, const ir::Program& program) {
+std::string difference(const ReportResult& theirs, const ir::Report& ours,
+                       const ir::Program& program) {
   std::vector<std::int64_t> shape;
   std::int64_t size = 0;
   for (const auto& entry : ours.entries) size += ir::size_of(program[entry.value].type.dims);
   if (!ours.entries.empty()) shape = program[ours.entries[0].value].type.dims;
   const std::size_t loops = ours.index_names.size();
-  if (theirs.name != ours.name) return fmt::format("report '{}' is '{}' there", ours.name, theirs.name);
-  const bool same = theirs.index_names == ours.index_names && theirs.shape.size() == loops + shape.size() && std::equal(shape.begin(), shape.end(), theirs.shape.begin() + static_cast<std::ptrdiff_t>(loops));
-  if (!same || static_cast<std::int64_t>(theirs.value.size()) != size) return fmt::format("report '{}' has another shape there", ours.name);
-  if (theirs.method != Method::kSamples && theirs.error.size() != theirs.value.size()) return fmt::format("report '{}' has no errors there: run with two randomisations or more", ours.name);
+  if (theirs.name != ours.name)
+    return fmt::format("report '{}' is '{}' there", ours.name, theirs.name);
+  const bool same = theirs.index_names == ours.index_names &&
+                    theirs.shape.size() == loops + shape.size() &&
+                    std::equal(shape.begin(), shape.end(),
+                               theirs.shape.begin() + static_cast<std::ptrdiff_t>(loops));
+  if (!same || static_cast<std::int64_t>(theirs.value.size()) != size)
+    return fmt::format("report '{}' has another shape there", ours.name);
+  if (theirs.method != Method::kSamples && theirs.error.size() != theirs.value.size())
+    return fmt::format("report '{}' has no errors there: run with two randomisations or more",
+                       ours.name);
   return "";
 }
 
@@ -286,26 +326,34 @@ LimitResult limit_from(const Json& json, const ProgramInfo& program, const ir::P
   out.engine.threads = engine.at("threads");
   out.engine.rank_tol = engine.at("rank_tol");
   out.engine.largest_rank = engine.at("largest_rank");
-  if (engine.at("tolerance").is_number()) out.engine.tolerance = engine.at("tolerance").get<double>();
+  if (engine.at("tolerance").is_number())
+    out.engine.tolerance = engine.at("tolerance").get<double>();
   out.engine.single_precision = engine.at("precision") == "single";
   out.engine.extrapolated = engine.at("extrapolated");
   out.random_outputs = engine.at("random_outputs");
   out.draws = engine.at("draws");
   out.tolerance_missed = engine.at("tolerance_missed");
-  const auto real = [](const Json& j) { return j.is_null() ? std::numeric_limits<double>::quiet_NaN() : j.get<double>(); };
+  const auto real = [](const Json& j) {
+    return j.is_null() ? std::numeric_limits<double>::quiet_NaN() : j.get<double>();
+  };
   out.largest_error = real(engine.at("largest_error"));
   for (const Json& report : json.at("reports")) out.reports.push_back(report_from(report));
-  for (std::size_t k = 0; k < out.reports.size() && k < networks.reports.size(); ++k) out.reports[k].span = networks.reports[k].span;
+  for (std::size_t k = 0; k < out.reports.size() && k < networks.reports.size(); ++k)
+    out.reports[k].span = networks.reports[k].span;
   for (const Json& e : json.at("expectations")) {
     ExpectResult own;
     for (const ir::Expectation& x : networks.expectations)
-      if (program.source.line_of(x.span.begin) == e.at("line").get<std::size_t>() && words::one_line(program.source.text(x.span)) == e.at("text").get<std::string>()) own.span = x.span;
+      if (program.source.line_of(x.span.begin) == e.at("line").get<std::size_t>() &&
+          words::one_line(program.source.text(x.span)) == e.at("text").get<std::string>())
+        own.span = x.span;
     own.iteration = e.at("iteration");
-    for (const ExpectStatus status : {ExpectStatus::kPassed, ExpectStatus::kFailed, ExpectStatus::kUndecided})
+    for (const ExpectStatus status :
+         {ExpectStatus::kPassed, ExpectStatus::kFailed, ExpectStatus::kUndecided})
       if (e.at("status") == word(status)) own.status = status;
     own.left = real(e.at("left"));
     own.right = real(e.at("right"));
-    own.error = e.at("error").is_null() ? std::numeric_limits<double>::infinity() : e.at("error").get<double>();
+    own.error = e.at("error").is_null() ? std::numeric_limits<double>::infinity()
+                                        : e.at("error").get<double>();
     own.tolerance = real(e.at("tolerance"));
     out.expectations.push_back(std::move(own));
   }
@@ -314,15 +362,24 @@ LimitResult limit_from(const Json& json, const ProgramInfo& program, const ir::P
 
 }  // namespace
 
-std::variant<LimitResult, std::string> limit_from_json(const std::string& text, const ProgramInfo& program, const ir::Program& networks) {
+std::variant<LimitResult, std::string> limit_from_json(const std::string& text,
+                                                       const ProgramInfo& program,
+                                                       const ir::Program& networks) {
   try {
     const Json json = Json::parse(text);
-    if (json.at("engine").at("name") == "networks") return std::string("it is a result of simulate, not of run");
-    if (std::string what = difference(json.at("program"), head(program).at("program")); !what.empty()) return what;
+    if (json.at("engine").at("name") == "networks")
+      return std::string("it is a result of simulate, not of run");
+    if (std::string what = difference(json.at("program"), head(program).at("program"));
+        !what.empty())
+      return what;
     LimitResult out = limit_from(json, program, networks);
-    if (out.reports.size() != networks.reports.size()) return fmt::format("it has {} reports, the program {}", out.reports.size(), networks.reports.size());
+    if (out.reports.size() != networks.reports.size())
+      return fmt::format("it has {} reports, the program {}", out.reports.size(),
+                         networks.reports.size());
     for (std::size_t k = 0; k < out.reports.size(); ++k)
-      if (std::string what = difference(out.reports[k], networks.reports[k], networks); !what.empty()) return what;
+      if (std::string what = difference(out.reports[k], networks.reports[k], networks);
+          !what.empty())
+        return what;
     return out;
   } catch (const nlohmann::json::exception&) {
     return std::string("it is no result of run --out");
@@ -345,7 +402,8 @@ std::string to_json(const SimulationResult& networks, const ProgramInfo& program
     const ReportResult& r = networks.reports[k];
     Json report = report_json(r, arrays);
     report["runs"] = arrays ? Json::array() : Json(nullptr);
-    for (std::size_t i = 0; arrays && i < networks.runs[k].size(); ++i) report["runs"].push_back(nested(r.shape, networks.runs[k][i]));
+    for (std::size_t i = 0; arrays && i < networks.runs[k].size(); ++i)
+      report["runs"].push_back(nested(r.shape, networks.runs[k][i]));
     out["reports"].push_back(std::move(report));
   }
   out["expectations"] = Json::array();  // they are statements about the limit
@@ -360,10 +418,15 @@ std::string to_json(const Comparison& all, const ProgramInfo& program) {
   for (const SimulationResult& width : all.networks) {
     time_s += width.time_s;
     bytes = std::max(bytes, width.peak_memory_bytes);
-    networks.push_back({{"width", width.width}, {"seeds", width.seeds}, {"matrices", words::matrices(width)}, {"precision", words::precision(width)}, {"time_s", width.time_s}});
+    networks.push_back({{"width", width.width},
+                        {"seeds", width.seeds},
+                        {"matrices", words::matrices(width)},
+                        {"precision", words::precision(width)},
+                        {"time_s", width.time_s}});
   }
   for (std::size_t k = 0; k < all.reports.size(); ++k)
-    if (all.reports[k]) reports.push_back(convergence_json(all.limit.reports[k], *all.reports[k], all));
+    if (all.reports[k])
+      reports.push_back(convergence_json(all.limit.reports[k], *all.reports[k], all));
   out["compare"] = {{"verdict", word(all.verdict)}, {"networks", networks}, {"reports", reports}};
   finish(out, all.limit.warnings, program.source, time_s, bytes);
   return to_string(out);

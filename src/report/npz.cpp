@@ -50,16 +50,37 @@ class Archive {
       Fields f;
       f.add<std::uint32_t>(0x02014b50).add<std::uint16_t>(45);
       common(f, e);
-      f.add<std::uint16_t>(28).add<std::uint16_t>(0).add<std::uint16_t>(0).add<std::uint16_t>(0).add<std::uint32_t>(0).add<std::uint32_t>(kElsewhere);
+      f.add<std::uint16_t>(28)
+          .add<std::uint16_t>(0)
+          .add<std::uint16_t>(0)
+          .add<std::uint16_t>(0)
+          .add<std::uint32_t>(0)
+          .add<std::uint32_t>(kElsewhere);
       f.text += e.name;
       f.add<std::uint16_t>(1).add<std::uint16_t>(24).add(e.size).add(e.size).add(e.at);
       write(f.text.data(), f.text.size());
     }
     const std::uint64_t end = at_, count = entries_.size();
     Fields f;
-    f.add<std::uint32_t>(0x06064b50).add<std::uint64_t>(44).add<std::uint16_t>(45).add<std::uint16_t>(45).add<std::uint32_t>(0).add<std::uint32_t>(0).add(count).add(count).add(end - begin).add(begin);
+    f.add<std::uint32_t>(0x06064b50)
+        .add<std::uint64_t>(44)
+        .add<std::uint16_t>(45)
+        .add<std::uint16_t>(45)
+        .add<std::uint32_t>(0)
+        .add<std::uint32_t>(0)
+        .add(count)
+        .add(count)
+        .add(end - begin)
+        .add(begin);
     f.add<std::uint32_t>(0x07064b50).add<std::uint32_t>(0).add(end).add<std::uint32_t>(1);
-    f.add<std::uint32_t>(0x06054b50).add<std::uint16_t>(0).add<std::uint16_t>(0).add<std::uint16_t>(0xffff).add<std::uint16_t>(0xffff).add<std::uint32_t>(kElsewhere).add<std::uint32_t>(kElsewhere).add<std::uint16_t>(0);
+    f.add<std::uint32_t>(0x06054b50)
+        .add<std::uint16_t>(0)
+        .add<std::uint16_t>(0)
+        .add<std::uint16_t>(0xffff)
+        .add<std::uint16_t>(0xffff)
+        .add<std::uint32_t>(kElsewhere)
+        .add<std::uint32_t>(kElsewhere)
+        .add<std::uint16_t>(0);
     write(f.text.data(), f.text.size());
     return out_.commit();
   }
@@ -82,7 +103,15 @@ class Archive {
   /// From "version needed" to the length of the name.
   static void common(Fields& f, const Entry& e) {
     constexpr std::uint16_t kUtf8 = 1 << 11, kFirstOfJanuary1980 = (1 << 5) + 1;
-    f.add<std::uint16_t>(45).add<std::uint16_t>(kUtf8).add<std::uint16_t>(0).add<std::uint16_t>(0).add<std::uint16_t>(kFirstOfJanuary1980).add(e.crc).add(kElsewhere).add(kElsewhere).add(static_cast<std::uint16_t>(e.name.size()));
+    f.add<std::uint16_t>(45)
+        .add<std::uint16_t>(kUtf8)
+        .add<std::uint16_t>(0)
+        .add<std::uint16_t>(0)
+        .add<std::uint16_t>(kFirstOfJanuary1980)
+        .add(e.crc)
+        .add(kElsewhere)
+        .add(kElsewhere)
+        .add(static_cast<std::uint16_t>(e.name.size()));
   }
   void write(const char* data, std::size_t size) {
     out_.write(data, size);
@@ -96,22 +125,26 @@ class Archive {
 
 /// The header of an npy file, format 1.0.
 std::string npy_header(const std::vector<std::int64_t>& shape) {
-  std::string text = fmt::format("{{'descr': '<f8', 'fortran_order': False, 'shape': ({}{}), }}", fmt::join(shape, ", "), shape.size() == 1 ? "," : "");
+  std::string text = fmt::format("{{'descr': '<f8', 'fortran_order': False, 'shape': ({}{}), }}",
+                                 fmt::join(shape, ", "), shape.size() == 1 ? "," : "");
   text.append((64 - (10 + text.size() + 1) % 64) % 64, ' ');
   text += '\n';
   const auto size = static_cast<std::uint16_t>(text.size());
-  return std::string("\x93NUMPY\x01\x00", 8) + static_cast<char>(size & 255) + static_cast<char>(size >> 8) + text;
+  return std::string("\x93NUMPY\x01\x00", 8) + static_cast<char>(size & 255) +
+         static_cast<char>(size >> 8) + text;
 }
 
 class Arrays {
  public:
   explicit Arrays(const std::filesystem::path& file) : archive_(file) {}
   /// Several vectors make one array of a further, first axis.
-  void add(const std::string& name, std::vector<std::int64_t> shape, const std::vector<const std::vector<double>*>& values, bool stacked = false) {
+  void add(const std::string& name, std::vector<std::int64_t> shape,
+           const std::vector<const std::vector<double>*>& values, bool stacked = false) {
     if (stacked) shape.insert(shape.begin(), static_cast<std::int64_t>(values.size()));
     const std::string header = npy_header(shape);
     std::vector<std::pair<const char*, std::size_t>> parts{{header.data(), header.size()}};
-    for (const auto* v : values) parts.emplace_back(reinterpret_cast<const char*>(v->data()), v->size() * sizeof(double));
+    for (const auto* v : values)
+      parts.emplace_back(reinterpret_cast<const char*>(v->data()), v->size() * sizeof(double));
     std::string unique = name;
     for (int k = 2; !taken_.insert(unique).second; ++k) unique = fmt::format("{}_{}", name, k);
     archive_.member(unique + ".npy", parts);
@@ -133,13 +166,15 @@ class Arrays {
 
 }  // namespace
 
-std::string write_npz(const std::filesystem::path& file, const LimitResult& limit, const ProgramInfo& program) {
+std::string write_npz(const std::filesystem::path& file, const LimitResult& limit,
+                      const ProgramInfo& program) {
   Arrays out(file);
   for (const ReportResult& r : limit.reports) out.add(r);
   return out.commit(to_json(limit, program, false));
 }
 
-std::string write_npz(const std::filesystem::path& file, const SimulationResult& networks, const ProgramInfo& program) {
+std::string write_npz(const std::filesystem::path& file, const SimulationResult& networks,
+                      const ProgramInfo& program) {
   Arrays out(file);
   for (std::size_t k = 0; k < networks.reports.size(); ++k) {
     out.add(networks.reports[k]);

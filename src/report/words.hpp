@@ -27,17 +27,23 @@ inline const char* word(ExpectStatus status) {
   return "?";
 }
 
-inline const char* precision(const SimulationResult& networks) { return networks.engine.single_precision ? "single" : "double"; }
+inline const char* precision(const SimulationResult& networks) {
+  return networks.engine.single_precision ? "single" : "double";
+}
 
-inline const char* matrices(const SimulationResult& networks) { return networks.dense ? "dense" : "lazy"; }
+inline const char* matrices(const SimulationResult& networks) {
+  return networks.dense ? "dense" : "lazy";
+}
 
 /// Source text on one line: each run of blanks, line ends included, becomes one blank.
 inline std::string one_line(std::string_view text) {
   std::string out;
   for (const char c : text) {
     const bool blank = c == ' ' || c == '\t' || c == '\n' || c == '\r';
-    if (!blank) out += c;
-    else if (!out.empty() && out.back() != ' ') out += ' ';
+    if (!blank)
+      out += c;
+    else if (!out.empty() && out.back() != ' ')
+      out += ' ';
   }
   if (!out.empty() && out.back() == ' ') out.pop_back();
   return out;

@@ -8,8 +8,8 @@
 namespace tplimit {
 namespace {
 
-// A longer line is cut to kMaxColumns columns, of which kColumnsBefore stand before the caret: with the gutter and two
-// cut marks an uncut label still begins on a screen of 120 columns.
+// A longer line is cut to kMaxColumns columns, of which kColumnsBefore stand before the caret: with
+// the gutter and two cut marks an uncut label still begins on a screen of 120 columns.
 constexpr std::size_t kMaxColumns = 96;
 constexpr std::size_t kColumnsBefore = 48;
 constexpr std::string_view kCutMark = "...";
@@ -31,7 +31,8 @@ bool is_control(std::string_view code_point) {
   return first == 0xC2 && static_cast<unsigned char>(code_point[1]) < 0xA0;
 }
 
-/// Calls `visit(shown)` for each column of `text` with what may be printed there; tabs are passed through.
+/// Calls `visit(shown)` for each column of `text` with what may be printed there; tabs are passed
+/// through.
 template <class Visit>
 void for_each_column(std::string_view text, Visit visit) {
   for (std::size_t i = 0; i < text.size();) {
@@ -102,8 +103,8 @@ std::string quote(Span span, std::string_view label, const Source& source) {
   if (!label.empty()) carets += ' ' + printable(label);
   const std::string gutter = fmt::format("{:>4}", line_number);
   // An empty line is quoted without the blank behind the bar.
-  return fmt::format("{} |{}{}\n{:{}} | {}{}\n", gutter, shown.empty() ? "" : " ", shown, "", gutter.size(), padding,
-                     carets);
+  return fmt::format("{} |{}{}\n{:{}} | {}{}\n", gutter, shown.empty() ? "" : " ", shown, "",
+                     gutter.size(), padding, carets);
 }
 
 /// "file:line:column: ", or "file: " without a place.
@@ -115,15 +116,17 @@ std::string place(Span span, bool located, const Source& source) {
 }
 
 std::string render(const Diagnostic::Note& note, const Source& source) {
-  return fmt::format("{}note: {}\n", place(note.span, note.span != Span{}, source), printable(note.message));
+  return fmt::format("{}note: {}\n", place(note.span, note.span != Span{}, source),
+                     printable(note.message));
 }
 
 }  // namespace
 
 std::string render(const Diagnostic& diagnostic, const Source& source) {
   const std::string code = diagnostic.code.empty() ? "" : fmt::format("[{}]", diagnostic.code);
-  std::string out = fmt::format("{}{}{}: {}\n", place(diagnostic.span, diagnostic.located, source),
-                                severity_word(diagnostic.severity), code, printable(diagnostic.message));
+  std::string out =
+      fmt::format("{}{}{}: {}\n", place(diagnostic.span, diagnostic.located, source),
+                  severity_word(diagnostic.severity), code, printable(diagnostic.message));
   if (diagnostic.located) out += quote(diagnostic.span, diagnostic.label, source);
   for (const Diagnostic::Note& note : diagnostic.notes) out += render(note, source);
   if (!diagnostic.help.empty()) out += fmt::format("help: {}\n", printable(diagnostic.help));

@@ -49,9 +49,11 @@ bool write_all(int descriptor, const char* data, std::size_t size) {
   return true;
 }
 
-/// Makes the names in a folder last.  Some file systems cannot; then nothing is lost but what a power cut takes.
+/// Makes the names in a folder last.  Some file systems cannot; then nothing is lost but what a
+/// power cut takes.
 void sync_folder(const fs::path& folder) {
-  const int descriptor = ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  const int descriptor =
+      ::open(folder.empty() ? "." : folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
   if (descriptor < 0) return;
   (void)::fsync(descriptor);
   ::close(descriptor);
@@ -59,7 +61,8 @@ void sync_folder(const fs::path& folder) {
 
 }  // namespace
 
-FileReplacement::FileReplacement(const fs::path& file) : file_(file), target_(resolved(file)), fresh_(neighbour(target_)) {
+FileReplacement::FileReplacement(const fs::path& file)
+    : file_(file), target_(resolved(file)), fresh_(neighbour(target_)) {
   descriptor_ = ::open(fresh_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
   if (descriptor_ < 0) {
     failure_ = failure(file_);
@@ -67,7 +70,8 @@ FileReplacement::FileReplacement(const fs::path& file) : file_(file), target_(re
     return;
   }
   std::error_code failed;
-  if (const fs::file_status old = fs::status(target_, failed); fs::exists(old)) fs::permissions(fresh_, old.permissions(), failed);
+  if (const fs::file_status old = fs::status(target_, failed); fs::exists(old))
+    fs::permissions(fresh_, old.permissions(), failed);
 }
 
 FileReplacement::~FileReplacement() {
@@ -101,7 +105,8 @@ std::string why_not_writable(const fs::path& file) {
   if (is_special(file)) return ::access(file.c_str(), W_OK) == 0 ? "" : failure(file);
   const fs::path target = resolved(file);
   std::error_code ignored;
-  if (fs::is_directory(target, ignored) || !target.has_filename()) return failure(file, "it is a folder");
+  if (fs::is_directory(target, ignored) || !target.has_filename())
+    return failure(file, "it is a folder");
   if (fs::exists(target, ignored) && ::access(target.c_str(), W_OK) != 0) return failure(file);
   const fs::path probe = neighbour(target);
   const int descriptor = ::open(probe.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);

@@ -8,10 +8,12 @@
 namespace tplimit {
 namespace {
 
-constexpr unsigned char byte_at(std::string_view text, std::size_t i) { return static_cast<unsigned char>(text[i]); }
+constexpr unsigned char byte_at(std::string_view text, std::size_t i) {
+  return static_cast<unsigned char>(text[i]);
+}
 
-/// What the lead byte of a UTF-8 sequence promises: its length and the range of the second byte, which is what
-/// excludes overlong forms, surrogates and code points past U+10FFFF.
+/// What the lead byte of a UTF-8 sequence promises: its length and the range of the second byte,
+/// which is what excludes overlong forms, surrogates and code points past U+10FFFF.
 struct Lead {
   std::size_t length;
   unsigned char second_min = 0x80;
@@ -50,11 +52,13 @@ std::size_t code_point_length(std::string_view text, std::size_t offset) {
 
 std::size_t count_columns(std::string_view text) {
   std::size_t columns = 0;
-  for (std::size_t i = 0; i < text.size(); ++columns) i += std::max<std::size_t>(code_point_length(text, i), 1);
+  for (std::size_t i = 0; i < text.size(); ++columns)
+    i += std::max<std::size_t>(code_point_length(text, i), 1);
   return columns;
 }
 
-Source::Source(std::string name, std::string text) : name_(std::move(name)), text_(std::move(text)), line_begins_{0} {
+Source::Source(std::string name, std::string text)
+    : name_(std::move(name)), text_(std::move(text)), line_begins_{0} {
   for (std::size_t i = text_.find('\n'); i != std::string::npos; i = text_.find('\n', i + 1)) {
     line_begins_.push_back(i + 1);
   }
@@ -69,7 +73,8 @@ std::string_view Source::text(Span span) const {
 Location Source::locate(std::size_t offset) const {
   const std::size_t number = line_of(offset);
   // Offsets inside the line end belong to the column right behind the line.
-  const std::string_view before = line(number).substr(0, std::min(offset, text_.size()) - line_begin(number));
+  const std::string_view before =
+      line(number).substr(0, std::min(offset, text_.size()) - line_begin(number));
   return {number, count_columns(before) + 1};
 }
 
@@ -79,8 +84,8 @@ std::size_t Source::line_of(std::size_t offset) const {
 }
 
 std::string_view Source::line(std::size_t number) const {
-  TPLIMIT_CHECK(number >= 1 && number <= line_begins_.size(), "a line from 1 to {}, not {}", line_begins_.size(),
-                number);
+  TPLIMIT_CHECK(number >= 1 && number <= line_begins_.size(), "a line from 1 to {}, not {}",
+                line_begins_.size(), number);
   const std::size_t begin = line_begins_[number - 1];
   const std::size_t end = number < line_begins_.size() ? line_begins_[number] - 1 : text_.size();
   std::string_view line = std::string_view(text_).substr(begin, end - begin);

@@ -17,7 +17,8 @@ using syntax::Token;
 using syntax::TokenKind;
 
 constexpr std::size_t kIndent = 2;
-// Comments behind adjacent lines share a column, but lines of code longer than this keep theirs to themselves.
+// Comments behind adjacent lines share a column, but lines of code longer than this keep theirs to
+// themselves.
 constexpr std::size_t kMaxAligned = 72;
 
 bool ends_operand(TokenKind kind) {
@@ -49,8 +50,10 @@ class Spacing {
       case TokenKind::kRightBrace: return in(Bracket::kBlock) && previous_ != TokenKind::kLeftBrace;
       case TokenKind::kColon: return !in(Bracket::kMap);
       case TokenKind::kDotDot: return previous_ == TokenKind::kComma;
-      case TokenKind::kLeftParen: return previous_ != TokenKind::kIdentifier && blank_after_previous();
-      case TokenKind::kLeftSquare: return (!ends_operand(previous_) || behind_role()) && blank_after_previous();
+      case TokenKind::kLeftParen:
+        return previous_ != TokenKind::kIdentifier && blank_after_previous();
+      case TokenKind::kLeftSquare:
+        return (!ends_operand(previous_) || behind_role()) && blank_after_previous();
       default: return blank_after_previous();
     }
   }
@@ -89,14 +92,16 @@ class Spacing {
 
   /// True behind `hidden` in `param W : hidden [n, n]`.
   [[nodiscard]] bool behind_role() const {
-    return previous_ == TokenKind::kIdentifier && before_previous_ == TokenKind::kColon && !in(Bracket::kMap);
+    return previous_ == TokenKind::kIdentifier && before_previous_ == TokenKind::kColon &&
+           !in(Bracket::kMap);
   }
 
   /// Maps stand inside parentheses only, blocks outside only; an expression alone holds no blocks.
   [[nodiscard]] Bracket bracket(TokenKind kind) const {
     if (kind == TokenKind::kLeftParen) return Bracket::kParen;
     if (kind == TokenKind::kLeftSquare) return Bracket::kSquare;
-    const bool inside_expression = previous_ == TokenKind::kEnd || (!open_.empty() && !in(Bracket::kBlock));
+    const bool inside_expression =
+        previous_ == TokenKind::kEnd || (!open_.empty() && !in(Bracket::kBlock));
     return inside_expression ? Bracket::kMap : Bracket::kBlock;
   }
 
@@ -107,8 +112,8 @@ class Spacing {
 };
 
 struct Line {
-  std::string code;          // with indentation; empty if only a comment stands here
-  std::string comment;       // with indentation if there is no code
+  std::string code;     // with indentation; empty if only a comment stands here
+  std::string comment;  // with indentation if there is no code
   bool blank_before = false;
 };
 
@@ -133,7 +138,9 @@ class Layout {
  private:
   /// For each token whether it is a brace whose partner stands on another line.
   static std::vector<bool> find_multi_line_braces(const std::vector<Token>& tokens) {
-    struct Open { std::size_t token, newlines; };
+    struct Open {
+      std::size_t token, newlines;
+    };
     std::vector<bool> multi_line(tokens.size(), false);
     std::vector<Open> open;
     std::size_t newlines = 0;
@@ -167,15 +174,18 @@ class Layout {
   }
 
   void begin_line(bool closes_block) {
-    line_.blank_before = std::exchange(blank_, false) && !lines_.empty() && !opened_block_ && !closes_block;
+    line_.blank_before =
+        std::exchange(blank_, false) && !lines_.empty() && !opened_block_ && !closes_block;
     opened_block_ = false;
   }
 
   [[nodiscard]] std::string indentation(std::size_t closed) const {
-    return std::string(kIndent * (spacing_.depth() - closed + (spacing_.behind_loose_comma() ? 1 : 0)), ' ');
+    return std::string(
+        kIndent * (spacing_.depth() - closed + (spacing_.behind_loose_comma() ? 1 : 0)), ' ');
   }
 
-  /// Number of brackets that a line which begins here closes before anything else; it is indented less.
+  /// Number of brackets that a line which begins here closes before anything else; it is indented
+  /// less.
   [[nodiscard]] std::size_t closing_run() const {
     const std::size_t most = spacing_.expression_depth();
     if (most == 0) return closes(tokens_[at_].kind) ? 1 : 0;  // the } of a block stands alone
@@ -196,8 +206,8 @@ class Layout {
 
   void code() {
     const TokenKind kind = tokens_[at_].kind;
-    const bool block_brace =
-        kind == TokenKind::kRightBrace ? spacing_.in(Spacing::Bracket::kBlock) : !inside_expression();
+    const bool block_brace = kind == TokenKind::kRightBrace ? spacing_.in(Spacing::Bracket::kBlock)
+                                                            : !inside_expression();
     const bool breaks = multi_line_[at_] && block_brace;
     if (break_due_ || (breaks && kind == TokenKind::kRightBrace)) end_line();
     if (line_.code.empty()) {
@@ -239,12 +249,14 @@ std::size_t comment_column(const std::vector<Line>& lines, std::size_t first, st
   return column;
 }
 
-/// Pads the code in front of trailing comments, so that those of adjacent lines stand below each other.
+/// Pads the code in front of trailing comments, so that those of adjacent lines stand below each
+/// other.
 void align_comments(std::vector<Line>& lines) {
   for (std::size_t first = 0, last = 0; first < lines.size(); first = last) {
     last = first + 1;
     if (!has_trailing_comment(lines[first])) continue;
-    while (last < lines.size() && has_trailing_comment(lines[last]) && !lines[last].blank_before) ++last;
+    while (last < lines.size() && has_trailing_comment(lines[last]) && !lines[last].blank_before)
+      ++last;
     const std::size_t column = comment_column(lines, first, last);
     for (std::size_t i = first; i < last; ++i) {
       const std::size_t width = count_columns(lines[i].code);

@@ -12,13 +12,58 @@ namespace {
 
 // In the order of TokenKind.
 constexpr auto kSpellings = std::to_array<std::string_view>({
-    "the end of the file", "the end of the line", "a comment", "an invalid character", "a name", "a number", "a string",
-    "width", "const", "data", "param", "random", "parametrization", "fn", "model", "for", "step", "report", "expect",
-    "return", "in", "within", "true", "false",
-    "+", "-", "*", "/", "^", "@", "'",
-    "(", ")", "[", "]", "{", "}",
-    ",", ":", ";", "=", "==", "!=", "<", "<=", ">", ">=",
-    "+=", "-=", "*=", "..", "~",
+    "the end of the file",
+    "the end of the line",
+    "a comment",
+    "an invalid character",
+    "a name",
+    "a number",
+    "a string",
+    "width",
+    "const",
+    "data",
+    "param",
+    "random",
+    "parametrization",
+    "fn",
+    "model",
+    "for",
+    "step",
+    "report",
+    "expect",
+    "return",
+    "in",
+    "within",
+    "true",
+    "false",
+    "+",
+    "-",
+    "*",
+    "/",
+    "^",
+    "@",
+    "'",
+    "(",
+    ")",
+    "[",
+    "]",
+    "{",
+    "}",
+    ",",
+    ":",
+    ";",
+    "=",
+    "==",
+    "!=",
+    "<",
+    "<=",
+    ">",
+    ">=",
+    "+=",
+    "-=",
+    "*=",
+    "..",
+    "~",
 });
 static_assert(kSpellings.size() == static_cast<std::size_t>(TokenKind::kTilde) + 1);
 static_assert(kSpellings[static_cast<std::size_t>(TokenKind::kTilde)] == "~");
@@ -37,19 +82,14 @@ constexpr auto kLookalikes = std::to_array<Lookalike>({
     {"\u00B7", "*", TokenKind::kStar},   // middle dot
     {"\u22C5", "*", TokenKind::kStar},   // dot operator
     {"\u00F7", "/", TokenKind::kSlash},  // division sign
-    {"\u2264", "<=", TokenKind::kLessEqual},
-    {"\u2265", ">=", TokenKind::kGreaterEqual},
-    {"\u2260", "!=", TokenKind::kNotEqual},
-    {"\u223C", "~", TokenKind::kTilde},   // tilde operator
-    {"\u2026", "..", TokenKind::kDotDot}, // ellipsis
-    {"\u2018", "'", TokenKind::kQuote},   // single quotation marks and prime
-    {"\u2019", "'", TokenKind::kQuote},
-    {"\u2032", "'", TokenKind::kQuote},
-    {"\u1D40", "'", TokenKind::kQuote},   // superscript T
-    {"\u201C", "\"", TokenKind::kInvalid},
-    {"\u201D", "\"", TokenKind::kInvalid},
-    {"\u00B2", "^2", TokenKind::kInvalid},
-    {"\u00BD", "1/2", TokenKind::kInvalid},
+    {"\u2264", "<=", TokenKind::kLessEqual}, {"\u2265", ">=", TokenKind::kGreaterEqual},
+    {"\u2260", "!=", TokenKind::kNotEqual},  {"\u223C", "~", TokenKind::kTilde},  // tilde operator
+    {"\u2026", "..", TokenKind::kDotDot},                                         // ellipsis
+    {"\u2018", "'", TokenKind::kQuote},  // single quotation marks and prime
+    {"\u2019", "'", TokenKind::kQuote},      {"\u2032", "'", TokenKind::kQuote},
+    {"\u1D40", "'", TokenKind::kQuote},  // superscript T
+    {"\u201C", "\"", TokenKind::kInvalid},   {"\u201D", "\"", TokenKind::kInvalid},
+    {"\u00B2", "^2", TokenKind::kInvalid},   {"\u00BD", "1/2", TokenKind::kInvalid},
     {"\u00A0", " ", TokenKind::kInvalid},  // no-break space
 });
 
@@ -58,14 +98,18 @@ struct GreekLetter {
   std::string_view name;
 };
 constexpr auto kGreek = std::to_array<GreekLetter>({
-    {"α", "alpha"}, {"β", "beta"},  {"γ", "gamma"},  {"δ", "delta"},  {"ε", "eps"},   {"ζ", "zeta"}, {"η", "eta"},
-    {"θ", "theta"}, {"κ", "kappa"}, {"λ", "lambda"}, {"μ", "mu"},     {"ν", "nu"},    {"ξ", "xi"},   {"π", "pi"},
-    {"ρ", "rho"},   {"σ", "sigma"}, {"τ", "tau"},    {"φ", "phi"},    {"χ", "chi"},   {"ψ", "psi"},  {"ω", "omega"},
-    {"Γ", "Gamma"}, {"Δ", "Delta"}, {"Θ", "Theta"},  {"Λ", "Lambda"}, {"Σ", "Sigma"}, {"Φ", "Phi"},  {"µ", "mu"},
+    {"α", "alpha"}, {"β", "beta"},  {"γ", "gamma"}, {"δ", "delta"}, {"ε", "eps"},
+    {"ζ", "zeta"},  {"η", "eta"},   {"θ", "theta"}, {"κ", "kappa"}, {"λ", "lambda"},
+    {"μ", "mu"},    {"ν", "nu"},    {"ξ", "xi"},    {"π", "pi"},    {"ρ", "rho"},
+    {"σ", "sigma"}, {"τ", "tau"},   {"φ", "phi"},   {"χ", "chi"},   {"ψ", "psi"},
+    {"ω", "omega"}, {"Γ", "Gamma"}, {"Δ", "Delta"}, {"Θ", "Theta"}, {"Λ", "Lambda"},
+    {"Σ", "Sigma"}, {"Φ", "Phi"},   {"µ", "mu"},
 });
 
 constexpr bool is_digit(char c) { return c >= '0' && c <= '9'; }
-constexpr bool is_letter(char c) { return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_'; }
+constexpr bool is_letter(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || c == '_';
+}
 constexpr bool is_word(char c) { return is_letter(c) || is_digit(c); }
 constexpr bool is_ascii(char c) { return static_cast<unsigned char>(c) < 0x80; }
 
@@ -97,7 +141,8 @@ std::string_view help_for(char c) {
     case '|':
     case '?': return "a choice by a condition is where(condition, a, b)";
     case '.': return "a transpose is written x', a range a..b";
-    case '\\': return "a line that ends inside parentheses or behind a comma continues on the next one";
+    case '\\':
+      return "a line that ends inside parentheses or behind a comma continues on the next one";
     case '$': return "a name stands by itself";
     case '\r': return "end the lines with LF or CR LF";
     default: return "";
@@ -123,7 +168,9 @@ class Lexer {
   [[nodiscard]] char peek(std::size_t ahead = 0) const {
     return at_ + ahead < text_.size() ? text_[at_ + ahead] : '\0';
   }
-  [[nodiscard]] std::string_view from(std::size_t begin) const { return text_.substr(begin, at_ - begin); }
+  [[nodiscard]] std::string_view from(std::size_t begin) const {
+    return text_.substr(begin, at_ - begin);
+  }
 
   void push(TokenKind kind, std::size_t begin) { out_.tokens.push_back({kind, span(begin, at_)}); }
   void push_next(TokenKind kind, std::size_t length) {
@@ -135,7 +182,8 @@ class Lexer {
     return {static_cast<std::uint32_t>(begin), static_cast<std::uint32_t>(end)};
   }
 
-  void error(const char* code, Span where, std::string message, std::string label = {}, std::string help = {}) {
+  void error(const char* code, Span where, std::string message, std::string label = {},
+             std::string help = {}) {
     if (error_on_line_ || out_.errors.size() >= kMaxLexicalErrors) return;
     error_on_line_ = true;
     Diagnostic diagnostic;
@@ -175,7 +223,8 @@ class Lexer {
     error_on_line_ = false;
   }
 
-  // A carriage return ends it too: left inside, it would hide on some screens what stands before it.
+  // A carriage return ends it too: left inside, it would hide on some screens what stands before
+  // it.
   void lex_comment() {
     const std::size_t begin = at_;
     at_ = std::min(text_.find_first_of("\r\n", at_), text_.size());
@@ -228,7 +277,8 @@ class Lexer {
   void lex_invalid_bytes() {
     const std::size_t begin = at_;
     while (at_ < text_.size() && !is_ascii(text_[at_]) && code_point_length(text_, at_) == 0) ++at_;
-    error("E1001", span(begin, at_), "the text is not valid UTF-8 here", "", "save the file as UTF-8");
+    error("E1001", span(begin, at_), "the text is not valid UTF-8 here", "",
+          "save the file as UTF-8");
     push(TokenKind::kInvalid, begin);
   }
 
@@ -266,10 +316,11 @@ class Lexer {
     if (head.ends_with('.')) {
       help = fmt::format("write '{}0'", abbreviated(head));
     } else if (!rest.empty() && is_letter(rest.front()) && std::ranges::all_of(rest, is_word)) {
-      help = fmt::format("if a product is meant, write '{} * {}'", abbreviated(head), abbreviated(rest));
+      help = fmt::format("if a product is meant, write '{} * {}'", abbreviated(head),
+                         abbreviated(rest));
     }
-    error("E1003", span(begin, at_), fmt::format("malformed number '{}'", abbreviated(from(begin))), "",
-          std::move(help));
+    error("E1003", span(begin, at_), fmt::format("malformed number '{}'", abbreviated(from(begin))),
+          "", std::move(help));
   }
 
   void lex_string() {
@@ -284,7 +335,8 @@ class Lexer {
     if (peek() == '"') {
       ++at_;
     } else {
-      error("E1005", span(begin, at_), "the string is not closed on its line", "the closing '\"' is missing");
+      error("E1005", span(begin, at_), "the string is not closed on its line",
+            "the closing '\"' is missing");
     }
     push(TokenKind::kString, begin);
   }
@@ -340,9 +392,9 @@ class Lexer {
   void lex_unexpected() {
     const char c = text_[at_];
     const bool visible = c > ' ' && c < 0x7F;
-    const std::string message =
-        visible ? fmt::format("unexpected character '{}'", c)
-                : fmt::format("unexpected control character 0x{:02X}", static_cast<unsigned char>(c));
+    const std::string message = visible ? fmt::format("unexpected character '{}'", c)
+                                        : fmt::format("unexpected control character 0x{:02X}",
+                                                      static_cast<unsigned char>(c));
     error("E1001", span(at_, at_ + 1), message, "", std::string(help_for(c)));
     push_next(TokenKind::kInvalid, 1);
   }

@@ -19,14 +19,53 @@ enum class TokenKind : std::uint8_t {
   kNumber,
   kString,
   // keywords that begin a statement
-  kWidth, kConst, kData, kParam, kRandom, kParametrization, kFn, kModel, kFor, kStep, kReport, kExpect, kReturn,
+  kWidth,
+  kConst,
+  kData,
+  kParam,
+  kRandom,
+  kParametrization,
+  kFn,
+  kModel,
+  kFor,
+  kStep,
+  kReport,
+  kExpect,
+  kReturn,
   // keywords inside a statement
-  kIn, kWithin, kTrue, kFalse,
+  kIn,
+  kWithin,
+  kTrue,
+  kFalse,
   // operators and brackets
-  kPlus, kMinus, kStar, kSlash, kCaret, kAt, kQuote,
-  kLeftParen, kRightParen, kLeftSquare, kRightSquare, kLeftBrace, kRightBrace,
-  kComma, kColon, kSemicolon, kEqual, kEqualEqual, kNotEqual, kLess, kLessEqual, kGreater, kGreaterEqual,
-  kPlusEqual, kMinusEqual, kStarEqual, kDotDot, kTilde,
+  kPlus,
+  kMinus,
+  kStar,
+  kSlash,
+  kCaret,
+  kAt,
+  kQuote,
+  kLeftParen,
+  kRightParen,
+  kLeftSquare,
+  kRightSquare,
+  kLeftBrace,
+  kRightBrace,
+  kComma,
+  kColon,
+  kSemicolon,
+  kEqual,
+  kEqualEqual,
+  kNotEqual,
+  kLess,
+  kLessEqual,
+  kGreater,
+  kGreaterEqual,
+  kPlusEqual,
+  kMinusEqual,
+  kStarEqual,
+  kDotDot,
+  kTilde,
 };
 
 struct Token {
@@ -34,7 +73,8 @@ struct Token {
   Span span;
 };
 
-/// Fixed text of a keyword, operator or bracket; of the other kinds a description such as "a number".
+/// Fixed text of a keyword, operator or bracket; of the other kinds a description such as "a
+/// number".
 [[nodiscard]] std::string_view spelling(TokenKind kind);
 
 [[nodiscard]] constexpr bool is_keyword(TokenKind kind) {
@@ -44,10 +84,12 @@ struct Token {
   return kind >= TokenKind::kWidth && kind <= TokenKind::kReturn;
 }
 [[nodiscard]] constexpr bool opens(TokenKind kind) {
-  return kind == TokenKind::kLeftParen || kind == TokenKind::kLeftSquare || kind == TokenKind::kLeftBrace;
+  return kind == TokenKind::kLeftParen || kind == TokenKind::kLeftSquare ||
+         kind == TokenKind::kLeftBrace;
 }
 [[nodiscard]] constexpr bool closes(TokenKind kind) {
-  return kind == TokenKind::kRightParen || kind == TokenKind::kRightSquare || kind == TokenKind::kRightBrace;
+  return kind == TokenKind::kRightParen || kind == TokenKind::kRightSquare ||
+         kind == TokenKind::kRightBrace;
 }
 /// True for newlines and comments, which no expression sees.
 [[nodiscard]] constexpr bool is_layout(TokenKind kind) {
@@ -55,14 +97,15 @@ struct Token {
 }
 
 struct Lexed {
-  std::vector<Token> tokens;  ///< in order of the text, kEnd last; blanks are dropped, everything else is there
-  Diagnostics errors;         ///< in order of the text, at most one per line and kMaxLexicalErrors in all
+  std::vector<Token>
+      tokens;  ///< in order of the text, kEnd last; blanks are dropped, everything else is there
+  Diagnostics errors;  ///< in order of the text, at most one per line and kMaxLexicalErrors in all
 };
 
 inline constexpr std::size_t kMaxLexicalErrors = 20;
 
-/// Splits any bytes into tokens.  Bad tokens are recorded in `errors` and replaced by what was probably meant, or by
-/// kInvalid.  Cost: O(bytes).
+/// Splits any bytes into tokens.  Bad tokens are recorded in `errors` and replaced by what was
+/// probably meant, or by kInvalid.  Cost: O(bytes).
 [[nodiscard]] Lexed lex(std::string_view text);
 
 /// `text` as quoted in a message: cut after 40 columns.

@@ -79,7 +79,9 @@ std::optional<ast::UpdateOp> update_operator(TokenKind kind) {
 
 /// Words that begin a statement in other languages, and what this one has for them.
 std::string_view help_for_foreign_word(std::string_view word) {
-  struct Entry { std::string_view word, help; };
+  struct Entry {
+    std::string_view word, help;
+  };
   static constexpr auto kEntries = std::to_array<Entry>({
       {"if", "a choice by a condition is an expression: where(condition, a, b)"},
       {"else", "a choice by a condition is an expression: where(condition, a, b)"},
@@ -129,7 +131,8 @@ std::string_view similar_keyword(std::string_view word) {
   return "";
 }
 
-Diagnostic make_error(const char* code, Span span, std::string message, std::string label = {}, std::string help = {}) {
+Diagnostic make_error(const char* code, Span span, std::string message, std::string label = {},
+                      std::string help = {}) {
   Diagnostic error;
   error.code = code;
   error.message = std::move(message);
@@ -154,11 +157,13 @@ using Statement = decltype(ast::Stmt::node);
 
 /// Recursive descent, one function per construct.
 ///
-/// After an error (`fail`) the parser sees nothing but the end of the text, so that every function winds up by itself
-/// and returns placeholders; the statement is then thrown away and reading resumes behind its line (`recover`).
+/// After an error (`fail`) the parser sees nothing but the end of the text, so that every function
+/// winds up by itself and returns placeholders; the statement is then thrown away and reading
+/// resumes behind its line (`recover`).
 class Parser {
  public:
-  Parser(const Source& source, std::vector<Token> tokens) : source_(source), tokens_(std::move(tokens)) {}
+  Parser(const Source& source, std::vector<Token> tokens)
+      : source_(source), tokens_(std::move(tokens)) {}
 
   ast::Program program() {
     ast::Program program;
@@ -172,7 +177,8 @@ class Parser {
   Diagnostics take_errors() { return std::move(errors_); }
 
  private:
-  // ---- tokens ---------------------------------------------------------------------------------------
+  // ---- tokens
+  // ---------------------------------------------------------------------------------------
 
   [[nodiscard]] const Token& token() const { return tokens_[at_]; }
   [[nodiscard]] TokenKind kind() const { return tokens_[at_].kind; }
@@ -188,7 +194,9 @@ class Parser {
   }
 
   /// Inside ( ) and [ ] a statement goes on in the next line, and so it does behind a comma.
-  [[nodiscard]] bool newlines_are_blanks() const { return open_brackets_ > 0 || kind() == TokenKind::kComma; }
+  [[nodiscard]] bool newlines_are_blanks() const {
+    return open_brackets_ > 0 || kind() == TokenKind::kComma;
+  }
 
   Token advance() {
     const Token consumed = token();
@@ -209,19 +217,24 @@ class Parser {
   bool expect(TokenKind wanted, std::string_view where, std::string_view help = {}) {
     if (accept(wanted)) return true;
     if (!failed()) {
-      fail(make_error("E1011", here(), fmt::format("expected '{}' {}, found {}", spelling(wanted), where, found()),
+      fail(make_error("E1011", here(),
+                      fmt::format("expected '{}' {}, found {}", spelling(wanted), where, found()),
                       fmt::format("expected '{}'", spelling(wanted)), std::string(help)));
     }
     return false;
   }
 
   /// Kind of the token before the current one, line ends included.
-  [[nodiscard]] TokenKind previous_kind() const { return at_ > 0 ? tokens_[at_ - 1].kind : TokenKind::kNewline; }
+  [[nodiscard]] TokenKind previous_kind() const {
+    return at_ > 0 ? tokens_[at_ - 1].kind : TokenKind::kNewline;
+  }
   /// True if the current token is the first one of its line.
   [[nodiscard]] bool begins_line() const { return previous_kind() == TokenKind::kNewline; }
 
   /// True if the token before the current one is `wanted` and touches it, as in `**`.
-  [[nodiscard]] bool touches_previous(TokenKind wanted) const { return at_ > 0 && touching(at_ - 1, wanted, kind()); }
+  [[nodiscard]] bool touches_previous(TokenKind wanted) const {
+    return at_ > 0 && touching(at_ - 1, wanted, kind());
+  }
   /// True if the current token is `first` and `second` touches it.
   [[nodiscard]] bool at_pair(TokenKind first, TokenKind second) const {
     return at_ < last() && touching(at_, first, second);
@@ -231,9 +244,12 @@ class Parser {
            tokens_[i].span.end == tokens_[i + 1].span.begin;
   }
 
-  [[nodiscard]] Span span_from(std::uint32_t begin) const { return {begin, std::max(begin, last_end_)}; }
+  [[nodiscard]] Span span_from(std::uint32_t begin) const {
+    return {begin, std::max(begin, last_end_)};
+  }
 
-  // ---- errors ---------------------------------------------------------------------------------------
+  // ---- errors
+  // ---------------------------------------------------------------------------------------
 
   [[nodiscard]] bool failed() const { return failed_at_.has_value(); }
 
@@ -266,7 +282,8 @@ class Parser {
 
   /// The current token in the words of a message.
   [[nodiscard]] std::string found() const {
-    if (kind() == TokenKind::kNewline || kind() == TokenKind::kEnd) return std::string(spelling(kind()));
+    if (kind() == TokenKind::kNewline || kind() == TokenKind::kEnd)
+      return std::string(spelling(kind()));
     if (is_keyword(kind())) return fmt::format("the keyword '{}'", spelling(kind()));
     return fmt::format("'{}'", abbreviated(text(token().span)));
   }
@@ -287,21 +304,24 @@ class Parser {
 
   /// What follows is at least as deep, so nothing sensible can be said about the rest of the text.
   void too_deep() {
-    complain(
-        make_error("E1030", here(), fmt::format("nested more than {} levels deep", kMaxNesting), "the level too many"));
+    complain(make_error("E1030", here(),
+                        fmt::format("nested more than {} levels deep", kMaxNesting),
+                        "the level too many"));
     stop();
   }
 
   template <class Node>
   Tree grow(Node node, Span span, int height_of_operands) {
     if (height_of_operands >= kMaxHeight) {
-      fail(make_error("E1031", here(), fmt::format("an expression chains more than {} operations", kMaxHeight), "",
+      fail(make_error("E1031", here(),
+                      fmt::format("an expression chains more than {} operations", kMaxHeight), "",
                       "name a part of it and go on in another statement"));
     }
     return make_tree(std::move(node), span, height_of_operands + 1);
   }
 
-  // ---- recovery -------------------------------------------------------------------------------------
+  // ---- recovery
+  // -------------------------------------------------------------------------------------
 
   /// Resumes behind the line of the error in the statement that began at token `first`.
   void recover(std::size_t first) {
@@ -315,13 +335,15 @@ class Parser {
     skip_rest_of_line();
   }
 
-  /// Index of the token that closes the `depth` brackets which are open at the current token; none if a statement
-  /// begins or a body begins or ends before.
+  /// Index of the token that closes the `depth` brackets which are open at the current token; none
+  /// if a statement begins or a body begins or ends before.
   [[nodiscard]] std::optional<std::size_t> closing_bracket(int depth) const {
     for (std::size_t i = at_; depth > 0 && i < last(); ++i) {
       const TokenKind kind = tokens_[i].kind;
-      const bool body_begins = kind == TokenKind::kLeftBrace && tokens_[i + 1].kind == TokenKind::kNewline;
-      const bool body_ends = kind == TokenKind::kRightBrace && tokens_[i - 1].kind == TokenKind::kNewline;
+      const bool body_begins =
+          kind == TokenKind::kLeftBrace && tokens_[i + 1].kind == TokenKind::kNewline;
+      const bool body_ends =
+          kind == TokenKind::kRightBrace && tokens_[i - 1].kind == TokenKind::kNewline;
       if (body_begins || body_ends || begins_statement(kind)) return std::nullopt;
       if (syntax::opens(kind)) ++depth;
       if (syntax::closes(kind) && --depth == 0) return i;
@@ -340,11 +362,12 @@ class Parser {
   }
 
   [[nodiscard]] bool at_statement_end() const {
-    return kind() == TokenKind::kNewline || kind() == TokenKind::kSemicolon || kind() == TokenKind::kRightBrace ||
-           kind() == TokenKind::kEnd;
+    return kind() == TokenKind::kNewline || kind() == TokenKind::kSemicolon ||
+           kind() == TokenKind::kRightBrace || kind() == TokenKind::kEnd;
   }
 
-  /// Reads the body of a broken header for its errors, and so that its `}` is not taken for another's.
+  /// Reads the body of a broken header for its errors, and so that its `}` is not taken for
+  /// another's.
   void discard_block() {
     const Nested nested(*this);
     advance();
@@ -355,7 +378,8 @@ class Parser {
     accept(TokenKind::kRightBrace);
   }
 
-  // ---- statements -----------------------------------------------------------------------------------
+  // ---- statements
+  // -----------------------------------------------------------------------------------
 
   /// Statements up to a `}` or the end of the text.
   void statements(std::vector<ast::Stmt>& out) {
@@ -398,7 +422,8 @@ class Parser {
     const bool brace = kind() == TokenKind::kLeftBrace;
     if (closes_nothing()) return {};
     fail(make_error("E1013", here(), fmt::format("expected a statement, found {}", found()),
-                    "no statement begins like this", brace ? "braces hold the bodies of 'for' and 'model'" : ""));
+                    "no statement begins like this",
+                    brace ? "braces hold the bodies of 'for' and 'model'" : ""));
     return {};
   }
 
@@ -412,7 +437,9 @@ class Parser {
         if (kind() == TokenKind::kIdentifier) {  // 2 n
           ast::ExprPtr factor = std::move(item.value), width_name = expression();
           const Span span = factor->span.to(width_name->span);
-          item.value = std::make_unique<ast::Expr>(ast::Expr{ast::Binary{ast::BinaryOp::kMul, std::move(factor), std::move(width_name), span}, span});
+          item.value = std::make_unique<ast::Expr>(ast::Expr{
+              ast::Binary{ast::BinaryOp::kMul, std::move(factor), std::move(width_name), span},
+              span});
         }
       }
       width.items.push_back(std::move(item));
@@ -439,16 +466,21 @@ class Parser {
   }
 
   Statement param(bool trained) {
-    static constexpr std::string_view kForm = "the form is: param U : [n, 64] ~ normal(0, 1/64), lr = n";
-    static constexpr std::string_view kArray = "all sizes stand behind the ':', that of an array first: param W : [2, n, n] ~ normal(0, 1/n)";
+    static constexpr std::string_view kForm =
+        "the form is: param U : [n, 64] ~ normal(0, 1/64), lr = n";
+    static constexpr std::string_view kArray =
+        "all sizes stand behind the ':', that of an array first: param W : [2, n, n] ~ normal(0, "
+        "1/n)";
     advance();
     ast::Param param;
     param.trained = trained;
     param.name = identifier("the name of a parameter");
-    expect(TokenKind::kColon, "after the name of a parameter", kind() == TokenKind::kLeftSquare ? kArray : kForm);
+    expect(TokenKind::kColon, "after the name of a parameter",
+           kind() == TokenKind::kLeftSquare ? kArray : kForm);
     if (kind() == TokenKind::kIdentifier) param.role.push_back(identifier("a role"));
     axes(param);
-    if (kind() == TokenKind::kEqual) expect(TokenKind::kTilde, "before the law of a parameter", kForm);
+    if (kind() == TokenKind::kEqual)
+      expect(TokenKind::kTilde, "before the law of a parameter", kForm);
     if (accept(TokenKind::kTilde)) param.law = law();
     while (accept(TokenKind::kComma)) param.options.push_back(option());
     return param;
@@ -483,7 +515,8 @@ class Parser {
   Statement parametrization() {
     advance();
     ast::ExprPtr value = expression();
-    if (!std::holds_alternative<ast::Name>(value->node) && !std::holds_alternative<ast::Call>(value->node)) {
+    if (!std::holds_alternative<ast::Name>(value->node) &&
+        !std::holds_alternative<ast::Call>(value->node)) {
       complain(make_error("E1025", value->span, "a parametrization is a name or a call", "",
                           "write for example: parametrization mup"));
     }
@@ -518,7 +551,8 @@ class Parser {
       expect(TokenKind::kLeftParen, fmt::format("before the arguments {}", owner));
       return names;
     }
-    bracketed(TokenKind::kRightParen, [&] { names.push_back(identifier("the name of an argument")); });
+    bracketed(TokenKind::kRightParen,
+              [&] { names.push_back(identifier("the name of an argument")); });
     return names;
   }
 
@@ -581,7 +615,8 @@ class Parser {
   Statement return_values() {
     const Token keyword = advance();
     if (!in_model_) {
-      complain(make_error("E1021", keyword.span, "'return' outside a model", "there is nothing to return from",
+      complain(make_error("E1021", keyword.span, "'return' outside a model",
+                          "there is nothing to return from",
                           "results leave a program through 'report'"));
     }
     return ast::Return{expressions()};
@@ -622,17 +657,20 @@ class Parser {
     const std::string_view name = text(word.span);
     const bool only_a_name = std::holds_alternative<ast::Name>(target.node);
     if (const auto help = help_for_foreign_word(name); !help.empty()) {
-      fail(
-          make_error("E1029", word.span, fmt::format("'{}' is not part of the language", name), "", std::string(help)));
+      fail(make_error("E1029", word.span, fmt::format("'{}' is not part of the language", name), "",
+                      std::string(help)));
     } else if (kind() == TokenKind::kEqual) {
       fail(make_error("E1020", target.span, "only whole names can be assigned", "not a name",
                       "values never change; build the new one and assign it to a name"));
     } else if (kind() == TokenKind::kTilde || (only_a_name && kind() == TokenKind::kColon)) {
-      fail(make_error("E1013", here(), fmt::format("'{}' without 'param' or 'random'", spelling(kind())), "",
-                      fmt::format("write 'param {} ..' or 'random {} ..'", abbreviated(name), abbreviated(name))));
+      fail(make_error("E1013", here(),
+                      fmt::format("'{}' without 'param' or 'random'", spelling(kind())), "",
+                      fmt::format("write 'param {} ..' or 'random {} ..'", abbreviated(name),
+                                  abbreviated(name))));
     } else if (only_a_name && !at_statement_end() && !infix(kind())) {
       const std::string_view keyword = similar_keyword(name);
-      fail(make_error("E1013", word.span, fmt::format("no statement begins with '{}'", abbreviated(name)), "",
+      fail(make_error("E1013", word.span,
+                      fmt::format("no statement begins with '{}'", abbreviated(name)), "",
                       keyword.empty() ? "" : fmt::format("did you mean '{}'?", keyword)));
     } else {
       fail(make_error("E1013", target.span, "an expression alone does nothing", "",
@@ -646,19 +684,22 @@ class Parser {
     const Span op = token().span;
     const auto is_not_an_operator = [&](std::string_view help) {
       const Span both = op.to(tokens_[at_ + 1].span);
-      fail(make_error("E1028", both, fmt::format("'{}' is not an operator", text(both)), "", std::string(help)));
+      fail(make_error("E1028", both, fmt::format("'{}' is not an operator", text(both)), "",
+                      std::string(help)));
       return true;
     };
     if (kind() == TokenKind::kEqualEqual) {
       fail(make_error("E1028", op, "'==' compares two values", "an assignment is written '='"));
       return true;
     }
-    if (at_pair(TokenKind::kColon, TokenKind::kEqual)) return is_not_an_operator("an assignment is written '='");
+    if (at_pair(TokenKind::kColon, TokenKind::kEqual))
+      return is_not_an_operator("an assignment is written '='");
     for (const TokenKind sign : {TokenKind::kPlus, TokenKind::kMinus}) {
       if (at_pair(sign, sign)) return is_not_an_operator("write 'name += 1'");
     }
     for (const TokenKind sign : {TokenKind::kSlash, TokenKind::kCaret, TokenKind::kAt}) {
-      if (at_pair(sign, TokenKind::kEqual)) return is_not_an_operator("updates are written '+=', '-=' or '*='");
+      if (at_pair(sign, TokenKind::kEqual))
+        return is_not_an_operator("updates are written '+=', '-=' or '*='");
     }
     return false;
   }
@@ -671,8 +712,10 @@ class Parser {
   void unexpected(std::string_view help = {}) {
     if (failed() || closes_nothing()) return;
     if (kind() == TokenKind::kDotDot) return misplaced_range();
-    fail(make_error("E1012", here(), fmt::format("expected the end of the statement, found {}", found()),
-                    "the statement is complete before this", std::string(help.empty() ? help_for_unexpected() : help)));
+    fail(make_error("E1012", here(),
+                    fmt::format("expected the end of the statement, found {}", found()),
+                    "the statement is complete before this",
+                    std::string(help.empty() ? help_for_unexpected() : help)));
   }
 
   [[nodiscard]] std::string_view help_for_unexpected() const {
@@ -680,8 +723,10 @@ class Parser {
       case TokenKind::kIdentifier:
       case TokenKind::kNumber:
       case TokenKind::kString:
-      case TokenKind::kLeftParen: return "a product is written with '*'; a new statement needs a new line or ';'";
-      case TokenKind::kLeftBrace: return "braces hold the bodies of 'for' and 'model', and maps inside parentheses";
+      case TokenKind::kLeftParen:
+        return "a product is written with '*'; a new statement needs a new line or ';'";
+      case TokenKind::kLeftBrace:
+        return "braces hold the bodies of 'for' and 'model', and maps inside parentheses";
       case TokenKind::kEqual: return "a line assigns once";
       default: return begins_statement(kind()) ? "a new statement needs a new line or ';'" : "";
     }
@@ -696,7 +741,8 @@ class Parser {
     return true;
   }
 
-  // ---- blocks ---------------------------------------------------------------------------------------
+  // ---- blocks
+  // ---------------------------------------------------------------------------------------
 
   std::vector<ast::Stmt> block(Token keyword) {
     std::vector<ast::Stmt> body;
@@ -708,12 +754,13 @@ class Parser {
     return body;
   }
 
-  /// The `{` of a body.  Without one the body is read all the same: its statements are right, only the brace is
-  /// missing.
+  /// The `{` of a body.  Without one the body is read all the same: its statements are right, only
+  /// the brace is missing.
   std::optional<Token> open_block(Token keyword) {
     if (kind() == TokenKind::kLeftBrace) return advance();
     complain(make_error("E1016", here(),
-                        fmt::format("expected '{{' before the body of '{}', found {}", spelling(keyword.kind), found()),
+                        fmt::format("expected '{{' before the body of '{}', found {}",
+                                    spelling(keyword.kind), found()),
                         "expected '{'", "the '{' stands on the same line"));
     if (const auto brace = next_brace()) {
       at_ = *brace;
@@ -728,14 +775,16 @@ class Parser {
   [[nodiscard]] std::optional<std::size_t> next_brace() const {
     const auto is = [this](std::size_t i, TokenKind wanted) { return tokens_[i].kind == wanted; };
     std::size_t i = at_;
-    while (!is(i, TokenKind::kLeftBrace) && !is(i, TokenKind::kNewline) && !is(i, TokenKind::kEnd)) ++i;
+    while (!is(i, TokenKind::kLeftBrace) && !is(i, TokenKind::kNewline) && !is(i, TokenKind::kEnd))
+      ++i;
     while (is(i, TokenKind::kNewline)) ++i;
     return is(i, TokenKind::kLeftBrace) ? std::optional(i) : std::nullopt;
   }
 
   void never_closed(Token open) {
     if (!std::exchange(braces_match_, false)) return;
-    Diagnostic error = make_error("E1017", here(), "a body is not closed before the end of the file", "expected '}'");
+    Diagnostic error = make_error(
+        "E1017", here(), "a body is not closed before the end of the file", "expected '}'");
     error.notes.push_back({"the '{' is here", open.span});
     complain(std::move(error));
   }
@@ -747,7 +796,8 @@ class Parser {
     advance();
   }
 
-  // ---- expressions ----------------------------------------------------------------------------------
+  // ---- expressions
+  // ----------------------------------------------------------------------------------
 
   ast::ExprPtr expression() { return binary(Level::kComparison).expr; }
 
@@ -776,7 +826,8 @@ class Parser {
     Tree right = level == op.level ? nested_binary(level) : binary(level);
     const Span span = left.expr->span.to(right.expr->span);
     const int height = std::max(left.height, right.height);
-    return grow(ast::Binary{op.op, std::move(left.expr), std::move(right.expr), sign.span}, span, height);
+    return grow(ast::Binary{op.op, std::move(left.expr), std::move(right.expr), sign.span}, span,
+                height);
   }
 
   Tree nested_binary(Level loosest) {
@@ -784,14 +835,16 @@ class Parser {
     return binary(loosest);
   }
 
-  /// A sign takes everything tighter than a product, -A @ x = -(A @ x), but no more than its context: 2^-a @ b = (2^-a)
+  /// A sign takes everything tighter than a product, -A @ x = -(A @ x), but no more than its
+  /// context: 2^-a @ b = (2^-a)
   /// @ b.
   Tree prefix(Level context) {
     if (kind() != TokenKind::kMinus && kind() != TokenKind::kPlus) return postfix();
     const Token sign = advance();
     Tree operand = nested_binary(std::max(Level::kSign, context));
     const Span span = sign.span.to(operand.expr->span);
-    if (sign.kind == TokenKind::kMinus) return grow(ast::Negate{std::move(operand.expr)}, span, operand.height);
+    if (sign.kind == TokenKind::kMinus)
+      return grow(ast::Negate{std::move(operand.expr)}, span, operand.height);
     operand.expr->span = span;
     return operand;
   }
@@ -826,8 +879,8 @@ class Parser {
       index.items.push_back(std::move(item.expr));
     });
     if (index.items.empty()) {
-      fail(make_error("E1010", span_from(open.span.begin), "expected an index between '[' and ']'", "",
-                      "a whole axis is written '..'"));
+      fail(make_error("E1010", span_from(open.span.begin), "expected an index between '[' and ']'",
+                      "", "a whole axis is written '..'"));
     }
     return grow(std::move(index), span_from(begin), height);
   }
@@ -837,9 +890,13 @@ class Parser {
     switch (kind()) {
       case TokenKind::kIdentifier: return next_kind() == TokenKind::kLeftParen ? call() : name();
       case TokenKind::kNumber: return number();
-      case TokenKind::kString: advance(); return make_tree(ast::String{unescaped(text(first.span))}, first.span);
+      case TokenKind::kString:
+        advance();
+        return make_tree(ast::String{unescaped(text(first.span))}, first.span);
       case TokenKind::kTrue:
-      case TokenKind::kFalse: advance(); return make_tree(ast::Boolean{first.kind == TokenKind::kTrue}, first.span);
+      case TokenKind::kFalse:
+        advance();
+        return make_tree(ast::Boolean{first.kind == TokenKind::kTrue}, first.span);
       case TokenKind::kLeftParen: return parenthesised();
       case TokenKind::kLeftSquare: return list();
       case TokenKind::kLeftBrace:
@@ -863,10 +920,11 @@ class Parser {
     const Token token = advance();
     const std::string_view digits = text(token.span);
     double value = 0;
-    if (std::from_chars(digits.data(), digits.data() + digits.size(), value).ec == std::errc::result_out_of_range) {
+    if (std::from_chars(digits.data(), digits.data() + digits.size(), value).ec ==
+        std::errc::result_out_of_range) {
       complain(make_error("E1004", token.span,
-                          fmt::format("the number '{}' does not fit a double", abbreviated(digits)), "",
-                          "numbers reach from about 1e-308 to 1e308"));
+                          fmt::format("the number '{}' does not fit a double", abbreviated(digits)),
+                          "", "numbers reach from about 1e-308 to 1e308"));
     }
     return make_tree(ast::Number{value}, token.span);
   }
@@ -910,8 +968,8 @@ class Parser {
     }
     Tree value = range();
     if (!call.named.empty()) {
-      complain(make_error("E1022", value.expr->span, "a positional argument behind a named one", "has no name",
-                          "put it before the named arguments"));
+      complain(make_error("E1022", value.expr->span, "a positional argument behind a named one",
+                          "has no name", "put it before the named arguments"));
     }
     call.args.push_back(std::move(value.expr));
     return value.height;
@@ -990,8 +1048,8 @@ class Parser {
     return grow(ast::Range{std::move(begin.expr), std::move(end.expr)}, span_from(first), height);
   }
 
-  /// Reads `open item, item, .. closer` from its opening bracket on, a comma behind the last item allowed.
-  /// Returns whether there was such a comma.
+  /// Reads `open item, item, .. closer` from its opening bracket on, a comma behind the last item
+  /// allowed. Returns whether there was such a comma.
   template <class Item>
   bool bracketed(TokenKind closer, Item item) {
     const Nested nested(*this);
@@ -1018,27 +1076,29 @@ class Parser {
     if (failed()) return;
     if (kind() == TokenKind::kDotDot) return misplaced_range();
     const std::string_view opening = spelling(open.kind);
-    const bool ended = syntax::closes(kind()) || begins_line() || begins_statement(kind()) || kind() == TokenKind::kEnd;
-    Diagnostic error =
-        make_error(ended ? "E1014" : "E1011", here(), "", fmt::format("expected ',' or '{}'", spelling(closer)));
-    error.message = ended ? fmt::format("'{}' is not closed before {}", opening, found())
-                          : fmt::format("expected ',' or '{}', found {}", spelling(closer), found());
+    const bool ended = syntax::closes(kind()) || begins_line() || begins_statement(kind()) ||
+                       kind() == TokenKind::kEnd;
+    Diagnostic error = make_error(ended ? "E1014" : "E1011", here(), "",
+                                  fmt::format("expected ',' or '{}'", spelling(closer)));
+    error.message = ended
+                        ? fmt::format("'{}' is not closed before {}", opening, found())
+                        : fmt::format("expected ',' or '{}', found {}", spelling(closer), found());
     if (!ended) error.help = help_for_operand();
     error.notes.push_back({fmt::format("the '{}' is here", opening), open.span});
     fail(std::move(error));
   }
 
   [[nodiscard]] std::string_view help_for_operand() const {
-    const bool operand =
-        kind() == TokenKind::kIdentifier || kind() == TokenKind::kNumber || kind() == TokenKind::kLeftParen;
+    const bool operand = kind() == TokenKind::kIdentifier || kind() == TokenKind::kNumber ||
+                         kind() == TokenKind::kLeftParen;
     return operand ? "a product is written with '*'" : "";
   }
 
   void misplaced_range() {
-    fail(make_error(
-        "E1019", here(), "a range is not allowed here", "",
-        "ranges stand in the header of 'for', in indices and as arguments of calls; both ends may be left out in "
-        "indices only"));
+    fail(make_error("E1019", here(), "a range is not allowed here", "",
+                    "ranges stand in the header of 'for', in indices and as arguments of calls; "
+                    "both ends may be left out in "
+                    "indices only"));
   }
 
   /// Says why no expression begins at the current token.
@@ -1046,38 +1106,45 @@ class Parser {
     if (failed()) return;
     if (kind() == TokenKind::kDotDot) return misplaced_range();
     if (kind() == TokenKind::kQuote) {
-      return fail(make_error("E1007", here(), "a string in single quotes", "' is the transpose, behind a matrix",
+      return fail(make_error("E1007", here(), "a string in single quotes",
+                             "' is the transpose, behind a matrix",
                              "write strings in double quotes"));
     }
-    if (touches_previous(TokenKind::kStar) && kind() == TokenKind::kStar) return foreign_pair("a power is written '^'");
-    if (touches_previous(TokenKind::kSlash) && (kind() == TokenKind::kSlash || kind() == TokenKind::kStar)) {
+    if (touches_previous(TokenKind::kStar) && kind() == TokenKind::kStar)
+      return foreign_pair("a power is written '^'");
+    if (touches_previous(TokenKind::kSlash) &&
+        (kind() == TokenKind::kSlash || kind() == TokenKind::kStar)) {
       return foreign_pair("a comment starts with '#'");
     }
-    if (kind() == TokenKind::kEqual && infix(previous_kind()) && touches_previous(previous_kind())) {
+    if (kind() == TokenKind::kEqual && infix(previous_kind()) &&
+        touches_previous(previous_kind())) {
       return foreign_pair("the operators with '=' are == != <= >= += -= *=");
     }
-    fail(make_error("E1010", here(), fmt::format("expected an expression, found {}", found()), "expected an expression",
-                    std::string(help_for_missing_expression())));
+    fail(make_error("E1010", here(), fmt::format("expected an expression, found {}", found()),
+                    "expected an expression", std::string(help_for_missing_expression())));
   }
 
   /// Two tokens that are one operator elsewhere.
   void foreign_pair(std::string_view help) {
     const Span both = tokens_[at_ - 1].span.to(token().span);
-    fail(make_error("E1028", both, fmt::format("'{}' is not an operator", abbreviated(text(both))), "",
-                    std::string(help)));
+    fail(make_error("E1028", both, fmt::format("'{}' is not an operator", abbreviated(text(both))),
+                    "", std::string(help)));
   }
 
   [[nodiscard]] std::string_view help_for_missing_expression() const {
     if (kind() == TokenKind::kNewline)
       return "a line ends a statement, unless it ends inside parentheses or behind a comma";
-    if (previous_kind() == TokenKind::kDotDot) return "only indices may leave an end of a range out";
+    if (previous_kind() == TokenKind::kDotDot)
+      return "only indices may leave an end of a range out";
     if (kind() == TokenKind::kLeftBrace) return "maps stand inside the parentheses of a call";
-    if (begins_line() && begins_statement(kind())) return "the comma at the end of the line before continues it here";
+    if (begins_line() && begins_statement(kind()))
+      return "the comma at the end of the line before continues it here";
     if (is_keyword(kind())) return "keywords cannot be used as names";
     return "";
   }
 
-  // ---- names ----------------------------------------------------------------------------------------
+  // ---- names
+  // ----------------------------------------------------------------------------------------
 
   /// `what` completes "expected ..".
   ast::Identifier identifier(std::string_view what) {
@@ -1108,18 +1175,20 @@ class Parser {
   int open_brackets_ = 0;
   int nesting_ = 0;
   bool in_model_ = false;
-  bool braces_match_ = true;  // false once a brace was reported: counting further ones says nothing new
+  bool braces_match_ =
+      true;  // false once a brace was reported: counting further ones says nothing new
   std::optional<std::size_t> failed_at_;
   Diagnostics errors_;
 };
 
-/// Both lists in order of the text, the first error of each line: what follows it is mostly its consequence.
+/// Both lists in order of the text, the first error of each line: what follows it is mostly its
+/// consequence.
 Diagnostics merged(Diagnostics lexical, Diagnostics grammatical, const Source& source) {
   Diagnostics all = std::move(lexical);
   std::ranges::move(grammatical, std::back_inserter(all));
   std::ranges::stable_sort(all, {}, [](const Diagnostic& error) { return error.span.begin; });
-  const auto repeated =
-      std::ranges::unique(all, {}, [&](const Diagnostic& error) { return source.line_of(error.span.begin); });
+  const auto repeated = std::ranges::unique(
+      all, {}, [&](const Diagnostic& error) { return source.line_of(error.span.begin); });
   all.erase(repeated.begin(), repeated.end());
   if (all.size() > kMaxErrors) all.resize(kMaxErrors);
   return all;

@@ -9,7 +9,8 @@
 #include "parallel/session.hpp"
 #include "tplimit/support/check.hpp"
 
-/// What each rank does in tests of the communicator: `ranks sums`, `ranks lengths`, `ranks calls`, `ranks leaves`.
+/// What each rank does in tests of the communicator: `ranks sums`, `ranks lengths`, `ranks calls`,
+/// `ranks leaves`.
 namespace {
 
 using tplimit::Communicator;
@@ -17,7 +18,8 @@ using tplimit::Communicator;
 /// Numbers whose sum depends on the order of addition.
 double number(int rank, std::size_t k) { return 1.0 / (1 + rank) + static_cast<double>(k) / 3; }
 
-/// The sum in the promised order: what is beyond a power of two of ranks joins a neighbour first, then pairs of pairs.
+/// The sum in the promised order: what is beyond a power of two of ranks joins a neighbour first,
+/// then pairs of pairs.
 double expected(int size, std::size_t k) {
   int paired = 1;
   while (2 * paired <= size) paired *= 2;
@@ -32,18 +34,22 @@ double expected(int size, std::size_t k) {
 }
 
 int sums(const Communicator& ranks) {
-  for (const std::size_t count : {std::size_t{0}, std::size_t{1}, std::size_t{7}, std::size_t{200'000}}) {
+  for (const std::size_t count :
+       {std::size_t{0}, std::size_t{1}, std::size_t{7}, std::size_t{200'000}}) {
     std::vector<double> values(count);
     for (std::size_t k = 0; k < count; ++k) values[k] = number(ranks.rank(), k);
     ranks.sum(values);
-    for (std::size_t k = 0; k < count; ++k) TPLIMIT_CHECK(values[k] == expected(ranks.size(), k), "entry {} of {}", k, count);
+    for (std::size_t k = 0; k < count; ++k)
+      TPLIMIT_CHECK(values[k] == expected(ranks.size(), k), "entry {} of {}", k, count);
   }
   for (int root = 0; root < ranks.size(); ++root) {
     std::vector<int> values(1000, ranks.rank());
     ranks.broadcast(std::as_writable_bytes(std::span(values)), root);
     TPLIMIT_CHECK(values == std::vector<int>(1000, root), "from {}", root);
   }
-  const bool same = as_on_first_rank(ranks, "a text"), different = as_on_first_rank(ranks, std::string(static_cast<std::size_t>(ranks.rank()), 'x'));
+  const bool same = as_on_first_rank(ranks, "a text"),
+             different =
+                 as_on_first_rank(ranks, std::string(static_cast<std::size_t>(ranks.rank()), 'x'));
   TPLIMIT_CHECK(same && different == (ranks.rank() == 0), "texts");
   TPLIMIT_CHECK(ranks.traffic().sums == 4 && ranks.traffic().bytes == 8 * 200'008, "counted");
   return 0;

@@ -20,10 +20,12 @@ for t in 0..6 {{
   report out
   step sgd((out - y[t])^2 / 2, lr = {})
 }}
-)", phi, eta);
+)",
+                     phi, eta);
 }
 
-LimitResult limit_of(const std::string& program, const Ablations& ablations, const EvaluateOptions& options = {}) {
+LimitResult limit_of(const std::string& program, const Ablations& ablations,
+                     const EvaluateOptions& options = {}) {
   auto module = parse(Source("test.tp", program), {}, ablations);
   EXPECT_TRUE(module) << render(module.errors(), Source("test.tp", program));
   auto result = evaluate(*module, options);
@@ -32,19 +34,24 @@ LimitResult limit_of(const std::string& program, const Ablations& ablations, con
 }
 
 TEST(Decoupling, LinearNetworkGivesTheKnownRationals) {
-  const std::vector<double> coupled{0, -1.5, 103.0 / 256, -8197425647993.0 / 8796093022208.0}, decoupled{0, -1, 1, -1, 1.0 / 16, -0.5436114073};
-  const auto with = limit_of(two_layers("z", 0.5), {}).reports[0], without = limit_of(two_layers("z", 0.5), {{"W"}, false, false}).reports[0];
+  const std::vector<double> coupled{0, -1.5, 103.0 / 256, -8197425647993.0 / 8796093022208.0},
+      decoupled{0, -1, 1, -1, 1.0 / 16, -0.5436114073};
+  const auto with = limit_of(two_layers("z", 0.5), {}).reports[0],
+             without = limit_of(two_layers("z", 0.5), {{"W"}, false, false}).reports[0];
   EXPECT_EQ(without.method, Method::kExact);
   for (std::size_t t = 0; t < 4; ++t) EXPECT_NEAR(with.value[t], coupled[t], 1e-12);
-  for (std::size_t t = 0; t < 6; ++t) EXPECT_NEAR(without.value[t], decoupled[t], t < 5 ? 1e-12 : 5e-11);
+  for (std::size_t t = 0; t < 6; ++t)
+    EXPECT_NEAR(without.value[t], decoupled[t], t < 5 ? 1e-12 : 5e-11);
 }
 
 // docs/theory.md: known to +- 5e-6.
 TEST(Decoupling, TanhNetworkGivesTheKnownValues) {
   EvaluateOptions options;
   options.particles = 65536;
-  const std::vector<double> coupled{0, -0.561671, 0.812311, -0.927628}, decoupled{0, -0.416103, 0.720770, -0.886860};
-  const auto with = limit_of(two_layers("tanh(z)", 1), {}, options).reports[0], without = limit_of(two_layers("tanh(z)", 1), {{}, true, false}, options).reports[0];
+  const std::vector<double> coupled{0, -0.561671, 0.812311, -0.927628},
+      decoupled{0, -0.416103, 0.720770, -0.886860};
+  const auto with = limit_of(two_layers("tanh(z)", 1), {}, options).reports[0],
+             without = limit_of(two_layers("tanh(z)", 1), {{}, true, false}, options).reports[0];
   for (std::size_t t = 0; t < 4; ++t) {
     EXPECT_NEAR(with.value[t], coupled[t], 5e-6 + 4 * with.error[t]);
     EXPECT_NEAR(without.value[t], decoupled[t], 5e-6 + 4 * without.error[t]);
@@ -61,7 +68,9 @@ TEST(Decoupling, NetworksTendToTheDecoupledLimit) {
   options.seeds = 64;
   const auto networks = simulate(*module, options);
   ASSERT_TRUE(networks);
-  for (std::size_t t = 0; t < 6; ++t) EXPECT_NEAR(networks->reports[0].value[t], limit.value[t], 4 * networks->reports[0].error[t] + 4.0 / 512);
+  for (std::size_t t = 0; t < 6; ++t)
+    EXPECT_NEAR(networks->reports[0].value[t], limit.value[t],
+                4 * networks->reports[0].error[t] + 4.0 / 512);
 }
 
 // Without an output at the start, lazy training is descent under the tangent kernel.

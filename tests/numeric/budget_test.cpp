@@ -35,7 +35,9 @@ TEST(Budget, RoughQuadraturesDecideTheSameAndCostLess) {
   const auto outputs = ir::outputs_of(limit->program);
   const engines::Executor one(1), four(4);
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  engines::MomentEngine full(limit->program, outputs, one, 1e-12), survey(limit->program, outputs, one, 1e-12), threads(limit->program, outputs, four, 1e-12), run(limit->program, outputs, one, 1e-12);
+  engines::MomentEngine full(limit->program, outputs, one, 1e-12),
+      survey(limit->program, outputs, one, 1e-12), threads(limit->program, outputs, four, 1e-12),
+      run(limit->program, outputs, one, 1e-12);
   full.run();
   survey.set_budget({1000, kInfinity});
   threads.set_budget({1000, kInfinity});

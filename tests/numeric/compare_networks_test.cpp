@@ -23,29 +23,46 @@ SimulationResult networks(const Module& module, int seeds, std::int64_t width = 
   return std::move(*out);
 }
 
-const std::string kNetwork = "width n\nparam U : [n, 2] ~ normal(0, 1)\nparam v : [n] ~ normal(0, 1)\ndata X = [[1, 0.5], [-0.3, 1]]\nmodel f(x) { return v @ tanh(U @ x) / sqrt(n) }\n";
+const std::string kNetwork =
+    "width n\nparam U : [n, 2] ~ normal(0, 1)\nparam v : [n] ~ normal(0, 1)\ndata X = [[1, 0.5], "
+    "[-0.3, 1]]\nmodel f(x) { return v @ tanh(U @ x) / sqrt(n) }\n";
 
 TEST(Compared, KernelsAreProductsOfOutputs) {
-  const Module module = comparable(module_of(kNetwork + "report nngp(f, X), nngp(f, X)[0, 1] / 2 + E(v), exp(nngp(f, X)[0, 0]), E(v)\nreport f(X)[0] * f(X)[1]\n"));
+  const Module module =
+      comparable(module_of(kNetwork + "report nngp(f, X), nngp(f, X)[0, 1] / 2 + E(v), exp(nngp(f, "
+                                      "X)[0, 0]), E(v)\nreport f(X)[0] * f(X)[1]\n"));
   // What tends to no number is left as it is.
   const auto runs = networks(module, 3).runs;
   for (int seed = 0; seed < 3; ++seed) {
     const auto& k = runs[0][static_cast<std::size_t>(seed)];
     EXPECT_NEAR(k[0] * k[3], k[1] * k[1], 1e-12) << "of rank 1";
-    EXPECT_NEAR(runs[1][static_cast<std::size_t>(seed)][0], k[1] / 2 + runs[3][static_cast<std::size_t>(seed)][0], 1e-12);
+    EXPECT_NEAR(runs[1][static_cast<std::size_t>(seed)][0],
+                k[1] / 2 + runs[3][static_cast<std::size_t>(seed)][0], 1e-12);
     EXPECT_NEAR(runs[4][static_cast<std::size_t>(seed)][0], k[1], 1e-12);
-    EXPECT_GT(std::abs(std::log(runs[2][static_cast<std::size_t>(seed)][0]) - k[0]), 1e-6) << "not linear: the formula";
+    EXPECT_GT(std::abs(std::log(runs[2][static_cast<std::size_t>(seed)][0]) - k[0]), 1e-6)
+        << "not linear: the formula";
   }
 }
 
 TEST(Compared, TangentKernelsAreThoseOfTheNetwork) {
-  const auto runs = networks(comparable(module_of(kNetwork + "z = tanh(U @ [1, 0.5])\nreport ntk(f, X)[0, 0]\nreport E(z^2) + 1.25 * E(v^2 * (1 - z^2)^2)\n")), 4).runs;
-  for (int seed = 0; seed < 4; ++seed) EXPECT_NEAR(runs[0][static_cast<std::size_t>(seed)][0], runs[1][static_cast<std::size_t>(seed)][0], 1e-12);
+  const auto runs =
+      networks(
+          comparable(module_of(kNetwork + "z = tanh(U @ [1, 0.5])\nreport ntk(f, X)[0, 0]\nreport "
+                                          "E(z^2) + 1.25 * E(v^2 * (1 - z^2)^2)\n")),
+          4)
+          .runs;
+  for (int seed = 0; seed < 4; ++seed)
+    EXPECT_NEAR(runs[0][static_cast<std::size_t>(seed)][0],
+                runs[1][static_cast<std::size_t>(seed)][0], 1e-12);
 }
 
 TEST(Compared, GivenOutputsAreExactAndTheRestHasItsLaw) {
-  // f and g = v y / sqrt(n) with |x|^2, |y|^2, x y known: g | f = a is N(a <x, y>/|x|^2, |y|^2 - <x, y>^2/|x|^2).
-  const Module module = module_of("width n\nrandom x : [n] ~ normal(0, 1)\nrandom z : [n] ~ normal(0, 1)\nparam v : [n] ~ normal(0, 1)\nout = v @ x / sqrt(n)\nreport out\nreport g = v @ (x + z) / sqrt(n)\nreport E(x^2), E(x * (x + z)), E((x + z)^2)\n");
+  // f and g = v y / sqrt(n) with |x|^2, |y|^2, x y known: g | f = a is N(a <x, y>/|x|^2, |y|^2 -
+  // <x, y>^2/|x|^2).
+  const Module module = module_of(
+      "width n\nrandom x : [n] ~ normal(0, 1)\nrandom z : [n] ~ normal(0, 1)\nparam v : [n] ~ "
+      "normal(0, 1)\nout = v @ x / sqrt(n)\nreport out\nreport g = v @ (x + z) / sqrt(n)\nreport "
+      "E(x^2), E(x * (x + z)), E((x + z)^2)\n");
   const Result<Module> given = conditioned(module, {"out", {2}});
   ASSERT_TRUE(given);
   const int seeds = 2000;
@@ -63,7 +80,8 @@ TEST(Compared, GivenOutputsAreExactAndTheRestHasItsLaw) {
 }
 
 TEST(Compared, RefusesWhatIsNotLinearInAnInitialVector) {
-  const Module module = module_of("width n\nrandom x : [n] ~ normal(0, 1)\nout = E(x^2)\nreport out\n");
+  const Module module =
+      module_of("width n\nrandom x : [n] ~ normal(0, 1)\nout = E(x^2)\nreport out\n");
   for (const char* name : {"out", "none"}) {
     const Result<Module> given = conditioned(module, {name, {2}});
     ASSERT_FALSE(given);

@@ -32,10 +32,14 @@ std::string last(const std::vector<std::pair<const char*, Verdict>>& reports) {
 }
 
 TEST(ComparisonText, SaysWhichReportsDoNotAgree) {
-  const auto agrees = Verdict::kAgrees, disagrees = Verdict::kDisagrees, inconclusive = Verdict::kInconclusive;
-  EXPECT_EQ(last({{"a", agrees}, {"loss", disagrees}, {"b", agrees}}), "overall: disagrees: loss (1 of 3 reports); agrees: 2");
-  EXPECT_EQ(last({{"a", agrees}, {"loss", inconclusive}}), "overall: agrees (1 of 2 reports); inconclusive: loss");
-  EXPECT_EQ(last({{"a", disagrees}, {"b", inconclusive}, {"c", disagrees}}), "overall: disagrees: a, c (2 of 3 reports); inconclusive: b");
+  const auto agrees = Verdict::kAgrees, disagrees = Verdict::kDisagrees,
+             inconclusive = Verdict::kInconclusive;
+  EXPECT_EQ(last({{"a", agrees}, {"loss", disagrees}, {"b", agrees}}),
+            "overall: disagrees: loss (1 of 3 reports); agrees: 2");
+  EXPECT_EQ(last({{"a", agrees}, {"loss", inconclusive}}),
+            "overall: agrees (1 of 2 reports); inconclusive: loss");
+  EXPECT_EQ(last({{"a", disagrees}, {"b", inconclusive}, {"c", disagrees}}),
+            "overall: disagrees: a, c (2 of 3 reports); inconclusive: b");
   EXPECT_EQ(last({{"a", agrees}}), "overall: agrees (1 of 1 report)");
   EXPECT_EQ(last({{"a", inconclusive}}), "overall: inconclusive (1 of 1 report)");
 }

@@ -1,4 +1,5 @@
-/// NNGP and NTK kernels with their errors against recursions in 50 digits: equal, parallel and nearly parallel inputs, great depth.
+/// NNGP and NTK kernels with their errors against recursions in 50 digits: equal, parallel and
+/// nearly parallel inputs, great depth.
 
 #include <algorithm>
 #include <cmath>
@@ -6,10 +7,10 @@
 #include <string>
 #include <vector>
 
-#include <boost/math/constants/constants.hpp>
-#include <boost/multiprecision/cpp_bin_float.hpp>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <boost/math/constants/constants.hpp>
+#include <boost/multiprecision/cpp_bin_float.hpp>
 
 #include "tests/support/run.hpp"
 
@@ -21,7 +22,8 @@ using Inputs = std::vector<std::vector<double>>;
 
 const Real kPi = boost::math::constants::pi<Real>();
 
-/// A net of hidden layers phi(sqrt(weight / fan-in) W z + bias b), and E phi(u) phi(v), E phi'(u) phi'(v).
+/// A net of hidden layers phi(sqrt(weight / fan-in) W z + bias b), and E phi(u) phi(v), E phi'(u)
+/// phi'(v).
 struct Net {
   std::string phi;
   double weight, bias;
@@ -41,7 +43,8 @@ struct Slopes {
   static Real kernel(const Real& a, const Real& b, const Real& c) {
     if (a == 0 || b == 0) return 0;
     const Real D = a * b - c * c, jump = above() - below();
-    return jump * jump * ((D > 0 ? Real(sqrt(D)) : Real(0)) + c * phi(a, b, c)) / (2 * kPi) + below() * above() * c;
+    return jump * jump * ((D > 0 ? Real(sqrt(D)) : Real(0)) + c * phi(a, b, c)) / (2 * kPi) +
+           below() * above() * c;
   }
   static Real slope(const Real& a, const Real& b, const Real& c) {
     const Real jump = above() - below();
@@ -51,9 +54,13 @@ struct Slopes {
 Real erf_kernel(const Real& a, const Real& b, const Real& c) {
   return 2 / kPi * atan2(Real(2 * c), Real(sqrt((1 + 2 * a) * (1 + 2 * b) - 4 * c * c)));
 }
-Real erf_slope(const Real& a, const Real& b, const Real& c) { return 4 / kPi / sqrt((1 + 2 * a) * (1 + 2 * b) - 4 * c * c); }
+Real erf_slope(const Real& a, const Real& b, const Real& c) {
+  return 4 / kPi / sqrt((1 + 2 * a) * (1 + 2 * b) - 4 * c * c);
+}
 
-struct Kernels { std::vector<Real> nngp, ntk; };
+struct Kernels {
+  std::vector<Real> nngp, ntk;
+};
 
 Kernels reference(const Net& net, const Inputs& X) {
   const std::size_t P = X.size();
@@ -75,7 +82,8 @@ Kernels reference(const Net& net, const Inputs& X) {
         const std::size_t e = i * P + j;
         const Real &a = c[i * P + i], &d = c[j * P + j];
         out.nngp[e] = w * net.kernel(a, d, c[e]) + b;
-        out.ntk[e] = (a == 0 || d == 0 ? Real(0) : Real(out.ntk[e] * w * net.slope(a, d, c[e]))) + out.nngp[e];
+        out.ntk[e] = (a == 0 || d == 0 ? Real(0) : Real(out.ntk[e] * w * net.slope(a, d, c[e]))) +
+                     out.nngp[e];
       }
   }
   return out;
@@ -103,8 +111,11 @@ model f(x) {{
   return v @ z / sqrt(n)
 }}
 {9}
-)", rows, net.phi, X[0].size(), std::max(1, net.depth - 1), biased ? fmt::format("param b : [{}, n] ~ normal(0, 1)", net.depth) : "", net.weight,
-                     biased ? fmt::format(" + {} * b[0]", net.bias) : "", net.depth - 1, biased ? fmt::format(" + {} * b[l + 1]", net.bias) : "", reports);
+)",
+                     rows, net.phi, X[0].size(), std::max(1, net.depth - 1),
+                     biased ? fmt::format("param b : [{}, n] ~ normal(0, 1)", net.depth) : "",
+                     net.weight, biased ? fmt::format(" + {} * b[0]", net.bias) : "", net.depth - 1,
+                     biased ? fmt::format(" + {} * b[l + 1]", net.bias) : "", reports);
 }
 
 struct Worst {
@@ -123,7 +134,9 @@ Worst check(const Net& net, const Inputs& X) {
     for (std::size_t e = 0; e < report.value.size(); ++e) {
       const Real& value = r == 0 ? expected.nngp[e] : expected.ntk[e];
       const double error = std::abs(static_cast<double>(Real(report.value[e]) - value));
-      EXPECT_LE(error, report.error[e] + 1e-300) << net.phi << " depth " << net.depth << " bias " << net.bias << (r == 0 ? " nngp " : " ntk ") << e / X.size() << ' ' << e % X.size();
+      EXPECT_LE(error, report.error[e] + 1e-300)
+          << net.phi << " depth " << net.depth << " bias " << net.bias
+          << (r == 0 ? " nngp " : " ntk ") << e / X.size() << ' ' << e % X.size();
       worst.error = std::max(worst.error, error);
       worst.stated = std::max(worst.stated, report.error[e]);
       worst.size = std::max(worst.size, std::abs(report.value[e]));
@@ -134,11 +147,12 @@ Worst check(const Net& net, const Inputs& X) {
 }
 
 const Net kRelu{"relu(z)", 2, 0, 2, Slopes<0, 10>::kernel, Slopes<0, 10>::slope};
-const std::vector<Net> kKinked{kRelu,
-                               {"relu(z)", 2, 0.3, 3, Slopes<0, 10>::kernel, Slopes<0, 10>::slope},
-                               {"abs(z)", 1, 0, 3, Slopes<-10, 10>::kernel, Slopes<-10, 10>::slope},
-                               {"abs(z)", 1, 0.5, 2, Slopes<-10, 10>::kernel, Slopes<-10, 10>::slope},
-                               {"leaky_relu(z, 0.2)", 1.5, 0, 4, Slopes<2, 10>::kernel, Slopes<2, 10>::slope}};
+const std::vector<Net> kKinked{
+    kRelu,
+    {"relu(z)", 2, 0.3, 3, Slopes<0, 10>::kernel, Slopes<0, 10>::slope},
+    {"abs(z)", 1, 0, 3, Slopes<-10, 10>::kernel, Slopes<-10, 10>::slope},
+    {"abs(z)", 1, 0.5, 2, Slopes<-10, 10>::kernel, Slopes<-10, 10>::slope},
+    {"leaky_relu(z, 0.2)", 1.5, 0, 4, Slopes<2, 10>::kernel, Slopes<2, 10>::slope}};
 
 /// Random inputs with copies, multiples, negatives and neighbours of each other.
 Inputs random_inputs(std::mt19937_64& random, std::size_t dims, std::size_t count) {
@@ -151,13 +165,18 @@ Inputs random_inputs(std::mt19937_64& random, std::size_t dims, std::size_t coun
     if (i > 0) {
       const auto& other = X[static_cast<std::size_t>(uniform(random) * static_cast<double>(i))];
       const double kind = uniform(random), scale = std::exp(normal(random));
-      if (kind < 0.15) x = other;
-      else if (kind < 0.3) for (std::size_t k = 0; k < dims; ++k) x[k] = scale * other[k];
-      else if (kind < 0.4) for (std::size_t k = 0; k < dims; ++k) x[k] = -other[k];
-      else if (kind < 0.5) for (std::size_t k = 0; k < dims; ++k) x[k] = -scale * other[k];
+      if (kind < 0.15)
+        x = other;
+      else if (kind < 0.3)
+        for (std::size_t k = 0; k < dims; ++k) x[k] = scale * other[k];
+      else if (kind < 0.4)
+        for (std::size_t k = 0; k < dims; ++k) x[k] = -other[k];
+      else if (kind < 0.5)
+        for (std::size_t k = 0; k < dims; ++k) x[k] = -scale * other[k];
       else if (kind < 0.8) {
         const double distance = std::pow(10, -4 - 8 * uniform(random));
-        for (std::size_t k = 0; k < dims; ++k) x[k] = (kind < 0.7 ? 1 : scale) * (other[k] + distance * x[k]);
+        for (std::size_t k = 0; k < dims; ++k)
+          x[k] = (kind < 0.7 ? 1 : scale) * (other[k] + distance * x[k]);
       }
     }
     X.push_back(std::move(x));
@@ -167,7 +186,8 @@ Inputs random_inputs(std::mt19937_64& random, std::size_t dims, std::size_t coun
 
 TEST(Kernels, TheDiagonalOfReluIsExact) {
   const Inputs X{{0.4, 0.3, 0.5}, {-0.3, 1.2, -0.3}, {-1.5, 0.8, 1.9}, {-1, -0.1, -0.7}};
-  const auto result = limit_of(program({"relu(z)", 1, 0, 2, nullptr, nullptr}, X, "report 3 * ntk(f, X)"), {});
+  const auto result =
+      limit_of(program({"relu(z)", 1, 0, 2, nullptr, nullptr}, X, "report 3 * ntk(f, X)"), {});
   for (std::size_t i = 0; i < 4; ++i) {  // 3/4 |x|^2, with a variance of 1/3
     double square = 0;
     for (const double x : X[i]) square += x * x;
@@ -182,7 +202,8 @@ TEST(Kernels, OfKinkedFunctionsForRandomSetsOfInputs) {
     const Inputs X = random_inputs(random, 2 + static_cast<std::size_t>(set) % 6, 5);
     const Worst worst = check(net, X);
     double size = 1;
-    for (const auto& x : X) for (const double u : x) size = std::max(size, u * u);
+    for (const auto& x : X)
+      for (const double u : x) size = std::max(size, u * u);
     EXPECT_LE(worst.stated, 1e-12 * size) << set;
     if (HasFailure()) return;
   }
@@ -208,21 +229,30 @@ TEST(Kernels, OfDeepReluNetsAtCorrelationOne) {
 // The distance of nearby inputs grows from layer to layer, and with it the error.
 TEST(Kernels, ErrorsOfDeepErfNetsAreCarried) {
   for (const double distance : {1e-4, 1e-6}) {
-    const Worst worst = check({"erf(z)", 9, 0, 30, erf_kernel, erf_slope}, {{0.5, 0.2}, {0.5, 0.2 + distance}, {-0.3, 0.9}});
-    // From 1e-4 the distance saturates and errors shrink again, which the first-order bound does not see.
+    const Worst worst = check({"erf(z)", 9, 0, 30, erf_kernel, erf_slope},
+                              {{0.5, 0.2}, {0.5, 0.2 + distance}, {-0.3, 0.9}});
+    // From 1e-4 the distance saturates and errors shrink again, which the first-order bound does
+    // not see.
     if (distance == 1e-6) {
       EXPECT_LE(worst.nngp_stated, 1e3 * worst.nngp_error);
     }
   }
   for (const double weight : {0.5, 2.0, 9.0})
-    for (const int depth : {1, 3, 10}) (void)check({"erf(z)", weight, 0.2, depth, erf_kernel, erf_slope}, {{0.5, 0.2}, {0.5, 0.2001}, {-0.3, 0.9}, {2, 3}});
+    for (const int depth : {1, 3, 10})
+      (void)check({"erf(z)", weight, 0.2, depth, erf_kernel, erf_slope},
+                  {{0.5, 0.2}, {0.5, 0.2001}, {-0.3, 0.9}, {2, 3}});
 }
 
-// Errors of nearly parallel inputs grow by orders of magnitude in chaotic nets; those of a variance do not.
+// Errors of nearly parallel inputs grow by orders of magnitude in chaotic nets; those of a variance
+// do not.
 TEST(Kernels, DiagonalsOfChaoticNetsKeepTheirErrors) {
   for (const std::string phi : {"erf(z)", "sin(z)", "cos(2 * z)"}) {
-    const LimitResult limit = limit_of("width n\ndata X = [[1, 0.5], [1.000001, 0.5], [0.2, -1]]\nrandom U : [n, 2] ~ normal(0, 9 / 2)\nrandom W : [59, n, n] ~ normal(0, 9 / n)\nfn phi(z) = " + phi +
-                                       "\nz = phi(U @ X)\nfor l in 0..59 { z = phi(W[l] @ z) }\nreport gram(z), E(z^2)\n", {});
+    const LimitResult limit = limit_of(
+        "width n\ndata X = [[1, 0.5], [1.000001, 0.5], [0.2, -1]]\nrandom U : [n, 2] ~ normal(0, 9 "
+        "/ 2)\nrandom W : [59, n, n] ~ normal(0, 9 / n)\nfn phi(z) = " +
+            phi +
+            "\nz = phi(U @ X)\nfor l in 0..59 { z = phi(W[l] @ z) }\nreport gram(z), E(z^2)\n",
+        {});
     const ReportResult &gram = limit.reports[0], &squares = limit.reports[1];
     EXPECT_EQ(gram.method, Method::kClosedForm);
     for (std::size_t k = 0; k < 3; ++k) {

@@ -4,15 +4,21 @@
 
 #include "tests/support/run.hpp"
 
-// Jumps and kinks at limits: what dropped terms decide, what networks never agree about, and what they do.
+// Jumps and kinks at limits: what dropped terms decide, what networks never agree about, and what
+// they do.
 namespace tplimit {
 namespace {
 
 using namespace test;
 
-const std::string kHead = "width n\nrandom x : [n] ~ normal(0, 1)\nrandom y : [n] ~ normal(0, 1)\nrandom v : [n] ~ normal(0, 1)\n";
+const std::string kHead =
+    "width n\nrandom x : [n] ~ normal(0, 1)\nrandom y : [n] ~ normal(0, 1)\nrandom v : [n] ~ "
+    "normal(0, 1)\n";
 
-std::vector<double> values(const std::string& program, const EvaluateOptions& options = {}, std::size_t k = 0) { return limit_of(program, options).reports[k].value; }
+std::vector<double> values(const std::string& program, const EvaluateOptions& options = {},
+                           std::size_t k = 0) {
+  return limit_of(program, options).reports[k].value;
+}
 std::string code_of(const std::string& program) {
   const Module module = parsed(program);
   const auto result = evaluate(module, {});
@@ -38,12 +44,15 @@ TEST(Kinks, TheNextTermDecidesWhereTheLeadingOneCancels) {
            {"E(x - y / sqrt(n) <= x + x / sqrt(n))", 0.5}}) {
     const LimitResult result = limit_of(kHead + "report " + text + "\n", {});
     EXPECT_NEAR(result.reports[0].value[0], right, 5 * result.reports[0].error[0] + 1e-9) << text;
-    const SimulationResult networks = networks_of(kHead + "report " + text + "\n", 16384, 8, Matrices::kLazy);
-    EXPECT_NEAR(networks.reports[0].value[0], right, 6 * networks.reports[0].error[0] + 1e-3) << text;
+    const SimulationResult networks =
+        networks_of(kHead + "report " + text + "\n", 16384, 8, Matrices::kLazy);
+    EXPECT_NEAR(networks.reports[0].value[0], right, 6 * networks.reports[0].error[0] + 1e-3)
+        << text;
   }
 }
 
-// Features move by n^(-1/2) beside equal terms, which cancel; where they do not cancel, or rest on a kink, it is refused.
+// Features move by n^(-1/2) beside equal terms, which cancel; where they do not cancel, or rest on
+// a kink, it is refused.
 TEST(Kinks, FeaturesAfterTrainingAgainstThoseBefore) {
   const auto network = [](const std::string& regime, const std::string& what) {
     return "width n\nparametrization " + regime + R"(
@@ -52,15 +61,23 @@ param c : output [n] ~ normal(0, 1)
 before = U * 1
 out = c @ tanh(U * 1)
 step sgd((out - 1)^2, lr = 1)
-report grown = )" + what + "\n";
+report grown = )" +
+           what + "\n";
   };
   for (const std::string regime : {"ntk", "mup"})
-    for (const std::string what : {"E(U > before)", "E(step(U - before))", "E(c * sign(U - before) * (1 + U))", "E(where(U > before, c^2, 0))"}) {
+    for (const std::string what :
+         {"E(U > before)", "E(step(U - before))", "E(c * sign(U - before) * (1 + U))",
+          "E(where(U > before, c^2, 0))"}) {
       const LimitResult limit = limit_of(network(regime, what), {});
-      const SimulationResult networks = networks_of(network(regime, what), 16384, 8, Matrices::kLazy);
-      EXPECT_NEAR(limit.reports[0].value[0], networks.reports[0].value[0], 6 * networks.reports[0].error[0] + 2e-3) << regime << " " << what;
+      const SimulationResult networks =
+          networks_of(network(regime, what), 16384, 8, Matrices::kLazy);
+      EXPECT_NEAR(limit.reports[0].value[0], networks.reports[0].value[0],
+                  6 * networks.reports[0].error[0] + 2e-3)
+          << regime << " " << what;
     }
-  for (const std::string what : {"E(relu(U) > relu(before))", "E(step(tanh(U) - tanh(before)))", "E(relu(U) == relu(before))", "E(floor(relu(U) - relu(before)))", "E(where(relu(U) - relu(before), 1, 0))"})
+  for (const std::string what : {"E(relu(U) > relu(before))", "E(step(tanh(U) - tanh(before)))",
+                                 "E(relu(U) == relu(before))", "E(floor(relu(U) - relu(before)))",
+                                 "E(where(relu(U) - relu(before), 1, 0))"})
     for (const bool given : {false, true}) {
       EvaluateOptions options;
       if (given) options.given = GradedOptions::Given{"out", {0.5}};
@@ -72,21 +89,37 @@ report grown = )" + what + "\n";
 
 // Coordinates that lie on a jump with positive probability, up to dropped terms.
 TEST(Kinks, AtomsOnAJumpAreRefused) {
-  for (const std::string text : {"E(step(relu(x) + y / sqrt(n)))", "E(floor(sign(x) + y / n))", "E(relu(x) + y / n > relu(-x))", "E(where(step(x) + y / n == 1, 1, 2))", "E(tanh(x + y / n) > tanh(x))", "E(relu(x + y / n) > relu(x))", "E(max(tanh(x), tanh(x + y / n)) == tanh(x))", "E(step(x * (1 + y / n) - x))", "E(floor(x * (1 + y / n) - x))"}) EXPECT_EQ(code_of(kHead + "report " + text + "\n"), "E3108") << text;
+  for (const std::string text :
+       {"E(step(relu(x) + y / sqrt(n)))", "E(floor(sign(x) + y / n))",
+        "E(relu(x) + y / n > relu(-x))", "E(where(step(x) + y / n == 1, 1, 2))",
+        "E(tanh(x + y / n) > tanh(x))", "E(relu(x + y / n) > relu(x))",
+        "E(max(tanh(x), tanh(x + y / n)) == tanh(x))", "E(step(x * (1 + y / n) - x))",
+        "E(floor(x * (1 + y / n) - x))"})
+    EXPECT_EQ(code_of(kHead + "report " + text + "\n"), "E3108") << text;
   // What is dropped is as large as what leads, and cancels it: 1 is right for the first.
-  for (const std::string text : {"E(sign(exp(x / n) - 1 - x / n))", "E(relu(n * (exp(x / n) - 1 - x / n)))"}) EXPECT_EQ(code_of(kHead + "report " + text + "\n"), "E3102") << text;
-  for (const std::string text : {"E(step(relu(x)))", "E(relu(x) > 0)", "E(step(relu(x) + y))", "E(step(x) > E(step(x)))", "E(max(relu(x), relu(y)) == relu(y))", "E(step(relu(x) / sqrt(E(relu(x)^2))))", "E(step(clip(x, -1, 1) - E(clip(x, -1, 1))))", "E(step(1 - relu(x) + E(relu(x))))"}) EXPECT_EQ(code_of(kHead + "report " + text + "\n"), "") << text;
+  for (const std::string text :
+       {"E(sign(exp(x / n) - 1 - x / n))", "E(relu(n * (exp(x / n) - 1 - x / n)))"})
+    EXPECT_EQ(code_of(kHead + "report " + text + "\n"), "E3102") << text;
+  for (const std::string text :
+       {"E(step(relu(x)))", "E(relu(x) > 0)", "E(step(relu(x) + y))", "E(step(x) > E(step(x)))",
+        "E(max(relu(x), relu(y)) == relu(y))", "E(step(relu(x) / sqrt(E(relu(x)^2))))",
+        "E(step(clip(x, -1, 1) - E(clip(x, -1, 1))))", "E(step(1 - relu(x) + E(relu(x))))"})
+    EXPECT_EQ(code_of(kHead + "report " + text + "\n"), "") << text;
 }
 
 // ---- jumps at limits of numbers
 TEST(Kinks, NumbersOnAJumpAreUndetermined) {
   for (const Engine engine : {Engine::kAuto, Engine::kParticles})
-    for (const std::string text : {"step(E(x^2) - 1)", "floor(E(x^2))", "E(x^2) == 1", "sign(E(x^2) - E(y^2))", "where(E(x^2) > 1, 2, 3)", "mod(2 * E(x^2), 1)", "E(x^2) <= E(y^2)", "1 / (1 + step(E(x^2) - 1))",
-                                   "grad(relu(c - 1), c)", "grad(abs(c - E(y^2)), c)", "grad(max(c, 1), c)"}) {
+    for (const std::string text :
+         {"step(E(x^2) - 1)", "floor(E(x^2))", "E(x^2) == 1", "sign(E(x^2) - E(y^2))",
+          "where(E(x^2) > 1, 2, 3)", "mod(2 * E(x^2), 1)", "E(x^2) <= E(y^2)",
+          "1 / (1 + step(E(x^2) - 1))", "grad(relu(c - 1), c)", "grad(abs(c - E(y^2)), c)",
+          "grad(max(c, 1), c)"}) {
       EvaluateOptions options;
       options.engine = engine;
       options.particles = 1024;
-      const LimitResult result = limit_of(kHead + "c = E(x^2)\nreport a = " + text + ", b = E(x^2)\n", options);
+      const LimitResult result =
+          limit_of(kHead + "c = E(x^2)\nreport a = " + text + ", b = E(x^2)\n", options);
       EXPECT_TRUE(std::isnan(result.reports[0].value[0])) << text;
       EXPECT_FALSE(result.reports[0].undetermined.empty());
       EXPECT_NEAR(result.reports[1].value[0], 1, 1e-9);
@@ -117,12 +150,16 @@ TEST(Kinks, WhatNetworksAgreeAboutIsANumber) {
       options.particles = 1024;
       EXPECT_NEAR(values(kHead + "report " + text + "\n", options)[0], right, 0.02) << text;
     }
-    EXPECT_NEAR(networks_of(kHead + "report " + text + "\n", 65536, 4, Matrices::kLazy).reports[0].value[0], right, 0.05) << text;
+    EXPECT_NEAR(
+        networks_of(kHead + "report " + text + "\n", 65536, 4, Matrices::kLazy).reports[0].value[0],
+        right, 0.05)
+        << text;
   }
 }
 
 TEST(Kinks, EntriesAreDecidedOneByOne) {
-  const auto best = values(kHead + "c = stack(E(x^2), 2 * E(x^2), E(y^2))\nreport c == max(c, axis = 0)\n");
+  const auto best =
+      values(kHead + "c = stack(E(x^2), 2 * E(x^2), E(y^2))\nreport c == max(c, axis = 0)\n");
   EXPECT_EQ(best, (std::vector<double>{0, 1, 0}));
   const auto steps = values(kHead + "c = stack(E(x^2), 2 * E(x^2), E(y^2))\nreport step(c - 1)\n");
   EXPECT_TRUE(std::isnan(steps[0]) && steps[1] == 1 && std::isnan(steps[2]));
@@ -168,20 +205,27 @@ TEST(Kinks, RandomOutputsDecide) {
   const std::vector<std::size_t> label{0, 0, 1, 1};
   for (std::size_t t = 0; t < 3; ++t) {
     double right = 0;
-    for (std::size_t i = 0; i < 4; ++i) right += o[8 * t + 2 * i + label[i]] > o[8 * t + 2 * i + 1 - label[i]] ? 0.25 : 0;
+    for (std::size_t i = 0; i < 4; ++i)
+      right += o[8 * t + 2 * i + label[i]] > o[8 * t + 2 * i + 1 - label[i]] ? 0.25 : 0;
     EXPECT_NEAR(accuracy[t], right, 1e-12) << t;
   }
   // Entries that vanish beside others are decided by their drawn values.
-  const LimitResult mixed = limit_of(kHead + "f = v @ x / n\nreport s = sign(stack(f, 2) - [0, 1]), q = sign(f)\n", {});
+  const LimitResult mixed =
+      limit_of(kHead + "f = v @ x / n\nreport s = sign(stack(f, 2) - [0, 1]), q = sign(f)\n", {});
   EXPECT_EQ(std::abs(mixed.reports[1].value[0]), 1);
   EXPECT_EQ(mixed.reports[0].value[0], mixed.reports[1].value[0]);
   EXPECT_EQ(mixed.reports[0].value[1], 1);
 }
 
 TEST(Kinks, TrainingFromAnUndeterminedGradient) {
-  for (const std::string loss : {"mean(abs(out - y))", "mean(max(1 + out - out[0]))", "mean(max(0.3 * (out - y), -0.7 * (out - y)))", "mean(relu(out - y))"}) {
-    const std::string program = "width n\ndata X = [[1, 0.5], [-0.3, 1]]\ndata y = [0, 1]\nparametrization mup\nparam U : input [n, 2] ~ normal(0, 1)\nparam v : output [n] ~ normal(0, 1)\n"
-                                "for t in 0..2 {\n  out = v @ tanh(U @ X)\n  report out, other = E(U^2)\n  step sgd(" + loss + ", lr = 0.5)\n}\n";
+  for (const std::string loss :
+       {"mean(abs(out - y))", "mean(max(1 + out - out[0]))",
+        "mean(max(0.3 * (out - y), -0.7 * (out - y)))", "mean(relu(out - y))"}) {
+    const std::string program =
+        "width n\ndata X = [[1, 0.5], [-0.3, 1]]\ndata y = [0, 1]\nparametrization mup\nparam U : "
+        "input [n, 2] ~ normal(0, 1)\nparam v : output [n] ~ normal(0, 1)\n"
+        "for t in 0..2 {\n  out = v @ tanh(U @ X)\n  report out, other = E(U^2)\n  step sgd(" +
+        loss + ", lr = 0.5)\n}\n";
     const auto out = values(program);
     EXPECT_EQ(out[0], 0) << loss;
     EXPECT_EQ(out[1], 0) << loss;
@@ -222,23 +266,31 @@ TEST(Kinks, AccuracyOverManySamplesHasAnError) {
         ASSERT_TRUE(std::isfinite(own.value[t])) << t;
         EXPECT_GE(own.value[t], 0.9);
         EXPECT_LT(own.error[t], 0.03);
-        EXPECT_NEAR(own.value[t], theirs.value[t], 4 * std::hypot(own.error[t], theirs.error[t]) + 0.01) << t << " seed " << seed;
+        EXPECT_NEAR(own.value[t], theirs.value[t],
+                    4 * std::hypot(own.error[t], theirs.error[t]) + 0.01)
+            << t << " seed " << seed;
       }
     }
   }
 }
 
-// The margin's sign is known at many particles; at few it has an error, which must cover the right side.
+// The margin's sign is known at many particles; at few it has an error, which must cover the right
+// side.
 TEST(Kinks, OpenJumpsHaveErrorsThatCoverBothSides) {
   const std::string head = kHead + "m = E(tanh(x)^2 * exp(x / 5)) - ";
   const double exact = limit_of(head + "0\nreport m\n", {}).reports[0].value[0];
   int open = 0, far = 0;
   for (std::uint64_t seed = 0; seed < 40; ++seed)
     for (const double shift : {1e-6, 1e-5, 1e-4, 1e-3}) {
-      const LimitResult limit = limit_of(head + fmt::format("{:.15g}\nreport a = step(m), b = where(m > 0, 3, 1), c = max(2 * sign(m), -1), d = floor(1 + m), e = 1 / step(m)\n", exact - shift), particles(128, 8, seed));
+      const LimitResult limit =
+          limit_of(head + fmt::format("{:.15g}\nreport a = step(m), b = where(m > 0, 3, 1), c = "
+                                      "max(2 * sign(m), -1), d = floor(1 + m), e = 1 / step(m)\n",
+                                      exact - shift),
+                   particles(128, 8, seed));
       const std::vector<double> right{1, 3, 2, 1};
       for (std::size_t k = 0; k < right.size(); ++k) {
-        const double difference = std::abs(limit.reports[k].value[0] - right[k]), error = limit.reports[k].error[0];
+        const double difference = std::abs(limit.reports[k].value[0] - right[k]),
+                     error = limit.reports[k].error[0];
         EXPECT_TRUE(difference == 0 || error > 0) << seed << " " << k;
         if (difference > 4 * error) ++far;
         if (error > 0) ++open;
@@ -252,7 +304,8 @@ TEST(Kinks, OpenJumpsHaveErrorsThatCoverBothSides) {
 
 TEST(Kinks, WhatOverflowsAfterAnUndeterminedJumpIsUndetermined) {
   for (const Engine engine : {Engine::kAuto, Engine::kParticles})
-    for (const std::string text : {"1 / step(E(x^2) - 1)", "log(E(x^2) > 1)", "exp(1000 * step(E(x^2) - E(y^2)))"}) {
+    for (const std::string text :
+         {"1 / step(E(x^2) - 1)", "log(E(x^2) > 1)", "exp(1000 * step(E(x^2) - E(y^2)))"}) {
       EvaluateOptions options;
       options.engine = engine;
       options.particles = 1024;
@@ -264,14 +317,20 @@ TEST(Kinks, WhatOverflowsAfterAnUndeterminedJumpIsUndetermined) {
 }
 
 TEST(Kinks, ExpectationsOnThemAreUndecided) {
-  const LimitResult result = limit_of(kHead + "expect step(E(x^2) - 1) == 0 within 0.1\nexpect E(x^2) == 1 within 0.1\nreport E(x^2)\n", {});
+  const LimitResult result = limit_of(
+      kHead +
+          "expect step(E(x^2) - 1) == 0 within 0.1\nexpect E(x^2) == 1 within 0.1\nreport E(x^2)\n",
+      {});
   EXPECT_EQ(result.expectations[0].status, ExpectStatus::kUndecided);
   EXPECT_EQ(result.expectations[1].status, ExpectStatus::kPassed);
 }
 
 // ---- functions of random numbers
 TEST(Kinks, OnlyWhatIsLinearTendsToAGaussian) {
-  for (const auto& [text, low, high] : std::vector<std::tuple<std::string, double, double>>{{"sign(v @ x / n)", -1, 1}, {"where(v @ x / n > 0, E(x^2), 3 * E(x^2))", 1, 3}, {"step(v @ x / sqrt(n))", 0, 1}}) {
+  for (const auto& [text, low, high] : std::vector<std::tuple<std::string, double, double>>{
+           {"sign(v @ x / n)", -1, 1},
+           {"where(v @ x / n > 0, E(x^2), 3 * E(x^2))", 1, 3},
+           {"step(v @ x / sqrt(n))", 0, 1}}) {
     int lows = 0;
     constexpr int kDraws = 40;
     for (int d = 0; d < kDraws; ++d) {
@@ -295,10 +354,13 @@ class Expressions {
   std::string expression(int depth) {
     static const std::vector<std::string> leaves{"a", "b", "d", "E(x^3)", "1", "0", "2", "0.5"};
     if (depth == 0) return leaves[pick(leaves.size())];
-    const auto e = [&] { return expression(depth - 1 - static_cast<int>(pick(2)) * (depth > 1 ? 1 : 0)); };
+    const auto e = [&] {
+      return expression(depth - 1 - static_cast<int>(pick(2)) * (depth > 1 ? 1 : 0));
+    };
     switch (pick(13)) {
       case 0: return "(" + e() + " + " + e() + ")";
-      case 1: case 2: return "(" + e() + " - " + e() + ")";
+      case 1:
+      case 2: return "(" + e() + " - " + e() + ")";
       case 3: return "(" + e() + " * " + e() + ")";
       case 4: return "max(" + e() + ", " + e() + ")";
       case 5: return "min(" + e() + ", " + e() + ")";

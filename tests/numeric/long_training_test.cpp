@@ -25,10 +25,12 @@ for t in 0..{} {{
   report out
   step sgd(mse(out, y), lr = 0.5)
 }}
-)", steps);
+)",
+                     steps);
 }
 
-LimitResult limit_with(const Module& module, std::optional<std::int64_t> particles, std::optional<double> rank_tol, std::optional<double> tolerance = {}) {
+LimitResult limit_with(const Module& module, std::optional<std::int64_t> particles,
+                       std::optional<double> rank_tol, std::optional<double> tolerance = {}) {
   EvaluateOptions options;
   options.engine = Engine::kParticles;
   options.particles = particles;
@@ -43,7 +45,8 @@ LimitResult limit_with(const Module& module, std::optional<std::int64_t> particl
 template <class Unit>
 double largest_difference(const LimitResult& a, const LimitResult& b, Unit unit) {
   double out = 0;
-  for (std::size_t k = 0; k < a.reports[0].value.size(); ++k) out = std::max(out, std::abs(a.reports[0].value[k] - b.reports[0].value[k]) / unit(k));
+  for (std::size_t k = 0; k < a.reports[0].value.size(); ++k)
+    out = std::max(out, std::abs(a.reports[0].value[k] - b.reports[0].value[k]) / unit(k));
   return out;
 }
 
@@ -62,7 +65,8 @@ TEST(DroppedDirections, CostNoMoreThanTheErrorSays) {
     EXPECT_GT(change, last_change) << rank_tol;
     last_change = change;
   }
-  EXPECT_GT(last_change, 10 * all.engine.sampling_error) << "with a third of each vector dropped the change is seen";
+  EXPECT_GT(last_change, 10 * all.engine.sampling_error)
+      << "with a third of each vector dropped the change is seen";
 }
 
 TEST(Tolerance, CoversSamplingAndDroppedDirections) {
@@ -73,10 +77,18 @@ TEST(Tolerance, CoversSamplingAndDroppedDirections) {
     EXPECT_FALSE(result.tolerance_missed);
     EXPECT_LE(result.largest_error, tolerance);
     EXPECT_LE(result.engine.sampling_error, tolerance);
-    EXPECT_GT(result.engine.truncation_error, 0) << "300 directions: some of the tolerance is spent on dropping them";
+    EXPECT_GT(result.engine.truncation_error, 0)
+        << "300 directions: some of the tolerance is spent on dropping them";
     EXPECT_GT(result.engine.rank_tol, 1e-4);
     // 5 errors of the one and the other.
-    EXPECT_LT(largest_difference(result, reference, [&](std::size_t k) { return std::hypot(result.reports[0].error[k], reference.reports[0].error[k]) + 1e-12; }), 5) << tolerance;
+    EXPECT_LT(largest_difference(result, reference,
+                                 [&](std::size_t k) {
+                                   return std::hypot(result.reports[0].error[k],
+                                                     reference.reports[0].error[k]) +
+                                          1e-12;
+                                 }),
+              5)
+        << tolerance;
   }
 }
 
@@ -107,38 +119,51 @@ TEST(EdgeOfStability, IsTheSameForLazyAndDenseNetworksAndForTheLimit) {
   constexpr int kSeeds = 30;
   const auto at_the_end = [](const SimulationResult& r, const char* report) {
     std::vector<double> out;
-    for (const auto& network : r.runs[test::report_index(r.reports, report)]) out.push_back(network.back());
+    for (const auto& network : r.runs[test::report_index(r.reports, report)])
+      out.push_back(network.back());
     return out;
   };
   // Other seeds for lazy networks: their initial vectors would be the same.
-  const SimulationResult lazy_networks = test::networks_of(module, 512, kSeeds, Matrices::kLazy, 1000);
+  const SimulationResult lazy_networks =
+      test::networks_of(module, 512, kSeeds, Matrices::kLazy, 1000);
   for (const double lost : at_the_end(lazy_networks, "linearity")) EXPECT_LT(lost, 1e-24);
 
-  // Kolmogorov and Smirnov's distance of the two laws, which have long tails: above 2.3 once in 50,000.
-  const std::vector<double> dense = at_the_end(test::networks_of(module, 512, kSeeds, Matrices::kDense), "loss");
+  // Kolmogorov and Smirnov's distance of the two laws, which have long tails: above 2.3 once in
+  // 50,000.
+  const std::vector<double> dense =
+      at_the_end(test::networks_of(module, 512, kSeeds, Matrices::kDense), "loss");
   const std::vector<double> lazy = at_the_end(lazy_networks, "loss");
   double distance = 0;
   for (const double x : dense) {
-    const auto below = [x](const std::vector<double>& v) { return std::count_if(v.begin(), v.end(), [x](double y) { return y <= x; }); };
-    distance = std::max(distance, std::abs(static_cast<double>(below(dense) - below(lazy))) / kSeeds);
+    const auto below = [x](const std::vector<double>& v) {
+      return std::count_if(v.begin(), v.end(), [x](double y) { return y <= x; });
+    };
+    distance =
+        std::max(distance, std::abs(static_cast<double>(below(dense) - below(lazy))) / kSeeds);
   }
   EXPECT_LT(distance * std::sqrt(kSeeds / 2.0), 2.3);
 
   // The mean of networks less its term of order 1/n.
-  const auto wide = test::moments(at_the_end(test::networks_of(module, 1024, kSeeds, Matrices::kLazy, 2000), "loss")), narrow = test::moments(lazy);
-  const double mean = 2 * wide.mean - narrow.mean, error = std::hypot(2 * wide.error_of_mean(), narrow.error_of_mean());
+  const auto wide = test::moments(at_the_end(
+                 test::networks_of(module, 1024, kSeeds, Matrices::kLazy, 2000), "loss")),
+             narrow = test::moments(lazy);
+  const double mean = 2 * wide.mean - narrow.mean,
+               error = std::hypot(2 * wide.error_of_mean(), narrow.error_of_mean());
   for (const double rank_tol : {1e-6, 1e-3}) {
     EvaluateOptions options = test::particles(2048, 4);
     options.rank_tol = rank_tol;
     const LimitResult limit = test::limit_of(module, options);
     const ReportResult& loss = test::report(limit, "loss");
-    EXPECT_LT(std::abs(test::deviation(loss.value.back(), loss.error.back(), mean, error)), 5) << loss.value.back() << " " << mean << " +- " << error;
+    EXPECT_LT(std::abs(test::deviation(loss.value.back(), loss.error.back(), mean, error)), 5)
+        << loss.value.back() << " " << mean << " +- " << error;
     EXPECT_LT(loss.error.back(), 5e-4) << rank_tol;
   }
 }
 
 TEST(Rank, StopsGrowingAlongSmoothTraining) {
-  const auto rank_after = [](int steps) { return limit_with(test::parsed(training(steps)), 2048, 0.03).engine.largest_rank; };
+  const auto rank_after = [](int steps) {
+    return limit_with(test::parsed(training(steps)), 2048, 0.03).engine.largest_rank;
+  };
   const auto early = rank_after(20), late = rank_after(200);
   EXPECT_GT(early, 12);
   EXPECT_LT(late, 2 * early);

@@ -15,7 +15,8 @@ namespace {
 
 constexpr double kErrors = 4;  // fixed seeds, within 4 of their own standard errors
 
-// ---- the linear network of docs/compare.md ---------------------------------------------------------
+// ---- the linear network of docs/compare.md
+// ---------------------------------------------------------
 
 constexpr double kEta = 0.3, kY = 1;
 
@@ -27,13 +28,15 @@ param v : [n] ~ normal(0, 1), lr = n
 model f() {{ return v @ (W @ u) / n }}
 step sgd((f() - {})^2 / 2, lr = {})
 report out = f()
-)", kY, kEta));
+)",
+                                  kY, kEta));
 }
 
 /// E f after one step, at width n.
 double mean_output(double n) {
   const double h = 1 + 2 / n;
-  return 3 * kEta * kY - 2 * kEta * kEta * kY * (4 / n + 5 / (n * n)) + std::pow(kEta, 3) * (9 * kY * h * h / (n * n) + std::pow(kY, 3) / n);
+  return 3 * kEta * kY - 2 * kEta * kEta * kY * (4 / n + 5 / (n * n)) +
+         std::pow(kEta, 3) * (9 * kY * h * h / (n * n) + std::pow(kY, 3) / n);
 }
 constexpr double kSlope = -8 * kEta * kEta * kY + kEta * kEta * kEta * kY * kY * kY;
 constexpr double kBeta = kEta * kEta * kY * kY, kAlpha = 1 - 3 * kEta + 2 * kBeta;
@@ -51,7 +54,8 @@ TEST(LinearNetwork, HasItsExactMeanAtEveryWidth) {
 TEST(LinearNetwork, HasTheCorrectionsThatAreDerived) {
   const Module module = linear_network();
   std::vector<SimulationResult> networks;
-  for (const int n : {16, 64, 256}) networks.push_back(test::networks_of(module, n, 10'000, Matrices::kLazy));
+  for (const int n : {16, 64, 256})
+    networks.push_back(test::networks_of(module, n, 10'000, Matrices::kLazy));
   const Comparison all = compare(test::limit_of(module, {}), std::move(networks));
   const EntryConvergence& entry = all.reports[0]->entries[0];
   EXPECT_NEAR(entry.limit, 3 * kEta * kY, 1e-12);
@@ -63,7 +67,8 @@ TEST(LinearNetwork, HasTheCorrectionsThatAreDerived) {
   EXPECT_LT(c.variance.error, 0.05 * kVariance);
 }
 
-// ---- real networks ---------------------------------------------------------------------------------
+// ---- real networks
+// ---------------------------------------------------------------------------------
 
 std::string tanh_network(int steps) {
   return fmt::format(R"(width n
@@ -81,7 +86,8 @@ for t in 0..{} {{
   report out, gram(z), mse(out, y)
   step sgd(mse(out, y), lr = 0.3)
 }}
-)", steps);
+)",
+                     steps);
 }
 
 TEST(TrainedNetwork, HasCorrectionsWithinTheirStatedErrors) {
@@ -90,20 +96,25 @@ TEST(TrainedNetwork, HasCorrectionsWithinTheirStatedErrors) {
   constexpr int kDesigns = 60, kSeeds = 8;
   const LimitResult limit = test::limit_of(module, test::particles(16384));
   std::vector<SimulationResult> all;
-  for (const int n : {32, 64, 128, 256}) all.push_back(test::networks_of(module, n, kDesigns * kSeeds, Matrices::kDense, 5));
+  for (const int n : {32, 64, 128, 256})
+    all.push_back(test::networks_of(module, n, kDesigns * kSeeds, Matrices::kDense, 5));
   const Comparison truth = compare(limit, all);
   double within = 0, twice = 0, count = 0;
   for (int design = 0; design < kDesigns; ++design) {
     std::vector<SimulationResult> some(all.begin(), all.end() - 1);
     for (SimulationResult& width : some) {
       width.seeds = kSeeds;
-      for (auto& runs : width.runs) runs = {runs.begin() + design * kSeeds, runs.begin() + (design + 1) * kSeeds};
+      for (auto& runs : width.runs)
+        runs = {runs.begin() + design * kSeeds, runs.begin() + (design + 1) * kSeeds};
     }
     const Comparison own = compare(limit, std::move(some));
     for (std::size_t k = 0; k < own.reports.size(); ++k)
       for (std::size_t e = 0; e < own.reports[k]->entries.size(); ++e) {
-        const Corrections &mine = own.reports[k]->entries[e].corrections.value(), &known = truth.reports[k]->entries[e].corrections.value();
-        for (const auto& [a, b] : {std::pair{mine.limit, known.limit}, {mine.slope, known.slope}, {mine.variance, known.variance}}) {
+        const Corrections &mine = own.reports[k]->entries[e].corrections.value(),
+                          &known = truth.reports[k]->entries[e].corrections.value();
+        for (const auto& [a, b] : {std::pair{mine.limit, known.limit},
+                                   {mine.slope, known.slope},
+                                   {mine.variance, known.variance}}) {
           const double z = std::abs(test::deviation(a.value, a.error, b.value, b.error));
           within += z < 1 ? 1 : 0;
           twice += z < 2 ? 1 : 0;
@@ -118,7 +129,8 @@ TEST(TrainedNetwork, HasCorrectionsWithinTheirStatedErrors) {
 TEST(SinglePrecision, ChangesResultsByMuchLessThanTheSeedDoes) {
   const Module module = test::parsed(tanh_network(10));
   for (const Matrices matrices : {Matrices::kDense, Matrices::kLazy}) {
-    constexpr double kShare = 1e-4;  // of the standard deviation over seeds; docs/decisions/0009: about 1e-5 at most
+    constexpr double kShare =
+        1e-4;  // of the standard deviation over seeds; docs/decisions/0009: about 1e-5 at most
     SimulateOptions options;
     options.width = 200;
     options.seeds = 8;

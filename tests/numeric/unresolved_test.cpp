@@ -7,7 +7,8 @@
 
 #include "tests/support/run.hpp"
 
-// What the spread over randomisations cannot show: rare events, heavy tails, rounding, dropped directions.
+// What the spread over randomisations cannot show: rare events, heavy tails, rounding, dropped
+// directions.
 namespace tplimit {
 namespace {
 
@@ -18,17 +19,18 @@ using test::particles;
 
 const std::string kOne = "width n\nrandom x : [n] ~ normal(0, 1)\nrandom y : [n] ~ normal(0, 1)\n";
 
-double tail(double a) { return std::erfc(a / std::sqrt(2.0)) / 2; }                                     // P(x > a)
+double tail(double a) { return std::erfc(a / std::sqrt(2.0)) / 2; }  // P(x > a)
 double density(double a) { return std::exp(-a * a / 2) / std::sqrt(2 * M_PI); }
-double tail2(double a) { return a * density(a) + tail(a); }                                             // E x^2 1(x > a)
-double tail4(double a) { return (a * a * a + 3 * a) * density(a) + 3 * tail(a); }                       // E x^4 1(x > a)
+double tail2(double a) { return a * density(a) + tail(a); }                        // E x^2 1(x > a)
+double tail4(double a) { return (a * a * a + 3 * a) * density(a) + 3 * tail(a); }  // E x^4 1(x > a)
 
 struct Case {
   std::string formula;
   double value;
 };
 
-// Jumps where hardly any particle comes, small and large, alone and beside what is smooth; counts; functions that agree with a matched polynomial wherever particles are.
+// Jumps where hardly any particle comes, small and large, alone and beside what is smooth; counts;
+// functions that agree with a matched polynomial wherever particles are.
 TEST(Unresolved, RareEventsAreInTheError) {
   std::vector<Case> cases;
   for (const double a : {3.7, 4.2, 4.6, 5.0, 5.6}) {
@@ -39,7 +41,8 @@ TEST(Unresolved, RareEventsAreInTheError) {
     cases.push_back({"E(x^2 * (x < " + at + "))", 1 - tail2(a)});
     cases.push_back({"E(tanh(x)^2 + 1000 * step(x - " + at + ")) - E(tanh(x)^2)", 1000 * tail(a)});
     cases.push_back({"E(sign(x - " + at + "))", 2 * tail(a) - 1});
-    cases.push_back({"exp(E(where(abs(x) > " + at + ", 7 * x^2, x^2)))", std::exp(1 + 12 * tail2(a))});
+    cases.push_back(
+        {"exp(E(where(abs(x) > " + at + ", 7 * x^2, x^2)))", std::exp(1 + 12 * tail2(a))});
     const double beyond = density(a) - a * tail(a);  // E relu(x - a)
     cases.push_back({"E(relu(x - " + at + "))", beyond});
     cases.push_back({"E(max(x, " + at + "))", a + beyond});
@@ -50,12 +53,14 @@ TEST(Unresolved, RareEventsAreInTheError) {
   for (const Case& c : cases)
     for (const std::int64_t m : {512, 4096})
       for (std::uint64_t seed = 0; seed < 4; ++seed) {
-        const LimitResult limit = limit_of(kOne + "report " + c.formula + "\n", particles(m, 8, seed));
+        const LimitResult limit =
+            limit_of(kOne + "report " + c.formula + "\n", particles(m, 8, seed));
         const ReportResult& r = limit.reports[0];
         ASSERT_EQ(r.error.size(), 1u) << c.formula;
         EXPECT_GT(r.error[0], 0) << c.formula << ", " << m << " particles, seed " << seed;
         const double off = std::abs(r.value[0] - c.value) / r.error[0];
-        EXPECT_LT(off, 8) << c.formula << " = " << c.value << ", not " << r.value[0] << " +- " << r.error[0] << ", " << m << " particles, seed " << seed;
+        EXPECT_LT(off, 8) << c.formula << " = " << c.value << ", not " << r.value[0] << " +- "
+                          << r.error[0] << ", " << m << " particles, seed " << seed;
         far += off > 3;
         ++all;
       }
@@ -64,10 +69,12 @@ TEST(Unresolved, RareEventsAreInTheError) {
 
 TEST(Unresolved, CountsThatAgreeHaveTheErrorOfOneParticle) {
   for (std::uint64_t seed = 0; seed < 4; ++seed) {
-    const LimitResult limit = limit_of(kOne + "report h = hist(x, low = -3, high = 3, bins = 24)\n", particles(1024, 8, seed));
+    const LimitResult limit = limit_of(kOne + "report h = hist(x, low = -3, high = 3, bins = 24)\n",
+                                       particles(1024, 8, seed));
     const ReportResult& r = limit.reports[0];
     for (std::size_t j = 0; j < r.value.size(); ++j) {
-      const double low = j == 0 ? 1 : tail(-3 + 0.25 * static_cast<double>(j)), high = j == 23 ? 0 : tail(-2.75 + 0.25 * static_cast<double>(j));
+      const double low = j == 0 ? 1 : tail(-3 + 0.25 * static_cast<double>(j)),
+                   high = j == 23 ? 0 : tail(-2.75 + 0.25 * static_cast<double>(j));
       EXPECT_GE(r.error[j], 1.0 / 8192 * 0.999) << j;
       EXPECT_LT(std::abs(r.value[j] - (low - high)), 6 * r.error[j]) << j;
     }
@@ -76,7 +83,9 @@ TEST(Unresolved, CountsThatAgreeHaveTheErrorOfOneParticle) {
 
 // Linear algebra: moments of degree 2 of matched particles, through matrices and training.
 TEST(Unresolved, WhatLinearAlgebraProvesIsExact) {
-  const std::string linear = "width n\nrandom x : [3, n] ~ normal(0, 1)\nrandom W : [n, n] ~ normal(0, 2/n)\nh = W @ x\nreport E(x[0]^2), E(h[0]^2), E(h[0] * h[1]), gram(h), E((h[0] + x[1])^2)\n";
+  const std::string linear =
+      "width n\nrandom x : [3, n] ~ normal(0, 1)\nrandom W : [n, n] ~ normal(0, 2/n)\nh = W @ "
+      "x\nreport E(x[0]^2), E(h[0]^2), E(h[0] * h[1]), gram(h), E((h[0] + x[1])^2)\n";
   const LimitResult limit = limit_of(linear, particles(512));
   for (const ReportResult& r : limit.reports)
     for (const double e : r.error) EXPECT_LT(e, 1e-13) << r.name;
@@ -84,7 +93,8 @@ TEST(Unresolved, WhatLinearAlgebraProvesIsExact) {
 }
 
 TEST(Unresolved, RoundingIsAnError) {
-  const LimitResult limit = limit_of(kOne + "report E(sign(x)^2), E(where(x > 0, x^2, x * x))\n", particles(512));
+  const LimitResult limit =
+      limit_of(kOne + "report E(sign(x)^2), E(where(x > 0, x^2, x * x))\n", particles(512));
   EXPECT_GT(limit.reports[0].error[0], 0);
   EXPECT_LT(limit.reports[0].error[0], 1e-15);
   EXPECT_GT(limit.reports[1].error[0], 0);
@@ -93,39 +103,57 @@ TEST(Unresolved, RoundingIsAnError) {
 // ---- heavy tails
 
 bool has(const LimitResult& limit, const std::string& code) {
-  return std::any_of(limit.warnings.begin(), limit.warnings.end(), [&](const Diagnostic& d) { return d.code == code; });
+  return std::any_of(limit.warnings.begin(), limit.warnings.end(),
+                     [&](const Diagnostic& d) { return d.code == code; });
 }
 
-// What is 0 in exact arithmetic, but not in ours, is on no side of a jump; a difference of equals is exactly 0.
+// What is 0 in exact arithmetic, but not in ours, is on no side of a jump; a difference of equals
+// is exactly 0.
 TEST(Unresolved, JumpsThatRoundingDecidesAreUndetermined) {
-  const std::string before = kOne + "random W : [n, n] ~ normal(0, 1/n)\nrandom z : [3, n] ~ normal(0, [[1, 0.3, 1.3], [0.3, 1, 1.3], [1.3, 1.3, 2.6]])\n"
-                                    "d = W @ relu(x) - W @ relu(-x) - W @ x\n";
-  for (const std::string formula : {"E(sign(d)^2)", "E(step(d) * x)", "E(d != 0)", "E(where(d > 0, x, 2 * x)^2)", "E(floor(d))", "tanh(E((y + d > y) * y^2))", "E(sign(W @ (tanh(x)^2 + d))) + E(step(W @ d))",
-                                    "E(sign(z[2] - z[0] - z[1])^2)", "E(z[2] == z[0] + z[1])", "E(sign(sin(x)^2 + cos(x)^2 - 1)^2)", "E(sigmoid(x) + sigmoid(-x) == 1)", "E(exp(x) * exp(-x) > 1)",
-                                    "E(abs(sign((x + y)^2 - (x - y)^2 - 4 * x * y)))", "E(max(sign(log(exp(x)) - x), 0))", "E(floor(sin(x)^2 + cos(x)^2))"}) {
-    const LimitResult limit = limit_of(before + "report " + formula + "\nreport E(x^2)\n", particles(512, 2, 1));
-    EXPECT_TRUE(std::isnan(limit.reports[0].value[0])) << formula << " " << limit.reports[0].value[0];
+  const std::string before = kOne +
+                             "random W : [n, n] ~ normal(0, 1/n)\nrandom z : [3, n] ~ normal(0, "
+                             "[[1, 0.3, 1.3], [0.3, 1, 1.3], [1.3, 1.3, 2.6]])\n"
+                             "d = W @ relu(x) - W @ relu(-x) - W @ x\n";
+  for (const std::string formula :
+       {"E(sign(d)^2)", "E(step(d) * x)", "E(d != 0)", "E(where(d > 0, x, 2 * x)^2)", "E(floor(d))",
+        "tanh(E((y + d > y) * y^2))", "E(sign(W @ (tanh(x)^2 + d))) + E(step(W @ d))",
+        "E(sign(z[2] - z[0] - z[1])^2)", "E(z[2] == z[0] + z[1])",
+        "E(sign(sin(x)^2 + cos(x)^2 - 1)^2)", "E(sigmoid(x) + sigmoid(-x) == 1)",
+        "E(exp(x) * exp(-x) > 1)", "E(abs(sign((x + y)^2 - (x - y)^2 - 4 * x * y)))",
+        "E(max(sign(log(exp(x)) - x), 0))", "E(floor(sin(x)^2 + cos(x)^2))"}) {
+    const LimitResult limit =
+        limit_of(before + "report " + formula + "\nreport E(x^2)\n", particles(512, 2, 1));
+    EXPECT_TRUE(std::isnan(limit.reports[0].value[0]))
+        << formula << " " << limit.reports[0].value[0];
     EXPECT_NE(limit.reports[0].undetermined.find("rounding"), std::string::npos) << formula;
     EXPECT_NEAR(limit.reports[1].value[0], 1, 1e-9) << formula;
   }
-  for (const std::string formula : {"E(step(x - y))", "E(x == 1 * x)", "E(sign(relu(x) - relu(y))^2)", "E(floor(3 * x))", "E(where(x > 0.5, x, y)^2)", "E(tanh(x)^2 == tanh(-x)^2)", "E(step(W @ relu(W @ x) - W' @ y))",
-                                    "E(sign(x - tanh(x)))", "E(step(W @ x + W @ y))", "E(sign(relu(x) * relu(-x)))", "E(abs(d) + step(x) * d)"}) {
+  for (const std::string formula :
+       {"E(step(x - y))", "E(x == 1 * x)", "E(sign(relu(x) - relu(y))^2)", "E(floor(3 * x))",
+        "E(where(x > 0.5, x, y)^2)", "E(tanh(x)^2 == tanh(-x)^2)",
+        "E(step(W @ relu(W @ x) - W' @ y))", "E(sign(x - tanh(x)))", "E(step(W @ x + W @ y))",
+        "E(sign(relu(x) * relu(-x)))", "E(abs(d) + step(x) * d)"}) {
     const LimitResult limit = limit_of(before + "report " + formula + "\n", particles(512, 2, 1));
-    EXPECT_TRUE(std::isfinite(limit.reports[0].value[0])) << formula << " " << limit.reports[0].undetermined;
+    EXPECT_TRUE(std::isfinite(limit.reports[0].value[0]))
+        << formula << " " << limit.reports[0].undetermined;
   }
 }
 
 TEST(HeavyTails, InfiniteMeansAreRefused) {
-  for (const std::string formula : {"E(exp(x^2 / 2))", "E(1 / abs(x))", "E(exp(x^2))", "E(exp(x^2 / 2) * abs(y))", "E(abs(y) / x^2)", "E(exp(x * y))", "sqrt(E(exp(0.7 * x^2)))"})
+  for (const std::string formula :
+       {"E(exp(x^2 / 2))", "E(1 / abs(x))", "E(exp(x^2))", "E(exp(x^2 / 2) * abs(y))",
+        "E(abs(y) / x^2)", "E(exp(x * y))", "sqrt(E(exp(0.7 * x^2)))"})
     for (std::uint64_t seed = 0; seed < 5; ++seed)
       for (const std::int64_t m : {2048, 16384}) {
-        const auto result = evaluate(parsed(kOne + "report " + formula + "\n"), particles(m, 8, seed));
+        const auto result =
+            evaluate(parsed(kOne + "report " + formula + "\n"), particles(m, 8, seed));
         if (!result) {
           EXPECT_EQ(result.errors()[0].code, "E4102") << formula;
           continue;
         }
         // By chance the index comes out a little above 1: then at least it is said.
-        EXPECT_TRUE(has(*result, "W5403")) << formula << " = " << result->reports[0].value[0] << ", seed " << seed << ", " << m;
+        EXPECT_TRUE(has(*result, "W5403"))
+            << formula << " = " << result->reports[0].value[0] << ", seed " << seed << ", " << m;
       }
 }
 
@@ -134,7 +162,8 @@ TEST(HeavyTails, HeavyTailsHaveLargeErrors) {
   const std::string formula = "E(exp(x * (0.5 * x + sqrt(0.75) * y) / 2))";
   int far = 0, refused = 0;
   for (std::uint64_t seed = 0; seed < 40; ++seed) {
-    const auto result = evaluate(parsed(kOne + "report " + formula + "\n"), particles(4096, 8, seed));
+    const auto result =
+        evaluate(parsed(kOne + "report " + formula + "\n"), particles(4096, 8, seed));
     if (!result) {
       EXPECT_EQ(result.errors()[0].code, "E4102");
       ++refused;
@@ -147,15 +176,22 @@ TEST(HeavyTails, HeavyTailsHaveLargeErrors) {
   EXPECT_LE(refused, 8);
 }
 
-// W takes the mean square of its vector, which particles may not show; so do averages that other averages need.
+// W takes the mean square of its vector, which particles may not show; so do averages that other
+// averages need.
 TEST(HeavyTails, InsideAProgramAreInTheErrors) {
   int far = 0, all = 0, refused = 0;
   for (const double s : {0.5, 0.8, 1.0, 1.2, 1.6, 2.0}) {
     const std::string scale = fmt::format("{}", s), variance = fmt::format("exp({})", 2 * s * s);
-    for (const std::string formula : {"E((W @ exp(" + scale + " * x))^2) / " + variance, "E(tanh(W @ exp(" + scale + " * x) / sqrt(" + variance + "))^2) / 0.394294490398", "E((y * E(exp(" + fmt::format("{}", 2 * s) + " * x)))^2) / " + variance + "^2",
-                                      "E((W @ (W @ exp(" + scale + " * x)))^2) / " + variance, "E(exp(" + fmt::format("{}", 2 * s) + " * x)) / " + variance})
+    for (const std::string formula :
+         {"E((W @ exp(" + scale + " * x))^2) / " + variance,
+          "E(tanh(W @ exp(" + scale + " * x) / sqrt(" + variance + "))^2) / 0.394294490398",
+          "E((y * E(exp(" + fmt::format("{}", 2 * s) + " * x)))^2) / " + variance + "^2",
+          "E((W @ (W @ exp(" + scale + " * x)))^2) / " + variance,
+          "E(exp(" + fmt::format("{}", 2 * s) + " * x)) / " + variance})
       for (std::uint64_t seed = 0; seed < 6; ++seed) {
-        const auto limit = evaluate(parsed(kOne + "random W : [n, n] ~ normal(0, 1/n)\nreport " + formula + "\n"), particles(4096, 8, seed));
+        const auto limit =
+            evaluate(parsed(kOne + "random W : [n, n] ~ normal(0, 1/n)\nreport " + formula + "\n"),
+                     particles(4096, 8, seed));
         ++all;
         if (!limit) {
           EXPECT_EQ(limit.errors()[0].code, "E4102") << formula;
@@ -163,7 +199,8 @@ TEST(HeavyTails, InsideAProgramAreInTheErrors) {
           continue;
         }
         const double off = std::abs(limit->reports[0].value[0] - 1) / limit->reports[0].error[0];
-        EXPECT_LT(off, 6) << formula << ", seed " << seed << ": " << limit->reports[0].value[0] << " +- " << limit->reports[0].error[0];
+        EXPECT_LT(off, 6) << formula << ", seed " << seed << ": " << limit->reports[0].value[0]
+                          << " +- " << limit->reports[0].error[0];
         far += off > 3;
       }
   }
@@ -172,9 +209,13 @@ TEST(HeavyTails, InsideAProgramAreInTheErrors) {
 }
 
 TEST(HeavyTails, OrdinaryMeansHaveNone) {
-  for (const std::string formula : {"E(x^2)", "E(x^4)", "E(x^2 * y^2)", "E(tanh(x) * y)", "E(exp(x / 2))", "E(relu(x)^2)", "E(exp(x) / (1 + exp(x)))", "E(x > 4)", "E((x > 3) * x^2)", "E(where(x > 3.7, 1000, tanh(y)))"})
+  for (const std::string formula :
+       {"E(x^2)", "E(x^4)", "E(x^2 * y^2)", "E(tanh(x) * y)", "E(exp(x / 2))", "E(relu(x)^2)",
+        "E(exp(x) / (1 + exp(x)))", "E(x > 4)", "E((x > 3) * x^2)",
+        "E(where(x > 3.7, 1000, tanh(y)))"})
     for (const std::int64_t m : {256, 512, 2048, 16384})
-      EXPECT_FALSE(has(limit_of(kOne + "report " + formula + "\n", particles(m)), "W5403")) << formula << ", " << m;
+      EXPECT_FALSE(has(limit_of(kOne + "report " + formula + "\n", particles(m)), "W5403"))
+          << formula << ", " << m;
 }
 
 TEST(HeavyTails, ProgramsOfTheRepositoryHaveNone) {
@@ -184,8 +225,10 @@ TEST(HeavyTails, ProgramsOfTheRepositoryHaveNone) {
     ASSERT_TRUE(module) << entry.path();
     EvaluateOptions options = particles(2048, 2);
     const auto result = evaluate(*module, options);
-    if (result) EXPECT_FALSE(has(*result, "W5403")) << entry.path();
-    else EXPECT_NE(result.errors()[0].code, "E4102") << entry.path();
+    if (result)
+      EXPECT_FALSE(has(*result, "W5403")) << entry.path();
+    else
+      EXPECT_NE(result.errors()[0].code, "E4102") << entry.path();
   }
 }
 
@@ -194,7 +237,9 @@ TEST(HeavyTails, ProgramsOfTheRepositoryHaveNone) {
 TEST(Samples, AreDrawsFromTheLaw) {
   for (const std::int64_t k : {100, 1000, 1024, 3000, 4096})
     for (std::uint64_t seed = 0; seed < 3; ++seed) {
-      const LimitResult limit = limit_of(kOne + fmt::format("report samples(x, {}), samples(x^2, {})\n", k, k), particles(1024, 4, seed));
+      const LimitResult limit =
+          limit_of(kOne + fmt::format("report samples(x, {}), samples(x^2, {})\n", k, k),
+                   particles(1024, 4, seed));
       const std::vector<double>& v = limit.reports[0].value;
       ASSERT_EQ(v.size(), static_cast<std::size_t>(k));
       const double n = static_cast<double>(k), mean = std::accumulate(v.begin(), v.end(), 0.0) / n;
@@ -220,15 +265,21 @@ TEST(Samples, AreDrawsFromTheLaw) {
 
 TEST(DroppedDirections, AreInTheErrorOfLinearPrograms) {
   for (const double rank_tol : {1e-6, 1e-4, 1e-3}) {
-    std::string program = "width n\nrandom x : [n] ~ normal(0, 1)\nrandom y : [n] ~ normal(0, 1)\nrandom W : [n, n] ~ normal(0, 1/n)\n";
+    std::string program =
+        "width n\nrandom x : [n] ~ normal(0, 1)\nrandom y : [n] ~ normal(0, 1)\nrandom W : [n, n] "
+        "~ normal(0, 1/n)\n";
     const double c = 0.7 * rank_tol;
-    program += fmt::format("a = W @ x\nb = W @ (x + {} * y)\nreport E(b^2), E((b - a)^2) / {}, E(a * b)\n", c, c * c);
+    program += fmt::format(
+        "a = W @ x\nb = W @ (x + {} * y)\nreport E(b^2), E((b - a)^2) / {}, E(a * b)\n", c, c * c);
     EvaluateOptions options = particles(1024);
     options.rank_tol = rank_tol;
     const LimitResult limit = limit_of(program, options);
     const double right[] = {1 + c * c, 1, 1};
     for (std::size_t k = 0; k < 3; ++k)
-      EXPECT_LE(std::abs(limit.reports[k].value[0] - right[k]), 3 * limit.reports[k].error[0] + 4e-16) << limit.reports[k].name << " " << limit.reports[k].value[0] << " +- " << limit.reports[k].error[0] << ", " << rank_tol;
+      EXPECT_LE(std::abs(limit.reports[k].value[0] - right[k]),
+                3 * limit.reports[k].error[0] + 4e-16)
+          << limit.reports[k].name << " " << limit.reports[k].value[0] << " +- "
+          << limit.reports[k].error[0] << ", " << rank_tol;
   }
 }
 
@@ -237,8 +288,10 @@ TEST(DroppedDirections, AreInTheErrorOfLinearPrograms) {
 TEST(Extrapolation, MeansOfSquaresStayAboveZero) {
   // r is 0 up to rounding, in a program whose bias is extrapolated.
   const std::string program =
-      "width n\nrandom X : [96, n] ~ normal(0, 1)\nrandom W : [n, n] ~ normal(0, 1/n)\nz = tanh(X)\nh = W @ z\n"
-      "r = W @ (z[0] + 0.3 * z[1]) - h[0] - 0.3 * h[1]\nreport sqrt(E(r^2)), E(h[0] * tanh(h[1]))\n";
+      "width n\nrandom X : [96, n] ~ normal(0, 1)\nrandom W : [n, n] ~ normal(0, 1/n)\nz = "
+      "tanh(X)\nh = W @ z\n"
+      "r = W @ (z[0] + 0.3 * z[1]) - h[0] - 0.3 * h[1]\nreport sqrt(E(r^2)), E(h[0] * "
+      "tanh(h[1]))\n";
   for (std::uint64_t seed = 0; seed < 6; ++seed) {
     const LimitResult limit = limit_of(program, particles(512, 2, seed));
     EXPECT_TRUE(limit.engine.extrapolated);
@@ -249,7 +302,9 @@ TEST(Extrapolation, MeansOfSquaresStayAboveZero) {
 // ---- --tol-on
 
 TEST(Tolerance, CoversTheNamedReports) {
-  const std::string program = kOne + "report rough = 100 * E(exp(x * y / 4) * abs(x + y)), fine = E(tanh(x + tanh(y)) ^ 2 * cos(x * y))\n";
+  const std::string program = kOne +
+                              "report rough = 100 * E(exp(x * y / 4) * abs(x + y)), fine = "
+                              "E(tanh(x + tanh(y)) ^ 2 * cos(x * y))\n";
   EvaluateOptions options = particles(64, 4);
   options.particles.reset();
   options.tolerance = 1e-3;
@@ -266,7 +321,9 @@ TEST(Tolerance, CoversTheNamedReports) {
 }
 
 TEST(TooFewParticles, TheAdviceWorks) {
-  std::string program = "width n\nrandom X : [20, n] ~ normal(0, 1)\nparam W : [n, n] ~ normal(0, 1/n)\nz = tanh(X)\nfor t in 0..4 {\n  z = tanh(W @ z)\n}\nreport gram(z)[0, 0]\n";
+  std::string program =
+      "width n\nrandom X : [20, n] ~ normal(0, 1)\nparam W : [n, n] ~ normal(0, 1/n)\nz = "
+      "tanh(X)\nfor t in 0..4 {\n  z = tanh(W @ z)\n}\nreport gram(z)[0, 0]\n";
   const auto refused = evaluate(parsed(program), particles(64, 2));
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.errors()[0].code, "E4201");

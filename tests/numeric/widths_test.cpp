@@ -9,9 +9,12 @@
 namespace tplimit::test {
 namespace {
 
-// W [m, n] with entries N(0, 1/n): E x'W'Wx / n = c, E |W'Wx|^2 / n = c^2 + c, E x'(W'W)^3 x / n = c^3 + 3 c^2 + c, c = m/n (Marchenko-Pastur).
+// W [m, n] with entries N(0, 1/n): E x'W'Wx / n = c, E |W'Wx|^2 / n = c^2 + c, E x'(W'W)^3 x / n =
+// c^3 + 3 c^2 + c, c = m/n (Marchenko-Pastur).
 TEST(Widths, MomentsOfRectangularMatrices) {
-  for (const auto& [ratio, c] : {std::pair{"2 n", 2.0}, std::pair{"n / 2", 0.5}, std::pair{"3 / 2 * n", 1.5}, std::pair{"n", 1.0}, std::pair{"5 n", 5.0}}) {
+  for (const auto& [ratio, c] :
+       {std::pair{"2 n", 2.0}, std::pair{"n / 2", 0.5}, std::pair{"3 / 2 * n", 1.5},
+        std::pair{"n", 1.0}, std::pair{"5 n", 5.0}}) {
     SCOPED_TRACE(ratio);
     const std::string text = fmt::format(R"(width n, m = {}
 random W : [m, n] ~ normal(0, 1 / n)
@@ -19,11 +22,13 @@ random x : [n] ~ normal(0, 1)
 y = W @ x
 u = W' @ y
 report E(u * x), E(u^2), E(y^2), y @ y / m, E((W @ u)^2) * m / n, gram(y, 2 * y)
-)", ratio);
+)",
+                                         ratio);
     for (const EvaluateOptions& options : {EvaluateOptions{}, particles(512, 2)}) {
       const LimitResult limit = limit_of(text, options);
       const std::vector<double> expected{c, c * c + c, 1, 1, c * c * c + 3 * c * c + c, 2};
-      for (std::size_t k = 0; k < expected.size(); ++k) EXPECT_NEAR(limit.reports[k].value[0], expected[k], 1e-9 * expected[k]) << k;
+      for (std::size_t k = 0; k < expected.size(); ++k)
+        EXPECT_NEAR(limit.reports[k].value[0], expected[k], 1e-9 * expected[k]) << k;
     }
     const SimulationResult networks = networks_of(parsed(text), 960, 64, Matrices::kDense);
     EXPECT_NEAR(networks.reports[1].value[0], c * c + c, 5 * networks.reports[1].error[0]);
@@ -90,17 +95,22 @@ W1 += 1 / n * outer(h1, U @ X)
 W2 += 1 / n * outer(h2, U @ X)
 report (E((W1 @ (U @ X))^2) + E((W2 @ (U @ X))^2)) / 2, (E(v1^2) + E(v2^2)) / 2, (E(zeros(2, n) + v1) + E(zeros(2, n) + v2)) / 2, (E(max(v1, 0) * where(v1 > 0, 1, 2)) + E(max(v2, 0) * where(v2 > 0, 1, 2))) / 2
 )";
-  const LimitResult a = limit_of(whole, particles(4096, 8)), b = limit_of(parts, particles(4096, 8));
+  const LimitResult a = limit_of(whole, particles(4096, 8)),
+                    b = limit_of(parts, particles(4096, 8));
   ASSERT_EQ(a.reports.size(), b.reports.size());
   for (std::size_t k = 0; k < a.reports.size(); ++k) {
     ASSERT_EQ(a.reports[k].value.size(), b.reports[k].value.size()) << a.reports[k].name;
     for (std::size_t j = 0; j < a.reports[k].value.size(); ++j)
-      EXPECT_NEAR(a.reports[k].value[j], b.reports[k].value[j], 1e-9 + 6 * std::hypot(a.reports[k].error[j], b.reports[k].error[j])) << a.reports[k].name << ' ' << j;
+      EXPECT_NEAR(a.reports[k].value[j], b.reports[k].value[j],
+                  1e-9 + 6 * std::hypot(a.reports[k].error[j], b.reports[k].error[j]))
+          << a.reports[k].name << ' ' << j;
   }
 }
 
 TEST(Widths, NetworksHaveTheDeclaredWidths) {
-  const std::string text = "width n, m = n / 3\nrandom x : [n] ~ normal(0, 1)\nrandom y : [m] ~ normal(0, 1)\nreport 1 / n, 1 / m, samples(y, 3), hist(y), x @ x / n\n";
+  const std::string text =
+      "width n, m = n / 3\nrandom x : [n] ~ normal(0, 1)\nrandom y : [m] ~ normal(0, 1)\nreport 1 "
+      "/ n, 1 / m, samples(y, 3), hist(y), x @ x / n\n";
   const SimulationResult networks = networks_of(parsed(text), 300, 8, Matrices::kAuto);
   EXPECT_DOUBLE_EQ(networks.reports[0].value[0], 1.0 / 300);
   EXPECT_DOUBLE_EQ(networks.reports[1].value[0], 1.0 / 100);

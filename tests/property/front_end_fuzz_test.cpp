@@ -1,6 +1,6 @@
 #include <array>
-#include <cstdint>
 #include <chrono>
+#include <cstdint>
 #include <cstdlib>
 #include <random>
 #include <string>
@@ -13,9 +13,10 @@
 #include "syntax/lexer.hpp"
 #include "tplimit/driver/driver.hpp"
 
-/// Programs that are almost right: every one must be accepted or rejected with located diagnostics, never end in an
-/// exception.  The syntax alone is tested by syntax_fuzz_test.cpp; here mutations keep tokens whole, so that most
-/// mutants reach names, shapes, unrolling, gradients and powers of the width.
+/// Programs that are almost right: every one must be accepted or rejected with located diagnostics,
+/// never end in an exception.  The syntax alone is tested by syntax_fuzz_test.cpp; here mutations
+/// keep tokens whole, so that most mutants reach names, shapes, unrolling, gradients and powers of
+/// the width.
 namespace tplimit {
 namespace {
 
@@ -189,7 +190,8 @@ report gram(a)
 b = einsum("ij,jn->in", gram(a), a)
 report gram(b), einsum("ij,jn->in", gram(a) / trace(gram(a)), b)[0] @ a[1] / n
 )",
-    "width n; random x : [n] ~ normal(0, 1); y = x; for i in 0..3 { y = y + i * x } ; report E(y * x), y @ x / n\n",
+    "width n; random x : [n] ~ normal(0, 1); y = x; for i in 0..3 { y = y + i * x } ; report E(y * "
+    "x), y @ x / n\n",
     R"(width n
 param M : [2, 2, n, n] ~ normal(0, 1/n)
 random x : [2, n] ~ normal(0, 1)
@@ -224,11 +226,85 @@ report a + d, c, b', b @ b, sum(a), max(a, 2), a[1..], a[[0, 2]], -a, a^2, a / d
 expect sum(a) == 6 within 0
 )"});
 
-constexpr auto kFragments = std::to_array<std::string_view>({
-    "0", "1", "2", "3", "-1", "0.5", "1e300", "1e-300", "1000", "1e9", "7", "n", "x", "y", "W", "X", "inf", "pi", "0/0", "[]", "[1]", "[0, 1]", "[[1, 2], [3, 4]]", "\"ij,jk->ik\"",
-    "true", "+", "-", "*", "/", "^", "@", "'", "==", "<", "..", "0..2", "1..1", "[0]", "[..]", "[-1]", "[0..1]", "[..1, 0]", "(", ")", ",",
-    "E(x)", "E", "gram", "stack", "concat", "sum", "max", "mean", "eigvals", "trace", "norm", "samples", "hist", "outer", "grad", "stop", "einsum", "one_hot", "zeros", "ones", "permutation",
-    "tanh", "log", "sqrt", "relu", "axis = 0", "axis = -1", "n^(1/2)", "n^-1", "sqrt(n)", "grad(loss, W)", "outer(x, x)", "zeros(n)", "ones(2, n)"});
+constexpr auto kFragments = std::to_array<std::string_view>({"0",
+                                                             "1",
+                                                             "2",
+                                                             "3",
+                                                             "-1",
+                                                             "0.5",
+                                                             "1e300",
+                                                             "1e-300",
+                                                             "1000",
+                                                             "1e9",
+                                                             "7",
+                                                             "n",
+                                                             "x",
+                                                             "y",
+                                                             "W",
+                                                             "X",
+                                                             "inf",
+                                                             "pi",
+                                                             "0/0",
+                                                             "[]",
+                                                             "[1]",
+                                                             "[0, 1]",
+                                                             "[[1, 2], [3, 4]]",
+                                                             "\"ij,jk->ik\"",
+                                                             "true",
+                                                             "+",
+                                                             "-",
+                                                             "*",
+                                                             "/",
+                                                             "^",
+                                                             "@",
+                                                             "'",
+                                                             "==",
+                                                             "<",
+                                                             "..",
+                                                             "0..2",
+                                                             "1..1",
+                                                             "[0]",
+                                                             "[..]",
+                                                             "[-1]",
+                                                             "[0..1]",
+                                                             "[..1, 0]",
+                                                             "(",
+                                                             ")",
+                                                             ",",
+                                                             "E(x)",
+                                                             "E",
+                                                             "gram",
+                                                             "stack",
+                                                             "concat",
+                                                             "sum",
+                                                             "max",
+                                                             "mean",
+                                                             "eigvals",
+                                                             "trace",
+                                                             "norm",
+                                                             "samples",
+                                                             "hist",
+                                                             "outer",
+                                                             "grad",
+                                                             "stop",
+                                                             "einsum",
+                                                             "one_hot",
+                                                             "zeros",
+                                                             "ones",
+                                                             "permutation",
+                                                             "tanh",
+                                                             "log",
+                                                             "sqrt",
+                                                             "relu",
+                                                             "axis = 0",
+                                                             "axis = -1",
+                                                             "n^(1/2)",
+                                                             "n^-1",
+                                                             "sqrt(n)",
+                                                             "grad(loss, W)",
+                                                             "outer(x, x)",
+                                                             "zeros(n)",
+                                                             "ones(2, n)"});
 
 class Mutator {
  public:
@@ -247,7 +323,8 @@ class Mutator {
   std::vector<Span> tokens(const std::string& text) const {
     std::vector<Span> out;
     for (const auto& token : syntax::lex(text).tokens)
-      if (token.kind != syntax::TokenKind::kEnd && !syntax::is_layout(token.kind)) out.push_back(token.span);
+      if (token.kind != syntax::TokenKind::kEnd && !syntax::is_layout(token.kind))
+        out.push_back(token.span);
     return out;
   }
 
@@ -255,18 +332,23 @@ class Mutator {
     const std::vector<Span> all = tokens(text);
     if (all.size() < 4) return text;
     const auto cut = [&](Span s) { return text.substr(s.begin, s.end - s.begin); };
-    const auto replaced = [&](Span s, const std::string& by) { return text.substr(0, s.begin) + by + text.substr(s.end); };
+    const auto replaced = [&](Span s, const std::string& by) {
+      return text.substr(0, s.begin) + by + text.substr(s.end);
+    };
     const Span one = all[below(all.size())], two = all[below(all.size())];
     const auto kind = [&](Span s) { return syntax::lex(cut(s)).tokens[0].kind; };
     switch (below(9)) {
       case 0: {  // two tokens change places
         if (one.end > two.begin) return text;
-        return text.substr(0, one.begin) + cut(two) + text.substr(one.end, two.begin - one.end) + cut(one) + text.substr(two.end);
+        return text.substr(0, one.begin) + cut(two) + text.substr(one.end, two.begin - one.end) +
+               cut(one) + text.substr(two.end);
       }
       case 1: return replaced(one, cut(two));
       case 2: return replaced(one, "");
       case 3: return replaced(one, " " + std::string(kFragments[below(kFragments.size())]) + " ");
-      case 4: return replaced({one.end, one.end}, " " + std::string(kFragments[below(kFragments.size())]) + " ");
+      case 4:
+        return replaced({one.end, one.end},
+                        " " + std::string(kFragments[below(kFragments.size())]) + " ");
       case 5: {  // a token by another one of its kind
         const auto wanted = kind(one);
         std::vector<Span> same;
@@ -282,13 +364,23 @@ class Mutator {
       case 7: {  // a line is repeated elsewhere
         const auto line = [&](Span s) {
           const std::size_t begin = text.rfind('\n', s.begin), end = text.find('\n', s.begin);
-          return text.substr(begin == std::string::npos ? 0 : begin + 1, (end == std::string::npos ? text.size() : end) - (begin == std::string::npos ? 0 : begin + 1));
+          return text.substr(begin == std::string::npos ? 0 : begin + 1,
+                             (end == std::string::npos ? text.size() : end) -
+                                 (begin == std::string::npos ? 0 : begin + 1));
         };
         const std::size_t at = text.find('\n', two.begin);
-        return at == std::string::npos ? text : text.substr(0, at) + "\n" + line(one) + text.substr(at);
+        return at == std::string::npos ? text
+                                       : text.substr(0, at) + "\n" + line(one) + text.substr(at);
       }
       default: {  // a name or number in a call, indexed or transposed
-        const std::array<std::pair<const char*, const char*>, 8> wraps{{{"E(", ")"}, {"stop(", ")"}, {"", "'"}, {"", "[0]"}, {"stack(", ")"}, {"(", ", 1)"}, {"-", ""}, {"", " / n"}}};
+        const std::array<std::pair<const char*, const char*>, 8> wraps{{{"E(", ")"},
+                                                                        {"stop(", ")"},
+                                                                        {"", "'"},
+                                                                        {"", "[0]"},
+                                                                        {"stack(", ")"},
+                                                                        {"(", ", 1)"},
+                                                                        {"-", ""},
+                                                                        {"", " / n"}}};
         const auto [before, after] = wraps[below(wraps.size())];
         return replaced(one, before + cut(one) + after);
       }
@@ -339,7 +431,8 @@ TEST(FrontEnd, AcceptsTheCorpus) {
 }
 
 TEST(FrontEnd, NeverThrowsOnMutatedPrograms) {
-  const char* asked = std::getenv("TPLIMIT_FUZZ_PROGRAMS");  // more than the default, to search longer
+  const char* asked =
+      std::getenv("TPLIMIT_FUZZ_PROGRAMS");  // more than the default, to search longer
   const int programs = asked ? std::atoi(asked) : 20000;
   int counts[3] = {0, 0, 0};
   for (int k = 0; k < programs; ++k) {
@@ -348,7 +441,8 @@ TEST(FrontEnd, NeverThrowsOnMutatedPrograms) {
     const auto start = std::chrono::steady_clock::now();
     try {
       ++counts[static_cast<int>(check_program(text))];
-      const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+      const double seconds =
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       EXPECT_LT(seconds, 10) << "seed " << seed << "\n---\n" << text;
     } catch (const std::exception& error) {
       FAIL() << "seed " << seed << ": " << error.what() << "\n---\n" << text;

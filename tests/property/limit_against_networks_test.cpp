@@ -1,5 +1,6 @@
-/// The limit of random small programs against finite networks of the same programs, drawn in a different way (independent
-/// normals, revealed exactly in law): random depth, random coordinatewise maps, W and W' used again and again, some training.
+/// The limit of random small programs against finite networks of the same programs, drawn in a
+/// different way (independent normals, revealed exactly in law): random depth, random
+/// coordinatewise maps, W and W' used again and again, some training.
 
 #include <algorithm>
 #include <cmath>
@@ -33,22 +34,32 @@ TEST(MomentsAgainstParticles, RandomProgramsAgree) {
     const std::string text = random_training(dice);
     SCOPED_TRACE(fmt::format("seed {}\n{}", seed, text));
     const Module module = parsed(text);
-    const LimitResult moments = limit_of(module, [] { EvaluateOptions o; o.particles = 1024; o.randomisations = 2; return o; }());
+    const LimitResult moments = limit_of(module, [] {
+      EvaluateOptions o;
+      o.particles = 1024;
+      o.randomisations = 2;
+      return o;
+    }());
     const LimitResult sampled = limit_of(module, particles(kParticles, 16, seed));
     for (std::size_t k = 0; k < moments.reports.size(); ++k) {
       if (moments.reports[k].method > Method::kQuadrature) continue;
       for (std::size_t j = 0; j < moments.reports[k].value.size(); ++j) {
         ++known;
-        // 6 errors of 15 degrees of freedom: once in 10^5; and particles may have a bias of order 1 / particles.
+        // 6 errors of 15 degrees of freedom: once in 10^5; and particles may have a bias of order 1
+        // / particles.
         const double value = moments.reports[k].value[j];
-        EXPECT_NEAR(value, sampled.reports[k].value[j], 6 * sampled.reports[k].error[j] + moments.reports[k].error[j] + 1e-9 * std::abs(value) + 1e-12) << moments.reports[k].name << ' ' << j;
+        EXPECT_NEAR(value, sampled.reports[k].value[j],
+                    6 * sampled.reports[k].error[j] + moments.reports[k].error[j] +
+                        1e-9 * std::abs(value) + 1e-12)
+            << moments.reports[k].name << ' ' << j;
       }
     }
   }
   EXPECT_GT(known, 100u * static_cast<std::size_t>(seeds_factor()));
 }
 
-/// Standardised differences of the limit from networks extrapolated in the width, each within 5; none if training is chaotic.
+/// Standardised differences of the limit from networks extrapolated in the width, each within 5;
+/// none if training is chaotic.
 std::vector<double> scores_of(const std::string& text, std::uint64_t seed) {
   const Module module = parsed(text);
   const LimitResult limit = limit_of(module, particles(kParticles, 8, seed));
@@ -64,14 +75,18 @@ std::vector<double> scores_of(const std::string& text, std::uint64_t seed) {
       // Mean(n) = limit + b/n + ..: two widths take b out.
       const double q = static_cast<double>(kWide) / kNarrow;
       const double value = (q * wide.reports[k].value[j] - narrow.reports[k].value[j]) / (q - 1);
-      const double error = std::hypot(q * wide.reports[k].error[j], narrow.reports[k].error[j]) / (q - 1);
+      const double error =
+          std::hypot(q * wide.reports[k].error[j], narrow.reports[k].error[j]) / (q - 1);
       const double own = std::hypot(error, limit.reports[k].error[j]);
       const double difference = value - limit.reports[k].value[j];
       if (own < 1e-12 && std::abs(difference) < 1e-9) continue;  // exact in both
       const double z = difference / own;
       scores.push_back(z);
-      EXPECT_LT(std::abs(z), 5) << limit.reports[k].name << " [" << j << "]: limit " << limit.reports[k].value[j] << " +- " << limit.reports[k].error[j] << ", networks " << value << " +- " << error
-                                << " (" << narrow.reports[k].value[j] << ", " << wide.reports[k].value[j] << ")";
+      EXPECT_LT(std::abs(z), 5) << limit.reports[k].name << " [" << j << "]: limit "
+                                << limit.reports[k].value[j] << " +- " << limit.reports[k].error[j]
+                                << ", networks " << value << " +- " << error << " ("
+                                << narrow.reports[k].value[j] << ", " << wide.reports[k].value[j]
+                                << ")";
     }
   return scores;
 }
@@ -101,7 +116,8 @@ TEST(LimitAgainstNetworks, ZScoresOfRandomProgramsAreInRange) {
     scores.insert(scores.end(), own.begin(), own.end());
   }
   ASSERT_GE(used, programs * 9 / 10);
-  const auto beyond = std::count_if(scores.begin(), scores.end(), [](double z) { return std::abs(z) > 3; });
+  const auto beyond =
+      std::count_if(scores.begin(), scores.end(), [](double z) { return std::abs(z) > 3; });
   const Moments m = moments(scores);
   RecordProperty("scores", static_cast<int>(scores.size()));
   // Scores within a program are correlated: about 4 independent ones each.
@@ -109,7 +125,9 @@ TEST(LimitAgainstNetworks, ZScoresOfRandomProgramsAreInRange) {
   EXPECT_LT(std::abs(m.mean), 5 / std::sqrt(4.0 * static_cast<double>(used)));
   EXPECT_GT(m.variance, 0.6);
   EXPECT_LT(m.variance, 1.5);
-  if (std::getenv("TPLIMIT_MORE")) std::printf("%zu scores, mean %.3f, variance %.3f, beyond 3: %ld\n", scores.size(), m.mean, m.variance, static_cast<long>(beyond));
+  if (std::getenv("TPLIMIT_MORE"))
+    std::printf("%zu scores, mean %.3f, variance %.3f, beyond 3: %ld\n", scores.size(), m.mean,
+                m.variance, static_cast<long>(beyond));
 }
 
 }  // namespace

@@ -60,7 +60,8 @@ for i in 0..n-1 { for j in i..3 {
   } # done
 }
 )",
-    "\r\nmodel g(a, b,) { return (a,), [b, [\"s\\n\\\"\", true]] }\r\nK = g(\r\n  1,\r\n\r\n  2 # two\r\n)[0]\r\n",
+    "\r\nmodel g(a, b,) { return (a,), [b, [\"s\\n\\\"\", true]] }\r\nK = g(\r\n  1,\r\n\r\n  2 # "
+    "two\r\n)[0]\r\n",
 };
 
 constexpr std::array<std::string_view, 40> kFragments = {
@@ -176,7 +177,8 @@ void expect_printable(const std::string& text) {
   for (std::size_t i = 0; i < text.size();) {
     const std::size_t length = code_point_length(text, i);
     ASSERT_GT(length, 0u) << "invalid UTF-8";
-    ASSERT_TRUE(length > 1 || text[i] >= ' ' || text[i] == '\t' || text[i] == '\n') << "control character";
+    ASSERT_TRUE(length > 1 || text[i] >= ' ' || text[i] == '\t' || text[i] == '\n')
+        << "control character";
     i += length;
   }
 }
@@ -195,7 +197,8 @@ void check_errors(const Diagnostics& errors, const Source& source) {
 
 std::vector<std::string> statement_texts(const ast::Program& program, const Source& source) {
   std::vector<std::string> texts;
-  for (const ast::Stmt& statement : program.statements) texts.push_back(canonical_text(source, statement.span));
+  for (const ast::Stmt& statement : program.statements)
+    texts.push_back(canonical_text(source, statement.span));
   return texts;
 }
 
@@ -208,10 +211,12 @@ void check_layout(const std::string& formatted, const ast::Program& program, con
   const auto again = format_source(formatted_source);
   ASSERT_TRUE(again.ok()) << render(again.errors(), formatted_source);
   EXPECT_EQ(*again, formatted);
-  EXPECT_EQ(statement_texts(*parse_syntax(formatted_source), formatted_source), statement_texts(program, source));
+  EXPECT_EQ(statement_texts(*parse_syntax(formatted_source), formatted_source),
+            statement_texts(program, source));
 }
 
-/// Whatever the text: no crash, sound errors, and a layout that keeps the tokens.  Returns whether it is a program.
+/// Whatever the text: no crash, sound errors, and a layout that keeps the tokens.  Returns whether
+/// it is a program.
 bool check(const std::string& text) {
   const Source source("fuzz.tp", text);
   const auto program = parse_syntax(source);

@@ -11,11 +11,12 @@
 
 #include "tplimit/driver/driver.hpp"
 
-/// Programs in the text of a test, run in one line.  A program that is rejected throws its diagnostics as text, so that
-/// a test shows what the user would see.
+/// Programs in the text of a test, run in one line.  A program that is rejected throws its
+/// diagnostics as text, so that a test shows what the user would see.
 namespace tplimit::test {
 
-/// Two hidden layers, one input, one sample a step: the network whose exact values are known (docs/sources.md, S9).
+/// Two hidden layers, one input, one sample a step: the network whose exact values are known
+/// (docs/sources.md, S9).
 inline std::string one_sample_a_step(const std::string& map, const std::string& eta, int steps) {
   return fmt::format(R"(width n
 data xi = [1, -1, 1, -1, 1, -1]
@@ -29,7 +30,8 @@ for t in 0..{} {{
   report out
   step sgd((out - y[t])^2 / 2, lr = {})
 }}
-)", map, steps, eta);
+)",
+                     map, steps, eta);
 }
 
 inline Module parsed(const std::string& text, const LowerOptions& options = {}) {
@@ -41,12 +43,16 @@ inline Module parsed(const std::string& text, const LowerOptions& options = {}) 
 
 inline LimitResult limit_of(const Module& module, const EvaluateOptions& options) {
   auto result = evaluate(module, options);
-  if (!result) throw std::runtime_error(render(result.errors(), module.source) + "\n" + module.source.text());
+  if (!result)
+    throw std::runtime_error(render(result.errors(), module.source) + "\n" + module.source.text());
   return std::move(*result);
 }
-inline LimitResult limit_of(const std::string& text, const EvaluateOptions& options) { return limit_of(parsed(text), options); }
+inline LimitResult limit_of(const std::string& text, const EvaluateOptions& options) {
+  return limit_of(parsed(text), options);
+}
 
-inline EvaluateOptions particles(std::int64_t count, int randomisations = 8, std::uint64_t seed = 0) {
+inline EvaluateOptions particles(std::int64_t count, int randomisations = 8,
+                                 std::uint64_t seed = 0) {
   EvaluateOptions options;
   options.engine = Engine::kParticles;
   options.particles = count;
@@ -55,17 +61,20 @@ inline EvaluateOptions particles(std::int64_t count, int randomisations = 8, std
   return options;
 }
 
-inline SimulationResult networks_of(const Module& module, std::int64_t width, int seeds, Matrices matrices, std::uint64_t seed = 0) {
+inline SimulationResult networks_of(const Module& module, std::int64_t width, int seeds,
+                                    Matrices matrices, std::uint64_t seed = 0) {
   SimulateOptions options;
   options.width = width;
   options.seeds = seeds;
   options.matrices = matrices;
   options.seed = seed;
   auto result = simulate(module, options);
-  if (!result) throw std::runtime_error(render(result.errors(), module.source) + "\n" + module.source.text());
+  if (!result)
+    throw std::runtime_error(render(result.errors(), module.source) + "\n" + module.source.text());
   return std::move(*result);
 }
-inline SimulationResult networks_of(const std::string& text, std::int64_t width, int seeds, Matrices matrices, std::uint64_t seed = 0) {
+inline SimulationResult networks_of(const std::string& text, std::int64_t width, int seeds,
+                                    Matrices matrices, std::uint64_t seed = 0) {
   return networks_of(parsed(text), width, seeds, matrices, seed);
 }
 
@@ -79,10 +88,14 @@ const ReportResult& report(const R& result, const std::string& name) {
   return result.reports[report_index(result.reports, name)];
 }
 /// The last entry of a report in a loop: its last `count` numbers.
-inline std::vector<double> last(const std::vector<double>& values, std::size_t count) { return {values.end() - static_cast<std::ptrdiff_t>(count), values.end()}; }
+inline std::vector<double> last(const std::vector<double>& values, std::size_t count) {
+  return {values.end() - static_cast<std::ptrdiff_t>(count), values.end()};
+}
 
 /// (value - reference) in units of both errors together.
-inline double deviation(double value, double error, double reference, double reference_error) { return (value - reference) / std::hypot(error, reference_error); }
+inline double deviation(double value, double error, double reference, double reference_error) {
+  return (value - reference) / std::hypot(error, reference_error);
+}
 
 struct Moments {
   double count = 0, mean = 0, variance = 0;

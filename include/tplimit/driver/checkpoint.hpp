@@ -20,23 +20,29 @@ class RunStore;
 
 struct CheckpointOptions {
   std::filesystem::path folder;
-  double interval_s = 60;                            ///< longer where writing takes long
-  /// What determines the numbers, in words: names and values.  A checkpoint is only resumed where all of them are the same.
+  double interval_s = 60;  ///< longer where writing takes long
+  /// What determines the numbers, in words: names and values.  A checkpoint is only resumed where
+  /// all of them are the same.
   std::vector<std::pair<std::string, std::string>> identity;
-  const std::atomic<bool>* stop = nullptr;           ///< true: evaluations write their state soon and end with E5206
-  std::function<void(const Diagnostic&)> warn;       ///< W5501, a state cannot be written; never concurrently
-  /// Several ranks: the first keeps the folder, for all; of runs that are spread over ranks, only those that are finished.
+  const std::atomic<bool>* stop =
+      nullptr;  ///< true: evaluations write their state soon and end with E5206
+  std::function<void(const Diagnostic&)>
+      warn;  ///< W5501, a state cannot be written; never concurrently
+  /// Several ranks: the first keeps the folder, for all; of runs that are spread over ranks, only
+  /// those that are finished.
   const Communicator* ranks = &single_process();
 };
 
-/// A folder in which evaluations keep what they have done, so that a later process can go on from there: it repeats the same calls,
-/// with the same results bit by bit, for any number of threads.  However the process ends, the folder is valid (docs/decisions/0011-checkpoints.md).
-/// One process at a time.  The destructor leaves the files.
+/// A folder in which evaluations keep what they have done, so that a later process can go on from
+/// there: it repeats the same calls, with the same results bit by bit, for any number of threads.
+/// However the process ends, the folder is valid (docs/decisions/0011-checkpoints.md). One process
+/// at a time.  The destructor leaves the files.
 class Checkpoint {
  public:
   /// Makes the folder, or goes on from what is in it.
   /// All ranks call it; where the first fails, so do all.
-  /// Errors: E5201 something else; E5202 damaged; E5203 another identity; E5204 another version; E5205 not writable, or in use.
+  /// Errors: E5201 something else; E5202 damaged; E5203 another identity; E5204 another version;
+  /// E5205 not writable, or in use.
   static Result<Checkpoint> open(CheckpointOptions options);
   Checkpoint(Checkpoint&&) noexcept;
   Checkpoint& operator=(Checkpoint&&) noexcept;

@@ -18,7 +18,8 @@
 #include "tplimit/passes/regime.hpp"
 #include "tplimit/report/results.hpp"
 
-/// tplimit as a library: parse, evaluate, simulate.  Nothing here prints, exits or reads the environment.
+/// tplimit as a library: parse, evaluate, simulate.  Nothing here prints, exits or reads the
+/// environment.
 namespace tplimit {
 
 /// A checked program, ready to be evaluated any number of times.
@@ -27,14 +28,17 @@ struct Module {
   std::string sha256;                                          ///< of the text
   std::vector<std::pair<std::string, std::string>> constants;  ///< what --set changed
   ir::Program program;                                         ///< at any width, dead code removed
-  std::shared_ptr<const ir::Program> written;                  ///< as lowered, with all that the text names: for counting
+  std::shared_ptr<const ir::Program>
+      written;  ///< as lowered, with all that the text names: for counting
   Diagnostics warnings;
-  Ablations ablations;                                         ///< what was changed in it
-  std::vector<OutputKernel> kernels{};                         ///< in `written`; none where that was changed
+  Ablations ablations;                  ///< what was changed in it
+  std::vector<OutputKernel> kernels{};  ///< in `written`; none where that was changed
 };
 
-/// Reads and checks a program: syntax, names, shapes, data files.  `options.base_directory` is where data paths start.
-Result<Module> parse(Source source, const LowerOptions& options = {}, const Ablations& ablations = {});
+/// Reads and checks a program: syntax, names, shapes, data files.  `options.base_directory` is
+/// where data paths start.
+Result<Module> parse(Source source, const LowerOptions& options = {},
+                     const Ablations& ablations = {});
 /// The text of a program; E5001 if the file cannot be read.
 Result<Source> read_source(const std::filesystem::path& file);
 /// Both in one call.  The base directory is the file's.
@@ -43,7 +47,8 @@ Result<Module> parse_file(const std::filesystem::path& file, LowerOptions option
 /// Equal for equal texts and equal data: ranks must have read the same.
 std::string fingerprint(const Module& module);
 
-/// Called with the fraction of the work done, from the calling thread or a worker, never concurrently.
+/// Called with the fraction of the work done, from the calling thread or a worker, never
+/// concurrently.
 using Progress = std::function<void(double)>;
 
 /// How strong a method a report must get.
@@ -58,43 +63,56 @@ inline constexpr std::int64_t kDefaultParticles = 16384;
 
 struct EvaluateOptions {
   Engine engine = Engine::kAuto;
-  std::optional<std::int64_t> particles{};  ///< unset: 16384, or where a tolerance is given as many as it needs, from 2048 on
+  std::optional<std::int64_t> particles{};  ///< unset: 16384, or where a tolerance is given as many
+                                            ///< as it needs, from 2048 on
   int randomisations = 8;
-  std::optional<double> tolerance;   ///< more particles and directions until every error, of sampling and truncation together, is below this
-  std::vector<std::string> tolerance_on{};  ///< names of the reports that the tolerance is for; empty: all.  E2701 if there is none of that name
+  std::optional<double> tolerance;          ///< more particles and directions until every error, of
+                                            ///< sampling and truncation together, is below this
+  std::vector<std::string> tolerance_on{};  ///< names of the reports that the tolerance is for;
+                                            ///< empty: all.  E2701 if there is none of that name
   std::uint64_t seed = 0;
-  std::uint64_t draw = 0;            ///< which draw of random outputs
+  std::uint64_t draw = 0;                       ///< which draw of random outputs
   std::optional<GradedOptions::Given> given{};  ///< a random output with this value instead
-  int threads = 0;                   ///< 0: all cores
-  std::optional<double> rank_tol{};  ///< directions shorter than this times their vector are dropped; unset: 1e-6, or what the tolerance allows
-  bool single_precision = false;     ///< bases and normals in single precision: half the memory, errors of about 1e-6
-  double merge_rows = 1e-12;         ///< without sampling: rows of a sum over f(row) closer in direction than this become one
-  double memory_bytes = 0;           ///< of each rank: refuse to use more; 0: 80 % of its share of the machine's memory
-  const Communicator* ranks = &single_process();  ///< over which particles are spread; all call with the same module and options
+  int threads = 0;                              ///< 0: all cores
+  std::optional<double> rank_tol{};  ///< directions shorter than this times their vector are
+                                     ///< dropped; unset: 1e-6, or what the tolerance allows
+  bool single_precision =
+      false;  ///< bases and normals in single precision: half the memory, errors of about 1e-6
+  double merge_rows = 1e-12;  ///< without sampling: rows of a sum over f(row) closer in direction
+                              ///< than this become one
+  double memory_bytes =
+      0;  ///< of each rank: refuse to use more; 0: 80 % of its share of the machine's memory
+  const Communicator* ranks = &single_process();  ///< over which particles are spread; all call
+                                                  ///< with the same module and options
   Checkpoint* checkpoint = nullptr;  ///< keeps what has been done; E5206 if it asks to stop
   Progress progress;
 };
 
-/// The infinite-width limit: each report by exact algebra, closed forms or quadrature where these apply, else by particles.
+/// The infinite-width limit: each report by exact algebra, closed forms or quadrature where these
+/// apply, else by particles.
 ///
-/// By particles, every number is computed from averages pooled over `randomisations` independent runs; its error is one standard error
-/// by jackknife over them.  Where directions were dropped (rank_tol above 1e-5), the same randomisations are repeated with three times the
-/// rank_tol, and half of the difference is added in squares.  So is what the runs cannot show: rare events, heavy tails, rounding.  Reproducible: the same seed gives the same bits for any number of threads, and on
-/// every rank; another number of ranks gives the same up to rounding, powers of two that divide the particles into equal chunks the same bits.
-/// Errors: E3.. where the limit does not exist or is not carried by this engine; E4101 a number is not finite; E4102 a mean is infinite or not resolved; E4201 too few
-/// particles; E4202 not enough memory; E4301 the asked engine cannot do a report.
-/// Cost: O(randomisations * instructions * particles * rank).
+/// By particles, every number is computed from averages pooled over `randomisations` independent
+/// runs; its error is one standard error by jackknife over them.  Where directions were dropped
+/// (rank_tol above 1e-5), the same randomisations are repeated with three times the rank_tol, and
+/// half of the difference is added in squares.  So is what the runs cannot show: rare events, heavy
+/// tails, rounding.  Reproducible: the same seed gives the same bits for any number of threads, and
+/// on every rank; another number of ranks gives the same up to rounding, powers of two that divide
+/// the particles into equal chunks the same bits. Errors: E3.. where the limit does not exist or is
+/// not carried by this engine; E4101 a number is not finite; E4102 a mean is infinite or not
+/// resolved; E4201 too few particles; E4202 not enough memory; E4301 the asked engine cannot do a
+/// report. Cost: O(randomisations * instructions * particles * rank).
 Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& options = {});
 
 /// How `evaluate` would find a report.
 struct ReportMethod {
-  Method method;      ///< the weakest over the entries of the report
-  std::string why;    ///< why no stronger method applies; empty if none is stronger
-  Span culprit;       ///< what is to blame
+  Method method;    ///< the weakest over the entries of the report
+  std::string why;  ///< why no stronger method applies; empty if none is stronger
+  Span culprit;     ///< what is to blame
   std::string iteration;
 };
 /// One per report, in order.  Evaluates what needs no sampling.
-Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOptions& options = {});
+Result<std::vector<ReportMethod>> methods(const Module& module,
+                                          const EvaluateOptions& options = {});
 
 enum class Matrices { kAuto, kDense, kLazy };
 
@@ -103,8 +121,10 @@ struct SimulateOptions {
   int seeds = 1;
   std::uint64_t seed = 0;
   int threads = 0;
-  Matrices matrices = Matrices::kAuto;  ///< lazy: exact in law, O(width rank) memory; dense: O(width^2)
-  bool single_precision = false;        ///< dense matrices of float: half the memory and time; docs/decisions/0009
+  Matrices matrices =
+      Matrices::kAuto;  ///< lazy: exact in law, O(width rank) memory; dense: O(width^2)
+  bool single_precision =
+      false;  ///< dense matrices of float: half the memory and time; docs/decisions/0009
   double memory_bytes = 0;
   const Communicator* ranks = &single_process();  ///< over which networks are spread
   Checkpoint* checkpoint = nullptr;
@@ -113,21 +133,26 @@ struct SimulateOptions {
 
 /// Finite networks of one width.  Errors: E4101, E4202.
 Result<SimulationResult> simulate(const Module& module, const SimulateOptions& options);
-/// Of several widths, instead of `options.width`: one result for each.  Ranks wait for each other only at the end.
-Result<std::vector<SimulationResult>> simulate(const Module& module, const SimulateOptions& options, const std::vector<std::int64_t>& widths);
+/// Of several widths, instead of `options.width`: one result for each.  Ranks wait for each other
+/// only at the end.
+Result<std::vector<SimulationResult>> simulate(const Module& module, const SimulateOptions& options,
+                                               const std::vector<std::int64_t>& widths);
 
-/// The module whose networks report what `evaluate` does: where the limit of a report f is Gaussian, (f - mean) (f - mean)' instead
-/// of f; its average over networks tends to the covariance.  Reports that are linear in kernels nngp(f, X) likewise, with f(X) f(X)' for the kernel; what is
-/// not linear in them keeps the kernel's formula at finite width.
+/// The module whose networks report what `evaluate` does: where the limit of a report f is
+/// Gaussian, (f - mean) (f - mean)' instead of f; its average over networks tends to the
+/// covariance.  Reports that are linear in kernels nngp(f, X) likewise, with f(X) f(X)' for the
+/// kernel; what is not linear in them keeps the kernel's formula at finite width.
 Module comparable(Module module);
-/// The module whose networks are conditional on the given value of a random output f = J r + f_0, r ~ N(0, 1): with r + J' (J J')^+ (g - f) for r, which at
-/// every width is exactly the law of r given f = g, for J and f_0 do not depend on r.  Errors: E3107 if the value is not of this form.
+/// The module whose networks are conditional on the given value of a random output f = J r + f_0, r
+/// ~ N(0, 1): with r + J' (J J')^+ (g - f) for r, which at every width is exactly the law of r
+/// given f = g, for J and f_0 do not depend on r.  Errors: E3107 if the value is not of this form.
 Result<Module> conditioned(Module module, const GradedOptions::Given& given);
 
 /// Exponents of the reports and what would be refused, without computing numbers.
 Result<LeadingOrder> check(const Module& module);
 
-/// Sizes of all values in powers of n, and the regime that follows; `every_share`: see count_powers.
+/// Sizes of all values in powers of n, and the regime that follows; `every_share`: see
+/// count_powers.
 RegimeReport regime(const Module& module, bool every_share = true);
 
 /// The limit of a program, value by value, as formulas.
@@ -138,11 +163,17 @@ struct LimitFormulas {
 };
 /// Errors: those of `evaluate` where there is no limit.
 Result<LimitFormulas> limit_formulas(const Module& module, const EvaluateOptions& options = {});
-/// Reports of the program computed by its formulas alone, then one for each wanted formula; `possible` (if given) says of which.
-/// Errors and cost: those of `evaluate`; coefficients cost O(particles P P') for blocks of P and P' vectors.
-Result<LimitResult> evaluate_formulas(LimitFormulas& formulas, const std::vector<explain::Expr>& wanted, const EvaluateOptions& options = {}, std::vector<bool>* possible = nullptr);
+/// Reports of the program computed by its formulas alone, then one for each wanted formula;
+/// `possible` (if given) says of which. Errors and cost: those of `evaluate`; coefficients cost
+/// O(particles P P') for blocks of P and P' vectors.
+Result<LimitResult> evaluate_formulas(LimitFormulas& formulas,
+                                      const std::vector<explain::Expr>& wanted,
+                                      const EvaluateOptions& options = {},
+                                      std::vector<bool>* possible = nullptr);
 /// The same for the wanted formulas only.
-Result<std::vector<explain::Number>> numbers_of(LimitFormulas& formulas, const std::vector<explain::Expr>& wanted, const EvaluateOptions& options = {});
+Result<std::vector<explain::Number>> numbers_of(LimitFormulas& formulas,
+                                                const std::vector<explain::Expr>& wanted,
+                                                const EvaluateOptions& options = {});
 
 /// Largest resident memory of this process so far, in bytes.
 double peak_memory();

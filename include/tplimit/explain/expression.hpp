@@ -22,11 +22,14 @@ struct Symbol {
   friend auto operator<=>(const Symbol&, const Symbol&) = default;
 };
 
-/// One place of a tensor's index list: a number, a letter, or a function of letters given by a table.
+/// One place of a tensor's index list: a number, a letter, or a function of letters given by a
+/// table.
 class Index {
  public:
-  Index() = default;                                         ///< the number 0
-  explicit Index(Symbol symbol) { if (symbol.size != 1) symbols_ = {symbol}; }
+  Index() = default;  ///< the number 0
+  explicit Index(Symbol symbol) {
+    if (symbol.size != 1) symbols_ = {symbol};
+  }
   static Index number(std::int64_t value);
   /// table[row-major position of the symbols]
   static Index table(std::vector<Symbol> symbols, std::vector<std::int64_t> values);
@@ -58,19 +61,23 @@ struct Term;
 using Expr = std::shared_ptr<const Term>;
 
 enum class Kind : std::uint8_t {
-  kNumber,    ///< number
-  kRef,       ///< definition `ref` at `indices`
-  kDelta,     ///< Kronecker: 1 if the two indices agree
-  kAdd, kMul,
+  kNumber,  ///< number
+  kRef,     ///< definition `ref` at `indices`
+  kDelta,   ///< Kronecker: 1 if the two indices agree
+  kAdd,
+  kMul,
   kPower,     ///< args[0] ^ number
-  kFunction,  ///< the derivative of `order` of fn, at args[0]; distributions where fn has kinks or jumps
+  kFunction,  ///< the derivative of `order` of fn, at args[0]; distributions where fn has kinks or
+              ///< jumps
   kCall,      ///< fn of several arguments
-  kSum, kMax, ///< over the symbol `bound` of args[0]
-  kMean,      ///< E args[0]
-  kJump,      ///< the distribution that differentiating a discontinuous args[0] leaves
+  kSum,
+  kMax,   ///< over the symbol `bound` of args[0]
+  kMean,  ///< E args[0]
+  kJump,  ///< the distribution that differentiating a discontinuous args[0] leaves
 };
 
-/// Immutable node of a formula; made by Calculus only, which keeps sums and products flat and simple.
+/// Immutable node of a formula; made by Calculus only, which keeps sums and products flat and
+/// simple.
 struct Term {
   Kind kind = Kind::kNumber;
   double number = 0;
@@ -80,17 +87,18 @@ struct Term {
   Symbol bound;
   ir::Map map{};
   int order = 0;
-  bool width = false;          ///< a random variable; else a number
+  bool width = false;               ///< a random variable; else a number
   std::set<std::uint32_t> symbols;  ///< free ones
 };
 
 /// What a formula's letter stands for.
 struct Definition {
   enum class Kind : std::uint8_t {
-    kSource,       ///< i.i.d. N(0, 1), one family per source
-    kGaussian,     ///< Gaussian part of a product W x: family (source, side), covariance scale^2 E[x_i x_j]
-    kData,         ///< constants
-    kFormula,      ///< `value`
+    kSource,    ///< i.i.d. N(0, 1), one family per source
+    kGaussian,  ///< Gaussian part of a product W x: family (source, side), covariance scale^2 E[x_i
+                ///< x_j]
+    kData,      ///< constants
+    kFormula,   ///< `value`
     kCoefficient,  ///< `value`: of a correction term
     kResponse,     ///< `value`: derivative of one vector with respect to a Gaussian
     kOperation,    ///< `operation` of `operands`, on whole tensors
@@ -100,17 +108,19 @@ struct Definition {
 
   Kind kind = Kind::kFormula;
   Role role = Role::kHelper;
-  std::string name;                   ///< as in the text; for helpers made up
-  std::vector<std::string> iteration; ///< values of the loop variables, or number of updates of a version
+  std::string name;  ///< as in the text; for helpers made up
+  std::vector<std::string>
+      iteration;  ///< values of the loop variables, or number of updates of a version
   std::vector<Symbol> axes;
   Expr value;
   bool width = false;
-  bool initial = false;               ///< a version as declared
-  bool in_line = false;               ///< has no name: stands as its value in brackets
-  std::set<std::uint32_t> families;   ///< of Gaussians it is made of
+  bool initial = false;              ///< a version as declared
+  bool in_line = false;              ///< has no name: stands as its value in brackets
+  std::set<std::uint32_t> families;  ///< of Gaussians it is made of
   std::uint32_t step = 0, context = 0;
-  Exponent order;                     ///< the value in the text is n^order times this
-  std::optional<std::uint32_t> gradient_of{};  ///< kGradient: with respect to this vector, whose name it takes
+  Exponent order;  ///< the value in the text is n^order times this
+  std::optional<std::uint32_t>
+      gradient_of{};  ///< kGradient: with respect to this vector, whose name it takes
 
   // kGaussian: W x, scale W's initial standard deviation; kSource: family only.
   std::uint32_t family = 0, operand = 0;
@@ -119,7 +129,7 @@ struct Definition {
   double scale = 1;
   // kResponse, kCoefficient: derivative of `operand` with respect to the Gaussian `gaussian`.
   std::uint32_t gaussian = 0;
-  bool kinked = false;                ///< contains derivatives of discontinuous functions: no plain mean
+  bool kinked = false;  ///< contains derivatives of discontinuous functions: no plain mean
   // kData
   std::vector<double> values;
   // kOperation
@@ -128,7 +138,8 @@ struct Definition {
 };
 
 /// Builds formulas over a list of definitions, simplifying as far as means and sums allow:
-/// Sum_j delta_ij A_j = A_i, means of independent factors factor, means of odd functions vanish, E[G_i G_j] is the covariance.
+/// Sum_j delta_ij A_j = A_i, means of independent factors factor, means of odd functions vanish,
+/// E[G_i G_j] is the covariance.
 class Calculus {
  public:
   std::vector<Definition> definitions;
@@ -137,7 +148,8 @@ class Calculus {
   std::vector<Symbol> fresh(const ir::Dims& dims);
 
   Expr number(double value);
-  Expr ref(std::uint32_t definition, Indices indices);  ///< its value, if that is a number or stands in line
+  Expr ref(std::uint32_t definition,
+           Indices indices);  ///< its value, if that is a number or stands in line
   Expr delta(const Index& a, const Index& b);
   Expr add(std::vector<Expr> terms);
   Expr mul(std::vector<Expr> factors);
@@ -151,15 +163,21 @@ class Calculus {
   /// d e / d (Gaussian at `at`), e a random variable.
   Expr derivative(const Expr& e, std::uint32_t gaussian, const Indices& at);
   /// d definition_I / d gaussian_J as a formula in these symbols.
-  Expr response(std::uint32_t definition, std::uint32_t gaussian, const Indices& own, const Indices& at);
+  Expr response(std::uint32_t definition, std::uint32_t gaussian, const Indices& own,
+                const Indices& at);
 
   /// E[a b] if both are linear in Gaussians of mean 0, with numbers as coefficients.
   std::optional<Expr> gaussian_covariance(const Expr& a, const Expr& b);
 
   [[nodiscard]] const std::set<std::uint32_t>& families(const Expr& e);
-  [[nodiscard]] static bool is_zero(const Expr& e) { return e->kind == Kind::kNumber && e->number == 0; }
-  [[nodiscard]] static bool is_one(const Expr& e) { return e->kind == Kind::kNumber && e->number == 1; }
-  /// Equal texts mean equal formulas; bound symbols by order of appearance.  `rename`: free ones too.
+  [[nodiscard]] static bool is_zero(const Expr& e) {
+    return e->kind == Kind::kNumber && e->number == 0;
+  }
+  [[nodiscard]] static bool is_one(const Expr& e) {
+    return e->kind == Kind::kNumber && e->number == 1;
+  }
+  /// Equal texts mean equal formulas; bound symbols by order of appearance.  `rename`: free ones
+  /// too.
   [[nodiscard]] static std::string key(const Expr& e, bool rename = false);
   [[nodiscard]] static std::size_t weight(const Expr& e);  ///< leaves
   [[nodiscard]] static bool kinked(const Expr& e);
@@ -178,7 +196,8 @@ class Calculus {
   std::uint32_t next_symbol_ = 0;
   std::map<std::uint32_t, std::size_t> gaussian_terms_;
   std::map<std::pair<std::uint32_t, std::set<std::uint32_t>>, Parity> parities_;
-  std::map<std::pair<std::uint32_t, std::uint32_t>, std::pair<std::vector<Symbol>, Expr>> responses_;  ///< symbols: own, then the Gaussian's
+  std::map<std::pair<std::uint32_t, std::uint32_t>, std::pair<std::vector<Symbol>, Expr>>
+      responses_;  ///< symbols: own, then the Gaussian's
   std::map<const Term*, std::pair<Expr, std::set<std::uint32_t>>> family_cache_;
 };
 

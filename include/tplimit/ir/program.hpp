@@ -11,11 +11,13 @@
 #include "tplimit/support/diagnostic.hpp"
 #include "tplimit/support/exponent.hpp"
 
-/// The typed, flat form of a program: loops unrolled, models inlined, every value computed by one node from earlier ones.
+/// The typed, flat form of a program: loops unrolled, models inlined, every value computed by one
+/// node from earlier ones.
 ///
-/// A tensor is a *block*: an array with finite axes `dims` (row-major) and, if `width` is set, one more axis over the n
-/// coordinates (at infinite width: over the particles).  Where the width axis stood in the source text is the front
-/// end's business.  Matrices with two width axes are values of their own, used only through products and low-rank updates.
+/// A tensor is a *block*: an array with finite axes `dims` (row-major) and, if `width` is set, one
+/// more axis over the n coordinates (at infinite width: over the particles).  Where the width axis
+/// stood in the source text is the front end's business.  Matrices with two width axes are values
+/// of their own, used only through products and low-rank updates.
 namespace tplimit::ir {
 
 using Dims = std::vector<std::int64_t>;
@@ -23,7 +25,8 @@ using Dims = std::vector<std::int64_t>;
 [[nodiscard]] std::int64_t size_of(const Dims& dims);
 
 struct Type {
-  bool matrix = false;  ///< an n x n Gaussian matrix in one of its versions; then `width` and `dims` are unused
+  bool matrix = false;  ///< an n x n Gaussian matrix in one of its versions; then `width` and
+                        ///< `dims` are unused
   bool width = false;
   Dims dims;
   friend bool operator==(const Type&, const Type&) = default;
@@ -42,7 +45,8 @@ struct SourceId {
   friend auto operator<=>(const SourceId&, const SourceId&) = default;
 };
 
-/// Coordinatewise functions.  Their derivatives are again in the list or composed from it (passes/gradient.cpp).
+/// Coordinatewise functions.  Their derivatives are again in the list or composed from it
+/// (passes/gradient.cpp).
 enum class Fn : std::uint8_t {
 #define TPLIMIT_FN(name, arity, text) name,
 #include "tplimit/ir/functions.def"
@@ -51,54 +55,107 @@ enum class Fn : std::uint8_t {
 [[nodiscard]] int arity(Fn fn);
 [[nodiscard]] const char* name(Fn fn);
 
-// ---- operations: payloads, no behaviour ------------------------------------------------------------
+// ---- operations: payloads, no behaviour
+// ------------------------------------------------------------
 
-struct Constant { std::shared_ptr<const std::vector<double>> values; };        ///< a finite tensor
-struct Scale { double factor; Exponent power; };                               ///< factor n^power x
-struct StandardNormal { SourceId source; };                                    ///< i.i.d. N(0, 1) coordinates
-struct Map { Fn fn; double parameter; };                                       ///< coordinatewise, finite axes broadcast from the right
-/// a [B.., I.., K..], b [B.., J.., K..] -> [B.., I.., J..], summed over the last `contracted` axes, the first `batch`
-/// axes in common.  If one or both have a width axis so has the result, unless `average`: then the mean over
-/// coordinates is taken as well (needs a width axis on both).
-struct Contract { std::int32_t batch; std::int32_t contracted; bool average; };
-struct Average {};                                                             ///< E: mean over the coordinates
-struct ReduceSum { std::int32_t axis; };
-struct ReduceMax { std::int32_t axis; };
-struct Gather { std::int32_t axis; std::shared_ptr<const std::vector<std::int64_t>> indices; };
-struct ScatterAdd { std::int32_t axis; std::int64_t size; std::shared_ptr<const std::vector<std::int64_t>> indices; };  ///< adjoint of Gather
-struct Permute { std::vector<std::int32_t> axes; };                            ///< result axis i is operand axis axes[i]
-struct Reshape { Dims dims; };
-struct Expand { bool width; Dims dims; };                                      ///< broadcast to these axes
-struct Concat { std::int32_t axis; };
-struct Stop {};                                                                ///< identity whose derivative is 0
-struct Parameter { std::uint32_t index; };                                     ///< identity that is never shared or folded, so that equal initial values stay distinct variables
-struct Change { std::uint32_t variable; };                                     ///< identity around what an update adds to Program::variables[variable]
-struct MatMul { bool transposed; };                                            ///< (W, x) -> W x or W' x, on every finite index
-struct GaussianMatrix { SourceId source; };                                    ///< i.i.d. N(0, 1/n) entries
-struct ScaleMatrix {};                                                         ///< (W, c) -> c W
-/// (W, c_1, D_1, X_1, c_2, ..) -> W + sum_k c_k sum_p D_k[p] X_k[p]' / n, p over all finite indices.
-/// Entrywise: (W, c_1, D_1, X_1, .., c) -> W + c psi(sum_k c_k sum_p D_k[p] X_k[p]'), psi(g) = g / sqrt(g^2 + epsilon^2) on each entry.
+struct Constant {
+  std::shared_ptr<const std::vector<double>> values;
+};  ///< a finite tensor
+struct Scale {
+  double factor;
+  Exponent power;
+};  ///< factor n^power x
+struct StandardNormal {
+  SourceId source;
+};  ///< i.i.d. N(0, 1) coordinates
+struct Map {
+  Fn fn;
+  double parameter;
+};  ///< coordinatewise, finite axes broadcast from the right
+/// a [B.., I.., K..], b [B.., J.., K..] -> [B.., I.., J..], summed over the last `contracted` axes,
+/// the first `batch` axes in common.  If one or both have a width axis so has the result, unless
+/// `average`: then the mean over coordinates is taken as well (needs a width axis on both).
+struct Contract {
+  std::int32_t batch;
+  std::int32_t contracted;
+  bool average;
+};
+struct Average {};  ///< E: mean over the coordinates
+struct ReduceSum {
+  std::int32_t axis;
+};
+struct ReduceMax {
+  std::int32_t axis;
+};
+struct Gather {
+  std::int32_t axis;
+  std::shared_ptr<const std::vector<std::int64_t>> indices;
+};
+struct ScatterAdd {
+  std::int32_t axis;
+  std::int64_t size;
+  std::shared_ptr<const std::vector<std::int64_t>> indices;
+};  ///< adjoint of Gather
+struct Permute {
+  std::vector<std::int32_t> axes;
+};  ///< result axis i is operand axis axes[i]
+struct Reshape {
+  Dims dims;
+};
+struct Expand {
+  bool width;
+  Dims dims;
+};  ///< broadcast to these axes
+struct Concat {
+  std::int32_t axis;
+};
+struct Stop {};  ///< identity whose derivative is 0
+struct Parameter {
+  std::uint32_t index;
+};  ///< identity that is never shared or folded, so that equal initial values stay distinct
+    ///< variables
+struct Change {
+  std::uint32_t variable;
+};  ///< identity around what an update adds to Program::variables[variable]
+struct MatMul {
+  bool transposed;
+};  ///< (W, x) -> W x or W' x, on every finite index
+struct GaussianMatrix {
+  SourceId source;
+};                      ///< i.i.d. N(0, 1/n) entries
+struct ScaleMatrix {};  ///< (W, c) -> c W
+/// (W, c_1, D_1, X_1, c_2, ..) -> W + sum_k c_k sum_p D_k[p] X_k[p]' / n, p over all finite
+/// indices. Entrywise: (W, c_1, D_1, X_1, .., c) -> W + c psi(sum_k c_k sum_p D_k[p] X_k[p]'),
+/// psi(g) = g / sqrt(g^2 + epsilon^2) on each entry.
 struct UpdateMatrix {
   bool entrywise = false;
   double epsilon = 0;
   friend bool operator==(const UpdateMatrix&, const UpdateMatrix&) = default;
 };
-/// Positive semidefinite [k, k] -> lower triangular L, L L' = K, in the order of rows; a row that depends on earlier ones has 0 on the diagonal.
+/// Positive semidefinite [k, k] -> lower triangular L, L L' = K, in the order of rows; a row that
+/// depends on earlier ones has 0 on the diagonal.
 struct Cholesky {};
-struct Eigvals {};                                                             ///< symmetric [.., k, k] -> [.., k], ascending
-/// (Theta [p, p], Theta_x [q, p]) -> Theta_x h(Theta + ridge tr(Theta)/p I) [q, p], h(z) = (1 - g(z)) / z with g(z) = (1 - rate z)^time
-/// (descent) or exp(-rate time z) (flow), 1/z for time = inf: the outputs learned from targets under a fixed kernel.
+struct Eigvals {};  ///< symmetric [.., k, k] -> [.., k], ascending
+/// (Theta [p, p], Theta_x [q, p]) -> Theta_x h(Theta + ridge tr(Theta)/p I) [q, p], h(z) = (1 -
+/// g(z)) / z with g(z) = (1 - rate z)^time (descent) or exp(-rate time z) (flow), 1/z for time =
+/// inf: the outputs learned from targets under a fixed kernel.
 struct TrainingOperator {
   double rate, time, ridge;
   bool flow;
   friend bool operator==(const TrainingOperator&, const TrainingOperator&) = default;
 };
-struct Samples { std::int64_t count; };                                        ///< the first `count` coordinates, as a last axis
-struct Histogram { double low, high; std::int64_t bins; };                     ///< fractions of coordinates per bin, as a last axis
+struct Samples {
+  std::int64_t count;
+};  ///< the first `count` coordinates, as a last axis
+struct Histogram {
+  double low, high;
+  std::int64_t bins;
+};  ///< fractions of coordinates per bin, as a last axis
 
-using Op = std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum, ReduceMax, Gather, ScatterAdd,
-                        Permute, Reshape, Expand, Concat, Stop, Parameter, Change, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix, Cholesky, Eigvals,
-                        TrainingOperator, Samples, Histogram>;
+using Op = std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum,
+                        ReduceMax, Gather, ScatterAdd, Permute, Reshape, Expand, Concat, Stop,
+                        Parameter, Change, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix,
+                        Cholesky, Eigvals, TrainingOperator, Samples, Histogram>;
 
 [[nodiscard]] const char* op_name(const Op& op);
 
@@ -106,8 +163,9 @@ struct Node {
   Op op;
   Type type;
   std::vector<NodeId> in;
-  Span span;                  ///< where in the source text; no part of a node's identity
-  std::uint32_t context = 0;  ///< which loop iteration (Program::contexts); no part of a node's identity
+  Span span;  ///< where in the source text; no part of a node's identity
+  std::uint32_t context =
+      0;  ///< which loop iteration (Program::contexts); no part of a node's identity
 };
 
 struct GaussianSource {
@@ -127,7 +185,8 @@ struct Report {
   std::vector<std::string> index_names;  ///< loop variables, outermost first
   std::vector<Entry> entries;
   Span span;
-  bool random = false;  ///< networks: the value stays random as the width grows, and the limit is that of its mean
+  bool random = false;  ///< networks: the value stays random as the width grows, and the limit is
+                        ///< that of its mean
 };
 
 /// `expect left == right within tolerance`, entrywise; both sides have one shape.
@@ -142,15 +201,15 @@ struct Expectation {
 /// A value that the program text names.
 struct NamedValue {
   enum class Kind : std::uint8_t {
-    kValue,     ///< assigned in the text
-    kVersion,   ///< of a param or random: as declared, or after a step
+    kValue,    ///< assigned in the text
+    kVersion,  ///< of a param or random: as declared, or after a step
     kData,
     kGradient,  ///< of the loss of a step with respect to `of`; its name is empty
   };
   std::string name;
-  NodeId value;            ///< times n^order
-  Exponent order;          ///< 0 before leading_order
-  Span span;               ///< of the expression
+  NodeId value;    ///< times n^order
+  Exponent order;  ///< 0 before leading_order
+  Span span;       ///< of the expression
   std::uint32_t context = 0;
   std::uint32_t step = 0;  ///< steps and updates made before
   Kind kind = Kind::kValue;
@@ -162,14 +221,15 @@ struct Variable {
   std::string name;
   bool trained = false;
   Span span;
-  std::string role;                                 ///< of a parametrization; else empty
-  std::optional<Exponent> rate{}, variance{};       ///< powers of n of the declared rate and variance, where they are numbers
-  double rate_factor = 1, variance_factor = 1;      ///< rate_factor n^rate, variance_factor n^variance
+  std::string role;  ///< of a parametrization; else empty
+  std::optional<Exponent> rate{},
+      variance{};  ///< powers of n of the declared rate and variance, where they are numbers
+  double rate_factor = 1, variance_factor = 1;  ///< rate_factor n^rate, variance_factor n^variance
 };
 
 /// A `step` or update statement.
 struct TrainingStep {
-  std::vector<NodeId> losses;   ///< of W += ..: what was differentiated for it, if anything
+  std::vector<NodeId> losses;  ///< of W += ..: what was differentiated for it, if anything
   Span span;
   std::uint32_t context = 0;
 };
@@ -181,13 +241,15 @@ struct Program {
   std::vector<Expectation> expectations;
   std::vector<std::string> contexts;  ///< "", "t = 3", "t = 3, l = 0": innermost last
   std::string width_name = "n";
-  std::int64_t width_units = 1;       ///< of the width that width_name names: the width axes here are n / width_units long
+  std::int64_t width_units =
+      1;  ///< of the width that width_name names: the width axes here are n / width_units long
   // What analyses need to know of the text; nothing here keeps a node alive.
-  std::vector<NamedValue> names;      ///< in the order of the text
+  std::vector<NamedValue> names;        ///< in the order of the text
   std::vector<NamedValue> predictions;  ///< first arguments of mse; name: their text
   std::vector<TrainingStep> steps;
-  std::vector<Variable> variables;    ///< in the order of declaration; W[2, n, n] is W[0], W[1]
-  bool has_random_scalars = false;    ///< some finite values were drawn from the seed: results are conditional on them
+  std::vector<Variable> variables;  ///< in the order of declaration; W[2, n, n] is W[0], W[1]
+  bool has_random_scalars =
+      false;  ///< some finite values were drawn from the seed: results are conditional on them
 
   [[nodiscard]] const Node& operator[](NodeId id) const { return nodes[id.value]; }
   [[nodiscard]] std::size_t size() const { return nodes.size(); }
@@ -196,20 +258,23 @@ struct Program {
 /// Every node that a report or an expectation names, without repetition, ascending.
 [[nodiscard]] std::vector<NodeId> outputs_of(const Program& program);
 
-/// Type of `op` applied to operands of these types.  Throws InternalError if they do not fit: the front end has checked.
+/// Type of `op` applied to operands of these types.  Throws InternalError if they do not fit: the
+/// front end has checked.
 [[nodiscard]] Type infer_type(const Op& op, const std::vector<const Type*>& in);
 
-/// Checks ids, types and payloads of every node (after lowering and after every pass).  Throws InternalError.
+/// Checks ids, types and payloads of every node (after lowering and after every pass).  Throws
+/// InternalError.
 void verify(const Program& program);
 
-/// Equal for programs that compute the same: operations, operands, constants bit by bit, names of Gaussians; not what is reported.
-/// Cost: O(nodes and constants).
+/// Equal for programs that compute the same: operations, operands, constants bit by bit, names of
+/// Gaussians; not what is reported. Cost: O(nodes and constants).
 [[nodiscard]] std::uint64_t fingerprint(const Program& program);
 
 /// One line per node, for golden tests and `--dump`.
 [[nodiscard]] std::string to_text(const Program& program);
 
-/// Appends nodes to a program: equal nodes are shared, constants folded, neutral operations dropped.
+/// Appends nodes to a program: equal nodes are shared, constants folded, neutral operations
+/// dropped.
 class Builder {
  public:
   explicit Builder(Program& program);
@@ -227,7 +292,10 @@ class Builder {
   [[nodiscard]] std::optional<double> uniform(NodeId id) const;
 
   /// Place and iteration recorded in the nodes added from now on.
-  void set_origin(Span span, std::uint32_t context) { span_ = span; context_ = context; }
+  void set_origin(Span span, std::uint32_t context) {
+    span_ = span;
+    context_ = context;
+  }
   [[nodiscard]] Span span() const { return span_; }
 
   // Short names for common nodes.
@@ -254,11 +322,12 @@ class Builder {
 
  private:
   [[nodiscard]] std::optional<NodeId> simplify(const Op& op, const std::vector<NodeId>& in);
-  [[nodiscard]] std::optional<NodeId> fold(const Op& op, const std::vector<NodeId>& in, const Type& type);
+  [[nodiscard]] std::optional<NodeId> fold(const Op& op, const std::vector<NodeId>& in,
+                                           const Type& type);
   NodeId append(Op op, Type type, std::vector<NodeId> in);
 
-  /// Hash table of the nodes by content, with open addressing: one probe is one cache line, where a chained table
-  /// allocates and chases a pointer per node.
+  /// Hash table of the nodes by content, with open addressing: one probe is one cache line, where a
+  /// chained table allocates and chases a pointer per node.
   struct Slot {
     std::uint64_t hash = 0;
     NodeId node;  ///< invalid: free

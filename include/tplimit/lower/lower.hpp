@@ -13,12 +13,12 @@
 namespace tplimit {
 
 struct LowerOptions {
-  std::filesystem::path base_directory;                          ///< data paths are relative to this
-  std::vector<std::pair<std::string, std::string>> constants;    ///< --set NAME=VALUE
-  std::vector<std::pair<std::string, std::string>> data_files;   ///< --data NAME=FILE
-  std::uint64_t seed = 0;                                        ///< of random scalars and permutations' own seeds
-  std::uint64_t draw = 0;                                        ///< which draw of the random scalars
-  double memory_bytes = 0;                                       ///< for the unrolled program; 0: 80 % of the machine's memory
+  std::filesystem::path base_directory;                         ///< data paths are relative to this
+  std::vector<std::pair<std::string, std::string>> constants;   ///< --set NAME=VALUE
+  std::vector<std::pair<std::string, std::string>> data_files;  ///< --data NAME=FILE
+  std::uint64_t seed = 0;   ///< of random scalars and permutations' own seeds
+  std::uint64_t draw = 0;   ///< which draw of the random scalars
+  double memory_bytes = 0;  ///< for the unrolled program; 0: 80 % of the machine's memory
 };
 
 /// A covariance kernel nngp(f, X, X2), and (f(X) - mean) (f(X2) - mean)' of one network.
@@ -32,8 +32,10 @@ struct Lowered {
   std::vector<OutputKernel> kernels;
 };
 
-/// AST to IR: names, shapes and types, loops unrolled, models inlined, gradients taken at each `grad` and `step`.
-/// Errors: E2.. with the place in `source`; E51.. for data files.  Cost: O(instructions of the unrolled program).
-Result<Lowered> lower(const ast::Program& program, const Source& source, const LowerOptions& options);
+/// AST to IR: names, shapes and types, loops unrolled, models inlined, gradients taken at each
+/// `grad` and `step`. Errors: E2.. with the place in `source`; E51.. for data files.  Cost:
+/// O(instructions of the unrolled program).
+Result<Lowered> lower(const ast::Program& program, const Source& source,
+                      const LowerOptions& options);
 
 }  // namespace tplimit

@@ -12,20 +12,22 @@ struct Traffic {
   std::int64_t sums = 0, bytes = 0;
 };
 
-/// The processes ("ranks") that work on one evaluation together.  All run the same calls in the same order.  Whatever is computed from
-/// `sum` and `broadcast` has the same bits on every rank, so that no decision ever needs to be sent.
-/// Calls come from one thread at a time.  A rank that fails ends the job; none of these calls returns an error.
+/// The processes ("ranks") that work on one evaluation together.  All run the same calls in the
+/// same order.  Whatever is computed from `sum` and `broadcast` has the same bits on every rank, so
+/// that no decision ever needs to be sent. Calls come from one thread at a time.  A rank that fails
+/// ends the job; none of these calls returns an error.
 class Communicator {
  public:
   virtual ~Communicator() = default;
   [[nodiscard]] virtual int rank() const = 0;
   [[nodiscard]] virtual int size() const = 0;
-  /// Threads, and bytes of main memory, for each rank to use: the smallest share of any, so that all decide alike.
+  /// Threads, and bytes of main memory, for each rank to use: the smallest share of any, so that
+  /// all decide alike.
   [[nodiscard]] virtual int threads() const = 0;
   [[nodiscard]] virtual double memory() const = 0;
 
-  /// Replaces values by their sums over ranks, added as a binary tree over ranks: (0 + 1) + (2 + 3), ..
-  /// Cost: ceil(log2 size) messages, two more if size is no power of two.
+  /// Replaces values by their sums over ranks, added as a binary tree over ranks: (0 + 1) + (2 +
+  /// 3), .. Cost: ceil(log2 size) messages, two more if size is no power of two.
   virtual void sum(std::span<double> values) const = 0;
   /// Replaces the bytes of every rank by those of `root`.  Cost: that of a sum.
   virtual void broadcast(std::span<std::byte> bytes, int root) const = 0;

@@ -8,26 +8,31 @@
 
 namespace tplimit {
 
-/// A function of numbers without a width axis that jumps (step, sign, comparisons, mod, the condition of `where`) or
-/// follows one of its operands (max, relu, ..), where the operands of networks fluctuate around their limits.
+/// A function of numbers without a width axis that jumps (step, sign, comparisons, mod, the
+/// condition of `where`) or follows one of its operands (max, relu, ..), where the operands of
+/// networks fluctuate around their limits.
 struct Decision {
   ir::NodeId node;                   ///< in the program whose limit is taken
   std::vector<ir::NodeId> operands;  ///< in the limit program: leading coefficients of what decides
-  ir::NodeId margin;                 ///< in the limit program: what is set against 0; invalid: whether operands[0] / operands[1] is whole
-  bool jump = true;                  ///< else it follows an operand
+  ir::NodeId margin;  ///< in the limit program: what is set against 0; invalid: whether operands[0]
+                      ///< / operands[1] is whole
+  bool jump = true;   ///< else it follows an operand
 };
 
 struct Numbers {
   const std::vector<double>* value;
-  const std::vector<double>* error;  ///< standard errors or bounds; null or empty: there is no estimate
-  bool sampled = false;              ///< by particles, and not proved exact: 0 within its error is not 0
+  const std::vector<double>*
+      error;             ///< standard errors or bounds; null or empty: there is no estimate
+  bool sampled = false;  ///< by particles, and not proved exact: 0 within its error is not 0
 };
 
 /// Entries of values that something reaches.
 struct Marks {
   std::vector<std::vector<char>> at;  ///< per node and entry; empty: none
   std::vector<ir::NodeId> root;       ///< per node: the jump behind it
-  [[nodiscard]] bool holds(ir::NodeId id, std::size_t entry) const { return !at.empty() && !at[id.value].empty() && at[id.value][entry] != 0; }
+  [[nodiscard]] bool holds(ir::NodeId id, std::size_t entry) const {
+    return !at.empty() && !at[id.value].empty() && at[id.value][entry] != 0;
+  }
   [[nodiscard]] bool any(ir::NodeId id) const { return !at.empty() && !at[id.value].empty(); }
 };
 
@@ -39,14 +44,20 @@ struct Undetermined : Marks {
 /// step, sign, comparisons, mod and `where`.
 [[nodiscard]] bool is_jump(const ir::Node& node);
 
-/// A jump is undetermined where what decides lies on it, up to rounding and bounds of errors, and fluctuates; sides that are
-/// the same linear form in averages are equal in networks too.  So is all that is computed from it, except by branches not
-/// taken.  Where only sampling does not resolve the jump, within 5 errors, it is open, and so is what is computed from it without
-/// a width axis.  With `judged`, by runs that each decide for themselves, their spread is the error of all that comes after; else it is undetermined.
-/// Cost: O(nodes), and O(entries) of what is computed from an undetermined jump.
-[[nodiscard]] Undetermined undetermined(const ir::Program& program, const std::vector<Decision>& decisions, const std::function<Numbers(ir::NodeId)>& limit, bool judged);
+/// A jump is undetermined where what decides lies on it, up to rounding and bounds of errors, and
+/// fluctuates; sides that are the same linear form in averages are equal in networks too.  So is
+/// all that is computed from it, except by branches not taken.  Where only sampling does not
+/// resolve the jump, within 5 errors, it is open, and so is what is computed from it without a
+/// width axis.  With `judged`, by runs that each decide for themselves, their spread is the error
+/// of all that comes after; else it is undetermined. Cost: O(nodes), and O(entries) of what is
+/// computed from an undetermined jump.
+[[nodiscard]] Undetermined undetermined(const ir::Program& program,
+                                        const std::vector<Decision>& decisions,
+                                        const std::function<Numbers(ir::NodeId)>& limit,
+                                        bool judged);
 
 /// What is computed from these entries of these nodes, except by branches not taken.
-[[nodiscard]] Marks reached_from(const ir::Program& program, const std::map<std::uint32_t, std::vector<double>>& entries);
+[[nodiscard]] Marks reached_from(const ir::Program& program,
+                                 const std::map<std::uint32_t, std::vector<double>>& entries);
 
 }  // namespace tplimit

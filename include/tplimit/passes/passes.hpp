@@ -13,16 +13,19 @@
 
 namespace tplimit {
 
-/// Drops Stop, Parameter and Change nodes (derivatives have been taken) and everything no report or expectation needs.
-/// Keeps: every output at every width; names of what is left, or with `keep_names` all values that have names.  Cost: O(nodes).
+/// Drops Stop, Parameter and Change nodes (derivatives have been taken) and everything no report or
+/// expectation needs. Keeps: every output at every width; names of what is left, or with
+/// `keep_names` all values that have names.  Cost: O(nodes).
 ir::Program erase_identities(const ir::Program& program, bool keep_names = false);
 
 /// The same, with some nodes made anew from their new operands; what that leaves unused stays.
-using Rewrite = std::function<std::optional<ir::NodeId>(ir::Builder&, const ir::Node&, const std::vector<ir::NodeId>& in)>;
+using Rewrite = std::function<std::optional<ir::NodeId>(ir::Builder&, const ir::Node&,
+                                                        const std::vector<ir::NodeId>& in)>;
 ir::Program rebuilt(const ir::Program& program, bool keep_names, const Rewrite& rewrite);
 
-/// Sums and sides of comparisons in which equal terms cancel lose them, so that what is left leads; so do whole numbers in mod(.., 1).
-/// Keeps: every output at every width, up to rounding.  Cost: O(nodes).
+/// Sums and sides of comparisons in which equal terms cancel lose them, so that what is left leads;
+/// so do whole numbers in mod(.., 1). Keeps: every output at every width, up to rounding.  Cost:
+/// O(nodes).
 ir::Program cancel_terms(const ir::Program& program);
 
 /// The program at one width: powers of n become numbers.  Needs: erase_identities.  Cost: O(nodes).
@@ -32,52 +35,62 @@ ir::Program at_width(const ir::Program& program, double width);
 struct ReportOrder {
   std::string name;
   Span span;
-  Exponent order;          ///< largest over the entries of the report that are not exactly zero
+  Exponent order;            ///< largest over the entries of the report that are not exactly zero
   bool proved_zero = false;  ///< every entry is exactly 0 in the limit
 };
 
 struct LeadingOrder {
-  ir::Program program;      ///< the limit: no Scale with a power is left
+  ir::Program program;  ///< the limit: no Scale with a power is left
   std::vector<ReportOrder> reports;
   bool random_outputs = false;  ///< conditional on numbers that graded_limit drew
-  Diagnostics warnings;     ///< W5301: a report vanishes
-  std::shared_ptr<const ir::Program> source{};  ///< what `decisions` are about; its reports are those of `program`
-  std::vector<Decision> decisions{};            ///< jumps whose limits may lie on them: engines find out
-  bool undecided = false;                       ///< at one of them leading orders vanish
+  Diagnostics warnings;         ///< W5301: a report vanishes
+  std::shared_ptr<const ir::Program>
+      source{};  ///< what `decisions` are about; its reports are those of `program`
+  std::vector<Decision> decisions{};  ///< jumps whose limits may lie on them: engines find out
+  bool undecided = false;             ///< at one of them leading orders vanish
 };
 
-/// Keep the operands of decisions through the clean-up of a limit program, as a last report; then `limit` has them.
+/// Keep the operands of decisions through the clean-up of a limit program, as a last report; then
+/// `limit` has them.
 void hold_decisions(ir::Program& program, std::vector<Decision>& decisions);
-void release_decisions(LeadingOrder& limit, const ir::Program& source, std::vector<Decision> decisions);
+void release_decisions(LeadingOrder& limit, const ir::Program& source,
+                       std::vector<Decision> decisions);
 
-/// The leading order of every value in powers of the width, DESIGN section 4 of docs/theory.md: each value is n^e (Z + dropped terms),
-/// coordinates of Z of size 1.  Sums keep their largest terms; every dropped term (smaller summands, fluctuations n^(-1/2) of
-/// averages, higher terms of smooth maps with vanishing argument) is followed as an exponent.  An average of a value odd
+/// The leading order of every value in powers of the width, DESIGN section 4 of docs/theory.md:
+/// each value is n^e (Z + dropped terms), coordinates of Z of size 1.  Sums keep their largest
+/// terms; every dropped term (smaller summands, fluctuations n^(-1/2) of averages, higher terms of
+/// smooth maps with vanishing argument) is followed as an exponent.  An average of a value odd
 /// under the sign flip of one Gaussian family is proved zero and becomes the constant 0.
 /// Needs: erase_identities.  Keeps: the limit of every output.
-/// Errors: E3101 an output explodes; E3102 a dropped term may still reach an output; E3103 the argument of a map explodes;
-/// E3104 division by something that vanishes; E3105 not homogeneous in its operands' orders; E3108 a jump at a value that
-/// coordinates have with positive probability, up to dropped terms.
-/// Cost: O(nodes).
+/// Errors: E3101 an output explodes; E3102 a dropped term may still reach an output; E3103 the
+/// argument of a map explodes; E3104 division by something that vanishes; E3105 not homogeneous in
+/// its operands' orders; E3108 a jump at a value that coordinates have with positive probability,
+/// up to dropped terms. Cost: O(nodes).
 Result<LeadingOrder> leading_order(const ir::Program& program, bool keep_names = false);
-/// Which reports are refused with E3102 because fluctuations of averages reach them at size exactly 1: their limits may be Gaussian.
+/// Which reports are refused with E3102 because fluctuations of averages reach them at size exactly
+/// 1: their limits may be Gaussian.
 std::vector<bool> fluctuating_reports(const ir::Program& program);
 
-/// Which probability space each value lives in: two values share one if a coordinatewise map or an average joins them.
-/// Distinct spaces are independent given the finite values, so their normals may use the same quasi-random dimensions.
+/// Which probability space each value lives in: two values share one if a coordinatewise map or an
+/// average joins them. Distinct spaces are independent given the finite values, so their normals
+/// may use the same quasi-random dimensions.
 struct ProbabilitySpaces {
   static constexpr std::uint32_t kNone = 0xffffffff;
-  std::vector<std::uint32_t> of_node;            ///< kNone for finite values and matrices
-  std::vector<std::uint32_t> input_of_source;    ///< of matrix sources: the space it acts on
+  std::vector<std::uint32_t> of_node;          ///< kNone for finite values and matrices
+  std::vector<std::uint32_t> input_of_source;  ///< of matrix sources: the space it acts on
   std::vector<std::uint32_t> output_of_source;
   std::uint32_t count = 0;
 
-  /// Quasi-random dimensions: a fresh standard normal column is identified by its place in the program, never by a
-  /// running count.  first_dimension[node] is for StandardNormal and MatMul nodes; for UpdateMatrix nodes operand k has
-  /// first_dimension[node] + operand_offset.  Columns of vectors that were applied before need none.
-  struct Columns { std::uint64_t first = 0; std::uint64_t count = 0; };
-  std::vector<std::vector<Columns>> columns;     ///< per node, per drawing operand
-  std::vector<std::uint64_t> dimensions;         ///< per space: how many normals at most
+  /// Quasi-random dimensions: a fresh standard normal column is identified by its place in the
+  /// program, never by a running count.  first_dimension[node] is for StandardNormal and MatMul
+  /// nodes; for UpdateMatrix nodes operand k has first_dimension[node] + operand_offset.  Columns
+  /// of vectors that were applied before need none.
+  struct Columns {
+    std::uint64_t first = 0;
+    std::uint64_t count = 0;
+  };
+  std::vector<std::vector<Columns>> columns;  ///< per node, per drawing operand
+  std::vector<std::uint64_t> dimensions;      ///< per space: how many normals at most
   /// Per matrix source and side (0: W x, 1: W' d): at most this many directions.
   std::vector<std::array<std::int64_t, 2>> directions;
 };

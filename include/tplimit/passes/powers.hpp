@@ -18,22 +18,26 @@ struct Parity {
   friend auto operator<=>(const Parity&, const Parity&) = default;
 };
 
-/// One summand of a value: its coordinates are of size n^order.  It is a random scalar times a vector, whose parities are
-/// followed apart: an average sees the vector's only.
+/// One summand of a value: its coordinates are of size n^order.  It is a random scalar times a
+/// vector, whose parities are followed apart: an average sees the vector's only.
 struct Part {
   Exponent order;
-  std::uint64_t causes = 0;  ///< groups of variables whose updates it needs, a bit each.  Parts without causes make up the initial value
+  std::uint64_t causes = 0;  ///< groups of variables whose updates it needs, a bit each.  Parts
+                             ///< without causes make up the initial value
   Parity scalar, vector;
   friend bool operator==(const Part&, const Part&) = default;
 };
 
-/// Sums of parts and what programs do with them, by value: equal sums have one id, and each operation is computed once.
-/// Of parts with the same causes and parities the largest is kept.  0 is the empty sum, the value zero.
+/// Sums of parts and what programs do with them, by value: equal sums have one id, and each
+/// operation is computed once. Of parts with the same causes and parities the largest is kept.  0
+/// is the empty sum, the value zero.
 class PartSums {
  public:
   using Id = std::uint32_t;
-  static constexpr std::uint64_t kWatched = 1;  ///< parts with this cause are not told apart by their other causes
-  /// How many parts of the same causes and size are kept apart, and at how many sizes below the largest.
+  static constexpr std::uint64_t kWatched =
+      1;  ///< parts with this cause are not told apart by their other causes
+  /// How many parts of the same causes and size are kept apart, and at how many sizes below the
+  /// largest.
   struct Limits {
     std::size_t alike = 24, sizes = 4;
   };
@@ -47,13 +51,15 @@ class PartSums {
   Id one(Parity vector = {}, Exponent order = 0);
   Id one(const Part& part) { return intern({part}); }
   /// phi^(derivative) at one part, of the given order.
-  [[nodiscard]] static Part image(const ir::Map& map, const Part& at, int derivative, Exponent order);
+  [[nodiscard]] static Part image(const ir::Map& map, const Part& at, int derivative,
+                                  Exponent order);
   Id plus(Id a, Id b);
   Id times(Id a, Id b);
   Id shifted(Id a, Exponent power);
   /// n^power a inverse: the leading part decides, smaller ones change it relatively.
   Id inverse(Id a);
-  /// Mean over coordinates: a vector odd under a flip averages to n^(-1/2) of its size, a random scalar.
+  /// Mean over coordinates: a vector odd under a flip averages to n^(-1/2) of its size, a random
+  /// scalar.
   Id average(Id a);
   Id map(const ir::Map& map, Id a);
   /// A function of several arguments about which nothing more is known: of the size of the largest.
@@ -76,13 +82,15 @@ class PartSums {
  private:
   Id intern(std::vector<Part> parts);
   [[nodiscard]] std::vector<Part> smooth(const ir::Map& map, std::vector<Part> x);
-  [[nodiscard]] std::vector<Part> homogeneous(const ir::Map& map, Exponent degree, const std::vector<Part>& x) const;
+  [[nodiscard]] std::vector<Part> homogeneous(const ir::Map& map, Exponent degree,
+                                              const std::vector<Part>& x) const;
   template <class Key, class Memo, class Make>
   Id once(Memo& memo, const Key& key, Make make);
 
   Limits limits_;
   std::vector<std::vector<Part>> sums_;
-  std::map<std::vector<std::tuple<std::uint64_t, Parity, Parity, std::int64_t, std::int64_t>>, Id> ids_;
+  std::map<std::vector<std::tuple<std::uint64_t, Parity, Parity, std::int64_t, std::int64_t>>, Id>
+      ids_;
   std::map<std::tuple<int, Id, Id>, Id> binary_;
   std::map<std::tuple<int, double, Id>, Id> maps_;
   std::map<std::tuple<Id, std::int64_t, std::int64_t>, Id> shifts_;

@@ -12,30 +12,36 @@ namespace tplimit {
 
 /// How the numbers of a report were found and what their error means.
 enum class Method {
-  kExact,      ///< exact algebra or a proof: error 0 (rounding apart)
-  kClosedForm, ///< closed forms of Gaussian moments: error is a bound on rounding
-  kQuadrature, ///< error: estimated from two levels of the rule
-  kParticles,  ///< error: one standard error over independent randomisations, with that of dropped directions added in squares
-  kNetworks,   ///< finite networks: error is the standard error of the mean over seeds
-  kSamples,    ///< draws of coordinates: no error
+  kExact,       ///< exact algebra or a proof: error 0 (rounding apart)
+  kClosedForm,  ///< closed forms of Gaussian moments: error is a bound on rounding
+  kQuadrature,  ///< error: estimated from two levels of the rule
+  kParticles,   ///< error: one standard error over independent randomisations, with that of dropped
+                ///< directions added in squares
+  kNetworks,    ///< finite networks: error is the standard error of the mean over seeds
+  kSamples,     ///< draws of coordinates: no error
 };
 [[nodiscard]] const char* to_string(Method method);
 
-/// One report: all entries of all iterations.  Layout: row-major, loop indices first, then the axes of the value.
+/// One report: all entries of all iterations.  Layout: row-major, loop indices first, then the axes
+/// of the value.
 struct ReportResult {
   std::string name;
   Span span;
   std::vector<std::string> index_names;                 ///< loop variables
   std::vector<std::vector<std::int64_t>> index_values;  ///< per loop variable: the values it takes
-  std::vector<std::int64_t> shape;                      ///< extents of loops, then axes of the value
+  std::vector<std::int64_t> shape;  ///< extents of loops, then axes of the value
   std::vector<double> value;
-  std::vector<double> error;                            ///< empty if there is none (one randomisation, samples)
-  std::string undetermined{};                           ///< why some values, which are NaN, stay random as the width grows; else empty
-  std::vector<bool> unresolved;                         ///< eigenvalues that cannot be told from 0 or a neighbour; else empty
+  std::vector<double> error;   ///< empty if there is none (one randomisation, samples)
+  std::string undetermined{};  ///< why some values, which are NaN, stay random as the width grows;
+                               ///< else empty
+  std::vector<bool>
+      unresolved;  ///< eigenvalues that cannot be told from 0 or a neighbour; else empty
   Method method = Method::kParticles;
-  bool random = false;                                  ///< of one network it stays random as the width grows: `value` is of the mean
-  std::optional<double> order{};                        ///< a report that vanishes like n^order, by counting
-  std::vector<double> spread{};                         ///< standard deviation over draws of the random scalars; empty for one draw
+  bool random =
+      false;  ///< of one network it stays random as the width grows: `value` is of the mean
+  std::optional<double> order{};  ///< a report that vanishes like n^order, by counting
+  std::vector<double>
+      spread{};  ///< standard deviation over draws of the random scalars; empty for one draw
 };
 
 enum class ExpectStatus { kPassed, kFailed, kUndecided };
@@ -57,15 +63,20 @@ struct EngineInfo {
   std::optional<double> tolerance{};  ///< of --tol
   double merge_rows = 0;              ///< of --merge-rows
   std::int64_t rows_merged = 0;
-  double clamped = 0;                 ///< largest c^2/(ab) - 1 of a covariance that was taken for rounding
-  double sampling_error = 0;          ///< largest of the reports: one standard error
-  double truncation_error = 0;        ///< largest of the reports: estimated error of dropping directions below rank_tol
-  bool single_precision = false;      ///< of bases and normals of the limit, of dense matrices of networks
-  double memory_estimate = 0;         ///< bytes, from the ranks that were found
-  double product_flops = 0;           ///< floating-point operations in products with bases and normals, of all ranks
-  int ranks = 1;                      ///< processes over which particles were spread
-  std::int64_t sums = 0, sum_bytes = 0;  ///< over ranks: how many, and the bytes that one rank gave to them
-  bool extrapolated = false;          ///< the bias of order rank / particles was removed by runs of twice the particles
+  double clamped = 0;         ///< largest c^2/(ab) - 1 of a covariance that was taken for rounding
+  double sampling_error = 0;  ///< largest of the reports: one standard error
+  double truncation_error =
+      0;  ///< largest of the reports: estimated error of dropping directions below rank_tol
+  bool single_precision =
+      false;                   ///< of bases and normals of the limit, of dense matrices of networks
+  double memory_estimate = 0;  ///< bytes, from the ranks that were found
+  double product_flops =
+      0;          ///< floating-point operations in products with bases and normals, of all ranks
+  int ranks = 1;  ///< processes over which particles were spread
+  std::int64_t sums = 0,
+               sum_bytes = 0;  ///< over ranks: how many, and the bytes that one rank gave to them
+  bool extrapolated =
+      false;  ///< the bias of order rank / particles was removed by runs of twice the particles
 };
 
 /// What the limit of a program is.
@@ -78,8 +89,9 @@ struct LimitResult {
   double peak_memory_bytes = 0;
   bool tolerance_missed = false;  ///< --tol could not be reached
   double largest_error = 0;
-  bool random_outputs = false;    ///< conditional on random outputs of networks that were drawn from the seed
-  int draws = 1;                  ///< of the random scalars and outputs, over which values are averaged
+  bool random_outputs =
+      false;      ///< conditional on random outputs of networks that were drawn from the seed
+  int draws = 1;  ///< of the random scalars and outputs, over which values are averaged
 };
 
 /// Networks of one width, several seeds.

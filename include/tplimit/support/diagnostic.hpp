@@ -20,19 +20,21 @@ struct Diagnostic {
   };
 
   Severity severity = Severity::kError;
-  std::string code;     ///< "E2103": E1 text, E2 names/types/sizes, E3 theory, E4 numerics, E5 files, W5 warnings
+  std::string code;  ///< "E2103": E1 text, E2 names/types/sizes, E3 theory, E4 numerics, E5 files,
+                     ///< W5 warnings
   std::string message;  ///< one line, no full stop
-  Span span;            ///< empty span at 0 with `located == false` when there is no place to point at
-  std::string label;    ///< what stands behind the caret; may be empty
-  std::string help;     ///< what to do about it; may be empty
+  Span span;  ///< empty span at 0 with `located == false` when there is no place to point at
+  std::string label;  ///< what stands behind the caret; may be empty
+  std::string help;   ///< what to do about it; may be empty
   std::vector<Note> notes;
   bool located = true;
 };
 
 using Diagnostics = std::vector<Diagnostic>;
 
-/// "file:line:col: error[E2103]: message", the line, a caret with its label, notes and help; ends in a newline.
-/// Safe to print: bytes that are not valid UTF-8 and control characters are shown as '?'; long lines are cut.
+/// "file:line:col: error[E2103]: message", the line, a caret with its label, notes and help; ends
+/// in a newline. Safe to print: bytes that are not valid UTF-8 and control characters are shown as
+/// '?'; long lines are cut.
 [[nodiscard]] std::string render(const Diagnostic& diagnostic, const Source& source);
 [[nodiscard]] std::string render(const Diagnostics& diagnostics, const Source& source);
 
@@ -40,9 +42,9 @@ using Diagnostics = std::vector<Diagnostic>;
 template <class T>
 class [[nodiscard]] Result {
  public:
-  Result(T value) : state_(std::move(value)) {}                        // NOLINT: implicit on purpose
+  Result(T value) : state_(std::move(value)) {}  // NOLINT: implicit on purpose
   Result(Diagnostic diagnostic) : state_(Diagnostics{std::move(diagnostic)}) {}  // NOLINT
-  Result(Diagnostics diagnostics) : state_(std::move(diagnostics)) {}  // NOLINT
+  Result(Diagnostics diagnostics) : state_(std::move(diagnostics)) {}            // NOLINT
 
   [[nodiscard]] bool ok() const { return std::holds_alternative<T>(state_); }
   explicit operator bool() const { return ok(); }
@@ -64,7 +66,9 @@ class [[nodiscard]] Result {
   template <class Self>
   static auto& get(Self& self) {
     TPLIMIT_CHECK(self.ok(), "a Result is asked for its value although it holds diagnostics: {}",
-                  std::get<Diagnostics>(self.state_).empty() ? "none" : std::get<Diagnostics>(self.state_).front().message);
+                  std::get<Diagnostics>(self.state_).empty()
+                      ? "none"
+                      : std::get<Diagnostics>(self.state_).front().message);
     return std::get<T>(self.state_);
   }
   std::variant<T, Diagnostics> state_;

@@ -14,7 +14,8 @@ namespace tplimit {
 /// (Boost.Rational 1.74 recurses without end when it is compared with an integer in C++20.)
 class Exponent {
  public:
-  constexpr Exponent(std::int64_t numerator = 0, std::int64_t denominator = 1) : p_(numerator), q_(denominator) {  // NOLINT: implicit on purpose
+  constexpr Exponent(std::int64_t numerator = 0, std::int64_t denominator = 1)
+      : p_(numerator), q_(denominator) {  // NOLINT: implicit on purpose
     const std::int64_t divisor = std::gcd(p_, q_) * (q_ < 0 ? -1 : 1);
     p_ /= divisor;
     q_ /= divisor;
@@ -22,8 +23,12 @@ class Exponent {
   [[nodiscard]] constexpr std::int64_t numerator() const { return p_; }
   [[nodiscard]] constexpr std::int64_t denominator() const { return q_; }
 
-  friend constexpr Exponent operator+(Exponent a, Exponent b) { return {a.p_ * b.q_ + b.p_ * a.q_, a.q_ * b.q_}; }
-  friend constexpr Exponent operator-(Exponent a, Exponent b) { return {a.p_ * b.q_ - b.p_ * a.q_, a.q_ * b.q_}; }
+  friend constexpr Exponent operator+(Exponent a, Exponent b) {
+    return {a.p_ * b.q_ + b.p_ * a.q_, a.q_ * b.q_};
+  }
+  friend constexpr Exponent operator-(Exponent a, Exponent b) {
+    return {a.p_ * b.q_ - b.p_ * a.q_, a.q_ * b.q_};
+  }
   friend constexpr Exponent operator*(Exponent a, Exponent b) { return {a.p_ * b.p_, a.q_ * b.q_}; }
   friend constexpr Exponent operator/(Exponent a, Exponent b) { return {a.p_ * b.q_, a.q_ * b.p_}; }
   constexpr Exponent operator-() const { return {-p_, q_}; }
@@ -35,21 +40,25 @@ class Exponent {
   std::int64_t p_, q_;
 };
 
-inline double to_double(Exponent e) { return static_cast<double>(e.numerator()) / static_cast<double>(e.denominator()); }
+inline double to_double(Exponent e) {
+  return static_cast<double>(e.numerator()) / static_cast<double>(e.denominator());
+}
 
 /// The fraction with denominator at most 48 that equals `x` to 1e-9, if there is one.
 inline std::optional<Exponent> exponent_from_double(double x) {
   if (!(std::abs(x) < 1e6)) return std::nullopt;
   for (std::int64_t q = 1; q <= 48; ++q) {
     const double p = std::round(x * static_cast<double>(q));
-    if (std::abs(p / static_cast<double>(q) - x) < 1e-9) return Exponent(static_cast<std::int64_t>(p), q);
+    if (std::abs(p / static_cast<double>(q) - x) < 1e-9)
+      return Exponent(static_cast<std::int64_t>(p), q);
   }
   return std::nullopt;
 }
 
 /// "0", "-1", "1/2".
 inline std::string to_string(Exponent e) {
-  return e.denominator() == 1 ? fmt::format("{}", e.numerator()) : fmt::format("{}/{}", e.numerator(), e.denominator());
+  return e.denominator() == 1 ? fmt::format("{}", e.numerator())
+                              : fmt::format("{}/{}", e.numerator(), e.denominator());
 }
 
 /// "1", "n", "n^-1", "n^(1/2)".

@@ -6,8 +6,9 @@
 
 namespace tplimit {
 
-/// Replaces a file as a whole: what is written goes to a new file beside it, which takes its name when it is complete and on the disk.
-/// The file is never seen half-written, whenever the process is killed or the machine stops.  Links are followed, permissions kept.
+/// Replaces a file as a whole: what is written goes to a new file beside it, which takes its name
+/// when it is complete and on the disk. The file is never seen half-written, whenever the process
+/// is killed or the machine stops.  Links are followed, permissions kept.
 class FileReplacement {
  public:
   explicit FileReplacement(const std::filesystem::path& file);
@@ -17,7 +18,8 @@ class FileReplacement {
   FileReplacement& operator=(const FileReplacement&) = delete;
 
   void write(const char* data, std::size_t size);
-  /// Returns: "", or why the opening, a write or the replacement failed; then the old file is untouched.
+  /// Returns: "", or why the opening, a write or the replacement failed; then the old file is
+  /// untouched.
   [[nodiscard]] std::string commit();
 
   /// Whether a file name is that of a new file which a killed process has left behind.

@@ -29,7 +29,8 @@ struct Location {
 /// Bytes of the UTF-8 code point that starts at `offset`: 1 to 4, or 0 if there is no valid one.
 [[nodiscard]] std::size_t code_point_length(std::string_view text, std::size_t offset);
 
-/// Columns that `text` takes: its code points, where a byte that is not valid UTF-8 counts as one.  Cost: O(bytes).
+/// Columns that `text` takes: its code points, where a byte that is not valid UTF-8 counts as one.
+/// Cost: O(bytes).
 [[nodiscard]] std::size_t count_columns(std::string_view text);
 
 /// The text of one program and the name under which errors quote it.
@@ -42,14 +43,17 @@ class Source {
   [[nodiscard]] const std::string& text() const { return text_; }
   [[nodiscard]] std::string_view text(Span span) const;
 
-  /// Location of a byte offset; offsets past the end give the end.  Cost: O(log lines + line length).
+  /// Location of a byte offset; offsets past the end give the end.  Cost: O(log lines + line
+  /// length).
   [[nodiscard]] Location locate(std::size_t offset) const;
   /// Line number of a byte offset.
   [[nodiscard]] std::size_t line_of(std::size_t offset) const;
   /// Text of a line (counted from 1) without its line end.
   [[nodiscard]] std::string_view line(std::size_t number) const;
   /// Byte offset at which a line (counted from 1) starts.
-  [[nodiscard]] std::size_t line_begin(std::size_t number) const { return line_begins_.at(number - 1); }
+  [[nodiscard]] std::size_t line_begin(std::size_t number) const {
+    return line_begins_.at(number - 1);
+  }
 
  private:
   std::string name_;

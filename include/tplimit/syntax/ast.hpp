@@ -7,7 +7,8 @@
 
 #include "tplimit/support/source.hpp"
 
-/// The abstract syntax of a .tp file (docs/language.md).  Data only; spans point into the source text.
+/// The abstract syntax of a .tp file (docs/language.md).  Data only; spans point into the source
+/// text.
 namespace tplimit::ast {
 
 struct Expr;
@@ -18,46 +19,103 @@ struct Identifier {
   Span span;
 };
 
-// ---- expressions ----------------------------------------------------------------------------------
+// ---- expressions
+// ----------------------------------------------------------------------------------
 
-struct Number { double value; };
-struct String { std::string value; };
-struct Boolean { bool value; };  ///< `true`, `false`
-struct Name { std::string name; };
-struct Negate { ExprPtr operand; };
-struct Transpose { ExprPtr operand; };  ///< postfix '
+struct Number {
+  double value;
+};
+struct String {
+  std::string value;
+};
+struct Boolean {
+  bool value;
+};  ///< `true`, `false`
+struct Name {
+  std::string name;
+};
+struct Negate {
+  ExprPtr operand;
+};
+struct Transpose {
+  ExprPtr operand;
+};  ///< postfix '
 
-enum class BinaryOp { kAdd, kSub, kMul, kDiv, kPow, kMatMul, kLess, kLessEqual, kGreater, kGreaterEqual, kEqual, kNotEqual };
+enum class BinaryOp {
+  kAdd,
+  kSub,
+  kMul,
+  kDiv,
+  kPow,
+  kMatMul,
+  kLess,
+  kLessEqual,
+  kGreater,
+  kGreaterEqual,
+  kEqual,
+  kNotEqual
+};
 struct Binary {
   BinaryOp op;
   ExprPtr left, right;
   Span op_span;
 };
-struct Range { ExprPtr begin, end; };                            ///< a..b, half-open; only in `for`, slices and `rows =`
-struct Index { ExprPtr base; std::vector<ExprPtr> items; };      ///< base[item, ..]; an item may be a Range
-struct NamedArgument { Identifier name; ExprPtr value; };        ///< lr = eta
+struct Range {
+  ExprPtr begin, end;
+};  ///< a..b, half-open; only in `for`, slices and `rows =`
+struct Index {
+  ExprPtr base;
+  std::vector<ExprPtr> items;
+};  ///< base[item, ..]; an item may be a Range
+struct NamedArgument {
+  Identifier name;
+  ExprPtr value;
+};  ///< lr = eta
 struct Call {
   Identifier callee;
   std::vector<ExprPtr> args;
   std::vector<NamedArgument> named;
 };
-struct List { std::vector<ExprPtr> items; };                     ///< [a, b, ..]
-struct Tuple { std::vector<ExprPtr> items; };                    ///< (a, b, ..), at least two items, or (a,)
-struct MapEntry { ExprPtr key, value; };
-struct Map { std::vector<MapEntry> entries; };                   ///< {W: n^2, U: n}
+struct List {
+  std::vector<ExprPtr> items;
+};  ///< [a, b, ..]
+struct Tuple {
+  std::vector<ExprPtr> items;
+};  ///< (a, b, ..), at least two items, or (a,)
+struct MapEntry {
+  ExprPtr key, value;
+};
+struct Map {
+  std::vector<MapEntry> entries;
+};  ///< {W: n^2, U: n}
 
 struct Expr {
-  std::variant<Number, String, Boolean, Name, Negate, Transpose, Binary, Range, Index, Call, List, Tuple, Map> node;
+  std::variant<Number, String, Boolean, Name, Negate, Transpose, Binary, Range, Index, Call, List,
+               Tuple, Map>
+      node;
   Span span;
 };
 
-// ---- statements -----------------------------------------------------------------------------------
+// ---- statements
+// -----------------------------------------------------------------------------------
 
 struct Stmt;
 
-struct Width { struct Item { Identifier name; ExprPtr value; }; std::vector<Item> items; };  ///< width n [= ..], ..
-struct Const { Identifier name; ExprPtr value; };
-struct Data { std::vector<Identifier> names; ExprPtr value; };
+struct Width {
+  struct Item {
+    Identifier name;
+    ExprPtr value;
+  };
+  std::vector<Item> items;
+};  ///< width n [= ..], ..
+struct Const {
+  Identifier name;
+  ExprPtr value;
+};
+struct Data {
+  std::vector<Identifier> names;
+  ExprPtr value;
+};
 /// param U : [role] [n, 64] ~ normal(0, 1/64), lr = n.  `trained` is false for `random`.
 struct Param {
   bool trained;
@@ -68,22 +126,54 @@ struct Param {
   ExprPtr law;                   ///< a Call; null if the `~` part is missing
   std::vector<NamedArgument> options;
 };
-struct Assign { std::vector<Identifier> targets; std::vector<ExprPtr> values; };
-struct Function { Identifier name; std::vector<Identifier> params; ExprPtr body; };  ///< fn phi(z) = expr
-struct Model { Identifier name; std::vector<Identifier> params; std::vector<Stmt> body; };
-struct Return { std::vector<ExprPtr> values; };
-struct For { Identifier variable; ExprPtr range; std::vector<Stmt> body; };
-struct Step { std::vector<ExprPtr> updates; };  ///< each a Call: sgd(loss, lr = ..)
+struct Assign {
+  std::vector<Identifier> targets;
+  std::vector<ExprPtr> values;
+};
+struct Function {
+  Identifier name;
+  std::vector<Identifier> params;
+  ExprPtr body;
+};  ///< fn phi(z) = expr
+struct Model {
+  Identifier name;
+  std::vector<Identifier> params;
+  std::vector<Stmt> body;
+};
+struct Return {
+  std::vector<ExprPtr> values;
+};
+struct For {
+  Identifier variable;
+  ExprPtr range;
+  std::vector<Stmt> body;
+};
+struct Step {
+  std::vector<ExprPtr> updates;
+};  ///< each a Call: sgd(loss, lr = ..)
 enum class UpdateOp { kAdd, kSub, kMul };
-struct Update { ExprPtr target; UpdateOp op; ExprPtr value; };  ///< W += c * outer(d, x), W *= c
-struct ReportItem { std::vector<Identifier> name; ExprPtr value; };  ///< name: empty or one identifier
-struct Report { std::vector<ReportItem> items; };
-struct Expect { ExprPtr left, right, within; };
-struct Parametrization { ExprPtr value; };  ///< parametrization mup | abc(a = .., ..)
+struct Update {
+  ExprPtr target;
+  UpdateOp op;
+  ExprPtr value;
+};  ///< W += c * outer(d, x), W *= c
+struct ReportItem {
+  std::vector<Identifier> name;
+  ExprPtr value;
+};  ///< name: empty or one identifier
+struct Report {
+  std::vector<ReportItem> items;
+};
+struct Expect {
+  ExprPtr left, right, within;
+};
+struct Parametrization {
+  ExprPtr value;
+};  ///< parametrization mup | abc(a = .., ..)
 
 struct Stmt {
-  std::variant<Width, Const, Data, Param, Assign, Function, Model, Return, For, Step, Update, Report, Expect,
-               Parametrization>
+  std::variant<Width, Const, Data, Param, Assign, Function, Model, Return, For, Step, Update,
+               Report, Expect, Parametrization>
       node;
   Span span;
 };

@@ -48,8 +48,9 @@ TEST(Csv, TakesNamedColumnsInTheirOrderAndIgnoresTextElsewhere) {
 }
 
 TEST(Csv, UnderstandsQuotesLineEndsSpacesAndByteOrderMark) {
-  const auto data = read("\xEF\xBB\xBF\"say \"\"a\"\"\" , \"two\nlines\",b\r\n 1 ,\"2\", +3\r\n4,5,\t6\r\n\r\n\n",
-                         {.targets = {"say \"a\"", "two\nlines"}});
+  const auto data =
+      read("\xEF\xBB\xBF\"say \"\"a\"\"\" , \"two\nlines\",b\r\n 1 ,\"2\", +3\r\n4,5,\t6\r\n\r\n\n",
+           {.targets = {"say \"a\"", "two\nlines"}});
   ASSERT_TRUE(is_ok(data));
   EXPECT_EQ(data->features.values, (Values{3, 6}));
   EXPECT_EQ(data->target->values, (Values{1, 2, 4, 5}));
@@ -61,13 +62,16 @@ TEST(Csv, UnderstandsQuotesLineEndsSpacesAndByteOrderMark) {
 TEST(Csv, ReadsNumbersToTheLastBitWhateverTheLocale) {
   const std::string before = std::setlocale(LC_ALL, nullptr);
   for (const char* locale : {"de_DE.UTF-8", "fr_FR.UTF-8"}) {
-    if (std::setlocale(LC_ALL, locale) != nullptr) break;  // where none is installed the test checks less
+    if (std::setlocale(LC_ALL, locale) != nullptr)
+      break;  // where none is installed the test checks less
   }
-  const auto data = read("a\n0.1\n3.141592653589793\n1.7976931348623157e308\n5e-324\n1e-400\n-0.000001e-320\n");
+  const auto data =
+      read("a\n0.1\n3.141592653589793\n1.7976931348623157e308\n5e-324\n1e-400\n-0.000001e-320\n");
   std::setlocale(LC_ALL, before.c_str());
   ASSERT_TRUE(is_ok(data));
-  EXPECT_EQ(data->features.values, (Values{0.1, 3.141592653589793, std::numeric_limits<double>::max(),
-                                           std::numeric_limits<double>::denorm_min(), 0, 0}));
+  EXPECT_EQ(data->features.values,
+            (Values{0.1, 3.141592653589793, std::numeric_limits<double>::max(),
+                    std::numeric_limits<double>::denorm_min(), 0, 0}));
 }
 
 TEST(Csv, SelectsRows) {
@@ -81,16 +85,17 @@ TEST(Csv, IgnoresBadNumbersOutsideTheSelectedRows) {
 }
 
 TEST(Csv, StandardizesOverTheSelectedRows) {
-  const auto data =
-      read("a,b,y\n100,7,1\n1,7,2\n3,7,6\n", {.rows = DataOptions::Rows{1, 3}, .targets = {"y"}, .standardize = true});
+  const auto data = read("a,b,y\n100,7,1\n1,7,2\n3,7,6\n",
+                         {.rows = DataOptions::Rows{1, 3}, .targets = {"y"}, .standardize = true});
   ASSERT_TRUE(is_ok(data));
   EXPECT_EQ(data->features.values, (Values{-1, 0, 1, 0}));
   EXPECT_EQ(data->target->values, (Values{2, 6}));
   ASSERT_EQ(data->warnings.size(), 1U);
   EXPECT_EQ(data->warnings[0].code, "W5201");
   EXPECT_EQ(data->warnings[0].severity, Severity::kWarning);
-  EXPECT_NE(data->warnings[0].message.find("1 column is constant over the selected rows and became 0: b"),
-            std::string::npos);
+  EXPECT_NE(
+      data->warnings[0].message.find("1 column is constant over the selected rows and became 0: b"),
+      std::string::npos);
 }
 
 TEST(Csv, StandardizesTargets) {
@@ -101,7 +106,8 @@ TEST(Csv, StandardizesTargets) {
 }
 
 TEST(Csv, StandardizesHugeTinyAndShiftedColumnsAlike) {
-  const auto data = read("a,b,c\n-1.7e308,1e-320,1e9\n1.7e308,3e-320,1000000001\n", {.standardize = true});
+  const auto data =
+      read("a,b,c\n-1.7e308,1e-320,1e9\n1.7e308,3e-320,1000000001\n", {.standardize = true});
   ASSERT_TRUE(is_ok(data));
   for (std::size_t i = 0; i < 3; ++i) {
     EXPECT_NEAR(data->features.values[i], -1, 1e-14);
@@ -111,8 +117,9 @@ TEST(Csv, StandardizesHugeTinyAndShiftedColumnsAlike) {
 }
 
 TEST(Csv, NamesAtMostFiveConstantColumnsInOneWarning) {
-  const auto data = read("a,b,c,d,e,f,g,y\n1,1,1,1,1,0.3,0.30000000000000004,5\n1,1,1,1,1,0.3,0.3,5\n",
-                         {.targets = {"y"}, .standardize = true, .standardize_target = true});
+  const auto data =
+      read("a,b,c,d,e,f,g,y\n1,1,1,1,1,0.3,0.30000000000000004,5\n1,1,1,1,1,0.3,0.3,5\n",
+           {.targets = {"y"}, .standardize = true, .standardize_target = true});
   ASSERT_TRUE(is_ok(data));
   ASSERT_EQ(data->warnings.size(), 1U);
   EXPECT_NE(data->warnings[0].message.find("8 columns are"), std::string::npos);
@@ -123,7 +130,8 @@ TEST(Csv, NamesAtMostFiveConstantColumnsInOneWarning) {
 
 TEST(Csv, RefusesWhatCannotBeOpened) {
   const Folder folder;
-  EXPECT_TRUE(is_error(read_csv(folder.path() / "none.csv", {}), "E5101", {"none.csv", "no such file"}));
+  EXPECT_TRUE(
+      is_error(read_csv(folder.path() / "none.csv", {}), "E5101", {"none.csv", "no such file"}));
   EXPECT_TRUE(is_error(read_csv(folder.path(), {}), "E5101", {"not a regular file"}));
   EXPECT_TRUE(is_error(read_csv("/dev/null", {}), "E5101"));
 }
@@ -149,8 +157,8 @@ TEST(Csv, RefusesRaggedRows) {
 }
 
 TEST(Csv, RefusesTextWhereANumberIsNeeded) {
-  EXPECT_TRUE(
-      is_error(read("a,size\n1,2\n3,big\n"), "E5104", {"table.csv: line 3, column 'size'", "'big' is not a number"}));
+  EXPECT_TRUE(is_error(read("a,size\n1,2\n3,big\n"), "E5104",
+                       {"table.csv: line 3, column 'size'", "'big' is not a number"}));
   EXPECT_TRUE(is_error(read("a,b\n1,\n"), "E5104", {"line 2, column 'b'", "missing"}));
   for (const char* text : {"0x10", "1.5x", "+-1", "1 2", "1d5", "--1", ".", "e5", "1,,2"}) {
     EXPECT_FALSE(read(std::string("a\n") + text + "\n").ok()) << text;
@@ -158,14 +166,15 @@ TEST(Csv, RefusesTextWhereANumberIsNeeded) {
   const auto separator = read("a;b\n1;2\n");
   ASSERT_TRUE(is_error(separator, "E5104"));
   EXPECT_NE(separator.errors()[0].help.find("commas"), std::string::npos);
-  EXPECT_TRUE(
-      is_error(read(std::string("a\n\x01\x02") + std::string(100, 'x') + "\n"), "E5104", {"\\x01\\x02xxx", "..."}));
+  EXPECT_TRUE(is_error(read(std::string("a\n\x01\x02") + std::string(100, 'x') + "\n"), "E5104",
+                       {"\\x01\\x02xxx", "..."}));
 }
 
 TEST(Csv, RefusesNumbersThatAreNotFinite) {
   EXPECT_TRUE(is_error(read("a,b\n1,nan\n"), "E5105", {"line 2, column 'b'", "NaN"}));
   EXPECT_TRUE(is_error(read("a\n-Infinity\n"), "E5105", {"infinite"}));
-  for (const char* text : {"1e309", "-1e999", "1e99999999999999999999", "123456789e301", "0.001e312"}) {
+  for (const char* text :
+       {"1e309", "-1e999", "1e99999999999999999999", "123456789e301", "0.001e312"}) {
     EXPECT_TRUE(is_error(read(std::string("a\n") + text + "\n"), "E5105")) << text;
   }
 }
@@ -175,17 +184,19 @@ TEST(Csv, RefusesColumnsThatAreUnknownAmbiguousOrRepeated) {
   EXPECT_TRUE(is_error(read("a,b\n1,2\n", {.columns = {"A"}}), "E5106", {"no column 'A'"}));
   EXPECT_TRUE(is_error(read("a,b,b\n1,2,3\n", {.targets = {"b"}}), "E5106", {"two columns"}));
   EXPECT_TRUE(is_error(read("a,b\n1,2\n", {.columns = {"a", "a"}}), "E5106", {"twice"}));
-  EXPECT_TRUE(
-      is_error(read("a,b\n1,2\n", {.targets = {"a"}, .columns = {"a"}}), "E5106", {"as a feature and as a target"}));
+  EXPECT_TRUE(is_error(read("a,b\n1,2\n", {.targets = {"a"}, .columns = {"a"}}), "E5106",
+                       {"as a feature and as a target"}));
   EXPECT_TRUE(is_error(read("a\n1\n", {.targets = {"a"}}), "E5106", {"no feature"}));
   EXPECT_TRUE(is_ok(read("a,b,b\n1,2,3\n", {.targets = {"a"}})));
 }
 
 TEST(Csv, RefusesRowsOutOfRange) {
   constexpr std::int64_t kMax = std::numeric_limits<std::int64_t>::max();
-  EXPECT_TRUE(is_error(read("a\n1\n2\n", {.rows = DataOptions::Rows{0, 3}}), "E5107", {"0..3", "2 rows"}));
+  EXPECT_TRUE(
+      is_error(read("a\n1\n2\n", {.rows = DataOptions::Rows{0, 3}}), "E5107", {"0..3", "2 rows"}));
   EXPECT_TRUE(is_error(read("a\n1\n2\n", {.rows = DataOptions::Rows{-1, 2}}), "E5107"));
-  EXPECT_TRUE(is_error(read("a\n1\n2\n", {.rows = DataOptions::Rows{1, 1}}), "E5107", {"selects no row"}));
+  EXPECT_TRUE(
+      is_error(read("a\n1\n2\n", {.rows = DataOptions::Rows{1, 1}}), "E5107", {"selects no row"}));
   EXPECT_TRUE(is_error(read("a\n1\n2\n", {.rows = DataOptions::Rows{2, 1}}), "E5107"));
   EXPECT_TRUE(is_error(read("a\n1\n2\n", {.rows = DataOptions::Rows{-kMax, kMax}}), "E5107"));
 }

@@ -35,7 +35,8 @@ class Folder {
 
   [[nodiscard]] std::filesystem::path write(std::string_view name, std::string_view bytes) const {
     const auto file = path_ / name;
-    std::ofstream(file, std::ios::binary).write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    std::ofstream(file, std::ios::binary)
+        .write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
     return file;
   }
   [[nodiscard]] const std::filesystem::path& path() const { return path_; }
@@ -48,10 +49,12 @@ class Folder {
 inline testing::AssertionResult is_error(const Result<DataSet>& result, std::string_view code,
                                          const std::vector<std::string>& parts = {}) {
   if (result.ok()) return testing::AssertionFailure() << "no error, expected " << code;
-  if (result.errors().size() != 1) return testing::AssertionFailure() << result.errors().size() << " errors";
+  if (result.errors().size() != 1)
+    return testing::AssertionFailure() << result.errors().size() << " errors";
   const Diagnostic& error = result.errors().front();
   if (error.code != code)
-    return testing::AssertionFailure() << error.code << ", expected " << code << ": " << error.message;
+    return testing::AssertionFailure()
+           << error.code << ", expected " << code << ": " << error.message;
   if (error.located || error.help.empty() || error.message.empty())
     return testing::AssertionFailure() << "has a place, or no message or help";
   if (error.message.find('\n') != std::string::npos)
@@ -65,13 +68,15 @@ inline testing::AssertionResult is_error(const Result<DataSet>& result, std::str
 
 inline testing::AssertionResult is_ok(const Result<DataSet>& result) {
   if (result.ok()) return testing::AssertionSuccess();
-  return testing::AssertionFailure() << result.errors().front().code << ": " << result.errors().front().message;
+  return testing::AssertionFailure()
+         << result.errors().front().code << ": " << result.errors().front().message;
 }
 
 /// Bytes of an unsigned number.
 inline std::string big_endian(std::uint64_t value, std::size_t size) {
   std::string bytes;
-  for (std::size_t i = size; i > 0; --i) bytes += static_cast<char>((value >> (8 * (i - 1))) & 0xFFU);
+  for (std::size_t i = size; i > 0; --i)
+    bytes += static_cast<char>((value >> (8 * (i - 1))) & 0xFFU);
   return bytes;
 }
 inline std::string little_endian(std::uint64_t value, std::size_t size) {
@@ -79,8 +84,8 @@ inline std::string little_endian(std::uint64_t value, std::size_t size) {
   return {bytes.rbegin(), bytes.rend()};
 }
 
-/// Feeds a reader `rounds` damaged copies of `good` (bytes changed, cut, or inserted) and as many random files: it must
-/// return, with a value whose size matches its shape or with an error.
+/// Feeds a reader `rounds` damaged copies of `good` (bytes changed, cut, or inserted) and as many
+/// random files: it must return, with a value whose size matches its shape or with an error.
 template <class Reader>
 void expect_no_crash(const Reader& reader, const std::string& good, int rounds) {
   const Folder folder;

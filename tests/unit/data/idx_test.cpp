@@ -30,17 +30,18 @@ TEST(Idx, ReadsEveryElementType) {
     std::string numbers;
     Values expected;
   };
-  const Case cases[] = {
-      {0x08, "\x01\xff", {1, 255}},
-      {0x09, "\x01\xfe", {1, -2}},
-      {0x0B, big_endian(513, 2) + big_endian(0xFFFE, 2), {513, -2}},
-      {0x0C, big_endian(66051, 4) + big_endian(0xFFFFFFFE, 4), {66051, -2}},
-      {0x0D,
-       big_endian(std::bit_cast<std::uint32_t>(0.1F), 4) + big_endian(std::bit_cast<std::uint32_t>(-3.0F), 4),
-       {double{0.1F}, -3}},
-      {0x0E,
-       big_endian(std::bit_cast<std::uint64_t>(0.1), 8) + big_endian(std::bit_cast<std::uint64_t>(-3.0), 8),
-       {0.1, -3}}};
+  const Case cases[] = {{0x08, "\x01\xff", {1, 255}},
+                        {0x09, "\x01\xfe", {1, -2}},
+                        {0x0B, big_endian(513, 2) + big_endian(0xFFFE, 2), {513, -2}},
+                        {0x0C, big_endian(66051, 4) + big_endian(0xFFFFFFFE, 4), {66051, -2}},
+                        {0x0D,
+                         big_endian(std::bit_cast<std::uint32_t>(0.1F), 4) +
+                             big_endian(std::bit_cast<std::uint32_t>(-3.0F), 4),
+                         {double{0.1F}, -3}},
+                        {0x0E,
+                         big_endian(std::bit_cast<std::uint64_t>(0.1), 8) +
+                             big_endian(std::bit_cast<std::uint64_t>(-3.0), 8),
+                         {0.1, -3}}};
   for (const Case& c : cases) {
     const auto data = read(idx(c.type, {2}, c.numbers));
     ASSERT_TRUE(is_ok(data)) << int{c.type};
@@ -54,7 +55,8 @@ TEST(Idx, SelectsRowsFlattensAndStandardizes) {
   const auto plain = read(images);
   ASSERT_TRUE(is_ok(plain));
   EXPECT_EQ(plain->features.shape, (Shape{3, 2, 2}));
-  const auto part = read(images, {.rows = DataOptions::Rows{1, 3}, .standardize = true, .flatten = true});
+  const auto part =
+      read(images, {.rows = DataOptions::Rows{1, 3}, .standardize = true, .flatten = true});
   ASSERT_TRUE(is_ok(part));
   EXPECT_EQ(part->features.shape, (Shape{2, 4}));
   EXPECT_EQ(part->features.values, (Values{-1, -1, -1, -1, 1, 1, 1, 1}));
@@ -72,8 +74,8 @@ TEST(Idx, RefusesWhatCannotBeOpened) {
 }
 
 TEST(Idx, RefusesNumbersThatAreNotFinite) {
-  EXPECT_TRUE(
-      is_error(read(idx(0x0D, {1, 2}, big_endian(0, 4) + big_endian(0x7F800000, 4))), "E5105", {"[0, 1] is infinite"}));
+  EXPECT_TRUE(is_error(read(idx(0x0D, {1, 2}, big_endian(0, 4) + big_endian(0x7F800000, 4))),
+                       "E5105", {"[0, 1] is infinite"}));
 }
 
 TEST(Idx, RefusesRowsOutOfRangeAndOptionsOfTables) {
@@ -97,13 +99,17 @@ TEST(Idx, RefusesOtherAndDamagedFiles) {
 }
 
 TEST(Idx, DoesNotBelieveHugeShapes) {
-  EXPECT_TRUE(is_error(read(idx(8, {0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF}, "abc")), "E5113", {"truncated", "2^63"}));
-  EXPECT_TRUE(is_error(read(idx(8, std::vector<std::uint64_t>(255, 2), "abc")), "E5113", {"truncated"}));
+  EXPECT_TRUE(is_error(read(idx(8, {0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF}, "abc")), "E5113",
+                       {"truncated", "2^63"}));
+  EXPECT_TRUE(
+      is_error(read(idx(8, std::vector<std::uint64_t>(255, 2), "abc")), "E5113", {"truncated"}));
   EXPECT_TRUE(is_error(read(idx(0x0E, {0x80000000, 0x20000000}, "abc")), "E5113", {"truncated"}));
 }
 
 TEST(Idx, SurvivesDamagedAndRandomFiles) {
-  const auto reader = [](const std::filesystem::path& file) { return read_idx(file, {.standardize = true}); };
+  const auto reader = [](const std::filesystem::path& file) {
+    return read_idx(file, {.standardize = true});
+  };
   test::expect_no_crash(reader, idx(8, {3, 2, 2}, "abcdefghijkl"), 150);
   test::expect_no_crash(reader, idx(0x0D, {2, 2}, "abcdefghijklmnop"), 150);
 }

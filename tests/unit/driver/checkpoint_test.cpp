@@ -27,31 +27,45 @@ std::string bytes_of(const fs::path& file) {
   text << std::ifstream(file, std::ios::binary).rdbuf();
   return text.str();
 }
-void write(const fs::path& file, const std::string& bytes) { std::ofstream(file, std::ios::binary) << bytes; }
+void write(const fs::path& file, const std::string& bytes) {
+  std::ofstream(file, std::ios::binary) << bytes;
+}
 
 class Checkpoints : public ::testing::Test {
  protected:
-  Checkpoints() : base_(fs::temp_directory_path() / ("tplimit_checkpoint_test." + std::to_string(getpid()))) { fs::create_directories(base_); }
+  Checkpoints()
+      : base_(fs::temp_directory_path() / ("tplimit_checkpoint_test." + std::to_string(getpid()))) {
+    fs::create_directories(base_);
+  }
   ~Checkpoints() override { fs::remove_all(base_); }
 
   [[nodiscard]] CheckpointOptions options(std::string particles = "512") {
-    return {base_ / "ck", 0, {{"program", "f00"}, {"--particles", std::move(particles)}}, &stop_, [this](const Diagnostic& d) { warnings_.push_back(d); }};
+    return {base_ / "ck",
+            0,
+            {{"program", "f00"}, {"--particles", std::move(particles)}},
+            &stop_,
+            [this](const Diagnostic& d) { warnings_.push_back(d); }};
   }
-  /// "" if the checkpoint can be opened, else what the user is told, without the name of the base folder.
+  /// "" if the checkpoint can be opened, else what the user is told, without the name of the base
+  /// folder.
   std::string refusal(CheckpointOptions own) {
     const auto opened = Checkpoint::open(std::move(own));
     std::string text = opened ? "" : render(opened.errors(), Source("test.tp", ""));
-    for (std::size_t at; (at = text.find(base_.string() + "/")) != std::string::npos;) text.erase(at, base_.string().size() + 1);
+    for (std::size_t at; (at = text.find(base_.string() + "/")) != std::string::npos;)
+      text.erase(at, base_.string().size() + 1);
     return text;
   }
-  Result<LimitResult> evaluate_with(Checkpoint& checkpoint, Progress progress = {}, int threads = 2) {
+  Result<LimitResult> evaluate_with(Checkpoint& checkpoint, Progress progress = {},
+                                    int threads = 2) {
     EvaluateOptions own = test::particles(512, 6);  // a run takes milliseconds
     own.threads = threads;
     own.checkpoint = &checkpoint;
     own.progress = std::move(progress);
     return evaluate(module_, own);
   }
-  [[nodiscard]] std::vector<std::vector<double>> unbroken() const { return values(test::limit_of(module_, test::particles(512, 6))); }
+  [[nodiscard]] std::vector<std::vector<double>> unbroken() const {
+    return values(test::limit_of(module_, test::particles(512, 6)));
+  }
   static std::vector<std::vector<double>> values(const LimitResult& result) {
     std::vector<std::vector<double>> out;
     for (const ReportResult& r : result.reports) {
@@ -60,7 +74,8 @@ class Checkpoints : public ::testing::Test {
     }
     return out;
   }
-  /// Stops when the first run is finished: some results, some runs not begun, and maybe some states.
+  /// Stops when the first run is finished: some results, some runs not begun, and maybe some
+  /// states.
   void interrupt() {
     auto checkpoint = Checkpoint::open(options());
     ASSERT_TRUE(checkpoint.ok());
@@ -84,11 +99,13 @@ class Checkpoints : public ::testing::Test {
     stop_ = false;
     ASSERT_FALSE(result.ok());
     EXPECT_EQ(result.errors()[0].code, "E5206");
-    EXPECT_NE(result.errors()[0].message.find("is written"), std::string::npos) << result.errors()[0].message;
+    EXPECT_NE(result.errors()[0].message.find("is written"), std::string::npos)
+        << result.errors()[0].message;
   }
   [[nodiscard]] long states() const {
     long count = 0;
-    for (const auto& entry : fs::directory_iterator(base_ / "ck")) count += entry.path().extension() == ".run" ? 1 : 0;
+    for (const auto& entry : fs::directory_iterator(base_ / "ck"))
+      count += entry.path().extension() == ".run" ? 1 : 0;
     return count;
   }
 
@@ -103,7 +120,8 @@ TEST_F(Checkpoints, GoOnWithTheSameBits) {
   auto checkpoint = Checkpoint::open(options());
   ASSERT_TRUE(checkpoint.ok());
   EXPECT_GE(checkpoint->found().finished, 1u);
-  EXPECT_LT(checkpoint->found().finished + checkpoint->found().in_progress, 6u) << "not all had begun";
+  EXPECT_LT(checkpoint->found().finished + checkpoint->found().in_progress, 6u)
+      << "not all had begun";
   const auto result = evaluate_with(*checkpoint, {}, 1);
   ASSERT_TRUE(result.ok());
   EXPECT_EQ(values(*result), unbroken());
@@ -148,9 +166,10 @@ TEST_F(Checkpoints, AreNotTakenForOtherSettings) {
 
 TEST_F(Checkpoints, TellWhoseTheyAre) {
   interrupt();
-  EXPECT_EQ(refusal(options("1024")), "test.tp: error[E5203]: the checkpoint 'ck' belongs to another evaluation\n"
-                                      "test.tp: note: --particles 1024 (there: 512)\n"
-                                      "help: repeat the command that it was made with, give another name, or remove it\n");
+  EXPECT_EQ(refusal(options("1024")),
+            "test.tp: error[E5203]: the checkpoint 'ck' belongs to another evaluation\n"
+            "test.tp: note: --particles 1024 (there: 512)\n"
+            "help: repeat the command that it was made with, give another name, or remove it\n");
   CheckpointOptions more = options();
   more.identity[0].second = "ba7";
   more.identity.emplace_back("--tol", "0.1");
@@ -179,7 +198,9 @@ TEST_F(Checkpoints, RefuseEveryTruncationAndEveryChangedByte) {
       write(file, bytes);
       const std::string told = refusal(options());
       // Without the magic, the results are not known to be ours.
-      EXPECT_TRUE(told.find("E5202") != std::string::npos || (at < 8 && told.find("E5201") != std::string::npos)) << file << " at " << at << " of " << whole.size() << ": " << told;
+      EXPECT_TRUE(told.find("E5202") != std::string::npos ||
+                  (at < 8 && told.find("E5201") != std::string::npos))
+          << file << " at " << at << " of " << whole.size() << ": " << told;
     };
     for (std::size_t at = 0; at < whole.size(); at += step) {
       expect_refused(whole.substr(0, at), at);
@@ -197,8 +218,9 @@ TEST_F(Checkpoints, RefuseEveryTruncationAndEveryChangedByte) {
 TEST_F(Checkpoints, DoNotTouchWhatIsNotTheirs) {
   fs::create_directory(base_ / "ck");
   write(base_ / "ck" / "letter.txt", "dear");
-  EXPECT_EQ(refusal(options()), "test.tp: error[E5201]: 'ck' is no checkpoint\n"
-                                "help: it is a folder with other files: give the name of a new folder\n");
+  EXPECT_EQ(refusal(options()),
+            "test.tp: error[E5201]: 'ck' is no checkpoint\n"
+            "help: it is a folder with other files: give the name of a new folder\n");
   EXPECT_EQ(bytes_of(base_ / "ck" / "letter.txt"), "dear");
   fs::remove(base_ / "ck" / "letter.txt");
   auto checkpoint = Checkpoint::open(options());
@@ -219,13 +241,16 @@ TEST_F(Checkpoints, CleanUpAfterAKilledProcess) {
 TEST_F(Checkpoints, BelongToOneProcess) {
   const auto first = Checkpoint::open(options());
   ASSERT_TRUE(first.ok());
-  EXPECT_EQ(refusal(options()), "test.tp: error[E5205]: another process uses the checkpoint 'ck'\nhelp: wait for it, or give another name\n");
+  EXPECT_EQ(refusal(options()),
+            "test.tp: error[E5205]: another process uses the checkpoint 'ck'\nhelp: wait for it, "
+            "or give another name\n");
 }
 
 TEST_F(Checkpoints, NeedAFolderToStandIn) {
   CheckpointOptions own = options();
   own.folder = base_ / "missing" / "ck";
-  EXPECT_NE(refusal(own).find("error[E5205]: cannot make the folder 'missing/ck'"), std::string::npos);
+  EXPECT_NE(refusal(own).find("error[E5205]: cannot make the folder 'missing/ck'"),
+            std::string::npos);
   EXPECT_FALSE(fs::exists(base_ / "missing"));
 }
 
@@ -249,7 +274,8 @@ TEST_F(Checkpoints, SayWhenTheyAreNotUpToDate) {
   const auto result = evaluate_with(*checkpoint, [this](double) { stop_ = true; });
   ASSERT_FALSE(result.ok());
   EXPECT_EQ(result.errors()[0].code, "E5206");
-  EXPECT_NE(result.errors()[0].message.find("is not up to date"), std::string::npos) << result.errors()[0].message;
+  EXPECT_NE(result.errors()[0].message.find("is not up to date"), std::string::npos)
+      << result.errors()[0].message;
 }
 
 TEST_F(Checkpoints, ServeNetworksToo) {

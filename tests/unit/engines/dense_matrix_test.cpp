@@ -18,29 +18,35 @@ using Eigen::Index;
 
 Matrix normals(Index rows, Index columns, std::uint64_t key) {
   Matrix out(rows, columns);
-  for (Index j = 0; j < columns; ++j) plain_normals(mix_key(key, static_cast<std::uint64_t>(j)), 0, {out.col(j).data(), static_cast<std::size_t>(rows)});
+  for (Index j = 0; j < columns; ++j)
+    plain_normals(mix_key(key, static_cast<std::uint64_t>(j)), 0,
+                  {out.col(j).data(), static_cast<std::size_t>(rows)});
   return out;
 }
 
 Block block_of(const Matrix& m) {
   Block out(m.rows(), m.cols());
-  for (std::int64_t c = 0; c < out.chunks(); ++c) all_columns(out, c) = m.middleRows(c * out.ld(), out.chunk_rows(c));
+  for (std::int64_t c = 0; c < out.chunks(); ++c)
+    all_columns(out, c) = m.middleRows(c * out.ld(), out.chunk_rows(c));
   return out;
 }
 
 Matrix matrix_of(const Block& b) {
   Matrix out(b.rows(), b.columns());
-  for (std::int64_t c = 0; c < b.chunks(); ++c) out.middleRows(c * b.ld(), b.chunk_rows(c)) = all_columns(b, c);
+  for (std::int64_t c = 0; c < b.chunks(); ++c)
+    out.middleRows(c * b.ld(), b.chunk_rows(c)) = all_columns(b, c);
   return out;
 }
 
 template <class T>
 class DenseMatrices : public ::testing::Test {
  protected:
-  /// Rounding of W x for entries W of size n^(-1/2) and x of size 1: sums of n terms, each below a few units of rounding.
+  /// Rounding of W x for entries W of size n^(-1/2) and x of size 1: sums of n terms, each below a
+  /// few units of rounding.
   static double tolerance() { return 100 * static_cast<double>(std::numeric_limits<T>::epsilon()); }
 
-  static Matrix apply(DenseMatrix<T>& matrix, const MatrixVersion& w, bool transposed, const Matrix& x) {
+  static Matrix apply(DenseMatrix<T>& matrix, const MatrixVersion& w, bool transposed,
+                      const Matrix& x) {
     Block y(x.rows(), x.cols());
     matrix.apply(w, transposed, block_of(x), 0, 0, y);
     return matrix_of(y);
@@ -48,7 +54,8 @@ class DenseMatrices : public ::testing::Test {
   /// Largest deviation of W x and W' x from a plain array's.
   static double distance(DenseMatrix<T>& matrix, const MatrixVersion& w, const Matrix& array) {
     const Matrix x = normals(array.rows(), 3, 77);
-    return std::max((apply(matrix, w, false, x) - array * x).cwiseAbs().maxCoeff(), (apply(matrix, w, true, x) - array.transpose() * x).cwiseAbs().maxCoeff());
+    return std::max((apply(matrix, w, false, x) - array * x).cwiseAbs().maxCoeff(),
+                    (apply(matrix, w, true, x) - array.transpose() * x).cwiseAbs().maxCoeff());
   }
 };
 using Numbers = ::testing::Types<float, double>;
@@ -61,7 +68,10 @@ TYPED_TEST(DenseMatrices, HaveTheEntriesOfTheirKey) {
   const Executor executor(1);
   for (const Index n : kWidths) {
     DenseMatrix<TypeParam> matrix(executor, n, 5);
-    EXPECT_LT(this->distance(matrix, matrix.initial(), normals(n, n, 5) / std::sqrt(static_cast<double>(n))), this->tolerance()) << n;
+    EXPECT_LT(this->distance(matrix, matrix.initial(),
+                             normals(n, n, 5) / std::sqrt(static_cast<double>(n))),
+              this->tolerance())
+        << n;
   }
 }
 
@@ -74,15 +84,21 @@ TYPED_TEST(DenseMatrices, CarryOutUpdatesThatWaitInEveryOrder) {
         MatrixVersion w = matrix.initial();
         Matrix array = normals(n, n, 5) / std::sqrt(static_cast<double>(n));
         for (const std::uint64_t step : {1u, 2u, 3u}) {
-          const Matrix d1 = normals(n, 2, 10 * step), x1 = normals(n, 2, 10 * step + 1), d2 = normals(n, 3, 10 * step + 2), x2 = normals(n, 3, 10 * step + 3);
+          const Matrix d1 = normals(n, 2, 10 * step), x1 = normals(n, 2, 10 * step + 1),
+                       d2 = normals(n, 3, 10 * step + 2), x2 = normals(n, 3, 10 * step + 3);
           const Block blocks[] = {block_of(d1), block_of(x1), block_of(d2), block_of(x2)};
-          w = matrix.update(std::move(w), {{0.7, &blocks[0], &blocks[1], 0, 0, 0, 0}, {-2, &blocks[2], &blocks[3], 0, 0, 0, 0}});
+          w = matrix.update(std::move(w), {{0.7, &blocks[0], &blocks[1], 0, 0, 0, 0},
+                                           {-2, &blocks[2], &blocks[3], 0, 0, 0, 0}});
           array += (0.7 * d1 * x1.transpose() - 2 * d2 * x2.transpose()) / static_cast<double>(n);
           w.scale *= 0.5;
           array *= 0.5;
           if (product_between) {
             const Matrix product = this->apply(matrix, w, transposed_first, x1);
-            EXPECT_LT((product - (transposed_first ? Matrix(array.transpose()) : array) * x1).cwiseAbs().maxCoeff(), 4 * this->tolerance()) << n << ", step " << step;
+            EXPECT_LT((product - (transposed_first ? Matrix(array.transpose()) : array) * x1)
+                          .cwiseAbs()
+                          .maxCoeff(),
+                      4 * this->tolerance())
+                << n << ", step " << step;
           }
         }
         EXPECT_LT(this->distance(matrix, w, array), 4 * this->tolerance()) << n;
@@ -93,7 +109,8 @@ TYPED_TEST(DenseMatrices, KeepOldVersionsApart) {
   const Executor executor(1);
   constexpr Index kN = 100;
   DenseMatrix<TypeParam> matrix(executor, kN, 5);
-  const Matrix first = normals(kN, kN, 5) / 10, d = normals(kN, 2, 1), x = normals(kN, 2, 2), change = d * x.transpose() / kN;
+  const Matrix first = normals(kN, kN, 5) / 10, d = normals(kN, 2, 1), x = normals(kN, 2, 2),
+               change = d * x.transpose() / kN;
   const Block db = block_of(d), xb = block_of(x);
   const std::vector<UpdateTerm> terms{{1, &db, &xb, 0, 0, 0, 0}};
   const MatrixVersion w0 = matrix.initial();
@@ -115,11 +132,16 @@ TYPED_TEST(DenseMatrices, FollowTheSignOfAGradient) {
       DenseMatrix<TypeParam> matrix(executor, n, 5);
       const Matrix d = normals(n, 2, 1), x = normals(n, 2, 2), g = 3 * d * x.transpose();
       const Block db = block_of(d), xb = block_of(x);
-      MatrixVersion w = matrix.update(matrix.initial(), {{0, &db, &xb, 0, 0, 0, 0}});  // one that waits and changes nothing
+      MatrixVersion w = matrix.update(
+          matrix.initial(), {{0, &db, &xb, 0, 0, 0, 0}});  // one that waits and changes nothing
       w.scale = -1;
       w = matrix.update_entrywise(std::move(w), {{3, &db, &xb, 0, 0, 0, 0}}, 0.01, epsilon);
-      const Matrix psi = g.unaryExpr([&](double v) { return v == 0 ? 0 : v / std::sqrt(v * v + epsilon * epsilon); });
-      EXPECT_LT(this->distance(matrix, w, 0.01 * psi - normals(n, n, 5) / std::sqrt(static_cast<double>(n))), 10 * this->tolerance()) << n;
+      const Matrix psi = g.unaryExpr(
+          [&](double v) { return v == 0 ? 0 : v / std::sqrt(v * v + epsilon * epsilon); });
+      EXPECT_LT(this->distance(matrix, w,
+                               0.01 * psi - normals(n, n, 5) / std::sqrt(static_cast<double>(n))),
+                10 * this->tolerance())
+          << n;
     }
 }
 
@@ -132,7 +154,8 @@ TYPED_TEST(DenseMatrices, DoNotDependOnTheNumberOfThreads) {
     const Matrix h = this->apply(matrix, w, false, x), g = this->apply(matrix, w, true, h);
     const Block db = block_of(h), xb = block_of(g);
     w = matrix.update(std::move(w), {{1, &db, &xb, 0, 0, 0, 0}});
-    return std::vector<Matrix>{h, g, this->apply(matrix, w, false, x), this->apply(matrix, w, true, x)};
+    return std::vector<Matrix>{h, g, this->apply(matrix, w, false, x),
+                               this->apply(matrix, w, true, x)};
   };
   EXPECT_TRUE(history(1) == history(2));  // every bit
 }

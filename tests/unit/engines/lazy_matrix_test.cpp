@@ -14,9 +14,9 @@
 #include <string>
 #include <vector>
 
-#include <Eigen/QR>
 #include <fmt/format.h>
 #include <gtest/gtest.h>
+#include <Eigen/QR>
 
 #include "tplimit/math/normals.hpp"
 
@@ -31,19 +31,23 @@ constexpr double kStandardErrors = 5;  // fixed seeds, within 5 of their own sta
 
 Matrix normals(Index rows, Index columns, std::uint64_t key) {
   Matrix out(rows, columns);
-  for (Index j = 0; j < columns; ++j) plain_normals(mix_key(key, static_cast<std::uint64_t>(j)), 0, {out.col(j).data(), static_cast<std::size_t>(rows)});
+  for (Index j = 0; j < columns; ++j)
+    plain_normals(mix_key(key, static_cast<std::uint64_t>(j)), 0,
+                  {out.col(j).data(), static_cast<std::size_t>(rows)});
   return out;
 }
 
 Block block_of(const Matrix& m) {
   Block out(m.rows(), m.cols());
-  for (std::int64_t c = 0; c < out.chunks(); ++c) all_columns(out, c) = m.middleRows(c * out.ld(), out.chunk_rows(c));
+  for (std::int64_t c = 0; c < out.chunks(); ++c)
+    all_columns(out, c) = m.middleRows(c * out.ld(), out.chunk_rows(c));
   return out;
 }
 
 Matrix matrix_of(const Block& b) {
   Matrix out(b.rows(), b.columns());
-  for (std::int64_t c = 0; c < b.chunks(); ++c) out.middleRows(c * b.ld(), b.chunk_rows(c)) = all_columns(b, c);
+  for (std::int64_t c = 0; c < b.chunks(); ++c)
+    out.middleRows(c * b.ld(), b.chunk_rows(c)) = all_columns(b, c);
   return out;
 }
 
@@ -52,7 +56,8 @@ Matrix matrix_of(const Panel& b) {
   std::vector<double> chunk(static_cast<std::size_t>(b.ld() * b.columns()));
   for (std::int64_t c = 0; c < b.chunks(); ++c) {
     b.read(c, 0, b.columns(), chunk.data());
-    out.middleRows(c * b.ld(), b.chunk_rows(c)) = Eigen::Map<const Matrix, 0, Eigen::OuterStride<>>(chunk.data(), b.chunk_rows(c), b.columns(), Eigen::OuterStride<>(b.ld()));
+    out.middleRows(c * b.ld(), b.chunk_rows(c)) = Eigen::Map<const Matrix, 0, Eigen::OuterStride<>>(
+        chunk.data(), b.chunk_rows(c), b.columns(), Eigen::OuterStride<>(b.ld()));
   }
   return out;
 }
@@ -63,11 +68,14 @@ Panel panel_of(const Matrix& m, Index capacity) {
   return out;
 }
 
-Matrix mean_product(const Matrix& a, const Matrix& b) { return a.transpose() * b / static_cast<double>(a.rows()); }
+Matrix mean_product(const Matrix& a, const Matrix& b) {
+  return a.transpose() * b / static_cast<double>(a.rows());
+}
 
 /// Orthonormal under <., .>, spanning the columns of `m`.
 Matrix orthonormal(const Matrix& m) {
-  return Eigen::HouseholderQR<Matrix>(m).householderQ() * Matrix::Identity(m.rows(), m.cols()) * std::sqrt(static_cast<double>(m.rows()));
+  return Eigen::HouseholderQR<Matrix>(m).householderQ() * Matrix::Identity(m.rows(), m.cols()) *
+         std::sqrt(static_cast<double>(m.rows()));
 }
 
 double largest(const Matrix& m) { return m.size() == 0 ? 0 : m.cwiseAbs().maxCoeff(); }
@@ -79,31 +87,47 @@ struct Vectors {
   std::uint32_t node;
 };
 
-enum class Kind { kDense, kExact, kMatched, kOneSpace };  // kOneSpace: matched, input and output in the same space
+enum class Kind {
+  kDense,
+  kExact,
+  kMatched,
+  kOneSpace
+};  // kOneSpace: matched, input and output in the same space
 
 std::string kind_name(const ::testing::TestParamInfo<Kind>& info) {
-  return std::array{"Dense", "LazyExact", "LazyMatched", "LazyMatchedInOneSpace"}[static_cast<std::size_t>(info.param)];
+  return std::array{"Dense", "LazyExact", "LazyMatched",
+                    "LazyMatchedInOneSpace"}[static_cast<std::size_t>(info.param)];
 }
 
 /// A matrix with all that it needs.
 class Example {
  public:
-  Example(Kind kind, Index rows, double rank_tol = 1e-10, int threads = 1, std::uint64_t key = 1, bool single = false)
+  Example(Kind kind, Index rows, double rank_tol = 1e-10, int threads = 1, std::uint64_t key = 1,
+          bool single = false)
       : executor_(threads),
         rows_(rows),
         law_(kind == Kind::kExact ? NormalLaw::kExact : NormalLaw::kMatched),
         input_(executor_, rows, law_, Keys{mix_key(key, 1)}),
         output_(executor_, rows, law_, Keys{mix_key(key, 2)}) {
-    if (kind == Kind::kDense) matrix_ = std::make_unique<DenseMatrix<double>>(executor_, rows, key);
-    else matrix_ = std::make_unique<LazyMatrix>(executor_, rows, LazySettings{law_, rank_tol, single}, input_, kind == Kind::kOneSpace ? input_ : output_, std::array<std::int64_t, 2>{std::min<Index>(rows, 2000), std::min<Index>(rows, 2000)});
+    if (kind == Kind::kDense)
+      matrix_ = std::make_unique<DenseMatrix<double>>(executor_, rows, key);
+    else
+      matrix_ = std::make_unique<LazyMatrix>(
+          executor_, rows, LazySettings{law_, rank_tol, single}, input_,
+          kind == Kind::kOneSpace ? input_ : output_,
+          std::array<std::int64_t, 2>{std::min<Index>(rows, 2000), std::min<Index>(rows, 2000)});
   }
 
   Vectors vectors(const Matrix& m) { return {block_of(m), ++nodes_}; }
   Matrix times(const MatrixVersion& w, const Vectors& x) { return apply(w, false, x); }
   Matrix transposed_times(const MatrixVersion& w, const Vectors& d) { return apply(w, true, d); }
-  MatrixVersion updated(MatrixVersion w, const std::vector<double>& c, const std::vector<const Vectors*>& d, const std::vector<const Vectors*>& x) {
+  MatrixVersion updated(MatrixVersion w, const std::vector<double>& c,
+                        const std::vector<const Vectors*>& d,
+                        const std::vector<const Vectors*>& x) {
     std::vector<UpdateTerm> terms;
-    for (std::size_t k = 0; k < c.size(); ++k) terms.push_back({c[k], &d[k]->block, &x[k]->block, d[k]->node, x[k]->node, dimension(*d[k], true), dimension(*x[k], false)});
+    for (std::size_t k = 0; k < c.size(); ++k)
+      terms.push_back({c[k], &d[k]->block, &x[k]->block, d[k]->node, x[k]->node,
+                       dimension(*d[k], true), dimension(*x[k], false)});
     return matrix_->update(std::move(w), terms);
   }
   WidthMatrix& matrix() { return *matrix_; }
@@ -116,7 +140,9 @@ class Example {
   [[nodiscard]] std::array<std::int64_t, 2> ranks() const { return matrix_->ranks(); }
 
  private:
-  static std::uint64_t dimension(const Vectors& x, bool transposed) { return 128 * std::uint64_t{x.node} + (transposed ? 64 : 0); }
+  static std::uint64_t dimension(const Vectors& x, bool transposed) {
+    return 128 * std::uint64_t{x.node} + (transposed ? 64 : 0);
+  }
   Matrix apply(const MatrixVersion& w, bool transposed, const Vectors& x) {
     Block y(rows_, x.block.columns());
     matrix_->apply(w, transposed, x.block, x.node, dimension(x, transposed), y);
@@ -138,12 +164,16 @@ MatrixVersion scaled(MatrixVersion w, double c) {  // as the interpreter does it
   return w;
 }
 
-// ---- what every matrix does ------------------------------------------------------------------------
+// ---- what every matrix does
+// ------------------------------------------------------------------------
 
 constexpr Index kRows = 1100;  // several chunks, the last not full
 
 class AnyMatrix : public ::testing::TestWithParam<Kind> {};
-INSTANTIATE_TEST_SUITE_P(Kinds, AnyMatrix, ::testing::Values(Kind::kDense, Kind::kExact, Kind::kMatched, Kind::kOneSpace), kind_name);
+INSTANTIATE_TEST_SUITE_P(Kinds, AnyMatrix,
+                         ::testing::Values(Kind::kDense, Kind::kExact, Kind::kMatched,
+                                           Kind::kOneSpace),
+                         kind_name);
 
 TEST_P(AnyMatrix, AndItsTransposeAgreeInWhateverOrderProductsAreRevealed) {
   std::vector<int> order(8);  // k < 4: W x_k, else W' d_(k - 4)
@@ -158,13 +188,18 @@ TEST_P(AnyMatrix, AndItsTransposeAgreeInWhateverOrderProductsAreRevealed) {
     for (const int k : order) {
       const auto at = static_cast<std::size_t>(k);
       // Inputs depend on what was revealed before, as in training.
-      vectors[at] = s.vectors(normals(kRows, 3, static_cast<std::uint64_t>(k)) + last.array().tanh().matrix());
+      vectors[at] = s.vectors(normals(kRows, 3, static_cast<std::uint64_t>(k)) +
+                              last.array().tanh().matrix());
       last = products[at] = k < 4 ? s.times(w, vectors[at]) : s.transposed_times(w, vectors[at]);
     }
     for (std::size_t x = 0; x < 4; ++x) {
-      EXPECT_LT(distance(s.times(w, vectors[x]), products[x]), 10 * kTolerance) << "what is revealed later must not change W x";  // entries up to 10
+      EXPECT_LT(distance(s.times(w, vectors[x]), products[x]), 10 * kTolerance)
+          << "what is revealed later must not change W x";  // entries up to 10
       for (std::size_t d = 4; d < 8; ++d)
-        EXPECT_LT(distance(mean_product(matrix_of(vectors[d].block), products[x]), mean_product(products[d], matrix_of(vectors[x].block))), kTolerance) << d << " after " << x << ", round " << round;
+        EXPECT_LT(distance(mean_product(matrix_of(vectors[d].block), products[x]),
+                           mean_product(products[d], matrix_of(vectors[x].block))),
+                  kTolerance)
+            << d << " after " << x << ", round " << round;
     }
     std::shuffle(order.begin(), order.end(), generator);
   }
@@ -175,7 +210,9 @@ TEST_P(AnyMatrix, IsLinear) {
   const MatrixVersion w = s.matrix().initial();
   const Matrix x = normals(kRows, 2, 1), mix = (Matrix(2, 3) << 1, 0, -2, 3, 0, 0.5).finished();
   for (const bool transposed : {false, true}) {
-    const auto apply = [&](const Matrix& m) { return transposed ? s.transposed_times(w, s.vectors(m)) : s.times(w, s.vectors(m)); };
+    const auto apply = [&](const Matrix& m) {
+      return transposed ? s.transposed_times(w, s.vectors(m)) : s.times(w, s.vectors(m));
+    };
     const Matrix product = apply(x);
     EXPECT_LT(distance(apply(x * mix), product * mix), 10 * kTolerance);
   }
@@ -183,12 +220,17 @@ TEST_P(AnyMatrix, IsLinear) {
 
 TEST_P(AnyMatrix, FollowsTheFormulasOfUpdatesAndScalings) {
   Example s(GetParam(), kRows);
-  const Vectors x1 = s.vectors(normals(kRows, 2, 1)), x2 = s.vectors(normals(kRows, 3, 2)), d1 = s.vectors(normals(kRows, 2, 3)), d2 = s.vectors(normals(kRows, 3, 4));
-  const Vectors u = s.vectors(normals(kRows, 2, 5) + 0.3 * matrix_of(x1.block)), e = s.vectors(normals(kRows, 2, 6) + 0.3 * matrix_of(d1.block));
-  const auto outer = [](const Vectors& d, const Vectors& x, const Vectors& to) -> Matrix { return matrix_of(d.block) * mean_product(matrix_of(x.block), matrix_of(to.block)); };
+  const Vectors x1 = s.vectors(normals(kRows, 2, 1)), x2 = s.vectors(normals(kRows, 3, 2)),
+                d1 = s.vectors(normals(kRows, 2, 3)), d2 = s.vectors(normals(kRows, 3, 4));
+  const Vectors u = s.vectors(normals(kRows, 2, 5) + 0.3 * matrix_of(x1.block)),
+                e = s.vectors(normals(kRows, 2, 6) + 0.3 * matrix_of(d1.block));
+  const auto outer = [](const Vectors& d, const Vectors& x, const Vectors& to) -> Matrix {
+    return matrix_of(d.block) * mean_product(matrix_of(x.block), matrix_of(to.block));
+  };
 
   const MatrixVersion w0 = s.matrix().initial();
-  const Matrix forward = s.times(w0, u);  // known before the update; W' e and the products with x2 are not
+  const Matrix forward =
+      s.times(w0, u);  // known before the update; W' e and the products with x2 are not
   const MatrixVersion w1 = s.updated(w0, {0.7}, {&d1}, {&x1});
   const MatrixVersion w2 = scaled(w1, -0.5);
   const MatrixVersion w3 = s.updated(w2, {2, -1}, {&d2, &d1}, {&x2, &x1});
@@ -198,10 +240,12 @@ TEST_P(AnyMatrix, FollowsTheFormulasOfUpdatesAndScalings) {
   EXPECT_LT(distance(s.times(w1, u), forward + first), 10 * kTolerance);
   EXPECT_LT(distance(s.times(w2, u), -0.5 * (forward + first)), 10 * kTolerance);
   EXPECT_LT(distance(s.times(w3, u), -0.5 * (forward + first) + later), 10 * kTolerance);
-  const Matrix first_back = 0.7 * outer(x1, d1, e), later_back = 2 * outer(x2, d2, e) - outer(x1, d1, e);
+  const Matrix first_back = 0.7 * outer(x1, d1, e),
+               later_back = 2 * outer(x2, d2, e) - outer(x1, d1, e);
   EXPECT_LT(distance(s.transposed_times(w1, e), backward + first_back), 10 * kTolerance);
   EXPECT_LT(distance(s.transposed_times(w2, e), -0.5 * (backward + first_back)), 10 * kTolerance);
-  EXPECT_LT(distance(s.transposed_times(w3, e), -0.5 * (backward + first_back) + later_back), 10 * kTolerance);
+  EXPECT_LT(distance(s.transposed_times(w3, e), -0.5 * (backward + first_back) + later_back),
+            10 * kTolerance);
   EXPECT_LT(distance(s.times(w0, u), forward), 10 * kTolerance) << "the old version is still there";
 
   // And the transpose of each version is its transpose, on vectors that are new to it.
@@ -209,7 +253,8 @@ TEST_P(AnyMatrix, FollowsTheFormulasOfUpdatesAndScalings) {
   for (const MatrixVersion& w : {w1, w2, w3}) {
     const Vectors x = s.vectors(normals(kRows, 2, key++)), d = s.vectors(normals(kRows, 2, key++));
     const Matrix wx = s.times(w, x), wd = s.transposed_times(w, d);
-    EXPECT_LT(distance(mean_product(matrix_of(d.block), wx), mean_product(wd, matrix_of(x.block))), kTolerance);
+    EXPECT_LT(distance(mean_product(matrix_of(d.block), wx), mean_product(wd, matrix_of(x.block))),
+              kTolerance);
   }
 }
 
@@ -221,24 +266,32 @@ TEST_P(AnyMatrix, HasResultsThatDoNotDependOnTheNumberOfThreads) {
     const Vectors h = s.vectors(s.times(w, x).array().tanh().matrix());
     const Vectors g = s.vectors(s.transposed_times(w, h));
     const MatrixVersion next = s.updated(w, {-0.3}, {&h}, {&g});
-    return std::vector<Matrix>{matrix_of(h.block), matrix_of(g.block), s.times(next, x), s.times(next, g), s.transposed_times(next, h)};
+    return std::vector<Matrix>{matrix_of(h.block), matrix_of(g.block), s.times(next, x),
+                               s.times(next, g), s.transposed_times(next, h)};
   };
-  const Index rows = GetParam() == Kind::kDense ? 2500 : 70'000;  // lazy: more chunks than groups of partial sums
+  const Index rows =
+      GetParam() == Kind::kDense ? 2500 : 70'000;  // lazy: more chunks than groups of partial sums
   const std::vector<Matrix> one = history(1, rows), two = history(2, rows);
-  for (std::size_t k = 0; k < one.size(); ++k) EXPECT_TRUE(one[k] == two[k]) << "product " << k;  // every bit
+  for (std::size_t k = 0; k < one.size(); ++k)
+    EXPECT_TRUE(one[k] == two[k]) << "product " << k;  // every bit
 }
 
 TEST(LazyMatrixInSinglePrecision, AgreesWithItsTransposeAlongATrajectory) {
-  // Vectors that change little from step to step, as in training: their new directions are small differences.
+  // Vectors that change little from step to step, as in training: their new directions are small
+  // differences.
   for (const NormalLaw law : {NormalLaw::kExact, NormalLaw::kMatched}) {
     Example s(law == NormalLaw::kExact ? Kind::kExact : Kind::kMatched, 8192, 1e-6, 1, 1, true);
     MatrixVersion w = s.matrix().initial();
     Matrix x = normals(8192, 4, 1), d = normals(8192, 4, 2);
     const Matrix dx = normals(8192, 4, 3), dd = normals(8192, 4, 4);
     for (int step = 0; step < 30; ++step) {
-      const Vectors vx = s.vectors((x + 0.01 * step * dx).array().tanh()), vd = s.vectors((d + 0.01 * step * dd).array().tanh());
+      const Vectors vx = s.vectors((x + 0.01 * step * dx).array().tanh()),
+                    vd = s.vectors((d + 0.01 * step * dd).array().tanh());
       const Matrix wx = s.times(w, vx), wd = s.transposed_times(w, vd);
-      EXPECT_LT(distance(mean_product(matrix_of(vd.block), s.times(w, vx)), mean_product(wd, matrix_of(vx.block))), 1e-5) << "step " << step;
+      EXPECT_LT(distance(mean_product(matrix_of(vd.block), s.times(w, vx)),
+                         mean_product(wd, matrix_of(vx.block))),
+                1e-5)
+          << "step " << step;
       const double size = std::sqrt(matrix_of(vx.block).squaredNorm() / wx.squaredNorm());
       EXPECT_NEAR(size, 1, 0.2) << step;
       x += 0.05 * wd / 4;
@@ -248,33 +301,40 @@ TEST(LazyMatrixInSinglePrecision, AgreesWithItsTransposeAlongATrajectory) {
 }
 
 TEST(LazyMatrixOfANetwork, HasNoMoreDirectionsThanCoordinates) {
-  // Vectors that change little from product to product, until they span everything: what seems left of the next ones is noise.
+  // Vectors that change little from product to product, until they span everything: what seems left
+  // of the next ones is noise.
   constexpr Index kN = 50;
   Example s(Kind::kExact, kN);
   const MatrixVersion w = s.matrix().initial();
   const Matrix start = normals(kN, 16, 1), change = normals(kN, 16, 2);
   for (int step = 0; step < 12; ++step) {
-    const Vectors x = s.vectors((start + 0.02 * step * change).array().tanh()), d = s.vectors((change + 0.02 * step * start).array().tanh());
+    const Vectors x = s.vectors((start + 0.02 * step * change).array().tanh()),
+                  d = s.vectors((change + 0.02 * step * start).array().tanh());
     const Matrix wx = s.times(w, x), wd = s.transposed_times(w, d);
-    EXPECT_LT(distance(mean_product(matrix_of(d.block), wx), mean_product(wd, matrix_of(x.block))), 1e-11) << step;
+    EXPECT_LT(distance(mean_product(matrix_of(d.block), wx), mean_product(wd, matrix_of(x.block))),
+              1e-11)
+        << step;
   }
   EXPECT_EQ(s.ranks()[0], kN);
 }
 
-// ---- long runs ------------------------------------------------------------------------------------
+// ---- long runs
+// ------------------------------------------------------------------------------------
 
 /// How far a lazy matrix is from one fixed matrix after `steps` products on each side, with vectors
 /// that move a little from step to step, as in training.
 struct Defects {
   double orthogonality = 0;  ///< |Q'Q - 1|, entry by entry
   double span = 0;           ///< |x - Q <Q, x>| / |x|
-  double linearity = 0;      ///< |W (x - y) - W x + W y| / |x|, W x and W y of the time they were made
-  double adjointness = 0;    ///< <d, W x> - <W' d, x>, likewise; of |d| |x|
+  double linearity = 0;  ///< |W (x - y) - W x + W y| / |x|, W x and W y of the time they were made
+  double adjointness = 0;  ///< <d, W x> - <W' d, x>, likewise; of |d| |x|
 };
 
 Defects defects_of(Example& s, Index rows, int steps, double change) {
   const MatrixVersion w = s.matrix().initial();
-  const auto unit = [rows](Matrix v) -> Matrix { return v / std::sqrt(v.squaredNorm() / static_cast<double>(rows)); };
+  const auto unit = [rows](Matrix v) -> Matrix {
+    return v / std::sqrt(v.squaredNorm() / static_cast<double>(rows));
+  };
   Matrix x = unit(normals(rows, 1, 11)), d = unit(normals(rows, 1, 12));
   std::vector<Matrix> xs, ds, products, transposed;
   for (int step = 0; step < steps; ++step) {
@@ -294,15 +354,21 @@ Defects defects_of(Example& s, Index rows, int steps, double change) {
   const auto panels = s.matrix().panels();
   for (const std::size_t side : {0u, 1u}) {
     const Matrix q = matrix_of(*panels[2 * side]);
-    out.orthogonality = std::max(out.orthogonality, distance(mean_product(q, q), Matrix::Identity(q.cols(), q.cols())));
-    for (const Matrix& v : side == 0 ? xs : ds) out.span = std::max(out.span, std::sqrt((v - q * mean_product(q, v)).squaredNorm() / static_cast<double>(rows)));
+    out.orthogonality = std::max(
+        out.orthogonality, distance(mean_product(q, q), Matrix::Identity(q.cols(), q.cols())));
+    for (const Matrix& v : side == 0 ? xs : ds)
+      out.span = std::max(out.span, std::sqrt((v - q * mean_product(q, v)).squaredNorm() /
+                                              static_cast<double>(rows)));
   }
   for (std::size_t i = 0; i < xs.size(); ++i)
     for (std::size_t j = 0; j < xs.size(); ++j) {
-      out.adjointness = std::max(out.adjointness, std::abs(mean_product(ds[i], products[j])(0, 0) - mean_product(transposed[i], xs[j])(0, 0)));
+      out.adjointness =
+          std::max(out.adjointness, std::abs(mean_product(ds[i], products[j])(0, 0) -
+                                             mean_product(transposed[i], xs[j])(0, 0)));
       if (i == j) continue;
       const Matrix lost = s.times(w, s.vectors(xs[i] - xs[j])) - products[i] + products[j];
-      out.linearity = std::max(out.linearity, std::sqrt(lost.squaredNorm() / static_cast<double>(rows)));
+      out.linearity =
+          std::max(out.linearity, std::sqrt(lost.squaredNorm() / static_cast<double>(rows)));
     }
   return out;
 }
@@ -344,7 +410,8 @@ TEST(LazyMatrixInSinglePrecision, IsOneMatrixToSinglePrecisionThroughoutALongRun
       const Defects found = defects_of(s, kM, 300, change);
       EXPECT_GT(s.ranks()[0], 250);
       EXPECT_LT(found.orthogonality, 1e-7) << change;
-      for (const double defect : {found.span, found.linearity, found.adjointness}) EXPECT_LT(defect, 3e-6) << change;
+      for (const double defect : {found.span, found.linearity, found.adjointness})
+        EXPECT_LT(defect, 3e-6) << change;
     }
 }
 
@@ -355,12 +422,15 @@ TEST(LazyMatrixOfANetwork, SeesDirectionsThatOneBlockNearlyHides) {
   const Matrix x = normals(kRows, 1, 1), e = normals(kRows, 1, 2);
   const Matrix product = s.times(w, s.vectors((Matrix(kRows, 3) << x, x + 1e-9 * e, x).finished()));
   EXPECT_EQ(s.ranks()[0], 2);
-  EXPECT_TRUE(product.col(2) == product.col(0) || distance(product.col(2), product.col(0)) < 10 * kTolerance);
+  EXPECT_TRUE(product.col(2) == product.col(0) ||
+              distance(product.col(2), product.col(0)) < 10 * kTolerance);
   EXPECT_NEAR((product.col(1) - product.col(0)).norm() / (1e-9 * e.norm()), 1, 0.2);
-  EXPECT_LT(distance(s.times(w, s.vectors(1e-9 * e)), product.col(1) - product.col(0)), 10 * kTolerance);
+  EXPECT_LT(distance(s.times(w, s.vectors(1e-9 * e)), product.col(1) - product.col(0)),
+            10 * kTolerance);
 }
 
-// ---- the law ---------------------------------------------------------------------------------------
+// ---- the law
+// ---------------------------------------------------------------------------------------
 
 TEST(MatchedMatrix, HasTheMomentsOfTheLimitInEverySample) {
   // |W .. W' W x|^2 = Catalan numbers, the moments of the Marchenko-Pastur law.
@@ -373,13 +443,16 @@ TEST(MatchedMatrix, HasTheMomentsOfTheLimitInEverySample) {
       for (const double catalan : {1, 2, 5, 14, 42, 132}) {
         x = s.vectors(transposed ? s.transposed_times(w, x) : s.times(w, x));
         transposed = !transposed;
-        EXPECT_NEAR(matrix_of(x.block).squaredNorm() / static_cast<double>(rows), catalan, 10 * catalan * kTolerance) << rows << " particles";
+        EXPECT_NEAR(matrix_of(x.block).squaredNorm() / static_cast<double>(rows), catalan,
+                    10 * catalan * kTolerance)
+            << rows << " particles";
       }
     }
 }
 
 TEST(MatchedMatrix, OnOneSpaceKeepsItsPowersOrthonormal) {
-  // Z of x, W x, W W x, .. are independent; x is a normal of the space, so that its columns are matched with it.
+  // Z of x, W x, W W x, .. are independent; x is a normal of the space, so that its columns are
+  // matched with it.
   Example s(Kind::kOneSpace, 300);
   const MatrixVersion w = s.matrix().initial();
   Matrix all(300, 5);
@@ -389,7 +462,8 @@ TEST(MatchedMatrix, OnOneSpaceKeepsItsPowersOrthonormal) {
 }
 
 class NetworkMatrix : public ::testing::TestWithParam<Kind> {};
-INSTANTIATE_TEST_SUITE_P(Kinds, NetworkMatrix, ::testing::Values(Kind::kDense, Kind::kExact), kind_name);
+INSTANTIATE_TEST_SUITE_P(Kinds, NetworkMatrix, ::testing::Values(Kind::kDense, Kind::kExact),
+                         kind_name);
 
 TEST_P(NetworkMatrix, HasTheMomentsOfAWishartMatrixOfItsWidth) {
   // E (W' W)^k at width n: 1, 2 + 1/n, 5 + 6/n + 4/n^2.
@@ -410,7 +484,9 @@ TEST_P(NetworkMatrix, HasTheMomentsOfAWishartMatrixOfItsWidth) {
     }
   }
   for (std::size_t k = 0; k < 3; ++k)
-    EXPECT_NEAR(sum[k], expected[k], kStandardErrors * std::sqrt((squares[k] - sum[k] * sum[k]) / kSeeds)) << k + 1 << " products";
+    EXPECT_NEAR(sum[k], expected[k],
+                kStandardErrors * std::sqrt((squares[k] - sum[k] * sum[k]) / kSeeds))
+        << k + 1 << " products";
 }
 
 TEST(ExactMatrix, IsAWholeMatrixOnceEveryDirectionIsRevealed) {
@@ -422,16 +498,20 @@ TEST(ExactMatrix, IsAWholeMatrixOnceEveryDirectionIsRevealed) {
   EXPECT_EQ(s.ranks(), (std::array<std::int64_t, 2>{kN, 3}));
   EXPECT_LT(distance(entries.transpose() * normals(kN, 3, 1), some), 10 * kTolerance);
   const Matrix d = normals(kN, 4, 2);
-  EXPECT_LT(distance(s.transposed_times(w, s.vectors(d)), entries.transpose() * d), 10 * kTolerance);
+  EXPECT_LT(distance(s.transposed_times(w, s.vectors(d)), entries.transpose() * d),
+            10 * kTolerance);
 }
 
-// ---- directions ------------------------------------------------------------------------------------
+// ---- directions
+// ------------------------------------------------------------------------------------
 
 TEST(LazyMatrix, RevealsNoDirectionForWhatItKnows) {
   for (const Kind kind : {Kind::kExact, Kind::kMatched}) {
     Example s(kind, kRows);
     const MatrixVersion w = s.matrix().initial();
-    const auto expect_ranks = [&](std::int64_t x, std::int64_t d, const char* what) { EXPECT_EQ(s.ranks(), (std::array{x, d})) << what; };
+    const auto expect_ranks = [&](std::int64_t x, std::int64_t d, const char* what) {
+      EXPECT_EQ(s.ranks(), (std::array{x, d})) << what;
+    };
     const Matrix m = normals(kRows, 3, 1);
     const Vectors x = s.vectors(m);
     expect_ranks(0, 0, "nothing yet");
@@ -448,7 +528,9 @@ TEST(LazyMatrix, RevealsNoDirectionForWhatItKnows) {
     (void)s.times(w, s.vectors(Matrix::Zero(kRows, 2)));
     expect_ranks(3, 0, "zero");
     const Matrix fresh = normals(kRows, 1, 3);
-    (void)s.times(w, s.vectors((Matrix(kRows, 4) << fresh, m.col(0), 2 * fresh, fresh - m.col(1)).finished()));
+    (void)s.times(
+        w,
+        s.vectors((Matrix(kRows, 4) << fresh, m.col(0), 2 * fresh, fresh - m.col(1)).finished()));
     expect_ranks(4, 0, "one new direction in four columns");
     (void)s.times(w, s.vectors(1e-30 * normals(kRows, 1, 4)));
     expect_ranks(5, 0, "tiny and new");
@@ -462,7 +544,9 @@ TEST(LazyMatrix, RevealsNoDirectionForWhatItKnows) {
 TEST(LazyMatrix, DropsDirectionsShorterThanTheTolerance) {
   constexpr double kTruncate = 1e-3;
   const Matrix q = orthonormal(normals(kRows, 2, 1));
-  const auto nearly = [&](double residual, double size) -> Matrix { return size * (q.col(0) + residual * q.col(1)); };
+  const auto nearly = [&](double residual, double size) -> Matrix {
+    return size * (q.col(0) + residual * q.col(1));
+  };
   for (const double size : {1.0, 1e-8, 1e8})
     for (const bool together : {false, true})
       for (const double residual : {0.99 * kTruncate, 1.01 * kTruncate}) {
@@ -473,9 +557,11 @@ TEST(LazyMatrix, DropsDirectionsShorterThanTheTolerance) {
         if (!together) (void)s.times(w, s.vectors(q.col(0)));
         const Matrix product = s.times(w, s.vectors(both));
         const bool kept = residual > kTruncate;
-        EXPECT_EQ(s.ranks()[0], kept ? 2 : 1) << residual << (together ? " in one block" : " one after the other");
+        EXPECT_EQ(s.ranks()[0], kept ? 2 : 1)
+            << residual << (together ? " in one block" : " one after the other");
         // What is dropped is all that is lost: |W x - W x'| = |x - x'|.
-        const double apart = std::sqrt((product.col(1) / size - product.col(0)).squaredNorm() / static_cast<double>(kRows));
+        const double apart = std::sqrt((product.col(1) / size - product.col(0)).squaredNorm() /
+                                       static_cast<double>(kRows));
         EXPECT_NEAR(apart, kept ? residual : 0, kTolerance);
       }
 }
@@ -502,7 +588,8 @@ TEST(LazyMatrix, RefusesMoreDirectionsThanHalfOfTheParticles) {
 }
 
 TEST(LazyMatrix, StopsAtNumbersThatAreNotFinite) {
-  for (const double bad : {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
+  for (const double bad :
+       {std::numeric_limits<double>::quiet_NaN(), std::numeric_limits<double>::infinity()}) {
     Example s(Kind::kMatched, 50);
     Matrix x = normals(50, 2, 1);
     x(17, 1) = bad;
@@ -515,7 +602,8 @@ TEST(LazyMatrix, StopsAtNumbersThatAreNotFinite) {
   }
 }
 
-// ---- normal spaces ---------------------------------------------------------------------------------
+// ---- normal spaces
+// ---------------------------------------------------------------------------------
 
 std::vector<std::uint64_t> range(std::uint64_t first, std::uint64_t count) {
   std::vector<std::uint64_t> out(count);
@@ -532,10 +620,11 @@ TEST(MatchedColumns, HaveMeanZeroIdentityCovarianceAndNoCorrelationWithAnythingE
     space.draw(sources, range(0, 6), nullptr);
     const Matrix g = matrix_of(sources), ones = Matrix::Ones(rows, 1);
 
-    // Opposite directions: functions of the columns, one of the columns, nearly one of them, the constant; later, functions of
-    // fresh columns.
+    // Opposite directions: functions of the columns, one of the columns, nearly one of them, the
+    // constant; later, functions of fresh columns.
     Matrix directions(rows, 6);
-    directions << g.leftCols(2).array().tanh(), g.col(0).cwiseProduct(g.col(1)), g.col(3), g.col(4) + 1e-4 * g.col(5).array().cos().matrix(), ones;
+    directions << g.leftCols(2).array().tanh(), g.col(0).cwiseProduct(g.col(1)), g.col(3),
+        g.col(4) + 1e-4 * g.col(5).array().cos().matrix(), ones;
     for (int round = 0; round < 3; ++round) {
       const Matrix known = matrix_of(q);
       Matrix all(rows, known.cols() + directions.cols());
@@ -550,7 +639,8 @@ TEST(MatchedColumns, HaveMeanZeroIdentityCovarianceAndNoCorrelationWithAnythingE
       EXPECT_LT(distance(mean_product(f, f), Matrix::Identity(f.cols(), f.cols())), kTolerance);
       EXPECT_LT(largest(mean_product(g, f)), kTolerance);
       EXPECT_LT(largest(mean_product(mine, f.rightCols(4))), kTolerance) << "round " << round;
-      directions = (f.rightCols(4).array() * g.leftCols(4).array()).sin() + f.rightCols(4).array().square();
+      directions =
+          (f.rightCols(4).array() * g.leftCols(4).array()).sin() + f.rightCols(4).array().square();
     }
     EXPECT_FALSE(space.matching_stopped());
   }
@@ -579,8 +669,11 @@ TEST(MatchedColumns, EndAtHalfOfTheParticles) {
   space.draw(g, range(44, 1), &q);
   EXPECT_TRUE(space.matching_stopped());
   const Matrix columns = matrix_of(g), last = columns.col(44);
-  EXPECT_LT(largest(mean_product(columns.leftCols(44), columns.leftCols(44)) - Matrix::Identity(44, 44)), kTolerance);
-  EXPECT_LT(largest(mean_product(matrix_of(q), last)), kTolerance) << "off the opposite basis it stays";
+  EXPECT_LT(
+      largest(mean_product(columns.leftCols(44), columns.leftCols(44)) - Matrix::Identity(44, 44)),
+      kTolerance);
+  EXPECT_LT(largest(mean_product(matrix_of(q), last)), kTolerance)
+      << "off the opposite basis it stays";
   EXPECT_GT(largest(mean_product(columns.leftCols(44), last)), 1e-3);
 }
 
@@ -591,7 +684,8 @@ TEST(ExactColumns, AreIndependentNormalsOffTheOppositeBasis) {
   Panel plain(kM, 4, false), off(kM, 4, false), q = panel_of(orthonormal(normals(kM, 3, 1)), 3);
   space.draw(plain, {4, 9}, nullptr);
   space.draw(plain, {5000}, nullptr);
-  for (const auto& [column, dimension] : {std::pair<Index, std::uint64_t>{0, 4}, {1, 9}, {2, 5000}}) {
+  for (const auto& [column, dimension] :
+       {std::pair<Index, std::uint64_t>{0, 4}, {1, 9}, {2, 5000}}) {
     Matrix expected(kM, 1);
     plain_normals(mix_key(5, dimension), 0, {expected.data(), static_cast<std::size_t>(kM)});
     EXPECT_TRUE(matrix_of(plain).col(column) == expected) << dimension;
@@ -616,7 +710,8 @@ TEST(JoinedSpace, HasThePointsOfTwoSpacesOfOneKeyEach) {
     EXPECT_TRUE(joined.topRows(kM) == draw(kM, NormalLaw::kExact, {8}, dimension));
     EXPECT_TRUE(joined.bottomRows(kM) == draw(kM, NormalLaw::kExact, {9}, dimension));
 
-    // Matching shifts and scales the joined column as a whole: undone in each half, the halves are those of the spaces.
+    // Matching shifts and scales the joined column as a whole: undone in each half, the halves are
+    // those of the spaces.
     const Matrix matched = draw(2 * kM, NormalLaw::kMatched, {8, 9}, dimension);
     EXPECT_NEAR(matched.mean(), 0, kTolerance);
     EXPECT_NEAR(matched.squaredNorm() / (2 * kM), 1, kTolerance);
@@ -624,7 +719,9 @@ TEST(JoinedSpace, HasThePointsOfTwoSpacesOfOneKeyEach) {
       Matrix half = second ? matched.bottomRows(kM) : matched.topRows(kM);
       EXPECT_GT(std::abs(half.mean()), 1e-9) << "not matched on its own";
       half.array() -= half.mean();
-      EXPECT_LT(distance(half / std::sqrt(half.squaredNorm() / kM), draw(kM, NormalLaw::kMatched, {second ? 9u : 8u}, dimension)), 10 * kTolerance);
+      EXPECT_LT(distance(half / std::sqrt(half.squaredNorm() / kM),
+                         draw(kM, NormalLaw::kMatched, {second ? 9u : 8u}, dimension)),
+                10 * kTolerance);
     }
   }
 }
@@ -632,7 +729,8 @@ TEST(JoinedSpace, HasThePointsOfTwoSpacesOfOneKeyEach) {
 TEST(JoinedSpace, StopsMatchingWhereItsPartsWould) {
   const Executor executor(1);
   for (const std::uint64_t count : {49u, 50u}) {
-    NormalSpace one(executor, 100, NormalLaw::kMatched, {5}), joined(executor, 200, NormalLaw::kMatched, {5, 6});
+    NormalSpace one(executor, 100, NormalLaw::kMatched, {5}),
+        joined(executor, 200, NormalLaw::kMatched, {5, 6});
     Panel a(100, 60, false), b(200, 60, false);
     one.draw(a, range(0, count), nullptr);
     joined.draw(b, range(0, count), nullptr);

@@ -1,4 +1,5 @@
-/// A run that is stopped wherever it can be and continued by another, again and again, gives the bits of one that is left alone.
+/// A run that is stopped wherever it can be and continued by another, again and again, gives the
+/// bits of one that is left alone.
 
 #include <sstream>
 #include <string>
@@ -42,8 +43,7 @@ struct Case {
 };
 
 const std::vector<Case>& cases() {
-  static const std::vector<Case> all{
-      {"training", R"(width n
+  static const std::vector<Case> all{{"training", R"(width n
 data X = [[1, 0.5], [-0.3, 1], [0.2, 0.1]]
 data y = [1, -1, 0.5]
 param U : [n, 2] ~ normal(0, 1 / 2), lr = n
@@ -62,7 +62,7 @@ for t in 0..3 {
 out, z = f(X)
 report last = out, some = samples(z, 2), bars = hist(z, low = -1, high = 1, bins = 4)
 )"},
-      {"tied", R"(width n
+                                     {"tied", R"(width n
 random x : [3, n] ~ normal(0, [[1, 0.5, 0], [0.5, 1, 0.2], [0, 0.2, 1]])
 param W : [n, n] ~ normal(0, 1 / n)
 for t in 0..3 {
@@ -75,7 +75,7 @@ for t in 0..3 {
 }
 report last = gram(W @ x), first = gram(W' @ relu(W @ x))
 )"},
-      {"minibatch", R"(width n
+                                     {"minibatch", R"(width n
 const B = 2
 data X = [[1, 0.5], [-0.3, 1], [0.2, 0.1], [0.9, -0.4]]
 data y = [1, -1, 0.5, 0.1]
@@ -98,7 +98,7 @@ for epoch in 0..2 {
 }
 report last = f(X)
 )"},
-      {"no_matrix", R"(width n
+                                     {"no_matrix", R"(width n
 data X = [[1, 0.5], [-0.3, 1]]
 data y = [1, -1]
 param U : [n, 2] ~ normal(0, 1), lr = n
@@ -112,13 +112,15 @@ for t in 0..4 {
   return all;
 }
 
-RunResult whole(const Schedule& schedule, const RunSettings& settings, const Executor& executor = Executor(1)) {
+RunResult whole(const Schedule& schedule, const RunSettings& settings,
+                const Executor& executor = Executor(1)) {
   auto outcome = run_program(schedule, settings, executor);
   EXPECT_TRUE(std::holds_alternative<RunResult>(outcome));
   return std::get<RunResult>(outcome);
 }
 
-void expect_same_bits(const ir::Program& program, const RunSettings& settings, const std::string& what) {
+void expect_same_bits(const ir::Program& program, const RunSettings& settings,
+                      const std::string& what) {
   SCOPED_TRACE(what);
   const Schedule schedule = make_schedule(program, ir::outputs_of(program));
   const Executor unbroken(1);
@@ -176,13 +178,15 @@ TEST(RunState, ContinuesAfterMatchingHasStopped) {
   RunSettings settings;
   settings.rows = 64;
   settings.keys = {1};
-  ASSERT_TRUE(whole(make_schedule(limit->program, ir::outputs_of(limit->program)), settings).matching_stopped);
+  ASSERT_TRUE(whole(make_schedule(limit->program, ir::outputs_of(limit->program)), settings)
+                  .matching_stopped);
   expect_same_bits(limit->program, settings, "matching stops");
 }
 
 std::uint64_t checksum(const std::string& text, std::size_t piece) {
   Checksum sum;
-  for (std::size_t at = 0; at < text.size(); at += piece) sum.add(text.data() + at, std::min(piece, text.size() - at));
+  for (std::size_t at = 0; at < text.size(); at += piece)
+    sum.add(text.data() + at, std::min(piece, text.size() - at));
   return sum.value();
 }
 
@@ -197,7 +201,8 @@ TEST(Checksum, IsXxh64) {
 TEST(Checksum, DoesNotDependOnPieces) {
   std::string text;
   for (int k = 0; k < 1000; ++k) text += static_cast<char>(k * k % 251);
-  for (const std::size_t piece : {1u, 7u, 31u, 32u, 33u, 500u}) EXPECT_EQ(checksum(text, piece), checksum(text, 1000));
+  for (const std::size_t piece : {1u, 7u, 31u, 32u, 33u, 500u})
+    EXPECT_EQ(checksum(text, piece), checksum(text, 1000));
 }
 
 }  // namespace

@@ -13,9 +13,9 @@
 #include <string>
 #include <vector>
 
+#include <gtest/gtest.h>
 #include <boost/math/special_functions/erf.hpp>
 #include <boost/random/sobol.hpp>
-#include <gtest/gtest.h>
 
 #include "tplimit/support/check.hpp"
 
@@ -25,7 +25,8 @@ namespace {
 using Vector = std::vector<double>;
 
 constexpr double kQuantileTolerance = 1e-15;  // relative, the promise of the header
-constexpr double kStandardErrors = 5.0;       // sampling tests: fixed seeds, within 5 of their own standard errors
+constexpr double kStandardErrors =
+    5.0;  // sampling tests: fixed seeds, within 5 of their own standard errors
 
 std::uint64_t bits(double x) { return std::bit_cast<std::uint64_t>(x); }
 
@@ -50,9 +51,10 @@ Vector sobol(std::size_t dimension, std::uint64_t key, std::uint64_t first, std:
 
 double normal_distribution_function(double z) { return 0.5 * std::erfc(-z * std::sqrt(0.5)); }
 
-/// The 32 scrambled binary digits behind each Sobol normal; fails the test where a normal is not exactly the quantile of such a
-/// number.
-std::vector<std::uint32_t> digits(std::size_t dimension, std::uint64_t key, std::uint64_t first, std::size_t n) {
+/// The 32 scrambled binary digits behind each Sobol normal; fails the test where a normal is not
+/// exactly the quantile of such a number.
+std::vector<std::uint32_t> digits(std::size_t dimension, std::uint64_t key, std::uint64_t first,
+                                  std::size_t n) {
   std::vector<std::uint32_t> result;
   for (const double z : sobol(dimension, key, first, n)) {
     const double scaled = normal_distribution_function(z) * 0x1p32 - 0.5;
@@ -85,7 +87,8 @@ double correlation(const Vector& a, const Vector& b) {
 
 double square(double x) { return x * x; }
 
-// ---------------------------------------------------------------------------------------------------------------------- keys
+// -------------------------------------------------------------------------------------------------
+// keys
 
 TEST(MixKey, NeverMapsTwoWordsOrTwoKeysTogether) {
   std::set<std::uint64_t> by_word;
@@ -123,16 +126,20 @@ TEST(HashText, TellsTextsApartAndReadsExactlySizeBytes) {
   EXPECT_NE(hash_text("ab", 2), hash_text("ba", 2));
 }
 
-// ------------------------------------------------------------------------------------------------------------------ quantile
+// -------------------------------------------------------------------------------------------------
+// quantile
 
 /// Phi^-1(p) for p <= 1/2 in extended precision.
-long double reference_quantile(long double p) { return -std::sqrt(2.0L) * boost::math::erfc_inv(2 * p); }
+long double reference_quantile(long double p) {
+  return -std::sqrt(2.0L) * boost::math::erfc_inv(2 * p);
+}
 
 TEST(NormalQuantile, IsWithinItsRelativeErrorOfBoost) {
   std::mt19937_64 generator(99);
   std::uniform_real_distribution<double> uniform(0.0, 0.5);
   std::uniform_real_distribution<double> decades(-307.0, -0.31);
-  // Both sides of the places where the approximation changes (0.075 and e^-25), and the smallest doubles.
+  // Both sides of the places where the approximation changes (0.075 and e^-25), and the smallest
+  // doubles.
   Vector p = {0.25, 0.4999999999999999, 1e-100, 2.3e-308, 1e-310, 4.9e-324};
   for (const double edge : {0.075, std::exp(-25.0)}) {
     for (const double x : {edge * (1 - 1e-9), edge, edge * (1 + 1e-9)}) p.push_back(x);
@@ -148,7 +155,9 @@ TEST(NormalQuantile, IsWithinItsRelativeErrorOfBoost) {
     const double mirrored = 1.0 - x;  // rounded: ask for the quantile of what was rounded to
     if (mirrored < 1.0 && mirrored != 0.5) {
       const long double want_mirrored = -reference_quantile(1.0L - mirrored);
-      ASSERT_LE(std::abs((normal_quantile(mirrored) - want_mirrored) / want_mirrored), kQuantileTolerance) << mirrored;
+      ASSERT_LE(std::abs((normal_quantile(mirrored) - want_mirrored) / want_mirrored),
+                kQuantileTolerance)
+          << mirrored;
     }
   }
 }
@@ -169,7 +178,8 @@ TEST(NormalQuantile, IsInfiniteAtTheEndsAndNaNOutside) {
   EXPECT_TRUE(std::isnan(normal_quantile(std::numeric_limits<double>::quiet_NaN())));
 }
 
-// ------------------------------------------------------------------------------------------------------------- plain normals
+// -------------------------------------------------------------------------------------------------
+// plain normals
 
 TEST(PlainNormals, DoNotDependOnHowARangeIsCut) {
   const Vector whole = plain(11, 0, 3000);
@@ -177,7 +187,8 @@ TEST(PlainNormals, DoNotDependOnHowARangeIsCut) {
   for (int round = 0; round < 20; ++round) {
     Vector parts(whole.size());
     for (std::size_t i = 0; i < parts.size();) {
-      const std::size_t n = std::min<std::size_t>(generator() % (round < 10 ? 20 : 700), parts.size() - i);
+      const std::size_t n =
+          std::min<std::size_t>(generator() % (round < 10 ? 20 : 700), parts.size() - i);
       plain_normals(11, i, std::span(parts).subspan(i, n));
       i += n;
     }
@@ -202,7 +213,8 @@ TEST(PlainNormals, HaveNormalMomentsAndDistribution) {
   double distance = 0;
   for (std::size_t i = 0; i < kCount; ++i) {
     const double F = normal_distribution_function(z[i]);
-    distance = std::max({distance, std::abs(F - static_cast<double>(i) / n), std::abs(F - static_cast<double>(i + 1) / n)});
+    distance = std::max({distance, std::abs(F - static_cast<double>(i) / n),
+                         std::abs(F - static_cast<double>(i + 1) / n)});
   }
   EXPECT_LT(std::sqrt(n) * distance, 2.5);
   EXPECT_LT(std::max(-z.front(), z.back()), 8.3);
@@ -215,20 +227,24 @@ TEST(PlainNormals, ShowNoCorrelationOfNeighbouringIndicesOrKeys) {
     for (double& x : z) x *= x;
     return z;
   };
-  for (const std::uint64_t key : {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{12345678901234567}}) {
+  for (const std::uint64_t key :
+       {std::uint64_t{0}, std::uint64_t{1}, std::uint64_t{12345678901234567}}) {
     const Vector z = plain(key, 0, kCount);
     for (const std::uint64_t lag : {1u, 2u, 3u, 8u, 256u}) {
       const Vector later = plain(key, lag, kCount);
       EXPECT_NEAR(correlation(z, later), 0.0, limit) << key << " lag " << lag;
       EXPECT_NEAR(correlation(squares(z), squares(later)), 0.0, limit) << key << " lag " << lag;
     }
-    // The last difference is the increment of the counter: keys that far apart must not be shifted copies of each other.
-    for (const std::uint64_t difference : {std::uint64_t{1}, std::uint64_t{2}, std::uint64_t{1} << 32, std::uint64_t{1} << 63,
-                                           std::uint64_t{0x9e3779b97f4a7c15}}) {
+    // The last difference is the increment of the counter: keys that far apart must not be shifted
+    // copies of each other.
+    for (const std::uint64_t difference :
+         {std::uint64_t{1}, std::uint64_t{2}, std::uint64_t{1} << 32, std::uint64_t{1} << 63,
+          std::uint64_t{0x9e3779b97f4a7c15}}) {
       for (const std::uint64_t shift : {0u, 1u}) {
         const Vector other = plain(key + difference, shift, kCount);
         EXPECT_NEAR(correlation(z, other), 0.0, limit) << key << " and key + " << difference;
-        EXPECT_NEAR(correlation(squares(z), squares(other)), 0.0, limit) << key << " and key + " << difference;
+        EXPECT_NEAR(correlation(squares(z), squares(other)), 0.0, limit)
+            << key << " and key + " << difference;
       }
     }
   }
@@ -243,7 +259,8 @@ TEST(PlainNormals, AreUniformAcrossKeysAtOneIndex) {
     ++cells[std::min(kCells - 1, static_cast<std::size_t>(u * kCells))];
   }
   double chi_square = 0;
-  for (const int cell : cells) chi_square += square(cell - double{kCount} / kCells) / (double{kCount} / kCells);
+  for (const int cell : cells)
+    chi_square += square(cell - double{kCount} / kCells) / (double{kCount} / kCells);
   EXPECT_NEAR(chi_square, kCells - 1.0, kStandardErrors * std::sqrt(2.0 * (kCells - 1)));
 }
 
@@ -252,11 +269,13 @@ TEST(PlainNormals, HaveTheSameBitsOnEveryMachine) {
   EXPECT_EQ(fingerprint(plain(42, std::uint64_t{1} << 40, 1000)), 11221873845144005741u);
 }
 
-// ------------------------------------------------------------------------------------------------------------- Sobol normals
+// -------------------------------------------------------------------------------------------------
+// Sobol normals
 
-/// Point `index` of the unscrambled sequence, all dimensions below `dimensions`, from Boost's generator, which counts in Gray
-/// code from 1 on.
-std::vector<std::uint32_t> boost_point(boost::random::sobol_engine<std::uint32_t, 32>& engine, std::uint32_t index) {
+/// Point `index` of the unscrambled sequence, all dimensions below `dimensions`, from Boost's
+/// generator, which counts in Gray code from 1 on.
+std::vector<std::uint32_t> boost_point(boost::random::sobol_engine<std::uint32_t, 32>& engine,
+                                       std::uint32_t index) {
   std::vector<std::uint32_t> point(engine.dimension());
   if (index == 0) return point;
   std::uint32_t position = index;  // inverse of the Gray code
@@ -267,15 +286,19 @@ std::vector<std::uint32_t> boost_point(boost::random::sobol_engine<std::uint32_t
 }
 
 TEST(SobolNormals, AreANestedScrambleOfBoostsPoints) {
-  // Nested: two scrambled coordinates agree in exactly as many leading binary digits as the unscrambled ones.
+  // Nested: two scrambled coordinates agree in exactly as many leading binary digits as the
+  // unscrambled ones.
   constexpr std::size_t kPoints = 300;
   boost::random::sobol_engine<std::uint32_t, 32> engine(kSobolDimensions);
-  for (const std::uint64_t first : {std::uint64_t{0}, std::uint64_t{123456789}, (std::uint64_t{1} << 32) - kPoints}) {
+  for (const std::uint64_t first :
+       {std::uint64_t{0}, std::uint64_t{123456789}, (std::uint64_t{1} << 32) - kPoints}) {
     std::vector<std::vector<std::uint32_t>> points;
-    for (std::size_t i = 0; i < kPoints; ++i) points.push_back(boost_point(engine, static_cast<std::uint32_t>(first + i)));
+    for (std::size_t i = 0; i < kPoints; ++i)
+      points.push_back(boost_point(engine, static_cast<std::uint32_t>(first + i)));
     for (const std::size_t dimension :
          {std::size_t{0}, std::size_t{1}, std::size_t{2}, std::size_t{37}, kSobolDimensions - 1}) {
-      const std::vector<std::uint32_t> scrambled = digits(dimension, mix_key(first, dimension), first, kPoints);
+      const std::vector<std::uint32_t> scrambled =
+          digits(dimension, mix_key(first, dimension), first, kPoints);
       for (std::size_t i = 0; i < kPoints; ++i) {
         for (std::size_t j = 0; j < i; ++j) {
           ASSERT_EQ(std::countl_zero(scrambled[i] ^ scrambled[j]),
@@ -294,8 +317,10 @@ TEST(SobolNormals, FillEachDyadicIntervalOnce) {
         const std::vector<std::uint32_t> all = digits(dimension, key, start << 12, 1 << 12);
         for (unsigned m = 0; m <= 12; ++m) {
           std::set<std::uint64_t> intervals;
-          for (std::size_t i = 0; i < (std::size_t{1} << m); ++i) intervals.insert(std::uint64_t{all[i]} >> (32 - m));
-          ASSERT_EQ(intervals.size(), std::size_t{1} << m) << "dimension " << dimension << ", key " << key << ", m = " << m;
+          for (std::size_t i = 0; i < (std::size_t{1} << m); ++i)
+            intervals.insert(std::uint64_t{all[i]} >> (32 - m));
+          ASSERT_EQ(intervals.size(), std::size_t{1} << m)
+              << "dimension " << dimension << ", key " << key << ", m = " << m;
         }
       }
     }
@@ -310,7 +335,8 @@ TEST(SobolNormals, KeepTheNetOfTheFirstTwoDimensions) {
       for (unsigned wide = 0; wide <= m; ++wide) {
         std::set<std::uint64_t> boxes;
         for (std::size_t i = 0; i < (std::size_t{1} << m); ++i) {
-          boxes.insert(((std::uint64_t{x[i]} >> (32 - wide)) << 32) | (std::uint64_t{y[i]} >> (32 - (m - wide))));
+          boxes.insert(((std::uint64_t{x[i]} >> (32 - wide)) << 32) |
+                       (std::uint64_t{y[i]} >> (32 - (m - wide))));
         }
         ASSERT_EQ(boxes.size(), std::size_t{1} << m)
             << "key " << key << ", m = " << m << ", " << wide << " digits of the first";
@@ -327,7 +353,8 @@ TEST(SobolNormals, DoNotDependOnHowARangeIsCut) {
     for (int round = 0; round < 20; ++round) {
       Vector parts(whole.size());
       for (std::size_t i = 0; i < parts.size();) {
-        const std::size_t n = std::min<std::size_t>(generator() % (round < 10 ? 20 : 700), parts.size() - i);
+        const std::size_t n =
+            std::min<std::size_t>(generator() % (round < 10 ? 20 : 700), parts.size() - i);
         sobol_normals(9, 4, first + i, std::span(parts).subspan(i, n));
         i += n;
       }
@@ -352,11 +379,13 @@ TEST(SobolNormals, AreUniformOverKeys) {
     std::vector<int> ones(32);
     std::vector<int> cells(64);
     for (std::uint64_t key = 0; key < kKeys; ++key) {
-      const auto u = static_cast<std::uint32_t>(normal_distribution_function(sobol(2, key, index, 1)[0]) * 0x1p32);
+      const auto u = static_cast<std::uint32_t>(
+          normal_distribution_function(sobol(2, key, index, 1)[0]) * 0x1p32);
       for (unsigned bit = 0; bit < 32; ++bit) ones[bit] += static_cast<int>((u >> bit) & 1);
       ++cells[u >> 26];
     }
-    for (const int count : ones) EXPECT_NEAR(count, kKeys / 2.0, kStandardErrors * std::sqrt(kKeys / 4.0)) << index;
+    for (const int count : ones)
+      EXPECT_NEAR(count, kKeys / 2.0, kStandardErrors * std::sqrt(kKeys / 4.0)) << index;
     double chi_square = 0;
     for (const int cell : cells) chi_square += square(cell - kKeys / 64.0) / (kKeys / 64.0);
     EXPECT_NEAR(chi_square, 63.0, kStandardErrors * std::sqrt(126.0)) << index;
@@ -387,7 +416,9 @@ double root_mean_square(const Vector& values) {
   return std::sqrt(sum / static_cast<double>(values.size()));
 }
 
-double exp_of_uniform(std::span<const double> z) { return std::exp(normal_distribution_function(z[0])); }
+double exp_of_uniform(std::span<const double> z) {
+  return std::exp(normal_distribution_function(z[0]));
+}
 
 /// Smooth, of mean 1, with interactions of all orders.
 double product(std::span<const double> z) {
@@ -404,7 +435,8 @@ TEST(SobolNormals, ErrorFallsLikePointsToTheMinusThreeHalvesInOneDimension) {
   // Each rms is known to 1/sqrt(2 keys), so the exponent to 0.02.
   EXPECT_NEAR(std::log2(coarse / fine) / 6, 1.5, kStandardErrors * 0.025);
   // Owen (1997): the variance tends to |f'|^2 / (12 M^3).
-  EXPECT_NEAR(fine / std::sqrt((std::exp(2.0) - 1) / 24 / std::pow(2.0, 33)), 1.0, kStandardErrors / std::sqrt(2.0 * kKeys));
+  EXPECT_NEAR(fine / std::sqrt((std::exp(2.0) - 1) / 24 / std::pow(2.0, 33)), 1.0,
+              kStandardErrors / std::sqrt(2.0 * kKeys));
 }
 
 TEST(SobolNormals, ErrorFallsMuchFasterThanSamplingInFiveDimensions) {
@@ -435,7 +467,8 @@ TEST(SobolNormals, ErrorsOfDifferentKeysAreIndependentAndUnbiased) {
 
 TEST(SobolNormals, HaveTheSameBitsOnEveryMachine) {
   EXPECT_EQ(fingerprint(sobol(0, 42, 0, 100000)), 16557742566640069669u);
-  EXPECT_EQ(fingerprint(sobol(3666, 42, (std::uint64_t{1} << 32) - 1000, 1000)), 826827609447701811u);
+  EXPECT_EQ(fingerprint(sobol(3666, 42, (std::uint64_t{1} << 32) - 1000, 1000)),
+            826827609447701811u);
 }
 
 }  // namespace

@@ -36,7 +36,9 @@ long double sigmoid(long double x) {
   return (x < 0 ? e : 1.0L) / (1 + e);
 }
 
-long double softplus(long double x) { return (x > 0 ? x : 0.0L) + std::log1p(std::exp(-std::abs(x))); }
+long double softplus(long double x) {
+  return (x > 0 ? x : 0.0L) + std::log1p(std::exp(-std::abs(x)));
+}
 
 long double gelu(long double x) {
   if (x == -std::numeric_limits<long double>::infinity()) return -0.0L;
@@ -59,9 +61,11 @@ const std::vector<Function>& functions() {
   return all;
 }
 
-/// Zeros, infinities, the edges of the number range, and the places where some implementation changes its formula; both signs.
+/// Zeros, infinities, the edges of the number range, and the places where some implementation
+/// changes its formula; both signs.
 Vector special_values() {
-  Vector values = {0.0, kSmallest, 3 * kSmallest, kNormal, 1.5 * kNormal, kLargest, kInfinity, kEps, 1.0, 2.0, 1e-8, 1e8, 1e22};
+  Vector values = {0.0,  kSmallest, 3 * kSmallest, kNormal, 1.5 * kNormal, kLargest, kInfinity,
+                   kEps, 1.0,       2.0,           1e-8,    1e8,           1e22};
   for (const double edge : {0.9,
                             5.93,
                             6.0,
@@ -88,7 +92,8 @@ Vector special_values() {
                             std::log(2.0),
                             1.5707963267948966,
                             3.141592653589793}) {
-    for (const double v : {std::nextafter(edge, 0.0), edge, std::nextafter(edge, kInfinity)}) values.push_back(v);
+    for (const double v : {std::nextafter(edge, 0.0), edge, std::nextafter(edge, kInfinity)})
+      values.push_back(v);
   }
   const std::size_t positive = values.size();
   for (std::size_t i = 0; i < positive; ++i) values.push_back(-values[i]);
@@ -113,29 +118,36 @@ Vector wide_values(std::size_t each) {
   return values;
 }
 
-/// Is `got` the double that `want` (computed in long double) asks for, within kTolerance?  Records the worst relative error.
+/// Is `got` the double that `want` (computed in long double) asks for, within kTolerance?  Records
+/// the worst relative error.
 testing::AssertionResult agrees(double x, double got, long double want, long double& worst) {
   const auto rounded = static_cast<double>(want);
   const auto fail = [&] {
-    return testing::AssertionFailure() << std::hexfloat << "at " << x << ": " << got << ", not " << rounded;
+    return testing::AssertionFailure()
+           << std::hexfloat << "at " << x << ": " << got << ", not " << rounded;
   };
   if (std::isnan(rounded)) return std::isnan(got) ? testing::AssertionSuccess() : fail();
   if (std::isinf(rounded) || rounded == 0.0) {
-    // A result that underflows may come out as the smallest subnormal number, but not with the wrong sign.
+    // A result that underflows may come out as the smallest subnormal number, but not with the
+    // wrong sign.
     const bool close = got == rounded || (want != 0.0L && std::abs(got) <= kSmallest);
-    return close && std::signbit(got) == std::signbit(rounded) ? testing::AssertionSuccess() : fail();
+    return close && std::signbit(got) == std::signbit(rounded) ? testing::AssertionSuccess()
+                                                               : fail();
   }
   const long double error = std::abs(static_cast<long double>(got) - want);
   if (std::abs(want) >= kNormal) worst = std::max(worst, error / std::abs(want));
   // A subnormal result is rounded once more.
-  const long double allowed = kTolerance * std::abs(want) + (std::abs(want) < kNormal ? kSmallest : 0.0);
+  const long double allowed =
+      kTolerance * std::abs(want) + (std::abs(want) < kNormal ? kSmallest : 0.0);
   return error <= allowed ? testing::AssertionSuccess() : fail();
 }
 
 std::uint64_t bits(double x) { return std::bit_cast<std::uint64_t>(x); }
 
 /// NaN is NaN: its sign and payload are nobody's business.
-bool same_bits(double a, double b) { return bits(a) == bits(b) || (std::isnan(a) && std::isnan(b)); }
+bool same_bits(double a, double b) {
+  return bits(a) == bits(b) || (std::isnan(a) && std::isnan(b));
+}
 
 class EachFunction : public testing::TestWithParam<Function> {};
 
@@ -154,12 +166,14 @@ TEST_P(EachFunction, GivesTheSameBitsHoweverTheArrayIsCut) {
   std::shuffle(x.begin(), x.end(), std::mt19937_64(1));  // special values next to ordinary ones
   Vector whole(x.size());
   GetParam().vector(x.data(), whole.data(), x.size());
-  for (const std::size_t cut :
-       {std::size_t{1}, std::size_t{2}, std::size_t{3}, std::size_t{5}, std::size_t{8}, std::size_t{13}, std::size_t{31}}) {
+  for (const std::size_t cut : {std::size_t{1}, std::size_t{2}, std::size_t{3}, std::size_t{5},
+                                std::size_t{8}, std::size_t{13}, std::size_t{31}}) {
     Vector parts(x.size(), -1.0);
-    for (std::size_t i = 0; i < x.size(); i += cut) GetParam().vector(&x[i], &parts[i], std::min(cut, x.size() - i));
+    for (std::size_t i = 0; i < x.size(); i += cut)
+      GetParam().vector(&x[i], &parts[i], std::min(cut, x.size() - i));
     for (std::size_t i = 0; i < x.size(); ++i) {
-      ASSERT_TRUE(same_bits(parts[i], whole[i])) << GetParam().name << " of " << x[i] << ", calls of " << cut;
+      ASSERT_TRUE(same_bits(parts[i], whole[i]))
+          << GetParam().name << " of " << x[i] << ", calls of " << cut;
     }
   }
 }
@@ -172,7 +186,8 @@ TEST_P(EachFunction, WorksInPlaceAndWritesNothingElse) {
     Vector buffer(x.begin(), x.begin() + static_cast<std::ptrdiff_t>(n));
     buffer.push_back(17.25);
     GetParam().vector(buffer.data(), buffer.data(), n);
-    for (std::size_t i = 0; i < n; ++i) ASSERT_TRUE(same_bits(buffer[i], expected[i])) << GetParam().name;
+    for (std::size_t i = 0; i < n; ++i)
+      ASSERT_TRUE(same_bits(buffer[i], expected[i])) << GetParam().name;
     ASSERT_EQ(buffer[n], 17.25) << GetParam().name << " wrote past " << n;
   }
 }
@@ -205,10 +220,12 @@ TEST(VectorFunctions, BoundedFunctionsStayWithinTheirBounds) {
 }
 
 TEST(VectorFunctions, GeluKeepsItsRelativeErrorFarOut) {
-  // x Phi(x) to 25 digits (mpmath); where the subnormal numbers begin Phi itself, without the factor x, already is one.
+  // x Phi(x) to 25 digits (mpmath); where the subnormal numbers begin Phi itself, without the
+  // factor x, already is one.
   const Vector x = {-1.0, -5.0, -10.0, -20.0, -30.0, -37.0, -37.5625};
-  const Vector want = {-0.1586552539314570514147675,    -1.433257859395969558368762e-6,   -7.619853024160526065973343e-23,
-                       -5.507248237212467390151246e-88, -1.472014178144456117860143e-196, -2.118461352334093424392781e-298,
+  const Vector want = {-0.1586552539314570514147675,     -1.433257859395969558368762e-6,
+                       -7.619853024160526065973343e-23,  -5.507248237212467390151246e-88,
+                       -1.472014178144456117860143e-196, -2.118461352334093424392781e-298,
                        -1.654128684796672572017548e-307};
   Vector out(x.size());
   vector_gelu(x.data(), out.data(), x.size());
@@ -218,12 +235,15 @@ TEST(VectorFunctions, GeluKeepsItsRelativeErrorFarOut) {
 TEST(VectorPow, IsWithinFourEpsOfLongDoubleForEveryExponent) {
   const Vector x = wide_values(1500);
   Vector out(x.size());
-  for (const double exponent : {0.0,     1.0, 2.0,  3.0,  4.0,    5.0,   -1.0, -2.0,      -3.0,       0.5, -0.5,
-                                1.0 / 3, 1.7, -2.4, 17.0, -100.0, 1e-10, 1e10, kInfinity, -kInfinity, kNan}) {
+  for (const double exponent :
+       {0.0,     1.0, 2.0,  3.0,  4.0,    5.0,   -1.0, -2.0,      -3.0,       0.5, -0.5,
+        1.0 / 3, 1.7, -2.4, 17.0, -100.0, 1e-10, 1e10, kInfinity, -kInfinity, kNan}) {
     vector_pow(x.data(), exponent, out.data(), x.size());
     long double worst = 0;
     for (std::size_t i = 0; i < x.size(); ++i) {
-      ASSERT_TRUE(agrees(x[i], out[i], std::pow(static_cast<long double>(x[i]), static_cast<long double>(exponent)), worst))
+      ASSERT_TRUE(agrees(
+          x[i], out[i],
+          std::pow(static_cast<long double>(x[i]), static_cast<long double>(exponent)), worst))
           << exponent;
     }
   }
@@ -237,8 +257,10 @@ TEST(VectorPow, GivesTheSameBitsHoweverTheArrayIsCut) {
     vector_pow(x.data(), exponent, whole.data(), x.size());
     for (const std::size_t cut : {std::size_t{1}, std::size_t{3}, std::size_t{13}}) {
       Vector parts = x;
-      for (std::size_t i = 0; i < x.size(); i += cut) vector_pow(&parts[i], exponent, &parts[i], std::min(cut, x.size() - i));
-      for (std::size_t i = 0; i < x.size(); ++i) ASSERT_TRUE(same_bits(parts[i], whole[i])) << x[i] << " to the " << exponent;
+      for (std::size_t i = 0; i < x.size(); i += cut)
+        vector_pow(&parts[i], exponent, &parts[i], std::min(cut, x.size() - i));
+      for (std::size_t i = 0; i < x.size(); ++i)
+        ASSERT_TRUE(same_bits(parts[i], whole[i])) << x[i] << " to the " << exponent;
     }
   }
 }

@@ -26,21 +26,26 @@ struct Shares {
   double agrees = 0, inconclusive = 0, disagrees = 0;
 };
 using Assess = std::function<Convergence(const std::vector<WidthSamples>&)>;
-Shares shares(Index seeds, Index entries, const Network& network, const Assess& assess, int rounds = 1000) {
+Shares shares(Index seeds, Index entries, const Network& network, const Assess& assess,
+              int rounds = 1000) {
   Random random(static_cast<std::uint64_t>(97 * seeds + entries));
   Shares out;
   for (int round = 0; round < rounds; ++round) {
     std::vector<WidthSamples> samples;
     for (const double n : {64.0, 256.0, 1024.0})
-      samples.push_back({n, MatrixXd::NullaryExpr(seeds, entries, [&] { return network(random, n); })});
+      samples.push_back(
+          {n, MatrixXd::NullaryExpr(seeds, entries, [&] { return network(random, n); })});
     const Verdict verdict = assess(samples).verdict;
-    (verdict == Verdict::kAgrees ? out.agrees : verdict == Verdict::kDisagrees ? out.disagrees : out.inconclusive) += 1.0 / rounds;
+    (verdict == Verdict::kAgrees      ? out.agrees
+     : verdict == Verdict::kDisagrees ? out.disagrees
+                                      : out.inconclusive) += 1.0 / rounds;
   }
   return out;
 }
 Assess against(Index entries, double limit, double spread = -0.5) {
   return [=](const std::vector<WidthSamples>& samples) {
-    return assess_convergence(VectorXd::Constant(entries, limit), VectorXd::Zero(entries), samples, std::numeric_limits<double>::infinity(), spread);
+    return assess_convergence(VectorXd::Constant(entries, limit), VectorXd::Zero(entries), samples,
+                              std::numeric_limits<double>::infinity(), spread);
   };
 }
 
@@ -48,13 +53,17 @@ class Verdicts : public testing::TestWithParam<Index> {};
 INSTANTIATE_TEST_SUITE_P(Seeds, Verdicts, testing::Values(4, 8, 16, 32));
 
 void show(const char* what, Index seeds, Index entries, const Shares& s) {
-  std::printf("%s, %d seeds, %d entries: agrees %.2f %%, inconclusive %.1f %%, disagrees %.2f %%\n", what, static_cast<int>(seeds), static_cast<int>(entries), 100 * s.agrees, 100 * s.inconclusive, 100 * s.disagrees);
+  std::printf("%s, %d seeds, %d entries: agrees %.2f %%, inconclusive %.1f %%, disagrees %.2f %%\n",
+              what, static_cast<int>(seeds), static_cast<int>(entries), 100 * s.agrees,
+              100 * s.inconclusive, 100 * s.disagrees);
 }
 
 TEST_P(Verdicts, OfTwoValuedNetworksAreHardlyEverAgrees) {
   for (const Index entries : {1, 10})
     for (const double limit : {1.0, 2.0, 3.0}) {
-      const Shares s = shares(GetParam(), entries, [](Random& r, double) { return 1 + 2 * coin(r); }, against(entries, limit));
+      const Shares s = shares(
+          GetParam(), entries, [](Random& r, double) { return 1 + 2 * coin(r); },
+          against(entries, limit));
       show(("two values, limit " + std::to_string(limit)).c_str(), GetParam(), entries, s);
       EXPECT_LE(s.agrees, 0.03);
     }
@@ -62,7 +71,8 @@ TEST_P(Verdicts, OfTwoValuedNetworksAreHardlyEverAgrees) {
 
 TEST_P(Verdicts, OfNetworksThatStayRandomAreHardlyEverAgrees) {
   for (const Index entries : {1, 10}) {
-    const Shares s = shares(GetParam(), entries, [](Random& r, double) { return 1 + normal(r); }, against(entries, 1));
+    const Shares s = shares(
+        GetParam(), entries, [](Random& r, double) { return 1 + normal(r); }, against(entries, 1));
     show("random", GetParam(), entries, s);
     EXPECT_LE(s.agrees, 0.03);
     EXPECT_GE(s.disagrees, GetParam() >= 16 ? 0.7 : 0.0);
@@ -71,7 +81,9 @@ TEST_P(Verdicts, OfNetworksThatStayRandomAreHardlyEverAgrees) {
 
 TEST_P(Verdicts, OfRightLimitsAreHardlyEverDisagrees) {
   const Network gaussian = [](Random& r, double n) { return 1 + 2 / n + normal(r) / std::sqrt(n); };
-  const Network exponential = [](Random& r, double n) { return 1 + 2 / n + (std::exponential_distribution<double>()(r) - 1) / std::sqrt(n); };
+  const Network exponential = [](Random& r, double n) {
+    return 1 + 2 / n + (std::exponential_distribution<double>()(r) - 1) / std::sqrt(n);
+  };
   for (const Index entries : {1, 10})
     for (const Network& network : {gaussian, exponential}) {
       const Shares s = shares(GetParam(), entries, network, against(entries, 1));
@@ -84,7 +96,8 @@ TEST_P(Verdicts, OfRightLimitsAreHardlyEverDisagrees) {
 TEST_P(Verdicts, OfCovariancesOfRandomOutputs) {
   for (const Index entries : {1, 10}) {
     const Network square = [](Random& r, double n) { return (1 + 2 / n) * std::pow(normal(r), 2); };
-    const Shares right = shares(GetParam(), entries, square, against(entries, 1, 0)), wrong = shares(GetParam(), entries, square, against(entries, 3, 0));
+    const Shares right = shares(GetParam(), entries, square, against(entries, 1, 0)),
+                 wrong = shares(GetParam(), entries, square, against(entries, 3, 0));
     show("covariance", GetParam(), entries, right);
     show("covariance, wrong", GetParam(), entries, wrong);
     EXPECT_LE(right.disagrees, 0.01);
@@ -93,29 +106,36 @@ TEST_P(Verdicts, OfCovariancesOfRandomOutputs) {
 }
 
 TEST_P(Verdicts, OfReportsThatVanishFollowTheCountedPower) {
-  const auto vanishing = [](double order) { return [=](const std::vector<WidthSamples>& s) { return assess_vanishing(s, order); }; };
+  const auto vanishing = [](double order) {
+    return [=](const std::vector<WidthSamples>& s) { return assess_vanishing(s, order); };
+  };
   for (const Index entries : {1, 10})
     for (const double order : {-0.25, -0.5, -1.0}) {
       const Network random = [=](Random& r, double n) { return std::pow(n, order) * normal(r); };
-      const Network steady = [=](Random& r, double n) { return std::pow(n, order) * (1 + 0.5 * std::pow(n, -0.25) + normal(r) / std::sqrt(n)); };
+      const Network steady = [=](Random& r, double n) {
+        return std::pow(n, order) * (1 + 0.5 * std::pow(n, -0.25) + normal(r) / std::sqrt(n));
+      };
       const Network constant = [](Random& r, double n) { return 0.1 + normal(r) / std::sqrt(n); };
       for (const Network& network : {random, steady}) {
         const Shares s = shares(GetParam(), entries, network, vanishing(order), 250);
         show(("vanishing " + std::to_string(order)).c_str(), GetParam(), entries, s);
         EXPECT_LE(s.disagrees, 0.02);
       }
-      const Shares stays = shares(GetParam(), entries, [](Random& r, double) { return normal(r); }, vanishing(order), 250);
+      const Shares stays = shares(
+          GetParam(), entries, [](Random& r, double) { return normal(r); }, vanishing(order), 250);
       show("does not vanish", GetParam(), entries, stays);
       EXPECT_LE(stays.agrees, 0.05);
       const Shares nonzero = shares(GetParam(), entries, constant, vanishing(order), 250);
-      EXPECT_LE(nonzero.agrees, order == -0.25 ? 1 : 0.15);  // 0.1 is hidden by n^-1/2 up to n = 100
+      EXPECT_LE(nonzero.agrees,
+                order == -0.25 ? 1 : 0.15);  // 0.1 is hidden by n^-1/2 up to n = 100
     }
 }
 
 TEST(Vanishing, KnowsExactPowers) {
   const auto samples = [](double power, double constant) {
     std::vector<WidthSamples> out;
-    for (const double n : {64.0, 256.0, 1024.0}) out.push_back({n, MatrixXd::Constant(4, 2, std::pow(n, power) + constant)});
+    for (const double n : {64.0, 256.0, 1024.0})
+      out.push_back({n, MatrixXd::Constant(4, 2, std::pow(n, power) + constant)});
     return out;
   };
   EXPECT_EQ(assess_vanishing(samples(-0.25, 0), -0.25).verdict, Verdict::kAgrees);
@@ -123,7 +143,9 @@ TEST(Vanishing, KnowsExactPowers) {
   EXPECT_EQ(assess_vanishing(samples(-0.25, 0), -1).verdict, Verdict::kDisagrees);
   EXPECT_EQ(assess_vanishing(samples(-1, 0), -0.25).verdict, Verdict::kAgrees);
   EXPECT_EQ(assess_vanishing(samples(0, -1), -0.25).verdict, Verdict::kAgrees) << "equal to 0";
-  EXPECT_NE(assess_vanishing(samples(-0.25, 0), -0.25).reason.find("counted n^-0.25, rms slope -0.25"), std::string::npos);
+  EXPECT_NE(
+      assess_vanishing(samples(-0.25, 0), -0.25).reason.find("counted n^-0.25, rms slope -0.25"),
+      std::string::npos);
 }
 
 }  // namespace

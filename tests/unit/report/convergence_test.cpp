@@ -19,13 +19,14 @@ using Eigen::Index;
 using Eigen::MatrixXd;
 using Eigen::VectorXd;
 
-// ---- synthetic reports -----------------------------------------------------------------------------
+// ---- synthetic reports
+// -----------------------------------------------------------------------------
 
 enum class Noise { kGaussian, kSkewed, kHeavyTailed };
 
-/// value = truth + b/n + c/n^2 + s n^power (1 + curvature 64/n) noise at `widths` widths from 64 on, entries correlated
-/// through three common factors; the limit is the truth plus an error a tenth (`limit_error`) of the error of the
-/// widest mean.
+/// value = truth + b/n + c/n^2 + s n^power (1 + curvature 64/n) noise at `widths` widths from 64
+/// on, entries correlated through three common factors; the limit is the truth plus an error a
+/// tenth (`limit_error`) of the error of the widest mean.
 struct Model {
   Index seeds = 32;
   int widths = 4;
@@ -50,7 +51,8 @@ class Simulation {
     const Index entries = m.entries;
     truth = gaussians(entries);
     const VectorXd s = gaussians(entries).array().exp();
-    const VectorXd b = m.bias * 8 * s.cwiseProduct(gaussians(entries));  // s / 8: one value's deviation at 64
+    const VectorXd b =
+        m.bias * 8 * s.cwiseProduct(gaussians(entries));  // s / 8: one value's deviation at 64
     slope = b;
     variance = s.cwiseAbs2();
     const VectorXd c = (64 * 0.3 * b).cwiseProduct(gaussians(entries));
@@ -62,13 +64,14 @@ class Simulation {
       const double sd = 0.125 * std::pow(n / 64, m.power) * (1 + m.curvature * 64 / n);
       MatrixXd values(m.seeds, entries);
       for (Index i = 0; i < m.seeds; ++i) {
-        const VectorXd noise =
-            loading.transpose() * noises(m.noise, 3, n) + std::sqrt(0.3) * noises(m.noise, entries, n);
+        const VectorXd noise = loading.transpose() * noises(m.noise, 3, n) +
+                               std::sqrt(0.3) * noises(m.noise, entries, n);
         values.row(i) = truth + b / n + c / (n * n) + sd * s.cwiseProduct(noise);
       }
       samples.push_back({n, values});
     }
-    const VectorXd sigma = m.limit_error * s / std::sqrt(64 * m.span * static_cast<double>(m.seeds));
+    const VectorXd sigma =
+        m.limit_error * s / std::sqrt(64 * m.span * static_cast<double>(m.seeds));
     VectorXd limit = truth + sigma.cwiseProduct(gaussians(entries));
     VectorXd error = sigma;
     double dof = std::numeric_limits<double>::infinity();
@@ -90,8 +93,8 @@ class Simulation {
   VectorXd gaussians(Index n) {
     return VectorXd::NullaryExpr(n, [this] { return gaussian(); });
   }
-  /// Mean 0, variance 1.  Skewed: a sum of n/8 squares, as averages over n coordinates are; heavy-tailed: Student, 5
-  /// degrees.
+  /// Mean 0, variance 1.  Skewed: a sum of n/8 squares, as averages over n coordinates are;
+  /// heavy-tailed: Student, 5 degrees.
   VectorXd noises(Noise noise, Index count, double n) {
     std::chi_squared_distribution<double> squares(n / 8);
     std::student_t_distribution<double> student(5);
@@ -115,11 +118,13 @@ double share_disagreeing(const Model& model, int rounds) {
 }
 
 /// One entry from a formula for its value at width n, seed i; `seeds` at each of `widths`.
-std::vector<WidthSamples> samples_of(const std::vector<double>& widths, Index seeds, Index entries,
-                                     const std::function<double(double n, Index i, Index e)>& value) {
+std::vector<WidthSamples> samples_of(
+    const std::vector<double>& widths, Index seeds, Index entries,
+    const std::function<double(double n, Index i, Index e)>& value) {
   std::vector<WidthSamples> samples;
   for (const double n : widths)
-    samples.push_back({n, MatrixXd::NullaryExpr(seeds, entries, [&](Index i, Index e) { return value(n, i, e); })});
+    samples.push_back({n, MatrixXd::NullaryExpr(seeds, entries,
+                                                [&](Index i, Index e) { return value(n, i, e); })});
   return samples;
 }
 
@@ -127,7 +132,8 @@ VectorXd vector(std::initializer_list<double> values) {
   return Eigen::Map<const VectorXd>(values.begin(), static_cast<Index>(values.size()));
 }
 
-// ---- what is reported ------------------------------------------------------------------------------
+// ---- what is reported
+// ------------------------------------------------------------------------------
 
 TEST(Convergence, ReportsMeanSpreadAndDeviationOfEachWidth) {
   std::vector<WidthSamples> samples = {{100, MatrixXd(2, 1)}, {400, MatrixXd(3, 1)}};
@@ -149,11 +155,13 @@ TEST(Convergence, FindsTheExpectedSlopesWhateverTheUnits) {
   ASSERT_TRUE(result.sd_slope && result.bias_slope);
   EXPECT_NEAR(result.sd_slope->slope, -0.5, 5 * result.sd_slope->error);
   EXPECT_LT(result.sd_slope->error, 0.05);
-  EXPECT_NEAR(result.bias_slope->slope, -1, 5 * result.bias_slope->error + 0.1);  // + 0.1: c/n^2 bends the line
+  EXPECT_NEAR(result.bias_slope->slope, -1,
+              5 * result.bias_slope->error + 0.1);  // + 0.1: c/n^2 bends the line
 }
 
 TEST(Convergence, ExactSamplesGiveExactBiasSlopes) {
-  const auto samples = samples_of({64, 128, 256, 512}, 4, 1, [](double n, Index, Index) { return 2 + 5 / n; });
+  const auto samples =
+      samples_of({64, 128, 256, 512}, 4, 1, [](double n, Index, Index) { return 2 + 5 / n; });
   const auto result = assess_convergence(vector({2}), vector({0}), samples);
   EXPECT_EQ(result.verdict, Verdict::kAgrees) << result.reason;
   EXPECT_FALSE(result.sd_slope);
@@ -164,8 +172,9 @@ TEST(Convergence, ExactSamplesGiveExactBiasSlopes) {
 TEST(Convergence, DoesNotDependOnTheOrderOfWidths) {
   std::mt19937_64 random(3);
   std::normal_distribution<double> normal;
-  auto samples =
-      samples_of({64, 256, 1024}, 8, 3, [&](double n, Index, Index) { return 1 + normal(random) / std::sqrt(n); });
+  auto samples = samples_of({64, 256, 1024}, 8, 3, [&](double n, Index, Index) {
+    return 1 + normal(random) / std::sqrt(n);
+  });
   const auto forward = assess_convergence(vector({1, 1, 1}), vector({1e-4, 1e-4, 1e-4}), samples);
   std::reverse(samples.begin(), samples.end());
   const auto backward = assess_convergence(vector({1, 1, 1}), vector({1e-4, 1e-4, 1e-4}), samples);
@@ -174,7 +183,8 @@ TEST(Convergence, DoesNotDependOnTheOrderOfWidths) {
   EXPECT_EQ(forward.verdict, backward.verdict);
 }
 
-// ---- entries without noise -------------------------------------------------------------------------
+// ---- entries without noise
+// -------------------------------------------------------------------------
 
 TEST(Convergence, AgreesOnEntriesEqualToRounding) {
   std::mt19937_64 random(1);
@@ -188,7 +198,8 @@ TEST(Convergence, AgreesOnEntriesEqualToRounding) {
   EXPECT_EQ(result.p_value, 1);
   EXPECT_FALSE(result.sd_slope);
   EXPECT_FALSE(result.bias_slope);
-  const auto noise_alone = samples_of({64, 256}, 4, 1, [&](double, Index, Index) { return rounding(random); });
+  const auto noise_alone =
+      samples_of({64, 256}, 4, 1, [&](double, Index, Index) { return rounding(random); });
   EXPECT_EQ(assess_convergence(vector({0}), vector({0}), noise_alone).verdict, Verdict::kAgrees);
 }
 
@@ -205,7 +216,8 @@ TEST(Convergence, IsNotDisturbedByEqualEntriesAmongOthers) {
 }
 
 TEST(Convergence, AgreesOnExactEntriesWithFiniteWidthCorrections) {
-  for (const std::vector<double>& widths : {std::vector<double>{64, 256}, {64, 128, 256}, {64, 128, 256, 512, 1024}}) {
+  for (const std::vector<double>& widths :
+       {std::vector<double>{64, 256}, {64, 128, 256}, {64, 128, 256, 512, 1024}}) {
     const auto samples = samples_of(widths, 4, 3, [](double n, Index, Index e) {
       return e == 0 ? n / (n + 5) : e == 1 ? std::sqrt(1 - 9 / n) : 1 - 1 / n;
     });
@@ -215,19 +227,23 @@ TEST(Convergence, AgreesOnExactEntriesWithFiniteWidthCorrections) {
 }
 
 TEST(Convergence, DisagreesOnExactEntriesThatMissTheLimit) {
-  const auto samples =
-      samples_of({64, 128, 256, 512}, 4, 2, [](double n, Index, Index e) { return e == 0 ? 1.0 : 1 + 1 / n; });
-  EXPECT_EQ(assess_convergence(vector({1, 1.001}), vector({0, 0}), samples).verdict, Verdict::kDisagrees);
-  EXPECT_EQ(assess_convergence(vector({1.001, 1}), vector({0, 0}), samples).verdict, Verdict::kDisagrees);
+  const auto samples = samples_of(
+      {64, 128, 256, 512}, 4, 2, [](double n, Index, Index e) { return e == 0 ? 1.0 : 1 + 1 / n; });
+  EXPECT_EQ(assess_convergence(vector({1, 1.001}), vector({0, 0}), samples).verdict,
+            Verdict::kDisagrees);
+  EXPECT_EQ(assess_convergence(vector({1.001, 1}), vector({0, 0}), samples).verdict,
+            Verdict::kDisagrees);
   EXPECT_EQ(assess_convergence(vector({1, 1}), vector({0, 0}), samples).verdict, Verdict::kAgrees);
-  EXPECT_EQ(assess_convergence(vector({1.001, 1}), vector({0.001, 0}), samples).verdict, Verdict::kAgrees);
+  EXPECT_EQ(assess_convergence(vector({1.001, 1}), vector({0.001, 0}), samples).verdict,
+            Verdict::kAgrees);
 }
 
 TEST(Convergence, AgreesWhenFluctuationsVanishFasterThanExpected) {
   std::mt19937_64 random(4);
   std::normal_distribution<double> normal;
-  const auto samples =
-      samples_of({64, 256, 1024}, 32, 5, [&](double n, Index, Index) { return std::pow(normal(random), 2) / n; });
+  const auto samples = samples_of({64, 256, 1024}, 32, 5, [&](double n, Index, Index) {
+    return std::pow(normal(random), 2) / n;
+  });
   const auto result = assess_convergence(VectorXd::Zero(5), VectorXd::Zero(5), samples);
   EXPECT_EQ(result.verdict, Verdict::kAgrees) << result.reason;
   EXPECT_LT(result.sd_slope->slope, -0.7);
@@ -235,8 +251,9 @@ TEST(Convergence, AgreesWhenFluctuationsVanishFasterThanExpected) {
 }
 
 TEST(Convergence, SurvivesSeedsThatAreEqualAtSomeWidths) {
-  const auto samples =
-      samples_of({64, 128, 256, 512}, 4, 1, [](double n, Index i, Index) { return n == 128 && i == 0 ? 0.75 : 0.5; });
+  const auto samples = samples_of({64, 128, 256, 512}, 4, 1, [](double n, Index i, Index) {
+    return n == 128 && i == 0 ? 0.75 : 0.5;
+  });
   const auto result = assess_convergence(vector({0.5}), vector({0}), samples);
   EXPECT_NE(result.verdict, Verdict::kDisagrees) << result.reason;
   EXPECT_FALSE(result.sd_slope);
@@ -245,19 +262,22 @@ TEST(Convergence, SurvivesSeedsThatAreEqualAtSomeWidths) {
 TEST(Convergence, HardlyMovesWithATinyLimitError) {
   std::mt19937_64 random(10);
   std::normal_distribution<double> normal;
-  const auto samples = samples_of({64, 128, 256, 512, 1024}, 8, 1,
-                                  [&](double n, Index, Index) { return 1 + 9 / n + normal(random) / std::sqrt(n); });
+  const auto samples = samples_of({64, 128, 256, 512, 1024}, 8, 1, [&](double n, Index, Index) {
+    return 1 + 9 / n + normal(random) / std::sqrt(n);
+  });
   const double exact = assess_convergence(vector({1}), vector({0}), samples).p_value;
   for (const double error : {1e-300, 1e-20, 1e-12, 1e-9, 1e-7, 1e-5}) {
-    EXPECT_NEAR(assess_convergence(vector({1}), vector({error}), samples).p_value, exact, 1e-5) << error;
+    EXPECT_NEAR(assess_convergence(vector({1}), vector({error}), samples).p_value, exact, 1e-5)
+        << error;
   }
 }
 
 TEST(Convergence, TakesNumbersOfAnySize) {
   std::mt19937_64 random(9);
   std::normal_distribution<double> normal;
-  const auto samples = samples_of({64, 256, 1024}, 8, 2,
-                                  [&](double n, Index, Index) { return 1e300 * (1 + normal(random) / std::sqrt(n)); });
+  const auto samples = samples_of({64, 256, 1024}, 8, 2, [&](double n, Index, Index) {
+    return 1e300 * (1 + normal(random) / std::sqrt(n));
+  });
   const auto good = assess_convergence(vector({1e300, 1e300}), vector({0, 1e297}), samples);
   EXPECT_EQ(good.verdict, Verdict::kAgrees) << good.reason;
   EXPECT_NEAR(good.entries[0].mean[0], 1e300, 0.2e300);
@@ -265,27 +285,30 @@ TEST(Convergence, TakesNumbersOfAnySize) {
   EXPECT_EQ(diverged.verdict, Verdict::kDisagrees) << diverged.reason;
 }
 
-// ---- one and two widths, little information --------------------------------------------------------
+// ---- one and two widths, little information
+// --------------------------------------------------------
 
 TEST(Convergence, NeverDisagreesOnOneWidth) {
   std::mt19937_64 random(6);
   std::normal_distribution<double> normal;
-  const auto samples =
-      samples_of({1024}, 16, 1, [&](double n, Index, Index) { return 1 + normal(random) / std::sqrt(n); });
+  const auto samples = samples_of(
+      {1024}, 16, 1, [&](double n, Index, Index) { return 1 + normal(random) / std::sqrt(n); });
   const auto good = assess_convergence(vector({1}), vector({0}), samples);
   EXPECT_EQ(good.verdict, Verdict::kAgrees) << good.reason;
   EXPECT_FALSE(good.sd_slope);
   const auto off = assess_convergence(vector({1.5}), vector({0}), samples);
   EXPECT_EQ(off.verdict, Verdict::kInconclusive) << off.reason;
   EXPECT_LT(off.p_value, 1e-3);
-  EXPECT_EQ(assess_convergence(vector({0.01}), vector({1}), samples).verdict, Verdict::kInconclusive);
+  EXPECT_EQ(assess_convergence(vector({0.01}), vector({1}), samples).verdict,
+            Verdict::kInconclusive);
 }
 
 TEST(Convergence, ExtrapolatesTwoWidths) {
   std::mt19937_64 random(7);
   std::normal_distribution<double> normal;
-  const auto samples =
-      samples_of({64, 1024}, 32, 1, [&](double n, Index, Index) { return 1 + 3 / n + normal(random) / std::sqrt(n); });
+  const auto samples = samples_of({64, 1024}, 32, 1, [&](double n, Index, Index) {
+    return 1 + 3 / n + normal(random) / std::sqrt(n);
+  });
   EXPECT_EQ(assess_convergence(vector({1}), vector({0}), samples).verdict, Verdict::kAgrees);
   EXPECT_EQ(assess_convergence(vector({1.1}), vector({0}), samples).verdict, Verdict::kDisagrees);
 }
@@ -293,8 +316,9 @@ TEST(Convergence, ExtrapolatesTwoWidths) {
 TEST(Convergence, IsInconclusiveWhenNoiseHidesBiasAndSpread) {
   std::mt19937_64 random(8);
   std::normal_distribution<double> normal;
-  const auto samples =
-      samples_of({64, 128}, 3, 1, [&](double n, Index, Index) { return 0.01 + normal(random) / std::sqrt(n); });
+  const auto samples = samples_of({64, 128}, 3, 1, [&](double n, Index, Index) {
+    return 0.01 + normal(random) / std::sqrt(n);
+  });
   const auto result = assess_convergence(vector({0.01}), vector({0}), samples);
   EXPECT_EQ(result.verdict, Verdict::kInconclusive) << result.reason;
   ASSERT_TRUE(result.sd_slope);
@@ -303,11 +327,13 @@ TEST(Convergence, IsInconclusiveWhenNoiseHidesBiasAndSpread) {
 }
 
 TEST(Convergence, IsInconclusiveWithoutEntries) {
-  EXPECT_EQ(assess_convergence(VectorXd(), VectorXd(), {{64, MatrixXd(2, 0)}}).verdict, Verdict::kInconclusive);
+  EXPECT_EQ(assess_convergence(VectorXd(), VectorXd(), {{64, MatrixXd(2, 0)}}).verdict,
+            Verdict::kInconclusive);
 }
 
 TEST(Convergence, RefusesInputThatBreaksItsContract) {
-  const auto assess = [](const VectorXd& limit, const VectorXd& error, const std::vector<WidthSamples>& samples) {
+  const auto assess = [](const VectorXd& limit, const VectorXd& error,
+                         const std::vector<WidthSamples>& samples) {
     return assess_convergence(limit, error, samples);
   };
   const WidthSamples good{64, MatrixXd::Ones(2, 1)};
@@ -319,10 +345,12 @@ TEST(Convergence, RefusesInputThatBreaksItsContract) {
   EXPECT_THROW(assess(vector({1}), vector({0}), {{0, MatrixXd::Ones(2, 1)}}), InternalError);
   EXPECT_THROW(assess(vector({1}), vector({0}), {{64, MatrixXd::Ones(1, 1)}}), InternalError);
   EXPECT_THROW(assess(vector({1}), vector({0}), {{64, MatrixXd::Ones(2, 2)}}), InternalError);
-  EXPECT_THROW(assess(vector({1}), vector({0}), {{64, MatrixXd::Constant(2, 1, INFINITY)}}), InternalError);
+  EXPECT_THROW(assess(vector({1}), vector({0}), {{64, MatrixXd::Constant(2, 1, INFINITY)}}),
+               InternalError);
 }
 
-// ---- calibration: the rates of docs/compare.md -----------------------------------------------------
+// ---- calibration: the rates of docs/compare.md
+// -----------------------------------------------------
 
 struct NullCase {
   Index seeds;
@@ -332,7 +360,8 @@ struct NullCase {
 
 class Calibration : public testing::TestWithParam<NullCase> {};
 
-// 1 % is promised and 0.1 % typical: then more than 5 of 500 have a chance of 1e-5, more than 2 of 250 one of 2e-3.
+// 1 % is promised and 0.1 % typical: then more than 5 of 500 have a chance of 1e-5, more than 2 of
+// 250 one of 2e-3.
 TEST_P(Calibration, DisagreesWrongfullyInAtMostOnePercent) {
   const auto [seeds, widths, noise] = GetParam();
   for (const Index entries : {1, 30}) {
@@ -341,18 +370,23 @@ TEST_P(Calibration, DisagreesWrongfullyInAtMostOnePercent) {
   }
 }
 
-INSTANTIATE_TEST_SUITE_P(, Calibration,
-                         testing::Values(NullCase{4, 3, Noise::kGaussian}, NullCase{4, 5, Noise::kGaussian},
-                                         NullCase{8, 3, Noise::kGaussian}, NullCase{8, 5, Noise::kGaussian},
-                                         NullCase{32, 3, Noise::kGaussian}, NullCase{32, 5, Noise::kGaussian},
-                                         NullCase{4, 3, Noise::kSkewed}, NullCase{8, 5, Noise::kSkewed},
-                                         NullCase{32, 5, Noise::kSkewed}, NullCase{4, 5, Noise::kHeavyTailed},
-                                         NullCase{8, 3, Noise::kHeavyTailed}, NullCase{32, 5, Noise::kHeavyTailed}));
+INSTANTIATE_TEST_SUITE_P(
+    , Calibration,
+    testing::Values(NullCase{4, 3, Noise::kGaussian}, NullCase{4, 5, Noise::kGaussian},
+                    NullCase{8, 3, Noise::kGaussian}, NullCase{8, 5, Noise::kGaussian},
+                    NullCase{32, 3, Noise::kGaussian}, NullCase{32, 5, Noise::kGaussian},
+                    NullCase{4, 3, Noise::kSkewed}, NullCase{8, 5, Noise::kSkewed},
+                    NullCase{32, 5, Noise::kSkewed}, NullCase{4, 5, Noise::kHeavyTailed},
+                    NullCase{8, 3, Noise::kHeavyTailed}, NullCase{32, 5, Noise::kHeavyTailed}));
 
-TEST(CalibrationOf, ManyEntriesHoldsToo) { EXPECT_LE(share_disagreeing({.seeds = 8, .entries = 1000}, 20), 0.05); }
+TEST(CalibrationOf, ManyEntriesHoldsToo) {
+  EXPECT_LE(share_disagreeing({.seeds = 8, .entries = 1000}, 20), 0.05);
+}
 
 TEST(CalibrationOf, AnEstimatedLimitErrorNeedsItsDegreesOfFreedom) {
-  EXPECT_LE(share_disagreeing({.seeds = 32, .entries = 30, .limit_error = 10, .limit_runs = 4}, 200), 0.01);
+  EXPECT_LE(
+      share_disagreeing({.seeds = 32, .entries = 30, .limit_error = 10, .limit_runs = 4}, 200),
+      0.01);
 }
 
 TEST(CalibrationOf, SpreadsWithFiniteWidthCorrectionsHoldsToo) {
@@ -372,9 +406,11 @@ TEST(Power, DisagreesWhenTheSpreadDoesNotFallOrFallsTooSlowly) {
   EXPECT_GT(share_disagreeing({.entries = 20, .power = -0.25}, 100), 0.9);
 }
 
-// ---- corrections of order 1/n ------------------------------------------------------------------------
+// ---- corrections of order 1/n
+// ------------------------------------------------------------------------
 
-/// Shares of entries within one and two stated errors of the truth, and the root mean square deviation in them.
+/// Shares of entries within one and two stated errors of the truth, and the root mean square
+/// deviation in them.
 struct Coverage {
   double one = 0, two = 0, rms = 0;
 };
@@ -389,7 +425,8 @@ Coverages coverage(const Model& model, int rounds) {
     for (Index e = 0; e < model.entries; ++e) {
       const Corrections& c = result.entries[static_cast<std::size_t>(e)].corrections.value();
       const auto count = [&](Coverage& into, const Estimate& estimate, double truth) {
-        const double z = (estimate.value - truth) / estimate.error, weight = 1.0 / (rounds * static_cast<double>(model.entries));
+        const double z = (estimate.value - truth) / estimate.error,
+                     weight = 1.0 / (rounds * static_cast<double>(model.entries));
         into.one += std::abs(z) < 1 ? weight : 0;
         into.two += std::abs(z) < 2 ? weight : 0;
         into.rms += z * z * weight;
@@ -405,22 +442,28 @@ Coverages coverage(const Model& model, int rounds) {
 
 class CorrectionErrors : public testing::TestWithParam<NullCase> {};
 
-// A standard error covers 68 %, two of them 95 %.  3000 entries that are correlated in tens: shares vary by 3 % at most.
+// A standard error covers 68 %, two of them 95 %.  3000 entries that are correlated in tens: shares
+// vary by 3 % at most.
 TEST_P(CorrectionErrors, CoverTheTruthAsOftenAsStandardErrorsDo) {
   const auto [seeds, widths, noise] = GetParam();
-  const Coverages c = coverage({.seeds = seeds, .widths = widths, .entries = 10, .noise = noise}, 300);
+  const Coverages c =
+      coverage({.seeds = seeds, .widths = widths, .entries = 10, .noise = noise}, 300);
   for (const Coverage& own : {c.limit, c.slope}) {
     EXPECT_NEAR(own.one, 0.70, 0.06);
     EXPECT_NEAR(own.two, 0.95, 0.03);
     EXPECT_NEAR(own.rms, 1, 0.12);
   }
-  // Errors in proportion to a variance from few seeds, or from heavy tails, are too small where it is: docs/compare.md.
+  // Errors in proportion to a variance from few seeds, or from heavy tails, are too small where it
+  // is: docs/compare.md.
   EXPECT_NEAR(c.variance.one, 0.72, 0.06);
   EXPECT_NEAR(c.variance.two, 0.93, 0.05);
 }
 INSTANTIATE_TEST_SUITE_P(, CorrectionErrors,
-                         testing::Values(NullCase{8, 3, Noise::kGaussian}, NullCase{8, 5, Noise::kSkewed}, NullCase{32, 3, Noise::kGaussian},
-                                         NullCase{32, 5, Noise::kHeavyTailed}, NullCase{128, 5, Noise::kGaussian}));
+                         testing::Values(NullCase{8, 3, Noise::kGaussian},
+                                         NullCase{8, 5, Noise::kSkewed},
+                                         NullCase{32, 3, Noise::kGaussian},
+                                         NullCase{32, 5, Noise::kHeavyTailed},
+                                         NullCase{128, 5, Noise::kGaussian}));
 
 TEST(Corrections, OfTwoWidthsAreNotTooBold) {
   const Coverages c = coverage({.seeds = 32, .widths = 2, .entries = 10}, 300);
@@ -439,9 +482,12 @@ TEST(Corrections, OfASpreadThatBendsStayNearTheTruth) {
 }
 
 TEST(Corrections, OfExactSamplesAreExact) {
-  const auto samples = samples_of({64, 128, 256, 512}, 4, 1, [](double n, Index, Index) { return 2 + 5 / n + 7 / (n * n); });
+  const auto samples = samples_of({64, 128, 256, 512}, 4, 1,
+                                  [](double n, Index, Index) { return 2 + 5 / n + 7 / (n * n); });
   for (const double limit_error : {0.0, 1e-3}) {
-    const Corrections c = assess_convergence(vector({2}), vector({limit_error}), samples).entries[0].corrections.value();
+    const Corrections c = assess_convergence(vector({2}), vector({limit_error}), samples)
+                              .entries[0]
+                              .corrections.value();
     EXPECT_NEAR(c.limit.value, 2, 1e-9);
     EXPECT_NEAR(c.slope.value, 5, 1e-6);
     EXPECT_EQ(c.variance.value, 0);
@@ -452,20 +498,28 @@ TEST(Corrections, OfExactSamplesAreExact) {
 TEST(Corrections, FollowTheUnits) {
   std::mt19937_64 random(3);
   std::normal_distribution<double> normal;
-  const auto noisy = samples_of({64, 256, 1024}, 8, 1, [&](double n, Index, Index) { return 1 + 2 / n + normal(random) / std::sqrt(n); });
-  const Corrections one = assess_convergence(vector({1}), vector({1e-4}), noisy).entries[0].corrections.value();
+  const auto noisy = samples_of({64, 256, 1024}, 8, 1, [&](double n, Index, Index) {
+    return 1 + 2 / n + normal(random) / std::sqrt(n);
+  });
+  const Corrections one =
+      assess_convergence(vector({1}), vector({1e-4}), noisy).entries[0].corrections.value();
   for (const double unit : {1e-3, 1e120}) {
     std::vector<WidthSamples> scaled = noisy;
     for (WidthSamples& sample : scaled) sample.values *= unit;
-    const Corrections c = assess_convergence(vector({unit}), vector({1e-4 * unit}), scaled).entries[0].corrections.value();
-    for (const auto& [mine, other, power] : {std::tuple{one.limit, c.limit, 1}, {one.slope, c.slope, 1}, {one.variance, c.variance, 2}}) {
+    const Corrections c = assess_convergence(vector({unit}), vector({1e-4 * unit}), scaled)
+                              .entries[0]
+                              .corrections.value();
+    for (const auto& [mine, other, power] : {std::tuple{one.limit, c.limit, 1},
+                                             {one.slope, c.slope, 1},
+                                             {one.variance, c.variance, 2}}) {
       EXPECT_NEAR(other.value / std::pow(unit, power), mine.value, 1e-9 * std::abs(mine.value));
       EXPECT_NEAR(other.error / std::pow(unit, power), mine.error, 1e-9 * mine.error);
     }
   }
 }
 
-// ---- overall ---------------------------------------------------------------------------------------
+// ---- overall
+// ---------------------------------------------------------------------------------------
 
 TEST(Overall, DisagreesIfOneDoesAndAgreesIfOneDoesOtherwise) {
   using enum Verdict;

@@ -13,7 +13,9 @@ using Json = nlohmann::ordered_json;
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
-ProgramInfo program() { return {Source("net.tp", "width n\nexpect a ==\n  b within 1\n"), "abc", {{"T", "20"}}, true}; }
+ProgramInfo program() {
+  return {Source("net.tp", "width n\nexpect a ==\n  b within 1\n"), "abc", {{"T", "20"}}, true};
+}
 
 LimitResult limit() {
   LimitResult out;
@@ -44,9 +46,14 @@ TEST(LimitJson, HasTheDocumentedKeysInOrder) {
   const Json json = Json::parse(to_json(limit(), program()));
   std::vector<std::string> keys;
   for (const auto& [key, value] : json.items()) keys.push_back(key);
-  EXPECT_EQ(keys, (std::vector<std::string>{"tplimit", "program", "engine", "reports", "expectations", "warnings", "time_s", "peak_memory_bytes"}));
+  EXPECT_EQ(keys,
+            (std::vector<std::string>{"tplimit", "program", "engine", "reports", "expectations",
+                                      "warnings", "time_s", "peak_memory_bytes"}));
   EXPECT_EQ(json["tplimit"], version());
-  EXPECT_EQ(json["program"], Json::parse(R"({"file": "net.tp", "sha256": "abc", "set": {"T": "20"}, "random_scalars": true})"));
+  EXPECT_EQ(
+      json["program"],
+      Json::parse(
+          R"({"file": "net.tp", "sha256": "abc", "set": {"T": "20"}, "random_scalars": true})"));
   EXPECT_EQ(json["engine"]["particles"], 1024);
   EXPECT_EQ(json["engine"]["tolerance"], nullptr);
   EXPECT_EQ(json["peak_memory_bytes"], 50000000);
@@ -91,14 +98,17 @@ TEST(LimitJson, NestsFlagsAndSpreads) {
 TEST(LimitJson, WritesNumbersThatReadBackToTheSameBits) {
   LimitResult result = limit();
   result.reports[1].value = {0.1 + 0.2};
-  EXPECT_EQ(Json::parse(to_json(result, program()))["reports"][1]["value"].get<double>(), 0.1 + 0.2);
+  EXPECT_EQ(Json::parse(to_json(result, program()))["reports"][1]["value"].get<double>(),
+            0.1 + 0.2);
 }
 
 TEST(LimitJson, PlacesExpectationsAndWarnings) {
   const Json json = Json::parse(to_json(limit(), program()));
-  EXPECT_EQ(json["expectations"], Json::parse(R"([{"line": 2, "text": "expect a == b within 1", "iteration": "t = 1",
+  EXPECT_EQ(json["expectations"],
+            Json::parse(R"([{"line": 2, "text": "expect a == b within 1", "iteration": "t = 1",
     "status": "fail", "left": 1.0, "right": 2.0, "error": null, "tolerance": 0.5}])"));
-  EXPECT_EQ(json["warnings"], Json::parse(R"([{"code": "W5301", "message": "vanishes", "line": 2, "help": ""}])"));
+  EXPECT_EQ(json["warnings"],
+            Json::parse(R"([{"code": "W5301", "message": "vanishes", "line": 2, "help": ""}])"));
 }
 
 TEST(LimitJson, SurvivesBytesThatAreNoText) {
@@ -130,8 +140,13 @@ SimulationResult networks(std::int64_t width, double value) {
 
 TEST(SimulationJson, HoldsEveryRun) {
   const Json json = Json::parse(to_json(networks(64, 0.5), program()));
-  EXPECT_EQ(json["engine"], Json::parse(R"({"name": "networks", "width": 64, "seeds": 2, "matrices": "lazy", "precision": "double", "seed": 7, "threads": 2, "largest_rank": 3})"));
-  EXPECT_EQ(json["reports"][0]["runs"], Json::parse("[[[0.5, 1.5, 2.5], [3.5, 4.5, 6.0]], [[1.5, 2.5, 3.5], [4.5, 5.5, 7.0]]]"));
+  EXPECT_EQ(
+      json["engine"],
+      Json::parse(
+          R"({"name": "networks", "width": 64, "seeds": 2, "matrices": "lazy", "precision": "double", "seed": 7, "threads": 2, "largest_rank": 3})"));
+  EXPECT_EQ(
+      json["reports"][0]["runs"],
+      Json::parse("[[[0.5, 1.5, 2.5], [3.5, 4.5, 6.0]], [[1.5, 2.5, 3.5], [4.5, 5.5, 7.0]]]"));
   EXPECT_EQ(json["reports"][1]["runs"].size(), 2u);
 }
 
@@ -156,7 +171,8 @@ TEST(ComparisonJson, HoldsCorrectionsOnDemand) {
   const Json json = Json::parse(to_json(all, program()));
   const Corrections& first = all.reports[0]->entries[0].corrections.value();
   const Json& own = json["compare"]["reports"][0]["corrections"];
-  for (const auto& [name, estimate] : {std::pair{"limit", first.limit}, {"slope", first.slope}, {"variance", first.variance}}) {
+  for (const auto& [name, estimate] :
+       {std::pair{"limit", first.limit}, {"slope", first.slope}, {"variance", first.variance}}) {
     EXPECT_EQ(own[name]["value"][0][0], estimate.value) << name;
     EXPECT_EQ(own[name]["stderr"][0][0], estimate.error) << name;
   }

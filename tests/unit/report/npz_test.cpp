@@ -13,7 +13,8 @@
 
 #include "tplimit/data/table.hpp"
 
-// Archives are read by their central directory, as zip readers do; arrays by our own reader of npy files.
+// Archives are read by their central directory, as zip readers do; arrays by our own reader of npy
+// files.
 namespace tplimit {
 namespace {
 
@@ -42,14 +43,19 @@ std::map<std::string, std::string> members(const fs::path& file) {
   std::size_t place = begin;
   for (std::uint64_t k = 0; k < count; ++k) {
     EXPECT_EQ(at<std::uint32_t>(all, place), 0x02014b50u);
-    const auto length = at<std::uint16_t>(all, place + 28), extra = at<std::uint16_t>(all, place + 30);
+    const auto length = at<std::uint16_t>(all, place + 28),
+               extra = at<std::uint16_t>(all, place + 30);
     const std::string name = all.substr(place + 46, length);
-    const auto size = at<std::uint64_t>(all, place + 46 + length + 4), local = at<std::uint64_t>(all, place + 46 + length + 20);
+    const auto size = at<std::uint64_t>(all, place + 46 + length + 4),
+               local = at<std::uint64_t>(all, place + 46 + length + 20);
     EXPECT_EQ(at<std::uint32_t>(all, local), 0x04034b50u);
     EXPECT_EQ(all.substr(local + 30, at<std::uint16_t>(all, local + 26)), name);
-    const std::size_t data = local + 30 + at<std::uint16_t>(all, local + 26) + at<std::uint16_t>(all, local + 28);
+    const std::size_t data =
+        local + 30 + at<std::uint16_t>(all, local + 26) + at<std::uint16_t>(all, local + 28);
     out[name] = all.substr(data, size);
-    EXPECT_EQ(at<std::uint32_t>(all, place + 16), crc32_z(0, reinterpret_cast<const Bytef*>(out[name].data()), out[name].size())) << name;
+    EXPECT_EQ(at<std::uint32_t>(all, place + 16),
+              crc32_z(0, reinterpret_cast<const Bytef*>(out[name].data()), out[name].size()))
+        << name;
     place += 46u + length + extra;
   }
   EXPECT_EQ(place, last);
@@ -99,7 +105,8 @@ TEST(Npz, HoldsTheNumbersOfAllReports) {
   ASSERT_EQ(write_npz(folder / "s.npz", networks, program), "");
   all = members(folder / "s.npz");
   EXPECT_EQ(array(all["row_runs.npy"], folder).shape, (std::vector<std::int64_t>{2, 4}));
-  EXPECT_EQ(array(all["row_runs.npy"], folder).values, (std::vector<double>{1, 2, 3, 4, 5, 6, 7, 8}));
+  EXPECT_EQ(array(all["row_runs.npy"], folder).values,
+            (std::vector<double>{1, 2, 3, 4, 5, 6, 7, 8}));
   EXPECT_NE(write_npz(folder / "none" / "s.npz", networks, program), "");
   fs::remove_all(folder);
 }

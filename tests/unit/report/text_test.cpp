@@ -10,7 +10,8 @@
 namespace tplimit {
 namespace {
 
-// ---- numbers ---------------------------------------------------------------------------------------
+// ---- numbers
+// ---------------------------------------------------------------------------------------
 
 TEST(FormatNumber, ShowsTwoDigitsOfTheError) {
   EXPECT_EQ(format_number(0.904039, 0.000036), "0.904039(36)");
@@ -81,11 +82,18 @@ struct Reading {
 };
 Reading read_back(const std::string& text) {
   const std::size_t open = text.find('('), close = text.find(')');
-  const std::string mantissa = text.substr(0, open), inside = text.substr(open + 1, close - open - 1), exponent = text.substr(close + 1);
+  const std::string mantissa = text.substr(0, open),
+                    inside = text.substr(open + 1, close - open - 1),
+                    exponent = text.substr(close + 1);
   const std::size_t point = mantissa.find('.');
-  const int decimals = point == std::string::npos ? 0 : static_cast<int>(mantissa.size() - point - 1);
-  const double last = std::stod(fmt::format("1e{}", (exponent.empty() ? 0 : std::stoi(exponent.substr(1))) - decimals));
-  return {std::stod(mantissa + exponent), inside.find('.') == std::string::npos ? std::stod(inside) * last : std::stod(inside + exponent), last};
+  const int decimals =
+      point == std::string::npos ? 0 : static_cast<int>(mantissa.size() - point - 1);
+  const double last = std::stod(
+      fmt::format("1e{}", (exponent.empty() ? 0 : std::stoi(exponent.substr(1))) - decimals));
+  return {std::stod(mantissa + exponent),
+          inside.find('.') == std::string::npos ? std::stod(inside) * last
+                                                : std::stod(inside + exponent),
+          last};
 }
 
 TEST(FormatNumber, LosesNoMoreThanHalfOfItsLastDigit) {
@@ -102,11 +110,16 @@ TEST(FormatNumber, LosesNoMoreThanHalfOfItsLastDigit) {
       }
 }
 
-// ---- results ---------------------------------------------------------------------------------------
+// ---- results
+// ---------------------------------------------------------------------------------------
 
-ProgramInfo program(const std::string& text = "") { return {Source("net.tp", text), "abc", {}, false}; }
+ProgramInfo program(const std::string& text = "") {
+  return {Source("net.tp", text), "abc", {}, false};
+}
 
-ReportResult scalar(const std::string& name, double value, double error) { return {name, {}, {}, {}, {}, {value}, {error}}; }
+ReportResult scalar(const std::string& name, double value, double error) {
+  return {name, {}, {}, {}, {}, {value}, {error}};
+}
 
 ReportResult array(const std::string& name, std::vector<std::int64_t> shape, int loops = 0) {
   ReportResult r{name};
@@ -147,7 +160,9 @@ TEST(LimitText, AlignsScalarsAndNamesWhatIsExact) {
   ReportResult exact = scalar("a longer name", 2, 0);
   exact.method = Method::kExact;
   const std::string text = to_text(limit({scalar("x", 0.5, 0.001), exact}), program());
-  EXPECT_NE(text.find("\nx               0.5000(10)\na longer name   2   exact\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("\nx               0.5000(10)\na longer name   2   exact\n"),
+            std::string::npos)
+      << text;
 }
 
 TEST(LimitText, ShowsASeriesAsATableAlignedAtThePoint) {
@@ -173,7 +188,10 @@ TEST(LimitText, ShowsAMatrixWithItsIndices) {
 
 TEST(LimitText, LabelsNestedLoops) {
   const std::string text = to_text(limit({array("s", {2, 2}, 2)}), program());
-  EXPECT_NE(text.find("s   for t in 0..2, l in 0..2\n    t   l\n    0   0   -1.50(25)\n    0   1   -0.50(25)\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("s   for t in 0..2, l in 0..2\n    t   l\n    0   0   -1.50(25)\n    0   1   "
+                      "-0.50(25)\n"),
+            std::string::npos)
+      << text;
 }
 
 TEST(LimitText, AbbreviatesLargeArraysUnlessAskedForAll) {
@@ -189,8 +207,10 @@ TEST(LimitText, AbbreviatesLargeArraysUnlessAskedForAll) {
 
 TEST(LimitText, FitsTheColumnsItIsGiven) {
   for (const std::size_t columns : {80u, 100u, 120u}) {
-    const std::string text = to_text(limit({array("K", {20, 20}), array("s", {30, 50}, 1)}), program(), {false, columns});
-    for (std::size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos; begin = end + 1)
+    const std::string text = to_text(limit({array("K", {20, 20}), array("s", {30, 50}, 1)}),
+                                     program(), {false, columns});
+    for (std::size_t begin = 0, end; (end = text.find('\n', begin)) != std::string::npos;
+         begin = end + 1)
       EXPECT_LE(end - begin, columns) << text.substr(begin, end - begin);
   }
 }
@@ -207,7 +227,8 @@ TEST(LimitText, ClaimsNoErrorWhereThereIsNone) {
   ReportResult r = scalar("x", 0.123456789, 0);
   r.error.clear();
   const std::string text = to_text(limit({r}), program());
-  EXPECT_NE(text.find("x   0.123457   no error estimate: one randomisation\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("x   0.123457   no error estimate: one randomisation\n"), std::string::npos)
+      << text;
 }
 
 TEST(LimitText, CallsTheSpreadOfDrawsSpread) {
@@ -220,13 +241,17 @@ TEST(LimitText, CallsTheSpreadOfDrawsSpread) {
   const std::string text = to_text(drawn, info);
   EXPECT_NE(text.find("mean over 3 draws of the random scalars"), std::string::npos) << text;
   EXPECT_NE(text.find("x   0.5000(10)   spread 0.25\n"), std::string::npos) << text;
-  EXPECT_NE(text.find("  spread of y over draws\n    [0]   [1]\n    0.5   0.125\n"), std::string::npos) << text;
+  EXPECT_NE(text.find("  spread of y over draws\n    [0]   [1]\n    0.5   0.125\n"),
+            std::string::npos)
+      << text;
 }
 
 TEST(LimitText, SaysThatResultsAreConditionalOnRandomScalars) {
   ProgramInfo info = program();
   info.random_scalars = true;
-  EXPECT_NE(to_text(limit({}), info).find("conditional on the random scalars drawn from --seed 7\n"), std::string::npos);
+  EXPECT_NE(
+      to_text(limit({}), info).find("conditional on the random scalars drawn from --seed 7\n"),
+      std::string::npos);
 }
 
 TEST(LimitText, ListsExpectationsOncePerLineByTheirWorstIteration) {
@@ -235,17 +260,26 @@ TEST(LimitText, ListsExpectationsOncePerLineByTheirWorstIteration) {
   checked.expectations = {{{0, 24}, "t = 0", ExpectStatus::kPassed, 0.5, 0, 0.01, 1},
                           {{0, 24}, "t = 1", ExpectStatus::kFailed, 3, 0, 0.01, 1},
                           {{0, 24}, "t = 2", ExpectStatus::kFailed, 2, 0, 0.01, 1},
-                          {{25, 47}, "", ExpectStatus::kUndecided, 1, 0.001, std::numeric_limits<double>::infinity(), 1}};
+                          {{25, 47},
+                           "",
+                           ExpectStatus::kUndecided,
+                           1,
+                           0.001,
+                           std::numeric_limits<double>::infinity(),
+                           1}};
   const std::string text = to_text(checked, program(source));
   EXPECT_NE(text.find("FAIL       net.tp:1: expect a == 0 within 1\n"
-                      "           left 3.000, right 0, difference 3.000(10), worst at t = 1; 2 of 3 iterations fail\n"
+                      "           left 3.000, right 0, difference 3.000(10), worst at t = 1; 2 of "
+                      "3 iterations fail\n"
                       "undecided  net.tp:3: expect b == 0 within 1\n"
-                      "           left 1, right 0.001, difference 0.999, no error estimate: one randomisation\n"),
+                      "           left 1, right 0.001, difference 0.999, no error estimate: one "
+                      "randomisation\n"),
             std::string::npos)
       << text;
 }
 
-// ---- networks and comparison -----------------------------------------------------------------------
+// ---- networks and comparison
+// -----------------------------------------------------------------------
 
 SimulationResult networks(std::int64_t width, std::vector<std::vector<double>> runs) {
   SimulationResult out;
@@ -263,11 +297,14 @@ SimulationResult networks(std::int64_t width, std::vector<std::vector<double>> r
 
 TEST(SimulationText, NamesWidthAndMatrices) {
   const std::string text = to_text(networks(64, {{0.123456789}}), program());
-  EXPECT_EQ(text.find("net.tp: 1 network of width 64, dense matrices, seed 7\n\nx   0.123457\n"), 0u) << text;
+  EXPECT_EQ(text.find("net.tp: 1 network of width 64, dense matrices, seed 7\n\nx   0.123457\n"),
+            0u)
+      << text;
 }
 
 TEST(ComparisonText, StacksTheWidthsAboveTheLimit) {
-  const Comparison all = compare(limit({scalar("x", 0.5, 0.0001)}), {networks(256, {{0.51}, {0.49}}), networks(64, {{0.48}, {0.52}})});
+  const Comparison all = compare(limit({scalar("x", 0.5, 0.0001)}),
+                                 {networks(256, {{0.51}, {0.49}}), networks(64, {{0.48}, {0.52}})});
   const std::string text = to_text(all, program());
   EXPECT_NE(text.find("networks: 2 seeds at each width (64 dense, 256 dense)\n"
                       "\n"
@@ -341,7 +378,8 @@ TEST(AverageDraws, TakesMeanAndStandardDeviationOverDraws) {
   const LimitResult mean = average_draws({a, b});
   EXPECT_EQ(mean.draws, 2);
   EXPECT_DOUBLE_EQ(mean.reports[0].value[0], 2);
-  EXPECT_DOUBLE_EQ(mean.reports[0].error[0], std::hypot(std::sqrt(2.0) / std::sqrt(2.0), 0.2));  // over draws, and of each
+  EXPECT_DOUBLE_EQ(mean.reports[0].error[0],
+                   std::hypot(std::sqrt(2.0) / std::sqrt(2.0), 0.2));  // over draws, and of each
   EXPECT_DOUBLE_EQ(mean.reports[0].spread[0], std::sqrt(2.0));
   EXPECT_DOUBLE_EQ(mean.largest_error, mean.reports[0].error[0]);
   ASSERT_EQ(mean.expectations.size(), 2u);

@@ -47,7 +47,8 @@ TEST(Render, LeavesPlaceAndQuoteOutWhenThereIsNone) {
   Diagnostic error = error_at("", "", "unused");
   error.located = false;
   error.notes.push_back({"nor has this one", {}});
-  EXPECT_EQ(rendered("a = 1\n", error), "net.tp: error[E1234]: wrong\nnet.tp: note: nor has this one\n");
+  EXPECT_EQ(rendered("a = 1\n", error),
+            "net.tp: error[E1234]: wrong\nnet.tp: note: nor has this one\n");
 }
 
 TEST(Render, NamesTheSeverityAndSkipsAnEmptyCode) {
@@ -121,15 +122,19 @@ TEST(Render, QuotesAnEmptyLastLineWithoutTrailingBlanks) {
 
 TEST(Render, WidensTheGutterForLargeLineNumbers) {
   const std::string text = std::string(99999, '\n') + "x";
-  EXPECT_EQ(rendered(text, error_at(text, "x")), "net.tp:100000:1: error[E1234]: wrong\n100000 | x\n       | ^\n");
+  EXPECT_EQ(rendered(text, error_at(text, "x")),
+            "net.tp:100000:1: error[E1234]: wrong\n100000 | x\n       | ^\n");
 }
 
 TEST(Render, CutsLongLinesAroundTheCaret) {
   const std::string text = std::string(500, 'a') + "X" + std::string(500, 'b');
   EXPECT_EQ(rendered(text, error_at(text, "X", "here")),
             "net.tp:1:501: error[E1234]: wrong\n"
-            "   1 | ..." + std::string(48, 'a') + "X" + std::string(47, 'b') + "...\n"
-            "     | " + std::string(51, ' ') + "^ here\n");
+            "   1 | ..." +
+                std::string(48, 'a') + "X" + std::string(47, 'b') +
+                "...\n"
+                "     | " +
+                std::string(51, ' ') + "^ here\n");
 }
 
 TEST(Render, CutsLongLinesAtOneSideNearTheirEnds) {
@@ -137,14 +142,15 @@ TEST(Render, CutsLongLinesAtOneSideNearTheirEnds) {
   EXPECT_EQ(rendered(text, error_at(text, "X")),
             "net.tp:1:1: error[E1234]: wrong\n   1 | X" + std::string(95, 'b') + "...\n     | ^\n");
   EXPECT_EQ(rendered(text, error_at(text, "Y")), "net.tp:1:1000: error[E1234]: wrong\n   1 | ..." +
-                                                     std::string(95, 'b') + "Y\n     | " + std::string(98, ' ') +
-                                                     "^\n");
+                                                     std::string(95, 'b') + "Y\n     | " +
+                                                     std::string(98, ' ') + "^\n");
 }
 
 TEST(Render, CutsCaretsWithTheirLine) {
   const std::string text(1000, 'a');
-  EXPECT_EQ(rendered(text, error_at(text, text)), "net.tp:1:1: error[E1234]: wrong\n   1 | " + std::string(96, 'a') +
-                                                      "...\n     | " + std::string(96, '^') + "\n");
+  EXPECT_EQ(rendered(text, error_at(text, text)), "net.tp:1:1: error[E1234]: wrong\n   1 | " +
+                                                      std::string(96, 'a') + "...\n     | " +
+                                                      std::string(96, '^') + "\n");
 }
 
 TEST(Render, SurvivesSpansOutsideTheText) {

@@ -16,7 +16,11 @@ namespace fs = std::filesystem;
 
 class OutputFile : public ::testing::Test {
  protected:
-  OutputFile() : folder_(fs::temp_directory_path() / ("tplimit_output_file_test." + std::to_string(getpid()))) { fs::create_directories(folder_); }
+  OutputFile()
+      : folder_(fs::temp_directory_path() /
+                ("tplimit_output_file_test." + std::to_string(getpid()))) {
+    fs::create_directories(folder_);
+  }
   ~OutputFile() override { fs::remove_all(folder_); }
   [[nodiscard]] std::string content() const {
     std::ostringstream text;
@@ -24,7 +28,9 @@ class OutputFile : public ::testing::Test {
     return text.str();
   }
   [[nodiscard]] fs::path file() const { return folder_ / "file"; }
-  [[nodiscard]] long entries() const { return std::distance(fs::directory_iterator(folder_), fs::directory_iterator()); }
+  [[nodiscard]] long entries() const {
+    return std::distance(fs::directory_iterator(folder_), fs::directory_iterator());
+  }
   fs::path folder_;
 };
 
@@ -46,7 +52,8 @@ TEST_F(OutputFile, StaysWhereNothingIsCommitted) {
   {
     FileReplacement fresh(file());
     fresh.write("new", 3);
-    for (const auto& entry : fs::directory_iterator(folder_)) EXPECT_EQ(FileReplacement::is_leftover(entry.path()), entry.path() != file());
+    for (const auto& entry : fs::directory_iterator(folder_))
+      EXPECT_EQ(FileReplacement::is_leftover(entry.path()), entry.path() != file());
   }
   EXPECT_EQ(content(), "old");
   EXPECT_EQ(entries(), 1);

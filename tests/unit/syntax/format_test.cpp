@@ -14,7 +14,9 @@ std::string formatted(const std::string& text) {
   if (!once) return render(once.errors(), source);
   const auto twice = format_source(Source("t.tp", *once));
   EXPECT_TRUE(twice.ok()) << *once;
-  if (twice) { EXPECT_EQ(*twice, *once); }
+  if (twice) {
+    EXPECT_EQ(*twice, *once);
+  }
   return *once;
 }
 
@@ -49,9 +51,12 @@ TEST(Format, PutsNoBlankInsideBrackets) {
 
 TEST(Format, SpacesDeclarations) {
   EXPECT_EQ(formatted("width n,m=2*n"), "width n, m = 2 * n\n");
-  EXPECT_EQ(formatted("param U:[n,64]~normal(0,1/64),lr=n"), "param U : [n, 64] ~ normal(0, 1 / 64), lr = n\n");
-  EXPECT_EQ(formatted("param W:hidden[n,n]~normal(0,1)"), "param W : hidden [n, n] ~ normal(0, 1)\n");
-  EXPECT_EQ(formatted("data X,y=csv( \"a  b.csv\",rows=0 .. 32 )"), "data X, y = csv(\"a  b.csv\", rows = 0..32)\n");
+  EXPECT_EQ(formatted("param U:[n,64]~normal(0,1/64),lr=n"),
+            "param U : [n, 64] ~ normal(0, 1 / 64), lr = n\n");
+  EXPECT_EQ(formatted("param W:hidden[n,n]~normal(0,1)"),
+            "param W : hidden [n, n] ~ normal(0, 1)\n");
+  EXPECT_EQ(formatted("data X,y=csv( \"a  b.csv\",rows=0 .. 32 )"),
+            "data X, y = csv(\"a  b.csv\", rows = 0..32)\n");
   EXPECT_EQ(formatted("fn phi( z )=tanh(z)^2"), "fn phi(z) = tanh(z)^2\n");
 }
 
@@ -63,21 +68,25 @@ TEST(Format, IndentsBlocksByTwo) {
 TEST(Format, KeepsBlocksOfOneLine) {
   EXPECT_EQ(formatted("for l in 0..2 {z=tanh(z);y=z}"), "for l in 0..2 { z = tanh(z); y = z }\n");
   EXPECT_EQ(formatted("for l in 0..2 {  }"), "for l in 0..2 {}\n");
-  EXPECT_EQ(formatted("for i in 0..2 {for j in 0..2 {z=1}}"), "for i in 0..2 { for j in 0..2 { z = 1 } }\n");
+  EXPECT_EQ(formatted("for i in 0..2 {for j in 0..2 {z=1}}"),
+            "for i in 0..2 { for j in 0..2 { z = 1 } }\n");
 }
 
 TEST(Format, BreaksBlocksOfSeveralLinesAtBothBraces) {
   EXPECT_EQ(formatted("for i in 0..2 { a = 1\nb = 2 }"), "for i in 0..2 {\n  a = 1\n  b = 2\n}\n");
   EXPECT_EQ(formatted("for i in 0..2 { for j in 0..2 {\na = 1 } }\n"),
             "for i in 0..2 {\n  for j in 0..2 {\n    a = 1\n  }\n}\n");
-  EXPECT_EQ(formatted("for i in 0..2 { a = f(1,\n2) }"), "for i in 0..2 {\n  a = f(1,\n    2)\n}\n");
+  EXPECT_EQ(formatted("for i in 0..2 { a = f(1,\n2) }"),
+            "for i in 0..2 {\n  a = f(1,\n    2)\n}\n");
   EXPECT_EQ(formatted("for i in 0..2 {\n}\n"), "for i in 0..2 {\n}\n");
 }
 
 TEST(Format, IndentsContinuedLines) {
-  EXPECT_EQ(formatted("data X = [\n[1,2],\n[3,\n4]\n]\n"), "data X = [\n  [1, 2],\n  [3,\n    4]\n]\n");
+  EXPECT_EQ(formatted("data X = [\n[1,2],\n[3,\n4]\n]\n"),
+            "data X = [\n  [1, 2],\n  [3,\n    4]\n]\n");
   EXPECT_EQ(formatted("report a,\nb,\n# and\nc\nd = 1"), "report a,\n  b,\n  # and\n  c\nd = 1\n");
-  EXPECT_EQ(formatted("for i in 0..1 {\nreport a,\nb\n}"), "for i in 0..1 {\n  report a,\n    b\n}\n");
+  EXPECT_EQ(formatted("for i in 0..1 {\nreport a,\nb\n}"),
+            "for i in 0..1 {\n  report a,\n    b\n}\n");
   EXPECT_EQ(formatted("a = f(g(\nx\n))"), "a = f(g(\n    x\n))\n");
   EXPECT_EQ(formatted("step sgd(l, scale = {\nW: 1\n})"), "step sgd(l, scale = {\n    W: 1\n})\n");
   EXPECT_EQ(formatted("a = (b\n- c)"), "a = (b\n  - c)\n");
@@ -86,9 +95,11 @@ TEST(Format, IndentsContinuedLines) {
 TEST(Format, KeepsCommentsAndAlignsAdjacentOnes) {
   EXPECT_EQ(formatted("a = 1 # one\nbcd = 2 #two  \n\nc = 3# three\n"),
             "a = 1    # one\nbcd = 2  #two\n\nc = 3  # three\n");
-  EXPECT_EQ(formatted("   # alone\nmodel f(x) {# head\n# inside\nreturn x# tail\n  # end\n}# after"),
-            "# alone\nmodel f(x) {  # head\n  # inside\n  return x  # tail\n  # end\n}  # after\n");
-  EXPECT_EQ(formatted("for i in 0..1 { # head\na = 1 } # end"), "for i in 0..1 {  # head\n  a = 1\n}  # end\n");
+  EXPECT_EQ(
+      formatted("   # alone\nmodel f(x) {# head\n# inside\nreturn x# tail\n  # end\n}# after"),
+      "# alone\nmodel f(x) {  # head\n  # inside\n  return x  # tail\n  # end\n}  # after\n");
+  EXPECT_EQ(formatted("for i in 0..1 { # head\na = 1 } # end"),
+            "for i in 0..1 {  # head\n  a = 1\n}  # end\n");
 }
 
 TEST(Format, LeavesTheCommentOfAVeryLongLineAlone) {
@@ -97,7 +108,8 @@ TEST(Format, LeavesTheCommentOfAVeryLongLineAlone) {
 }
 
 TEST(Format, MeasuresCodeInColumnsWhenItAligns) {
-  EXPECT_EQ(formatted("a = \"\u00E9\u00E9\" # x\nb = \"cc\" # y"), "a = \"\u00E9\u00E9\"  # x\nb = \"cc\"  # y\n");
+  EXPECT_EQ(formatted("a = \"\u00E9\u00E9\" # x\nb = \"cc\" # y"),
+            "a = \"\u00E9\u00E9\"  # x\nb = \"cc\"  # y\n");
 }
 
 TEST(Format, ReducesBlankLinesToOneAndDropsThemAtEnds) {
@@ -109,7 +121,9 @@ TEST(Format, ReducesBlankLinesToOneAndDropsThemAtEnds) {
 }
 
 TEST(Format, WritesPlainLineEndsAndNoByteOrderMark) {
-  EXPECT_EQ(formatted("\xEF\xBB\xBF" "a = 1 \r\n# b \r\n\r\nc = 2"), "a = 1\n# b\n\nc = 2\n");
+  EXPECT_EQ(formatted("\xEF\xBB\xBF"
+                      "a = 1 \r\n# b \r\n\r\nc = 2"),
+            "a = 1\n# b\n\nc = 2\n");
 }
 
 TEST(Format, KeepsSemicolons) {
@@ -142,7 +156,8 @@ TEST(CanonicalText, NamesAReportAlikeHoweverItIsWritten) {
   const auto program = parse_syntax(source);
   ASSERT_TRUE(program.ok());
   const auto& items = std::get<ast::Report>(program->statements[0].node).items;
-  EXPECT_EQ(canonical_text(source, items[0].value->span), canonical_text(source, items[1].value->span));
+  EXPECT_EQ(canonical_text(source, items[0].value->span),
+            canonical_text(source, items[1].value->span));
 }
 
 }  // namespace

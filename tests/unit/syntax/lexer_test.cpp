@@ -23,7 +23,8 @@ Kinds kinds(std::string_view text) {
 std::vector<std::string> texts(std::string_view text) {
   std::vector<std::string> texts;
   for (const Token& token : lex(text).tokens) {
-    if (token.kind != kEnd) texts.emplace_back(text.substr(token.span.begin, token.span.end - token.span.begin));
+    if (token.kind != kEnd)
+      texts.emplace_back(text.substr(token.span.begin, token.span.end - token.span.begin));
   }
   return texts;
 }
@@ -39,26 +40,30 @@ std::string help(std::string_view text) {
 }
 
 TEST(Lexer, SpellsEveryOperator) {
-  for (auto kind = kPlus; kind <= kTilde; kind = static_cast<TokenKind>(static_cast<int>(kind) + 1)) {
+  for (auto kind = kPlus; kind <= kTilde;
+       kind = static_cast<TokenKind>(static_cast<int>(kind) + 1)) {
     EXPECT_EQ(kinds(spelling(kind)), Kinds{kind}) << spelling(kind);
   }
 }
 
 TEST(Lexer, TellsKeywordsFromNames) {
-  for (auto kind = kWidth; kind <= kFalse; kind = static_cast<TokenKind>(static_cast<int>(kind) + 1)) {
+  for (auto kind = kWidth; kind <= kFalse;
+       kind = static_cast<TokenKind>(static_cast<int>(kind) + 1)) {
     EXPECT_EQ(kinds(spelling(kind)), Kinds{kind}) << spelling(kind);
     EXPECT_EQ(kinds(std::string(spelling(kind)) + "_"), Kinds{kIdentifier});
     EXPECT_EQ(begins_statement(kind), kind <= kReturn);
     EXPECT_TRUE(is_keyword(kind));
   }
-  EXPECT_EQ(kinds("Width _x x1 E e5"), (Kinds{kIdentifier, kIdentifier, kIdentifier, kIdentifier, kIdentifier}));
+  EXPECT_EQ(kinds("Width _x x1 E e5"),
+            (Kinds{kIdentifier, kIdentifier, kIdentifier, kIdentifier, kIdentifier}));
   EXPECT_FALSE(is_keyword(kIdentifier));
   EXPECT_FALSE(is_keyword(kPlus));
 }
 
 TEST(Lexer, PrefersTheLongerOperator) {
-  EXPECT_EQ(texts("a+=b==c<=d>=e!=f*=g-=h"), (std::vector<std::string>{"a", "+=", "b", "==", "c", "<=", "d", ">=", "e",
-                                                                       "!=", "f", "*=", "g", "-=", "h"}));
+  EXPECT_EQ(texts("a+=b==c<=d>=e!=f*=g-=h"),
+            (std::vector<std::string>{"a", "+=", "b", "==", "c", "<=", "d", ">=", "e", "!=", "f",
+                                      "*=", "g", "-=", "h"}));
   EXPECT_EQ(texts("a===b"), (std::vector<std::string>{"a", "==", "=", "b"}));
 }
 
@@ -78,7 +83,8 @@ TEST(Lexer, KeepsTheDotsOfARangeOutOfItsEnds) {
 }
 
 TEST(Lexer, ReportsMalformedNumbersAsOneToken) {
-  for (const char* number : {"1.5.2", "1.", "2n", "0x10", "1e", "1.e5", "3..5.5.5", "1_000", "1.x"}) {
+  for (const char* number :
+       {"1.5.2", "1.", "2n", "0x10", "1e", "1.e5", "3..5.5.5", "1_000", "1.x"}) {
     EXPECT_EQ(code(number), "E1003") << number;
   }
   EXPECT_EQ(kinds("1.5.2"), Kinds{kNumber});
@@ -88,7 +94,8 @@ TEST(Lexer, ReportsMalformedNumbersAsOneToken) {
 }
 
 TEST(Lexer, EndsStringsOnTheirLine) {
-  EXPECT_EQ(texts(R"("a \" b" "\\" "")"), (std::vector<std::string>{R"("a \" b")", R"("\\")", "\"\""}));
+  EXPECT_EQ(texts(R"("a \" b" "\\" "")"),
+            (std::vector<std::string>{R"("a \" b")", R"("\\")", "\"\""}));
   EXPECT_EQ(kinds("\"open\nx"), (Kinds{kString, kNewline, kIdentifier}));
   EXPECT_EQ(code("\"open\nx"), "E1005");
   EXPECT_EQ(code("\"open"), "E1005");
@@ -128,10 +135,12 @@ TEST(Lexer, SaysWhatLookalikesMean) {
 }
 
 TEST(Lexer, ReportsOtherCharactersAndInvalidBytes) {
-  for (const char* text : {"%", "$", "!", "&", "|", "?", "`", "\\", ".", "\x01", "\x7F", "\xFF", "a\x80", "\v"}) {
+  for (const char* text :
+       {"%", "$", "!", "&", "|", "?", "`", "\\", ".", "\x01", "\x7F", "\xFF", "a\x80", "\v"}) {
     EXPECT_EQ(code(text), "E1001") << text;
   }
-  EXPECT_EQ(kinds("\xFF\xFE\x80 a"), (Kinds{kInvalid, kIdentifier})) << "one token for a run of invalid bytes";
+  EXPECT_EQ(kinds("\xFF\xFE\x80 a"), (Kinds{kInvalid, kIdentifier}))
+      << "one token for a run of invalid bytes";
   EXPECT_EQ(kinds(std::string_view("a\0b", 3)), (Kinds{kIdentifier, kInvalid, kIdentifier}));
   EXPECT_EQ(help("7 % 2"), "the remainder of a division is mod(a, b); a comment starts with '#'");
 }

@@ -11,14 +11,21 @@
 namespace tplimit {
 namespace {
 
-// ---- the tree as text: (+ a (* b c)) --------------------------------------------------------------
+// ---- the tree as text: (+ a (* b c))
+// --------------------------------------------------------------
 
 std::string text_of(const ast::Expr& expr);
 std::string text_of(const ast::ExprPtr& expr) { return expr ? text_of(*expr) : "_"; }
 std::string text_of(const ast::Identifier& identifier) { return identifier.name; }
-std::string text_of(const ast::NamedArgument& argument) { return argument.name.name + "=" + text_of(argument.value); }
-std::string text_of(const ast::MapEntry& entry) { return text_of(entry.key) + ":" + text_of(entry.value); }
-std::string text_of(const ast::Width::Item& i) { return i.value ? i.name.name + "=" + text_of(i.value) : i.name.name; }
+std::string text_of(const ast::NamedArgument& argument) {
+  return argument.name.name + "=" + text_of(argument.value);
+}
+std::string text_of(const ast::MapEntry& entry) {
+  return text_of(entry.key) + ":" + text_of(entry.value);
+}
+std::string text_of(const ast::Width::Item& i) {
+  return i.value ? i.name.name + "=" + text_of(i.value) : i.name.name;
+}
 std::string text_of(const ast::ReportItem& i) {
   return i.name.empty() ? text_of(i.value) : i.name[0].name + "=" + text_of(i.value);
 }
@@ -54,22 +61,30 @@ struct ExprText {
   std::string operator()(const ast::String& e) const { return '"' + e.value + '"'; }
   std::string operator()(const ast::Boolean& e) const { return e.value ? "true" : "false"; }
   std::string operator()(const ast::Name& e) const { return e.name; }
-  std::string operator()(const ast::Negate& e) const { return fmt::format("(- {})", text_of(e.operand)); }
-  std::string operator()(const ast::Transpose& e) const { return fmt::format("(' {})", text_of(e.operand)); }
+  std::string operator()(const ast::Negate& e) const {
+    return fmt::format("(- {})", text_of(e.operand));
+  }
+  std::string operator()(const ast::Transpose& e) const {
+    return fmt::format("(' {})", text_of(e.operand));
+  }
   std::string operator()(const ast::Binary& e) const {
     return fmt::format("({} {} {})", sign_of(e.op), text_of(e.left), text_of(e.right));
   }
   std::string operator()(const ast::Range& e) const {
     return fmt::format("(.. {} {})", text_of(e.begin), text_of(e.end));
   }
-  std::string operator()(const ast::Index& e) const { return fmt::format("{}[{}]", text_of(e.base), joined(e.items)); }
+  std::string operator()(const ast::Index& e) const {
+    return fmt::format("{}[{}]", text_of(e.base), joined(e.items));
+  }
   std::string operator()(const ast::Call& e) const {
-    return fmt::format("{}({}{}{})", e.callee.name, joined(e.args), e.args.empty() || e.named.empty() ? "" : " ",
-                       joined(e.named));
+    return fmt::format("{}({}{}{})", e.callee.name, joined(e.args),
+                       e.args.empty() || e.named.empty() ? "" : " ", joined(e.named));
   }
   std::string operator()(const ast::List& e) const { return fmt::format("[{}]", joined(e.items)); }
   std::string operator()(const ast::Tuple& e) const { return fmt::format("<{}>", joined(e.items)); }
-  std::string operator()(const ast::Map& e) const { return fmt::format("{{{}}}", joined(e.entries)); }
+  std::string operator()(const ast::Map& e) const {
+    return fmt::format("{{{}}}", joined(e.entries));
+  }
 };
 
 std::string text_of(const ast::Expr& expr) { return std::visit(ExprText{}, expr.node); }
@@ -77,7 +92,9 @@ std::string text_of(const ast::Expr& expr) { return std::visit(ExprText{}, expr.
 std::string text_of(const std::vector<ast::Stmt>& body);
 
 struct StmtText {
-  std::string operator()(const ast::Width& s) const { return fmt::format("width {}", joined(s.items)); }
+  std::string operator()(const ast::Width& s) const {
+    return fmt::format("width {}", joined(s.items));
+  }
   std::string operator()(const ast::Const& s) const {
     return fmt::format("const {} {}", s.name.name, text_of(s.value));
   }
@@ -85,8 +102,8 @@ struct StmtText {
     return fmt::format("data <{}> {}", joined(s.names), text_of(s.value));
   }
   std::string operator()(const ast::Param& s) const {
-    return fmt::format("{} {} <{}> [{}] {} <{}>", s.trained ? "param" : "random", s.name.name, joined(s.role),
-                       joined(s.axes), text_of(s.law), joined(s.options));
+    return fmt::format("{} {} <{}> [{}] {} <{}>", s.trained ? "param" : "random", s.name.name,
+                       joined(s.role), joined(s.axes), text_of(s.law), joined(s.options));
   }
   std::string operator()(const ast::Assign& s) const {
     return fmt::format("<{}> = {}", joined(s.targets), joined(s.values));
@@ -97,16 +114,24 @@ struct StmtText {
   std::string operator()(const ast::Model& s) const {
     return fmt::format("model {} <{}> {{{}}}", s.name.name, joined(s.params), text_of(s.body));
   }
-  std::string operator()(const ast::Return& s) const { return fmt::format("return {}", joined(s.values)); }
+  std::string operator()(const ast::Return& s) const {
+    return fmt::format("return {}", joined(s.values));
+  }
   std::string operator()(const ast::For& s) const {
     return fmt::format("for {} {} {{{}}}", s.variable.name, text_of(s.range), text_of(s.body));
   }
-  std::string operator()(const ast::Step& s) const { return fmt::format("step {}", joined(s.updates)); }
+  std::string operator()(const ast::Step& s) const {
+    return fmt::format("step {}", joined(s.updates));
+  }
   std::string operator()(const ast::Update& s) const {
-    const std::string_view op = s.op == ast::UpdateOp::kAdd ? "+=" : s.op == ast::UpdateOp::kSub ? "-=" : "*=";
+    const std::string_view op = s.op == ast::UpdateOp::kAdd   ? "+="
+                                : s.op == ast::UpdateOp::kSub ? "-="
+                                                              : "*=";
     return fmt::format("{} {} {}", text_of(s.target), op, text_of(s.value));
   }
-  std::string operator()(const ast::Report& s) const { return fmt::format("report {}", joined(s.items)); }
+  std::string operator()(const ast::Report& s) const {
+    return fmt::format("report {}", joined(s.items));
+  }
   std::string operator()(const ast::Expect& s) const {
     return fmt::format("expect {} {} {}", text_of(s.left), text_of(s.right), text_of(s.within));
   }
@@ -117,7 +142,8 @@ struct StmtText {
 
 std::string text_of(const std::vector<ast::Stmt>& body) {
   std::string out;
-  for (const ast::Stmt& statement : body) out += (out.empty() ? "" : "; ") + std::visit(StmtText{}, statement.node);
+  for (const ast::Stmt& statement : body)
+    out += (out.empty() ? "" : "; ") + std::visit(StmtText{}, statement.node);
   return out;
 }
 
@@ -162,7 +188,8 @@ std::string repeated(std::string_view text, int times) {
   return out;
 }
 
-// ---- expressions ----------------------------------------------------------------------------------
+// ---- expressions
+// ----------------------------------------------------------------------------------
 
 TEST(ParseExpression, ReadsAtoms) {
   EXPECT_EQ(expression("1"), "1");
@@ -275,7 +302,8 @@ TEST(ParseExpression, SpansItsTokensAndParentheses) {
   EXPECT_EQ(source.text(std::get<ast::Transpose>(product.right->node).operand->span), "( a + b )");
 }
 
-// ---- statements -----------------------------------------------------------------------------------
+// ---- statements
+// -----------------------------------------------------------------------------------
 
 TEST(ParseStatement, ReadsDeclarations) {
   EXPECT_EQ(parsed("width n"), "width n");
@@ -283,7 +311,8 @@ TEST(ParseStatement, ReadsDeclarations) {
   EXPECT_EQ(parsed("const T = 20"), "const T 20");
   EXPECT_EQ(parsed("data X, y = csv(\"f.csv\")"), "data <X y> csv(\"f.csv\")");
   EXPECT_EQ(parsed("data X = [[1], [2]]"), "data <X> [[1] [2]]");
-  EXPECT_EQ(parsed("param U : [n, 64] ~ normal(0, 1/64), lr = n"), "param U <> [n 64] normal(0 (/ 1 64)) <lr=n>");
+  EXPECT_EQ(parsed("param U : [n, 64] ~ normal(0, 1/64), lr = n"),
+            "param U <> [n 64] normal(0 (/ 1 64)) <lr=n>");
   EXPECT_EQ(parsed("param W : hidden [n, n] ~ normal(0, 1), lr = 1, wd = 0.1"),
             "param W <hidden> [n n] normal(0 1) <lr=1 wd=0.1>");
   EXPECT_EQ(parsed("param W : hidden [n, n]"), "param W <hidden> [n n] _ <>");
@@ -310,13 +339,16 @@ TEST(ParseStatement, ReadsAssignmentsAndUpdates) {
 }
 
 TEST(ParseStatement, ReadsModelsAndLoops) {
-  EXPECT_EQ(parsed("model f(x, y) {\n  h = x\n\n  return h, y\n}\n"), "model f <x y> {<h> = x; return h y}");
+  EXPECT_EQ(parsed("model f(x, y) {\n  h = x\n\n  return h, y\n}\n"),
+            "model f <x y> {<h> = x; return h y}");
   EXPECT_EQ(parsed("model f() { return 1 }"), "model f <> {return 1}");
-  EXPECT_EQ(parsed("for l in 0..2 { z = tanh(W[l] @ z) }"), "for l (.. 0 2) {<z> = tanh((@ W[l] z))}");
+  EXPECT_EQ(parsed("for l in 0..2 { z = tanh(W[l] @ z) }"),
+            "for l (.. 0 2) {<z> = tanh((@ W[l] z))}");
   EXPECT_EQ(parsed("for i in a+1..b { for j in 0..i { s = 1; t = 2 }; u = 3 }"),
             "for i (.. (+ a 1) b) {for j (.. 0 i) {<s> = 1; <t> = 2}; <u> = 3}");
   EXPECT_EQ(parsed("for i in 0..2 {}"), "for i (.. 0 2) {}");
-  EXPECT_EQ(parsed("model f(x) { for i in 0..2 { return x } }"), "model f <x> {for i (.. 0 2) {return x}}");
+  EXPECT_EQ(parsed("model f(x) { for i in 0..2 { return x } }"),
+            "model f <x> {for i (.. 0 2) {return x}}");
 }
 
 TEST(ParseStatement, ReadsStepsReportsAndExpectations) {
@@ -344,7 +376,8 @@ TEST(ParseStatement, AcceptsBlankLinesCommentsAndBothLineEnds) {
   EXPECT_EQ(parsed(""), "");
   EXPECT_EQ(parsed("\n\n# only a comment"), "");
   EXPECT_EQ(parsed("\r\na = 1 # one\r\n\r\nb = 2"), "<a> = 1; <b> = 2");
-  EXPECT_EQ(parsed("model f(x) { # head\n  # inside\n  return x\n  # end\n}"), "model f <x> {return x}");
+  EXPECT_EQ(parsed("model f(x) { # head\n  # inside\n  return x\n  # end\n}"),
+            "model f <x> {return x}");
 }
 
 TEST(ParseStatement, ReadsTheProgramOfTheDesign) {
@@ -370,10 +403,12 @@ for t in 0..T {
 random A : [n, n] ~ normal(0, 1/n)
 u = A' @ tanh(y)
 expect E(u * x) == E(1 - tanh(y)^2) within 1e-3
-)"), Errors{});
+)"),
+            Errors{});
 }
 
-// ---- errors ---------------------------------------------------------------------------------------
+// ---- errors
+// ---------------------------------------------------------------------------------------
 
 TEST(ParseError, ShowsPlaceLabelNoteAndHelp) {
   EXPECT_EQ(parsed("a = (1 2)\nb = 3 ** 4\n"),
@@ -396,21 +431,29 @@ TEST(ParseError, PointsAtMissingExpressions) {
   EXPECT_EQ(errors("a = * 3"), Errors{"1:5 E1010"});
   EXPECT_EQ(errors("a = {W: 1}"), Errors{"1:5 E1010"});
   EXPECT_EQ(errors("report a,\nstep sgd(b)"), Errors{"2:1 E1010"});
-  EXPECT_EQ(only_error("report a,\nstep sgd(b)").help, "the comma at the end of the line before continues it here");
+  EXPECT_EQ(only_error("report a,\nstep sgd(b)").help,
+            "the comma at the end of the line before continues it here");
 }
 
 TEST(ParseError, NamesWhatItExpected) {
-  EXPECT_EQ(only_error("data X csv()").message, "expected '=' after the names of data, found 'csv'");
-  EXPECT_EQ(only_error("param U [n]").message, "expected ':' after the name of a parameter, found '['");
-  EXPECT_EQ(only_error("param U : [n] = 3").message, "expected '~' before the law of a parameter, found '='");
-  EXPECT_EQ(only_error("param U : n ~ normal(0, 1)").message, "expected '[' before the axes of a parameter, found '~'");
-  EXPECT_EQ(only_error("for i = 0..2 { }").message, "expected 'in' after the loop variable, found '='");
-  EXPECT_EQ(only_error("expect a = b within 1").message, "expected '==' between the sides of 'expect', found '='");
+  EXPECT_EQ(only_error("data X csv()").message,
+            "expected '=' after the names of data, found 'csv'");
+  EXPECT_EQ(only_error("param U [n]").message,
+            "expected ':' after the name of a parameter, found '['");
+  EXPECT_EQ(only_error("param U : [n] = 3").message,
+            "expected '~' before the law of a parameter, found '='");
+  EXPECT_EQ(only_error("param U : n ~ normal(0, 1)").message,
+            "expected '[' before the axes of a parameter, found '~'");
+  EXPECT_EQ(only_error("for i = 0..2 { }").message,
+            "expected 'in' after the loop variable, found '='");
+  EXPECT_EQ(only_error("expect a = b within 1").message,
+            "expected '==' between the sides of 'expect', found '='");
   EXPECT_EQ(only_error("expect a == b").message,
             "expected 'within' before the tolerance of 'expect', found the end of the file");
   EXPECT_EQ(only_error("width 3\n").message, "expected the name of a width, found '3'");
   EXPECT_EQ(only_error("fn f(z) { z }").code, "E1011");
-  EXPECT_EQ(only_error("step sgd(a, scale = {W = 1})").message, "expected ':' after the key of a map, found '='");
+  EXPECT_EQ(only_error("step sgd(a, scale = {W = 1})").message,
+            "expected ':' after the key of a map, found '='");
 }
 
 TEST(ParseError, RefusesASecondStatementOnTheLine) {
@@ -467,7 +510,9 @@ TEST(ParseError, ReportsBodiesLeftOpen) {
   EXPECT_EQ(errors("model f(x) { for i in 0..2 {"), Errors{"1:29 E1017"});
 }
 
-TEST(ParseError, RefusesChainedComparisons) { EXPECT_EQ(errors("a = x < y < z"), Errors{"1:11 E1018"}); }
+TEST(ParseError, RefusesChainedComparisons) {
+  EXPECT_EQ(errors("a = x < y < z"), Errors{"1:11 E1018"});
+}
 
 TEST(ParseError, AllowsRangesInTheirPlacesOnly) {
   EXPECT_EQ(errors("a = 0..3"), Errors{"1:6 E1019"});
@@ -507,7 +552,8 @@ TEST(ParseError, KnowsOperatorsOfOtherLanguages) {
   EXPECT_EQ(errors("a = b // c"), Errors{"1:7 E1028"});
   EXPECT_EQ(errors("a = b /= c"), Errors{"1:7 E1028"});
   EXPECT_EQ(errors("a = 'text'"), Errors{"1:5 E1007"});
-  EXPECT_EQ(errors("data X = csv('data/digits.csv')"), Errors{"1:14 E1007"}) << "nothing about the dot behind it";
+  EXPECT_EQ(errors("data X = csv('data/digits.csv')"), Errors{"1:14 E1007"})
+      << "nothing about the dot behind it";
 }
 
 TEST(ParseError, KnowsWordsOfOtherLanguages) {
@@ -530,8 +576,10 @@ TEST(ParseError, MergesThoseOfTheLexerInOrder) {
 }
 
 TEST(ParseError, GoesOnWithTheNextLine) {
-  EXPECT_EQ(errors("a = +\nb = 1\nc = f(1 2,\n  3)\nd = *\n"), (Errors{"1:6 E1010", "3:9 E1011", "5:5 E1010"}));
-  EXPECT_EQ(errors("model f(x {\n  a = )\n  return x\n}\nb = )"), (Errors{"1:11 E1011", "2:7 E1010", "5:5 E1010"}));
+  EXPECT_EQ(errors("a = +\nb = 1\nc = f(1 2,\n  3)\nd = *\n"),
+            (Errors{"1:6 E1010", "3:9 E1011", "5:5 E1010"}));
+  EXPECT_EQ(errors("model f(x {\n  a = )\n  return x\n}\nb = )"),
+            (Errors{"1:11 E1011", "2:7 E1010", "5:5 E1010"}));
   EXPECT_EQ(errors("for i in 0..2 { a = ) }\nb = )"), (Errors{"1:21 E1010", "2:5 E1010"}));
   EXPECT_EQ(errors("for i in 0..2 {\n  a = (\n}\nb = 1"), Errors{"3:1 E1010"});
 }
@@ -542,13 +590,15 @@ TEST(ParseError, StopsAfterTwenty) {
   EXPECT_EQ(errors(repeated("return 1\n", 100)).size(), 20u);
 }
 
-// ---- limits ---------------------------------------------------------------------------------------
+// ---- limits
+// ---------------------------------------------------------------------------------------
 
 TEST(ParseLimits, AllowsTwoHundredLevels) {
   EXPECT_EQ(expression(repeated("(", 200) + "a" + repeated(")", 200)), "a");
   EXPECT_EQ(errors("x = " + repeated("(", 201) + "a" + repeated(")", 201)), Errors{"1:205 E1030"});
   EXPECT_EQ(errors(repeated("for i in 0..1 {\n", 200) + repeated("}\n", 200)), Errors{});
-  EXPECT_EQ(errors(repeated("for i in 0..1 {\n", 201) + repeated("}\n", 201)), Errors{"201:15 E1030"});
+  EXPECT_EQ(errors(repeated("for i in 0..1 {\n", 201) + repeated("}\n", 201)),
+            Errors{"201:15 E1030"});
 }
 
 TEST(ParseLimits, ReportsDeepNestingOnce) {
