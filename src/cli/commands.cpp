@@ -64,7 +64,7 @@ Loaded load_here(const Options& options, std::uint64_t draw) {
   LowerOptions lower = options.lower;
   lower.base_directory = file.parent_path();
   lower.draw = draw;
-  Result<Module> module = parse(*source, lower, options.ablations);
+  Result<Module> module = parse(*source, lower, options.ablations, options.evaluate.observe);
   return {std::move(*source), std::move(module)};
 }
 
@@ -443,7 +443,7 @@ int check(const Options& options) {
             write_file(options.out, regime_json(counted, *module.written, module.source));
         !failure.empty())
       return complain(failure);
-  const Result<LeadingOrder> orders = tplimit::check(module);
+  const Result<LeadingOrder> orders = tplimit::check(module, options.evaluate.observe);
   const int verdict = counted.regime == Regime::kUnstable ? kUnstable
                       : counted.regime == Regime::kTrivial || counted.regime == Regime::kKernel
                           ? kNoFeatures

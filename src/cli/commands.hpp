@@ -5,6 +5,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/pass_log.hpp"
 #include "tplimit/driver/driver.hpp"
 
 /// What the subcommands do: results to standard output, diagnostics to standard error, exit code
@@ -50,6 +51,7 @@ struct Options {
   std::string checkpoint;            ///< folder; empty: none
   double checkpoint_interval = 60;   ///< seconds
   bool quiet = false, full = false;
+  std::shared_ptr<PassLog> passes = std::make_shared<PassLog>();
   bool parametrization = false, numbers = false;  ///< explain
   Format format = Format::kText;
   explain::Selection selection;

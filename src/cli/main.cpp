@@ -123,6 +123,15 @@ void add_program(CLI::App& app, Options& o) {
                   "Read the data of this name from another file; may be repeated");
 }
 
+void add_passes(CLI::App& app, Options& o) {
+  app.add_option("--dump-after", o.passes->dump_after,
+                 "Print the program after this pass: " +
+                     fmt::format("{}", fmt::join(PassLog::names(), ", ")))
+      ->type_name("PASS")
+      ->check(CLI::IsMember(PassLog::names()).description(""));
+  app.add_flag("--time-passes", o.passes->times, "Print the time of each pass to standard error");
+}
+
 void add_running(CLI::App& app, Options& o) {
   app.add_option("--decouple", o.ablations.decouple,
                  "Ablation: products with the transpose of this matrix use an independent copy; "
@@ -145,6 +154,7 @@ void add_running(CLI::App& app, Options& o) {
       ->type_name("FILE");
   app.add_flag("--quiet", o.quiet, "Print errors only");
   app.add_flag("--full", o.full, "Print every number of large arrays");
+  add_passes(app, o);
 }
 
 void add_checkpoint(CLI::App& app, Options& o) {
@@ -266,6 +276,7 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
   check_app.add_option("--out", for_check.out, "Write sizes, verdict and advice to this JSON file")
       ->type_name("FILE");
   check_app.add_flag("--quiet", for_check.quiet, "Print errors only");
+  add_passes(check_app, for_check);
 
   CLI::App& explain_app = *app.add_subcommand("explain", "Write the limit as formulas");
   add_program(explain_app, for_explain);
@@ -312,12 +323,18 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
   for (Options* o : {&for_run, &for_simulate, &for_compare, &for_explain, &for_check})
     o->lower.memory_bytes =
         o->evaluate.memory_bytes > 0 ? o->evaluate.memory_bytes : 0.8 * ranks.memory();
-  if (run_app) return run(for_run);
-  if (simulate_app) return simulate(for_simulate);
-  if (compare_app) return compare(for_compare);
-  if (explain_app) return explain(for_explain);
+  const auto observed = [&](int (*command)(const Options&), Options& o) {
+    if (ranks.rank() == 0) o.evaluate.observe = o.simulate.observe = o.passes->observer();
+    const int code = command(o);
+    o.passes->finish();
+    return code;
+  };
+  if (run_app) return observed(run, for_run);
+  if (simulate_app) return observed(simulate, for_simulate);
+  if (compare_app) return observed(compare, for_compare);
+  if (explain_app) return observed(explain, for_explain);
   if (ranks.rank() > 0) return kDone;  // nothing to share
-  return check_app ? check(for_check) : format(for_format);
+  return check_app ? observed(check, for_check) : format(for_format);
 }
 
 }  // namespace

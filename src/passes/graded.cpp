@@ -39,6 +39,9 @@ struct Series {
   std::vector<Term> terms;  ///< orders descend
   Sum dropped = 0;
   NodeId culprit;  ///< in the input program: where the largest dropped part was left out
+  // Where a function jumps, what is dropped is large on few coordinates, E|rest|^k = n^(dropped +
+  // (k - 1) spike): as in passes/leading_order.
+  std::optional<Exponent> spike{};
 };
 
 class Grading {
@@ -68,7 +71,8 @@ class Grading {
         if (node.type.matrix)
           matrix_step(node);
         else
-          series_[k] = std::visit([&](const auto& op) { return visit(op, node); }, node.op);
+          series_[k] =
+              spiked(node, std::visit([&](const auto& op) { return visit(op, node); }, node.op));
         if (current_ == target_ && !error_) check_given();
       }
     if (error_) return *error_;
@@ -151,6 +155,44 @@ class Grading {
     return out;
   }
   [[nodiscard]] Sum all(const Series& s) { return parts_.plus(kept(s), s.dropped); }
+  static std::optional<Exponent> larger(std::optional<Exponent> a, std::optional<Exponent> b) {
+    return !a ? b : !b ? a : std::max(*a, *b);
+  }
+  /// Of the largest coordinates.
+  [[nodiscard]] std::optional<Exponent> most(const Series& s) {
+    return larger(parts_.size(all(s)), s.spike);
+  }
+  /// What multiplies the rest of `other`: where that is large, this may be as large as it gets.
+  [[nodiscard]] Sum beside(const Series& s, const Series& other) {
+    if (!s.spike || !other.spike) return all(s);
+    return parts_.plus(all(s), parts_.without_parity(parts_.one({*s.spike, 0, {}, {}})));
+  }
+  /// Moments of a rest with spikes: n^(dropped + more).
+  void drop_spikes(Series& to, const Series& x, Exponent more) {
+    const auto size = parts_.size(x.dropped);
+    if (!x.spike || !size) return;
+    const std::uint64_t any = ~std::uint64_t{0};
+    drop(to, parts_.without_parity(parts_.one({*size + more, 0, {0, any}, {0, any}})), x.culprit);
+  }
+  /// Its spikes, where the operation has not said: those of its operands, and its own jumps.
+  Series spiked(const Node& node, Series out) {
+    if (!node.type.width || out.dropped == 0) {
+      out.spike.reset();
+      return out;
+    }
+    const auto* map = std::get_if<Map>(&node.op);
+    const bool said = std::holds_alternative<MatMul>(node.op) ||
+                      std::holds_alternative<Scale>(node.op) ||
+                      std::holds_alternative<Contract>(node.op) ||
+                      (map && (node.in.size() == 1 || map->fn == Fn::kMul));
+    std::optional<Exponent> height(0);
+    for (std::size_t k = 0; k < node.in.size(); ++k) {
+      if (!said) out.spike = larger(out.spike, operand(node, k).spike);
+      if (map && map->fn == Fn::kWhere && k > 0) height = larger(height, most(operand(node, k)));
+    }
+    if (is_jump(node)) out.spike = larger(out.spike, height);
+    return out;
+  }
   void drop(Series& to, Sum parts, NodeId culprit) {
     if (parts == 0) return;
     const auto before = parts_.size(to.dropped), now = parts_.size(parts);
@@ -290,8 +332,13 @@ class Grading {
     Series rest;
     for (const Term& x : a.terms)
       for (const Term& y : b.terms) terms.push_back(multiplied(x, y, make));
-    inherit(rest, a, all(b));
+    inherit(rest, a, beside(b, a));
     inherit(rest, b, kept(a));
+    const auto own = [&](const Series& x, const Series& y) {
+      const auto size = most(y);
+      return x.spike && size ? std::optional(*x.spike + *size) : std::nullopt;
+    };
+    rest.spike = larger(own(a, b), own(b, a));
     return gather(std::move(terms), type, std::move(rest));
   }
   template <class Make>
@@ -301,6 +348,7 @@ class Grading {
       terms.push_back({x.order, make(x.out), x.scalar, x.vector, x.holds, x.linear});
     Series rest;
     inherit(rest, a, parts_.one());
+    rest.spike = a.spike;
     return gather(std::move(terms), type, std::move(rest));
   }
 
@@ -411,7 +459,13 @@ class Grading {
       t.out = b_.scale(op.factor, 0, t.out);
     }
     out.dropped = parts_.shifted(out.dropped, op.power);
+    if (out.spike) *out.spike += op.power;
     return out;
+  }
+  /// Of a mean of a rest with spikes: (E rest^2 / n)^(1/2).
+  void drop_fluctuation(Series& to, const Series& x) {
+    if (const auto size = parts_.size(x.dropped); x.spike && size)
+      drop_spikes(to, x, *x.spike + half(*size - *x.spike) - Exponent(1, 2) - *size);
   }
   Series visit(const Average& op, const Node& node) {
     const Series& x = operand(node, 0);
@@ -420,6 +474,7 @@ class Grading {
       terms.push_back({t.order, b_.add(op, {t.out}), t.scalar, t.vector, t.holds, t.linear});
     Series rest;
     drop(rest, parts_.average(x.dropped), x.culprit);
+    drop_fluctuation(rest, x);
     return averaged(terms, std::move(rest), node.type);
   }
   Series visit(const Contract& op, const Node& node) {
@@ -430,8 +485,11 @@ class Grading {
     for (const Term& x : a.terms)
       for (const Term& y : b.terms) terms.push_back(multiplied(x, y, make));
     Series rest;
-    drop(rest, parts_.average(parts_.times(a.dropped, all(b))), a.culprit);
+    drop(rest, parts_.average(parts_.times(a.dropped, beside(b, a))), a.culprit);
     drop(rest, parts_.average(parts_.times(kept(a), b.dropped)), b.culprit);
+    for (const auto& [x, y] : {std::pair{&a, &b}, std::pair{&b, &a}})
+      if (const auto size = most(*y), own = parts_.size(x->dropped); x->spike && size && own)
+        drop_spikes(rest, *x, *size + *x->spike + half(*own - *x->spike) - Exponent(1, 2) - *own);
     return averaged(terms, std::move(rest), node.type);
   }
   Series visit(const Map& op, const Node& node) {
@@ -770,6 +828,12 @@ class Grading {
     return gather({lead}, node.type, std::move(out));
   }
 
+  /// Of a function without a degree: bounded ones stay so; exp may make anything of a large rest.
+  Exponent spike_of(const Map& op, const Series& x, Series& out) {
+    if (is_bounded(op)) return std::min(*x.spike, Exponent(0));
+    if (*x.spike > 0 && op.fn == Fn::kExp) drop_spikes(out, x, -*parts_.size(x.dropped));
+    return *x.spike;
+  }
   Series unary(const Map& op, const Series& x, const Type& type) {
     const FunctionTraits traits = traits_of(op);
     Series out;
@@ -817,6 +881,11 @@ class Grading {
       drop(out, parts_.times(parts_.one(slope), x.dropped), x.culprit);
       const Sum small = parts_.plus(kept(x, 1), x.dropped);
       drop(out, parts_.times(parts_.one(curvature), parts_.times(small, small)), current_);
+      if (x.spike) {  // phi(x0 + d) - phi(x0), d of any size: like d max(x0, d)^(k - 1)
+        const Exponent largest = std::max(*x.spike, *top);
+        if (traits.degree) drop_spikes(out, x, (degree - 1) * largest);
+        out.spike = traits.degree ? *x.spike + (degree - 1) * largest : spike_of(op, x, out);
+      }
       return gather(std::move(terms), type, std::move(out));
     }
     // phi(0) + phi'(0) d + ..
@@ -828,6 +897,13 @@ class Grading {
       terms.push_back({t.order, b_.scale(traits.slope_at_zero, 0, t.out), t.scalar, t.vector,
                        t.holds, t.linear});
     const Sum whole = all(x), square = parts_.times(whole, whole);
+    if (x.spike) {
+      if (traits.degree)
+        drop_spikes(out, x, (*traits.degree - 1) * *x.spike);
+      else
+        drop_spikes(out, x, *x.spike);
+      out.spike = traits.degree ? *traits.degree * *x.spike : spike_of(op, x, out);
+    }
     if (traits.degree)
       drop(out, parts_.map(op, x.dropped), x.culprit);
     else {
@@ -988,8 +1064,12 @@ class Grading {
       drop(sum, parts_.one({t.order + w.order - Exponent(1, 2), 0, p.scalar, p.vector}),
            current_);  // its inner averages fluctuate
     }
-    if (!w.zero)
+    if (!w.zero) {
       drop(sum, parts_.shifted(parts_.flipped(x.dropped, w.source.value), w.order), x.culprit);
+      // Gaussian, of variance E x^2.
+      if (const auto size = parts_.size(x.dropped); x.spike && size)
+        drop_spikes(sum, x, *x.spike + half(*size - *x.spike) - *size + w.order);
+    }
     const std::int64_t columns = size_of(node.type.dims);
     const auto flat = [&](const Series& s, std::int64_t size) {
       return linear(s, {false, true, {size}}, [&](NodeId v) { return b_.reshape(v, {size}); });
@@ -1011,7 +1091,7 @@ class Grading {
           products.push_back(
               multiplied(a, b, [&](NodeId p, NodeId q) { return b_.contract(p, q, 0, 0, true); }));
       Series rest;
-      drop(rest, parts_.average(parts_.times(z.dropped, all(right))), z.culprit);
+      drop(rest, parts_.average(parts_.times(z.dropped, beside(right, z))), z.culprit);
       drop(rest, parts_.average(parts_.times(kept(z), right.dropped)), right.culprit);
       const Series mean = averaged(products, std::move(rest), {false, false, {columns, size}});
       const Series coefficient = bilinear(mean, u.c, {false, false, {columns, size}},
@@ -1023,6 +1103,7 @@ class Grading {
         terms.push_back(
             {t.order, b_.reshape(t.out, node.type.dims), t.scalar, t.vector, t.holds, t.linear});
       drop(sum, term.dropped, term.culprit);
+      sum.spike = larger(sum.spike, term.spike);
     }
     return gather(std::move(terms), node.type, std::move(sum));
   }

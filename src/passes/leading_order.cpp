@@ -36,7 +36,10 @@ struct Atoms {
 struct Order : Atoms {
   MaybeExponent lead;     ///< empty: the leading term is proved zero
   MaybeExponent dropped;  ///< empty: nothing was left out
-  NodeId culprit;         ///< in the input program: where the largest dropped term was left out
+  // What is left out where a function jumps is large on few coordinates: E|rest|^k = n^(dropped +
+  // (k - 1) spike), where the rest of smooth functions has n^(k dropped).
+  MaybeExponent spike;  ///< size where it is not 0; empty: there is no such rest
+  NodeId culprit;       ///< in the input program: where the largest dropped term was left out
   // Behaviour under flipping the sign of one Gaussian family at a time (the first 64 families):
   std::uint64_t odd = 0;    ///< bit set: changes sign
   std::uint64_t mixed = 0;  ///< bit set: neither even nor odd, `odd` then means nothing
@@ -44,6 +47,12 @@ struct Order : Atoms {
   NodeId out;               ///< the leading coefficient in the limit program
 
   [[nodiscard]] MaybeExponent size() const { return larger(lead, dropped); }
+  /// Of the largest coordinates.
+  [[nodiscard]] MaybeExponent most() const { return larger(size(), spike); }
+  /// n^.. of (E rest^2)^(1/2).
+  [[nodiscard]] MaybeExponent rms() const {
+    return spike && dropped ? larger(dropped, *spike + half(*dropped - *spike)) : dropped;
+  }
 };
 
 class Analysis {
@@ -130,6 +139,12 @@ class Analysis {
   }
   void inherit(Order& to, const Order& from, MaybeExponent factor) const {
     drop(to, sum(from.dropped, factor), from.culprit);
+    to.spike = larger(to.spike, sum(from.spike, factor));
+  }
+  /// The function of this node jumps, by steps of size n^height, where what is dropped moves its
+  /// argument.
+  void spikes(Order& to, const Node& node, MaybeExponent height) const {
+    if (node.type.width && to.dropped) to.spike = larger(to.spike, height);
   }
 
   static void join_parity(Order& to, const Order& other) {
@@ -247,8 +262,10 @@ class Analysis {
   Order product(const Order& a, const Order& b) {
     Order to;
     to.lead = sum(a.lead, b.lead);
-    inherit(to, a, b.size());
-    inherit(to, b, a.lead);
+    // Where a function has jumped, the other factor may be as large as it gets there.
+    inherit(to, a, a.spike ? b.most() : b.size());
+    inherit(to, b, b.spike ? a.most() : a.lead);
+    to.spike = larger(sum(a.spike, b.most()), sum(b.spike, a.most()));
     to.odd = a.odd;
     to.mixed = a.mixed;
     multiply_parity(to, b);
@@ -261,6 +278,8 @@ class Analysis {
     const MaybeExponent fluctuation = sum(to.lead, Exponent(-1, 2));
     if ((to.odd & ~to.mixed) != 0) to.out = zero_like(builder_.type(to.out));
     drop(to, fluctuation, current_);
+    if (to.spike) drop(to, sum(to.rms(), Exponent(-1, 2)), to.culprit);
+    to.spike.reset();
     to.odd = to.mixed = 0;  // a number in the limit
   }
 
@@ -275,6 +294,7 @@ class Analysis {
     Order to = operand(node, 0);
     if (to.lead) *to.lead += op.power;
     if (to.dropped) *to.dropped += op.power;
+    if (to.spike) *to.spike += op.power;
     to.positive = to.positive && op.factor > 0;
     to.out = builder_.scale(op.factor, 0, to.out);
     return to;
@@ -322,6 +342,7 @@ class Analysis {
         Order inverse = b;
         inverse.lead = -*b.lead;
         if (b.dropped) inverse.dropped = *b.dropped - 2 * *b.lead;
+        if (b.spike) inverse.spike = std::min(*b.spike - 2 * *b.lead, -*b.lead);
         Order to = product(a, inverse);
         // An odd divisor passes through 0: the average of a/b need not exist, and symmetry proves
         // nothing about it.
@@ -357,6 +378,8 @@ class Analysis {
         // A dropped term moves the comparison by its size relative to what is compared.
         if (to.dropped) to.dropped = to.lead ? *to.dropped - *to.lead : Exponent(0);
         to.lead = Exponent(0);
+        to.spike.reset();
+        spikes(to, node, to.lead);
         to.out = builder_.expand(builder_.map(op.fn, kept), node.type.width, node.type.dims);
         return to;
       }
@@ -367,8 +390,10 @@ class Analysis {
         kept.insert(kept.begin(), c.out);
         if (in_[node.in[0]].type.width && c.zero_moves) return reject_jump(op);
         if (!in_[node.in[0]].type.width && decidable(c, in_[node.in[0]])) decide(c, {c.out}, c.out);
-        inherit(to, c, to.lead);
+        const MaybeExponent most = larger(operand(node, 1).most(), operand(node, 2).most());
+        inherit(to, c, c.spike ? most : to.lead);
         if (!c.lead && c.dropped) drop(to, to.lead, c.culprit);
+        if (c.dropped) spikes(to, node, most);
         join_parity(to, c);
         no_parity(to);
         to.out = builder_.expand(builder_.map(op.fn, kept), node.type.width, node.type.dims);
@@ -399,6 +424,7 @@ class Analysis {
         if (op.fn == Fn::kMod && !node.type.width && to.dropped)
           follow({operand(node, 0).out, operand(node, 1).out}, {});
         to.lead = Exponent(0);
+        if (op.fn == Fn::kMod) spikes(to, node, to.lead);
         to.out = builder_.expand(builder_.map(op.fn, {operand(node, 0).out, operand(node, 1).out}),
                                  node.type.width, node.type.dims);
         return to;
@@ -451,6 +477,7 @@ class Analysis {
       decide(decided, {u.out, y.out}, u.out);
     }
     drop(to, u.size(), current_);
+    spikes(to, node, to.lead);
     to.out = builder_.expand(
         builder_.map(Fn::kWhere,
                      {builder_.map(Fn::kLess, {builder_.times(u.out, y.out), builder_.constant(0)}),
@@ -615,6 +642,12 @@ class Analysis {
       if (x.lead) {
         to.lead = degree * *x.lead;
         if (x.dropped) drop(to, *to.lead + (*x.dropped - *x.lead), x.culprit);
+        if (x.spike) {
+          const Exponent most = std::max(*x.spike, *x.lead);
+          drop(to, *x.dropped + (degree - 1) * most, x.culprit);
+          to.spike = *x.spike + (degree - 1) * most;
+        }
+        if (jump) to.spike.reset(), spikes(to, node, to.lead);
         to.out = apply();
         return to;
       }
@@ -627,10 +660,25 @@ class Analysis {
       }
       // Nothing but dropped terms: their sign decides a function of degree 0.
       if (x.dropped) drop(to, degree * *x.dropped, x.culprit);
+      if (x.spike) {
+        drop(to, *x.dropped + (degree - 1) * *x.spike, x.culprit);
+        to.spike = degree * *x.spike;
+      }
       to.lead = Exponent(0);
+      if (jump) to.spike.reset(), spikes(to, node, to.lead);
       to.out = apply();
       return to;
     }
+    // On the coordinates of a large rest, a bounded function is bounded; others may be anything.
+    const auto inherit_spike = [&] {
+      if (!x.spike) return;
+      if (is_bounded(op)) {
+        to.spike = std::min(*x.spike, Exponent(0));
+      } else {
+        to.spike = x.spike;
+        if (*x.spike > 0 && op.fn == Fn::kExp) drop(to, Exponent(0), x.culprit);
+      }
+    };
     if (!traits.finite_everywhere) {
       if (!x.lead || *x.lead != 0) {
         reject("E3105",
@@ -653,6 +701,7 @@ class Analysis {
     if (x.lead && *x.lead == 0) {
       to.lead = Exponent(0);
       inherit(to, x, Exponent(0));
+      inherit_spike();
       to.out = apply();
       return to;
     }
@@ -661,11 +710,13 @@ class Analysis {
       to.lead = Exponent(0);
       to.odd = to.mixed = 0;
       drop(to, x.size(), x.lead ? current_ : x.culprit);
+      inherit_spike();
       to.out = constant(traits.at_zero);
       return to;
     }
     to.lead = x.lead;
     inherit(to, x, Exponent(0));
+    inherit_spike();
     drop(to, 2 * *x.lead, current_);
     to.odd = x.odd;
     to.mixed = x.mixed;
@@ -725,7 +776,10 @@ class Analysis {
     return to;
   }
   Order visit(const MatMul& op, const Node& node) {
-    const Order &w = operand(node, 0), &x = operand(node, 1);
+    const Order& w = operand(node, 0);
+    Order x = operand(node, 1);
+    x.dropped = x.rms();  // the product is Gaussian, of variance E x^2
+    x.spike.reset();
     Order to = product(w, x);
     to.positive = false;
     drop(to, sum(to.lead, Exponent(-1, 2)), current_);  // its inner averages fluctuate

@@ -35,10 +35,19 @@ struct Module {
   std::vector<OutputKernel> kernels{};  ///< in `written`; none where that was changed
 };
 
+/// A pass that has just ended, with the program that it made (null: none).
+struct StageSeen {
+  std::string_view name;
+  const ir::Program* program;
+  double seconds;
+};
+/// Called after each pass of the pipeline, in order.
+using Observer = std::function<void(const StageSeen&)>;
+
 /// Reads and checks a program: syntax, names, shapes, data files.  `options.base_directory` is
 /// where data paths start.
 Result<Module> parse(Source source, const LowerOptions& options = {},
-                     const Ablations& ablations = {});
+                     const Ablations& ablations = {}, const Observer& observer = {});
 /// The text of a program; E5001 if the file cannot be read.
 Result<Source> read_source(const std::filesystem::path& file);
 /// Both in one call.  The base directory is the file's.
@@ -86,6 +95,7 @@ struct EvaluateOptions {
                                                   ///< with the same module and options
   Checkpoint* checkpoint = nullptr;  ///< keeps what has been done; E5206 if it asks to stop
   Progress progress;
+  Observer observe;
 };
 
 /// The infinite-width limit: each report by exact algebra, closed forms or quadrature where these
@@ -129,6 +139,7 @@ struct SimulateOptions {
   const Communicator* ranks = &single_process();  ///< over which networks are spread
   Checkpoint* checkpoint = nullptr;
   Progress progress;
+  Observer observe;
 };
 
 /// Finite networks of one width.  Errors: E4101, E4202.
@@ -149,7 +160,7 @@ Module comparable(Module module);
 Result<Module> conditioned(Module module, const GradedOptions::Given& given);
 
 /// Exponents of the reports and what would be refused, without computing numbers.
-Result<LeadingOrder> check(const Module& module);
+Result<LeadingOrder> check(const Module& module, const Observer& observer = {});
 
 /// Sizes of all values in powers of n, and the regime that follows; `every_share`: see
 /// count_powers.
@@ -174,8 +185,5 @@ Result<LimitResult> evaluate_formulas(LimitFormulas& formulas,
 Result<std::vector<explain::Number>> numbers_of(LimitFormulas& formulas,
                                                 const std::vector<explain::Expr>& wanted,
                                                 const EvaluateOptions& options = {});
-
-/// Largest resident memory of this process so far, in bytes.
-double peak_memory();
 
 }  // namespace tplimit

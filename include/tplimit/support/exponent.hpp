@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <numeric>
@@ -53,6 +54,15 @@ inline std::optional<Exponent> exponent_from_double(double x) {
       return Exponent(static_cast<std::int64_t>(p), q);
   }
   return std::nullopt;
+}
+
+/// e / 2, not smaller, with denominator 64: what is halved again and again stays a short fraction.
+/// What vanishes goes on vanishing.
+constexpr Exponent half(Exponent e) {
+  constexpr std::int64_t kParts = 64;
+  const std::int64_t scaled = e.numerator() * kParts, per = 2 * e.denominator();
+  const std::int64_t up = scaled >= 0 ? (scaled + per - 1) / per : -(-scaled / per);
+  return {e.numerator() < 0 ? std::min<std::int64_t>(up, -1) : up, kParts};
 }
 
 /// "0", "-1", "1/2".

@@ -1,0 +1,110 @@
+#include <algorithm>
+#include <limits>
+#include <map>
+
+#include <fmt/format.h>
+
+#include "driver/limits.hpp"
+#include "tplimit/passes/batch.hpp"
+
+namespace tplimit {
+
+using namespace ir;
+
+namespace {
+
+/// The networks' outputs for kernels of outputs, where a report is linear in these.
+void use_outputs(Module& module) {
+  Program program = *module.written;
+  Builder b(program);
+  std::map<NodeId, NodeId> products;
+  std::vector<NodeId> kernels;
+  for (const OutputKernel& k : module.kernels)
+    if (products.emplace(k.kernel, k.product).second) kernels.push_back(k.kernel);
+  for (Report& report : program.reports) {
+    const bool linear =
+        std::all_of(report.entries.begin(), report.entries.end(),
+                    [&](const auto& entry) { return linear_in(b, entry.value, kernels); });
+    for (auto& entry : report.entries) {
+      if (!linear || !depends_on(b, entry.value, kernels)) continue;
+      b.set_origin(report.span, program[entry.value].context);
+      entry.value = substituted(b, entry.value, products);
+      report.random = true;
+    }
+  }
+  module.program = erase_identities(program);
+  verify(module.program);
+}
+
+}  // namespace
+
+Result<Module> conditioned(Module module, const GradedOptions::Given& given) {
+  Program program = module.program;
+  NodeId f;
+  for (const NamedValue& named : program.names)
+    if (named.name == given.name && named.kind == NamedValue::Kind::kValue &&
+        (!f.valid() || named.value < f))
+      f = named.value;
+  const auto refused = [&](std::string message) {
+    return Diagnostic{
+        Severity::kError,
+        "E3107",
+        std::move(message),
+        f.valid() ? program[f].span : Span{},
+        "",
+        "--given NAME=VALUE sets a random output such as v @ z / sqrt(n) at its first occurrence",
+        {},
+        f.valid()};
+  };
+  if (!f.valid()) return refused(fmt::format("no value '{}' reaches a report", given.name));
+  Builder b(program);
+  b.set_origin(program[f].span, program[f].context);
+  const std::int64_t size = size_of(program[f].type.dims);
+  std::vector<double> values = given.values;
+  if (values.size() == 1) values.assign(static_cast<std::size_t>(size), values[0]);
+  if (static_cast<std::int64_t>(values.size()) != size)
+    return refused(
+        fmt::format("'{}' has {} entries, given are {}", given.name, size, values.size()));
+  const auto parts =
+      b.type(f).width ? std::nullopt : readouts_of(b, f, readout_candidates(program));
+  if (!parts) return refused(fmt::format("'{}' is not linear in an initial vector", given.name));
+  const auto rows = [&](NodeId slope) {
+    return b.reshape(slope, {size, size_of(b.type(slope).dims) / size});
+  };
+  NodeId covariance;
+  for (const auto& [source, slope] : parts->slopes) {
+    const NodeId own = b.scale(1, 1, b.contract(rows(slope), rows(slope), 0, 1, true));
+    covariance = covariance.valid() ? b.plus(covariance, own) : own;
+  }
+  std::vector<double> unit(static_cast<std::size_t>(size * size), 0.0);
+  for (std::int64_t k = 0; k < size; ++k) unit[static_cast<std::size_t>(k * size + k)] = 1;
+  const NodeId inverse =
+      b.add(TrainingOperator{1, std::numeric_limits<double>::infinity(), 0, false},
+            {covariance, b.constant(std::move(unit), {size, size})});
+  const NodeId missing =
+      b.reshape(b.minus(b.constant(std::move(values), program[f].type.dims), f), {size});
+  const NodeId weights = b.reshape(b.contract(inverse, missing, 0, 1, false), {1, size});
+  std::map<NodeId, NodeId> moved;
+  for (const auto& [source, slope] : parts->slopes)
+    moved[source] =
+        b.plus(source, b.reshape(b.contract(b.permute(rows(slope), {1, 0}), weights, 0, 1, false),
+                                 b.type(source).dims));
+  const auto follow = [&](NodeId& id) { id = substituted(b, id, moved); };
+  for (Report& report : program.reports)
+    for (auto& entry : report.entries) follow(entry.value);
+  for (Expectation& e : program.expectations)
+    for (NodeId* side : {&e.left, &e.right, &e.difference}) follow(*side);
+  module.program = erase_identities(program);
+  verify(module.program);
+  return module;
+}
+
+Module comparable(Module module) {
+  if (!module.kernels.empty()) use_outputs(module);
+  if (leading_order(module.program)) return module;
+  if (auto covariances = covariance_limit(module.program))
+    module.program = std::move(covariances->programs.networks);
+  return module;
+}
+
+}  // namespace tplimit

@@ -1,0 +1,105 @@
+#include "driver/error_budget.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include <fmt/ranges.h>
+
+#include "driver/limit_evaluation.hpp"
+#include "tplimit/parallel/process_memory.hpp"
+#include "tplimit/passes/known_values.hpp"
+
+namespace tplimit {
+
+using namespace ir;
+
+namespace {
+
+/// E2701 for a name that is no report's.
+std::optional<Diagnostic> unknown_report(const Program& program,
+                                         const std::vector<std::string>& names) {
+  for (const std::string& name : names) {
+    std::vector<std::string> all;
+    for (const Report& report : program.reports) all.push_back(report.name);
+    if (std::find(all.begin(), all.end(), name) == all.end())
+      return Diagnostic{Severity::kError,
+                        "E2701",
+                        fmt::format("there is no report '{}' for the tolerance", name),
+                        {},
+                        "",
+                        fmt::format("the reports are {}", fmt::join(all, ", ")),
+                        {},
+                        false};
+  }
+  return std::nullopt;
+}
+
+}  // namespace
+
+Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOptions& options) {
+  const auto start = Clock::now();
+  verify(limit.program);
+  if (const auto unknown = unknown_report(limit.program, options.tolerance_on)) return *unknown;
+  // What cancels in the limit may leave 0/0.
+  if (const auto node = certain_nan(limit.program))
+    return diagnose(limit.program, {{"E4101", "", ""}, *node});
+  LimitEvaluation evaluation(limit, options);
+  if (const auto refused = evaluation.refusal()) return *refused;
+  constexpr std::int64_t kMostParticles = std::int64_t{1} << 24;
+  LimitEvaluation::Resolution now{
+      options.particles.value_or(options.tolerance ? 2048 : kDefaultParticles),
+      options.rank_tol.value_or(1e-6)};
+  // Few directions cost little: only where there may be many, some of the tolerance is spent on
+  // dropping them.  The error of dropping is of second order in rank_tol where what is dropped is
+  // new in each product, of first order at worst: it is measured.
+  constexpr std::int64_t kFewDirections = 256;
+  const bool free_rank =
+      options.tolerance && !options.rank_tol && evaluation.most_directions() > kFewDirections;
+  if (free_rank) now.rank_tol = std::clamp(std::sqrt(*options.tolerance) / 3, 1e-6, 1e-2);
+  std::optional<double> target = options.tolerance;
+  std::optional<LimitResult> result;
+  std::optional<LimitEvaluation::Resolution>
+      unfinished;  // the last one of which only the error of sampling is known
+  for (;;) {
+    ProgressCounter progress(options.progress, options.randomisations);
+    Result<LimitEvaluation::Outcome> latest = evaluation.run(now, target, progress);
+    const bool too_few = !latest && target && latest.errors()[0].code == "E4201";
+    // Each part may have 0.7 of the tolerance: in squares, half.
+    const double most = 0.7 * options.tolerance.value_or(0);
+    if (latest && !latest->promising) {
+      unfinished = now;
+      // Errors fall like M^-1/2 to M^-0.9.
+      const double factor = std::pow(latest->result.engine.sampling_error / most, 1 / 0.7);
+      now.particles *= std::int64_t{1} << std::clamp(std::lround(std::log2(factor)), 1L, 6L);
+    } else if (latest) {
+      result = std::move(latest->result);
+      unfinished.reset();
+      if (!target || result->largest_error <= *options.tolerance) break;
+      const bool truncates = free_rank && result->engine.truncation_error > most;
+      if (truncates) now.rank_tol /= 3;
+      if (!truncates || result->engine.sampling_error > most) now.particles *= 2;
+    } else if (too_few) {
+      now.particles *= 2;
+    } else if ((!result && !unfinished) || latest.errors()[0].code != "E4202") {
+      return latest.errors();
+    }
+    if ((latest || too_few) && now.particles <= kMostParticles) continue;
+    // Say what was reached.
+    if (unfinished) {
+      now = *unfinished;
+      target.reset();
+      continue;
+    }
+    if (!result) return latest.errors();
+    break;
+  }
+  result->tolerance_missed = options.tolerance && result->largest_error > *options.tolerance;
+  result->engine.tolerance = options.tolerance;
+  result->random_outputs = limit.random_outputs;
+  result->warnings.insert(result->warnings.begin(), limit.warnings.begin(), limit.warnings.end());
+  result->time_s = seconds_since(start);
+  result->peak_memory_bytes = peak_memory();
+  return std::move(*result);
+}
+
+}  // namespace tplimit

@@ -1,0 +1,208 @@
+#include "driver/limit_evaluation.hpp"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include <fmt/format.h>
+
+#include "driver/report_values.hpp"
+
+namespace tplimit {
+
+using namespace ir;
+using engines::Executor;
+using engines::FiniteEvaluator;
+using engines::RunFailure;
+using engines::RunResult;
+using engines::RunSettings;
+using engines::Schedule;
+
+// Reports and expectations from pooled values.
+
+std::size_t LimitEvaluation::slot(NodeId id) const {
+  return static_cast<std::size_t>(std::lower_bound(outputs_.begin(), outputs_.end(), id) -
+                                  outputs_.begin());
+}
+
+bool LimitEvaluation::covered(const Report& report) const {
+  return options_.tolerance_on.empty() ||
+         std::find(options_.tolerance_on.begin(), options_.tolerance_on.end(), report.name) !=
+             options_.tolerance_on.end();
+}
+
+bool LimitEvaluation::undetermined(const Pooled& pooled, std::size_t k, std::size_t i,
+                                   std::size_t j) const {
+  const NodeId value = program_.reports[k].entries[i].value;
+  return (limit_.source &&
+          pooled.undetermined.holds(limit_.source->reports[k].entries[i].value, j)) ||
+         (!known(value) && pooled.by_rounding.holds(value, j));
+}
+
+double LimitEvaluation::largest_reported(const std::vector<std::vector<double>>& errors,
+                                         const Pooled& pooled) const {
+  double out = 0;
+  for (std::size_t k = 0; k < program_.reports.size(); ++k)
+    for (std::size_t i = 0; covered(program_.reports[k]) && i < program_.reports[k].entries.size();
+         ++i) {
+      const auto& own = errors[slot(program_.reports[k].entries[i].value)];
+      for (std::size_t j = 0; j < own.size(); ++j)
+        if (!undetermined(pooled, k, i, j)) out = std::max(out, own[j]);
+    }
+  return out;
+}
+
+void LimitEvaluation::collect(Pooled pooled, LimitResult& out) const {
+  std::vector<int> users(outputs_.size(), 0);
+  for (const Report& report : program_.reports)
+    for (const auto& entry : report.entries) ++users[slot(entry.value)];
+  for (const Expectation& e : program_.expectations)
+    for (const NodeId id : {e.left, e.right, e.difference}) ++users[slot(id)];
+  // Large results are handed over, not copied.
+  const auto append = [](std::vector<double>& to, std::vector<double>& from, bool last) {
+    if (last && to.empty())
+      to = std::move(from);
+    else
+      to.insert(to.end(), from.begin(), from.end());
+  };
+  for (const Report& report : program_.reports) {
+    ReportResult r = skeleton(program_, report);
+    r.method = Method::kExact;
+    bool eigen = false;
+    for (const auto& entry : report.entries) {
+      r.method = std::max(r.method, method_of(entry.value));
+      eigen = eigen || eigenvalues_behind(program_, entry.value).has_value();
+    }
+    const bool sampled = r.method == Method::kSamples;
+    for (const auto& entry : report.entries) {
+      const std::size_t k = slot(entry.value);
+      const bool last = users[k] == 1 && !eigen;
+      append(r.value, pooled.value[k], last);
+      if (method_of(entry.value) == Method::kExact && !sampled)
+        r.error.resize(r.value.size(), 0.0);
+      else if (!sampled)
+        append(r.error, pooled.error[k], last);
+      if (eigen) {
+        std::vector<double> flags(pooled.value[k].size(), 0.0);
+        if (const auto e = eigenvalues_behind(program_, entry.value)) {
+          const std::size_t j = slot(*e);
+          flags = unresolved_flags(pooled.value[j], pooled.error[j], program_[*e].type.dims.back(),
+                                   out.engine.rank_tol);
+          // Selections copy flags as they copy eigenvalues.
+          if (*e != entry.value)
+            flags = FiniteEvaluator(program_, {*e}, {entry.value}).evaluate({flags.data()})[0];
+        }
+        for (const double f : flags) r.unresolved.push_back(f != 0);
+      }
+    }
+    if (r.error.size() < r.value.size()) r.error.clear();  // one randomisation
+    mark_undetermined(out.reports.size(), pooled, r, out.warnings);
+    for (const double e : r.error)
+      if (!std::isnan(e) && covered(report)) out.largest_error = std::max(out.largest_error, e);
+    out.reports.push_back(std::move(r));
+  }
+  for (std::size_t k = 0; k < program_.expectations.size(); ++k) {
+    const Expectation& e = program_.expectations[k];
+    if ((limit_.source && pooled.undetermined.any(limit_.source->expectations[k].difference)) ||
+        (!known(e.difference) && pooled.by_rounding.any(e.difference))) {
+      constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+      out.expectations.push_back({e.span, program_.contexts[e.context], ExpectStatus::kUndecided,
+                                  kNone, kNone, kNone, e.tolerance});
+      continue;
+    }
+    const std::size_t left = slot(e.left), right = slot(e.right), between = slot(e.difference);
+    const bool random = method_of(e.difference) != Method::kExact;
+    ExpectResult result{e.span,     program_.contexts[e.context], ExpectStatus::kPassed, 0, 0, 0,
+                        e.tolerance};
+    double worst = -1;
+    for (std::size_t j = 0; j < pooled.value[left].size(); ++j) {
+      const double a = pooled.value[left][j], b = pooled.value[right][j];
+      const double error = !random                         ? 0
+                           : pooled.error[between].empty() ? std::numeric_limits<double>::infinity()
+                                                           : pooled.error[between][j];
+      const double difference = std::abs(a - b);
+      const ExpectStatus status = difference + 2 * error <= e.tolerance  ? ExpectStatus::kPassed
+                                  : difference > e.tolerance + 3 * error ? ExpectStatus::kFailed
+                                                                         : ExpectStatus::kUndecided;
+      const auto rank = [](ExpectStatus s) {
+        return s == ExpectStatus::kFailed ? 2 : s == ExpectStatus::kUndecided ? 1 : 0;
+      };
+      if (rank(status) > rank(result.status) || (status == result.status && difference > worst)) {
+        worst = difference;
+        result.left = a;
+        result.right = b;
+        result.error = error;
+        result.status = status;
+      }
+    }
+    out.expectations.push_back(result);
+  }
+}
+
+void LimitEvaluation::mark_undetermined(std::size_t k, const Pooled& pooled, ReportResult& r,
+                                        Diagnostics& warnings) const {
+  const Report& report = program_.reports[k];
+  std::size_t at = 0;
+  for (std::size_t i = 0; i < report.entries.size(); ++i) {
+    const NodeId value = report.entries[i].value;
+    const auto size = static_cast<std::size_t>(size_of(program_[value].type.dims));
+    const bool any =
+        (limit_.source && pooled.undetermined.any(limit_.source->reports[k].entries[i].value)) ||
+        pooled.by_rounding.any(value);
+    for (std::size_t j = 0; any && j < size; ++j) {
+      if (!undetermined(pooled, k, i, j)) continue;
+      r.value[at + j] = std::numeric_limits<double>::quiet_NaN();
+      if (!r.error.empty()) r.error[at + j] = std::numeric_limits<double>::quiet_NaN();
+      if (r.undetermined.empty())
+        explain_undetermined(pooled,
+                             limit_.source ? limit_.source->reports[k].entries[i].value : NodeId{},
+                             value, j, report, r, warnings);
+    }
+    at += size;
+  }
+}
+
+void LimitEvaluation::explain_undetermined(const Pooled& pooled, NodeId of, NodeId value,
+                                           std::size_t j, const Report& report, ReportResult& r,
+                                           Diagnostics& warnings) const {
+  const Undetermined& u = pooled.undetermined;
+  const bool at_limit = limit_.source && u.holds(of, j);
+  const Program& program = at_limit ? *limit_.source : program_;
+  const NodeId root = at_limit ? u.root[of.value] : pooled.by_rounding.root[value.value];
+  const Node& jump = program[root];
+  const Fn fn = std::get<Map>(jump.op).fn;
+  const char* what = fn == Fn::kMod                            ? "floor"
+                     : fn == Fn::kLess || fn == Fn::kLessEqual ? "a comparison"
+                     : fn == Fn::kEqual                        ? "=="
+                     : fn == Fn::kNotEqual                     ? "!="
+                                                               : name(fn);
+  if (!at_limit)
+    r.undetermined = fmt::format(
+        "{} jumps where its argument is 0 up to rounding: arithmetic in double precision does "
+        "not decide",
+        what);
+  else if (u.any(root) && !u.open.any(root))
+    r.undetermined = fmt::format(
+        "{} jumps exactly at the limit: networks of any width lie on both sides, and stay random",
+        what);
+  else
+    r.undetermined = fmt::format(
+        "{} jumps within the error of the limit, and what follows is not finite on one side or "
+        "needs 8 randomisations: more particles may decide",
+        what);
+  Diagnostic d{Severity::kWarning,
+               "W5303",
+               fmt::format("report '{}' is undetermined in some entries", report.name),
+               report.span,
+               r.undetermined,
+               "",
+               {},
+               true};
+  d.notes.push_back(
+      {"the jump" + (jump.context ? " (in the iteration " + program.contexts[jump.context] + ")"
+                                  : std::string()),
+       jump.span});
+  warnings.push_back(std::move(d));
+}
+
+}  // namespace tplimit

@@ -1,0 +1,109 @@
+#include "driver/runs.hpp"
+
+#include <atomic>
+
+#include <fmt/format.h>
+
+#include "engines/run_store.hpp"
+
+namespace tplimit {
+
+using namespace ir;
+using engines::Executor;
+using engines::RunFailure;
+using engines::RunResult;
+using engines::RunSettings;
+
+double seconds_since(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+int thread_count(int asked, const Communicator& ranks) {
+  return asked > 0 ? asked : ranks.threads();
+}
+
+Diagnostic diagnose(const Program& program, const RunFailure& failure) {
+  const Node& node = program[failure.node];
+  Diagnostic d{Severity::kError,
+               failure.stop.code,
+               failure.stop.message,
+               node.span,
+               "",
+               failure.stop.help,
+               {},
+               true};
+  if (failure.stop.code == "E4101") {
+    d.message = "a number is not finite (overflow, or an operation outside its domain)";
+    d.label = "first seen here";
+    d.help =
+        "a smaller learning rate or initial variance often helps; log and sqrt need positive "
+        "arguments";
+  }
+  if (node.context)
+    d.notes.push_back({"in the iteration " + program.contexts[node.context], node.span});
+  std::vector<bool> reached(program.size(), false);
+  reached[failure.node.value] = true;
+  for (std::size_t k = failure.node.value + 1; k < program.size(); ++k)
+    for (const NodeId in : program.nodes[k].in) reached[k] = reached[k] || reached[in.value];
+  for (const Report& report : program.reports)
+    for (const auto& entry : report.entries)
+      if (reached[entry.value.value]) {
+        std::string index;
+        for (std::size_t j = 0; j < entry.index.size(); ++j)
+          index +=
+              fmt::format("{}{} = {}", j ? ", " : " at ", report.index_names[j], entry.index[j]);
+        d.notes.push_back(
+            {fmt::format("it reaches report '{}' first{}", report.name, index), report.span});
+        return d;
+      }
+  return d;
+}
+
+std::vector<RunOutcome> run_some(const RunSet& set, const std::function<bool(std::int64_t)>& mine,
+                                 ProgressCounter& progress) {
+  std::vector<std::int64_t> todo;
+  for (std::int64_t k = 0; k < set.count; ++k)
+    if (mine(k)) todo.push_back(k);
+  std::vector<RunOutcome> out(static_cast<std::size_t>(set.count));
+  std::atomic<bool> stop = false;
+  const std::uint64_t program = set.checkpoint ? fingerprint(*set.schedule->program) : 0;
+  const Executor alone(1);
+  const Executor& outer = set.side_by_side ? *set.executor : alone;
+  outer.parallel(static_cast<std::int64_t>(todo.size()), [&](std::int64_t j) {
+    if (stop) return;
+    const std::int64_t k = todo[static_cast<std::size_t>(j)];
+    const Executor single(1);  // of its own, to count its operations
+    const Executor& inner = set.side_by_side ? single : *set.executor;
+    const RunSettings own_settings = set.settings_of(k);
+    auto outcome = set.checkpoint
+                       ? set.checkpoint->runs().run(program, *set.schedule, own_settings, inner)
+                       : engines::run_program(*set.schedule, own_settings, inner);
+    if (std::holds_alternative<RunFailure>(outcome)) stop = true;
+    std::visit([&](auto& own) { out[static_cast<std::size_t>(k)] = std::move(own); }, outcome);
+    if (set.side_by_side) set.executor->count(single.operations());
+    progress.finished();
+  });
+  engines::Buffer::release_pool();
+  return out;
+}
+
+Result<std::vector<RunResult>> results_of(const RunSet& set, std::vector<RunOutcome> outcomes) {
+  for (std::size_t k = 0; k < outcomes.size(); ++k) {
+    auto* failure = std::get_if<RunFailure>(&outcomes[k]);
+    if (!failure) continue;
+    if (failure->stop.code == "E5206") return set.checkpoint->runs().interrupted();
+    if (failure->stop.code == "E4101" ||
+        failure->stop.code.empty()) {  // empty: a network of another rank
+      RunSettings own = set.settings_of(static_cast<std::int64_t>(k));
+      own.trace = true;
+      auto traced = engines::run_program(*set.schedule, own, *set.executor);
+      if (auto* earlier = std::get_if<RunFailure>(&traced)) *failure = *earlier;
+    }
+    return diagnose(*set.schedule->program, *failure);
+  }
+  std::vector<RunResult> results;
+  for (RunOutcome& outcome : outcomes) results.push_back(std::move(std::get<RunResult>(outcome)));
+  return results;
+}
+
+}  // namespace tplimit
