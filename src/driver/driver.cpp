@@ -21,6 +21,7 @@
 #include <fmt/ranges.h>
 
 #include "driver/sampling_error.hpp"
+#include "engines/finite_evaluator.hpp"
 #include "engines/interpreter.hpp"
 #include "engines/moment_engine.hpp"
 #include "engines/run_store.hpp"

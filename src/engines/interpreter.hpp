@@ -3,7 +3,6 @@
 #include <array>
 #include <map>
 #include <optional>
-#include <unordered_map>
 #include <vector>
 
 #include "engines/rounding.hpp"
@@ -68,23 +67,6 @@ std::variant<RunResult, RunFailure> run_program(const Schedule& schedule,
                                                 const RunSettings& settings,
                                                 const Executor& executor,
                                                 RunState* state = nullptr);
-
-/// Evaluates finite nodes from given values of some of them.
-class FiniteEvaluator {
- public:
-  /// `given`: nodes whose values are supplied; `wanted`: finite nodes that depend on nothing else
-  /// but constants.
-  FiniteEvaluator(const ir::Program& program, std::vector<ir::NodeId> given,
-                  std::vector<ir::NodeId> wanted);
-  /// Values of `wanted`, in order.  Not thread-safe.
-  std::vector<std::vector<double>> evaluate(const std::vector<const double*>& given_values);
-
- private:
-  const ir::Program& program_;
-  std::vector<ir::NodeId> given_, wanted_;
-  std::vector<std::uint32_t> order_;  ///< nodes to evaluate
-  std::unordered_map<std::uint32_t, std::vector<double>> values_;
-};
 
 /// Estimated largest memory of one run in bytes, on one of so many processes: live blocks, bases
 /// and normals, dense matrices.  `ranks` of an earlier run; null: the largest possible.
