@@ -41,6 +41,7 @@ namespace tplimit {
 using namespace ir;
 using engines::Executor;
 using engines::FiniteEvaluator;
+using engines::RealisationKind;
 using engines::RunFailure;
 using engines::RunResult;
 using engines::RunSettings;
@@ -1343,7 +1344,7 @@ class LimitEvaluation {
 
   [[nodiscard]] RunSettings settings(const Resolution& resolution) const {
     RunSettings out;
-    out.limit = true;
+    out.realisation = RealisationKind::kParticleLimit;
     out.rows = resolution.particles;
     out.rank_tol = resolution.rank_tol;
     out.single_precision = options_.single_precision;
@@ -1798,22 +1799,22 @@ class Networks {
             },
             options.checkpoint};
     RunSettings& settings = set_.settings;
-    settings.limit = false;
     settings.rows = width / module.program.width_units;
-    settings.dense = options.matrices == Matrices::kDense;
+    settings.realisation = options.matrices == Matrices::kLazy ? RealisationKind::kRevealedNetwork
+                                                               : RealisationKind::kStoredNetwork;
     settings.single_precision = options.single_precision;
     if (options.matrices != Matrices::kAuto) return;
     // A lazy product costs about 8 n r P, a dense one 2 n^2 P, and the dense matrix must fit.
     std::int64_t directions = 0;
     for (const auto& d : schedule_.spaces.directions)
       directions = std::max({directions, d[0], d[1]});
-    settings.dense = true;
-    const bool stored =
+    const bool entrywise =
         std::any_of(program_.nodes.begin(), program_.nodes.end(), [](const Node& node) {
           const auto* update = std::get_if<UpdateMatrix>(&node.op);
           return update && update->entrywise;
         });
-    if (!stored && (4 * directions < width || memory() > limit())) settings.dense = false;
+    if (!entrywise && (4 * directions < width || memory() > limit()))
+      settings.realisation = RealisationKind::kRevealedNetwork;
   }
   Networks(const Networks&) = delete;  // the schedule points to the program
   Networks& operator=(const Networks&) = delete;
@@ -1828,8 +1829,8 @@ class Networks {
                     bytes_text(memory()), bytes_text(limit())),
         {},
         "",
-        set_.settings.dense ? "use --matrices lazy, a smaller width, or raise --memory"
-                            : "use a smaller width, or raise --memory",
+        stored() ? "use --matrices lazy, a smaller width, or raise --memory"
+                 : "use a smaller width, or raise --memory",
         {},
         false};
   }
@@ -1880,7 +1881,7 @@ class Networks {
       out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
     out.width = width_;
     out.seeds = set_.count;
-    out.dense = set_.settings.dense;
+    out.dense = stored();
     for (const Report& report : program_.reports) {
       ReportResult r = skeleton(program_, report);
       r.method = Method::kNetworks;
@@ -1916,6 +1917,9 @@ class Networks {
  private:
   [[nodiscard]] int owner(std::int64_t k) const {
     return static_cast<int>((before_ + k) % options_.ranks->size());
+  }
+  [[nodiscard]] bool stored() const {
+    return set_.settings.realisation == RealisationKind::kStoredNetwork;
   }
   [[nodiscard]] double limit() const {
     return memory_limit(options_.memory_bytes, *options_.ranks);

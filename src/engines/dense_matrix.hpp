@@ -39,6 +39,10 @@ class DenseMatrix final : public WidthMatrix {
   MatrixVersion update(MatrixVersion w, const std::vector<UpdateTerm>& terms) override;
   MatrixVersion update_entrywise(MatrixVersion w, const std::vector<UpdateTerm>& terms, double c,
                                  double epsilon) override;
+  [[nodiscard]] MatrixVersion scaled(MatrixVersion w, double c) const override {
+    w.scale *= c;
+    return w;
+  }
 
   /// Bytes of the entries of one version.
   static double bytes(std::int64_t width);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <deque>
 #include <limits>
 #include <mutex>
 #include <numeric>
@@ -10,8 +9,8 @@
 #include <unordered_map>
 
 #include "engines/dense_matrix.hpp"
+#include "engines/realisation.hpp"
 #include "tplimit/ir/function_traits.hpp"
-#include "tplimit/math/normals.hpp"
 #include "tplimit/support/overloaded.hpp"
 
 namespace tplimit::engines {
@@ -49,9 +48,6 @@ Schedule make_schedule(const Program& program, std::vector<NodeId> wanted) {
 
 namespace {
 
-constexpr std::uint64_t kSourceWord = 0x736f75726365ULL, kSpaceWord = 0x7370616365ULL,
-                        kMatrixWord = 0x6d6174726978ULL, kSampleWord = 0x73616d706c65ULL;
-
 /// Consecutive row-by-row operations form a group that is evaluated chunk by chunk in one parallel
 /// sweep; averages close a sweep.  Values that nobody outside the group needs live in scratch
 /// memory of one chunk.
@@ -63,22 +59,12 @@ class Run {
         settings_(settings),
         executor_(executor),
         own_(share_of(executor.ranks(), settings.rows)),
+        realisation_(make_realisation(program_, schedule.spaces, settings, executor)),
+        watching_(realisation_->estimates_means() && !settings.trace),
         blocks_(program_.size()),
         versions_(program_.size()) {
-    TPLIMIT_CHECK(settings_.limit || executor_.ranks().size() == 1, "a network is run by one rank");
-    const auto& spaces = s_.spaces;
-    if (settings_.limit || !settings_.dense) {
-      const NormalLaw law = settings_.limit ? NormalLaw::kMatched : NormalLaw::kExact;
-      for (std::uint32_t k = 0; k < spaces.count; ++k) {
-        std::vector<std::uint64_t> keys;
-        for (const std::uint64_t key : settings_.keys)
-          keys.push_back(mix_key(mix_key(key, kSpaceWord), k));
-        spaces_.emplace_back(executor_, settings_.rows, law, std::move(keys));
-      }
-    }
-    if (settings_.limit && !settings_.trace) rounding_.emplace(program_, s_.needed);
+    if (watching_) rounding_.emplace(program_, s_.needed);
     operations_before_ = executor_.operations();
-    matrices_.resize(program_.sources.size());
     source_.resize(program_.size());
     for (std::uint32_t k = 0; k < program_.size(); ++k)
       if (const Node& node = program_.nodes[k]; node.type.matrix)
@@ -118,12 +104,9 @@ class Run {
     for (const NodeId id : s_.wanted) terms_.erase(id.value);
     result.inner = std::move(terms_);
     if (rounding_) result.by_rounding = rounding_->decided(executor_.ranks());
-    for (const auto& space : spaces_)
-      result.matching_stopped = result.matching_stopped || space.matching_stopped();
-    for (const auto& m : matrices_) {
-      result.ranks.push_back(m ? m->ranks() : std::array<std::int64_t, 2>{});
-      if (m) result.largest_dropped = std::max(result.largest_dropped, m->largest_dropped());
-    }
+    result.matching_stopped = realisation_->matching_stopped();
+    result.ranks = realisation_->ranks();
+    result.largest_dropped = realisation_->largest_dropped();
     return result;
   }
 
@@ -158,7 +141,7 @@ class Run {
     else
       require_operands(node);
     if (std::holds_alternative<StandardNormal>(node.op))
-      draw_source(id, node);
+      blocks_[id.value] = realisation_->draw(id);
     else if (const auto* m = std::get_if<MatMul>(&node.op))
       multiply(id, node, m->transposed);
     else if (const auto* samples = std::get_if<Samples>(&node.op))
@@ -192,8 +175,7 @@ class Run {
     else if (type(in).width) {
       blocks_[in.value] = {};
       if (rounding_) rounding_->forget(in);
-      for (const auto& m : matrices_)
-        if (m) m->forget(in.value);
+      realisation_->forget(in);
     }
   }
 
@@ -352,7 +334,7 @@ class Run {
 
   TermWatch watch_terms(const std::vector<NodeId>& group) const {
     TermWatch out;
-    if (!settings_.limit || settings_.trace) return out;
+    if (!watching_) return out;
     const auto unknown = [&](NodeId id) {
       const auto columns = static_cast<std::size_t>(size_of(type(id).dims));
       out.ranges.try_emplace(
@@ -518,48 +500,12 @@ class Run {
     blocks_[id.value] = std::move(out);
   }
 
-  void draw_source(NodeId id, const Node& node) {
-    const auto& columns = s_.spaces.columns[id.value][0];
-    const auto count = static_cast<std::int64_t>(columns.count);
-    if (settings_.limit) {
-      // The space keeps its columns to match later ones against: they live as long as the run.
-      sources_.emplace_back(own_.count, count, settings_.single_precision);
-      std::vector<std::uint64_t> dimensions;
-      for (std::uint64_t j = 0; j < columns.count; ++j) dimensions.push_back(columns.first + j);
-      blocks_[id.value] =
-          spaces_[s_.spaces.of_node[id.value]].draw(sources_.back(), dimensions, nullptr);
-      return;
-    }
-    // Networks are the same whatever the matrices are kept as: initial vectors follow from their
-    // names.
-    Block block(settings_.rows, count);
-    const std::uint64_t key = source_key(std::get<StandardNormal>(node.op).source);
-    executor_.parallel(block.chunks(), [&](std::int64_t c) {
-      for (std::int64_t j = 0; j < block.columns(); ++j)
-        plain_normals(
-            mix_key(key, static_cast<std::uint64_t>(j)), static_cast<std::uint64_t>(c * kChunkRows),
-            {block.chunk(c) + j * block.ld(), static_cast<std::size_t>(block.chunk_rows(c))});
-    });
-    blocks_[id.value] = std::move(block);
-  }
-
-  [[nodiscard]] std::uint64_t source_key(SourceId s) const {
-    const std::string& name = program_.sources[s.value].name;
-    return mix_key(mix_key(settings_.keys.front(), kSourceWord),
-                   hash_text(name.data(), name.size()));
-  }
-
   void take_samples(NodeId id, const Node& node, std::int64_t count) {
+    const std::vector<std::int64_t> rows = realisation_->sampled_rows(count);
     const Block& x = blocks_[node.in[0].value];
-    if (!settings_.limit && count > settings_.rows)
-      throw EvaluationStop{"E4203",
-                           fmt::format("{} samples are asked for, but there are {} coordinates",
-                                       count, settings_.rows),
-                           "ask for fewer samples, or use more particles or a larger width"};
     Block out(1, x.columns() * count);
     const std::span<double> values(out.chunk(0), static_cast<std::size_t>(out.columns()));
     std::fill(values.begin(), values.end(), -0.0);  // what changes nothing in a sum
-    const std::vector<std::int64_t> rows = sampled_rows(count);
     for (std::int64_t j = 0; j < x.columns(); ++j)
       for (std::int64_t i = 0; i < count; ++i) {
         const std::int64_t row = rows[static_cast<std::size_t>(i)] - own_.first;
@@ -570,58 +516,9 @@ class Run {
     blocks_[id.value] = std::move(out);
   }
 
-  /// Of particles, which are quasi-random points: in a random order, the same for all samples of a
-  /// run; from the start again where they are fewer.  Of coordinates of networks, evenly spaced
-  /// ones.
-  [[nodiscard]] std::vector<std::int64_t> sampled_rows(std::int64_t count) const {
-    std::vector<std::int64_t> out,
-        rows(static_cast<std::size_t>(settings_.limit ? settings_.rows : 0));
-    std::iota(rows.begin(), rows.end(), std::int64_t{0});
-    std::uint64_t key = mix_key(settings_.keys.front(), kSampleWord);
-    for (std::int64_t i = 0; i < count; ++i) {
-      if (!settings_.limit) {
-        out.push_back(i * (settings_.rows / count));
-        continue;
-      }
-      // Fisher and Yates; the remainder's bias is rows / 2^64.
-      const auto place = static_cast<std::size_t>(i % settings_.rows);
-      key = mix_key(key, place);
-      if (i < settings_.rows) std::swap(rows[place], rows[place + key % (rows.size() - place)]);
-      out.push_back(rows[place]);
-    }
-    return out;
-  }
-
-  WidthMatrix& matrix(SourceId source) {
-    auto& m = matrices_[source.value];
-    if (!m) {
-      if (!settings_.limit && settings_.dense) {
-        const std::string& name = program_.sources[source.value].name;
-        const std::uint64_t key = mix_key(mix_key(settings_.keys.front(), kMatrixWord),
-                                          hash_text(name.data(), name.size()));
-        if (settings_.single_precision)
-          m = std::make_unique<DenseMatrix<float>>(executor_, settings_.rows, key);
-        else
-          m = std::make_unique<DenseMatrix<double>>(executor_, settings_.rows, key);
-      } else {
-        // 1e-13: what rounding leaves of a vector in the span of earlier ones (1e-6 in single
-        // precision); networks are not truncated beyond that.
-        const LazySettings lazy =
-            settings_.limit
-                ? LazySettings{NormalLaw::kMatched, settings_.rank_tol, settings_.single_precision}
-                : LazySettings{NormalLaw::kExact, settings_.single_precision ? 1e-6 : 1e-13,
-                               settings_.single_precision};
-        m = std::make_unique<LazyMatrix>(
-            executor_, settings_.rows, lazy, spaces_[s_.spaces.input_of_source[source.value]],
-            spaces_[s_.spaces.output_of_source[source.value]], s_.spaces.directions[source.value]);
-      }
-    }
-    return *m;
-  }
-
   void multiply(NodeId id, const Node& node, bool transposed) {
     const Block& x = blocks_[node.in[1].value];
-    if (settings_.limit && !settings_.trace && s_.heavy[node.in[1].value]) {
+    if (watching_ && s_.heavy[node.in[1].value]) {
       std::vector<double> sizes(static_cast<std::size_t>(own_.count));
       for (std::int64_t c = 0; c < x.chunks(); ++c)
         Eigen::Map<Eigen::VectorXd>(sizes.data() + c * kChunkRows, x.chunk_rows(c)) =
@@ -629,18 +526,20 @@ class Run {
       summarise_inner(id, std::move(sizes));
     }
     Block y(own_.count, x.columns());
-    matrix(source_[node.in[0].value])
+    matrix_of(node.in[0])
         .apply(versions_[node.in[0].value], transposed, x, node.in[1].value,
                s_.spaces.columns[id.value][0].first, y);
     if (rounding_ && own_.count > 0) rounding_->product(id, x.view(0), y.view(0));
     blocks_[id.value] = std::move(y);
   }
 
+  WidthMatrix& matrix_of(NodeId id) { return realisation_->matrix(source_[id.value]); }
+
   double scalar(NodeId id) const { return blocks_[id.value].chunk(0)[0]; }
 
   void matrix_step(NodeId id, const Node& node) {
     if (std::holds_alternative<GaussianMatrix>(node.op)) {
-      versions_[id.value] = matrix(source_[id.value]).initial();
+      versions_[id.value] = matrix_of(id).initial();
       return;
     }
     // The operand's version is handed over if nobody else needs it.
@@ -649,9 +548,7 @@ class Run {
                             : versions_[node.in[0].value];
     if (std::holds_alternative<ScaleMatrix>(node.op)) {
       const double c = scalar(node.in[1]);
-      old.scale *= c;
-      old.coefficients *= c;
-      versions_[id.value] = std::move(old);
+      versions_[id.value] = matrix_of(id).scaled(std::move(old), c);
       return;
     }
     std::vector<UpdateTerm> terms;
@@ -665,11 +562,10 @@ class Run {
         throw EvaluationStop{"E4101", "a number is not finite", ""};
     }
     const auto& update = std::get<UpdateMatrix>(node.op);
-    versions_[id.value] =
-        update.entrywise
-            ? matrix(source_[id.value])
-                  .update_entrywise(std::move(old), terms, scalar(node.in.back()), update.epsilon)
-            : matrix(source_[id.value]).update(std::move(old), terms);
+    versions_[id.value] = update.entrywise
+                              ? matrix_of(id).update_entrywise(
+                                    std::move(old), terms, scalar(node.in.back()), update.epsilon)
+                              : matrix_of(id).update(std::move(old), terms);
   }
 
   /// Throws if a value of the node is not finite.
@@ -710,14 +606,7 @@ class Run {
       engines::save(out, terms);
     }
     if (rounding_) rounding_->save(out);
-    out.value<std::uint64_t>(sources_.size());
-    for (const Panel& source : sources_) source.save(out);
-    for (const auto& m : matrices_) {
-      out.value(m != nullptr);
-      if (m) m->save(out);
-    }
-    const std::vector<const Panel*> known = panels();
-    for (const NormalSpace& space : spaces_) space.save(out, known);
+    realisation_->save(out);
   }
 
   /// The instruction to go on with.
@@ -735,12 +624,7 @@ class Run {
       terms_[id] = load_terms(in);
     }
     if (rounding_) rounding_->load(in);
-    for (auto left = in.value<std::uint64_t>(); left > 0; --left)
-      sources_.push_back(Panel::load(in));
-    for (std::uint32_t s = 0; s < matrices_.size(); ++s)
-      if (in.value<bool>()) matrix({s}).load(in);
-    const std::vector<const Panel*> known = panels();
-    for (NormalSpace& space : spaces_) space.load(in, known);
+    realisation_->load(in);
     return next;
   }
 
@@ -751,27 +635,15 @@ class Run {
     return out;
   }
 
-  /// All that normal spaces may refer to, in an order that does not depend on when it came.
-  [[nodiscard]] std::vector<const Panel*> panels() const {
-    std::vector<const Panel*> out;
-    for (const NormalSpace& space : spaces_) out.push_back(&space.ones());
-    for (const Panel& source : sources_) out.push_back(&source);
-    for (const auto& m : matrices_)
-      if (m)
-        for (const Panel* panel : m->panels()) out.push_back(panel);
-    return out;
-  }
-
   const Schedule& s_;
   const Program& program_;
   const RunSettings& settings_;
   const Executor& executor_;
   Share own_;  ///< of the rows
+  std::unique_ptr<Realisation> realisation_;
+  bool watching_;  ///< what particles do not resolve
   std::vector<Block> blocks_;
   std::vector<MatrixVersion> versions_;
-  std::deque<NormalSpace> spaces_;
-  std::deque<Panel> sources_;
-  std::vector<std::unique_ptr<WidthMatrix>> matrices_;
   std::vector<SourceId> source_;
   std::vector<NodeId> pending_;
   std::optional<RoundingWatch> rounding_;       ///< of the limit
@@ -818,7 +690,8 @@ double small_matrices(const Schedule& schedule, const RunSettings& settings,
     directions[schedule.spaces.output_of_source[s]] += wt;
   }
   double sweep = 0;
-  for (std::size_t k = 0; k < normals.size() && settings.limit; ++k) {
+  for (std::size_t k = 0;
+       k < normals.size() && settings.realisation == RealisationKind::kParticleLimit; ++k) {
     bytes += 2 * directions[k] * (normals[k] + directions[k]) * 8;
     sweep = std::max(sweep, (normals[k] + directions[k]) * 2 * columns);
   }
@@ -893,7 +766,8 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings, in
   const double rows = static_cast<double>(
       chunks == 1 ? settings.rows : (chunks + processes - 1) / processes * kChunkRows);
   double bytes = 0, live = 0, peak = 0, chunk_columns = 0;
-  const bool dense = !settings.limit && settings.dense;
+  const bool dense = settings.realisation == RealisationKind::kStoredNetwork,
+             limit = settings.realisation == RealisationKind::kParticleLimit;
   std::vector<int> arrays(program.size(), 0);
   double array_columns = 0;
   if (dense) {
@@ -907,14 +781,13 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings, in
     const double storage = settings.single_precision ? 4 : 8;
     for (std::size_t s = 0; s < program.sources.size(); ++s)
       for (const std::size_t side : {0u, 1u}) {
-        const double most =
-            std::min(static_cast<double>(schedule.spaces.directions[s][side]),
-                     settings.limit ? static_cast<double>(settings.rows) / 2 : rows);
+        const double most = std::min(static_cast<double>(schedule.spaces.directions[s][side]),
+                                     limit ? static_cast<double>(settings.rows) / 2 : rows);
         bytes += 2 * (ranks ? std::min(static_cast<double>((*ranks)[s][side]), most) : most) *
                  rows * storage;
       }
     bytes += small_matrices(schedule, settings, ranks);
-    if (settings.limit)
+    if (limit)
       for (const auto& source : program.sources)
         if (!source.matrix) bytes += static_cast<double>(size_of(source.dims)) * rows * storage;
   }
@@ -971,7 +844,7 @@ double estimate_memory(const Schedule& schedule, const RunSettings& settings, in
     release({k});
   }
   flush();
-  const double spaces = settings.limit ? schedule.spaces.count : 0;
+  const double spaces = limit ? schedule.spaces.count : 0;
   bytes += (spaces * rows + chunk_columns * std::min(rows, static_cast<double>(kChunkRows))) * 8;
   return bytes + peak * rows * 8;
 }

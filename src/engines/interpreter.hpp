@@ -5,10 +5,10 @@
 #include <optional>
 #include <vector>
 
+#include "engines/realisation.hpp"
 #include "engines/rounding.hpp"
 #include "engines/run_state.hpp"
 #include "engines/term_summary.hpp"
-#include "engines/width_matrix.hpp"
 #include "tplimit/ir/program.hpp"
 #include "tplimit/passes/passes.hpp"
 
@@ -24,20 +24,6 @@ struct Schedule {
   ProbabilitySpaces spaces;
 };
 Schedule make_schedule(const ir::Program& program, std::vector<ir::NodeId> wanted);
-
-/// One run: M particles of the limit, or one network of width n.
-struct RunSettings {
-  bool limit = true;
-  bool dense = false;     ///< finite width: keep matrices as arrays; else reveal them lazily
-  std::int64_t rows = 0;  ///< particles, of all ranks, or width
-  std::vector<std::uint64_t> keys;  ///< of all random numbers of this run; several: the particles
-                                    ///< of as many runs joined, in equal parts
-  double rank_tol = 1e-6;
-  bool single_precision =
-      false;  ///< bases, normals and dense matrices are stored in single precision
-  bool trace =
-      false;  ///< check every value of every node, to find where the first bad number appears
-};
 
 struct RunResult {
   std::vector<std::vector<double>> values;  ///< one per wanted node, row-major
@@ -58,8 +44,8 @@ struct RunFailure {
   ir::NodeId node;
 };
 
-/// Evaluates a program once.  The same code runs networks and limits; they differ in WidthMatrix
-/// and in the law of normals. Particles are spread over the ranks of the executor; results are the
+/// Evaluates a program once.  The same code runs networks and limits; they differ in Realisation.
+/// Particles are spread over the ranks of the executor; results are the
 /// same on all of them.  (Networks are run by one rank each.) With a `state`, goes on from it if it
 /// holds one, and saves there what is asked for; the result has the same bits.  E5206 if asked to
 /// stop.

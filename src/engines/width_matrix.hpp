@@ -45,8 +45,7 @@ struct UpdateTerm {
   std::uint64_t d_dimension, x_dimension;  ///< of the normals drawn if the vector is new
 };
 
-/// An n x n Gaussian matrix with entries N(0, 1/n) and its versions.  The one thing in which a
-/// network of width n and the limit differ.
+/// An n x n Gaussian matrix with entries N(0, 1/n) and its versions.
 class WidthMatrix {
  public:
   virtual ~WidthMatrix() = default;
@@ -60,6 +59,8 @@ class WidthMatrix {
   /// entry.
   virtual MatrixVersion update_entrywise(MatrixVersion w, const std::vector<UpdateTerm>& terms,
                                          double c, double epsilon) = 0;
+  /// c W.
+  [[nodiscard]] virtual MatrixVersion scaled(MatrixVersion w, double c) const = 0;
   /// The vector of this node will not be used again.
   virtual void forget(std::uint32_t) {}
   /// Directions kept for W and W'.
@@ -90,6 +91,12 @@ class LazyMatrix final : public WidthMatrix {
                                  double) override {
     throw EvaluationStop{"E4204", "an entrywise update needs stored matrices",
                          "use --matrices dense and a smaller width"};
+  }
+  /// c (s W + Qd C Qx') has scale c s and coefficients c C.
+  [[nodiscard]] MatrixVersion scaled(MatrixVersion w, double c) const override {
+    w.scale *= c;
+    w.coefficients *= c;
+    return w;
   }
   void forget(std::uint32_t node) override {
     for (Side& side : sides_) side.known.erase(node);
