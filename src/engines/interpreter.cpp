@@ -16,41 +16,11 @@
 namespace tplimit::engines {
 
 using namespace ir;
-
-Schedule make_schedule(const Program& program, std::vector<NodeId> wanted) {
-  Schedule s;
-  s.program = &program;
-  s.wanted = std::move(wanted);
-  s.needed.assign(program.size(), false);
-  for (const NodeId id : s.wanted) s.needed[id.value] = true;
-  for (std::size_t k = program.size(); k-- > 0;)
-    if (s.needed[k])
-      for (const NodeId in : program.nodes[k].in) s.needed[in.value] = true;
-  s.last_use.resize(program.size());
-  for (std::uint32_t k = 0; k < program.size(); ++k) {
-    s.last_use[k] = k;
-    if (s.needed[k])
-      for (const NodeId in : program.nodes[k].in) s.last_use[in.value] = k;
-  }
-  s.heavy.assign(program.size(), false);
-  for (std::uint32_t k = 0; k < program.size(); ++k) {
-    const Node& node = program.nodes[k];
-    if (!s.needed[k] || !node.type.width || std::holds_alternative<MatMul>(node.op) ||
-        is_bounded(node.op))
-      continue;
-    s.heavy[k] =
-        may_have_heavy_tails(program, node) ||
-        std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) { return s.heavy[in.value]; });
-  }
-  s.spaces = probability_spaces(program);
-  return s;
-}
+using Where = Plan::Place::Where;
 
 namespace {
 
-/// Consecutive row-by-row operations form a group that is evaluated chunk by chunk in one parallel
-/// sweep; averages close a sweep.  Values that nobody outside the group needs live in scratch
-/// memory of one chunk.
+/// Executes the plan of a schedule.
 class Run {
  public:
   Run(const Schedule& schedule, const RunSettings& settings, const Executor& executor)
@@ -64,36 +34,32 @@ class Run {
         blocks_(program_.size()),
         versions_(program_.size()) {
     if (watching_) rounding_.emplace(program_, s_.needed);
+    if (settings.trace) traced_ = one_by_one(schedule);
     operations_before_ = executor_.operations();
-    source_.resize(program_.size());
     for (std::uint32_t k = 0; k < program_.size(); ++k)
-      if (const Node& node = program_.nodes[k]; node.type.matrix)
-        source_[k] =
-            node.in.empty() ? std::get<GaussianMatrix>(node.op).source : source_[node.in[0].value];
+      if (const auto* constant = std::get_if<Constant>(&program_.nodes[k].op);
+          constant && s_.needed[k])
+        set_constant({k}, *constant);
   }
 
   std::variant<RunResult, RunFailure> run(RunState* state) {
     try {
-      std::uint32_t first = 0;
-      if (state) state->resume([&](Reader& in) { first = load(in); });
-      for (std::uint32_t k = first; k < program_.size(); ++k) {
-        if (!s_.needed[k]) continue;
-        current_ = k;
-        if (state && k > first && pending_.empty()) save_if_asked(*state, k);
-        step({k});
-        if (settings_.trace) {
-          flush();
-          current_ = k;
-          check_everything({k});
-        }
+      const std::vector<Plan::Step>& steps = (traced_ ? *traced_ : s_.plan).steps;
+      std::size_t first = 0;
+      if (state) state->resume([&](Reader& in) { first = step_at(steps, load(in)); });
+      for (std::size_t k = first; k < steps.size(); ++k) {
+        const Plan::Step& step = steps[k];
+        current_ = step.last();
+        if (state && k > first && step.next) save_if_asked(*state, *step.next);
+        execute(step);
+        if (traced_) check_everything(current_);
       }
-      flush();
       for (const NodeId id : s_.wanted) {
-        current_ = id.value;
+        current_ = id;
         check_everything(id);  // what is computed from averages is checked nowhere else
       }
     } catch (EvaluationStop& stop) {
-      return RunFailure{std::move(stop), {current_}};
+      return RunFailure{std::move(stop), current_};
     }
     RunResult result;
     for (const NodeId id : s_.wanted) {
@@ -111,44 +77,24 @@ class Run {
   }
 
  private:
-  [[nodiscard]] const Type& type(NodeId id) const { return program_[id].type; }
-  [[nodiscard]] bool available(NodeId id) const {
-    return type(id).matrix || !blocks_[id.value].empty();
-  }
+  struct TermWatch;
 
-  void step(NodeId id) {
-    const Node& node = program_[id];
-    if (node.type.matrix) {
-      flush();  // pending operations may still read what this one releases
-      matrix_step(id, node);
-      release_operands(id);
-      return;
-    }
-    if (const auto* constant = std::get_if<Constant>(&node.op)) {
-      set_constant(id, *constant);
-      return;
-    }
-    const bool needs_coordinates = is_average(node.op) || (node.type.width && is_rowwise(node.op));
-    if (needs_coordinates && !std::holds_alternative<StandardNormal>(node.op)) {
-      // A finite operand still being summed has to be finished first.
-      for (const NodeId in : node.in)
-        if (!type(in).width && !available(in)) flush();
-      pending_.push_back(id);
-      return;
-    }
-    if (node.type.width || std::holds_alternative<Samples>(node.op))
-      flush();
-    else
-      require_operands(node);
-    if (std::holds_alternative<StandardNormal>(node.op))
-      blocks_[id.value] = realisation_->draw(id);
-    else if (const auto* m = std::get_if<MatMul>(&node.op))
-      multiply(id, node, m->transposed);
-    else if (const auto* samples = std::get_if<Samples>(&node.op))
-      take_samples(id, node, samples->count);
-    else
-      finite_step(id, node);
-    release_operands(id);
+  [[nodiscard]] const Type& type(NodeId id) const { return program_[id].type; }
+
+  void execute(const Plan::Step& step) {
+    std::visit(
+        overloaded{[&](const Plan::Sweep& a) { sweep(a); },
+                   [&](const Plan::Draw& a) { blocks_[a.node.value] = realisation_->draw(a.node); },
+                   [&](const Plan::Initialise& a) {
+                     versions_[a.node.value] = realisation_->matrix(a.matrix).initial();
+                   },
+                   [&](const Plan::Product& a) { multiply(a); },
+                   [&](const Plan::Rescale& a) { rescale(a, step); },
+                   [&](const Plan::Update& a) { update(a, step); },
+                   [&](const Plan::TakeSamples& a) { take_samples(a.node); },
+                   [&](const Plan::FiniteStep& a) { finite_step(a.node); }},
+        step.action);
+    for (const NodeId id : step.frees) free(id);
   }
 
   void set_constant(NodeId id, const Constant& constant) {
@@ -157,143 +103,84 @@ class Run {
     blocks_[id.value] = std::move(b);
   }
 
-  void require_operands(const Node& node) {
-    for (const NodeId in : node.in)
-      if (!available(in)) {
-        flush();
-        return;
-      }
-  }
-
-  void release_operands(NodeId id) {
-    for (const NodeId in : program_[id].in) release(in, id);
-  }
-  void release(NodeId in, NodeId user) {
-    if (s_.last_use[in.value] != user.value) return;
-    if (type(in).matrix)
-      versions_[in.value] = {};
-    else if (type(in).width) {
-      blocks_[in.value] = {};
-      if (rounding_) rounding_->forget(in);
-      realisation_->forget(in);
-    }
+  void free(NodeId id) {
+    versions_[id.value] = {};
+    blocks_[id.value] = {};
+    if (rounding_) rounding_->forget(id);
+    realisation_->forget(id);
   }
 
   // ---- groups of row-by-row operations
-  void flush() {
-    if (pending_.empty()) return;
-    const std::vector<NodeId> group = std::exchange(pending_, {});
-    const std::uint32_t last = group.back().value;
+  void sweep(const Plan::Sweep& plan) {
     const std::int64_t rows = own_.count, chunk = std::min(rows, kChunkRows),
                        chunks = (rows + kChunkRows - 1) / kChunkRows;
-
-    // Where each result lives: averages in partial sums, values used later in blocks, the others in
-    // scratch columns.
-    struct Place {
-      NodeId id;
-      std::vector<const Type*> types;
-      bool average = false, scratch = false;
-      std::int64_t columns = 0, scratch_offset = 0, sum_offset = 0;
-    };
-    std::vector<Place> places;
-    std::unordered_map<std::uint32_t, std::size_t> place_of;
-    std::map<std::int64_t, std::vector<std::int64_t>> free_scratch;
-    std::int64_t scratch_columns = 0, sums = 0;
-    for (const NodeId id : group) {
-      const Node& node = program_[id];
-      Place p;
-      p.id = id;
-      for (const NodeId in : node.in) p.types.push_back(&type(in));
-      p.columns = size_of(node.type.dims);
-      p.average = is_average(node.op);
-      if (p.average) {
-        p.sum_offset = sums;
-        sums += p.columns;
-      } else {
-        p.scratch = s_.last_use[id.value] <= last && !settings_.trace &&
-                    in_group(group, s_.last_use[id.value]);
-        if (p.scratch) {
-          auto& reusable = free_scratch[p.columns];
-          if (reusable.empty()) {
-            p.scratch_offset = scratch_columns;
-            scratch_columns += p.columns;
-          } else {
-            p.scratch_offset = reusable.back();
-            reusable.pop_back();
-          }
-        } else {
-          blocks_[id.value] = Block(rows, p.columns);
-        }
-      }
-      // Scratch of operands that die here can be used again, by later results only.
-      for (std::size_t j = 0; j < node.in.size(); ++j) {
-        const NodeId in = node.in[j];
-        const auto it = place_of.find(in.value);
-        const bool repeated =
-            std::find(node.in.begin(), node.in.begin() + static_cast<std::ptrdiff_t>(j), in) !=
-            node.in.begin() + static_cast<std::ptrdiff_t>(j);
-        if (it != place_of.end() && places[it->second].scratch &&
-            s_.last_use[in.value] == id.value && !repeated)
-          free_scratch[places[it->second].columns].push_back(places[it->second].scratch_offset);
-      }
-      place_of[id.value] = places.size();
-      places.push_back(std::move(p));
-    }
-
+    const std::vector<NodeId> group = plan.nodes();
+    for (const auto& operation : plan.operations)
+      if (operation.out.where == Where::kBlock)
+        blocks_[operation.node.value] = Block(rows, operation.out.columns);
     TermWatch watch = watch_terms(group);
-    const auto sweep = [&](std::int64_t c, double* scratch, double* sum) {
-      const std::int64_t r = std::min(chunk, rows - c * chunk);
-      std::vector<View> in;
-      for (const Place& p : places) {
-        const Node& node = program_[p.id];
-        in.clear();
-        for (const NodeId operand : node.in) {
-          const auto it = place_of.find(operand.value);
-          if (it != place_of.end() && places[it->second].scratch)
-            in.push_back({scratch + places[it->second].scratch_offset * chunk, r, chunk});
-          else if (type(operand).width)
-            in.push_back(blocks_[operand.value].view(c));
-          else
-            in.push_back(blocks_[operand.value].view(0));
-        }
-        if (p.average) {
-          accumulate_average(node, p.types, in, sum + p.sum_offset);
-          watch.average(p.id, node, p.types, in, c * chunk);
-        } else if (p.scratch)
-          evaluate_rows(node, p.types, in, {scratch + p.scratch_offset * chunk, r, chunk});
-        else
-          evaluate_rows(node, p.types, in, blocks_[p.id.value].mutable_view(c));
-        if (p.average) continue;
-        const View value = p.scratch ? View{scratch + p.scratch_offset * chunk, r, chunk}
-                                     : blocks_[p.id.value].view(c);
-        watch.value(p.id, value, p.columns);
-        if (rounding_ && c == 0) rounding_->value(p.id, p.types, in, value);
-      }
-    };
-
-    const auto sweep_chunk = [&](std::int64_t c, double* sum) {
-      sweep(c, Buffer(scratch_columns * chunk).data(), sum);
+    const auto sweep_chunk = [&](std::int64_t c, double* sums) {
+      const Buffer scratch(plan.scratch_columns * chunk);
+      sweep_rows(plan, c, {scratch.data(), std::min(chunk, rows - c * chunk), chunk}, sums, watch);
     };
     Matrix total;  // all averages of the group together
-    if (sums > 0)
-      total = sum_over_chunks(executor_, chunks, sums, 1,
+    if (plan.sums > 0)
+      total = sum_over_chunks(executor_, chunks, plan.sums, 1,
                               [&](std::int64_t c, Matrix& part) { sweep_chunk(c, part.data()); });
     else
       executor_.parallel(chunks, [&](std::int64_t c) { sweep_chunk(c, nullptr); });
-    for (const Place& p : places) {
-      if (!p.average) continue;
-      Block b(1, p.columns);
-      for (std::int64_t j = 0; j < p.columns; ++j) {
-        b.chunk(0)[j] = total(p.sum_offset + j, 0) / static_cast<double>(settings_.rows);
-        if (!std::isfinite(b.chunk(0)[j]) && !settings_.trace) {
-          current_ = p.id.value;
-          throw EvaluationStop{"E4101", "a number is not finite", ""};
+    for (const auto& operation : plan.operations)
+      if (operation.out.where == Where::kSum) finish_average(operation, total);
+    summarise_terms(watch, group);
+    for (const auto& operation : plan.operations)
+      if (rounding_ && operation.out.where == Where::kScratch) rounding_->forget(operation.node);
+  }
+
+  /// One chunk of rows.  `scratch`: as many rows of the scratch columns.
+  void sweep_rows(const Plan::Sweep& plan, std::int64_t c, const MutableView& scratch, double* sums,
+                  TermWatch& watch) {
+    const auto in_scratch = [&](const Plan::Place& place) {
+      return MutableView{scratch.data + place.offset * scratch.ld, scratch.rows, scratch.ld};
+    };
+    std::vector<View> in;
+    for (const auto& [id, types, operands, place] : plan.operations) {
+      const Node& node = program_[id];
+      in.clear();
+      for (std::size_t k = 0; k < operands.size(); ++k) {
+        const Block& block = blocks_[node.in[k].value];
+        switch (operands[k].where) {
+          case Where::kScratch: in.push_back(as_view(in_scratch(operands[k]))); break;
+          case Where::kBlock: in.push_back(block.view(c)); break;
+          case Where::kFinite: in.push_back(block.view(0)); break;
+          case Where::kSum: TPLIMIT_CHECK(false, "an average is read after its sweep");
         }
       }
-      blocks_[p.id.value] = std::move(b);
+      if (place.where == Where::kSum) {
+        accumulate_average(node, types, in, sums + place.offset);
+        watch.average(id, node, types, in, c * kChunkRows);
+        continue;
+      }
+      const MutableView out =
+          place.where == Where::kScratch ? in_scratch(place) : blocks_[id.value].mutable_view(c);
+      evaluate_rows(node, types, in, out);
+      watch.value(id, as_view(out), place.columns);
+      if (rounding_ && c == 0) rounding_->value(id, types, in, as_view(out));
     }
-    summarise_terms(watch, group);
-    for (const NodeId id : group) release_operands(id);
+  }
+
+  static View as_view(const MutableView& x) { return {x.data, x.rows, x.ld}; }
+
+  /// The mean over the rows of all ranks.  E4101: it is not finite.
+  void finish_average(const Plan::Sweep::Operation& operation, const Matrix& total) {
+    Block b(1, operation.out.columns);
+    for (std::int64_t j = 0; j < b.columns(); ++j) {
+      b.chunk(0)[j] = total(operation.out.offset + j, 0) / static_cast<double>(settings_.rows);
+      if (!std::isfinite(b.chunk(0)[j]) && !settings_.trace) {
+        current_ = operation.node;
+        throw EvaluationStop{"E4101", "a number is not finite", ""};
+      }
+    }
+    blocks_[operation.node.value] = std::move(b);
   }
 
   // ---- what particles do not resolve
@@ -483,12 +370,9 @@ class Run {
     }
   }
 
-  static bool in_group(const std::vector<NodeId>& group, std::uint32_t id) {
-    return std::binary_search(group.begin(), group.end(), NodeId{id});
-  }
-
   // ---- single operations
-  void finite_step(NodeId id, const Node& node) {
+  void finite_step(NodeId id) {
+    const Node& node = program_[id];
     std::vector<View> in;
     std::vector<const Type*> types;
     for (const NodeId operand : node.in) {
@@ -500,7 +384,9 @@ class Run {
     blocks_[id.value] = std::move(out);
   }
 
-  void take_samples(NodeId id, const Node& node, std::int64_t count) {
+  void take_samples(NodeId id) {
+    const Node& node = program_[id];
+    const std::int64_t count = std::get<Samples>(node.op).count;
     const std::vector<std::int64_t> rows = realisation_->sampled_rows(count);
     const Block& x = blocks_[node.in[0].value];
     Block out(1, x.columns() * count);
@@ -516,7 +402,9 @@ class Run {
     blocks_[id.value] = std::move(out);
   }
 
-  void multiply(NodeId id, const Node& node, bool transposed) {
+  void multiply(const Plan::Product& a) {
+    const NodeId id = a.node;
+    const Node& node = program_[id];
     const Block& x = blocks_[node.in[1].value];
     if (watching_ && s_.heavy[node.in[1].value]) {
       std::vector<double> sizes(static_cast<std::size_t>(own_.count));
@@ -526,31 +414,29 @@ class Run {
       summarise_inner(id, std::move(sizes));
     }
     Block y(own_.count, x.columns());
-    matrix_of(node.in[0])
-        .apply(versions_[node.in[0].value], transposed, x, node.in[1].value,
-               s_.spaces.columns[id.value][0].first, y);
+    realisation_->matrix(a.matrix).apply(versions_[node.in[0].value],
+                                         std::get<MatMul>(node.op).transposed, x, node.in[1].value,
+                                         s_.spaces.columns[id.value][0].first, y);
     if (rounding_ && own_.count > 0) rounding_->product(id, x.view(0), y.view(0));
     blocks_[id.value] = std::move(y);
   }
 
-  WidthMatrix& matrix_of(NodeId id) { return realisation_->matrix(source_[id.value]); }
-
   double scalar(NodeId id) const { return blocks_[id.value].chunk(0)[0]; }
 
-  void matrix_step(NodeId id, const Node& node) {
-    if (std::holds_alternative<GaussianMatrix>(node.op)) {
-      versions_[id.value] = matrix_of(id).initial();
-      return;
-    }
-    // The operand's version is handed over if nobody else needs it.
-    MatrixVersion old = s_.last_use[node.in[0].value] == id.value
-                            ? std::move(versions_[node.in[0].value])
-                            : versions_[node.in[0].value];
-    if (std::holds_alternative<ScaleMatrix>(node.op)) {
-      const double c = scalar(node.in[1]);
-      versions_[id.value] = matrix_of(id).scaled(std::move(old), c);
-      return;
-    }
+  /// The old version, handed over if no later step reads it.
+  MatrixVersion old_version(NodeId of, const Plan::Step& step) {
+    const NodeId old = program_[of].in[0];
+    return step.frees_node(old) ? std::move(versions_[old.value]) : versions_[old.value];
+  }
+
+  void rescale(const Plan::Rescale& a, const Plan::Step& step) {
+    versions_[a.node.value] = realisation_->matrix(a.matrix).scaled(old_version(a.node, step),
+                                                                    scalar(program_[a.node].in[1]));
+  }
+
+  void update(const Plan::Update& a, const Plan::Step& step) {
+    const NodeId id = a.node;
+    const Node& node = program_[id];
     std::vector<UpdateTerm> terms;
     for (std::size_t k = 1; k + 2 < node.in.size(); k += 3) {
       const std::size_t operand = 2 * ((k - 1) / 3);
@@ -561,11 +447,12 @@ class Run {
       if (!std::isfinite(terms.back().c))
         throw EvaluationStop{"E4101", "a number is not finite", ""};
     }
-    const auto& update = std::get<UpdateMatrix>(node.op);
-    versions_[id.value] = update.entrywise
-                              ? matrix_of(id).update_entrywise(
-                                    std::move(old), terms, scalar(node.in.back()), update.epsilon)
-                              : matrix_of(id).update(std::move(old), terms);
+    const auto& op = std::get<UpdateMatrix>(node.op);
+    WidthMatrix& matrix = realisation_->matrix(a.matrix);
+    MatrixVersion old = old_version(id, step);
+    versions_[id.value] = op.entrywise ? matrix.update_entrywise(std::move(old), terms,
+                                                                 scalar(node.in.back()), op.epsilon)
+                                       : matrix.update(std::move(old), terms);
   }
 
   /// Throws if a value of the node is not finite.
@@ -581,13 +468,22 @@ class Run {
     if (bad_chunks > 0) throw EvaluationStop{"E4101", "a number is not finite", ""};
   }
 
-  // ---- states between two instructions, when nothing is pending
-  void save_if_asked(RunState& state, std::uint32_t next) {
+  // ---- states between two steps
+  void save_if_asked(RunState& state, NodeId next) {
     const RunState::Request request = state.request();
     if (request == RunState::Request::kGoOn) return;
-    state.save([&](Writer& out) { save(out, next); });
+    state.save([&](Writer& out) { save(out, next.value); });
     if (request == RunState::Request::kSaveAndStop)
       throw EvaluationStop{"E5206", "interrupted", ""};
+  }
+
+  /// The step before which nodes from `next` on had not been evaluated.
+  static std::size_t step_at(const std::vector<Plan::Step>& steps, std::uint32_t next) {
+    return static_cast<std::size_t>(std::find_if(steps.begin(), steps.end(),
+                                                 [&](const Plan::Step& step) {
+                                                   return step.next && step.next->value >= next;
+                                                 }) -
+                                    steps.begin());
   }
 
   void save(Writer& out, std::uint32_t next) {
@@ -609,14 +505,10 @@ class Run {
     realisation_->save(out);
   }
 
-  /// The instruction to go on with.
+  /// The node to go on with.
   std::uint32_t load(Reader& in) {
     const auto next = in.value<std::uint32_t>();
     executor_.count(in.value<double>());
-    for (std::uint32_t k = 0; k < next; ++k)
-      if (const auto* constant = std::get_if<Constant>(&program_.nodes[k].op);
-          constant && s_.needed[k])
-        set_constant({k}, *constant);
     for (const std::uint32_t k : in.values<std::uint32_t>()) blocks_.at(k) = Block::load(in);
     engines::load(in, versions_alive(next));
     for (auto left = in.value<std::uint64_t>(); left > 0; --left) {
@@ -644,12 +536,11 @@ class Run {
   bool watching_;  ///< what particles do not resolve
   std::vector<Block> blocks_;
   std::vector<MatrixVersion> versions_;
-  std::vector<SourceId> source_;
-  std::vector<NodeId> pending_;
   std::optional<RoundingWatch> rounding_;       ///< of the limit
   std::map<std::uint32_t, TermSummary> terms_;  ///< of wanted averages
-  std::uint32_t current_ = 0;
-  double operations_before_ = 0;  ///< what the executor had counted
+  std::optional<Plan> traced_;                  ///< instead of the schedule's
+  NodeId current_;                              ///< of which a failure is reported
+  double operations_before_ = 0;                ///< what the executor had counted
 };
 
 }  // namespace

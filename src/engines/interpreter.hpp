@@ -5,6 +5,7 @@
 #include <optional>
 #include <vector>
 
+#include "engines/plan.hpp"
 #include "engines/realisation.hpp"
 #include "engines/rounding.hpp"
 #include "engines/run_state.hpp"
@@ -13,17 +14,6 @@
 #include "tplimit/passes/passes.hpp"
 
 namespace tplimit::engines {
-
-/// What does not change from run to run: the program, which nodes are wanted, what to free when.
-struct Schedule {
-  const ir::Program* program = nullptr;
-  std::vector<ir::NodeId> wanted;       ///< finite nodes whose values are returned
-  std::vector<bool> needed;             ///< nodes to evaluate: ancestors of wanted
-  std::vector<std::uint32_t> last_use;  ///< among needed nodes; wanted ones are kept anyway
-  std::vector<bool> heavy;              ///< values that may have heavy tails
-  ProbabilitySpaces spaces;
-};
-Schedule make_schedule(const ir::Program& program, std::vector<ir::NodeId> wanted);
 
 struct RunResult {
   std::vector<std::vector<double>> values;  ///< one per wanted node, row-major
