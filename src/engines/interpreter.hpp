@@ -44,13 +44,4 @@ std::variant<RunResult, RunFailure> run_program(const Schedule& schedule,
                                                 const Executor& executor,
                                                 RunState* state = nullptr);
 
-/// Estimated largest memory of one run in bytes, on one of so many processes: live blocks, bases
-/// and normals, dense matrices.  `ranks` of an earlier run; null: the largest possible.
-double estimate_memory(const Schedule& schedule, const RunSettings& settings, int processes = 1,
-                       const std::vector<std::array<std::int64_t, 2>>* ranks = nullptr);
-
-/// Estimated operations of one run of so many particles if no directions are dropped; one takes
-/// about 1 ns, which is four multiplications of a matrix product.
-double estimate_operations(const Schedule& schedule, std::int64_t particles);
-
 }  // namespace tplimit::engines

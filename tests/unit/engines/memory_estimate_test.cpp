@@ -13,6 +13,7 @@
 #include <gtest/gtest.h>
 
 #include "engines/interpreter.hpp"
+#include "engines/memory_estimate.hpp"
 #include "tests/support/run.hpp"
 #include "tplimit/passes/passes.hpp"
 
