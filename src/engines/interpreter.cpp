@@ -2,14 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
-#include <mutex>
-#include <numeric>
-#include <set>
-#include <unordered_map>
+#include <map>
+#include <optional>
 
 #include "engines/realisation.hpp"
-#include "tplimit/ir/function_traits.hpp"
+#include "engines/term_watch.hpp"
+#include "tplimit/ir/kernels.hpp"
 #include "tplimit/support/overloaded.hpp"
 
 namespace tplimit::engines {
@@ -76,8 +74,6 @@ class Run {
   }
 
  private:
-  struct TermWatch;
-
   [[nodiscard]] const Type& type(NodeId id) const { return program_[id].type; }
 
   void execute(const Plan::Step& step) {
@@ -93,7 +89,7 @@ class Run {
                    [&](const Plan::TakeSamples& a) { take_samples(a.node); },
                    [&](const Plan::FiniteStep& a) { finite_step(a.node); }},
         step.action);
-    for (const NodeId id : step.frees) free(id);
+    for (const NodeId id : step.frees) release(id);
   }
 
   void set_constant(NodeId id, const Constant& constant) {
@@ -102,7 +98,7 @@ class Run {
     blocks_[id.value] = std::move(b);
   }
 
-  void free(NodeId id) {
+  void release(NodeId id) {
     versions_[id.value] = {};
     blocks_[id.value] = {};
     if (rounding_) rounding_->forget(id);
@@ -113,14 +109,15 @@ class Run {
   void sweep(const Plan::Sweep& plan) {
     const std::int64_t rows = own_.count, chunk = std::min(rows, kChunkRows),
                        chunks = (rows + kChunkRows - 1) / kChunkRows;
-    const std::vector<NodeId> group = plan.nodes();
     for (const auto& operation : plan.operations)
       if (operation.out.where == Where::kBlock)
         blocks_[operation.node.value] = Block(rows, operation.out.columns);
-    TermWatch watch = watch_terms(group);
+    std::optional<TermWatch> watch;
+    if (watching_) watch.emplace(s_, plan, rows);
     const auto sweep_chunk = [&](std::int64_t c, double* sums) {
       const Buffer scratch(plan.scratch_columns * chunk);
-      sweep_rows(plan, c, {scratch.data(), std::min(chunk, rows - c * chunk), chunk}, sums, watch);
+      sweep_rows(plan, c, {scratch.data(), std::min(chunk, rows - c * chunk), chunk}, sums,
+                 watch ? &*watch : nullptr);
     };
     Matrix total;  // all averages of the group together
     if (plan.sums > 0)
@@ -130,19 +127,20 @@ class Run {
       executor_.parallel(chunks, [&](std::int64_t c) { sweep_chunk(c, nullptr); });
     for (const auto& operation : plan.operations)
       if (operation.out.where == Where::kSum) finish_average(operation, total);
-    summarise_terms(watch, group);
+    if (watch) watch->summarise(executor_, settings_.rows, blocks_, terms_);
     for (const auto& operation : plan.operations)
       if (rounding_ && operation.out.where == Where::kScratch) rounding_->forget(operation.node);
   }
 
   /// One chunk of rows.  `scratch`: as many rows of the scratch columns.
   void sweep_rows(const Plan::Sweep& plan, std::int64_t c, const MutableView& scratch, double* sums,
-                  TermWatch& watch) {
+                  TermWatch* watch) {
     const auto in_scratch = [&](const Plan::Place& place) {
       return MutableView{scratch.data + place.offset * scratch.ld, scratch.rows, scratch.ld};
     };
     std::vector<View> in;
-    for (const auto& [id, types, operands, place] : plan.operations) {
+    for (const auto& operation : plan.operations) {
+      const auto& [id, types, operands, place] = operation;
       const Node& node = program_[id];
       in.clear();
       for (std::size_t k = 0; k < operands.size(); ++k) {
@@ -156,13 +154,13 @@ class Run {
       }
       if (place.where == Where::kSum) {
         accumulate_average(node, types, in, sums + place.offset);
-        watch.average(id, node, types, in, c * kChunkRows);
+        if (watch) watch->average(operation, in, c * kChunkRows);
         continue;
       }
       const MutableView out =
           place.where == Where::kScratch ? in_scratch(place) : blocks_[id.value].mutable_view(c);
       evaluate_rows(node, types, in, out);
-      watch.value(id, as_view(out), place.columns);
+      if (watch) watch->value(operation, as_view(out));
       if (rounding_ && c == 0) rounding_->value(id, types, in, as_view(out));
     }
   }
@@ -180,193 +178,6 @@ class Run {
       }
     }
     blocks_[operation.node.value] = std::move(b);
-  }
-
-  // ---- what particles do not resolve
-  /// The terms of those averages of a group that are wanted, and the jumps and flat sides behind
-  /// them.
-  struct TermWatch {
-    std::map<std::uint32_t, std::vector<double>> sizes;  ///< of the terms of each row, per average
-    std::map<std::uint32_t, ColumnRanges> ranges;        ///< of operands, and of `jumps`
-    std::set<std::pair<std::uint32_t, std::size_t>>
-        first;  ///< (average, operand) that adds to the operand's range
-    std::set<std::uint32_t>
-        inner;  ///< averages that are not wanted, with operands that may have heavy tails
-    std::vector<NodeId> jumps;
-    std::unique_ptr<std::mutex> mutex = std::make_unique<std::mutex>();
-
-    [[nodiscard]] bool wanted(NodeId id) const {
-      return sizes.contains(id.value) && !inner.contains(id.value);
-    }
-    void include(std::uint32_t id, const View& x, std::int64_t columns) {
-      ColumnRanges own;
-      own.include(x, columns);
-      const std::scoped_lock lock(*mutex);
-      ranges.at(id).merge(own);
-    }
-    void average(NodeId id, const Node& node, const std::vector<const Type*>& types,
-                 const std::vector<View>& in, std::int64_t row) {
-      const auto own = sizes.find(id.value);
-      if (own == sizes.end()) return;
-      term_sizes(node, types, in, own->second.data() + row);
-      for (std::size_t k = 0; k < node.in.size(); ++k)
-        if (first.contains({id.value, k}))
-          include(node.in[k].value, in[k], size_of(types[k]->dims));
-    }
-    void value(NodeId id, const View& x, std::int64_t columns) {
-      if (std::binary_search(jumps.begin(), jumps.end(), id)) include(id.value, x, columns);
-    }
-  };
-
-  TermWatch watch_terms(const std::vector<NodeId>& group) const {
-    TermWatch out;
-    if (!watching_) return out;
-    const auto unknown = [&](NodeId id) {
-      const auto columns = static_cast<std::size_t>(size_of(type(id).dims));
-      out.ranges.try_emplace(
-          id.value, ColumnRanges{std::vector(columns, std::numeric_limits<double>::infinity()),
-                                 std::vector(columns, -std::numeric_limits<double>::infinity())});
-    };
-    std::set<NodeId> behind;
-    for (auto id = group.rbegin(); id != group.rend(); ++id) {
-      const Node& node = program_[*id];
-      const bool wanted = is_average(node.op) &&
-                          std::find(s_.wanted.begin(), s_.wanted.end(), *id) != s_.wanted.end();
-      const bool inner = !wanted && is_average(node.op) &&
-                         std::any_of(node.in.begin(), node.in.end(),
-                                     [&](NodeId in) { return s_.heavy[in.value]; });
-      if (wanted || inner) out.sizes[id->value].resize(static_cast<std::size_t>(own_.count));
-      if (inner) out.inner.insert(id->value);
-      if (!wanted && !behind.contains(*id)) continue;
-      if (is_piecewise_constant(node.op) || has_flat_side(node.op)) {
-        out.jumps.push_back(*id);
-        unknown(*id);
-      }
-      behind.insert(node.in.begin(), node.in.end());
-      for (std::size_t k = 0; wanted && k < node.in.size(); ++k)
-        if (!out.ranges.contains(node.in[k].value)) {
-          unknown(node.in[k]);
-          out.first.insert({id->value, k});
-        }
-    }
-    std::reverse(out.jumps.begin(), out.jumps.end());
-    // A jump that is an operand of an average is seen as a jump.
-    for (auto pair = out.first.begin(); pair != out.first.end();)
-      pair = std::binary_search(out.jumps.begin(), out.jumps.end(),
-                                program_[NodeId{pair->first}].in[pair->second])
-                 ? out.first.erase(pair)
-                 : std::next(pair);
-    return out;
-  }
-
-  void summarise_terms(TermWatch& watch, const std::vector<NodeId>& group) {
-    for (auto& [id, ranges] : watch.ranges) ranges.share(executor_.ranks());
-    for (auto& [id, sizes] : watch.sizes) {
-      const Node& node = program_.nodes[id];
-      if (watch.inner.contains(id)) {
-        summarise_inner({id}, std::move(sizes));
-        continue;
-      }
-      std::vector<const Type*> types;
-      std::vector<const ColumnRanges*> in;
-      for (const NodeId operand : node.in) {
-        types.push_back(&type(operand));
-        in.push_back(&watch.ranges.at(operand.value));
-      }
-      TermSummary& own = terms_[id];
-      bound_terms(node, types, in, own);
-      own.unseen.assign(own.low.size(), std::holds_alternative<Histogram>(node.op) ? 1.0 : 0.0);
-      own.largest = largest_of(std::move(sizes), executor_.ranks());
-    }
-    for (const NodeId jump : watch.jumps) {
-      const ColumnRanges& seen = watch.ranges.at(jump.value);
-      std::vector<bool> one_sided;
-      for (std::size_t j = 0; j < seen.low.size(); ++j)
-        one_sided.push_back(seen.low[j] == seen.high[j]);
-      if (std::find(one_sided.begin(), one_sided.end(), true) != one_sided.end())
-        cross_jump(jump, one_sided, watch, group);
-    }
-  }
-
-  void summarise_inner(NodeId id, std::vector<double> sizes) {
-    TermSummary& own = terms_[id.value];
-    own.mean = std::accumulate(sizes.begin(), sizes.end(), 0.0);
-    executor_.ranks().sum({&own.mean, 1});
-    own.mean /= static_cast<double>(settings_.rows);
-    own.largest = largest_of(std::move(sizes), executor_.ranks());
-  }
-
-  /// What would change in the averages of the group, term by term, if these columns of the jump
-  /// were on its other side.
-  void cross_jump(NodeId jump, const std::vector<bool>& columns, const TermWatch& watch,
-                  const std::vector<NodeId>& group) {
-    std::set<NodeId> after{jump}, needed;
-    for (const NodeId id : group)
-      for (const NodeId in : program_[id].in)
-        if (after.contains(in)) after.insert(id);
-    for (auto id = group.rbegin(); id != group.rend(); ++id)
-      if (needed.contains(*id) || (after.contains(*id) && watch.wanted(*id)))
-        needed.insert(program_[*id].in.begin(), program_[*id].in.end());
-    std::map<std::uint32_t, std::vector<double>> change;
-    for (const NodeId id : group)
-      if (after.contains(id) && watch.wanted(id))
-        change[id.value].assign(static_cast<std::size_t>(size_of(type(id).dims)), 0.0);
-    if (change.empty()) return;
-    std::mutex mutex;
-    const std::int64_t rows = own_.count, chunk = std::min(rows, kChunkRows),
-                       chunks = rows == 0 ? 0 : (rows + kChunkRows - 1) / kChunkRows;
-    executor_.parallel(chunks, [&](std::int64_t c) {
-      const std::int64_t r = std::min(chunk, rows - c * chunk);
-      std::map<std::uint32_t, std::vector<double>> as_is, crossed;
-      const auto views = [&](const Node& node, bool cross) {
-        std::vector<View> in;
-        for (const NodeId operand : node.in) {
-          const auto other = crossed.find(operand.value), same = as_is.find(operand.value);
-          if (cross && other != crossed.end())
-            in.push_back({other->second.data(), r, r});
-          else if (same != as_is.end())
-            in.push_back({same->second.data(), r, r});
-          else
-            in.push_back(blocks_[operand.value].view(type(operand).width ? c : 0));
-        }
-        return in;
-      };
-      for (const NodeId id : group) {
-        const Node& node = program_[id];
-        std::vector<const Type*> types;
-        for (const NodeId operand : node.in) types.push_back(&type(operand));
-        if (const auto own = change.find(id.value); own != change.end()) {
-          std::vector<double> largest;
-          include_changes(node, types, views(node, false), views(node, true), largest);
-          const std::scoped_lock lock(mutex);
-          for (std::size_t j = 0; j < largest.size(); ++j)
-            own->second[j] = std::max(own->second[j], largest[j]);
-        }
-        if (is_average(node.op) || !needed.contains(id)) continue;
-        const auto size = static_cast<std::size_t>(size_of(node.type.dims) * r);
-        std::vector<double>& same = as_is[id.value];
-        same.assign(size, 0.0);
-        evaluate_rows(node, types, views(node, false), {same.data(), r, r});
-        if (!after.contains(id)) continue;
-        std::vector<double>& other = crossed[id.value];
-        other.assign(size, 0.0);
-        if (id != jump) {
-          evaluate_rows(node, types, views(node, true), {other.data(), r, r});
-          continue;
-        }
-        other = same;
-        for (std::size_t j = 0; j < columns.size(); ++j)
-          if (columns[j])
-            cross(node.op, types, views(node, false), static_cast<std::int64_t>(j),
-                  {other.data() + j * static_cast<std::size_t>(r), static_cast<std::size_t>(r)});
-      }
-    });
-    for (auto& [id, largest] : change) {
-      ColumnRanges all{largest, largest};
-      all.share(executor_.ranks());
-      std::vector<double>& unseen = terms_[id].unseen;
-      for (std::size_t j = 0; j < unseen.size(); ++j) unseen[j] += all.high[j];
-    }
   }
 
   // ---- single operations
@@ -410,7 +221,7 @@ class Run {
       for (std::int64_t c = 0; c < x.chunks(); ++c)
         Eigen::Map<Eigen::VectorXd>(sizes.data() + c * kChunkRows, x.chunk_rows(c)) =
             all_columns(x, c).rowwise().squaredNorm();
-      summarise_inner(id, std::move(sizes));
+      summarise_sizes(std::move(sizes), executor_.ranks(), settings_.rows, terms_[id.value]);
     }
     Block y(own_.count, x.columns());
     realisation_->matrix(a.matrix).apply(versions_[node.in[0].value],
