@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "engines/dense_matrix.hpp"
+#include "engines/lazy_matrix.hpp"
 #include "tplimit/math/normals.hpp"
 
 namespace tplimit::engines {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <vector>
 
+#include "engines/normal_space.hpp"
 #include "engines/width_matrix.hpp"
 #include "tplimit/ir/program.hpp"
 #include "tplimit/passes/passes.hpp"
@@ -30,6 +31,8 @@ struct RunSettings {
   bool trace =
       false;  ///< check every value of every node, to find where the first bad number appears
 };
+
+struct LazySettings;
 
 /// What stands for the n coordinates.  The interpreter is the same for all; nothing else asks which
 /// it is.  Keeps what outlives a single value: matrices, bases, normals.

@@ -1,6 +1,7 @@
 /// Width matrices, dense and lazy, and the normals that lazy ones are made of.
 /// <a, b> is a' b / rows throughout; kTolerance holds for numbers of order one.
 
+#include "engines/lazy_matrix.hpp"
 #include "engines/dense_matrix.hpp"
 
 #include <algorithm>
