@@ -8,7 +8,7 @@
 #include <fmt/format.h>
 
 #include "bench/bench.hpp"
-#include "engines/width_matrix.hpp"
+#include "engines/lazy_matrix.hpp"
 
 namespace tplimit::bench {
 namespace {

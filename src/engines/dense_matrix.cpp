@@ -48,6 +48,21 @@ void pack(const Executor& executor, const Block& x, double factor, Index block, 
 
 }  // namespace
 
+void save(Writer& out, const DenseEntries& entries) {
+  for (const Buffer* buffer : {&entries.values, &entries.left, &entries.right}) buffer->save(out);
+  out.value(entries.rank);
+  out.value(entries.scale);
+}
+
+std::shared_ptr<DenseEntries> load_entries(Reader& in) {
+  auto entries = std::make_shared<DenseEntries>();
+  for (Buffer* buffer : {&entries->values, &entries->left, &entries->right})
+    *buffer = Buffer::load(in);
+  entries->rank = in.value<std::int64_t>();
+  entries->scale = in.value<double>();
+  return entries;
+}
+
 template <class T>
 DenseMatrix<T>::DenseMatrix(const Executor& executor, Index width, std::uint64_t key)
     : executor_(executor),

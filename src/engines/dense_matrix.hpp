@@ -11,19 +11,6 @@ struct DenseEntries {
   Buffer left, right;     ///< the update that waits, packed likewise
   std::int64_t rank = 0;  ///< vectors of `left` and `right`
   double scale = 1;
-
-  void save(Writer& out) const {
-    for (const Buffer* buffer : {&values, &left, &right}) buffer->save(out);
-    out.value(rank);
-    out.value(scale);
-  }
-  static DenseEntries load(Reader& in) {
-    DenseEntries e;
-    for (Buffer* buffer : {&e.values, &e.left, &e.right}) *buffer = Buffer::load(in);
-    e.rank = in.value<std::int64_t>();
-    e.scale = in.value<double>();
-    return e;
-  }
 };
 
 /// All n^2 entries in memory, as T: float or double.  Cost of a product with P columns: one pass
@@ -39,6 +26,10 @@ class DenseMatrix final : public WidthMatrix {
   MatrixVersion update(MatrixVersion w, const std::vector<UpdateTerm>& terms) override;
   MatrixVersion update_entrywise(MatrixVersion w, const std::vector<UpdateTerm>& terms, double c,
                                  double epsilon) override;
+  [[nodiscard]] MatrixVersion scaled(MatrixVersion w, double c) const override {
+    w.scale *= c;
+    return w;
+  }
 
   /// Bytes of the entries of one version.
   static double bytes(std::int64_t width);

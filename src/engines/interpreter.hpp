@@ -3,42 +3,17 @@
 #include <array>
 #include <map>
 #include <optional>
-#include <unordered_map>
 #include <vector>
 
+#include "engines/plan.hpp"
+#include "engines/realisation.hpp"
 #include "engines/rounding.hpp"
 #include "engines/run_state.hpp"
 #include "engines/term_summary.hpp"
-#include "engines/width_matrix.hpp"
 #include "tplimit/ir/program.hpp"
 #include "tplimit/passes/passes.hpp"
 
 namespace tplimit::engines {
-
-/// What does not change from run to run: the program, which nodes are wanted, what to free when.
-struct Schedule {
-  const ir::Program* program = nullptr;
-  std::vector<ir::NodeId> wanted;       ///< finite nodes whose values are returned
-  std::vector<bool> needed;             ///< nodes to evaluate: ancestors of wanted
-  std::vector<std::uint32_t> last_use;  ///< among needed nodes; wanted ones are kept anyway
-  std::vector<bool> heavy;              ///< values that may have heavy tails
-  ProbabilitySpaces spaces;
-};
-Schedule make_schedule(const ir::Program& program, std::vector<ir::NodeId> wanted);
-
-/// One run: M particles of the limit, or one network of width n.
-struct RunSettings {
-  bool limit = true;
-  bool dense = false;     ///< finite width: keep matrices as arrays; else reveal them lazily
-  std::int64_t rows = 0;  ///< particles, of all ranks, or width
-  std::vector<std::uint64_t> keys;  ///< of all random numbers of this run; several: the particles
-                                    ///< of as many runs joined, in equal parts
-  double rank_tol = 1e-6;
-  bool single_precision =
-      false;  ///< bases, normals and dense matrices are stored in single precision
-  bool trace =
-      false;  ///< check every value of every node, to find where the first bad number appears
-};
 
 struct RunResult {
   std::vector<std::vector<double>> values;  ///< one per wanted node, row-major
@@ -59,8 +34,8 @@ struct RunFailure {
   ir::NodeId node;
 };
 
-/// Evaluates a program once.  The same code runs networks and limits; they differ in WidthMatrix
-/// and in the law of normals. Particles are spread over the ranks of the executor; results are the
+/// Evaluates a program once.  The same code runs networks and limits; they differ in Realisation.
+/// Particles are spread over the ranks of the executor; results are the
 /// same on all of them.  (Networks are run by one rank each.) With a `state`, goes on from it if it
 /// holds one, and saves there what is asked for; the result has the same bits.  E5206 if asked to
 /// stop.
@@ -68,31 +43,5 @@ std::variant<RunResult, RunFailure> run_program(const Schedule& schedule,
                                                 const RunSettings& settings,
                                                 const Executor& executor,
                                                 RunState* state = nullptr);
-
-/// Evaluates finite nodes from given values of some of them.
-class FiniteEvaluator {
- public:
-  /// `given`: nodes whose values are supplied; `wanted`: finite nodes that depend on nothing else
-  /// but constants.
-  FiniteEvaluator(const ir::Program& program, std::vector<ir::NodeId> given,
-                  std::vector<ir::NodeId> wanted);
-  /// Values of `wanted`, in order.  Not thread-safe.
-  std::vector<std::vector<double>> evaluate(const std::vector<const double*>& given_values);
-
- private:
-  const ir::Program& program_;
-  std::vector<ir::NodeId> given_, wanted_;
-  std::vector<std::uint32_t> order_;  ///< nodes to evaluate
-  std::unordered_map<std::uint32_t, std::vector<double>> values_;
-};
-
-/// Estimated largest memory of one run in bytes, on one of so many processes: live blocks, bases
-/// and normals, dense matrices.  `ranks` of an earlier run; null: the largest possible.
-double estimate_memory(const Schedule& schedule, const RunSettings& settings, int processes = 1,
-                       const std::vector<std::array<std::int64_t, 2>>* ranks = nullptr);
-
-/// Estimated operations of one run of so many particles if no directions are dropped; one takes
-/// about 1 ns, which is four multiplications of a matrix product.
-double estimate_operations(const Schedule& schedule, std::int64_t particles);
 
 }  // namespace tplimit::engines

@@ -40,8 +40,8 @@ std::uint64_t key_of(std::uint64_t program, const Schedule& schedule, const RunS
   const auto add = [&](std::uint64_t word) { key = mix_key(key, word); };
   for (const ir::NodeId id : schedule.wanted) add(id.value);
   add(schedule.wanted.size());
-  add(settings.limit);
-  add(settings.dense);
+  add(settings.realisation == RealisationKind::kParticleLimit);
+  add(settings.realisation == RealisationKind::kStoredNetwork);
   add(static_cast<std::uint64_t>(settings.rows));
   for (const std::uint64_t k : settings.keys) add(k);
   add(settings.keys.size());

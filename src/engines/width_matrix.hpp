@@ -1,13 +1,13 @@
 #pragma once
 
 #include <array>
-#include <functional>
+#include <cstdint>
 #include <memory>
-#include <unordered_map>
+#include <string>
+#include <vector>
 
-#include "engines/normal_space.hpp"
-#include "engines/orthonormal_basis.hpp"
-#include "tplimit/support/diagnostic.hpp"
+#include "engines/state_file.hpp"
+#include "engines/tall.hpp"
 
 namespace tplimit::engines {
 
@@ -17,6 +17,8 @@ struct EvaluationStop {
 };
 
 struct DenseEntries;
+void save(Writer& out, const DenseEntries& entries);
+[[nodiscard]] std::shared_ptr<DenseEntries> load_entries(Reader& in);
 
 /// One version of a matrix: what updates and scalings have made of its Gaussian entries.
 struct MatrixVersion {
@@ -29,12 +31,6 @@ struct MatrixVersion {
 void save(Writer& out, const std::vector<MatrixVersion*>& versions);
 void load(Reader& in, const std::vector<MatrixVersion*>& versions);
 
-struct LazySettings {
-  NormalLaw law = NormalLaw::kMatched;
-  double rank_tol = 0;  ///< a new direction shorter than rank_tol times its vector is dropped
-  bool single = false;  ///< bases and normals are stored in single precision
-};
-
 /// A term c sum_p D_p X_p' / n of an update.  Nodes name the blocks, so that known products are not
 /// computed again.
 struct UpdateTerm {
@@ -45,8 +41,7 @@ struct UpdateTerm {
   std::uint64_t d_dimension, x_dimension;  ///< of the normals drawn if the vector is new
 };
 
-/// An n x n Gaussian matrix with entries N(0, 1/n) and its versions.  The one thing in which a
-/// network of width n and the limit differ.
+/// An n x n Gaussian matrix with entries N(0, 1/n) and its versions.
 class WidthMatrix {
  public:
   virtual ~WidthMatrix() = default;
@@ -60,6 +55,8 @@ class WidthMatrix {
   /// entry.
   virtual MatrixVersion update_entrywise(MatrixVersion w, const std::vector<UpdateTerm>& terms,
                                          double c, double epsilon) = 0;
+  /// c W.
+  [[nodiscard]] virtual MatrixVersion scaled(MatrixVersion w, double c) const = 0;
   /// The vector of this node will not be used again.
   virtual void forget(std::uint32_t) {}
   /// Directions kept for W and W'.
@@ -73,61 +70,6 @@ class WidthMatrix {
   virtual void load(Reader&) {}
   /// Columns that normal spaces refer to.
   [[nodiscard]] virtual std::vector<const Panel*> panels() const { return {}; }
-};
-
-/// The lazy Gaussian matrix (docs/theory.md): W x = s Xf <Qx, x> + Qd (s <Xb, x> + C <Qx, x>),
-/// revealed one product at a time. Cost of a product of P columns at rank r: O(rows r P).
-class LazyMatrix final : public WidthMatrix {
- public:
-  /// rows: of all ranks.  capacity[side]: most directions of W (0) and W' (1).
-  LazyMatrix(const Executor& executor, std::int64_t rows, const LazySettings& settings,
-             NormalSpace& input, NormalSpace& output, std::array<std::int64_t, 2> capacity);
-  MatrixVersion initial() override { return {}; }
-  void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node,
-             std::uint64_t dimension, Block& y) override;
-  MatrixVersion update(MatrixVersion w, const std::vector<UpdateTerm>& terms) override;
-  MatrixVersion update_entrywise(MatrixVersion, const std::vector<UpdateTerm>&, double,
-                                 double) override {
-    throw EvaluationStop{"E4204", "an entrywise update needs stored matrices",
-                         "use --matrices dense and a smaller width"};
-  }
-  void forget(std::uint32_t node) override {
-    for (Side& side : sides_) side.known.erase(node);
-  }
-  [[nodiscard]] std::array<std::int64_t, 2> ranks() const override {
-    return {directions(0).columns(), directions(1).columns()};
-  }
-  [[nodiscard]] double largest_dropped() const override { return largest_dropped_; }
-  void save(Writer& out) const override;
-  void load(Reader& in) override;
-  [[nodiscard]] std::vector<const Panel*> panels() const override {
-    return {&directions(0), &sides_[0].f, &directions(1), &sides_[1].f};
-  }
-
- private:
-  /// Side 0: vectors W was applied to (Q, on the input space) and fresh normals (F, on the output
-  /// space); side 1 for W'.
-  struct Side {
-    OrthonormalBasis q;
-    Panel f;
-    NormalSpace* fresh_space = nullptr;
-    std::unordered_map<std::uint32_t, Matrix> known;  ///< node -> <Q, x>
-  };
-
-  [[nodiscard]] const Panel& directions(std::size_t side) const {
-    return sides_[side].q.directions();
-  }
-  /// <Q, x> with Q extended so that x lies in its span (up to rank_tol).  `also`: <also, x> comes
-  /// from the same sweep.
-  Matrix reveal(int side, const Block& x, std::uint32_t node, std::uint64_t dimension,
-                const Panel* also = nullptr, Matrix* also_x = nullptr);
-  void check_rank(std::int64_t more) const;
-
-  const Executor& executor_;
-  std::int64_t rows_;
-  LazySettings settings_;
-  std::array<Side, 2> sides_;
-  double largest_dropped_ = 0;
 };
 
 }  // namespace tplimit::engines

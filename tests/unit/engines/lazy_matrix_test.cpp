@@ -1,6 +1,7 @@
 /// Width matrices, dense and lazy, and the normals that lazy ones are made of.
 /// <a, b> is a' b / rows throughout; kTolerance holds for numbers of order one.
 
+#include "engines/lazy_matrix.hpp"
 #include "engines/dense_matrix.hpp"
 
 #include <algorithm>
@@ -158,12 +159,6 @@ class Example {
   std::uint32_t nodes_ = 0;
 };
 
-MatrixVersion scaled(MatrixVersion w, double c) {  // as the interpreter does it
-  w.scale *= c;
-  w.coefficients *= c;
-  return w;
-}
-
 // ---- what every matrix does
 // ------------------------------------------------------------------------
 
@@ -232,7 +227,7 @@ TEST_P(AnyMatrix, FollowsTheFormulasOfUpdatesAndScalings) {
   const Matrix forward =
       s.times(w0, u);  // known before the update; W' e and the products with x2 are not
   const MatrixVersion w1 = s.updated(w0, {0.7}, {&d1}, {&x1});
-  const MatrixVersion w2 = scaled(w1, -0.5);
+  const MatrixVersion w2 = s.matrix().scaled(w1, -0.5);
   const MatrixVersion w3 = s.updated(w2, {2, -1}, {&d2, &d1}, {&x2, &x1});
   const Matrix backward = s.transposed_times(w0, e);
 

@@ -13,6 +13,7 @@
 #include <gtest/gtest.h>
 
 #include "engines/interpreter.hpp"
+#include "engines/memory_estimate.hpp"
 #include "tests/support/run.hpp"
 #include "tplimit/passes/passes.hpp"
 
@@ -100,16 +101,17 @@ void expect_estimates(const std::string& text) {
   settings.rows = 256;
   settings.keys = {1};
   for (const std::string kind : {"limit", "lazy", "dense", "dense, single precision"}) {
-    settings.limit = kind == "limit";
-    settings.dense = kind.starts_with("dense");
+    const bool limit = kind == "limit", dense = kind.starts_with("dense");
+    settings.realisation = limit   ? RealisationKind::kParticleLimit
+                           : dense ? RealisationKind::kStoredNetwork
+                                   : RealisationKind::kRevealedNetwork;
     settings.single_precision = kind.ends_with("single precision");
-    const Memory memory =
-        memory_of(settings.limit ? order->program
-                                 : at_width(module.program, static_cast<double>(settings.rows)),
-                  settings);
+    const Memory memory = memory_of(
+        limit ? order->program : at_width(module.program, static_cast<double>(settings.rows)),
+        settings);
     EXPECT_LE(memory.allocated, memory.estimated + 16384) << kind;
     EXPECT_LE(memory.estimated,
-              (settings.dense ? kMostTooMuchDense : kMostTooMuch) * memory.allocated + 16384)
+              (dense ? kMostTooMuchDense : kMostTooMuch) * memory.allocated + 16384)
         << kind;
   }
 }

@@ -161,11 +161,11 @@ TEST(RunState, ContinuesWithTheSameBitsFromEverywhere) {
       settings.keys = {3};
       settings.rows = 150;
       expect_same_bits(limit->program, settings, "few particles");
-      settings.limit = false;
+      settings.realisation = RealisationKind::kRevealedNetwork;
       settings.rows = 300;
       const ir::Program network = at_width(module.program, 300);
       expect_same_bits(network, settings, "lazy network");
-      settings.dense = true;
+      settings.realisation = RealisationKind::kStoredNetwork;
       expect_same_bits(network, settings, "dense network");
     }
   }
