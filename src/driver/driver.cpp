@@ -25,7 +25,7 @@
 #include "engines/moment_engine.hpp"
 #include "engines/run_store.hpp"
 #include "tplimit/data/table.hpp"
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/passes/batch.hpp"

@@ -9,7 +9,7 @@
 #include <set>
 
 #include "engines/dense_matrix.hpp"
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/support/overloaded.hpp"
 

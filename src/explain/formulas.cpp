@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/passes/gradient.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/support/check.hpp"

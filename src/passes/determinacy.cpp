@@ -7,7 +7,7 @@
 #include <optional>
 #include <unordered_map>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/passes/passes.hpp"
 

@@ -6,7 +6,7 @@
 #include <numeric>
 #include <set>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <set>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/passes/powers.hpp"
 #include "tplimit/support/check.hpp"
