@@ -355,6 +355,9 @@ std::vector<Part> PartSums::smooth(const Map& map, std::vector<Part> x) {
     };
     if (traits.slope_at_zero != 0) add(linear);
     if (parity != FunctionTraits::Parity::kOdd) add(square);
+    // Where the second derivative jumps at 0, as of softsign, the next term is x |x|.
+    else if (traits.first_delta)
+      add(without_parity(square));
     if (parity != FunctionTraits::Parity::kEven) add(times(square, linear));
   };
   const std::vector<Part> small_start = without_causes(small);
