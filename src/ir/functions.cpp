@@ -111,6 +111,9 @@ NodeId partial_of_extremum(Builder& b, const Ids& x, NodeId, std::size_t k, Node
 
 // ---- the table
 
+/// The k-th function that needs no enumerator: nothing but its record names it.
+constexpr Fn unnamed(int k) { return static_cast<Fn>(static_cast<int>(Fn::kWhere) + 1 + k); }
+
 constexpr std::array kFunctions{
     Function{
         .fn = Fn::kAbs,
@@ -497,6 +500,22 @@ constexpr std::array kFunctions{
                    return k == 1 ? b.map(Fn::kWhere, {x[0], t, b.constant(0)})
                                  : b.map(Fn::kWhere, {x[0], b.constant(0), t});
                  }},
+    Function{
+        .fn = unnamed(0),
+        .name = "softsign",
+        .arity = 1,
+        .in_language = true,
+        .latex = "\\operatorname{softsign}",
+        .values = each<[](double x) { return x / (1 + std::abs(x)); }>,
+        .derivative =
+            [](Builder& b, double, NodeId, NodeId y) {  // 1 / (1 + |x|)^2 = (1 - |y|)^2
+              return b.map(Fn::kPower, {one_minus(b, b.map(Fn::kAbs, {y}))}, 2);
+            },
+        .definition =
+            [](Builder& b, double, NodeId x) {
+              return b.map(Fn::kDiv, {x, b.plus(b.constant(1), b.map(Fn::kAbs, {x}))});
+            },
+        .traits = {.parity = Parity::kOdd, .slope_at_zero = 1, .bounded = true, .first_delta = 3}},
 };
 
 constexpr bool in_order() {
