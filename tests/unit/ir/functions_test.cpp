@@ -196,6 +196,20 @@ TEST(Functions, AtZeroAreWhatTheRecordSays) {
   }
 }
 
+/// leading_order, graded, determinacy and the engines' ranges of samples name these functions:
+/// another one that jumps or has a kink must be told to them, or given a trait they ask.
+TEST(Functions, ThatBreakAreThoseThatAnalysesName) {
+  std::set<Fn> jumps, kinks, other;
+  for (const Map& m : maps(1)) {
+    const FunctionTraits t = traits_of(m);
+    if (t.first_delta == 1) jumps.insert(m.fn);
+    if (t.first_delta == 2) (t.degree ? kinks : other).insert(m.fn);
+  }
+  EXPECT_EQ(jumps, (std::set{Fn::kSign, Fn::kStep}));
+  EXPECT_EQ(kinks, (std::set{Fn::kAbs, Fn::kRelu, Fn::kLeakyRelu}));
+  EXPECT_EQ(other, (std::set{Fn::kElu}));
+}
+
 /// Values, slopes and slopes of slopes on both sides of 0.
 TEST(Functions, BreakWhereTheRecordSays) {
   for (const Map& m : maps(1)) {
