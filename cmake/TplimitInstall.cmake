@@ -4,7 +4,6 @@ foreach(module IN LISTS TPLIMIT_MODULES)
     ARCHIVE DESTINATION ${CMAKE_INSTALL_LIBDIR}
     FILE_SET HEADERS DESTINATION ${CMAKE_INSTALL_INCLUDEDIR})
 endforeach()
-install(FILES include/tplimit/ir/functions.def DESTINATION ${CMAKE_INSTALL_INCLUDEDIR}/tplimit/ir)
 install(TARGETS tplimit_cli RUNTIME DESTINATION ${CMAKE_INSTALL_BINDIR})
 install(EXPORT tplimitTargets NAMESPACE tplimit:: DESTINATION ${CMAKE_INSTALL_LIBDIR}/cmake/tplimit)
 configure_package_config_file(cmake/tplimitConfig.cmake.in tplimitConfig.cmake

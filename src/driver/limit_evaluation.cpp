@@ -7,7 +7,7 @@
 #include <set>
 
 #include "driver/report_values.hpp"
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/parallel/process_memory.hpp"

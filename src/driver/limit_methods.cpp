@@ -8,7 +8,7 @@
 
 #include <fmt/format.h>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 
 namespace tplimit {
 

@@ -7,7 +7,7 @@
 #include <map>
 #include <numbers>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/passes/gradient.hpp"
 #include "tplimit/support/check.hpp"
@@ -292,7 +292,8 @@ FunctionTable::Id FunctionTable::compose(const Map& map,
     else
       in.push_back(b.constant(std::get<double>(operand)));
   }
-  NodeId out = b.map(map.fn, in, map.parameter);
+  const auto definition = function(map.fn).definition;
+  NodeId out = definition ? definition(b, map.parameter, in[0]) : b.map(map.fn, in, map.parameter);
   if (!b.type(out).width) out = b.expand(out, true, {});
   return intern(std::move(program), out);
 }
@@ -647,21 +648,16 @@ void FunctionTable::find_kinks(Function& f) {
     const Node& node = program.nodes[k];
     const auto* m = std::get_if<Map>(&node.op);
     if (!m) continue;
-    switch (m->fn) {
-      case Fn::kSqrt:
-      case Fn::kLog:
-      case Fn::kPow:
-      case Fn::kMod: f.integrable = false; continue;
-      case Fn::kPower:
-        if (m->parameter < 0 || m->parameter != std::floor(m->parameter)) f.integrable = false;
-        continue;
-      case Fn::kDiv:
-        if (std::holds_alternative<Constant>(program[node.in[1]].op)) continue;
-        // A pole within reach shows as a root of the divisor.
-        break;
-      default:
-        // An equality holds at a point, which no grid may sample.
-        if (!first_delta(*m) && m->fn != Fn::kEqual && m->fn != Fn::kNotEqual) continue;
+    const FunctionTraits traits = traits_of(*m);
+    if (!traits.smooth_on_pieces) {
+      f.integrable = false;
+      continue;
+    }
+    if (m->fn == Fn::kDiv) {
+      // A pole within reach shows as a root of the divisor.
+      if (std::holds_alternative<Constant>(program[node.in[1]].op)) continue;
+    } else if (!traits.first_delta && !traits.constant_on_pieces) {
+      continue;  // an equality holds at a point, which no grid may sample, and is a break too
     }
     const auto g = [&](double x) { return difference_at(node, x); };
     const std::size_t before = f.kinks.size();

@@ -12,6 +12,9 @@
 
 #include <boost/math/quadrature/gauss.hpp>
 
+#include "tplimit/ir/functions.hpp"
+#include "tplimit/support/check.hpp"
+
 namespace tplimit::engines {
 
 using namespace ir;
@@ -353,6 +356,9 @@ class Enclosures {
       case Fn::kLog: return elementary(m.fn, a);
       default: break;
     }
+    TPLIMIT_CHECK(n.in.size() > 1,
+                  "a function that quadrature encloses, or one with a definition, got {}",
+                  name(m.fn));
     const E& b = nodes_[n.in[1].value];
     const auto gap = [&](double x) { return value_at(n.in[0], x) - value_at(n.in[1], x); };
     switch (m.fn) {

@@ -603,6 +603,9 @@ MomentEngine::Field MomentEngine::field_step(NodeId id, const Node& node) {
     evaluate_rows(finite, {&type}, {{numbers.data(), 1, 1}}, {moved.data(), 1, 1});
     return remap(operand(in), std::vector<int>(moved.begin(), moved.end()));
   };
+  const auto unknown = [&]() -> Field {
+    throw Unknown{fmt::format("'{}' of values with coordinates", op_name(node.op)), id};
+  };
   return std::visit(
       overloaded{
           [&](const StandardNormal&) -> Field {
@@ -703,9 +706,20 @@ MomentEngine::Field MomentEngine::field_step(NodeId id, const Node& node) {
           [&](const MatMul& m) {
             return multiply(*versions_[node.in[0].value], node.in[1], m.transposed);
           },
-          [&](const auto&) -> Field {
-            throw Unknown{fmt::format("'{}' of values with coordinates", op_name(node.op)), id};
-          }},
+          [&](const Constant&) { return unknown(); },
+          [&](const Average&) { return unknown(); },
+          [&](const ReduceMax&) { return unknown(); },
+          [&](const Stop&) { return unknown(); },
+          [&](const Parameter&) { return unknown(); },
+          [&](const Change&) { return unknown(); },
+          [&](const GaussianMatrix&) { return unknown(); },
+          [&](const ScaleMatrix&) { return unknown(); },
+          [&](const UpdateMatrix&) { return unknown(); },
+          [&](const Cholesky&) { return unknown(); },
+          [&](const Eigvals&) { return unknown(); },
+          [&](const TrainingOperator&) { return unknown(); },
+          [&](const Samples&) { return unknown(); },
+          [&](const Histogram&) { return unknown(); }},
       node.op);
 }
 

@@ -455,8 +455,8 @@ void MomentEngine::finite_step(NodeId id, const Node& node) {
   const auto value_of = [&](std::size_t k) -> const std::vector<double>& {
     return finite_[node.in[k].value].value;
   };
-  if (node.in.size() == 1 && !m && !std::holds_alternative<ReduceMax>(node.op) &&
-      !std::holds_alternative<Eigvals>(node.op) && !std::holds_alternative<Cholesky>(node.op)) {
+  const bool linear = std::visit([](const auto& own) { return own.traits().linear; }, node.op);
+  if (node.in.size() == 1 && linear) {
     if (error_of(0).size() == 1 && !std::holds_alternative<ScatterAdd>(node.op)) {
       const auto* s = std::get_if<Scale>(&node.op);
       const double copies = std::holds_alternative<ReduceSum>(node.op)

@@ -7,7 +7,7 @@
 
 #include <fmt/ranges.h>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"

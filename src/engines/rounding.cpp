@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/passes/determinacy.hpp"
 
 namespace tplimit::engines {

@@ -4,7 +4,7 @@
 #include <limits>
 #include <numeric>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
 
 namespace tplimit::engines {

@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "tplimit/explain/formulas.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/passes/gradient.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/support/check.hpp"

@@ -7,7 +7,7 @@
 
 #include <fmt/format.h>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/support/check.hpp"
 
 namespace tplimit::explain {
@@ -331,29 +331,20 @@ Expr Calculus::function(const ir::Map& map, int order, Expr x) {
     for (int k = 0; k < order; ++k) c *= a--;
     return mul({number(c), power(std::move(x), a)});
   }
-  if (map.fn == Fn::kRelu && order > 0) return function({Fn::kStep, 0}, order - 1, std::move(x));
-  if (map.fn == Fn::kLeakyRelu && order == 1)
-    return add({number(map.parameter),
-                mul({number(1 - map.parameter), function({Fn::kStep, 0}, 0, std::move(x))})});
-  if (map.fn == Fn::kLeakyRelu && order > 1)
-    return mul({number(1 - map.parameter), function({Fn::kStep, 0}, order - 1, std::move(x))});
-  if (map.fn == Fn::kAbs && order > 0) return function({Fn::kSign, 0}, order - 1, std::move(x));
-  if (map.fn == Fn::kSign && order > 0)
-    return mul({number(2), function({Fn::kStep, 0}, order, std::move(x))});
-  if (map.fn == Fn::kExp) order = 0;
-  if (map.fn == Fn::kSoftplus && order > 0)
-    return function({Fn::kSigmoid, 0}, order - 1, std::move(x));
-  if ((map.fn == Fn::kSin || map.fn == Fn::kCos) && order > 0) {
-    const int quarter = (order + (map.fn == Fn::kCos ? 1 : 0)) % 4;
-    const Expr f = function({quarter % 2 == 0 ? Fn::kSin : Fn::kCos, 0}, 0, std::move(x));
-    return quarter < 2 ? f : mul({number(-1), f});
+  const ir::Function& known = ir::function(map.fn);
+  const ir::FunctionTraits traits = ir::traits_of(map);
+  if (traits.derivative_is_itself) order = 0;
+  if (order > 0 && known.slope) {
+    const ir::Slope slope = known.slope(map.parameter);
+    const Expr f =
+        mul({number(slope.factor), function(slope.of, slope.order + order - 1, std::move(x))});
+    return order == 1 && slope.constant != 0 ? add({number(slope.constant), f}) : f;
   }
   if (map.fn == Fn::kSqrt) return function({Fn::kPower, 0.5}, order, std::move(x));
-  if (map.fn == Fn::kLog && order > 0) return function({Fn::kPower, -1}, order - 1, std::move(x));
   // f(-x) = -f(x) or f(x)
-  if (const auto p = ir::traits_of(map).parity;
-      p != ir::FunctionTraits::Parity::kNone && x->kind == Kind::kMul &&
-      x->args[0]->kind == Kind::kNumber && x->args[0]->number < 0) {
+  if (const auto p = traits.parity; p != ir::FunctionTraits::Parity::kNone &&
+                                    x->kind == Kind::kMul && x->args[0]->kind == Kind::kNumber &&
+                                    x->args[0]->number < 0) {
     const bool odd = (p == ir::FunctionTraits::Parity::kOdd) == (order % 2 == 0);
     const Expr f = function(map, order, mul({number(-1), x}));
     return odd ? mul({number(-1), f}) : f;
@@ -570,10 +561,9 @@ Calculus::Parity Calculus::parity(const Expr& e, const std::set<std::uint32_t>& 
     case Kind::kFunction: {
       const Parity p = parity(e->args[0], flipped);
       if (p != Parity::kOdd) return p;
-      if (e->map.fn == Fn::kStep && e->order > 0)
-        return e->order % 2 == 1 ? Parity::kEven : Parity::kOdd;  // delta is even
-      auto own = ir::traits_of(e->map).parity;
-      if (e->map.fn == Fn::kSigmoid && e->order > 0)
+      const ir::FunctionTraits traits = ir::traits_of(e->map);
+      const auto own = traits.parity;
+      if (traits.odd_up_to_constant && e->order > 0)  // sigmoid', and delta = step', are even
         return e->order % 2 == 1 ? Parity::kEven : Parity::kOdd;
       if (own == ir::FunctionTraits::Parity::kNone) return Parity::kNone;
       return (own == ir::FunctionTraits::Parity::kOdd) == (e->order % 2 == 0) ? Parity::kOdd

@@ -7,6 +7,7 @@
 
 #include <fmt/format.h>
 
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/passes/gradient.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/support/check.hpp"
@@ -559,6 +560,10 @@ class Derivation {
       return c_.function(it->second.first, 1, broadcast(it->second.second, indices));
     const Node& node = in_[id];
     const auto operand = [&](std::size_t k) { return node.in[k]; };
+    const auto defined = [&]() -> Expr {
+      TPLIMIT_CHECK(false, "{} has a definition", op_name(node.op));
+      return {};
+    };
     return std::visit(
         overloaded{
             [&](const Scale& s) {
@@ -618,10 +623,16 @@ class Derivation {
             [&](const Parameter&) { return formula(operand(0), indices); },
             [&](const Change&) { return formula(operand(0), indices); },
             [&](const MatMul&) { return product_formula(node, indices); },
-            [&](const auto&) -> Expr {
-              TPLIMIT_CHECK(false, "{} has a definition", op_name(node.op));
-              return {};
-            },
+            [&](const Constant&) { return defined(); },
+            [&](const StandardNormal&) { return defined(); },
+            [&](const GaussianMatrix&) { return defined(); },
+            [&](const ScaleMatrix&) { return defined(); },
+            [&](const UpdateMatrix&) { return defined(); },
+            [&](const Cholesky&) { return defined(); },
+            [&](const Eigvals&) { return defined(); },
+            [&](const TrainingOperator&) { return defined(); },
+            [&](const Samples&) { return defined(); },
+            [&](const Histogram&) { return defined(); },
         },
         node.op);
   }

@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tplimit/explain/closed_forms.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/report/text.hpp"
 #include "tplimit/support/source.hpp"
 
@@ -296,12 +297,10 @@ class Writer {
           case Fn::kPow:
             return latex() ? fmt::format("{}^{{{}}}", bracketed(true, arg(0, 0)), arg(1, 0))
                            : fmt::format("{}^{}", arg(0, 2), arg(1, 2));
-          case Fn::kLess: return relation("<");
-          case Fn::kLessEqual: return relation(latex() ? "\\le" : "<=");
-          case Fn::kEqual: return relation("=");
-          case Fn::kNotEqual: return relation(latex() ? "\\ne" : "!=");
           default: break;
         }
+        const ir::Function& f = ir::function(e->map.fn);
+        if (f.sign) return relation(latex() ? f.latex : f.sign);
         std::vector<std::string> args;
         for (std::size_t k = 0; k < e->args.size(); ++k) args.push_back(arg(k, 0));
         return fmt::format(
@@ -368,12 +367,7 @@ class Writer {
       name = latex() ? "\\delta" : "δ";
       --order;
     } else {
-      name = ir::name(e->map.fn);
-      if ((e->map.fn == Fn::kLeakyRelu || e->map.fn == Fn::kElu) && e->map.parameter != 1)
-        name += fmt::format("[{:g}]", e->map.parameter);
-      static const std::set<std::string> known{"tanh", "sin", "cos", "exp", "log"};
-      if (latex())
-        name = known.contains(name) ? "\\" + name : "\\operatorname{" + escaped(name) + "}";
+      name = ir::formula_name(e->map, latex());
     }
     const std::string primes =
         order <= 3 ? std::string(static_cast<std::size_t>(order), '\'')

@@ -8,7 +8,6 @@
 #include "tplimit/ir/program.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/support/check.hpp"
-#include "tplimit/support/overloaded.hpp"
 
 namespace tplimit::ir {
 namespace {
@@ -37,6 +36,21 @@ class Hash {
   std::uint64_t state_ = 0x243f6a8885a308d3ULL;
 };
 
+/// Fields of payloads.
+void add(Hash& h, bool x) { h.word(x); }
+void add(Hash& h, std::int32_t x) { h.number(x); }
+void add(Hash& h, std::uint32_t x) { h.word(x); }
+void add(Hash& h, std::int64_t x) { h.number(x); }
+void add(Hash& h, double x) { h.real(x); }
+void add(Hash& h, const Exponent& x) { h.exponent(x); }
+void add(Hash& h, SourceId x) { h.word(x.value); }
+void add(Hash& h, Fn x) { h.word(static_cast<std::uint64_t>(x)); }
+template <class T>
+void add(Hash& h, const std::vector<T>& x) {
+  h.numbers(x);
+}
+void add(Hash& h, const Shared<std::int64_t>& x) { h.numbers(*x); }
+
 /// `whole`: of all entries of a large constant, not of some.
 std::uint64_t hash_of(const Op& op, const Type& type, const std::vector<NodeId>& in,
                       bool whole = false) {
@@ -44,129 +58,19 @@ std::uint64_t hash_of(const Op& op, const Type& type, const std::vector<NodeId>&
   Hash h;
   h.word(op.index());
   for (const NodeId id : in) h.word(id.value);
-  std::visit(overloaded{[&](const Constant& c) {
-                          h.numbers(type.dims);
-                          const std::size_t stride = whole ? 1 : c.values->size() / kSome + 1;
-                          for (std::size_t j = 0; j < c.values->size(); j += stride)
-                            h.real((*c.values)[j]);
-                        },
-                        [&](const Scale& s) {
-                          h.real(s.factor);
-                          h.exponent(s.power);
-                        },
-                        [&](const StandardNormal& s) { h.word(s.source.value); },
-                        [&](const Map& m) {
-                          h.word(static_cast<std::uint64_t>(m.fn));
-                          h.real(m.parameter);
-                        },
-                        [&](const Contract& c) {
-                          h.number(c.batch);
-                          h.number(c.contracted);
-                          h.word(c.average);
-                        },
-                        [&](const Average&) {},
-                        [&](const ReduceSum& r) { h.number(r.axis); },
-                        [&](const ReduceMax& r) { h.number(r.axis); },
-                        [&](const Gather& g) {
-                          h.number(g.axis);
-                          h.numbers(*g.indices);
-                        },
-                        [&](const ScatterAdd& s) {
-                          h.number(s.axis);
-                          h.number(s.size);
-                          h.numbers(*s.indices);
-                        },
-                        [&](const Permute& p) { h.numbers(p.axes); },
-                        [&](const Reshape& r) { h.numbers(r.dims); },
-                        [&](const Expand& e) {
-                          h.word(e.width);
-                          h.numbers(e.dims);
-                        },
-                        [&](const Concat& c) { h.number(c.axis); },
-                        [&](const Stop&) {},
-                        [&](const Parameter& p) { h.word(p.index); },
-                        [&](const Change& c) { h.word(c.variable); },
-                        [&](const MatMul& m) { h.word(m.transposed); },
-                        [&](const GaussianMatrix& g) { h.word(g.source.value); },
-                        [&](const ScaleMatrix&) {},
-                        [&](const UpdateMatrix& u) {
-                          h.word(u.entrywise);
-                          h.word(std::bit_cast<std::uint64_t>(u.epsilon));
-                        },
-                        [&](const Cholesky&) {},
-                        [&](const Eigvals&) {},
-                        [&](const TrainingOperator& t) {
-                          h.real(t.rate);
-                          h.real(t.time);
-                          h.real(t.ridge);
-                          h.word(t.flow);
-                        },
-                        [&](const Samples& s) { h.number(s.count); },
-                        [&](const Histogram& s) {
-                          h.real(s.low);
-                          h.real(s.high);
-                          h.number(s.bins);
-                        }},
-             op);
-  return h.value();
-}
-
-bool same_op(const Op& a, const Op& b) {
-  if (a.index() != b.index()) return false;
-  return std::visit(
-      overloaded{
-          [&](const Constant& x) {
-            const auto& y = std::get<Constant>(b);
-            return x.values == y.values || *x.values == *y.values;
-          },
-          [&](const Scale& x) {
-            const auto& y = std::get<Scale>(b);
-            return x.factor == y.factor && x.power == y.power;
-          },
-          [&](const StandardNormal& x) { return x.source == std::get<StandardNormal>(b).source; },
-          [&](const Map& x) {
-            const auto& y = std::get<Map>(b);
-            return x.fn == y.fn && x.parameter == y.parameter;
-          },
-          [&](const Contract& x) {
-            const auto& y = std::get<Contract>(b);
-            return x.batch == y.batch && x.contracted == y.contracted && x.average == y.average;
-          },
-          [&](const Average&) { return true; },
-          [&](const ReduceSum& x) { return x.axis == std::get<ReduceSum>(b).axis; },
-          [&](const ReduceMax& x) { return x.axis == std::get<ReduceMax>(b).axis; },
-          [&](const Gather& x) {
-            const auto& y = std::get<Gather>(b);
-            return x.axis == y.axis && *x.indices == *y.indices;
-          },
-          [&](const ScatterAdd& x) {
-            const auto& y = std::get<ScatterAdd>(b);
-            return x.axis == y.axis && x.size == y.size && *x.indices == *y.indices;
-          },
-          [&](const Permute& x) { return x.axes == std::get<Permute>(b).axes; },
-          [&](const Reshape& x) { return x.dims == std::get<Reshape>(b).dims; },
-          [&](const Expand& x) {
-            const auto& y = std::get<Expand>(b);
-            return x.width == y.width && x.dims == y.dims;
-          },
-          [&](const Concat& x) { return x.axis == std::get<Concat>(b).axis; },
-          [&](const Stop&) { return true; },
-          [&](const Parameter& x) { return x.index == std::get<Parameter>(b).index; },
-          [&](const Change& x) { return x.variable == std::get<Change>(b).variable; },
-          [&](const MatMul& x) { return x.transposed == std::get<MatMul>(b).transposed; },
-          [&](const GaussianMatrix& x) { return x.source == std::get<GaussianMatrix>(b).source; },
-          [&](const ScaleMatrix&) { return true; },
-          [&](const UpdateMatrix& x) { return x == std::get<UpdateMatrix>(b); },
-          [&](const Cholesky&) { return true; },
-          [&](const Eigvals&) { return true; },
-          [&](const TrainingOperator& x) { return x == std::get<TrainingOperator>(b); },
-          [&](const Samples& x) { return x.count == std::get<Samples>(b).count; },
-          [&](const Histogram& x) {
-            const auto& y = std::get<Histogram>(b);
-            return x.low == y.low && x.high == y.high && x.bins == y.bins;
-          },
+  if (const auto* c = std::get_if<Constant>(&op)) {
+    h.numbers(type.dims);
+    const std::size_t stride = whole ? 1 : c->values->size() / kSome + 1;
+    for (std::size_t j = 0; j < c->values->size(); j += stride) h.real((*c->values)[j]);
+    return h.value();
+  }
+  std::visit(
+      [&](const auto& own) {
+        if constexpr (!std::is_same_v<std::decay_t<decltype(own)>, Constant>)
+          std::apply([&](const auto&... field) { (add(h, field), ...); }, own.fields());
       },
-      a);
+      op);
+  return h.value();
 }
 
 /// The values of a constant that may have been expanded, else null.
@@ -307,7 +211,7 @@ NodeId Builder::append(Op op, Type type, std::vector<NodeId> in) {
          at = (at + 1) & mask) {
       if (table_[at].hash != hash) continue;
       const Node& other = program_[table_[at].node];
-      if (other.in == in && other.type == type && same_op(op, other.op)) return table_[at].node;
+      if (other.in == in && other.type == type && op == other.op) return table_[at].node;
     }
   }
   const NodeId id{static_cast<std::uint32_t>(program_.nodes.size())};

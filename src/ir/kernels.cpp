@@ -3,11 +3,10 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
-#include <numbers>
 
 #include <Eigen/Dense>
 
-#include "tplimit/math/vector_functions.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
 
@@ -55,13 +54,13 @@ std::vector<Index> column_indices(const Dims& out, const std::vector<Index>& str
 
 /// An operand of a coordinatewise function: which column goes with which column of the result, and
 /// whether it has rows.
-struct Operand {
+struct ColumnMap {
   const double* data;
   Index ld;
   Index row_step;
   std::vector<Index> columns;  ///< empty: the same column as the result
 
-  Operand(const View& view, const Type& type, const Type& out)
+  ColumnMap(const View& view, const Type& type, const Type& out)
       : data(view.data), ld(view.ld), row_step(type.width ? 1 : 0) {
     if (type.dims != out.dims)
       columns = column_indices(out.dims, broadcast_strides(type.dims, out.dims));
@@ -71,154 +70,25 @@ struct Operand {
   }
 };
 
-template <class F>
-void unary(F f, const Operand& a, Index columns, MutableView out) {
-  for (Index j = 0; j < columns; ++j) {
-    const double* x = a.at(j);
-    double* y = column(out, j);
-    for (Index i = 0; i < out.rows; ++i) y[i] = f(x[i]);
-  }
-}
-
-/// A function given on contiguous arrays: one call per block where the columns touch, else one per
-/// column.
-template <class F>
-void array_function(F f, const Operand& a, Index columns, MutableView out) {
-  if (a.ld == out.rows && out.ld == out.rows) {
-    f(a.data, out.data, out.rows * columns);
-    return;
-  }
-  for (Index j = 0; j < columns; ++j) f(a.at(j), column(out, j), out.rows);
-}
-
-template <class F>
-void binary(F f, const Operand& a, const Operand& b, Index columns, MutableView out) {
-  for (Index j = 0; j < columns; ++j) {
-    const double* x = a.at(j);
-    const double* y = b.at(j);
-    double* z = column(out, j);
-    if (a.row_step == 1 && b.row_step == 1) {
-      for (Index i = 0; i < out.rows; ++i) z[i] = f(x[i], y[i]);
-    } else if (a.row_step == 1) {
-      const double c = *y;
-      for (Index i = 0; i < out.rows; ++i) z[i] = f(x[i], c);
-    } else if (b.row_step == 1) {
-      const double c = *x;
-      for (Index i = 0; i < out.rows; ++i) z[i] = f(c, y[i]);
-    } else {
-      std::fill_n(z, out.rows, f(*x, *y));
-    }
-  }
-}
-
-double floored_mod(double x, double y) { return x - y * std::floor(x / y); }
-
-std::size_t count(Index n) { return static_cast<std::size_t>(n); }
-
-void evaluate_unary(const Map& map, const Operand& x, Index columns, MutableView out) {
-  const double a = map.parameter;
-  const auto plain = [&](auto f) { unary(f, x, columns, out); };
-  const auto array = [&](auto f) { array_function(f, x, columns, out); };
-  switch (map.fn) {
-    case Fn::kAbs: return plain([](double t) { return std::abs(t); });
-    case Fn::kSign:
-      return plain(
-          [](double t) { return static_cast<double>(t > 0) - static_cast<double>(t < 0); });
-    // x != x keeps NaN visible: a comparison alone would turn it into a number.
-    case Fn::kStep: return plain([](double t) { return t > 0 ? 1.0 : (t == t ? 0.0 : t); });
-    case Fn::kRelu: return plain([](double t) { return t > 0 ? t : (t == t ? 0.0 : t); });
-    case Fn::kLeakyRelu: return plain([a](double t) { return t > 0 ? t : a * t; });
-    case Fn::kElu:
-      return array([a](const double* in, double* y, Index n) {
-        vector_expm1(in, y, count(n));
-        for (Index i = 0; i < n; ++i) y[i] = in[i] > 0 ? in[i] : a * y[i];
-      });
-    case Fn::kTanh:
-      return array([](const double* in, double* y, Index n) { vector_tanh(in, y, count(n)); });
-    case Fn::kSigmoid:
-      return array([](const double* in, double* y, Index n) { vector_sigmoid(in, y, count(n)); });
-    case Fn::kSoftplus:
-      return array([](const double* in, double* y, Index n) { vector_softplus(in, y, count(n)); });
-    case Fn::kSilu:
-      return array([](const double* in, double* y, Index n) {
-        vector_sigmoid(in, y, count(n));
-        for (Index i = 0; i < n; ++i) y[i] *= in[i];
-      });
-    case Fn::kGelu:
-      return array([](const double* in, double* y, Index n) { vector_gelu(in, y, count(n)); });
-    case Fn::kGeluTanh:
-      return array([](const double* in, double* y, Index n) {
-        const double c = std::sqrt(2 / std::numbers::pi);
-        for (Index i = 0; i < n; ++i) y[i] = c * (in[i] + 0.044715 * in[i] * in[i] * in[i]);
-        vector_tanh(y, y, count(n));
-        for (Index i = 0; i < n; ++i) y[i] = 0.5 * in[i] * (1 + y[i]);
-      });
-    case Fn::kErf:
-      return array([](const double* in, double* y, Index n) { vector_erf(in, y, count(n)); });
-    case Fn::kSin:
-      return array([](const double* in, double* y, Index n) { vector_sin(in, y, count(n)); });
-    case Fn::kCos:
-      return array([](const double* in, double* y, Index n) { vector_cos(in, y, count(n)); });
-    case Fn::kExp:
-      return array([](const double* in, double* y, Index n) { vector_exp(in, y, count(n)); });
-    case Fn::kLog:
-      return array([](const double* in, double* y, Index n) { vector_log(in, y, count(n)); });
-    case Fn::kSqrt: return plain([](double t) { return std::sqrt(t); });
-    case Fn::kPower:
-      if (a == 2) return plain([](double t) { return t * t; });
-      if (a == 3) return plain([](double t) { return t * t * t; });
-      if (a == 4) return plain([](double t) { return (t * t) * (t * t); });
-      if (a == -1) return plain([](double t) { return 1 / t; });
-      return array([a](const double* in, double* y, Index n) { vector_pow(in, a, y, count(n)); });
-    case Fn::kAdd:
-    case Fn::kSub:
-    case Fn::kMul:
-    case Fn::kDiv:
-    case Fn::kPow:
-    case Fn::kMin:
-    case Fn::kMax:
-    case Fn::kMod:
-    case Fn::kLess:
-    case Fn::kLessEqual:
-    case Fn::kEqual:
-    case Fn::kNotEqual:
-    case Fn::kWhere: break;
-  }
-  TPLIMIT_CHECK(false, "a function of one argument, got {}", name(map.fn));
-}
-
-void evaluate_binary(Fn fn, const Operand& x, const Operand& y, Index columns, MutableView out) {
-  const auto go = [&](auto f) { binary(f, x, y, columns, out); };
-  switch (fn) {
-    case Fn::kAdd: return go([](double a, double b) { return a + b; });
-    case Fn::kSub: return go([](double a, double b) { return a - b; });
-    case Fn::kMul: return go([](double a, double b) { return a * b; });
-    case Fn::kDiv: return go([](double a, double b) { return a / b; });
-    case Fn::kPow: return go([](double a, double b) { return std::pow(a, b); });
-    case Fn::kMin: return go([](double a, double b) { return a < b || a != a ? a : b; });
-    case Fn::kMax: return go([](double a, double b) { return a > b || a != a ? a : b; });
-    case Fn::kMod: return go(floored_mod);
-    case Fn::kLess: return go([](double a, double b) { return a < b ? 1.0 : 0.0; });
-    case Fn::kLessEqual: return go([](double a, double b) { return a <= b ? 1.0 : 0.0; });
-    case Fn::kEqual: return go([](double a, double b) { return a == b ? 1.0 : 0.0; });
-    case Fn::kNotEqual: return go([](double a, double b) { return a != b ? 1.0 : 0.0; });
-    default: break;
-  }
-  TPLIMIT_CHECK(false, "a function of two arguments, got {}", name(fn));
-}
-
 void evaluate_map(const Map& map, const Type& type, const std::vector<const Type*>& types,
                   const std::vector<View>& in, MutableView out) {
   const Index columns = size_of(type.dims);
-  std::vector<Operand> x;
+  const Function& f = function(map.fn);
+  if (f.arity == 1) {
+    // One call per block where the columns touch, else one per column.
+    const View& x = in[0];
+    if (x.ld == out.rows && out.ld == out.rows)
+      return f.values(map.parameter, x.data, out.data, out.rows * columns);
+    for (Index j = 0; j < columns; ++j)
+      f.values(map.parameter, column(x, j), column(out, j), out.rows);
+    return;
+  }
+  std::vector<ColumnMap> x;
   for (std::size_t k = 0; k < in.size(); ++k) x.emplace_back(in[k], *types[k], type);
-  if (in.size() == 1) return evaluate_unary(map, x[0], columns, out);
-  if (in.size() == 2) return evaluate_binary(map.fn, x[0], x[1], columns, out);
+  std::vector<Operand> operands(in.size());
   for (Index j = 0; j < columns; ++j) {
-    const double *c = x[0].at(j), *a = x[1].at(j), *b = x[2].at(j);
-    double* y = column(out, j);
-    for (Index i = 0; i < out.rows; ++i)
-      y[i] = c[i * x[0].row_step] != 0 ? a[i * x[1].row_step] : b[i * x[2].row_step];
+    for (std::size_t k = 0; k < in.size(); ++k) operands[k] = {x[k].at(j), x[k].row_step};
+    f.values_of_several(operands.data(), column(out, j), out.rows);
   }
 }
 
@@ -376,9 +246,7 @@ void training_operator(const TrainingOperator& t, Index p, Index q, const View& 
 }  // namespace
 
 bool is_average(const Op& op) {
-  const auto* contract = std::get_if<Contract>(&op);
-  return std::holds_alternative<Average>(op) || std::holds_alternative<Histogram>(op) ||
-         (contract && contract->average);
+  return std::visit([](const auto& own) { return own.traits().average; }, op);
 }
 
 ContractSizes::ContractSizes(const Contract& op, const Dims& a, const Dims& b) {
@@ -392,33 +260,7 @@ ContractSizes::ContractSizes(const Contract& op, const Dims& a, const Dims& b) {
 }
 
 bool is_rowwise(const Op& op) {
-  return std::visit(overloaded{[](const Constant&) { return false; },
-                               [](const Scale&) { return true; },
-                               [](const StandardNormal&) { return true; },
-                               [](const Map&) { return true; },
-                               [](const Contract& c) { return !c.average; },
-                               [](const Average&) { return false; },
-                               [](const ReduceSum&) { return true; },
-                               [](const ReduceMax&) { return true; },
-                               [](const Gather&) { return true; },
-                               [](const ScatterAdd&) { return true; },
-                               [](const Permute&) { return true; },
-                               [](const Reshape&) { return true; },
-                               [](const Expand&) { return true; },
-                               [](const Concat&) { return true; },
-                               [](const Stop&) { return true; },
-                               [](const Parameter&) { return false; },
-                               [](const Change&) { return false; },
-                               [](const MatMul&) { return false; },
-                               [](const GaussianMatrix&) { return false; },
-                               [](const ScaleMatrix&) { return false; },
-                               [](const UpdateMatrix&) { return false; },
-                               [](const Cholesky&) { return true; },
-                               [](const Eigvals&) { return true; },
-                               [](const TrainingOperator&) { return true; },
-                               [](const Samples&) { return false; },
-                               [](const Histogram&) { return false; }},
-                    op);
+  return std::visit([](const auto& own) { return own.traits().rowwise; }, op);
 }
 
 void evaluate_rows(const Node& node, const std::vector<const Type*>& types,
@@ -440,7 +282,11 @@ void evaluate_rows(const Node& node, const std::vector<const Type*>& types,
           [&](const Scale& op) {
             TPLIMIT_CHECK(op.power == 0, "powers of the width are resolved before evaluation");
             const double c = op.factor;
-            unary([c](double x) { return c * x; }, Operand(in[0], *types[0], type), columns, out);
+            for (Index j = 0; j < columns; ++j) {
+              const double* x = column(in[0], j);
+              double* y = column(out, j);
+              for (Index i = 0; i < out.rows; ++i) y[i] = c * x[i];
+            }
           },
           [&](const Map& op) { evaluate_map(op, type, types, in, out); },
           [&](const Contract& op) { evaluate_contract(op, types, in, out); },
@@ -476,7 +322,7 @@ void evaluate_rows(const Node& node, const std::vector<const Type*>& types,
           },
           [&](const Reshape&) { copy_all(); },
           [&](const Expand&) {
-            const Operand x(in[0], *types[0], type);
+            const ColumnMap x(in[0], *types[0], type);
             for (Index j = 0; j < columns; ++j) {
               if (x.row_step == 1)
                 std::copy_n(x.at(j), out.rows, column(out, j));

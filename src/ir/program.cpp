@@ -13,28 +13,6 @@ std::int64_t size_of(const Dims& dims) {
   return size;
 }
 
-int arity(Fn fn) {
-  switch (fn) {
-#define TPLIMIT_FN(name, arity, text) \
-  case Fn::name:                      \
-    return arity;
-#include "tplimit/ir/functions.def"
-#undef TPLIMIT_FN
-  }
-  return 0;
-}
-
-const char* name(Fn fn) {
-  switch (fn) {
-#define TPLIMIT_FN(name, arity, text) \
-  case Fn::name:                      \
-    return text;
-#include "tplimit/ir/functions.def"
-#undef TPLIMIT_FN
-  }
-  return "?";
-}
-
 const char* op_name(const Op& op) {
   return std::visit(
       overloaded{[](const Constant&) { return "constant"; },
@@ -298,6 +276,30 @@ void verify(const Program& program) {
                   "outputs are finite");
 }
 
+namespace {
+
+// Fields of payloads, as programs are printed; what op_name or the type tells already is empty.
+std::string text(double x, const Program&) { return fmt::format(" {}", x); }
+std::string text(bool x, const Program&) { return x ? " yes" : " no"; }
+std::string text(std::int32_t x, const Program&) { return fmt::format(" {}", x); }
+std::string text(std::uint32_t x, const Program&) { return fmt::format(" {}", x); }
+std::string text(std::int64_t x, const Program&) { return fmt::format(" {}", x); }
+std::string text(Fn, const Program&) { return ""; }
+std::string text(Exponent e, const Program&) { return " " + power_of_width(e); }
+std::string text(SourceId s, const Program& program) { return " " + program.sources[s.value].name; }
+template <class T>
+std::string text(const std::vector<T>& values, const Program&) {
+  // Large constants and lists of indices are not read by anybody.
+  return values.size() <= 16 ? fmt::format(" {{{}}}", fmt::join(values, ", "))
+                             : fmt::format(" {{{} numbers}}", values.size());
+}
+template <class T>
+std::string text(const Shared<T>& values, const Program& program) {
+  return text(*values, program);
+}
+
+}  // namespace
+
 std::string to_text(const Program& program) {
   std::string out;
   for (std::size_t k = 0; k < program.nodes.size(); ++k) {
@@ -309,46 +311,12 @@ std::string to_text(const Program& program) {
     }
     std::string args;
     for (const NodeId id : node.in) args += fmt::format(" %{}", id.value);
-    std::string payload = std::visit(
-        overloaded{
-            [](const Constant& c) {
-              return c.values->size() == 1 ? fmt::format(" {}", (*c.values)[0]) : std::string();
-            },
-            [](const Scale& s) { return fmt::format(" {} {}", s.factor, power_of_width(s.power)); },
-            [&](const StandardNormal& s) { return " " + program.sources[s.source.value].name; },
-            [](const Map& m) {
-              return m.parameter != 0 ? fmt::format(" {}", m.parameter) : std::string();
-            },
-            [](const Contract& c) {
-              return fmt::format(" batch={} contracted={}", c.batch, c.contracted);
-            },
-            [](const Average&) { return std::string(); },
-            [](const ReduceSum& r) { return fmt::format(" axis={}", r.axis); },
-            [](const ReduceMax& r) { return fmt::format(" axis={}", r.axis); },
-            [](const Gather& g) {
-              return fmt::format(" axis={} count={}", g.axis, g.indices->size());
-            },
-            [](const ScatterAdd& s) { return fmt::format(" axis={} size={}", s.axis, s.size); },
-            [](const Permute&) { return std::string(); },
-            [](const Reshape&) { return std::string(); },
-            [](const Expand&) { return std::string(); },
-            [](const Concat& c) { return fmt::format(" axis={}", c.axis); },
-            [](const Stop&) { return std::string(); },
-            [](const Parameter& p) { return fmt::format(" {}", p.index); },
-            [](const Change& c) { return fmt::format(" {}", c.variable); },
-            [](const MatMul&) { return std::string(); },
-            [&](const GaussianMatrix& g) { return " " + program.sources[g.source.value].name; },
-            [](const ScaleMatrix&) { return std::string(); },
-            [](const UpdateMatrix& u) {
-              return u.entrywise ? fmt::format(" entrywise {}", u.epsilon) : std::string();
-            },
-            [](const Cholesky&) { return std::string(); },
-            [](const Eigvals&) { return std::string(); },
-            [](const TrainingOperator& t) {
-              return fmt::format(" {} {} {} {}", t.rate, t.time, t.ridge, t.flow);
-            },
-            [](const Samples& s) { return fmt::format(" {}", s.count); },
-            [](const Histogram& h) { return fmt::format(" {} {} {}", h.low, h.high, h.bins); }},
+    const std::string payload = std::visit(
+        [&](const auto& op) {
+          return std::apply(
+              [&](const auto&... field) { return (std::string() + ... + text(field, program)); },
+              op.fields());
+        },
         node.op);
     out += fmt::format("%{} {} = {}{}{}\n", k, type, op_name(node.op), payload, args);
   }

@@ -3,6 +3,7 @@
 #include <numeric>
 
 #include "lower/lowerer.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/syntax/parser.hpp"
@@ -48,9 +49,9 @@ std::string form_of(const std::string& name) {
        "predict_gd_covariance(Theta, Theta_x, K, K_x, K_xx, lr = rate, steps = k)"},
       {"largest_rate", "largest_rate(Theta)"},
       {"permutation", "permutation(size, seed)"},
-      {"one_hot", "one_hot(labels, classes)"},
-      {"leaky_relu", "leaky_relu(x) or leaky_relu(x, slope)"},
-      {"elu", "elu(x) or elu(x, a)"}};
+      {"one_hot", "one_hot(labels, classes)"}};
+  if (const ir::Function* f = ir::find_function(name); f && f->form)
+    return fmt::format("its form: {}", f->form);
   const auto it = table.find(name);
   return fmt::format("its form: {}", it == table.end() ? name + "(x)" : it->second);
 }
@@ -58,24 +59,12 @@ std::string form_of(const std::string& name) {
 }  // namespace
 
 const std::unordered_map<std::string, Fn>& Lowerer::unary_functions() {
-  static const std::unordered_map<std::string, Fn> table{{"abs", Fn::kAbs},
-                                                         {"sign", Fn::kSign},
-                                                         {"step", Fn::kStep},
-                                                         {"relu", Fn::kRelu},
-                                                         {"leaky_relu", Fn::kLeakyRelu},
-                                                         {"elu", Fn::kElu},
-                                                         {"tanh", Fn::kTanh},
-                                                         {"erf", Fn::kErf},
-                                                         {"sigmoid", Fn::kSigmoid},
-                                                         {"softplus", Fn::kSoftplus},
-                                                         {"silu", Fn::kSilu},
-                                                         {"gelu", Fn::kGelu},
-                                                         {"sin", Fn::kSin},
-                                                         {"gelu_tanh", Fn::kGeluTanh},
-                                                         {"cos", Fn::kCos},
-                                                         {"exp", Fn::kExp},
-                                                         {"log", Fn::kLog},
-                                                         {"sqrt", Fn::kSqrt}};
+  static const auto table = [] {
+    std::unordered_map<std::string, Fn> out;
+    for (const ir::Function& f : ir::functions())
+      if (f.in_language) out.emplace(f.name, f.fn);
+    return out;
+  }();
   return table;
 }
 
@@ -186,12 +175,11 @@ std::optional<std::size_t> Lowerer::axis_argument(Arguments& a, const Tensor& x)
 }
 
 Value Lowerer::builtin_unary(const ast::Call& call, Span span, Fn fn) {
-  const bool parametric = fn == Fn::kLeakyRelu || fn == Fn::kElu;
-  Arguments a = arguments(call, span, 1, parametric ? 2 : 1, {});
-  double parameter = fn == Fn::kLeakyRelu ? 0.01 : fn == Fn::kElu ? 1 : 0;
+  const ir::Function& f = ir::function(fn);
+  Arguments a = arguments(call, span, 1, f.default_parameter ? 2 : 1, {});
+  double parameter = f.default_parameter.value_or(0);
   if (a.positional.size() == 2) {
-    parameter = plain_number(a.positional[1], a.spans[1],
-                             fn == Fn::kLeakyRelu ? "the slope" : "the parameter");
+    parameter = plain_number(a.positional[1], a.spans[1], f.parameter_name);
     if (!std::isfinite(parameter)) fail("E2404", "this is not a finite number", a.spans[1]);
   }
   if (const auto* n = a.positional[0].as<Number>();

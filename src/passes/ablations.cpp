@@ -190,6 +190,7 @@ class Linearisation : Rewriting {
     };
     bool constant = !node.in.empty();
     for (std::size_t i = 0; i < node.in.size(); ++i) constant = constant && of(i).key == 0;
+    const auto other = [&] { return constant ? Structure{} : mixed(5, true); };
     return std::visit(
         overloaded{
             [&](const Constant&) { return Structure{}; },
@@ -236,15 +237,20 @@ class Linearisation : Rewriting {
               return mixed(c.average, false);
             },
             [&](const MatMul& m) { return mixed(m.transposed, true); },
-            [&](const auto& op) {
-              using T = std::decay_t<decltype(op)>;
-              if constexpr (std::is_same_v<T, Gather> || std::is_same_v<T, Permute> ||
-                            std::is_same_v<T, Reshape> || std::is_same_v<T, Expand> ||
-                            std::is_same_v<T, Stop> || std::is_same_v<T, Change>)
-                return of(0);
-              else
-                return constant ? Structure{} : mixed(5, true);
-            },
+            [&](const Gather&) { return of(0); },
+            [&](const Permute&) { return of(0); },
+            [&](const Reshape&) { return of(0); },
+            [&](const Expand&) { return of(0); },
+            [&](const Stop&) { return of(0); },
+            [&](const Change&) { return of(0); },
+            [&](const ReduceSum&) { return other(); },
+            [&](const ReduceMax&) { return other(); },
+            [&](const ScatterAdd&) { return other(); },
+            [&](const Cholesky&) { return other(); },
+            [&](const Eigvals&) { return other(); },
+            [&](const TrainingOperator&) { return other(); },
+            [&](const Samples&) { return other(); },
+            [&](const Histogram&) { return other(); },
         },
         node.op);
   }

@@ -245,24 +245,29 @@ class RowAxis {
     return a == kNone || a == b ? b : b == kNone ? a : kMixed;
   }
 
-  template <class Op>
-  [[nodiscard]] int follow(const Op&, const Node& node) const {
-    if constexpr (std::is_same_v<Op, Scale> || std::is_same_v<Op, Average> ||
-                  std::is_same_v<Op, Stop> || std::is_same_v<Op, Parameter> ||
-                  std::is_same_v<Op, Change> || std::is_same_v<Op, Samples> ||
-                  std::is_same_v<Op, Histogram>)
-      return in(node, 0);
-    else if constexpr (std::is_same_v<Op, MatMul>)
-      return in(node, 1);  // the matrix does not depend on it
-    else if constexpr (std::is_same_v<Op, Expand>)
-      return aligned(node, 0);
-    else if constexpr (std::is_same_v<Op, Map>) {
-      int out = kNone;
-      for (std::size_t k = 0; k < node.in.size(); ++k) out = agreed(out, aligned(node, k));
-      return out;
-    } else
-      return kMixed;
+  // Each entry by itself, or along other axes.
+  [[nodiscard]] int follow(const Scale&, const Node& node) const { return in(node, 0); }
+  [[nodiscard]] int follow(const Average&, const Node& node) const { return in(node, 0); }
+  [[nodiscard]] int follow(const Stop&, const Node& node) const { return in(node, 0); }
+  [[nodiscard]] int follow(const Parameter&, const Node& node) const { return in(node, 0); }
+  [[nodiscard]] int follow(const Change&, const Node& node) const { return in(node, 0); }
+  [[nodiscard]] int follow(const Samples&, const Node& node) const { return in(node, 0); }
+  [[nodiscard]] int follow(const Histogram&, const Node& node) const { return in(node, 0); }
+  // The matrix does not depend on it.
+  [[nodiscard]] int follow(const MatMul&, const Node& node) const { return in(node, 1); }
+  [[nodiscard]] int follow(const Expand&, const Node& node) const { return aligned(node, 0); }
+  [[nodiscard]] int follow(const Map&, const Node& node) const {
+    int out = kNone;
+    for (std::size_t k = 0; k < node.in.size(); ++k) out = agreed(out, aligned(node, k));
+    return out;
   }
+  // Sources are not reached: nothing they are computed from has the axis.
+  [[nodiscard]] int follow(const Constant&, const Node&) const { return kMixed; }
+  [[nodiscard]] int follow(const StandardNormal&, const Node&) const { return kMixed; }
+  [[nodiscard]] int follow(const GaussianMatrix&, const Node&) const { return kMixed; }
+  [[nodiscard]] int follow(const ScaleMatrix&, const Node&) const { return kMixed; }
+  [[nodiscard]] int follow(const UpdateMatrix&, const Node&) const { return kMixed; }
+  [[nodiscard]] int follow(const Cholesky&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const Contract& op, const Node& node) const {
     const int a = in(node, 0), b = in(node, 1), left = rank(node.in[0]) - op.contracted,
               right = rank(node.in[1]) - op.contracted;

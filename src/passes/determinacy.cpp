@@ -7,9 +7,10 @@
 #include <optional>
 #include <unordered_map>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/passes/passes.hpp"
+#include "tplimit/support/overloaded.hpp"
 
 namespace tplimit {
 
@@ -205,70 +206,95 @@ class Determinacy {
     const auto all = [&] { own.assign(size, 1); };
     if (node.type.matrix) {
       all();
-    } else if (const auto* m = std::get_if<Map>(&node.op)) {
-      if (m->fn == Fn::kWhere) need(node.in[0]);
-      for (std::size_t k = 0; k < node.in.size(); ++k) {
-        if (k == 0 && m->fn == Fn::kWhere && branches_agree(node)) continue;
-        const Entries& from = marks.at[node.in[k].value];
-        if (from.empty()) continue;
-        const auto index = indices(id, k);
-        const auto other = m->fn == Fn::kMul ? nonzero(node.in[1 - k]) : std::vector<double>{};
-        const auto its = m->fn == Fn::kMul || m->fn == Fn::kWhere
-                             ? indices(id, m->fn == Fn::kMul ? 1 - k : 0)
-                             : std::vector<std::size_t>{};
-        for (std::size_t j = 0; j < size; ++j) {
-          if (!from[index[j]] || (m->fn == Fn::kMul && other[its[j]] == 0)) continue;
-          if (m->fn == Fn::kWhere && k > 0)
-            if (const auto taken = condition(node.in[0], its[j]); taken && *taken != (k == 1))
-              continue;
-          own[j] = 1;
-        }
-      }
-    } else if (const auto* c = std::get_if<Contract>(&node.op)) {
-      for (const std::size_t k : {0u, 1u}) {
-        const Entries& from = marks.at[node.in[k].value];
-        if (from.empty()) continue;
-        const std::vector<double> here(from.begin(), from.end()), there = nonzero(node.in[1 - k]);
-        const Type a{false, false, program_[node.in[0]].type.dims},
-            b{false, false, program_[node.in[1]].type.dims};
-        Node plain{
-            Contract{c->batch, c->contracted, false}, {false, false, node.type.dims}, {}, {}, 0};
-        std::vector<double> out(size);
-        evaluate_rows(
-            plain, {&a, &b},
-            {{(k == 0 ? here : there).data(), 1, 1}, {(k == 0 ? there : here).data(), 1, 1}},
-            {out.data(), 1, 1});
-        for (std::size_t j = 0; j < size; ++j) own[j] = own[j] || out[j] != 0;
-      }
-    } else if (std::holds_alternative<MatMul>(node.op)) {
-      if (marks.any(node.in[0]))
-        all();
-      else
-        join(marks.at[node.in[1].value]);
-    } else if (std::holds_alternative<Concat>(node.op)) {
-      const auto index = parts(node);
-      for (std::size_t j = 0; j < size; ++j) {
-        const Entries& from = marks.at[node.in[index[j].first].value];
-        own[j] = !from.empty() && from[index[j].second];
-      }
-    } else if (const auto* max = std::get_if<ReduceMax>(&node.op)) {
-      join(evaluated(node, ReduceSum{max->axis}, 0, marks.at[node.in[0].value]));
-    } else if (std::holds_alternative<Average>(node.op) || std::holds_alternative<Scale>(node.op) ||
-               std::holds_alternative<Stop>(node.op) ||
-               std::holds_alternative<Parameter>(node.op) ||
-               std::holds_alternative<Change>(node.op)) {
-      join(marks.at[node.in[0].value]);
-    } else if (std::holds_alternative<ReduceSum>(node.op) ||
-               std::holds_alternative<Gather>(node.op) ||
-               std::holds_alternative<ScatterAdd>(node.op) ||
-               std::holds_alternative<Permute>(node.op) ||
-               std::holds_alternative<Reshape>(node.op)) {
-      join(evaluated(node, node.op, 0, marks.at[node.in[0].value]));
-    } else if (std::holds_alternative<Expand>(node.op)) {
-      join(evaluated(node, Expand{false, node.type.dims}, 0, marks.at[node.in[0].value]));
-    } else {
-      all();
+      return own;
     }
+    const auto same = [&] { join(marks.at[node.in[0].value]); };
+    const auto reached = [&](const Op& op) {
+      join(evaluated(node, op, 0, marks.at[node.in[0].value]));
+    };
+    std::visit(overloaded{
+                   [&](const Map& m) {
+                     if (m.fn == Fn::kWhere) need(node.in[0]);
+                     for (std::size_t k = 0; k < node.in.size(); ++k) {
+                       if (k == 0 && m.fn == Fn::kWhere && branches_agree(node)) continue;
+                       const Entries& from = marks.at[node.in[k].value];
+                       if (from.empty()) continue;
+                       const auto index = indices(id, k);
+                       const auto other =
+                           m.fn == Fn::kMul ? nonzero(node.in[1 - k]) : std::vector<double>{};
+                       const auto its = m.fn == Fn::kMul || m.fn == Fn::kWhere
+                                            ? indices(id, m.fn == Fn::kMul ? 1 - k : 0)
+                                            : std::vector<std::size_t>{};
+                       for (std::size_t j = 0; j < size; ++j) {
+                         if (!from[index[j]] || (m.fn == Fn::kMul && other[its[j]] == 0)) continue;
+                         if (m.fn == Fn::kWhere && k > 0)
+                           if (const auto taken = condition(node.in[0], its[j]);
+                               taken && *taken != (k == 1))
+                             continue;
+                         own[j] = 1;
+                       }
+                     }
+                   },
+                   [&](const Contract& c) {
+                     for (const std::size_t k : {0u, 1u}) {
+                       const Entries& from = marks.at[node.in[k].value];
+                       if (from.empty()) continue;
+                       const std::vector<double> here(from.begin(), from.end()),
+                           there = nonzero(node.in[1 - k]);
+                       const Type a{false, false, program_[node.in[0]].type.dims},
+                           b{false, false, program_[node.in[1]].type.dims};
+                       Node plain{Contract{c.batch, c.contracted, false},
+                                  {false, false, node.type.dims},
+                                  {},
+                                  {},
+                                  0};
+                       std::vector<double> out(size);
+                       evaluate_rows(plain, {&a, &b},
+                                     {{(k == 0 ? here : there).data(), 1, 1},
+                                      {(k == 0 ? there : here).data(), 1, 1}},
+                                     {out.data(), 1, 1});
+                       for (std::size_t j = 0; j < size; ++j) own[j] = own[j] || out[j] != 0;
+                     }
+                   },
+                   [&](const MatMul&) {
+                     if (marks.any(node.in[0]))
+                       all();
+                     else
+                       join(marks.at[node.in[1].value]);
+                   },
+                   [&](const Concat&) {
+                     const auto index = parts(node);
+                     for (std::size_t j = 0; j < size; ++j) {
+                       const Entries& from = marks.at[node.in[index[j].first].value];
+                       own[j] = !from.empty() && from[index[j].second];
+                     }
+                   },
+                   [&](const ReduceMax& max) { reached(ReduceSum{max.axis}); },
+                   [&](const Average&) { same(); },
+                   [&](const Scale&) { same(); },
+                   [&](const Stop&) { same(); },
+                   [&](const Parameter&) { same(); },
+                   [&](const Change&) { same(); },
+                   [&](const ReduceSum& op) { reached(op); },
+                   [&](const Gather& op) { reached(op); },
+                   [&](const ScatterAdd& op) { reached(op); },
+                   [&](const Permute& op) { reached(op); },
+                   [&](const Reshape& op) { reached(op); },
+                   [&](const Expand&) {
+                     reached(Expand{false, node.type.dims});
+                   },
+                   [&](const Constant&) { all(); },
+                   [&](const StandardNormal&) { all(); },
+                   [&](const GaussianMatrix&) { all(); },
+                   [&](const ScaleMatrix&) { all(); },
+                   [&](const UpdateMatrix&) { all(); },
+                   [&](const Cholesky&) { all(); },
+                   [&](const Eigvals&) { all(); },
+                   [&](const TrainingOperator&) { all(); },
+                   [&](const Samples&) { all(); },
+                   [&](const Histogram&) { all(); },
+               },
+               node.op);
     return own;
   }
   bool branches_agree(const Node& node) {
@@ -306,13 +332,33 @@ class Determinacy {
   [[nodiscard]] const std::vector<Form>& form(NodeId id) const { return forms_.at(id.value); }
   [[nodiscard]] bool linear(const Node& node) const {
     if (node.type.width || node.type.matrix) return false;
-    if (const auto* c = std::get_if<Contract>(&node.op)) return !c->average;
-    return std::holds_alternative<Map>(node.op) || std::holds_alternative<Scale>(node.op) ||
-           std::holds_alternative<ReduceSum>(node.op) ||
-           std::holds_alternative<ReduceMax>(node.op) || std::holds_alternative<Gather>(node.op) ||
-           std::holds_alternative<Permute>(node.op) || std::holds_alternative<Reshape>(node.op) ||
-           std::holds_alternative<Expand>(node.op) || std::holds_alternative<Concat>(node.op) ||
-           std::holds_alternative<Stop>(node.op);
+    return std::visit(overloaded{[](const Contract& c) { return !c.average; },
+                                 [](const Map&) { return true; },
+                                 [](const Scale&) { return true; },
+                                 [](const ReduceSum&) { return true; },
+                                 [](const ReduceMax&) { return true; },
+                                 [](const Gather&) { return true; },
+                                 [](const Permute&) { return true; },
+                                 [](const Reshape&) { return true; },
+                                 [](const Expand&) { return true; },
+                                 [](const Concat&) { return true; },
+                                 [](const Stop&) { return true; },
+                                 [](const Constant&) { return false; },
+                                 [](const StandardNormal&) { return false; },
+                                 [](const Average&) { return false; },
+                                 [](const ScatterAdd&) { return false; },
+                                 [](const Parameter&) { return false; },
+                                 [](const Change&) { return false; },
+                                 [](const MatMul&) { return false; },
+                                 [](const GaussianMatrix&) { return false; },
+                                 [](const ScaleMatrix&) { return false; },
+                                 [](const UpdateMatrix&) { return false; },
+                                 [](const Cholesky&) { return false; },
+                                 [](const Eigvals&) { return false; },
+                                 [](const TrainingOperator&) { return false; },
+                                 [](const Samples&) { return false; },
+                                 [](const Histogram&) { return false; }},
+                      node.op);
   }
   /// Finds the forms of a number and of all that it is computed from.
   void need(NodeId id) {

@@ -33,38 +33,45 @@ std::vector<std::uint8_t> degrees(const Program& program, const std::vector<Node
     for (std::size_t j = 0; j < node.in.size(); ++j) largest = std::max(largest, of(j));
     if (largest == 0) continue;
     const auto times = [](int x, int y) { return static_cast<std::uint8_t>(std::min(2, x + y)); };
-    own = std::visit(overloaded{[&](const Map& m) -> std::uint8_t {
-                                  if (m.fn == Fn::kAdd || m.fn == Fn::kSub) return largest;
-                                  if (m.fn == Fn::kMul) return times(of(0), of(1));
-                                  if (m.fn == Fn::kDiv) return of(1) == 0 ? of(0) : 2;
-                                  if (m.fn == Fn::kWhere) return of(0) == 0 ? largest : 2;
-                                  return 2;
-                                },
-                                [&](const Contract&) { return times(of(0), of(1)); },
-                                [&](const MatMul&) { return times(of(0), of(1)); },
-                                [&](const ScaleMatrix&) { return times(of(0), of(1)); },
-                                [&](const UpdateMatrix& u) -> std::uint8_t {
-                                  std::uint8_t sum = of(0);
-                                  for (std::size_t j = 1; j + 2 < node.in.size(); j += 3)
-                                    sum = std::max(sum, times(times(of(j), of(j + 1)), of(j + 2)));
-                                  return u.entrywise ? 2 : sum;
-                                },
-                                [&](const Stop&) -> std::uint8_t {
-                                  return 2;
-                                },  // its slope is not what `gradient` finds
-                                [&](const auto& op) {
-                                  using T = std::decay_t<decltype(op)>;
-                                  constexpr bool kCopies =
-                                      std::is_same_v<T, Reshape> || std::is_same_v<T, Permute> ||
-                                      std::is_same_v<T, Gather> || std::is_same_v<T, ScatterAdd> ||
-                                      std::is_same_v<T, Expand> || std::is_same_v<T, Concat> ||
-                                      std::is_same_v<T, Parameter> || std::is_same_v<T, Change>;
-                                  constexpr bool kSums = std::is_same_v<T, Scale> ||
-                                                         std::is_same_v<T, Average> ||
-                                                         std::is_same_v<T, ReduceSum>;
-                                  return kCopies || kSums ? largest : std::uint8_t{2};
-                                }},
-                     node.op);
+    own = std::visit(
+        overloaded{
+            [&](const Map& m) -> std::uint8_t {
+              if (m.fn == Fn::kAdd || m.fn == Fn::kSub) return largest;
+              if (m.fn == Fn::kMul) return times(of(0), of(1));
+              if (m.fn == Fn::kDiv) return of(1) == 0 ? of(0) : 2;
+              if (m.fn == Fn::kWhere) return of(0) == 0 ? largest : 2;
+              return 2;
+            },
+            [&](const Contract&) { return times(of(0), of(1)); },
+            [&](const MatMul&) { return times(of(0), of(1)); },
+            [&](const ScaleMatrix&) { return times(of(0), of(1)); },
+            [&](const UpdateMatrix& u) -> std::uint8_t {
+              std::uint8_t sum = of(0);
+              for (std::size_t j = 1; j + 2 < node.in.size(); j += 3)
+                sum = std::max(sum, times(times(of(j), of(j + 1)), of(j + 2)));
+              return u.entrywise ? 2 : sum;
+            },
+            [&](const Stop&) -> std::uint8_t {
+              return 2;
+            },  // its slope is not what `gradient` finds
+            // Copies and sums.
+            [&](const Reshape&) { return largest; }, [&](const Permute&) { return largest; },
+            [&](const Gather&) { return largest; }, [&](const ScatterAdd&) { return largest; },
+            [&](const Expand&) { return largest; }, [&](const Concat&) { return largest; },
+            [&](const Parameter&) { return largest; }, [&](const Change&) { return largest; },
+            [&](const Scale&) { return largest; }, [&](const Average&) { return largest; },
+            [&](const ReduceSum&) { return largest; },
+            // Sources are not reached.
+            [](const Constant&) -> std::uint8_t { return 2; },
+            [](const StandardNormal&) -> std::uint8_t { return 2; },
+            [](const GaussianMatrix&) -> std::uint8_t { return 2; },
+            [](const ReduceMax&) -> std::uint8_t { return 2; },
+            [](const Cholesky&) -> std::uint8_t { return 2; },
+            [](const Eigvals&) -> std::uint8_t { return 2; },
+            [](const TrainingOperator&) -> std::uint8_t { return 2; },
+            [](const Samples&) -> std::uint8_t { return 2; },
+            [](const Histogram&) -> std::uint8_t { return 2; }},
+        node.op);
   }
   return out;
 }

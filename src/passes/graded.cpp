@@ -6,7 +6,7 @@
 #include <numeric>
 #include <set>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
@@ -908,23 +908,44 @@ class Grading {
       drop(out, parts_.map(op, x.dropped), x.culprit);
     else {
       if (traits.slope_at_zero != 0) drop(out, x.dropped, x.culprit);
+      const bool odd = traits.parity == FunctionTraits::Parity::kOdd;
+      // Where the second derivative jumps at 0, as of softsign, the next term is x |x|.
       drop(out,
-           traits.parity == FunctionTraits::Parity::kOdd ? parts_.times(square, whole) : square,
+           odd && traits.first_delta ? parts_.without_parity(square)
+           : odd                     ? parts_.times(square, whole)
+                                     : square,
            current_);
     }
     return gather(std::move(terms), type, std::move(out));
   }
 
+  /// Every order by itself.
   template <class T>
-  Series visit(const T& op, const Node& node) {
-    if constexpr (std::is_same_v<T, ReduceSum> || std::is_same_v<T, Gather> ||
-                  std::is_same_v<T, ScatterAdd> || std::is_same_v<T, Permute> ||
-                  std::is_same_v<T, Reshape> || std::is_same_v<T, Expand> ||
-                  std::is_same_v<T, Stop> || std::is_same_v<T, Parameter> ||
-                  std::is_same_v<T, Change>)
-      return linear(operand(node, 0), node.type, [&](NodeId x) { return b_.add(op, {x}); });
-    else
-      return leading_only(op, node);
+  Series each_order(const T& op, const Node& node) {
+    return linear(operand(node, 0), node.type, [&](NodeId x) { return b_.add(op, {x}); });
+  }
+  Series visit(const ReduceSum& op, const Node& node) { return each_order(op, node); }
+  Series visit(const Gather& op, const Node& node) { return each_order(op, node); }
+  Series visit(const ScatterAdd& op, const Node& node) { return each_order(op, node); }
+  Series visit(const Permute& op, const Node& node) { return each_order(op, node); }
+  Series visit(const Reshape& op, const Node& node) { return each_order(op, node); }
+  Series visit(const Expand& op, const Node& node) { return each_order(op, node); }
+  Series visit(const Stop& op, const Node& node) { return each_order(op, node); }
+  Series visit(const Parameter& op, const Node& node) { return each_order(op, node); }
+  Series visit(const Change& op, const Node& node) { return each_order(op, node); }
+  Series visit(const ReduceMax& op, const Node& node) { return leading_only(op, node); }
+  Series visit(const Cholesky& op, const Node& node) { return leading_only(op, node); }
+  Series visit(const Eigvals& op, const Node& node) { return leading_only(op, node); }
+  Series visit(const TrainingOperator& op, const Node& node) { return leading_only(op, node); }
+  Series visit(const Samples& op, const Node& node) { return leading_only(op, node); }
+  Series visit(const Histogram& op, const Node& node) { return leading_only(op, node); }
+  // Matrices are followed by matrix_step.
+  Series visit(const GaussianMatrix& op, const Node&) { return impossible(op); }
+  Series visit(const ScaleMatrix& op, const Node&) { return impossible(op); }
+  Series visit(const UpdateMatrix& op, const Node&) { return impossible(op); }
+  Series impossible(const Op& op) {
+    TPLIMIT_CHECK(false, "an operation with a tensor as its result, got {}", op_name(op));
+    return {};
   }
   /// What acts on each order by itself: make(terms of the operands from `first` on, zeros for those
   /// without), for all orders.

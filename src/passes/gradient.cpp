@@ -1,120 +1,16 @@
 #include "tplimit/passes/gradient.hpp"
 
 #include <algorithm>
-#include <cmath>
-#include <numbers>
 #include <numeric>
 
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/support/overloaded.hpp"
 
 namespace tplimit {
 
 using namespace ir;
 
-NodeId derivative_of(Builder& b, const Map& map, NodeId x, NodeId y) {
-  const double a = map.parameter;
-  const auto one_minus = [&](NodeId z) { return b.minus(b.constant(1), z); };
-  const auto zero = [&] { return b.zeros(b.type(x).width, b.type(x).dims); };
-  switch (map.fn) {
-    case Fn::kAbs: return b.map(Fn::kSign, {x});
-    case Fn::kSign:
-    case Fn::kStep: return zero();
-    case Fn::kRelu: return b.map(Fn::kStep, {x});
-    case Fn::kLeakyRelu: return b.plus(b.constant(a), b.scale(1 - a, 0, b.map(Fn::kStep, {x})));
-    case Fn::kElu:
-      return b.map(Fn::kWhere, {b.map(Fn::kStep, {x}), b.constant(1), b.plus(y, b.constant(a))});
-    case Fn::kTanh: return one_minus(b.map(Fn::kPower, {y}, 2));
-    case Fn::kSigmoid: return b.times(y, one_minus(y));
-    case Fn::kSoftplus: return b.map(Fn::kSigmoid, {x});
-    case Fn::kSilu: {  // s + y (1 - s)
-      const NodeId s = b.map(Fn::kSigmoid, {x});
-      return b.plus(s, b.times(y, one_minus(s)));
-    }
-    case Fn::kGelu: {  // Phi(x) + x Phi'(x)
-      const NodeId cdf = b.scale(
-          0.5, 0, b.plus(b.constant(1), b.map(Fn::kErf, {b.scale(std::numbers::sqrt2 / 2, 0, x)})));
-      const NodeId pdf = b.scale(std::numbers::inv_sqrtpi / std::numbers::sqrt2, 0,
-                                 b.map(Fn::kExp, {b.scale(-0.5, 0, b.map(Fn::kPower, {x}, 2))}));
-      return b.plus(cdf, b.times(x, pdf));
-    }
-    case Fn::kGeluTanh: {  // t = tanh(c (x + k x^3)): (1 + t)/2 + x (1 - t^2) c (1 + 3 k x^2)/2
-      const double c = std::sqrt(2 / std::numbers::pi), k = 0.044715;
-      const NodeId square = b.map(Fn::kPower, {x}, 2);
-      const NodeId t =
-          b.map(Fn::kTanh, {b.times(x, b.plus(b.constant(c), b.scale(c * k, 0, square)))});
-      const NodeId slope = b.times(one_minus(b.map(Fn::kPower, {t}, 2)),
-                                   b.plus(b.constant(c / 2), b.scale(1.5 * c * k, 0, square)));
-      return b.plus(b.scale(0.5, 0, b.plus(b.constant(1), t)), b.times(x, slope));
-    }
-    case Fn::kErf:
-      return b.scale(2 * std::numbers::inv_sqrtpi, 0,
-                     b.map(Fn::kExp, {b.negate(b.map(Fn::kPower, {x}, 2))}));
-    case Fn::kSin: return b.map(Fn::kCos, {x});
-    case Fn::kCos: return b.negate(b.map(Fn::kSin, {x}));
-    case Fn::kExp: return y;
-    case Fn::kLog: return b.map(Fn::kDiv, {b.constant(1), x});
-    case Fn::kSqrt: return b.map(Fn::kDiv, {b.constant(0.5), y});
-    case Fn::kPower: {
-      if (a == 0) return zero();
-      if (a == 1) return b.constant(1);
-      return b.scale(a, 0, a == 2 ? x : b.map(Fn::kPower, {x}, a - 1));
-    }
-    case Fn::kAdd:
-    case Fn::kSub:
-    case Fn::kMul:
-    case Fn::kDiv:
-    case Fn::kPow:
-    case Fn::kMin:
-    case Fn::kMax:
-    case Fn::kMod:
-    case Fn::kLess:
-    case Fn::kLessEqual:
-    case Fn::kEqual:
-    case Fn::kNotEqual:
-    case Fn::kWhere: break;
-  }
-  TPLIMIT_CHECK(false, "a function of one argument, got {}", name(map.fn));
-  return {};
-}
-
 namespace {
-
-/// t times the derivative of y = phi(x_0, ..) by x_k, the same for tangents and cotangents;
-/// invalid: 0 almost everywhere.
-NodeId times_partial(Builder& b, const Map& map, const std::vector<NodeId>& x, NodeId y,
-                     std::size_t k, NodeId t) {
-  switch (map.fn) {
-    case Fn::kSign:
-    case Fn::kStep: return {};
-    case Fn::kLess:
-    case Fn::kLessEqual:
-    case Fn::kEqual:
-    case Fn::kNotEqual: return {};
-    case Fn::kAdd: return t;
-    case Fn::kSub: return k == 0 ? t : b.negate(t);
-    case Fn::kMul: return b.times(t, x[1 - k]);
-    case Fn::kDiv:
-      return k == 0 ? b.map(Fn::kDiv, {t, x[1]}) : b.negate(b.times(t, b.map(Fn::kDiv, {y, x[1]})));
-    case Fn::kPow:  // y x^(y-1), x^y log x
-      if (k == 0)
-        return b.times(t, b.times(x[1], b.map(Fn::kPow, {x[0], b.minus(x[1], b.constant(1))})));
-      return b.times(t, b.times(y, b.map(Fn::kLog, {x[0]})));
-    case Fn::kMin:
-    case Fn::kMax: {
-      const NodeId left_smaller = b.map(Fn::kLess, {x[0], x[1]});
-      return b.times(t, (k == 0) == (map.fn == Fn::kMin) ? left_smaller
-                                                         : b.minus(b.constant(1), left_smaller));
-    }
-    case Fn::kWhere:  // a condition is any number that is not 0
-      if (k == 0) return {};
-      return k == 1 ? b.map(Fn::kWhere, {x[0], t, b.constant(0)})
-                    : b.map(Fn::kWhere, {x[0], b.constant(0), t});
-    case Fn::kMod:
-      return k == 0 ? t
-                    : b.times(t, b.map(Fn::kDiv, {b.minus(y, x[0]), x[1]}));  // x - y floor(x/y)
-    default: return b.times(t, derivative_of(b, map, x[0], y));
-  }
-}
 
 /// Repeats a value along a removed axis.
 NodeId spread(Builder& b, NodeId x, int axis, const Dims& dims) {

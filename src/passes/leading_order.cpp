@@ -2,7 +2,7 @@
 #include <array>
 #include <optional>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
@@ -196,8 +196,7 @@ class Analysis {
     } else if (m && m->fn == Fn::kExp) {
       const Growth a = of(0);
       out = {a.degree > 0 && a.above ? kFast : 0, true, false};
-    } else if (m && (m->fn == Fn::kTanh || m->fn == Fn::kErf || m->fn == Fn::kSigmoid ||
-                     m->fn == Fn::kSin || m->fn == Fn::kCos)) {
+    } else if (m && traits_of(*m).bounded && !is_piecewise_constant(node.op)) {
       out.degree = 0;
     } else {
       out = {0, false, false};
@@ -406,13 +405,11 @@ class Analysis {
         for (std::size_t k = 0; k < 2; ++k) {
           const Order& x = operand(node, k);
           if (x.lead && *x.lead != 0) {
-            reject(
-                "E3105",
-                fmt::format("'{}' needs operands of size 1", op.fn == Fn::kPow ? "^" : name(op.fn)),
-                fmt::format("operand {} has size {}", k + 1, power(*x.lead)),
-                op.fn == Fn::kPow
-                    ? "take the power of the width out: (n x)^k = n^k x^k with a number k"
-                    : "scale the operands by powers of the width first");
+            reject("E3105", fmt::format("'{}' needs operands of size 1", written(op.fn)),
+                   fmt::format("operand {} has size {}", k + 1, power(*x.lead)),
+                   op.fn == Fn::kPow
+                       ? "take the power of the width out: (n x)^k = n^k x^k with a number k"
+                       : "scale the operands by powers of the width first");
             return {};
           }
           inherit(to, x, Exponent(0));
@@ -681,9 +678,7 @@ class Analysis {
     };
     if (!traits.finite_everywhere) {
       if (!x.lead || *x.lead != 0) {
-        reject("E3105",
-               fmt::format("'{}' needs an argument of size 1",
-                           op.fn == Fn::kPower ? "^" : name(op.fn)),
+        reject("E3105", fmt::format("'{}' needs an argument of size 1", written(op.fn)),
                x.lead ? fmt::format("the argument has size {}", power(*x.lead))
                       : "the argument vanishes in the limit",
                "scale the argument by a power of the width first");

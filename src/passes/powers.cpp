@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <bit>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/support/check.hpp"
 
 namespace tplimit {
@@ -328,12 +328,10 @@ std::vector<Part> PartSums::smooth(const Map& map, std::vector<Part> x) {
   std::vector<Part> out;
   // Beyond size 1 the theory ends: bounded functions saturate, the others grow at most linearly as
   // far as counting goes.
-  const bool bounded = map.fn == Fn::kTanh || map.fn == Fn::kSigmoid || map.fn == Fn::kErf ||
-                       map.fn == Fn::kSin || map.fn == Fn::kCos;
   std::vector<Part> large, small;
   for (const Part& p : x) (p.order < 0 ? small : large).push_back(p);
   const auto image_order = [&](Exponent order) {
-    return bounded ? Exponent(0) : std::max(order, Exponent(0));
+    return traits.bounded ? Exponent(0) : std::max(order, Exponent(0));
   };
 
   Background start, all;
@@ -357,6 +355,9 @@ std::vector<Part> PartSums::smooth(const Map& map, std::vector<Part> x) {
     };
     if (traits.slope_at_zero != 0) add(linear);
     if (parity != FunctionTraits::Parity::kOdd) add(square);
+    // Where the second derivative jumps at 0, as of softsign, the next term is x |x|.
+    else if (traits.first_delta)
+      add(without_parity(square));
     if (parity != FunctionTraits::Parity::kEven) add(times(square, linear));
   };
   const std::vector<Part> small_start = without_causes(small);

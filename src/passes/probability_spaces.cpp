@@ -3,6 +3,7 @@
 #include <unordered_map>
 
 #include "tplimit/passes/passes.hpp"
+#include "tplimit/support/overloaded.hpp"
 
 namespace tplimit {
 
@@ -45,23 +46,54 @@ ProbabilitySpaces probability_spaces(const Program& program) {
       source[k] = g->source;
     else if (node.type.matrix)
       source[k] = source[node.in[0].value];
-    if (const auto* m = std::get_if<MatMul>(&node.op)) {
-      const SourceId s = source[node.in[0].value];
-      sets.join(node.in[1].value, m->transposed ? output(s) : input(s));
-      sets.join(k, m->transposed ? input(s) : output(s));
-    } else if (std::holds_alternative<UpdateMatrix>(node.op)) {
-      for (std::size_t t = 1; t + 2 < node.in.size(); t += 3) {
-        sets.join(node.in[t + 1].value, output(source[k]));
-        sets.join(node.in[t + 2].value, input(source[k]));
-      }
-    } else if (!node.type.matrix) {
+    // Operands and result have their coordinates in common.
+    const auto joined = [&] {
+      if (node.type.matrix) return;
       std::size_t first = node.type.width ? k : nodes;
       for (const NodeId in : node.in)
         if (program[in].type.width) {
           if (first == nodes) first = in.value;
           sets.join(first, in.value);
         }
-    }
+    };
+    std::visit(overloaded{
+                   [&](const MatMul& m) {
+                     const SourceId s = source[node.in[0].value];
+                     sets.join(node.in[1].value, m.transposed ? output(s) : input(s));
+                     sets.join(k, m.transposed ? input(s) : output(s));
+                   },
+                   [&](const UpdateMatrix&) {
+                     for (std::size_t t = 1; t + 2 < node.in.size(); t += 3) {
+                       sets.join(node.in[t + 1].value, output(source[k]));
+                       sets.join(node.in[t + 2].value, input(source[k]));
+                     }
+                   },
+                   [](const GaussianMatrix&) {},
+                   [](const ScaleMatrix&) {},
+                   [&](const Constant&) { joined(); },
+                   [&](const Scale&) { joined(); },
+                   [&](const StandardNormal&) { joined(); },
+                   [&](const Map&) { joined(); },
+                   [&](const Contract&) { joined(); },
+                   [&](const Average&) { joined(); },
+                   [&](const ReduceSum&) { joined(); },
+                   [&](const ReduceMax&) { joined(); },
+                   [&](const Gather&) { joined(); },
+                   [&](const ScatterAdd&) { joined(); },
+                   [&](const Permute&) { joined(); },
+                   [&](const Reshape&) { joined(); },
+                   [&](const Expand&) { joined(); },
+                   [&](const Concat&) { joined(); },
+                   [&](const Stop&) { joined(); },
+                   [&](const Parameter&) { joined(); },
+                   [&](const Change&) { joined(); },
+                   [&](const Cholesky&) { joined(); },
+                   [&](const Eigvals&) { joined(); },
+                   [&](const TrainingOperator&) { joined(); },
+                   [&](const Samples&) { joined(); },
+                   [&](const Histogram&) { joined(); },
+               },
+               node.op);
   }
 
   ProbabilitySpaces out;

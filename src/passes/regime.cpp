@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <set>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/passes/powers.hpp"
 #include "tplimit/support/check.hpp"
@@ -324,9 +324,16 @@ class Counting {
             [&](const GaussianMatrix&) -> Sum { return 0; },
             [&](const ScaleMatrix&) -> Sum { return 0; },
             [&](const UpdateMatrix&) -> Sum { return 0; },
-            [&](const auto&) {
-              return of(node, 0);
-            },  // moves entries along finite axes, or sums them
+            [&](const Cholesky&) { return of(node, 0); },
+            [&](const Stop&) { return of(node, 0); },
+            [&](const Parameter&) { return of(node, 0); },
+            // Entries moved along finite axes, or summed.
+            [&](const ReduceSum&) { return of(node, 0); },
+            [&](const Gather&) { return of(node, 0); },
+            [&](const ScatterAdd&) { return of(node, 0); },
+            [&](const Permute&) { return of(node, 0); },
+            [&](const Reshape&) { return of(node, 0); },
+            [&](const Expand&) { return of(node, 0); },
         },
         node.op);
   }

@@ -3,7 +3,7 @@
 #include <map>
 #include <set>
 
-#include "tplimit/ir/function_traits.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/passes/passes.hpp"
 
 namespace tplimit {
@@ -18,7 +18,7 @@ const char* kinked(const Op& op) {
   if (std::holds_alternative<ReduceMax>(op)) return "max";
   const auto* map = std::get_if<Map>(&op);
   if (!map || first_delta(*map).value_or(3) > 2) return nullptr;
-  return map->fn == Fn::kLess ? "<" : map->fn == Fn::kLessEqual ? "<=" : name(map->fn);
+  return written(map->fn);
 }
 
 }  // namespace
@@ -70,8 +70,8 @@ Diagnostics theory_checks(const Program& program) {
            "the theorem's proof takes derivatives of this",
            "the corrections are taken by Stein's lemma, which needs no derivative; networks agree "
            "with them, but no theorem says so");
-    if (map && map->fn == Fn::kExp)
-      warn(node, "W5312", "'exp' grows faster than every polynomial",
+    if (map && traits_of(*map).faster_than_polynomial)
+      warn(node, "W5312", fmt::format("'{}' grows faster than every polynomial", name(map->fn)),
            "the theorem asks for polynomially bounded maps",
            "moments may be far from typical: compare with networks");
   }

@@ -5,6 +5,8 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <tuple>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -45,12 +47,41 @@ struct SourceId {
   friend auto operator<=>(const SourceId&, const SourceId&) = default;
 };
 
-/// Coordinatewise functions.  Their derivatives are again in the list or composed from it
-/// (passes/gradient.cpp).
+/// Coordinatewise functions: places in the table of functions.hpp, where they are described.  Only
+/// those that some code names need an enumerator.
 enum class Fn : std::uint8_t {
-#define TPLIMIT_FN(name, arity, text) name,
-#include "tplimit/ir/functions.def"
-#undef TPLIMIT_FN
+  kAbs,
+  kSign,
+  kStep,
+  kRelu,
+  kLeakyRelu,
+  kElu,
+  kTanh,
+  kSigmoid,
+  kSoftplus,
+  kSilu,
+  kGelu,
+  kGeluTanh,
+  kErf,
+  kSin,
+  kCos,
+  kExp,
+  kLog,
+  kSqrt,
+  kPower,
+  kAdd,
+  kSub,
+  kMul,
+  kDiv,
+  kPow,
+  kMin,
+  kMax,
+  kMod,
+  kLess,
+  kLessEqual,
+  kEqual,
+  kNotEqual,
+  kWhere,
 };
 [[nodiscard]] int arity(Fn fn);
 [[nodiscard]] const char* name(Fn fn);
@@ -58,19 +89,53 @@ enum class Fn : std::uint8_t {
 // ---- operations: payloads, no behaviour
 // ------------------------------------------------------------
 
+/// What analyses ask of an operation.
+struct OpTraits {
+  bool rowwise = false;  ///< a row of the result depends only on the same row of the operands (and
+                         ///< on finite operands)
+  bool average = false;  ///< a sum over rows, divided by their number at the end
+  bool linear = false;   ///< in its operands taken together; Map, by its function, is not asked
+  bool moves_entries = false;  ///< its entries are entries of its operands, or 0
+};
+
+/// Numbers that programs share, compared by content.
+template <class T>
+struct Shared : std::shared_ptr<const std::vector<T>> {
+  using std::shared_ptr<const std::vector<T>>::shared_ptr;
+  Shared(std::shared_ptr<const std::vector<T>> values)  // NOLINT: implicit on purpose
+      : std::shared_ptr<const std::vector<T>>(std::move(values)) {}
+  friend bool operator==(const Shared& a, const Shared& b) {
+    return a.get() == b.get() || *a == *b;
+  }
+};
+
+/// Each lists its fields once: equality, hashing and printing follow the list.
+
 struct Constant {
-  std::shared_ptr<const std::vector<double>> values;
+  Shared<double> values;
+  [[nodiscard]] auto fields() const { return std::tie(values); }
+  [[nodiscard]] OpTraits traits() const { return {}; }
+  friend bool operator==(const Constant&, const Constant&) = default;
 };  ///< a finite tensor
 struct Scale {
   double factor;
   Exponent power;
+  [[nodiscard]] auto fields() const { return std::tie(factor, power); }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
+  friend bool operator==(const Scale&, const Scale&) = default;
 };  ///< factor n^power x
 struct StandardNormal {
   SourceId source;
+  [[nodiscard]] auto fields() const { return std::tie(source); }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
+  friend bool operator==(const StandardNormal&, const StandardNormal&) = default;
 };  ///< i.i.d. N(0, 1) coordinates
 struct Map {
   Fn fn;
   double parameter;
+  [[nodiscard]] auto fields() const { return std::tie(fn, parameter); }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
+  friend bool operator==(const Map&, const Map&) = default;
 };  ///< coordinatewise, finite axes broadcast from the right
 /// a [B.., I.., K..], b [B.., J.., K..] -> [B.., I.., J..], summed over the last `contracted` axes,
 /// the first `batch` axes in common.  If one or both have a width axis so has the result, unless
@@ -79,83 +144,178 @@ struct Contract {
   std::int32_t batch;
   std::int32_t contracted;
   bool average;
+  [[nodiscard]] auto fields() const { return std::tie(batch, contracted, average); }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = !average, .average = average}; }
+  friend bool operator==(const Contract&, const Contract&) = default;
 };
-struct Average {};  ///< E: mean over the coordinates
+struct Average {
+  [[nodiscard]] auto fields() const { return std::tie(); }
+  [[nodiscard]] OpTraits traits() const { return {.average = true, .linear = true}; }
+  friend bool operator==(const Average&, const Average&) = default;
+};  ///< E: mean over the coordinates
 struct ReduceSum {
   std::int32_t axis;
+  [[nodiscard]] auto fields() const { return std::tie(axis); }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
+  friend bool operator==(const ReduceSum&, const ReduceSum&) = default;
 };
 struct ReduceMax {
   std::int32_t axis;
+  [[nodiscard]] auto fields() const { return std::tie(axis); }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
+  friend bool operator==(const ReduceMax&, const ReduceMax&) = default;
 };
 struct Gather {
   std::int32_t axis;
-  std::shared_ptr<const std::vector<std::int64_t>> indices;
+  Shared<std::int64_t> indices;
+  [[nodiscard]] auto fields() const { return std::tie(axis, indices); }
+  [[nodiscard]] OpTraits traits() const {
+    return {.rowwise = true, .linear = true, .moves_entries = true};
+  }
+  friend bool operator==(const Gather&, const Gather&) = default;
 };
 struct ScatterAdd {
   std::int32_t axis;
   std::int64_t size;
-  std::shared_ptr<const std::vector<std::int64_t>> indices;
+  Shared<std::int64_t> indices;
+  [[nodiscard]] auto fields() const { return std::tie(axis, size, indices); }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
+  friend bool operator==(const ScatterAdd&, const ScatterAdd&) = default;
 };  ///< adjoint of Gather
 struct Permute {
   std::vector<std::int32_t> axes;
+  [[nodiscard]] auto fields() const { return std::tie(axes); }
+  [[nodiscard]] OpTraits traits() const {
+    return {.rowwise = true, .linear = true, .moves_entries = true};
+  }
+  friend bool operator==(const Permute&, const Permute&) = default;
 };  ///< result axis i is operand axis axes[i]
 struct Reshape {
   Dims dims;
+  [[nodiscard]] auto fields() const { return std::tie(dims); }
+  [[nodiscard]] OpTraits traits() const {
+    return {.rowwise = true, .linear = true, .moves_entries = true};
+  }
+  friend bool operator==(const Reshape&, const Reshape&) = default;
 };
 struct Expand {
   bool width;
   Dims dims;
+  [[nodiscard]] auto fields() const { return std::tie(width, dims); }
+  [[nodiscard]] OpTraits traits() const {
+    return {.rowwise = true, .linear = true, .moves_entries = true};
+  }
+  friend bool operator==(const Expand&, const Expand&) = default;
 };  ///< broadcast to these axes
 struct Concat {
   std::int32_t axis;
+  [[nodiscard]] auto fields() const { return std::tie(axis); }
+  [[nodiscard]] OpTraits traits() const {
+    return {.rowwise = true, .linear = true, .moves_entries = true};
+  }
+  friend bool operator==(const Concat&, const Concat&) = default;
 };
-struct Stop {};  ///< identity whose derivative is 0
+struct Stop {
+  [[nodiscard]] auto fields() const { return std::tie(); }
+  [[nodiscard]] OpTraits traits() const {
+    return {.rowwise = true, .linear = true, .moves_entries = true};
+  }
+  friend bool operator==(const Stop&, const Stop&) = default;
+};  ///< identity whose derivative is 0
 struct Parameter {
   std::uint32_t index;
+  [[nodiscard]] auto fields() const { return std::tie(index); }
+  [[nodiscard]] OpTraits traits() const { return {.linear = true, .moves_entries = true}; }
+  friend bool operator==(const Parameter&, const Parameter&) = default;
 };  ///< identity that is never shared or folded, so that equal initial values stay distinct
     ///< variables
 struct Change {
   std::uint32_t variable;
+  [[nodiscard]] auto fields() const { return std::tie(variable); }
+  [[nodiscard]] OpTraits traits() const { return {.linear = true, .moves_entries = true}; }
+  friend bool operator==(const Change&, const Change&) = default;
 };  ///< identity around what an update adds to Program::variables[variable]
 struct MatMul {
   bool transposed;
+  [[nodiscard]] auto fields() const { return std::tie(transposed); }
+  [[nodiscard]] OpTraits traits() const { return {}; }
+  friend bool operator==(const MatMul&, const MatMul&) = default;
 };  ///< (W, x) -> W x or W' x, on every finite index
 struct GaussianMatrix {
   SourceId source;
-};                      ///< i.i.d. N(0, 1/n) entries
-struct ScaleMatrix {};  ///< (W, c) -> c W
+  [[nodiscard]] auto fields() const { return std::tie(source); }
+  [[nodiscard]] OpTraits traits() const { return {}; }
+  friend bool operator==(const GaussianMatrix&, const GaussianMatrix&) = default;
+};  ///< i.i.d. N(0, 1/n) entries
+struct ScaleMatrix {
+  [[nodiscard]] auto fields() const { return std::tie(); }
+  [[nodiscard]] OpTraits traits() const { return {}; }
+  friend bool operator==(const ScaleMatrix&, const ScaleMatrix&) = default;
+};  ///< (W, c) -> c W
 /// (W, c_1, D_1, X_1, c_2, ..) -> W + sum_k c_k sum_p D_k[p] X_k[p]' / n, p over all finite
 /// indices. Entrywise: (W, c_1, D_1, X_1, .., c) -> W + c psi(sum_k c_k sum_p D_k[p] X_k[p]'),
 /// psi(g) = g / sqrt(g^2 + epsilon^2) on each entry.
 struct UpdateMatrix {
   bool entrywise = false;
   double epsilon = 0;
+  [[nodiscard]] auto fields() const { return std::tie(entrywise, epsilon); }
+  [[nodiscard]] OpTraits traits() const { return {}; }
   friend bool operator==(const UpdateMatrix&, const UpdateMatrix&) = default;
 };
 /// Positive semidefinite [k, k] -> lower triangular L, L L' = K, in the order of rows; a row that
 /// depends on earlier ones has 0 on the diagonal.
-struct Cholesky {};
-struct Eigvals {};  ///< symmetric [.., k, k] -> [.., k], ascending
+struct Cholesky {
+  [[nodiscard]] auto fields() const { return std::tie(); }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
+  friend bool operator==(const Cholesky&, const Cholesky&) = default;
+};
+struct Eigvals {
+  [[nodiscard]] auto fields() const { return std::tie(); }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
+  friend bool operator==(const Eigvals&, const Eigvals&) = default;
+};  ///< symmetric [.., k, k] -> [.., k], ascending
 /// (Theta [p, p], Theta_x [q, p]) -> Theta_x h(Theta + ridge tr(Theta)/p I) [q, p], h(z) = (1 -
 /// g(z)) / z with g(z) = (1 - rate z)^time (descent) or exp(-rate time z) (flow), 1/z for time =
 /// inf: the outputs learned from targets under a fixed kernel.
 struct TrainingOperator {
   double rate, time, ridge;
   bool flow;
+  [[nodiscard]] auto fields() const { return std::tie(rate, time, ridge, flow); }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
   friend bool operator==(const TrainingOperator&, const TrainingOperator&) = default;
 };
 struct Samples {
   std::int64_t count;
+  [[nodiscard]] auto fields() const { return std::tie(count); }
+  [[nodiscard]] OpTraits traits() const { return {}; }
+  friend bool operator==(const Samples&, const Samples&) = default;
 };  ///< the first `count` coordinates, as a last axis
 struct Histogram {
   double low, high;
   std::int64_t bins;
+  [[nodiscard]] auto fields() const { return std::tie(low, high, bins); }
+  [[nodiscard]] OpTraits traits() const { return {.average = true}; }
+  friend bool operator==(const Histogram&, const Histogram&) = default;
 };  ///< fractions of coordinates per bin, as a last axis
+
+#ifdef TPLIMIT_UNKNOWN_OPERATION
+/// No analysis knows it, and so none compiles with it: tests/compile_fail defines the macro.
+struct UnknownOperation {
+  [[nodiscard]] auto fields() const { return std::tie(); }
+  [[nodiscard]] OpTraits traits() const { return {}; }
+  friend bool operator==(const UnknownOperation&, const UnknownOperation&) = default;
+};
+#endif
 
 using Op = std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum,
                         ReduceMax, Gather, ScatterAdd, Permute, Reshape, Expand, Concat, Stop,
                         Parameter, Change, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix,
-                        Cholesky, Eigvals, TrainingOperator, Samples, Histogram>;
+                        Cholesky, Eigvals, TrainingOperator, Samples, Histogram
+#ifdef TPLIMIT_UNKNOWN_OPERATION
+                        ,
+                        UnknownOperation
+#endif
+                        >;
 
 [[nodiscard]] const char* op_name(const Op& op);
 

@@ -41,7 +41,4 @@ Result<ir::NodeId> tangent(ir::Builder& builder, const ir::Node& node,
                            const std::vector<ir::NodeId>& in, ir::NodeId y,
                            const std::vector<ir::NodeId>& moves);
 
-/// phi'(x) as nodes, given x and y = phi(x).
-ir::NodeId derivative_of(ir::Builder& builder, const ir::Map& map, ir::NodeId x, ir::NodeId y);
-
 }  // namespace tplimit
