@@ -22,8 +22,8 @@
 
 #include "driver/sampling_error.hpp"
 #include "engines/interpreter.hpp"
-#include "engines/moment_engine.hpp"
 #include "engines/run_store.hpp"
+#include "moments/engine.hpp"
 #include "tplimit/data/table.hpp"
 #include "tplimit/ir/function_traits.hpp"
 #include "tplimit/ir/kernels.hpp"
@@ -38,7 +38,6 @@
 namespace tplimit {
 
 using namespace ir;
-using engines::Executor;
 using engines::FiniteEvaluator;
 using engines::RunFailure;
 using engines::RunResult;
@@ -878,7 +877,7 @@ class LimitEvaluation {
     for (const Report& report : program_.reports)
       for (const auto& entry : report.entries) {
         if (!moments_ || known(entry.value)) continue;
-        const engines::MomentValue& v = (*moments_)[entry.value];
+        const moments::MomentValue& v = (*moments_)[entry.value];
         if (!v.infinite) continue;
         Diagnostic d{
             Severity::kError,
@@ -925,7 +924,7 @@ class LimitEvaluation {
       if (own <= out.method) continue;
       out.method = own;
       if (moments_ && !known(entry.value)) {
-        const engines::MomentValue& v = (*moments_)[entry.value];
+        const moments::MomentValue& v = (*moments_)[entry.value];
         out.why = v.why;
         out.culprit = program_[v.culprit].span;
         out.iteration = program_.contexts[program_[v.culprit].context];
@@ -1063,11 +1062,11 @@ class LimitEvaluation {
   }
   /// Of moments where particles can do the same, or find out that they must: half of the cost of
   /// the particles, but for small programs.
-  [[nodiscard]] engines::MomentEngine::Budget budget(bool only_methods) const {
+  [[nodiscard]] moments::MomentEngine::Budget budget(bool only_methods) const {
     constexpr double kEvaluation = 20;  // operations of one
     constexpr double kCheaper = 4;      // operations of moments in the time of one of particles, of
                                         // bench/cliffs/linear_residual.tp
-    engines::MomentEngine::Budget out{1e7, 1e9};
+    moments::MomentEngine::Budget out{1e7, 1e9};
     if (only_methods) {
       if (options_.engine != Engine::kAuto)
         out.operations = std::numeric_limits<double>::infinity();
@@ -1083,9 +1082,9 @@ class LimitEvaluation {
   [[nodiscard]] Method method_of(NodeId id) const {
     if (known(id)) {
       switch ((*moments_)[id].method) {
-        case engines::MomentMethod::kExact: return Method::kExact;
-        case engines::MomentMethod::kClosedForm: return Method::kClosedForm;
-        case engines::MomentMethod::kQuadrature: return Method::kQuadrature;
+        case moments::MomentMethod::kExact: return Method::kExact;
+        case moments::MomentMethod::kClosedForm: return Method::kClosedForm;
+        case moments::MomentMethod::kQuadrature: return Method::kQuadrature;
       }
     }
     return sampled_[id.value]  ? Method::kSamples
@@ -1167,7 +1166,7 @@ class LimitEvaluation {
     for (std::size_t k = 0, next = 0; k < outputs_.size(); ++k) {
       if (known(outputs_[k])) {
         // Without particles nobody comes again.
-        engines::MomentValue v =
+        moments::MomentValue v =
             atoms_.empty() ? moments_->take(outputs_[k]) : (*moments_)[outputs_[k]];
         if (v.error.size() == 1) v.error.resize(v.value.size(), v.error[0]);
         out.value.push_back(std::move(v.value));
@@ -1578,7 +1577,7 @@ class LimitEvaluation {
   const EvaluateOptions& options_;
   int threads_;
   std::optional<Executor> executor_;
-  std::optional<engines::MomentEngine> moments_;
+  std::optional<moments::MomentEngine> moments_;
   std::vector<NodeId> outputs_, atoms_;
   Schedule schedule_;
   std::vector<bool> random_, sampled_, proved_;

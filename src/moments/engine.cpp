@@ -1,16 +1,16 @@
-#include "engines/moment_engine.hpp"
+#include "moments/engine.hpp"
 
 #include <algorithm>
 #include <cmath>
 #include <limits>
 #include <numeric>
 
-#include "engines/moment_fields.hpp"
+#include "moments/fields.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/support/check.hpp"
 
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 using namespace ir;
 
@@ -524,4 +524,4 @@ void MomentEngine::finite_step(NodeId id, const Node& node) {
   }
 }
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

@@ -9,13 +9,13 @@
 
 #include <Eigen/Core>
 
-#include "engines/executor.hpp"
-#include "engines/function_table.hpp"
-#include "engines/pair_matrix.hpp"
-#include "engines/sparse_polynomial.hpp"
+#include "moments/function_table.hpp"
+#include "moments/pair_matrix.hpp"
+#include "moments/sparse_polynomial.hpp"
+#include "parallel/executor.hpp"
 #include "tplimit/ir/program.hpp"
 
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 /// How a number was found without sampling; a later one is weaker.
 enum class MomentMethod { kExact, kClosedForm, kQuadrature };
@@ -282,4 +282,4 @@ class MomentEngine {
   std::int64_t rows_merged_ = 0;
 };
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

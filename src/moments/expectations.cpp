@@ -1,4 +1,4 @@
-#include "engines/moment_fields.hpp"
+#include "moments/fields.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -6,11 +6,11 @@
 #include <numbers>
 #include <numeric>
 
-#include "engines/line_rule.hpp"
+#include "moments/line_rule.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/gaussian_quadrature.hpp"
 
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 using namespace ir;
 
@@ -1729,4 +1729,4 @@ MomentEngine::Moment MomentEngine::entries(
   return out;
 }
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

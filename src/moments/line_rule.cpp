@@ -1,4 +1,4 @@
-#include "engines/line_rule.hpp"
+#include "moments/line_rule.hpp"
 
 #include <algorithm>
 #include <array>
@@ -12,7 +12,7 @@
 
 #include <boost/math/quadrature/gauss.hpp>
 
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 using namespace ir;
 
@@ -901,4 +901,4 @@ LineRule line_rule(const FunctionTable& table, std::span<const LineFunction> fun
   return Line(table, functions, power, most_panels).run();
 }
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

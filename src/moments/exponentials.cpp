@@ -4,7 +4,7 @@
 
 #include <Eigen/Eigenvalues>
 
-#include "engines/moment_fields.hpp"
+#include "moments/fields.hpp"
 #include "tplimit/math/gaussian_quadrature.hpp"
 
 /// Exponentials of quadratic forms of Gaussians.  A product with them is a change of measure:
@@ -12,7 +12,7 @@
 ///   B,  z standard normal,
 /// so that they add nothing to the dimension of what is left, and it is seen whether the mean
 /// exists: only if M is positive definite.
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 using namespace ir;
 
@@ -388,4 +388,4 @@ std::optional<MomentEngine::Moment> MomentEngine::tilted(
   return out;
 }
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

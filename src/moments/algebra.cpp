@@ -1,4 +1,4 @@
-#include "engines/moment_fields.hpp"
+#include "moments/fields.hpp"
 
 #include <algorithm>
 #include <bit>
@@ -11,7 +11,7 @@
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/support/overloaded.hpp"
 
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 using namespace ir;
 
@@ -1034,4 +1034,4 @@ MomentEngine::Field MomentEngine::gaussian_part(const Version& w, NodeId x_node,
   return times(out, constant(std::vector<double>(static_cast<std::size_t>(x->columns), w.scale)));
 }
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

@@ -1,4 +1,4 @@
-#include "engines/moment_fields.hpp"
+#include "moments/fields.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -8,7 +8,7 @@
 /// Sums over many rows of one function, as training makes them: sum_s w_s f(g_s).  Blocks are
 /// joined as a binary counter is incremented, so that every row is copied O(log) times; rows of
 /// parallel direction become one.
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 namespace {
 /// f(c x) = c^degree f(x) for c > 0.
@@ -226,4 +226,4 @@ void MomentEngine::append(Version& v, double c, const Field& d, const Field& x) 
   }
 }
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

@@ -2,10 +2,10 @@
 
 #include <limits>
 
-#include "engines/moment_engine.hpp"
+#include "moments/engine.hpp"
 
 /// What the moment engine computes with.
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 inline constexpr std::size_t kMostTerms = 512, kManyTerms = 16, kFewTerms = 8, kFewRows = 4;
 inline constexpr double kCancelled =
@@ -137,4 +137,4 @@ struct MomentEngine::Unknown {
   bool grows = false;  ///< exponentially: then so do derivatives and multiples
 };
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments
