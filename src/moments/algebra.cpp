@@ -16,6 +16,16 @@ void accumulate(double& a, double b) {
   const double sum = a + b;
   a = std::abs(sum) <= kCancelled * std::max(std::abs(a), std::abs(b)) ? 0.0 : sum;
 }
+
+/// weights * y of constants.
+std::vector<double> combined_constants(const Matrix& weights, const Field& y) {
+  std::vector<double> sum(static_cast<std::size_t>(weights.rows()), 0.0);
+  for (const Term& t : y.terms)
+    for (int s = 0; s < y.columns; ++s)
+      for (std::size_t i = 0; i < sum.size(); ++i)
+        sum[i] += t.at_column(s) * weights(static_cast<Eigen::Index>(i), s);
+  return sum;
+}
 }  // namespace
 
 Field FieldAlgebra::constant(std::vector<double> values) const {
@@ -414,11 +424,7 @@ Field FieldAlgebra::combine(const Matrix& weights, const Field& y) {
   const int rows = static_cast<int>(weights.rows());
   Field out{rows, {}, y.relative, y.method};
   if (y.constant()) {
-    std::vector<double> sum(at(rows), 0.0);
-    for (const Term& t : y.terms)
-      for (int s = 0; s < y.columns; ++s)
-        for (int i = 0; i < rows; ++i) sum[at(i)] += t.at_column(s) * weights(i, s);
-    out.terms = constant(std::move(sum)).terms;
+    out.terms = constant(combined_constants(weights, y)).terms;
     return out;
   }
   if (linear(y)) {

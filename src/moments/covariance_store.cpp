@@ -126,6 +126,10 @@ double CovarianceStore::value_at_mean(const Factor& f, int i) const {
   return out;
 }
 
+/// Cov(hatZ^{Wx}, hatZ^{Wy}) = E Z^x Z^y, 0 between families of different matrices or of W and W'
+/// (docs/theory.md, "The limit of a Tensor Program").  The scale of W stands in MatrixVersion.
+/// Moments that may come as pairs stay pairs: only these carry the gap 1 - |rho| that kinked
+/// functions need near correlations +-1 (docs/theory.md, "Moments without sampling").
 Covariance& CovarianceStore::family_covariance(int f, int g) {
   const auto known = family_covariances_.find({f, g});
   if (known != family_covariances_.end()) return known->second;
@@ -383,6 +387,7 @@ const Variances& CovarianceStore::variances(int p) {
   return variances_.emplace(p, std::move(out)).first->second;
 }
 
+/// sum_{k,l} L_k Cov(G_k, H_l) M_l' over the parts of both blocks.
 const Covariance& CovarianceStore::covariance(int p, int q) {
   if (const auto known = covariances_.find({p, q}); known != covariances_.end())
     return known->second;

@@ -18,6 +18,43 @@ Moment Expectations::finite_part(const std::function<Moment()>& moment) {
   }
 }
 
+namespace {
+/// The density of each u_i at `position`, its variance, and how far the position is from its mean.
+struct Densities {
+  Eigen::VectorXd density, variance, distance;
+};
+Densities density_at(double position, const Factor& u, int rows, const Eigen::VectorXd& variances,
+                     const Eigen::VectorXd& means) {
+  Densities out{Eigen::VectorXd(rows), Eigen::VectorXd(rows), Eigen::VectorXd(rows)};
+  for (int i = 0; i < rows; ++i) {
+    const double distance = out.distance(i) =
+        position - (means.size() > 0 ? means(u.column(i)) : 0.0);
+    const double a = out.variance(i) = variances(u.column(i));
+    // A Gaussian of variance 0 is W y for a y that is 0: whatever the derivative by it is, it
+    // stands beside that y.
+    out.density(i) =
+        a > 0 ? std::exp(-0.5 * distance * distance / a) / std::sqrt(2 * std::numbers::pi * a)
+              : 0.0;
+  }
+  return out;
+}
+
+/// v given u = position: v - Cov(v, u) / Var(u) (u - position), a linear field.
+Field given_position(const Factor& v, const Factor& u, int rows, const Covariance& c,
+                     const Eigen::VectorXd& a, double position) {
+  std::vector<double> onto(at(rows)), shift(at(rows));
+  for (int i = 0; i < rows; ++i) {
+    const double both = c.value ? (*c.value)(v.column(i), u.column(i)) : 0.0;
+    onto[at(i)] = a(i) > 0 ? -both / a(i) : 0.0;
+    shift[at(i)] = -onto[at(i)] * position;
+  }
+  Field given{rows,
+              {{{1.0}, {{FunctionTable::kIdentity, v.block, v.columns}}}, {std::move(onto), {u}}}};
+  if (position != 0) given.terms.push_back({std::move(shift), {}});
+  return given;
+}
+}  // namespace
+
 /// E d/du of the product of factors on two sides, u the Gaussian behind factor k.  A jump of height
 /// J at c adds J E[delta(u - c) rest]: the density of u at c times E[rest | u = c], where the other
 /// Gaussians are v - Cov(v, u) / Var(u) (u - c).
@@ -50,16 +87,7 @@ Moment Expectations::slope(const SidedFactors& factors, std::size_t k, int rows,
     const Factor u{FunctionTable::kIdentity, own.block, own.columns};
     const Variances& variance = store_.variances(u.block);
     const Eigen::VectorXd& means = store_.block(u.block).mean;
-    Eigen::VectorXd density(rows), a(rows), distance(rows);
-    for (int i = 0; i < rows; ++i) {
-      distance(i) = position - (means.size() > 0 ? means(u.column(i)) : 0.0);
-      a(i) = variance.value(u.column(i));
-      // A Gaussian of variance 0 is W y for a y that is 0: whatever the derivative by it is, it
-      // stands beside that y.
-      density(i) = a(i) > 0 ? std::exp(-0.5 * distance(i) * distance(i) / a(i)) /
-                                  std::sqrt(2 * std::numbers::pi * a(i))
-                            : 0.0;
-    }
+    const auto [density, a, distance] = density_at(position, u, rows, variance.value, means);
     std::array<Term, 2> rest{Term{{1.0}, {}}, Term{{1.0}, {}}};
     const Factor* across = nullptr;  // depends on u, on the other side
     double relative = variance.relative;
@@ -80,16 +108,7 @@ Moment Expectations::slope(const SidedFactors& factors, std::size_t k, int rows,
         across = &f;
         continue;
       }
-      std::vector<double> onto(at(rows)), shift(at(rows));
-      for (int i = 0; i < rows; ++i) {
-        const double both = c.value ? (*c.value)(f.column(i), u.column(i)) : 0.0;
-        onto[at(i)] = a(i) > 0 ? -both / a(i) : 0.0;
-        shift[at(i)] = -onto[at(i)] * position;
-      }
-      Field given{
-          rows,
-          {{{1.0}, {{FunctionTable::kIdentity, f.block, f.columns}}}, {std::move(onto), {u}}}};
-      if (position != 0) given.terms.push_back({std::move(shift), {}});
+      const Field given = given_position(f, u, rows, c, a, position);
       rest[0].factors.push_back({f.f, algebra_.block_of(given), nullptr});
     }
     const Moment conditional = across ? conditional_means(*across, columns, u, a, distance)
@@ -188,7 +207,8 @@ std::vector<ExpectedDerivative> Expectations::slopes(
   return out;
 }
 
-/// Stein's lemma: E x F(u) = E x E F(u) + sum_k Cov(x, u_k) E dF/du_k.  Rows: those of F.
+/// Stein's lemma: E x F(u) = E x E F(u) + sum_k Cov(x, u_k) E dF/du_k, where jumps of F count as
+/// deltas (docs/theory.md, "Moments without sampling").  Rows: those of F.
 Moment Expectations::stein(const Term& t, int rows, const Factor& x, int columns) {
   Moment out{Matrix::Zero(rows, columns)};
   for (const auto& [u, m] : slopes(t, rows, [&](const Factor&f, bool inner) {

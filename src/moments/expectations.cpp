@@ -248,7 +248,8 @@ std::optional<Moment> Expectations::change_of_measure(const SidedFactors& own, i
   return tilted(own, rows, columns);
 }
 
-/// The moment of dependent factors.
+/// The moment of dependent factors, by the first that applies of: a change of measure, a mean of
+/// one Gaussian, a pair of Gaussians, polynomials (exact), Stein's lemma, quadrature.
 Moment Expectations::group_moment(const SidedFactors& own, int rows, int columns, bool lazy) {
   if (auto changed = change_of_measure(own, rows, columns)) return std::move(*changed);
   const auto& [side, first] = own[0];
@@ -295,7 +296,9 @@ Moment Expectations::product_of(std::vector<Moment> parts) {
   return out;
 }
 
-/// Factors of both sides in independent groups; the moment is the product of the groups'.
+/// E s_i t_j.  Factors of both sides fall into independent groups, and the moment is the product of
+/// the groups' (docs/theory.md, "Moments without sampling": factors of independent groups
+/// separate).  A group of mean 0 makes the product 0 only if the others have means.
 Moment Expectations::term_moment(const Term& s, int rows, const Term& t, int columns, bool lazy) {
   context_.charge(kTermOperations + 8.0 * rows * columns);
   if (s.sum || t.sum) return sum_moment(s, rows, t, columns);
@@ -315,7 +318,7 @@ Moment Expectations::term_moment(const Term& s, int rows, const Term& t, int col
         std::none_of(own.begin(), own.end(), [&](const auto& f) { return may_diverge(f.second); }))
       continue;
     parts.push_back(group_moment(own, rows, columns, lazy));
-    // 0, if what it is multiplied by has a mean.
+    // 0, if what it is multiplied by has a mean: symmetry proves nothing beside exp of a square.
     zero = zero || (parts.back().method == MomentMethod::kExact && !parts.back().pairs &&
                     (parts.back().value.array() == 0).all());
   }

@@ -187,6 +187,118 @@ Matrix Expectations::rough_pair(const FunctionTable& functions, FunctionTable::I
   return out;
 }
 
+namespace {
+struct EntryResult {
+  double value = 0, error = 0;
+  std::string failure;  ///< not empty: why there is no value
+};
+
+/// By trapezoid rules, or nested rules cut at kinks, in up to 3 dimensions.
+EntryResult integrated_in_space(const FunctionTable& functions, const ProductMoment& entry,
+                                const QuadratureOptions& options) {
+  EntryResult out;
+  const std::size_t dim = entry.means.size();
+  std::vector<Hyperplane> kinks;
+  for (const auto& [k, f] : entry.functions)
+    for (const double offset : functions.kinks(f)) {
+      Hyperplane h{std::vector<double>(dim, 0.0), offset - entry.means[k]};
+      h.normal[k] = 1;
+      kinks.push_back(std::move(h));
+    }
+  const auto integrand = [&](std::int64_t count, const double* points, double* values) {
+    std::vector<double> x(static_cast<std::size_t>(count)), y(x.size());
+    std::fill_n(values, count, 1.0);
+    for (const auto& [k, f] : entry.functions) {
+      for (std::int64_t p = 0; p < count; ++p)
+        x[static_cast<std::size_t>(p)] =
+            points[static_cast<std::int64_t>(k) * count + p] + entry.means[k];
+      functions.evaluate(f, count, x.data(), y.data());
+      for (std::int64_t p = 0; p < count; ++p) values[p] *= y[static_cast<std::size_t>(p)];
+    }
+  };
+  const QuadratureResult r =
+      kinks.empty() ? smooth_expectation(entry.covariances, integrand, 1, options)
+                    : kinked_expectation(entry.covariances, integrand, 1, kinks, options);
+  switch (r.status) {
+    case QuadratureStatus::kConverged: break;
+    case QuadratureStatus::kNotConverged: out.failure = "quadrature does not converge"; return out;
+    case QuadratureStatus::kRankTooLarge:
+      out.failure = "a moment of more than 3 dependent Gaussians";
+      return out;
+    case QuadratureStatus::kNotACovariance:
+      out.failure = std::all_of(entry.covariances.begin(), entry.covariances.end(),
+                                [](double x) { return std::isfinite(x); })
+                        ? "a covariance is not positive semidefinite"
+                        : not_a_covariance({std::numeric_limits<double>::infinity(), 0, 0});
+      return out;
+    case QuadratureStatus::kNotFinite: out.failure = "a moment overflows"; return out;
+  }
+  out.value = r.values[0];
+  out.error = r.errors[0];
+  return out;
+}
+
+/// One moment by the cheapest rule that is proved to be fine enough: on a line, in a plane with
+/// kinks or sharp features, or in up to 3 dimensions (docs/theory.md, "Moments without sampling",
+/// 3).
+EntryResult integrated(
+    const FunctionTable& functions, const ProductMoment& entry,
+    const std::function<double(FunctionTable::Id, double mean, double variance)>& resolution) {
+  EntryResult out;
+  const std::size_t dim = entry.means.size();
+  const Whitened w = whiten(entry.covariances);
+  const auto accept = [&](LineStatus status, double value, double error, double magnitude) {
+    out.value = value;
+    out.error = error;
+    if (status == LineStatus::kDiverges)
+      out.failure = kInfiniteMean;
+    else if (!(error <= kLooseQuadrature * magnitude))
+      out.failure = "quadrature does not converge";
+  };
+  if (w.status == QuadratureStatus::kConverged && w.rank <= 1) {
+    std::vector<LineFunction> line;
+    for (const auto& [k, f] : entry.functions)
+      line.push_back({f, entry.means[k], w.rank == 1 ? w(static_cast<std::int64_t>(k), 0) : 0.0});
+    const LineRule r = line_rule(functions, line, 1);
+    accept(r.status, r.value, r.error, r.magnitude);
+    return out;
+  }
+  // Trapezoid rules with steps that resolve all factors, whose frequencies add (4/h for panels of
+  // half-length h).
+  double frequency = 9, finest = 1;
+  bool smooth = true;
+  for (const auto& [k, f] : entry.functions) {
+    const double h = resolution(f, entry.means[k], entry.covariances[k * (dim + 1)]);
+    frequency += 4 / h;
+    finest = std::min(finest, h);
+    smooth = smooth && functions.kinks(f).empty() && functions.integrable(f);
+  }
+  QuadratureOptions options;
+  options.max_evaluations = 20'000'000;
+  options.largest_step = 2 * std::numbers::pi / frequency;
+  const double most_points = std::pow(20 / options.largest_step, 2);
+  if (w.status == QuadratureStatus::kConverged && w.rank == 2 && (!smooth || most_points > 1e6)) {
+    std::vector<PlaneFunction> plane;
+    for (const auto& [k, f] : entry.functions)
+      plane.push_back({f, entry.means[k], w(static_cast<std::int64_t>(k), 0),
+                       w(static_cast<std::int64_t>(k), 1)});
+    const PlaneRule r = plane_rule(functions, plane);
+    if (r.status == LineStatus::kNotConverged)
+      out.failure = "quadrature does not converge";
+    else
+      accept(r.status, r.value, r.error, r.magnitude);
+    return out;
+  }
+  constexpr double kCoarse = 0.03;  // panels of the nested rule find features of this width
+  if (finest < kCoarse && !smooth) {
+    out.failure = finest > 0 ? "functions of three Gaussians with narrow features"
+                             : "a function with poles or branch points";
+    return out;
+  }
+  return integrated_in_space(functions, entry, options);
+}
+}  // namespace
+
 /// A matrix of moments, each by a quadrature of its own.
 Moment Expectations::entries(
     Eigen::Index rows, Eigen::Index columns,
@@ -194,6 +306,9 @@ Moment Expectations::entries(
   Moment out{Matrix::Zero(rows, columns), 0, MomentMethod::kQuadrature};
   std::vector<double> errors(static_cast<std::size_t>(out.value.size()), 0.0);
   std::vector<std::string> failures(errors.size());
+  const auto resolution_of = [this](FunctionTable::Id f, double mean, double variance) {
+    return resolution(f, mean, variance);
+  };
   const auto integrate = [&](std::int64_t e) {
     const Eigen::Index i = e % rows, j = e / rows;
     if (symmetric && i > j) return;
@@ -202,93 +317,10 @@ Moment Expectations::entries(
       out.value(i, j) = rough_value(functions_, entry, failures[static_cast<std::size_t>(e)]);
       return;
     }
-    const std::size_t dim = entry.means.size();
-    const auto slot = static_cast<std::size_t>(e);
-    const Whitened w = whiten(entry.covariances);
-    const auto accept = [&](LineStatus status, double value, double error, double magnitude) {
-      out.value(i, j) = value;
-      errors[slot] = error;
-      if (status == LineStatus::kDiverges)
-        failures[slot] = kInfiniteMean;
-      else if (!(error <= kLooseQuadrature * magnitude))
-        failures[slot] = "quadrature does not converge";
-    };
-    if (w.status == QuadratureStatus::kConverged && w.rank <= 1) {
-      std::vector<LineFunction> line;
-      for (const auto& [k, f] : entry.functions)
-        line.push_back({f, entry.means[k], w.rank == 1 ? w(static_cast<std::int64_t>(k), 0) : 0.0});
-      const LineRule r = line_rule(functions_, line, 1);
-      return accept(r.status, r.value, r.error, r.magnitude);
-    }
-    // Trapezoid rules with steps that resolve all factors, whose frequencies add (4/h for panels of
-    // half-length h).
-    double frequency = 9, finest = 1;
-    bool smooth = true;
-    for (const auto& [k, f] : entry.functions) {
-      const double h = resolution(f, entry.means[k], entry.covariances[k * (dim + 1)]);
-      frequency += 4 / h;
-      finest = std::min(finest, h);
-      smooth = smooth && functions_.kinks(f).empty() && functions_.integrable(f);
-    }
-    QuadratureOptions options;
-    options.max_evaluations = 20'000'000;
-    options.largest_step = 2 * std::numbers::pi / frequency;
-    const double most_points = std::pow(20 / options.largest_step, 2);
-    if (w.status == QuadratureStatus::kConverged && w.rank == 2 && (!smooth || most_points > 1e6)) {
-      std::vector<PlaneFunction> plane;
-      for (const auto& [k, f] : entry.functions)
-        plane.push_back({f, entry.means[k], w(static_cast<std::int64_t>(k), 0),
-                         w(static_cast<std::int64_t>(k), 1)});
-      const PlaneRule r = plane_rule(functions_, plane);
-      if (r.status == LineStatus::kNotConverged)
-        failures[slot] = "quadrature does not converge";
-      else
-        accept(r.status, r.value, r.error, r.magnitude);
-      return;
-    }
-    constexpr double kCoarse = 0.03;  // panels of the nested rule find features of this width
-    if (finest < kCoarse && !smooth) {
-      failures[slot] = finest > 0 ? "functions of three Gaussians with narrow features"
-                                  : "a function with poles or branch points";
-      return;
-    }
-    std::vector<Hyperplane> kinks;
-    for (const auto& [k, f] : entry.functions)
-      for (const double offset : functions_.kinks(f)) {
-        Hyperplane h{std::vector<double>(dim, 0.0), offset - entry.means[k]};
-        h.normal[k] = 1;
-        kinks.push_back(std::move(h));
-      }
-    const auto integrand = [&](std::int64_t count, const double* points, double* values) {
-      std::vector<double> x(static_cast<std::size_t>(count)), y(x.size());
-      std::fill_n(values, count, 1.0);
-      for (const auto& [k, f] : entry.functions) {
-        for (std::int64_t p = 0; p < count; ++p)
-          x[static_cast<std::size_t>(p)] =
-              points[static_cast<std::int64_t>(k) * count + p] + entry.means[k];
-        functions_.evaluate(f, count, x.data(), y.data());
-        for (std::int64_t p = 0; p < count; ++p) values[p] *= y[static_cast<std::size_t>(p)];
-      }
-    };
-    const QuadratureResult r =
-        kinks.empty() ? smooth_expectation(entry.covariances, integrand, 1, options)
-                      : kinked_expectation(entry.covariances, integrand, 1, kinks, options);
-    switch (r.status) {
-      case QuadratureStatus::kConverged: break;
-      case QuadratureStatus::kNotConverged: failures[slot] = "quadrature does not converge"; return;
-      case QuadratureStatus::kRankTooLarge:
-        failures[slot] = "a moment of more than 3 dependent Gaussians";
-        return;
-      case QuadratureStatus::kNotACovariance:
-        failures[slot] = std::all_of(entry.covariances.begin(), entry.covariances.end(),
-                                     [](double x) { return std::isfinite(x); })
-                             ? "a covariance is not positive semidefinite"
-                             : not_a_covariance({std::numeric_limits<double>::infinity(), 0, 0});
-        return;
-      case QuadratureStatus::kNotFinite: failures[slot] = "a moment overflows"; return;
-    }
-    out.value(i, j) = r.values[0];
-    errors[slot] = r.errors[0];
+    EntryResult r = integrated(functions_, entry, resolution_of);
+    out.value(i, j) = r.value;
+    errors[static_cast<std::size_t>(e)] = r.error;
+    failures[static_cast<std::size_t>(e)] = std::move(r.failure);
   };
   constexpr std::int64_t kBatch = 64;  // what is over the budget does not depend on threads
   for (std::int64_t first = 0; first < out.value.size(); first += kBatch) {

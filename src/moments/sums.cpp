@@ -104,7 +104,8 @@ std::optional<JoinedBlocks> FieldAlgebra::join(FunctionTable::Id f, int a, int b
     }
     store_.forget_covariance(a, b);
   }
-  // 1 - rho^2 is known to rounding only: the distance itself decides.
+  // 1 - rho^2 is known to rounding only, so rho says nothing about angles below 1e-7: the distance
+  // itself decides, the deviation of one row minus the multiple of the other.
   int rows = old;
   std::vector<int> position(at(fresh), -1);  // of rows that are kept
   for (int s = 0; s < fresh; ++s) {
