@@ -43,5 +43,5 @@ tplimit_test(compare_words_test LABEL numeric LINK tplimit::report
   SOURCES numeric/compare_words_test.cpp)
 tplimit_test(compare_networks_test LABEL numeric LINK tplimit::driver tplimit::report
   SOURCES numeric/compare_networks_test.cpp)
-tplimit_test(budget_test LABEL numeric LINK tplimit::driver tplimit::engines
+tplimit_test(budget_test LABEL numeric LINK tplimit::driver tplimit::moments
   SOURCES numeric/budget_test.cpp)

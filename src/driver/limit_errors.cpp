@@ -11,8 +11,6 @@
 namespace tplimit {
 
 using namespace ir;
-using engines::Executor;
-using engines::FiniteEvaluator;
 using engines::RunFailure;
 using engines::RunResult;
 using engines::RunSettings;
@@ -92,7 +90,7 @@ Pooled LimitEvaluation::with_moments(const std::vector<RunResult>& runs) {
   for (std::size_t k = 0, next = 0; k < outputs_.size(); ++k) {
     if (known(outputs_[k])) {
       // Without particles nobody comes again.
-      engines::MomentValue v =
+      moments::MomentValue v =
           atoms_.empty() ? moments_->take(outputs_[k]) : (*moments_)[outputs_[k]];
       if (v.error.size() == 1) v.error.resize(v.value.size(), v.error[0]);
       out.value.push_back(std::move(v.value));

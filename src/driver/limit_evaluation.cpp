@@ -7,6 +7,7 @@
 #include <set>
 
 #include "driver/report_values.hpp"
+#include "engines/memory_estimate.hpp"
 #include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
@@ -16,8 +17,6 @@
 namespace tplimit {
 
 using namespace ir;
-using engines::Executor;
-using engines::FiniteEvaluator;
 using engines::RunFailure;
 using engines::RunResult;
 using engines::RunSettings;
@@ -294,7 +293,7 @@ Result<std::vector<RunResult>> LimitEvaluation::run_particles(const Resolution& 
 
 RunSettings LimitEvaluation::settings(const Resolution& resolution) const {
   RunSettings out;
-  out.limit = true;
+  out.realisation = engines::RealisationKind::kParticleLimit;
   out.rows = resolution.particles;
   out.rank_tol = resolution.rank_tol;
   out.single_precision = options_.single_precision;

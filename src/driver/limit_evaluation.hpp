@@ -9,7 +9,7 @@
 #include "driver/pooling.hpp"
 #include "driver/runs.hpp"
 #include "driver/sampling_error.hpp"
-#include "engines/moment_engine.hpp"
+#include "moments/engine.hpp"
 #include "tplimit/driver/driver.hpp"
 
 namespace tplimit {
@@ -85,7 +85,7 @@ class LimitEvaluation {
   [[nodiscard]] bool may_be_infinite() const;
   /// Of moments where particles can do the same, or find out that they must: half of the cost of
   /// the particles, but for small programs.
-  [[nodiscard]] engines::MomentEngine::Budget budget(bool only_methods) const;
+  [[nodiscard]] moments::MomentEngine::Budget budget(bool only_methods) const;
   [[nodiscard]] bool known(ir::NodeId id) const;
   [[nodiscard]] Method method_of(ir::NodeId id) const;
   /// Once matching stops, nothing is exact.
@@ -136,8 +136,8 @@ class LimitEvaluation {
   const ir::Program& program_;
   const EvaluateOptions& options_;
   int threads_;
-  std::optional<engines::Executor> executor_;
-  std::optional<engines::MomentEngine> moments_;
+  std::optional<Executor> executor_;
+  std::optional<moments::MomentEngine> moments_;
   std::vector<ir::NodeId> outputs_, atoms_;
   engines::Schedule schedule_;
   std::vector<bool> random_, sampled_, proved_;

@@ -8,13 +8,13 @@
 
 #include <fmt/format.h>
 
+#include "engines/memory_estimate.hpp"
+#include "engines/operation_estimate.hpp"
 #include "tplimit/ir/functions.hpp"
 
 namespace tplimit {
 
 using namespace ir;
-using engines::Executor;
-using engines::FiniteEvaluator;
 using engines::RunFailure;
 using engines::RunResult;
 using engines::RunSettings;
@@ -49,11 +49,11 @@ bool LimitEvaluation::may_be_infinite() const {
                      [&](const Node& node) { return may_have_heavy_tails(program_, node); });
 }
 
-engines::MomentEngine::Budget LimitEvaluation::budget(bool only_methods) const {
+moments::MomentEngine::Budget LimitEvaluation::budget(bool only_methods) const {
   constexpr double kEvaluation = 20;  // operations of one
   constexpr double kCheaper = 4;      // operations of moments in the time of one of particles, of
                                       // bench/cliffs/linear_residual.tp
-  engines::MomentEngine::Budget out{1e7, 1e9};
+  moments::MomentEngine::Budget out{1e7, 1e9};
   if (only_methods) {
     if (options_.engine != Engine::kAuto) out.operations = std::numeric_limits<double>::infinity();
     return out;
@@ -70,9 +70,9 @@ bool LimitEvaluation::known(NodeId id) const { return moments_ && (*moments_)[id
 Method LimitEvaluation::method_of(NodeId id) const {
   if (known(id)) {
     switch ((*moments_)[id].method) {
-      case engines::MomentMethod::kExact: return Method::kExact;
-      case engines::MomentMethod::kClosedForm: return Method::kClosedForm;
-      case engines::MomentMethod::kQuadrature: return Method::kQuadrature;
+      case moments::MomentMethod::kExact: return Method::kExact;
+      case moments::MomentMethod::kClosedForm: return Method::kClosedForm;
+      case moments::MomentMethod::kQuadrature: return Method::kQuadrature;
     }
   }
   return sampled_[id.value]  ? Method::kSamples
@@ -87,7 +87,7 @@ ReportMethod LimitEvaluation::method_of(const Report& report) const {
     if (own <= out.method) continue;
     out.method = own;
     if (moments_ && !known(entry.value)) {
-      const engines::MomentValue& v = (*moments_)[entry.value];
+      const moments::MomentValue& v = (*moments_)[entry.value];
       out.why = v.why;
       out.culprit = program_[v.culprit].span;
       out.iteration = program_.contexts[program_[v.culprit].context];
@@ -104,7 +104,7 @@ std::optional<Diagnostic> LimitEvaluation::refusal() const {
   for (const Report& report : program_.reports)
     for (const auto& entry : report.entries) {
       if (!moments_ || known(entry.value)) continue;
-      const engines::MomentValue& v = (*moments_)[entry.value];
+      const moments::MomentValue& v = (*moments_)[entry.value];
       if (!v.infinite) continue;
       Diagnostic d{Severity::kError,
                    "E4102",

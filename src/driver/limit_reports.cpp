@@ -7,11 +7,11 @@
 #include <fmt/format.h>
 
 #include "driver/report_values.hpp"
+#include "engines/finite_evaluator.hpp"
 
 namespace tplimit {
 
 using namespace ir;
-using engines::Executor;
 using engines::FiniteEvaluator;
 using engines::RunFailure;
 using engines::RunResult;

@@ -11,13 +11,14 @@
 
 #include "driver/report_values.hpp"
 #include "driver/runs.hpp"
+#include "engines/memory_estimate.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/parallel/process_memory.hpp"
 
 namespace tplimit {
 
 using namespace ir;
-using engines::Executor;
+using engines::RealisationKind;
 using engines::RunFailure;
 using engines::RunResult;
 using engines::RunSettings;
@@ -47,22 +48,21 @@ class Networks {
             },
             options.checkpoint};
     RunSettings& settings = set_.settings;
-    settings.limit = false;
-    settings.rows = width / program.width_units;
-    settings.dense = options.matrices == Matrices::kDense;
+      settings.rows = width / program.width_units;
+    settings.realisation = options.matrices == Matrices::kLazy ? RealisationKind::kRevealedNetwork : RealisationKind::kStoredNetwork;
     settings.single_precision = options.single_precision;
     if (options.matrices != Matrices::kAuto) return;
     // A lazy product costs about 8 n r P, a dense one 2 n^2 P, and the dense matrix must fit.
     std::int64_t directions = 0;
     for (const auto& d : schedule_.spaces.directions)
       directions = std::max({directions, d[0], d[1]});
-    settings.dense = true;
-    const bool stored =
+    const bool entrywise =
         std::any_of(program_.nodes.begin(), program_.nodes.end(), [](const Node& node) {
           const auto* update = std::get_if<UpdateMatrix>(&node.op);
           return update && update->entrywise;
         });
-    if (!stored && (4 * directions < width || memory() > limit())) settings.dense = false;
+    if (!entrywise && (4 * directions < width || memory() > limit()))
+      settings.realisation = RealisationKind::kRevealedNetwork;
   }
   Networks(const Networks&) = delete;  // the schedule points to the program
   Networks& operator=(const Networks&) = delete;
@@ -77,7 +77,7 @@ class Networks {
                     bytes_text(memory()), bytes_text(limit())),
         {},
         "",
-        set_.settings.dense ? "use --matrices lazy, a smaller width, or raise --memory"
+        stored() ? "use --matrices lazy, a smaller width, or raise --memory"
                             : "use a smaller width, or raise --memory",
         {},
         false};
@@ -129,7 +129,7 @@ class Networks {
       out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
     out.width = width_;
     out.seeds = set_.count;
-    out.dense = set_.settings.dense;
+    out.dense = stored();
     for (const Report& report : program_.reports) {
       ReportResult r = skeleton(program_, report);
       r.method = Method::kNetworks;
@@ -165,6 +165,9 @@ class Networks {
  private:
   [[nodiscard]] int owner(std::int64_t k) const {
     return static_cast<int>((before_ + k) % options_.ranks->size());
+  }
+  [[nodiscard]] bool stored() const {
+    return set_.settings.realisation == RealisationKind::kStoredNetwork;
   }
   [[nodiscard]] double limit() const {
     return memory_limit(options_.memory_bytes, *options_.ranks);

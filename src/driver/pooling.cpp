@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "driver/sampling_error.hpp"
+#include "engines/finite_evaluator.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
 

@@ -9,7 +9,6 @@
 namespace tplimit {
 
 using namespace ir;
-using engines::Executor;
 using engines::RunFailure;
 using engines::RunResult;
 using engines::RunSettings;

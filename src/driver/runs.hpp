@@ -46,7 +46,7 @@ struct RunSet {
   const engines::Schedule* schedule;
   int count;
   engines::RunSettings settings;
-  const engines::Executor*
+  const Executor*
       executor;       ///< also of the ranks over which the particles of each run are spread
   bool side_by_side;  ///< one thread for each run, not all for one after the other
   std::function<void(engines::RunSettings&, std::int64_t)> prepare;  ///< sets what differs in run k

@@ -1,7 +1,7 @@
 #pragma once
 
 #include "engines/block.hpp"
-#include "engines/executor.hpp"
+#include "parallel/executor.hpp"
 
 namespace tplimit::engines {
 

@@ -7,8 +7,8 @@
 #include <Eigen/Core>
 
 #include "engines/block.hpp"
-#include "engines/executor.hpp"
 #include "engines/panel.hpp"
+#include "parallel/executor.hpp"
 #include "tplimit/math/tall_products.hpp"
 
 /// Products of tall blocks: averages over rows <a, b> = (1/rows) sum, and updates by small

@@ -7,7 +7,7 @@
 #include <vector>
 
 #include "engines/block.hpp"
-#include "engines/executor.hpp"
+#include "tplimit/parallel/executor.hpp"
 #include "engines/plan.hpp"
 #include "engines/term_summary.hpp"
 

@@ -4,7 +4,7 @@
 
 #include <gtest/gtest.h>
 
-#include "engines/moment_engine.hpp"
+#include "moments/engine.hpp"
 #include "tests/support/run.hpp"
 #include "tplimit/passes/passes.hpp"
 
@@ -33,9 +33,9 @@ TEST(Budget, RoughQuadraturesDecideTheSameAndCostLess) {
   const auto limit = check(parsed(kResidual));
   ASSERT_TRUE(limit);
   const auto outputs = ir::outputs_of(limit->program);
-  const engines::Executor one(1), four(4);
+  const Executor one(1), four(4);
   constexpr double kInfinity = std::numeric_limits<double>::infinity();
-  engines::MomentEngine full(limit->program, outputs, one, 1e-12),
+  moments::MomentEngine full(limit->program, outputs, one, 1e-12),
       survey(limit->program, outputs, one, 1e-12), threads(limit->program, outputs, four, 1e-12),
       run(limit->program, outputs, one, 1e-12);
   full.run();

@@ -4,11 +4,11 @@
 #include <span>
 #include <vector>
 
-#include "engines/function_table.hpp"
+#include "moments/function_table.hpp"
 
 /// Integrals along a line of products of functions of the FunctionTable, by rules whose panels are
 /// proved to be fine enough.
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 /// z -> f(mean + slope z).
 struct LineFunction {
@@ -71,4 +71,4 @@ struct PlaneRule {
 void hermite_nodes(const FunctionTable& table, FunctionTable::Id f, double slope,
                    std::int64_t order, std::vector<double>& z, std::vector<double>& w);
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

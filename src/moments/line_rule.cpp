@@ -1,4 +1,4 @@
-#include "engines/line_rule.hpp"
+#include "moments/line_rule.hpp"
 
 #include <algorithm>
 #include <array>
@@ -15,7 +15,7 @@
 #include "tplimit/ir/functions.hpp"
 #include "tplimit/support/check.hpp"
 
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 using namespace ir;
 
@@ -907,4 +907,4 @@ LineRule line_rule(const FunctionTable& table, std::span<const LineFunction> fun
   return Line(table, functions, power, most_panels).run();
 }
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

@@ -9,12 +9,12 @@
 
 #include <Eigen/Core>
 
-#include "engines/executor.hpp"
-#include "engines/function_table.hpp"
+#include "moments/function_table.hpp"
+#include "parallel/executor.hpp"
 #include "tplimit/math/pair_kernels.hpp"
 
 /// Matrices of moments of pairs as expressions, evaluated tile by tile.
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 class PairMatrix;
 using Pairs = std::shared_ptr<const PairMatrix>;
@@ -139,4 +139,4 @@ class PairMatrix {
   std::shared_ptr<const Selection> selection_;
 };
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

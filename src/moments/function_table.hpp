@@ -14,7 +14,7 @@
 #include "tplimit/ir/program.hpp"
 #include "tplimit/math/dual_kernels.hpp"
 
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 /// factor * g(scale x) with g of a closed form.
 struct Recognised {
@@ -138,4 +138,4 @@ class FunctionTable {
   std::unordered_map<std::string, Id> known_;
 };
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

@@ -8,7 +8,7 @@
 
 #include "tplimit/parallel/communicator.hpp"
 
-namespace tplimit::engines {
+namespace tplimit {
 
 /// Runs f(i) for i in 0..count on up to `threads` threads.  What f computes may not depend on the
 /// thread. The caller works too and never waits for a thread that has not begun: a busy machine
@@ -47,4 +47,4 @@ class Executor {
   mutable tbb::task_arena arena_;
 };
 
-}  // namespace tplimit::engines
+}  // namespace tplimit

@@ -1,4 +1,4 @@
-#include "engines/pair_matrix.hpp"
+#include "moments/pair_matrix.hpp"
 
 #include <algorithm>
 #include <atomic>
@@ -9,7 +9,7 @@
 
 #include "tplimit/support/check.hpp"
 
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 namespace {
 constexpr int kTileRows = 256,
@@ -758,4 +758,4 @@ MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& exe
   return status;
 }
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

@@ -7,7 +7,7 @@
 #include <vector>
 
 /// Polynomials in up to 16 independent standard normals.
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 inline constexpr int kMostSymbols = 16;
 /// Exponents packed into bytes.
@@ -26,4 +26,4 @@ Sparse collected(Sparse terms);
 /// Empty optional: too large.
 std::optional<Sparse> product(const Sparse& a, const Sparse& b);
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

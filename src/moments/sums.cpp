@@ -1,4 +1,4 @@
-#include "engines/moment_fields.hpp"
+#include "moments/algebra.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -8,7 +8,9 @@
 /// Sums over many rows of one function, as training makes them: sum_s w_s f(g_s).  Blocks are
 /// joined as a binary counter is incremented, so that every row is copied O(log) times; rows of
 /// parallel direction become one.
-namespace tplimit::engines {
+namespace tplimit::moments {
+
+using namespace ir;
 
 namespace {
 /// f(c x) = c^degree f(x) for c > 0.
@@ -25,10 +27,10 @@ constexpr double kRounding = 1e-14;  ///< of 1 - rho^2
 }  // namespace
 
 /// The rows of a, and row s of b times factor[s] added to row[s]; row -1: left out.
-int MomentEngine::stacked(int a, int b, const std::vector<int>& row,
+int FieldAlgebra::stacked(int a, int b, const std::vector<int>& row,
                           const std::vector<double>& factor, int rows) {
-  const Affine &x = block(a), &y = block(b);
-  Affine out;
+  const GaussianBlock &x = store_.block(a), &y = store_.block(b);
+  GaussianBlock out;
   out.rows = rows;
   if (x.mean.size() > 0 || y.mean.size() > 0) {
     out.mean = Eigen::VectorXd::Zero(rows);
@@ -37,19 +39,19 @@ int MomentEngine::stacked(int a, int b, const std::vector<int>& row,
       if (row[at(s)] >= 0) out.mean(row[at(s)]) += factor[at(s)] * y.mean(s);
   }
   const auto part_of = [&](int family) -> Matrix& {
-    for (Part& p : out.parts)
+    for (LinearPart& p : out.parts)
       if (p.family == family) return p.dense;
-    out.parts.push_back({family, {}, {}, Matrix::Zero(rows, families_[at(family)].size)});
+    out.parts.push_back({family, {}, {}, Matrix::Zero(rows, store_.family(family).size)});
     return out.parts.back().dense;
   };
-  for (const Part& p : x.parts) {
+  for (const LinearPart& p : x.parts) {
     Matrix& dense = part_of(p.family);
     if (p.selection())
       for (int i = 0; i < x.rows; ++i) dense(i, p.index[at(i)]) += p.scale(i);
     else
       dense.topRows(x.rows) += p.dense;
   }
-  for (const Part& p : y.parts) {
+  for (const LinearPart& p : y.parts) {
     Matrix& dense = part_of(p.family);
     for (int s = 0; s < y.rows; ++s) {
       const int i = row[at(s)];
@@ -60,25 +62,25 @@ int MomentEngine::stacked(int a, int b, const std::vector<int>& row,
         dense.row(i) += factor[at(s)] * p.dense.row(s);
     }
   }
-  return insert(std::move(out));
+  return store_.insert(std::move(out));
 }
 
 /// Empty if the blocks are over different Gaussians.
-std::optional<MomentEngine::Joined> MomentEngine::join(FunctionTable::Id f, int a, int b) {
+std::optional<JoinedBlocks> FieldAlgebra::join(FunctionTable::Id f, int a, int b) {
   const auto families = [&](int p) {
     std::vector<int> out;
-    for (const Part& q : block(p).parts) out.push_back(q.family);
+    for (const LinearPart& q : store_.block(p).parts) out.push_back(q.family);
     std::sort(out.begin(), out.end());
     return out;
   };
   if (families(a) != families(b)) return std::nullopt;
-  const int old = block(a).rows, fresh = block(b).rows;
+  const int old = store_.block(a).rows, fresh = store_.block(b).rows;
   const double tolerance = functions_.polynomial(f) ? 0 : merge_rows_;  // exact algebra stays exact
-  Joined out{a, std::vector<int>(at(fresh), -1), std::vector<double>(at(fresh), 1.0)};
+  JoinedBlocks out{a, std::vector<int>(at(fresh), -1), std::vector<double>(at(fresh), 1.0)};
   // Candidates by correlation (means have no direction: such rows must agree as they are).
-  const bool centred = block(a).mean.size() == 0 && block(b).mean.size() == 0;
+  const bool centred = store_.block(a).mean.size() == 0 && store_.block(b).mean.size() == 0;
   const auto degree = centred ? degree_of(functions_.closed_form(f)) : std::nullopt;
-  const Eigen::VectorXd va = variances(a).value, vb = variances(b).value;
+  const Eigen::VectorXd va = store_.variances(a).value, vb = store_.variances(b).value;
   struct Candidate {
     int other;
     bool in_b;
@@ -86,7 +88,7 @@ std::optional<MomentEngine::Joined> MomentEngine::join(FunctionTable::Id f, int 
   };
   std::vector<std::optional<Candidate>> candidates(at(fresh));
   {
-    const Covariance ab = covariance(a, b), bb = covariance(b, b);
+    const Covariance ab = store_.covariance(a, b), bb = store_.covariance(b, b);
     const double least = std::sqrt(std::max(0.0, 1 - tolerance * tolerance - kRounding));
     for (int s = 0; s < fresh; ++s) {
       double best = least;
@@ -100,9 +102,10 @@ std::optional<MomentEngine::Joined> MomentEngine::join(FunctionTable::Id f, int 
       for (int r = 0; r < s; ++r)
         if (!candidates[at(r)]) look(bb.value ? (*bb.value)(r, s) : 0.0, vb(r), r, true);
     }
-    covariances_.erase({a, b});
+    store_.forget_covariance(a, b);
   }
-  // 1 - rho^2 is known to rounding only: the distance itself decides.
+  // 1 - rho^2 is known to rounding only, so rho says nothing about angles below 1e-7: the distance
+  // itself decides, the deviation of one row minus the multiple of the other.
   int rows = old;
   std::vector<int> position(at(fresh), -1);  // of rows that are kept
   for (int s = 0; s < fresh; ++s) {
@@ -119,9 +122,9 @@ std::optional<MomentEngine::Joined> MomentEngine::join(FunctionTable::Id f, int 
       const Field other = row_of(c->in_b ? b : a, c->other, -ratio);
       Field difference = row_of(b, s, 1);
       difference.terms.push_back(other.terms[0]);
-      const int d = affine_of(difference);
-      distance = std::sqrt(std::max(0.0, variances(d).value(0)) / (vb(s) > 0 ? vb(s) : 1.0));
-      if (block(d).mean.size() > 0) *distance += std::abs(block(d).mean(0));
+      const int d = block_of(difference);
+      distance = std::sqrt(std::max(0.0, store_.variances(d).value(0)) / (vb(s) > 0 ? vb(s) : 1.0));
+      if (store_.block(d).mean.size() > 0) *distance += std::abs(store_.block(d).mean(0));
       if (*distance <= tolerance) {
         out.row[at(s)] = c->in_b ? position[at(c->other)] : c->other;
         out.factor[at(s)] = degree ? std::pow(ratio, *degree) : 1.0;
@@ -131,17 +134,17 @@ std::optional<MomentEngine::Joined> MomentEngine::join(FunctionTable::Id f, int 
     }
     if (out.row[at(s)] < 0) out.row[at(s)] = position[at(s)] = rows++;
   }
-  if (rows > old) out.affine = stacked(a, b, position, std::vector<double>(at(fresh), 1.0), rows);
+  if (rows > old) out.block = stacked(a, b, position, std::vector<double>(at(fresh), 1.0), rows);
   return out;
 }
 
 /// Terms c f(block) and sums over blocks become as few sums as a binary counter has digits.
-void MomentEngine::join_sums(Field& x) {
+void FieldAlgebra::join_sums(Field& x) {
   std::vector<Term> kept;
-  std::map<FunctionTable::Id, std::vector<Sum>> sums;
+  std::map<FunctionTable::Id, std::vector<WeightedSum>> sums;
   for (const Term& t : x.terms) {
     if (t.sum && t.factors.empty()) {
-      Sum s = *t.sum;
+      WeightedSum s = *t.sum;
       if (t.coefficient != std::vector<double>{1.0}) {
         Matrix weights = *s.weights;
         for (int i = 0; i < x.columns; ++i) weights.row(i) *= t.at_column(i);
@@ -158,42 +161,43 @@ void MomentEngine::join_sums(Field& x) {
       std::vector<int> used(slot.size());
       for (const auto& [row, k] : slot) used[at(k)] = row;
       sums[f.f].push_back({std::make_shared<const Matrix>(std::move(weights)), f.f,
-                           affine_of(remap(of_affine(f.affine), used))});
+                           block_of(remap(of_block(f.block), used))});
     } else {
       kept.push_back(t);
     }
   }
   for (auto& [f, all] : sums) {
-    std::stable_sort(all.begin(), all.end(),
-                     [](const Sum& a, const Sum& b) { return a.rows() > b.rows(); });
-    std::vector<Sum> stack;
-    for (Sum& next : all) {
+    std::stable_sort(all.begin(), all.end(), [](const WeightedSum& a, const WeightedSum& b) {
+      return a.rows() > b.rows();
+    });
+    std::vector<WeightedSum> stack;
+    for (WeightedSum& next : all) {
       stack.push_back(std::move(next));
       while (stack.size() > 1 && stack[stack.size() - 2].rows() <= 2 * stack.back().rows()) {
-        const Sum &a = stack[stack.size() - 2], &b = stack.back();
-        const auto joined = join(f, a.affine, b.affine);
+        const WeightedSum &a = stack[stack.size() - 2], &b = stack.back();
+        const auto joined = join(f, a.block, b.block);
         if (!joined) break;
-        Matrix weights = Matrix::Zero(x.columns, block(joined->affine).rows);
+        Matrix weights = Matrix::Zero(x.columns, store_.block(joined->block).rows);
         weights.leftCols(a.rows()) = *a.weights;
         for (int s = 0; s < b.rows(); ++s)
           weights.col(joined->row[at(s)]) += joined->factor[at(s)] * b.weights->col(s);
         x.relative += joined->error;
         stack.pop_back();
-        stack.back() = {std::make_shared<const Matrix>(std::move(weights)), f, joined->affine};
+        stack.back() = {std::make_shared<const Matrix>(std::move(weights)), f, joined->block};
       }
     }
-    for (Sum& s : stack) kept.push_back({{1.0}, {}, std::move(s)});
+    for (WeightedSum& s : stack) kept.push_back({{1.0}, {}, std::move(s)});
   }
   x.terms = std::move(kept);
 }
 
 /// One more update c sum_p d_p x_p' / n; updates by linear d and one function of Gaussians x are
 /// joined.
-void MomentEngine::append(Version& v, double c, const Field& d, const Field& x) {
+void FieldAlgebra::append(MatrixVersion& v, double c, const Field& d, const Field& x) {
   v.updates.push_back({c, std::make_shared<const Field>(d), std::make_shared<const Field>(x)});
   if (v.updates.size() <= kFewTerms) return;
   // (f, block of d with c and the coefficients of x, block behind x)
-  const auto rows_of = [&](const Version::Update& u) -> std::optional<std::array<int, 3>> {
+  const auto rows_of = [&](const MatrixVersion::Update& u) -> std::optional<std::array<int, 3>> {
     if (!linear(*u.d) || u.d->constant() || u.x->terms.size() != 1) return std::nullopt;
     const Term& t = u.x->terms[0];
     if (t.sum || t.factors.size() != 1) return std::nullopt;
@@ -202,22 +206,22 @@ void MomentEngine::append(Version& v, double c, const Field& d, const Field& x) 
       left = times(left, Field{u.x->columns, {{t.coefficient, {}}}});
     const Factor& f = t.factors[0];
     return std::array{
-        static_cast<int>(f.f), affine_of(left),
-        affine_of({u.x->columns, {{{1.0}, {{FunctionTable::kIdentity, f.affine, f.columns}}}}})};
+        static_cast<int>(f.f), block_of(left),
+        block_of({u.x->columns, {{{1.0}, {{FunctionTable::kIdentity, f.block, f.columns}}}}})};
   };
   while (v.updates.size() > 1) {
-    const Version::Update &a = v.updates[v.updates.size() - 2], &b = v.updates.back();
+    const MatrixVersion::Update &a = v.updates[v.updates.size() - 2], &b = v.updates.back();
     if (a.d->columns > 2 * b.d->columns) return;
     const auto p = rows_of(a), q = rows_of(b);
     if (!p || !q || (*p)[0] != (*q)[0]) return;
     const auto joined = join((*p)[0], (*p)[2], (*q)[2]);
     if (!joined) return;
-    Field left = of_affine(
-        stacked((*p)[1], (*q)[1], joined->row, joined->factor, block(joined->affine).rows));
+    Field left = of_block(
+        stacked((*p)[1], (*q)[1], joined->row, joined->factor, store_.block(joined->block).rows));
     left.relative = std::max(a.d->relative, b.d->relative) + joined->error;
     left.method = weaker(a.d->method, b.d->method);
-    Field right{block(joined->affine).rows,
-                {{{1.0}, {{(*p)[0], joined->affine, nullptr}}}},
+    Field right{store_.block(joined->block).rows,
+                {{{1.0}, {{(*p)[0], joined->block, nullptr}}}},
                 std::max(a.x->relative, b.x->relative),
                 weaker(a.x->method, b.x->method)};
     v.updates.pop_back();
@@ -226,4 +230,4 @@ void MomentEngine::append(Version& v, double c, const Field& d, const Field& x) 
   }
 }
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

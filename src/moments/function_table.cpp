@@ -1,4 +1,4 @@
-#include "engines/function_table.hpp"
+#include "moments/function_table.hpp"
 
 #include <algorithm>
 #include <array>
@@ -12,7 +12,7 @@
 #include "tplimit/passes/gradient.hpp"
 #include "tplimit/support/check.hpp"
 
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 using namespace ir;
 
@@ -715,4 +715,4 @@ void FunctionTable::find_kinks(Function& f) {
   if (f.kinks.size() > 16) f.integrable = false;
 }
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

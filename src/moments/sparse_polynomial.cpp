@@ -1,8 +1,8 @@
-#include "engines/sparse_polynomial.hpp"
+#include "moments/sparse_polynomial.hpp"
 
 #include <algorithm>
 
-namespace tplimit::engines {
+namespace tplimit::moments {
 
 namespace {
 std::size_t at(int i) { return static_cast<std::size_t>(i); }
@@ -57,4 +57,4 @@ std::optional<Sparse> product(const Sparse& a, const Sparse& b) {
   return collected(std::move(out));
 }
 
-}  // namespace tplimit::engines
+}  // namespace tplimit::moments

@@ -1,0 +1,205 @@
+#include "moments/algebra.hpp"
+
+#include <algorithm>
+#include <cmath>
+
+#include "tplimit/ir/kernels.hpp"
+
+namespace tplimit::moments {
+
+using namespace ir;
+
+/// x^n of a product, factor by factor.
+std::optional<Field> FieldAlgebra::powers(const Field& x, double n) {
+  Field out = x;
+  Term& t = out.terms[0];
+  if (t.sum) return std::nullopt;
+  for (double& c : t.coefficient) c = std::pow(c, n);
+  for (Factor& f : t.factors) f.f = functions_.compose({Fn::kPower, n}, {f.f});
+  return out;
+}
+
+/// All operands functions of one Gaussian block, or constants: one new function.  shifted: also of
+/// different multiples and shifts of one Gaussian.
+std::optional<Field> FieldAlgebra::composed(const Map& m, std::vector<Field>& in,
+                                            const Field& quality, bool shifted) {
+  std::vector<std::variant<FunctionTable::Id, double>> operands;
+  std::optional<UnaryField> of;
+  for (Field& x : in) {
+    if (x.terms.empty() && !x.polynomials) {
+      operands.emplace_back(0.0);
+    } else if (x.terms.size() == 1 && x.terms[0].constant() && x.terms[0].coefficient.size() == 1) {
+      operands.emplace_back(x.terms[0].coefficient[0]);
+    } else {
+      if (!as_unary(x) && linear(x) && m.fn != Fn::kAdd && m.fn != Fn::kSub && m.fn != Fn::kMul &&
+          m.fn != Fn::kDiv)
+        x.terms = of_block(block_of(x)).terms;
+      const auto u = shifted ? of_one_gaussian(x) : as_unary(x);
+      if (!u || (of && (of->block != u->block || !same_columns(of->columns, u->columns))))
+        return std::nullopt;
+      of = u;
+      operands.emplace_back(u->f);
+    }
+  }
+  if (!of) return std::nullopt;
+  Field out = quality;
+  out.terms = {{{1.0}, {{functions_.compose(m, operands), of->block, of->columns}}}};
+  return out;
+}
+
+/// What needs no function of several Gaussians because operands are linear or constant.
+std::optional<Field> FieldAlgebra::of_linear(const Map& m, const Node& node,
+                                             const std::vector<Field>& in) {
+  switch (m.fn) {
+    case Fn::kAdd:
+    case Fn::kSub:
+      if (linear(in[0]) && linear(in[1])) return add(in[0], in[1], m.fn == Fn::kAdd ? 1 : -1);
+      break;
+    case Fn::kMul:
+      for (const std::size_t k : {0u, 1u})
+        if (in[k].constant()) return times(in[1 - k], in[k]);
+      break;
+    case Fn::kDiv: {
+      if (in[1].terms.size() == 1 && in[1].terms[0].constant()) {
+        Field inverse = in[1];
+        for (double& c : inverse.terms[0].coefficient) c = 1 / c;
+        return times(in[0], inverse);
+      }
+      break;
+    }
+    case Fn::kLess:
+    case Fn::kLessEqual:
+    case Fn::kEqual:
+    case Fn::kNotEqual:
+      // By the difference of Gaussians, one Gaussian, of which it is known whether its variance is
+      // 0.
+      if (linear(in[0]) && linear(in[1]) && !in[0].constant() && !in[1].constant())
+        return apply(m, node, {simplified(add(in[0], in[1], -1)), Field{in[0].columns, {}}});
+      break;
+    case Fn::kMax:
+    case Fn::kMin:  // b + relu(a - b), a - relu(a - b)
+      if (linear(in[0]) && linear(in[1]) && !in[0].constant() && !in[1].constant()) {
+        Field positive = apply({Fn::kRelu, 0}, node, {simplified(add(in[0], in[1], -1))});
+        return m.fn == Fn::kMax ? add(in[1], positive, 1) : add(in[0], positive, -1);
+      }
+      break;
+    default: break;
+  }
+  return std::nullopt;
+}
+
+/// By sums and products of functions of one Gaussian each.
+std::optional<Field> FieldAlgebra::by_products(const Map& m, const std::vector<Field>& in,
+                                               const Field& quality) {
+  switch (m.fn) {
+    case Fn::kAdd: return add(in[0], in[1], 1);
+    case Fn::kSub: return add(in[0], in[1], -1);
+    case Fn::kMul: return times(in[0], in[1]);
+    case Fn::kExp:
+      if (auto product = exponential(in[0])) return *product;
+      break;
+    case Fn::kPower:
+      if (in[0].terms.size() == 1 && !in[0].polynomials && m.parameter == std::floor(m.parameter))
+        if (auto product = powers(in[0], m.parameter)) return *product;
+      if (m.parameter == 2 || m.parameter == 3) {
+        Field out = times(in[0], in[0]);
+        return m.parameter == 2 ? out : times(out, in[0]);
+      }
+      break;
+    case Fn::kWhere:  // 1[c] a + (1 - 1[c]) b
+      if (const auto u = as_unary(in[0])) {
+        const auto indicator = functions_.compose({Fn::kNotEqual, 0}, {u->f, 0.0});
+        Field yes = quality, no = quality;
+        yes.terms = {{{1.0}, {{indicator, u->block, u->columns}}}};
+        no.terms = {
+            {{1.0}, {{functions_.compose({Fn::kSub, 0}, {1.0, indicator}), u->block, u->columns}}}};
+        return add(times(yes, in[1]), times(no, in[2]), 1);
+      }
+      break;
+    case Fn::kDiv:
+      if (in[1].terms.size() == 1 && !in[1].polynomials && in[1].terms[0].factors.size() > 1)
+        if (const auto inverse = powers(in[1], -1)) return times(in[0], *inverse);
+      if (const auto u = as_unary(in[1])) {
+        Field inverse = quality;
+        inverse.terms = {
+            {{1.0}, {{functions_.compose({Fn::kPower, -1}, {u->f}), u->block, u->columns}}}};
+        return times(in[0], inverse);
+      }
+      break;
+    default: break;
+  }
+  return std::nullopt;
+}
+
+/// Of operands that are constant over the coordinates.
+Field FieldAlgebra::of_constants(const Node& node, const std::vector<Field>& in,
+                                 const Field& quality) const {
+  std::vector<std::vector<double>> values;
+  std::vector<View> views;
+  std::vector<Type> types(in.size(), Type{false, false, {in[0].columns}});
+  std::vector<const Type*> pointers;
+  for (const Field& x : in) {
+    values.emplace_back(static_cast<std::size_t>(x.columns), 0.0);
+    for (const Term& t : x.terms)
+      for (int j = 0; j < x.columns; ++j) values.back()[at(j)] += t.at_column(j);
+  }
+  for (std::size_t k = 0; k < in.size(); ++k) {
+    views.push_back({values[k].data(), 1, 1});
+    pointers.push_back(&types[k]);
+  }
+  Node finite_node = node;
+  finite_node.type = types[0];
+  std::vector<double> result(static_cast<std::size_t>(in[0].columns));
+  evaluate_rows(finite_node, pointers, views, {result.data(), 1, 1});
+  Field out = constant(std::move(result));
+  out.relative = quality.relative;
+  out.method = quality.method;
+  return out;
+}
+
+/// Columns of several makes, as a concatenation leaves them: one make at a time.
+std::optional<Field> FieldAlgebra::make_by_make(const Map& m, const Node& node,
+                                                const std::vector<Field>& in,
+                                                const Field& quality) {
+  std::map<std::vector<double>, std::vector<int>> makes;
+  for (int i = 0; i < in[0].columns; ++i) {
+    std::vector<double> key;
+    for (const Field& x : in)
+      for (const Term& t : x.terms) key.push_back(t.at_column(i));
+    makes[std::move(key)].push_back(i);
+  }
+  constexpr std::size_t kMostMakes = 64;
+  if (makes.size() <= 1 || makes.size() > kMostMakes) return std::nullopt;
+  Field out = quality;
+  for (const auto& [key, index] : makes) {
+    std::vector<Field> own;
+    for (const Field& x : in) {
+      own.push_back(remap(x, index));
+      for (Term& t : own.back().terms) t.coefficient.resize(1);
+      own.back() = simplified(std::move(own.back()));
+    }
+    std::vector<int> back(at(in[0].columns), -1);
+    for (std::size_t k = 0; k < index.size(); ++k) back[at(index[k])] = static_cast<int>(k);
+    out = add(std::move(out), remap(apply(m, node, std::move(own)), back), 1);
+  }
+  return out;
+}
+
+Field FieldAlgebra::apply(const Map& m, const Node& node, std::vector<Field> in) {
+  Field quality{in[0].columns, {}};
+  for (const Field& x : in) {
+    quality.relative = std::max(quality.relative, x.relative);
+    quality.method = weaker(quality.method, x.method);
+  }
+  if (auto out = of_linear(m, node, in)) return std::move(*out);
+  if (auto out = composed(m, in, quality, false)) return std::move(*out);
+  if (m.fn != Fn::kAdd && m.fn != Fn::kSub && m.fn != Fn::kMul)
+    if (auto out = composed(m, in, quality, true)) return std::move(*out);
+  if (auto out = by_products(m, in, quality)) return std::move(*out);
+  if (std::all_of(in.begin(), in.end(), [](const Field& x) { return x.constant(); }))
+    return of_constants(node, in, quality);
+  if (auto out = make_by_make(m, node, in, quality)) return std::move(*out);
+  throw Unknown{fmt::format("'{}' of more than one Gaussian", name(m.fn)), {}};
+}
+
+}  // namespace tplimit::moments
