@@ -304,7 +304,7 @@ class Run {
         b.chunk(0)[j] = total(p.sum_offset + j, 0) / static_cast<double>(settings_.rows);
         if (!std::isfinite(b.chunk(0)[j]) && !settings_.trace) {
           current_ = p.id.value;
-          throw EvaluationStop{"E4101", "a number is not finite", ""};
+          throw not_finite();
         }
       }
       blocks_[p.id.value] = std::move(b);
@@ -660,8 +660,7 @@ class Run {
       terms.push_back({scalar(node.in[k]), &blocks_[node.in[k + 1].value],
                        &blocks_[node.in[k + 2].value], node.in[k + 1].value, node.in[k + 2].value,
                        columns[operand].first, columns[operand + 1].first});
-      if (!std::isfinite(terms.back().c))
-        throw EvaluationStop{"E4101", "a number is not finite", ""};
+      if (!std::isfinite(terms.back().c)) throw not_finite();
     }
     const auto& update = std::get<UpdateMatrix>(node.op);
     versions_[id.value] =
@@ -681,7 +680,7 @@ class Run {
     for (std::int64_t c = 0; c < b.chunks(); ++c)
       bad_chunks += all_columns(b, c).allFinite() ? 0 : 1;
     if (type(id).width) executor_.ranks().sum({&bad_chunks, 1});
-    if (bad_chunks > 0) throw EvaluationStop{"E4101", "a number is not finite", ""};
+    if (bad_chunks > 0) throw not_finite();
   }
 
   // ---- states between two instructions, when nothing is pending

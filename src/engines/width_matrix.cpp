@@ -70,7 +70,7 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node,
   if (also) *also_x = products.bottomRows(more);
   if (own == 0) return padded(known->second, r, p);
   const Eigen::VectorXd squared_norms = products.row(r).transpose();
-  if (!squared_norms.allFinite()) throw EvaluationStop{"E4101", "a number is not finite", ""};
+  if (!squared_norms.allFinite()) throw not_finite();
   Matrix a = products.topRows(r);
 
   // What is left of x, known up to cancellation: enough where all of it is to be dropped.
