@@ -15,11 +15,11 @@
 
 #include "cli/interruption.hpp"
 #include "cli/progress_bar.hpp"
-#include "cli/regime_text.hpp"
 #include "tplimit/passes/theory_checks.hpp"
 #include "tplimit/report/comparison.hpp"
 #include "tplimit/report/json.hpp"
 #include "tplimit/report/npz.hpp"
+#include "tplimit/report/regime.hpp"
 #include "tplimit/report/text.hpp"
 #include "tplimit/support/output_file.hpp"
 #include "tplimit/syntax/parser.hpp"
@@ -395,43 +395,6 @@ int compare(const Options& options) {
                                        comparison.limit.warnings, options, exit_code(comparison)));
 }
 
-namespace {
-
-/// The limit's reports: how large they are, and how each is found.
-int print_limit(const Module& module, const LeadingOrder& orders, const Options& options) {
-  const Result<std::vector<ReportMethod>> methods = tplimit::methods(module, options.evaluate);
-  if (!methods) return reject(methods.errors(), module.source);
-  std::size_t width = 6;
-  for (const ReportOrder& report : orders.reports)
-    width = std::max(width, count_columns(report.name));
-  fmt::print("{:<{}}   {:>8}   {:<11}   order\n", "report", width, "numbers", "method");
-  for (std::size_t k = 0; k < orders.reports.size(); ++k) {
-    const ReportOrder& report = orders.reports[k];
-    std::int64_t numbers = 0;
-    for (const auto& entry : orders.program.reports.at(k).entries)
-      numbers += ir::size_of(orders.program[entry.value].type.dims);
-    const std::string limit = report.proved_zero ? "0      proved to be exactly 0 in the limit"
-                              : report.order < 0 ? fmt::format("{:<6} vanishes: the limit is 0",
-                                                               power_of_width(report.order))
-                                                 : power_of_width(report.order);
-    fmt::print("{}{}   {:>8}   {:<11}   {}\n", report.name,
-               std::string(width - count_columns(report.name), ' '), numbers,
-               to_string((*methods)[k].method), limit);
-  }
-  // Why not a stronger one.
-  for (std::size_t k = 0; k < orders.reports.size(); ++k) {
-    const ReportMethod& m = (*methods)[k];
-    if (m.why.empty()) continue;
-    const Location where = module.source.locate(m.culprit.begin);
-    fmt::print("\n{}: {}, for {}:{}:{}{}: {}\n", orders.reports[k].name, to_string(m.method),
-               module.source.name(), where.line, where.column,
-               m.iteration.empty() ? "" : " (" + m.iteration + ")", m.why);
-  }
-  return kDone;
-}
-
-}  // namespace
-
 int check(const Options& options) {
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
@@ -440,7 +403,7 @@ int check(const Options& options) {
   const RegimeReport counted = regime(module, !options.out.empty());
   if (!options.out.empty())
     if (const std::string failure =
-            write_file(options.out, regime_json(counted, *module.written, module.source));
+            write_file(options.out, to_json(counted, *module.written, module.source));
         !failure.empty())
       return complain(failure);
   const Result<LeadingOrder> orders = tplimit::check(module, options.evaluate.observe);
@@ -457,14 +420,21 @@ int check(const Options& options) {
     warnings.insert(warnings.end(), hypotheses.begin(), hypotheses.end());
     if (counted.unstable && orders) warnings.push_back(*counted.unstable);
     fmt::print(stderr, "{}", render(warnings, loaded.source));
-    fmt::print("{}: {} instructions, Gaussian matrices and vectors: {}, expectations: {}\n",
-               loaded.source.name(), module.program.size(), module.program.sources.size(),
-               module.program.expectations.size());
+    document::Document document;
+    document.add({document::Heading{
+        1, fmt::format("{}: {} instructions, Gaussian matrices and vectors: {}, expectations: {}",
+                       loaded.source.name(), module.program.size(), module.program.sources.size(),
+                       module.program.expectations.size())}});
     if (orders) {
-      fmt::print("\n");
-      if (const int code = print_limit(module, *orders, options); code != kDone) return code;
+      const Result<std::vector<ReportMethod>> methods = tplimit::methods(module, options.evaluate);
+      if (!methods) {
+        fmt::print("{}\n", to_text(document));
+        return reject(methods.errors(), module.source);
+      }
+      document.append(document_of(*orders, *methods, module.source));
     }
-    fmt::print("{}", regime_text(counted, *module.written, module.source));
+    document.append(document_of(counted, *module.written, module.source));
+    fmt::print("{}", to_text(document));
   }
   if (orders) return verdict;
   // What has no limit, or none that is carried yet, is still counted.
@@ -493,7 +463,7 @@ int explain(const Options& options) {
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
   const Module& module = *loaded.module;
   if (options.parametrization)
-    return deliver_text(parametrization_text(regime(module, false), *module.written), options);
+    return deliver_text(to_text(parametrizations(regime(module, false), *module.written)), options);
 
   Result<LimitFormulas> limit = limit_formulas(module, options.evaluate);
   if (!limit) return reject(limit.errors(), loaded.source);

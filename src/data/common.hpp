@@ -23,12 +23,7 @@
 namespace tplimit::data_files {
 
 inline Diagnostic file_error(std::string code, std::string message, std::string help) {
-  Diagnostic diagnostic;
-  diagnostic.code = std::move(code);
-  diagnostic.message = std::move(message);
-  diagnostic.help = std::move(help);
-  diagnostic.located = false;
-  return diagnostic;
+  return Diagnostic::error(std::move(code), std::move(message)).with_help(std::move(help));
 }
 
 /// Text from a file made fit for a one-line message: control bytes become \xNN, at most `limit`
@@ -188,15 +183,13 @@ inline Diagnostic constant_columns_warning(const std::string& name,
   for (std::size_t i = 0; i < std::min(columns.size(), kNamed); ++i)
     list += (i == 0 ? "" : ", ") + columns[i];
   if (columns.size() > kNamed) list += fmt::format(" and {} more", columns.size() - kNamed);
-  Diagnostic warning =
-      file_error("W5201",
-                 fmt::format("{}: {} constant over the selected rows and became 0: {}", name,
-                             columns.size() == 1 ? "1 column is"
-                                                 : fmt::format("{} columns are", columns.size()),
-                             list),
-                 "leave such columns out, or select rows in which they vary");
-  warning.severity = Severity::kWarning;
-  return warning;
+  return Diagnostic::warning(
+             "W5201",
+             fmt::format("{}: {} constant over the selected rows and became 0: {}", name,
+                         columns.size() == 1 ? "1 column is"
+                                             : fmt::format("{} columns are", columns.size()),
+                         list))
+      .with_help("leave such columns out, or select rows in which they vary");
 }
 
 /// a * b, or nothing on overflow.  Needs a, b >= 0.

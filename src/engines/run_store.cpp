@@ -76,8 +76,7 @@ RunResult load_result(Reader& in) {
 }
 
 Diagnostic error(std::string code, std::string message, std::string help) {
-  return {
-      Severity::kError, std::move(code), std::move(message), {}, "", std::move(help), {}, false};
+  return Diagnostic::error(std::move(code), std::move(message)).with_help(std::move(help));
 }
 
 }  // namespace
@@ -333,14 +332,9 @@ void RunStore::warn(const std::string& failure) {
   if (failure.empty() || failure == warned_) return;  // once is enough
   warned_ = failure;
   if (options_.warn)
-    options_.warn({Severity::kWarning,
-                   "W5501",
-                   failure,
-                   {},
-                   "",
-                   "the evaluation goes on, and tries to write its checkpoint again",
-                   {},
-                   false});
+    options_.warn(
+        Diagnostic::warning("W5501", failure)
+            .with_help("the evaluation goes on, and tries to write its checkpoint again"));
 }
 
 std::string RunStore::write_results() {

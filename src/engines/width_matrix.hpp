@@ -15,6 +15,7 @@ namespace tplimit::engines {
 struct EvaluationStop {
   std::string code, message, help;
 };
+[[nodiscard]] inline EvaluationStop not_finite() { return {"E4101", "a number is not finite", ""}; }
 
 struct DenseEntries;
 void save(Writer& out, const DenseEntries& entries);

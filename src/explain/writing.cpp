@@ -12,8 +12,9 @@
 
 #include "tplimit/explain/closed_forms.hpp"
 #include "tplimit/ir/functions.hpp"
+#include "tplimit/report/document.hpp"
 #include "tplimit/report/text.hpp"
-#include "tplimit/support/source.hpp"
+#include "tplimit/support/check.hpp"
 
 namespace tplimit::explain {
 
@@ -424,19 +425,8 @@ class Writer {
 // ---- lines
 // -----------------------------------------------------------------------------------------
 
-struct Line {
-  std::string left;
-  std::string relation;            ///< "=" or "~"
-  std::vector<std::string> terms;  ///< each with its sign
-  std::string note;
-};
-
-std::string join_terms(const std::vector<std::string>& terms) {
-  std::string out;
-  for (const std::string& t : terms)
-    out += out.empty() ? t[0] == '+' ? t.substr(2) : "-" + t.substr(2) : " " + t;
-  return out;
-}
+/// The relation is "=" or "~".
+using Line = document::Formula;
 
 Indices own_indices(const Definition& d) {
   Indices out;
@@ -785,134 +775,147 @@ View view_of(Formulas& f, const Selection& selection) {
   return out;
 }
 
-std::string to_text(Formulas& f, const View& view, const std::vector<Number>& numbers,
-                    const std::string& title) {
-  Composition composition(f, view, Style::kText);
-  std::string out = fmt::format("{}: the limit of infinite width\n\n", title);
-  out +=
+namespace {
+
+/// What the symbols mean.
+std::vector<std::string> legend(const Formulas& f, Style style) {
+  if (style == Style::kLatex)
+    return {
+        "$Z^x$ is the random variable that the coordinates of $x$ tend to, $\\hat{Z}^{Wx}$ the "
+        "Gaussian part of $Z^{Wx}$: of mean 0, independent of the initial vectors, of those of "
+        "other matrices and of $\\hat{Z}^{W^\\top y}$."};
+  std::vector<std::string> out{
       "A vector's name stands for the random variable that its coordinates tend to, E for its "
-      "mean.\n";
-  const bool products = std::any_of(f.matrices.begin(), f.matrices.end(),
-                                    [](const MatrixFamily& m) { return m.used[0] || m.used[1]; });
-  if (products) {
-    out +=
-        "G[W x] is the Gaussian part of W x: mean 0, independent of the initial vectors, of the G "
-        "of other matrices and of G[W' y].\n";
-    for (const MatrixFamily& m : f.matrices)
-      if (m.used[0] || m.used[1])
-        out += fmt::format(
-            "{}: entries N(0, {}/n), Cov(G[{} x], G[{} y]) = {}E[x y]\n", m.name,
-            Writer(f, Style::kText).number(m.scale * m.scale), m.name, m.name,
-            m.scale == 1 ? "" : Writer(f, Style::kText).number(m.scale * m.scale) + " ");
-  }
-  std::string heading;
-  constexpr std::size_t kWidest = 28, kLong = 96;
-  for (const Section& s : composition.sections()) {
-    if (s.heading != heading) out += fmt::format("\n{}\n", heading = s.heading);
-    if (!s.part.empty()) out += fmt::format("  {}\n", s.part);
-    std::size_t width = 0;
-    for (const Line& line : s.lines)
-      if (count_columns(line.left) <= kWidest) width = std::max(width, count_columns(line.left));
-    const std::string margin(s.part.empty() ? 2 : 4, ' ');
-    for (const Line& line : s.lines) {
-      const std::size_t own = count_columns(line.left);
-      const std::string left = margin + line.left +
-                               std::string(own < width ? width - own : 0, ' ') + " " +
-                               line.relation + " ";
-      const std::string whole = join_terms(line.terms);
-      const std::string note = line.note.empty() ? "" : "   # " + line.note;
-      if (count_columns(whole) <= kLong || line.terms.size() == 1) {
-        out += left + whole + note + "\n";
-        continue;
-      }
-      for (std::size_t k = 0; k < line.terms.size(); ++k) {
-        const std::string& t = line.terms[k];
-        out += k == 0 ? left + (t[0] == '+' ? t.substr(2) : "-" + t.substr(2)) + note + "\n"
-                      : std::string(count_columns(left), ' ') + t + "\n";
-      }
+      "mean."};
+  const auto used = [](const MatrixFamily& m) { return m.used[0] || m.used[1]; };
+  if (std::none_of(f.matrices.begin(), f.matrices.end(), used)) return out;
+  out.emplace_back(
+      "G[W x] is the Gaussian part of W x: mean 0, independent of the initial vectors, of the G of "
+      "other matrices and of G[W' y].");
+  const Writer writer(f, style);
+  for (const MatrixFamily& m : f.matrices)
+    if (used(m)) {
+      const std::string variance = writer.number(m.scale * m.scale);
+      out.push_back(fmt::format("{}: entries N(0, {}/n), Cov(G[{} x], G[{} y]) = {}E[x y]", m.name,
+                                variance, m.name, m.name, m.scale == 1 ? "" : variance + " "));
     }
+  return out;
+}
+
+document::Formulas numbers_block(Writer& writer, const std::vector<Number>& numbers) {
+  document::Formulas out{{}, true};
+  for (const Number& n : numbers) {
+    Letters letters;
+    letters.declare(free_symbols(n.formula));
+    const std::string name = writer.write(n.formula, letters), values = values_text(n);
+    if (n.possible)
+      out.formulas.push_back(
+          {name,
+           "=",
+           {"+ " + (writer.latex() ? "\\text{" + Writer::escaped(values) + "}" : values)},
+           method_text(n.method)});
+  }
+  return out;
+}
+
+/// All text is in the markup of `style`.
+document::Document document_of(Formulas& f, const View& view, const std::vector<Number>& numbers,
+                               const std::string& title, Style style) {
+  using namespace document;
+  const bool latex = style == Style::kLatex;
+  const auto in_style = [&](const std::string& text) {
+    return latex ? Writer::escaped(text) : text;
+  };
+  Composition composition(f, view, style);
+  Document out;
+  out.add({Heading{
+      1, (latex ? "\\texttt{" + in_style(title) + "}" : title) + ": the limit of infinite width"}});
+  // Titles of LaTeX keep a distance of their own.
+  auto& head = latex ? out.sections.back() : out.add({});
+  head.blocks.emplace_back(Paragraph{legend(f, style)});
+  std::string last;
+  for (explain::Section& s : composition.sections()) {
+    if (s.heading != last) out.add({Heading{2, in_style(last = s.heading)}});
+    auto& blocks = out.sections.back().blocks;
+    if (!s.part.empty()) blocks.emplace_back(Heading{3, s.part});
+    blocks.emplace_back(document::Formulas{std::move(s.lines), false, s.notes_are_latex});
   }
   if (!numbers.empty()) {
-    out += "\nnumbers\n";
-    std::vector<std::string> names;
-    std::size_t width = 0;
-    for (const Number& n : numbers) {
-      Letters letters;
-      letters.declare(free_symbols(n.formula));
-      names.push_back(composition.writer().write(n.formula, letters));
-      if (n.possible && count_columns(names.back()) <= 48)
-        width = std::max(width, count_columns(names.back()));
-    }
-    for (std::size_t k = 0; k < numbers.size(); ++k) {
-      if (!numbers[k].possible) continue;
-      const std::size_t own = count_columns(names[k]);
-      out += fmt::format("  {}{} = {}   ({})\n", names[k],
-                         std::string(own < width ? width - own : 0, ' '), values_text(numbers[k]),
-                         method_text(numbers[k].method));
-    }
-    if (std::any_of(numbers.begin(), numbers.end(), [](const Number& n) { return !n.possible; }))
-      out +=
-          "  means with δ are part of their coefficients theta, which are found by Stein's lemma\n";
+    auto& blocks = (latex ? out.sections.back() : out.add({})).blocks;
+    blocks.emplace_back(Heading{2, latex ? "Numbers" : "numbers"});
+    blocks.emplace_back(numbers_block(composition.writer(), numbers));
+    const bool partial =
+        std::any_of(numbers.begin(), numbers.end(), [](const Number& n) { return !n.possible; });
+    if (!latex && partial)
+      blocks.emplace_back(Note{
+          "means with δ are part of their coefficients theta, which are found by Stein's lemma",
+          2});
   }
+  Paragraph tables;
   for (const auto& [values, number] : composition.writer().tables())
-    out += fmt::format("\npi{} = [{}]", number, fmt::join(values, ", "));
-  if (!composition.writer().tables().empty()) out += "\n";
+    tables.lines.push_back(
+        latex ? fmt::format("$\\pi_{{{}}} = ({})$", number, fmt::join(values, ", "))
+              : fmt::format("pi{} = [{}]", number, fmt::join(values, ", ")));
+  if (!tables.lines.empty()) out.add({std::move(tables)});
   return out;
+}
+
+// ---- LaTeX
+// -----------------------------------------------------------------------------------------
+
+std::string latex_of(const document::Formulas& block) {
+  constexpr std::size_t kLong = 120;
+  std::string out;
+  for (const document::Formula& formula : block.formulas) {
+    if (!out.empty()) out += " \\\\\n";
+    const std::string whole = document::sum_of(formula.terms);
+    out += fmt::format("{} &{} ", formula.left, formula.relation);
+    if (whole.size() <= kLong || formula.terms.size() == 1) {
+      out += whole;
+    } else {
+      out += document::leading_term(formula.terms[0]);
+      for (std::size_t k = 1; k < formula.terms.size(); ++k)
+        out += " \\\\\n  &\\quad " + formula.terms[k];
+    }
+    if (!formula.note.empty())
+      out += fmt::format(" && \\text{{({})}}",
+                         block.notes_are_markup ? formula.note : Writer::escaped(formula.note));
+  }
+  return "\\begin{align*}\n" + out + "\n\\end{align*}\n";
+}
+
+/// Of what document_of makes here; blocks of results have no LaTeX yet.
+std::string latex_of(const document::Block& block) {
+  if (const auto* heading = std::get_if<document::Heading>(&block)) {
+    static constexpr std::array kCommands{"section*", "subsection*", "paragraph"};
+    return fmt::format("\\{}{{{}}}\n", kCommands.at(static_cast<std::size_t>(heading->level - 1)),
+                       heading->text);
+  }
+  if (const auto* paragraph = std::get_if<document::Paragraph>(&block))
+    return fmt::format("{}\n", fmt::join(paragraph->lines, "\n\n"));
+  const auto* formulas = std::get_if<document::Formulas>(&block);
+  TPLIMIT_CHECK(formulas != nullptr, "a heading, paragraph or formulas, not block {}",
+                block.index());
+  return latex_of(*formulas);
+}
+
+}  // namespace
+
+std::string to_text(Formulas& f, const View& view, const std::vector<Number>& numbers,
+                    const std::string& title) {
+  return tplimit::to_text(document_of(f, view, numbers, title, Style::kText));
 }
 
 std::string to_latex(Formulas& f, const View& view, const std::vector<Number>& numbers,
                      const std::string& title) {
-  Composition composition(f, view, Style::kLatex);
   std::string out =
       "\\documentclass{article}\n\\usepackage[margin=2cm]{geometry}\n\\usepackage{amsmath,amssymb}"
       "\n\\allowdisplaybreaks\n\\begin{document}\n";
-  out += fmt::format("\\section*{{\\texttt{{{}}}: the limit of infinite width}}\n",
-                     Writer::escaped(title));
-  out +=
-      "$Z^x$ is the random variable that the coordinates of $x$ tend to, $\\hat{Z}^{Wx}$ the "
-      "Gaussian part of $Z^{Wx}$: of mean 0, independent of the initial vectors, of those of other "
-      "matrices and of $\\hat{Z}^{W^\\top y}$.\n";
-  constexpr std::size_t kLong = 120;
-  std::string heading;
-  for (const Section& s : composition.sections()) {
-    if (s.heading != heading)
-      out += fmt::format("\n\\subsection*{{{}}}\n", Writer::escaped(heading = s.heading));
-    if (!s.part.empty()) out += fmt::format("\\paragraph{{{}}}\n", s.part);
-    out += "\\begin{align*}\n";
-    for (std::size_t l = 0; l < s.lines.size(); ++l) {
-      const Line& line = s.lines[l];
-      const std::string whole = join_terms(line.terms);
-      out += fmt::format("{} &{} ", line.left, line.relation);
-      if (whole.size() <= kLong || line.terms.size() == 1)
-        out += whole;
-      else
-        for (std::size_t k = 0; k < line.terms.size(); ++k) {
-          const std::string& t = line.terms[k];
-          out += k == 0 ? t[0] == '+' ? t.substr(2) : "-" + t.substr(2) : " \\\\\n  &\\quad " + t;
-        }
-      if (!line.note.empty())
-        out += fmt::format(" && \\text{{({})}}",
-                           s.notes_are_latex ? line.note : Writer::escaped(line.note));
-      out += l + 1 < s.lines.size() ? " \\\\\n" : "\n";
-    }
-    out += "\\end{align*}\n";
+  const document::Document document = document_of(f, view, numbers, title, Style::kLatex);
+  for (std::size_t k = 0; k < document.sections.size(); ++k) {
+    if (k > 0) out += "\n";
+    for (const document::Block& block : document.sections[k].blocks) out += latex_of(block);
   }
-  if (!numbers.empty()) {
-    out += "\\subsection*{Numbers}\n\\begin{align*}\n";
-    bool first = true;
-    for (const Number& n : numbers) {
-      if (!n.possible) continue;
-      Letters letters;
-      letters.declare(free_symbols(n.formula));
-      out += fmt::format("{}{} &= \\text{{{}}} && \\text{{({})}}", first ? "" : " \\\\\n",
-                         composition.writer().write(n.formula, letters),
-                         Writer::escaped(values_text(n)), method_text(n.method));
-      first = false;
-    }
-    out += "\n\\end{align*}\n";
-  }
-  for (const auto& [values, number] : composition.writer().tables())
-    out += fmt::format("\n$\\pi_{{{}}} = ({})$\n", number, fmt::join(values, ", "));
   return out + "\\end{document}\n";
 }
 
@@ -951,9 +954,9 @@ std::string to_json(Formulas& f, const View& view, const std::vector<Number>& nu
     if (!f.contexts[d.context].empty()) own["iteration"] = f.contexts[d.context];
     if (d.order != 0) own["order"] = power_of_width(d.order);
     own["left"] = line.left;
-    own["right"] = join_terms(line.terms);
+    own["right"] = document::sum_of(line.terms);
     own["latex"] =
-        fmt::format("{} {} {}", in_latex.left, in_latex.relation, join_terms(in_latex.terms));
+        fmt::format("{} {} {}", in_latex.left, in_latex.relation, document::sum_of(in_latex.terms));
     if (d.kinked) own["deltas"] = true;
     out["definitions"].push_back(std::move(own));
   }
@@ -962,9 +965,9 @@ std::string to_json(Formulas& f, const View& view, const std::vector<Number>& nu
   for (std::size_t k = 0; k < forms.size(); ++k)
     out["closed_forms"].push_back(
         {{"left", forms[k].left},
-         {"right", join_terms(forms[k].terms)},
+         {"right", document::sum_of(forms[k].terms)},
          {"where", forms[k].note},
-         {"latex", forms_in_latex[k].left + " = " + join_terms(forms_in_latex[k].terms)}});
+         {"latex", forms_in_latex[k].left + " = " + document::sum_of(forms_in_latex[k].terms)}});
   if (!numbers.empty()) {
     out["numbers"] = ordered_json::array();
     for (const Number& n : numbers) {

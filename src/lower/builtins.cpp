@@ -12,52 +12,6 @@ namespace tplimit::lowering {
 
 using ir::Fn;
 
-namespace {
-
-/// How a builtin is written, for the help of E2109; coordinatewise functions of one argument need
-/// no entry.
-std::string form_of(const std::string& name) {
-  static const std::unordered_map<std::string, const char*> table{
-      {"E", "E(x)"},
-      {"gram", "gram(x) or gram(x, y)"},
-      {"mean", "mean(x) or mean(x, axis = k)"},
-      {"sum", "sum(x) or sum(x, axis = k)"},
-      {"max", "max(x), max(x, axis = k) or max(x, y)"},
-      {"min", "min(x), min(x, axis = k) or min(x, y)"},
-      {"clip", "clip(x, low, high)"},
-      {"where", "where(condition, a, b)"},
-      {"mod", "mod(x, y)"},
-      {"mse", "mse(output, target)"},
-      {"zeros", "zeros(a, b, ..)"},
-      {"ones", "ones(a, b, ..)"},
-      {"stack", "stack(x, y, ..)"},
-      {"concat", "concat(x, y, ..) or concat(x, y, .., axis = k)"},
-      {"stop", "stop(x)"},
-      {"eigvals", "eigvals(K)"},
-      {"min_eig", "min_eig(K)"},
-      {"trace", "trace(A)"},
-      {"norm", "norm(x)"},
-      {"samples", "samples(x, count)"},
-      {"hist", "hist(x, low = a, high = b, bins = k)"},
-      {"outer", "outer(d, x)"},
-      {"einsum", "einsum(\"pk,k->p\", a, b)"},
-      {"grad", "grad(loss, theta)"},
-      {"predict_gd",
-       "predict_gd(Theta, Theta_x, y, lr = rate, steps = k), with time = t for gradient flow, with "
-       "neither after convergence"},
-      {"predict_gd_covariance",
-       "predict_gd_covariance(Theta, Theta_x, K, K_x, K_xx, lr = rate, steps = k)"},
-      {"largest_rate", "largest_rate(Theta)"},
-      {"permutation", "permutation(size, seed)"},
-      {"one_hot", "one_hot(labels, classes)"}};
-  if (const ir::Function* f = ir::find_function(name); f && f->form)
-    return fmt::format("its form: {}", f->form);
-  const auto it = table.find(name);
-  return fmt::format("its form: {}", it == table.end() ? name + "(x)" : it->second);
-}
-
-}  // namespace
-
 const std::unordered_map<std::string, Fn>& Lowerer::unary_functions() {
   static const auto table = [] {
     std::unordered_map<std::string, Fn> out;
@@ -68,38 +22,61 @@ const std::unordered_map<std::string, Fn>& Lowerer::unary_functions() {
   return table;
 }
 
+/// A row for each: how it is written, how many arguments it takes, its options, what it means.
 const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
+  constexpr std::size_t kAny = Builtin::kAny;
   static const std::unordered_map<std::string, Builtin> table{
-      {"E", &Lowerer::builtin_average},
-      {"gram", &Lowerer::builtin_gram},
-      {"mean", &Lowerer::builtin_mean},
-      {"sum", &Lowerer::builtin_sum},
-      {"max", &Lowerer::builtin_max},
-      {"min", &Lowerer::builtin_min},
-      {"clip", &Lowerer::builtin_clip},
-      {"where", &Lowerer::builtin_where},
-      {"mod", &Lowerer::builtin_mod},
-      {"floor", &Lowerer::builtin_floor},
-      {"mse", &Lowerer::builtin_mse},
-      {"zeros", &Lowerer::builtin_zeros},
-      {"ones", &Lowerer::builtin_ones},
-      {"stack", &Lowerer::builtin_stack},
-      {"concat", &Lowerer::builtin_concat},
-      {"stop", &Lowerer::builtin_stop},
-      {"eigvals", &Lowerer::builtin_eigvals},
-      {"min_eig", &Lowerer::builtin_min_eig},
-      {"trace", &Lowerer::builtin_trace},
-      {"norm", &Lowerer::builtin_norm},
-      {"samples", &Lowerer::builtin_samples},
-      {"hist", &Lowerer::builtin_hist},
-      {"outer", &Lowerer::builtin_outer},
-      {"einsum", &Lowerer::builtin_einsum},
-      {"grad", &Lowerer::builtin_grad},
-      {"permutation", &Lowerer::builtin_permutation},
-      {"one_hot", &Lowerer::builtin_one_hot},
-      {"predict_gd", &Lowerer::builtin_predict_gd},
-      {"predict_gd_covariance", &Lowerer::builtin_predict_gd_covariance},
-      {"largest_rate", &Lowerer::builtin_largest_rate}};
+      {"E", {"E(x)", 1, 1, {}, &Lowerer::builtin_average}},
+      {"gram", {"gram(x) or gram(x, y)", 1, 2, {}, &Lowerer::builtin_gram}},
+      {"mean", {"mean(x) or mean(x, axis = k)", 1, 1, {"axis"}, &Lowerer::builtin_mean}},
+      {"sum", {"sum(x) or sum(x, axis = k)", 1, 1, {"axis"}, &Lowerer::builtin_sum}},
+      {"max", {"max(x), max(x, axis = k) or max(x, y)", 1, 2, {"axis"}, &Lowerer::builtin_max}},
+      {"min", {"min(x), min(x, axis = k) or min(x, y)", 1, 2, {"axis"}, &Lowerer::builtin_min}},
+      {"clip", {"clip(x, low, high)", 3, 3, {}, &Lowerer::builtin_clip}},
+      {"where", {"where(condition, a, b)", 3, 3, {}, &Lowerer::builtin_where}},
+      {"mod", {"mod(x, y)", 2, 2, {}, &Lowerer::builtin_mod}},
+      {"floor", {nullptr, 1, 1, {}, &Lowerer::builtin_floor}},
+      {"mse", {"mse(output, target)", 2, 2, {}, &Lowerer::builtin_mse}},
+      {"zeros", {"zeros(a, b, ..)", 0, 16, {}, &Lowerer::builtin_zeros}},
+      {"ones", {"ones(a, b, ..)", 0, 16, {}, &Lowerer::builtin_ones}},
+      {"stack", {"stack(x, y, ..)", 1, kAny, {}, &Lowerer::builtin_stack}},
+      {"concat",
+       {"concat(x, y, ..) or concat(x, y, .., axis = k)",
+        1,
+        kAny,
+        {"axis"},
+        &Lowerer::builtin_concat}},
+      {"stop", {nullptr, 1, 1, {}, &Lowerer::builtin_stop}},
+      {"eigvals", {"eigvals(K)", 1, 1, {}, &Lowerer::builtin_eigvals}},
+      {"min_eig", {"min_eig(K)", 1, 1, {}, &Lowerer::builtin_min_eig}},
+      {"trace", {"trace(A)", 1, 1, {}, &Lowerer::builtin_trace}},
+      {"norm", {nullptr, 1, 1, {}, &Lowerer::builtin_norm}},
+      {"samples", {"samples(x, count)", 2, 2, {}, &Lowerer::builtin_samples}},
+      {"hist",
+       {"hist(x, low = a, high = b, bins = k)",
+        1,
+        1,
+        {"low", "high", "bins"},
+        &Lowerer::builtin_hist}},
+      {"outer", {"outer(d, x)", 2, 2, {}, &Lowerer::builtin_outer}},
+      {"einsum", {"einsum(\"pk,k->p\", a, b)", 2, 17, {}, &Lowerer::builtin_einsum}},
+      {"grad", {"grad(loss, theta)", 2, 2, {}, &Lowerer::builtin_grad}},
+      {"permutation", {"permutation(size, seed)", 2, 2, {}, &Lowerer::builtin_permutation}},
+      {"one_hot", {"one_hot(labels, classes)", 2, 2, {}, &Lowerer::builtin_one_hot}},
+      {"predict_gd",
+       {"predict_gd(Theta, Theta_x, y, lr = rate, steps = k), with time = t for gradient flow, "
+        "with neither after convergence",
+        3,
+        3,
+        {"lr", "steps", "time", "reg"},
+        &Lowerer::builtin_predict_gd}},
+      {"predict_gd_covariance",
+       {"predict_gd_covariance(Theta, Theta_x, K, K_x, K_xx, lr = rate, steps = k)",
+        5,
+        5,
+        {"lr", "steps", "time", "reg"},
+        &Lowerer::builtin_predict_gd_covariance}},
+      {"largest_rate", {"largest_rate(Theta)", 1, 1, {}, &Lowerer::builtin_largest_rate}}};
   return table;
 }
 
@@ -124,30 +101,28 @@ std::vector<Value> Lowerer::positional_values(const ast::Call& call) {
   return out;
 }
 
-Lowerer::Arguments Lowerer::arguments(const ast::Call& call, Span span, std::size_t least,
-                                      std::size_t most, std::initializer_list<const char*> names) {
-  Arguments a{call, span, {}, {}, {}};
+Lowerer::Arguments Lowerer::arguments(const ast::Call& call, Span span, const Builtin& builtin) {
+  const auto& [form, least, most, names, lower] = builtin;
+  Arguments a{call, span, form, {}, {}, {}};
   if (call.args.size() < least || call.args.size() > most)
     fail("E2109",
          fmt::format("'{}' takes {} argument{}, got {}", call.callee.name,
-                     least == most       ? std::to_string(least)
-                     : most > 1000       ? fmt::format("at least {}", least)
-                     : most == least + 1 ? fmt::format("{} or {}", least, most)
-                                         : fmt::format("{} to {}", least, most),
-                     most == 1 || (most > 1000 && least == 1) ? "" : "s", call.args.size()),
-         span, "", form_of(call.callee.name));
+                     least == most           ? std::to_string(least)
+                     : most == Builtin::kAny ? fmt::format("at least {}", least)
+                     : most == least + 1     ? fmt::format("{} or {}", least, most)
+                                             : fmt::format("{} to {}", least, most),
+                     most == 1 || (most == Builtin::kAny && least == 1) ? "" : "s",
+                     call.args.size()),
+         span, "", a.form_help());
   check_once(call.named);
   a.positional = positional_values(call);
   for (const auto& arg : call.args) a.spans.push_back(arg->span);
   for (const auto& named : call.named) {
     if (std::none_of(names.begin(), names.end(),
-                     [&](const char* n) { return named.name.name == n; })) {
-      std::vector<std::string> known(names.begin(), names.end());
-      fail("E2112", fmt::format("'{}' has no option '{}'", call.callee.name, named.name.name),
-           named.name.span, "",
-           known.empty() ? form_of(call.callee.name)
-                         : fmt::format("its options: {}", fmt::join(known, ", ")));
-    }
+                     [&](const char* n) { return named.name.name == n; }))
+      unknown_option(
+          call.callee.name, named.name,
+          names.empty() ? a.form_help() : fmt::format("its options: {}", fmt::join(names, ", ")));
     a.named[named.name.name] = {evaluate(*named.value), named.value->span};
   }
   return a;
@@ -176,7 +151,8 @@ std::optional<std::size_t> Lowerer::axis_argument(Arguments& a, const Tensor& x)
 
 Value Lowerer::builtin_unary(const ast::Call& call, Span span, Fn fn) {
   const ir::Function& f = ir::function(fn);
-  Arguments a = arguments(call, span, 1, f.default_parameter ? 2 : 1, {});
+  Arguments a = arguments(
+      call, span, {f.form, 1, f.default_parameter ? 2u : 1u, {}, nullptr});
   double parameter = f.default_parameter.value_or(0);
   if (a.positional.size() == 2) {
     parameter = plain_number(a.positional[1], a.spans[1], f.parameter_name);
@@ -199,14 +175,12 @@ void Lowerer::separate_operands(Arguments& a) {
     if (!a.positional[k].as<Number>()) a.positional[k] = {tensor(a.positional[k], a.spans[k])};
 }
 
-Value Lowerer::builtin_average(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 1, {});
+Value Lowerer::builtin_average(Arguments& a) {
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   return {Tensor{build(a.span).average(x.node), finite_axes(finite_dims(x.axes))}};
 }
 
-Value Lowerer::builtin_gram(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 2, {});
+Value Lowerer::builtin_gram(Arguments& a) {
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   const Tensor y = a.positional.size() == 2 ? tensor(a.positional[1], a.spans[1]) : x;
   for (const Tensor* t : {&x, &y})
@@ -244,15 +218,13 @@ Tensor Lowerer::reduce(const Tensor& x, std::optional<std::size_t> axis, bool ma
   return out;
 }
 
-Value Lowerer::builtin_sum(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 1, {"axis"});
+Value Lowerer::builtin_sum(Arguments& a) {
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   build(a.span);
   return {reduce(x, axis_argument(a, x), false)};
 }
 
-Value Lowerer::builtin_mean(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 1, {"axis"});
+Value Lowerer::builtin_mean(Arguments& a) {
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   const auto axis = axis_argument(a, x);
   const std::int64_t count = axis ? x.axes[*axis].size : ir::size_of(finite_dims(x.axes));
@@ -261,16 +233,14 @@ Value Lowerer::builtin_mean(Arguments& in) {
   return {Tensor{builder_.scale(1.0 / static_cast<double>(count), 0, sum.node), sum.axes}};
 }
 
-Value Lowerer::builtin_max(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 2, {"axis"});
+Value Lowerer::builtin_max(Arguments& a) {
   if (a.positional.size() == 2) return coordinatewise(a, Fn::kMax);
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   build(a.span);
   return {reduce(x, axis_argument(a, x), true)};
 }
 
-Value Lowerer::builtin_min(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 2, {"axis"});
+Value Lowerer::builtin_min(Arguments& a) {
   if (a.positional.size() == 2) return coordinatewise(a, Fn::kMin);
   Tensor x = tensor(a.positional[0], a.spans[0]);
   build(a.span);
@@ -280,28 +250,22 @@ Value Lowerer::builtin_min(Arguments& in) {
   return {Tensor{builder_.negate(x.node), x.axes}};
 }
 
-Value Lowerer::builtin_clip(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 3, 3, {});
+Value Lowerer::builtin_clip(Arguments& a) {
   separate_operands(a);
   return elementwise(
       Fn::kMin,
       {elementwise(Fn::kMax, {a.positional[0], a.positional[1]}, a.span), a.positional[2]}, a.span);
 }
 
-Value Lowerer::builtin_where(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 3, 3, {});
-  return coordinatewise(a, Fn::kWhere);
-}
+Value Lowerer::builtin_where(Arguments& a) { return coordinatewise(a, Fn::kWhere); }
 
-Value Lowerer::builtin_mod(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 2, 2, {});
+Value Lowerer::builtin_mod(Arguments& a) {
   if (const auto* m = a.positional[1].as<Number>(); m && m->value == 0)
     fail("E2401", "division by zero", a.spans[1], "this is 0");
   return coordinatewise(a, Fn::kMod);
 }
 
-Value Lowerer::builtin_floor(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 1, {});
+Value Lowerer::builtin_floor(Arguments& a) {
   const Value fraction = elementwise(Fn::kMod, {a.positional[0], {Number{1, 0}}}, a.span);
   return elementwise(Fn::kSub, {a.positional[0], fraction}, a.span);
 }
@@ -309,13 +273,12 @@ Value Lowerer::builtin_floor(Arguments& in) {
 Value Lowerer::coordinatewise(Arguments& a, Fn fn) {
   if (!a.named.empty())
     fail("E2112", fmt::format("'{}' of several values has no options", a.call.callee.name),
-         a.call.named[0].name.span, "", form_of(a.call.callee.name));
+         a.call.named[0].name.span, "", a.form_help());
   separate_operands(a);
   return elementwise(fn, a.positional, a.span);
 }
 
-Value Lowerer::builtin_mse(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 2, 2, {});
+Value Lowerer::builtin_mse(Arguments& a) {
   const Tensor f = finite(a.positional[0], a.spans[0], "mse"),
                y = finite(a.positional[1], a.spans[1], "mse");
   if (f.axes != y.axes)
@@ -334,8 +297,7 @@ Value Lowerer::builtin_mse(Arguments& in) {
                  {}}};
 }
 
-Value Lowerer::filled(Arguments& in, double value) {
-  Arguments a = arguments(in.call, in.span, 0, 16, {});
+Value Lowerer::filled(Arguments& a, double value) {
   Axes axes;
   std::size_t which = 0;
   for (std::size_t k = 0; k < a.positional.size(); ++k) {
@@ -364,8 +326,7 @@ Value Lowerer::filled(Arguments& in, double value) {
 Value Lowerer::builtin_zeros(Arguments& a) { return filled(a, 0); }
 Value Lowerer::builtin_ones(Arguments& a) { return filled(a, 1); }
 
-Value Lowerer::builtin_stack(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 100000, {});
+Value Lowerer::builtin_stack(Arguments& a) {
   if (a.positional[0].as<Matrix>()) {
     MatrixArray out{{static_cast<std::int64_t>(a.positional.size())}, {}};
     for (std::size_t k = 0; k < a.positional.size(); ++k) {
@@ -378,8 +339,7 @@ Value Lowerer::builtin_stack(Arguments& in) {
   return {list_tensor(List{a.positional}, a.span, a.spans)};
 }
 
-Value Lowerer::builtin_concat(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 100000, {"axis"});
+Value Lowerer::builtin_concat(Arguments& a) {
   std::vector<NodeId> parts;
   Tensor out = tensor(a.positional[0], a.spans[0]);
   const std::size_t axis = axis_argument(a, out).value_or(0);
@@ -405,14 +365,12 @@ Value Lowerer::builtin_concat(Arguments& in) {
   return {out};
 }
 
-Value Lowerer::builtin_stop(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 1, {});
+Value Lowerer::builtin_stop(Arguments& a) {
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   return {Tensor{build(a.span).add(ir::Stop{}, {x.node}), x.axes}};
 }
 
-Value Lowerer::builtin_permutation(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 2, 2, {});
+Value Lowerer::builtin_permutation(Arguments& a) {
   const std::int64_t size = integer(a.positional[0], a.spans[0], "the size of a permutation");
   const std::int64_t seed = integer(a.positional[1], a.spans[1], "the seed of a permutation");
   if (size < 1 || size > 10'000'000)
@@ -429,8 +387,7 @@ Value Lowerer::builtin_permutation(Arguments& in) {
   return {Tensor{build(a.span).constant(std::move(order), {size}), {{false, size}}}};
 }
 
-Value Lowerer::builtin_one_hot(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 2, 2, {});
+Value Lowerer::builtin_one_hot(Arguments& a) {
   const std::vector<std::int64_t> labels = integers(a.positional[0], a.spans[0], "a label");
   const std::int64_t classes = integer(a.positional[1], a.spans[1], "the number of classes");
   if (classes < 1)
@@ -456,25 +413,23 @@ Tensor Lowerer::square_matrix(Arguments& a) {
   return x;
 }
 
-Value Lowerer::builtin_eigvals(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 1, {});
+Value Lowerer::builtin_eigvals(Arguments& a) {
   Tensor x = square_matrix(a);
   x.node = build(a.span).add(ir::Eigvals{}, {x.node});
   x.axes.pop_back();
   return {x};
 }
 
-Value Lowerer::builtin_min_eig(Arguments& in) {
-  Tensor x = *builtin_eigvals(in).as<Tensor>();
+Value Lowerer::builtin_min_eig(Arguments& a) {
+  Tensor x = *builtin_eigvals(a).as<Tensor>();
   const auto rank = x.axes.size();
-  x.node = build(in.span).gather(x.node, static_cast<int>(rank) - 1, {0});
+  x.node = build(a.span).gather(x.node, static_cast<int>(rank) - 1, {0});
   x.axes.pop_back();
   x.node = builder_.reshape(x.node, finite_dims(x.axes));
   return {x};
 }
 
-Value Lowerer::builtin_trace(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 1, {});
+Value Lowerer::builtin_trace(Arguments& a) {
   const Tensor x = square_matrix(a);
   const std::int64_t k = x.axes.back().size;
   std::vector<double> identity(static_cast<std::size_t>(k * k), 0.0);
@@ -485,16 +440,14 @@ Value Lowerer::builtin_trace(Arguments& in) {
   return {reduce_axis(out, out.axes.size() - 1, false)};
 }
 
-Value Lowerer::builtin_norm(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 1, {});
+Value Lowerer::builtin_norm(Arguments& a) {
   const Tensor x = finite(a.positional[0], a.spans[0], "norm");
   build(a.span);
   const Tensor square{builder_.map(Fn::kPower, {x.node}, 2), x.axes};
   return {Tensor{builder_.map(Fn::kSqrt, {reduce(square, std::nullopt, false).node}), {}}};
 }
 
-Value Lowerer::builtin_samples(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 2, 2, {});
+Value Lowerer::builtin_samples(Arguments& a) {
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   const std::int64_t count = integer(a.positional[1], a.spans[1], "the number of samples");
   if (!has_width(x.axes))
@@ -509,8 +462,7 @@ Value Lowerer::builtin_samples(Arguments& in) {
   return {Tensor{build(a.span).add(ir::Samples{count}, {x.node}), finite_axes(dims)}};
 }
 
-Value Lowerer::builtin_hist(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 1, {"low", "high", "bins"});
+Value Lowerer::builtin_hist(Arguments& a) {
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   if (!has_width(x.axes))
     fail("E2214", "hist counts along a width axis", a.spans[0], "this has shape " + text(x.axes));
@@ -534,8 +486,7 @@ Value Lowerer::builtin_hist(Arguments& in) {
                  finite_axes(dims)}};
 }
 
-Value Lowerer::builtin_outer(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 2, 2, {});
+Value Lowerer::builtin_outer(Arguments& a) {
   const Tensor d = tensor(a.positional[0], a.spans[0]), x = tensor(a.positional[1], a.spans[1]);
   if (d.axes.empty() || x.axes.empty())
     fail("E2204", "outer takes two vectors", d.axes.empty() ? a.spans[0] : a.spans[1],
@@ -558,8 +509,7 @@ Value Lowerer::builtin_outer(Arguments& in) {
   return {Tensor{b.contract(rows(d), rows(x), 0, 1, false), {d.axes.back(), x.axes.back()}}};
 }
 
-Value Lowerer::builtin_einsum(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 2, 17, {});
+Value Lowerer::builtin_einsum(Arguments& a) {
   const auto* spec_text = a.positional[0].as<Text>();
   if (!spec_text)
     fail("E2316", "einsum starts with its index string", a.spans[0], "",
@@ -712,8 +662,7 @@ Value Lowerer::as_value(const Value& target, const Derivative* derivatives) {
   return {out};
 }
 
-Value Lowerer::builtin_grad(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 2, 2, {});
+Value Lowerer::builtin_grad(Arguments& a) {
   const NodeId loss = scalar({finite(a.positional[0], a.spans[0], "a loss")}, a.spans[0], "a loss");
   const Value& target = a.positional[1];
   const std::vector<NodeId> nodes = version_nodes(target);

@@ -351,8 +351,7 @@ Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span
   }
   const auto *ma = a.as<Matrix>(), *mb = b.as<Matrix>();
   if (a.as<MatrixArray>() || b.as<MatrixArray>())
-    fail("E2311", "an array of width matrices must be indexed first", span, "",
-         "write W[0] for one of them");
+    array_not_indexed(span, "write W[0] for one of them");
   if (ma || mb) {
     build(span);
     if (ma && mb && (op == BinaryOp::kAdd || op == BinaryOp::kSub)) {
@@ -412,8 +411,7 @@ Value Lowerer::transpose(const Value& v, Span span) {
     }
     return {out};
   }
-  if (v.as<MatrixArray>())
-    fail("E2311", "an array of width matrices must be indexed first", span, "", "write W[0]'");
+  if (v.as<MatrixArray>()) array_not_indexed(span, "write W[0]'");
   if (const auto* blocks = v.as<Blocks>()) return block_transpose(*blocks, span);
   const Tensor t = tensor(v, span);
   if (t.axes.size() < 2)
@@ -459,8 +457,7 @@ Value Lowerer::matmul(const Value& a, const Value& x, Span span, Span a_span, Sp
   const std::string& n = program_.width_name;
   if (a.as<Blocks>() || x.as<Blocks>()) return block_product(a, x, span, a_span, x_span);
   if (a.as<MatrixArray>() || x.as<MatrixArray>())
-    fail("E2311", "an array of width matrices must be indexed first",
-         a.as<MatrixArray>() ? a_span : x_span, "", "write W[0] @ x");
+    array_not_indexed(a.as<MatrixArray>() ? a_span : x_span, "write W[0] @ x");
   if (x.as<Matrix>())
     fail("E2313", "'@' takes a vector on its right", x_span, describe(x),
          "apply matrices one after the other: W @ (V @ x); '@' groups to the right");
@@ -669,8 +666,7 @@ Value Lowerer::evaluate(const ast::Expr& e) {
             if (v.as<Blocks>()) return arithmetic(BinaryOp::kMul, {Number{-1, 0}}, v, e.span);
             if (const auto* n = v.as<Number>()) return {Number{-n->value, n->power}};
             if (v.as<MatrixArray>())
-              fail("E2311", "an array of width matrices must be indexed first", x.operand->span, "",
-                   "write W[0] for one of them");
+              array_not_indexed(x.operand->span, "write W[0] for one of them");
             if (const auto* m = v.as<Matrix>())
               return scaled_matrix(*m, build(e.span).constant(-1));
             const Tensor t = tensor(v, x.operand->span);
@@ -735,8 +731,8 @@ Value Lowerer::evaluate_call(const ast::Call& call, Span span) {
   if (const auto it = unary_functions().find(name); it != unary_functions().end())
     return builtin_unary(call, span, it->second);
   if (const auto it = builtins().find(name); it != builtins().end()) {
-    Arguments a{call, span, {}, {}, {}};
-    return (this->*it->second)(a);
+    Arguments a = arguments(call, span, it->second);
+    return (this->*it->second.lower)(a);
   }
   if (name == "ntk") return builtin_ntk(call, span);
   if (name == "nngp") return builtin_nngp(call, span);
@@ -747,14 +743,13 @@ Value Lowerer::evaluate_call(const ast::Call& call, Span span) {
          "over all entries it is exp(x) / sum(exp(x))");
   if (later.contains(name))
     fail("E2105", fmt::format("'{}' is not available in this version", name), call.callee.span);
-  static const std::set<std::string> statements{"csv",    "npy", "npz",     "idx",
-                                                "normal", "sgd", "signsgd", "flow"};
-  if (statements.contains(name))
+  static const std::set<std::string> statements{"csv", "npy", "npz", "idx", "normal"};
+  const std::string optimiser = optimiser_form(name);
+  if (statements.contains(name) || !optimiser.empty())
     fail("E2106", fmt::format("'{}' cannot stand here", name), call.callee.span, "",
-         name == "sgd" || name == "signsgd" ? fmt::format("write: step {}(loss, lr = ..)", name)
-         : name == "flow"                   ? "write: step flow(loss, dt = ..)"
-         : name == "normal"                 ? "write: random x : [n] ~ normal(mean, variance)"
-                                            : "write: data X, y = csv(\"file\", ..)");
+         !optimiser.empty() ? "write: " + optimiser
+         : name == "normal" ? "write: random x : [n] ~ normal(mean, variance)"
+                            : "write: data X, y = csv(\"file\", ..)");
   std::vector<std::string> known;
   for (const auto& [other, f] : builtins()) known.push_back(other);
   for (const auto& [other, f] : unary_functions()) known.push_back(other);

@@ -61,6 +61,14 @@ class Lowerer {
   // ---- errors
   [[noreturn]] void fail(const char* code, std::string message, Span span, std::string label = "",
                          std::string help = "") const;
+  [[noreturn]] void unknown_option(std::string_view of, const ast::Identifier& option,
+                                   std::string help) const;                ///< E2112
+  [[noreturn]] void array_not_indexed(Span span, std::string help) const;  ///< E2311
+  /// E2602 for what is declared in a loop or model.
+  void check_top_level(const char* what, Span span, const char* instead = "") const;
+  void check_data(const std::vector<double>& values, Span span) const;  ///< E2124: NaN, infinite
+  [[nodiscard]] static Rejection declared_twice(const ast::Identifier& name, Span first);
+  static Rejection not_differentiable(Diagnostic d, Span span);
   void warn(const char* code, std::string message, Span span, std::string help = "");
   [[nodiscard]] std::string describe(const Value& value) const;
   [[nodiscard]] std::string text(const Axes& axes) const {
@@ -118,20 +126,30 @@ class Lowerer {
   NodeId marked_change(const std::string& name, NodeId old, NodeId now);
 
   // ---- steps
+  struct Optimiser;  ///< optimisers.cpp
   /// One optimiser of a `step`; it moves a variable theta along -rate own(theta) dloss/dtheta.
   struct Descent {
-    NodeId loss;
-    Value rate;  ///< lr; of flow: dt
-    std::vector<std::string> names;
-    std::map<std::string, Value> scales;
-    Span span;
-    std::optional<double> epsilon{};         ///< an entrywise optimiser
-    std::optional<std::int64_t> substeps{};  ///< gradient flow
+    const Optimiser* optimiser;
+    Span span;  ///< of the loss
+    NodeId loss{};
+    Value rate{};  ///< lr; of flow: dt
+    std::vector<std::string> names{};
+    std::map<std::string, Value> scales{};
+    double epsilon = 0;         ///< of an entrywise optimiser
+    std::int64_t substeps = 1;  ///< of gradient flow
   };
   /// Something for each of some variables: a version, a gradient (of matrices: outer products), a
   /// change.
   using Parts = std::vector<std::pair<std::string, Value>>;
   Descent read_descent(const ast::Call& call, Span span);
+  /// "step sgd(loss, lr = ..)"; empty if there is no optimiser of this name.
+  static std::string optimiser_form(const std::string& name);
+  const Optimiser& optimiser_named(const ast::Identifier& name) const;
+  void read_epsilon(Descent& d, const ast::Expr& value);
+  void read_substeps(Descent& d, const ast::Expr& value);
+  void read_scales(Descent& d, const ast::Expr& value, std::vector<const ast::MapEntry*>& entries);
+  std::vector<std::string> trained_variables(const ast::Expr& name, const char* help) const;
+  void choose_variables(Descent& d, const std::optional<std::vector<const ast::Expr*>>& only);
   NodeId factor_of(const Descent& d, const std::string& name, Span span);
   Parts versions_of(const std::vector<std::string>& names) const;
   Parts gradients(NodeId loss, const Parts& at, Span span, bool name_them);
@@ -152,7 +170,6 @@ class Lowerer {
   void record_name(const std::string& name, const Value& value, Span span,
                    ir::NamedValue::Kind kind);
   void set_version(const std::string& name, Value value);
-  static Rejection not_differentiable(Diagnostic d, Span span);
   Value updated(const Value& current, const Value& change, Span span);  ///< current + change
   Matrix materialise(const Matrix& m, Span span);
   std::vector<NodeId> version_nodes(const Value& value) const;
@@ -180,7 +197,7 @@ class Lowerer {
   Value scaled_matrix(const Matrix& m, NodeId factor);
   Binding* find_or_null(const std::string& name);
 
-  // ---- several widths (blocks.cpp)
+  // ---- several widths (several_widths.cpp)
   struct Width {
     std::string name;
     std::int64_t units;  ///< how many times the unit of width
@@ -226,16 +243,26 @@ class Lowerer {
   struct Arguments {
     const ast::Call& call;
     Span span;
+    const char* form;  ///< that of the builtin
     std::vector<Value> positional;
     std::vector<Span> spans;
     std::map<std::string, std::pair<Value, Span>> named;
+    [[nodiscard]] std::string form_help() const {
+      return "its form: " + (form ? form : call.callee.name + "(x)");
+    }
   };
-  using Builtin = Value (Lowerer::*)(Arguments&);
+  /// A function of the language whose arguments are values.
+  struct Builtin {
+    static constexpr std::size_t kAny = 100000;
+    const char* form;         ///< "sum(x) or sum(x, axis = k)"; null: "NAME(x)"
+    std::size_t least, most;  ///< how many arguments
+    std::vector<const char*> options;
+    Value (Lowerer::*lower)(Arguments&);
+  };
   static const std::unordered_map<std::string, Builtin>& builtins();
   static const std::unordered_map<std::string, ir::Fn>& unary_functions();
   std::vector<Value> positional_values(const ast::Call& call);
-  Arguments arguments(const ast::Call& call, Span span, std::size_t least, std::size_t most,
-                      std::initializer_list<const char*> names);
+  Arguments arguments(const ast::Call& call, Span span, const Builtin& builtin);
   std::optional<std::size_t> axis_argument(Arguments& a, const Tensor& x);
   void separate_operands(Arguments& a);
   Value coordinatewise(Arguments& a, ir::Fn fn);
@@ -269,7 +296,7 @@ class Lowerer {
   Value builtin_einsum(Arguments& a);
   Value builtin_grad(Arguments& a);
 
-  // ---- kernels of models (kernels.cpp)
+  // ---- kernels of models (tangent_kernels.cpp)
   struct SampleModel;
   SampleModel sample_model(const ast::Call& call, Span span);
   Tensor placeholder(const Axes& axes);

@@ -31,24 +31,6 @@ Lowerer::Lowerer(const Source& source, const LowerOptions& options,
       builder_(program_),
       opaque_names_(std::move(differentiated)) {}
 
-void Lowerer::fail(const char* code, std::string message, Span span, std::string label,
-                   std::string help) const {
-  throw Rejection{Diagnostic{Severity::kError,
-                             code,
-                             std::move(message),
-                             span,
-                             std::move(label),
-                             std::move(help),
-                             {},
-                             true},
-                  false};
-}
-
-void Lowerer::warn(const char* code, std::string message, Span span, std::string help) {
-  warnings_.push_back(
-      {Severity::kWarning, code, std::move(message), span, "", std::move(help), {}, true});
-}
-
 Result<Lowered> Lowerer::run(const ast::Program& program) {
   for (const auto& stmt : program.statements) {
     statement(stmt);
@@ -57,35 +39,21 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
   }
   for (const auto& [name, value] : options_.constants)
     if (!used_constants_.contains(name) && errors_.empty())
-      errors_.push_back({Severity::kError,
-                         "E2114",
-                         fmt::format("--set {}: the program has no constant '{}'", name, name),
-                         {},
-                         "",
-                         names_of(Kind::kConst, "its constants: "),
-                         {},
-                         false});
+      errors_.push_back(
+          Diagnostic::error("E2114",
+                            fmt::format("--set {}: the program has no constant '{}'", name, name))
+              .with_help(names_of(Kind::kConst, "its constants: ")));
   for (const auto& [name, value] : options_.data_files)
     if (!used_data_.contains(name) && errors_.empty())
       errors_.push_back(
-          {Severity::kError,
-           "E2115",
-           fmt::format("--data {}: the program reads no data '{}' from a file", name, name),
-           {},
-           "",
-           names_of(Kind::kData, "its data: "),
-           {},
-           false});
+          Diagnostic::error(
+              "E2115",
+              fmt::format("--data {}: the program reads no data '{}' from a file", name, name))
+              .with_help(names_of(Kind::kData, "its data: ")));
   if (errors_.empty()) finish_reports();
   if (errors_.empty() && program_.reports.empty() && program_.expectations.empty())
-    errors_.push_back({Severity::kError,
-                       "E2601",
-                       "the program reports nothing",
-                       {},
-                       "",
-                       "add a line such as: report E(x)",
-                       {},
-                       false});
+    errors_.push_back(Diagnostic::error("E2601", "the program reports nothing")
+                          .with_help("add a line such as: report E(x)"));
   if (!errors_.empty()) return errors_;
   return Lowered{std::move(program_), std::move(warnings_), std::move(kernels_)};
 }
@@ -198,19 +166,8 @@ void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
          "choose another name");
   Scope& scope = locals_ ? *locals_ : globals_;
   if (const auto it = scope.find(name.name); it != scope.end() && !it->second.value.as<Poison>() &&
-                                             kind != Kind::kLocal && kind != Kind::kLoop) {
-    Rejection r{Diagnostic{Severity::kError,
-                           "E2118",
-                           fmt::format("'{}' is declared twice", name.name),
-                           name.span,
-                           "",
-                           "choose another name",
-                           {},
-                           true},
-                false};
-    r.diagnostic.notes.push_back({"first declared here", it->second.span});
-    throw r;
-  }
+                                             kind != Kind::kLocal && kind != Kind::kLoop)
+    throw declared_twice(name, it->second.span);
   if (kind == Kind::kData) record_name(name.name, value, name.span, ir::NamedValue::Kind::kData);
   if (kind == Kind::kParam)
     record_name(name.name, value, name.span, ir::NamedValue::Kind::kVersion);
@@ -299,9 +256,7 @@ void Lowerer::rebind(const ast::Identifier& name, Value value, Span span) {
 // ----------------------------------------------------------------------------------
 
 void Lowerer::on(const ast::Const& s, Span span) {
-  if (!outside_models() || !loops_.empty())
-    fail("E2602", "constants are declared at top level", span, "",
-         "move it in front of the loop or model, or write an assignment without 'const'");
+  check_top_level("constants are declared", span, ", or write an assignment without 'const'");
   Value value;
   const auto set = std::find_if(options_.constants.rbegin(), options_.constants.rend(),
                                 [&](const auto& c) { return c.first == s.name.name; });
@@ -333,9 +288,7 @@ void Lowerer::on(const ast::Const& s, Span span) {
 }
 
 void Lowerer::on(const ast::Data& s, Span span) {
-  if (!outside_models() || !loops_.empty())
-    fail("E2602", "data are declared at top level", span, "",
-         "move it in front of the loop or model");
+  check_top_level("data are declared", span);
   if (const auto* call = std::get_if<ast::Call>(&s.value->node)) {
     if (call->callee.name == "csv" || call->callee.name == "npy" || call->callee.name == "idx" ||
         call->callee.name == "npz") {
@@ -351,8 +304,7 @@ void Lowerer::on(const ast::Data& s, Span span) {
   if (!builder_.constant_values(t.node))
     fail("E2122", "data are numbers", s.value->span,
          "this depends on random values, parameters or the width");
-  for (const double x : *builder_.constant_values(t.node))
-    if (!std::isfinite(x)) fail("E2124", "data must be finite numbers", s.value->span);
+  check_data(*builder_.constant_values(t.node), s.value->span);
   bind(s.names[0], {t}, Kind::kData);
 }
 
@@ -403,10 +355,9 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
     else if (name == "columns" && csv)
       options.columns = texts(arg);
     else
-      fail("E2112", fmt::format("'{}' has no option '{}'", call.callee.name, name), arg.name.span,
-           "",
-           csv ? "its options: rows, target, columns, standardize, standardize_target"
-               : "its options: rows, standardize, flatten");
+      unknown_option(call.callee.name, arg.name,
+                     csv ? "its options: rows, target, columns, standardize, standardize_target"
+                         : "its options: rows, standardize, flatten");
   }
   const std::size_t expected = options.targets.empty() ? 1 : 2;
   if (s.names.size() != expected)
@@ -445,8 +396,7 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
   for (const auto& w : read->warnings) warnings_.push_back(located(w));
   std::vector<Value> out;
   const auto add = [&](Array& array) {
-    for (const double x : array.values)
-      if (!std::isfinite(x)) fail("E2124", "data must be finite numbers", call.args[0]->span);
+    check_data(array.values, call.args[0]->span);
     const Dims dims(array.shape.begin(), array.shape.end());
     out.push_back({Tensor{build(span).constant(std::move(array.values), dims), finite_axes(dims)}});
   };
@@ -700,9 +650,9 @@ void Lowerer::on(const ast::Param& s, Span span) {
   check_once(s.options);
   for (const auto& option : s.options) {
     if (option.name.name != "lr" || !s.trained)
-      fail("E2112", fmt::format("'{}' has no option '{}'", what, option.name.name),
-           option.name.span, "",
-           s.trained ? "its option: lr" : "random values are not trained; param declares what is");
+      unknown_option(
+          what, option.name,
+          s.trained ? "its option: lr" : "random values are not trained; param declares what is");
     rate = evaluate(*option.value);
     (void)scalar(rate, option.value->span, "a learning rate");
   }
@@ -759,18 +709,14 @@ Value Lowerer::declare(const ast::Param& s, const ast::Identifier& name, const A
 }
 
 void Lowerer::on(const ast::Function& s, Span span) {
-  if (!outside_models() || !loops_.empty())
-    fail("E2602", "functions are declared at top level", span, "",
-         "move it in front of the loop or model");
+  check_top_level("functions are declared", span);
   check_new_function(s.name);
   check_arguments(s.params);
   functions_[s.name.name] = &s;
 }
 
 void Lowerer::on(const ast::Model& s, Span span) {
-  if (!outside_models() || !loops_.empty())
-    fail("E2602", "models are declared at top level", span, "",
-         "move it in front of the loop or model");
+  check_top_level("models are declared", span);
   check_new_function(s.name);
   check_arguments(s.params);
   models_[s.name.name] = &s;
@@ -879,9 +825,7 @@ constexpr const char* kAbcForm =
 }
 
 void Lowerer::on(const ast::Parametrization& s, Span span) {
-  if (!outside_models() || !loops_.empty())
-    fail("E2602", "a parametrization is chosen at top level", span, "",
-         "move it in front of the loop or model");
+  check_top_level("a parametrization is chosen", span);
   if (parametrization_)
     fail("E2140", "a program has one parametrization", span, "",
          fmt::format("'{}' was chosen before", parametrization_->name));
@@ -917,8 +861,7 @@ void Lowerer::on(const ast::Parametrization& s, Span span) {
   for (const auto& option : call.named) {
     const std::string& name = option.name.name;
     if (name.size() != 1 || std::string(letters).find(name) == std::string::npos)
-      fail("E2112", fmt::format("'{}' has no option '{}'", letters, name), option.name.span, "",
-           form);
+      unknown_option(letters, option.name, form);
     given.insert(name);
     std::vector<const ast::Expr*> items;
     if (const auto* t = std::get_if<ast::Tuple>(&option.value->node))
@@ -1137,14 +1080,11 @@ void Lowerer::finish_reports() {
     }
     if (!report.index_names.empty() && product != report.entries.size())
       errors_.push_back(
-          {Severity::kError,
-           "E2607",
-           "a report in nested loops needs a rectangular index set",
-           report.span,
-           fmt::format("{} values for {} index combinations", report.entries.size(), product),
-           "let the inner bounds not depend on the outer variable",
-           {},
-           true});
+          Diagnostic::error("E2607", "a report in nested loops needs a rectangular index set")
+              .at(report.span)
+              .with_label(fmt::format("{} values for {} index combinations", report.entries.size(),
+                                      product))
+              .with_help("let the inner bounds not depend on the outer variable"));
   }
 }
 

@@ -64,7 +64,7 @@ struct Value;
 struct List {
   std::vector<Value> items;
 };
-/// A value of one or two widths that are multiples of the unit of width (lower/blocks.cpp):
+/// A value of one or two widths that are multiples of the unit of width (lower/several_widths.cpp):
 /// widths[0] (x widths[1]) parts, row-major, each a value of the ordinary kind whose width axis is
 /// one unit.
 struct Blocks {

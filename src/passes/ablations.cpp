@@ -120,14 +120,8 @@ class Linearisation : Rewriting {
 
   Result<Program> run() {
     if (in_.predictions.empty())
-      return Diagnostic{Severity::kError,
-                        "E2149",
-                        "lazy training needs to know the output of the network",
-                        {},
-                        "",
-                        "it is the first argument of mse: train with mse(f, y)",
-                        {},
-                        false};
+      return Diagnostic::error("E2149", "lazy training needs to know the output of the network")
+          .with_help("it is the first argument of mse: train with mse(f, y)");
     find_predictions();
     tangent_.resize(in_.size());
     changed_.assign(in_.size(), false);
@@ -347,17 +341,14 @@ class Linearisation : Rewriting {
       const bool output =
           v.valid() && changed_[v.value] && readouts_.contains(structure_[v.value].key);
       if ((output || is_change(id)) && !error_)
-        error_ = Diagnostic{Severity::kError,
-                            "E2149",
-                            "lazy training does not know what this is",
-                            span,
-                            output ? "an average of a trained readout, but of no output"
-                                   : "it moves with a trained parameter, but is no output",
-                            "outputs are what mse compares with targets, and the same function of "
-                            "the parameters on other samples; values computed from those may be "
-                            "reported, and features, which stay",
-                            {},
-                            true};
+        error_ = Diagnostic::error("E2149", "lazy training does not know what this is")
+                     .at(span)
+                     .with_label(output ? "an average of a trained readout, but of no output"
+                                        : "it moves with a trained parameter, but is no output")
+                     .with_help(
+                         "outputs are what mse compares with targets, and the same function "
+                         "of the parameters on other samples; values computed from those "
+                         "may be reported, and features, which stay");
     });
   }
 
@@ -415,14 +406,9 @@ class Linearisation : Rewriting {
 
   void fail(const Node& node, const char* what) {
     if (!error_)
-      error_ = Diagnostic{Severity::kError,
-                          "E2149",
-                          what,
-                          node.span,
-                          "",
-                          "leave --lazy out, or write the network with other functions",
-                          {},
-                          true};
+      error_ = Diagnostic::error("E2149", what)
+                   .at(node.span)
+                   .with_help("leave --lazy out, or write the network with other functions");
   }
 
   std::vector<NodeId> tangent_;
@@ -454,16 +440,11 @@ Result<Program> decoupled(const Program& program, const Ablations& ablations) {
       found = true;
     }
     if (!found)
-      return Diagnostic{
-          Severity::kError,
-          "E2148",
-          fmt::format("--decouple {}: the program has no width matrix '{}'", name, name),
-          {},
-          "",
-          matrices.empty() ? "it has none"
-                           : fmt::format("its matrices: {}", fmt::join(matrices, ", ")),
-          {},
-          false};
+      return Diagnostic::error("E2148", fmt::format("--decouple {}: the program has no width "
+                                                    "matrix '{}'",
+                                                    name, name))
+          .with_help(matrices.empty() ? "it has none"
+                                      : fmt::format("its matrices: {}", fmt::join(matrices, ", ")));
   }
   return Decoupling(program, std::move(chosen)).run();
 }

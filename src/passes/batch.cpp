@@ -347,17 +347,12 @@ std::optional<Diagnostic> unbatchable(const Builder& builder, const std::vector<
     moving.insert(id);
     const bool kernel = std::holds_alternative<TrainingOperator>(node.op) && moves(node.in[0]);
     if (!kernel && !node.type.matrix && !std::holds_alternative<Cholesky>(node.op)) continue;
-    return Diagnostic{Severity::kError,
-                      "E2134",
-                      "a model cannot be evaluated for many samples here",
-                      node.span,
-                      kernel ? "the kernel of the training samples depends on the sample"
-                             : "a matrix depends on the sample",
-                      kernel
-                          ? "predict_gd(Theta, Theta_x, y) may depend on the sample through Theta_x"
-                          : "update matrices outside the model",
-                      {},
-                      true};
+    return Diagnostic::error("E2134", "a model cannot be evaluated for many samples here")
+        .at(node.span)
+        .with_label(kernel ? "the kernel of the training samples depends on the sample"
+                           : "a matrix depends on the sample")
+        .with_help(kernel ? "predict_gd(Theta, Theta_x, y) may depend on the sample through Theta_x"
+                          : "update matrices outside the model");
   }
   return std::nullopt;
 }

@@ -200,15 +200,12 @@ GaussianOutputs gaussian_outputs(const Program& program, const std::vector<bool>
       networks.push_back(mean);
     }
     out.notes.push_back(
-        {Severity::kWarning,
-         "W5302",
-         fmt::format("report '{}' tends to a Gaussian, not to a number: its covariance is reported",
-                     report.name),
-         report.span,
-         "",
-         "",
-         {},
-         true});
+        Diagnostic::warning(
+            "W5302",
+            fmt::format("report '{}' tends to a Gaussian, not to a number: its covariance is "
+                        "reported",
+                        report.name))
+            .at(report.span));
   }
   out.networks = out.limit;  // both meanings share one program text; dead code is dropped below
   out.limit.reports = std::move(limit);

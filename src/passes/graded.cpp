@@ -9,6 +9,7 @@
 #include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
+#include "tplimit/passes/faults.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
 #include "tplimit/passes/powers.hpp"
 #include "tplimit/support/check.hpp"
@@ -86,16 +87,7 @@ class Grading {
  private:
   // ---- given values
   void refuse_given(std::string message, Span span, bool located = true) {
-    if (!error_)
-      error_ = Diagnostic{
-          Severity::kError,
-          "E3107",
-          std::move(message),
-          span,
-          "",
-          "--given NAME=VALUE sets a random output such as v @ z / sqrt(n) at its first occurrence",
-          {},
-          located};
+    if (!error_) error_ = faults::cannot_be_given(std::move(message)).at_if(located, span);
   }
   void find_given() {
     if (!options_.given) return;
@@ -307,14 +299,10 @@ class Grading {
   void reject(const char* code, std::string message, std::string label, std::string help) {
     if (error_) return;
     const Node& node = in_[current_];
-    error_ = Diagnostic{Severity::kError,
-                        code,
-                        std::move(message),
-                        node.span,
-                        std::move(label),
-                        std::move(help),
-                        {},
-                        true};
+    error_ = Diagnostic::error(code, std::move(message))
+                 .at(node.span)
+                 .with_label(std::move(label))
+                 .with_help(std::move(help));
     if (node.context)
       error_->notes.push_back({"in the iteration " + in_.contexts[node.context], node.span});
   }
@@ -1134,27 +1122,14 @@ class Grading {
                                   const std::string& iteration) {
     const Series& x = series_[id.value];
     if (!x.terms.empty() && x.terms[0].order > 0)
-      return Diagnostic{
-          Severity::kError,
-          "E3101",
-          fmt::format("{} explodes", what),
-          span,
-          fmt::format("of size {}{}", power_of_width(x.terms[0].order, in_.width_name), iteration),
-          "divide by a power of the width, or change the initial variance or the learning rate",
-          {},
-          true};
+      return faults::explodes(
+          what, span,
+          fmt::format("of size {}{}", power_of_width(x.terms[0].order, in_.width_name), iteration));
     if (const auto size = parts_.size(x.dropped); size && *size >= 0) {
-      Diagnostic d{
-          Severity::kError,
-          "E3102",
-          fmt::format("{} may depend on a term that this engine drops", what),
-          span,
-          fmt::format("a term dropped on the way may have size {} here{}",
-                      power_of_width(*size, in_.width_name), iteration),
+      Diagnostic d = faults::depends_on_dropped(
+          what, span, power_of_width(*size, in_.width_name), iteration,
           "carried are terms down to n^(-1/2) of the largest, and random numbers that are linear "
-          "in a Gaussian readout; training in the kernel regime also follows ntk and predict_gd",
-          {},
-          true};
+          "in a Gaussian readout; training in the kernel regime also follows ntk and predict_gd");
       const Node& culprit = in_[x.culprit];
       const auto* c = std::get_if<Contract>(&culprit.op);
       const bool fluctuation = std::holds_alternative<Average>(culprit.op) ||
@@ -1209,15 +1184,7 @@ class Grading {
       }
       if (!summary.proved_zero && summary.order < 0)
         result.warnings.push_back(
-            {Severity::kWarning,
-             "W5301",
-             fmt::format("report '{}' vanishes like {}: its limit is 0", report.name,
-                         power_of_width(summary.order, in_.width_name)),
-             report.span,
-             "",
-             "",
-             {},
-             true});
+            faults::vanishes(report, power_of_width(summary.order, in_.width_name)));
       result.reports.push_back(std::move(summary));
       out_.reports.push_back(std::move(copy));
     }

@@ -29,13 +29,10 @@ NodeId shares_of_maximum(Builder& b, NodeId x, NodeId y, int axis) {
 }
 
 Diagnostic not_differentiable(const Node& node, const char* what) {
-  return {.severity = Severity::kError,
-          .code = "E2501",
-          .message = fmt::format("{} has no derivative here", what),
-          .span = node.span,
-          .label = "the loss depends on a parameter through this",
-          .help = "wrap it in stop(..) if it is meant as a constant",
-          .notes = {}};
+  return Diagnostic::error("E2501", fmt::format("{} has no derivative here", what))
+      .at(node.span)
+      .with_label("the loss depends on a parameter through this")
+      .with_help("wrap it in stop(..) if it is meant as a constant");
 }
 
 class Reverse {

@@ -3,6 +3,7 @@
 #include <optional>
 
 #include "tplimit/ir/functions.hpp"
+#include "tplimit/passes/faults.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
@@ -116,14 +117,10 @@ class Analysis {
               NodeId cause = {}, const char* note = "") {
     if (error_) return;
     const Node& node = in_[current_];
-    error_ = Diagnostic{Severity::kError,
-                        code,
-                        std::move(message),
-                        node.span,
-                        std::move(label),
-                        std::move(help),
-                        {},
-                        true};
+    error_ = Diagnostic::error(code, std::move(message))
+                 .at(node.span)
+                 .with_label(std::move(label))
+                 .with_help(std::move(help));
     if (cause.valid() && in_[cause].span != node.span)
       error_->notes.push_back({in_[cause].type.matrix ? kLargeMatrix : note, in_[cause].span});
     if (node.context)
@@ -909,17 +906,11 @@ class Analysis {
                           : std::string();
     };
     if (x.lead && *x.lead > 0) {
-      Diagnostic d{
-          Severity::kError,
-          "E3101",
-          fmt::format("{} explodes", what),
-          span,
+      Diagnostic d = faults::explodes(
+          what, span,
           fmt::format("of size {}{}{}", power(*x.lead),
                       x.positive ? "" : " unless its leading coefficient happens to vanish",
-                      iteration),
-          "divide by a power of the width, or change the initial variance or the learning rate",
-          {},
-          true};
+                      iteration));
       const NodeId culprit = growth_of(id);
       if (in_[culprit].span != span)
         d.notes.push_back(
@@ -931,19 +922,12 @@ class Analysis {
       const Node& culprit = in_[x.culprit];
       const bool fluctuation = is_output_of_average(culprit);
       const bool gaussian = fluctuates(x);
-      Diagnostic d{Severity::kError,
-                   "E3102",
-                   fmt::format("{} may depend on a term that this engine drops", what),
-                   span,
-                   fmt::format("a term dropped on the way may have size {} here{}",
-                               power(*x.dropped), iteration),
-                   gaussian
-                       ? "its limit is random. Where it is linear in a Gaussian readout, report "
-                         "the output itself: its covariance is shown; its training: ntk, predict_gd"
-                       : "the limit engine carries leading orders only; fluctuations and "
-                         "corrections of relative size n^(-1/2) are not followed",
-                   {},
-                   true};
+      Diagnostic d = faults::depends_on_dropped(
+          what, span, power(*x.dropped), iteration,
+          gaussian ? "its limit is random. Where it is linear in a Gaussian readout, report "
+                     "the output itself: its covariance is shown; its training: ntk, predict_gd"
+                   : "the limit engine carries leading orders only; fluctuations and "
+                     "corrections of relative size n^(-1/2) are not followed");
       d.notes.push_back({(fluctuation ? "dropped here: the fluctuation of an average, n^(-1/2) "
                                         "times the size of its terms"
                                       : "dropped here: a term smaller than the one beside it") +
@@ -996,15 +980,7 @@ class Analysis {
         copy.entries[k].value = limit_of(id);
       }
       if (!summary.proved_zero && summary.order < 0)
-        result.warnings.push_back({Severity::kWarning,
-                                   "W5301",
-                                   fmt::format("report '{}' vanishes like {}: its limit is 0",
-                                               report.name, power(summary.order)),
-                                   report.span,
-                                   "",
-                                   "",
-                                   {},
-                                   true});
+        result.warnings.push_back(faults::vanishes(report, power(summary.order)));
       result.reports.push_back(std::move(summary));
       out_.reports.push_back(std::move(copy));
     }

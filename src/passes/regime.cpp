@@ -610,19 +610,14 @@ std::optional<Diagnostic> Counting::growth() {
     if (!output && !feature_[k]) continue;
     const auto size = parts_.size(sums_[k]);
     if (!size || *size <= 0) continue;
-    Diagnostic d{Severity::kWarning,
-                 "W5310",
-                 output ? "the output grows with the width" : "features grow with the width",
-                 in_[id].span,
-                 fmt::format("of size {}{}", power_of_width(*size, in_.width_name),
-                             s == 0 ? " at the start"
-                                    : fmt::format(" after {} step{}", s, s == 1 ? "" : "s")),
-                 "",
-                 {},
-                 true};
+    const std::string when =
+        s == 0 ? " at the start" : fmt::format(" after {} step{}", s, s == 1 ? "" : "s");
     const auto start = parts_.size_caused_by(sums_[k], 0, true);
     if (!(start && *start > 0)) grown_by_updates_ = id;
-    return d;
+    return Diagnostic::warning(
+               "W5310", output ? "the output grows with the width" : "features grow with the width")
+        .at(in_[id].span)
+        .with_label(fmt::format("of size {}{}", power_of_width(*size, in_.width_name), when));
   }
   return std::nullopt;
 }

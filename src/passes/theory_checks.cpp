@@ -37,14 +37,10 @@ Diagnostics theory_checks(const Program& program) {
   const auto warn = [&](const Node& node, const char* code, std::string message, std::string label,
                         std::string help) {
     if (said.emplace(node.span.begin, node.span.end, code).second)
-      out.push_back({Severity::kWarning,
-                     code,
-                     std::move(message),
-                     node.span,
-                     std::move(label),
-                     std::move(help),
-                     {},
-                     true});
+      out.push_back(Diagnostic::warning(code, std::move(message))
+                        .at(node.span)
+                        .with_label(std::move(label))
+                        .with_help(std::move(help)));
   };
   // Nodes that a matrix product is computed from: only there a derivative is taken.
   std::vector<bool> multiplied(program.size(), false);

@@ -1,12 +1,16 @@
 #pragma once
 
+#include <cstdint>
 #include <string>
+#include <string_view>
 #include <vector>
+
+#include <fmt/format.h>
 
 #include "tplimit/report/convergence.hpp"
 #include "tplimit/report/results.hpp"
 
-/// Names that text and JSON share.
+/// Names, numbers and shapes in words, as documents and JSON share them.
 namespace tplimit::words {
 
 inline const char* word(Verdict verdict) {
@@ -48,5 +52,39 @@ inline std::string one_line(std::string_view text) {
   if (!out.empty() && out.back() == ' ') out.pop_back();
   return out;
 }
+
+template <class Count>
+std::string plural(Count count, std::string_view noun) {
+  return fmt::format("{} {}{}", count, noun, count == 1 ? "" : "s");
+}
+
+// ---- numbers; format_number (report/numbers.hpp) is for those with an error
+
+/// `x` with `decimals` decimals; never "-0".
+std::string fixed(double x, int decimals);
+/// "1.234(56)e-07" as "1.234e-07".
+std::string without_error(std::string number);
+/// A number without an error.
+std::string format_sample(double value);
+std::string two_digits(double value);
+
+// ---- shapes
+
+using Shape = std::vector<std::int64_t>;
+
+std::size_t product(const Shape& shape);
+Shape unravel(std::size_t flat, const Shape& shape);
+/// "[1,2]"; nothing for a scalar.
+std::string bracketed(const Shape& index);
+Shape loops_of(const ReportResult& r);
+Shape axes_of(const ReportResult& r);
+
+/// "32 x 32 for t in 0..20"; nothing for a scalar.
+std::string describe(const ReportResult& r);
+/// "t = 3, [1,2]": one entry of a report.
+std::string entry_label(const ReportResult& r, std::size_t flat);
+/// With its error, and "?" where it is not resolved.
+std::string value_text(const ReportResult& r, std::size_t flat);
+std::string spread_text(const ReportResult& r, std::size_t flat);
 
 }  // namespace tplimit::words

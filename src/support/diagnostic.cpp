@@ -122,6 +122,37 @@ std::string render(const Diagnostic::Note& note, const Source& source) {
 
 }  // namespace
 
+Diagnostic Diagnostic::error(std::string code, std::string message) {
+  return {Severity::kError, std::move(code), std::move(message), {}, "", "", {}, false};
+}
+
+Diagnostic Diagnostic::warning(std::string code, std::string message) {
+  return {Severity::kWarning, std::move(code), std::move(message), {}, "", "", {}, false};
+}
+
+Diagnostic Diagnostic::at(Span place) && { return std::move(*this).at_if(true, place); }
+
+Diagnostic Diagnostic::at_if(bool known, Span place) && {
+  span = place;
+  located = known;
+  return std::move(*this);
+}
+
+Diagnostic Diagnostic::with_label(std::string text) && {
+  label = std::move(text);
+  return std::move(*this);
+}
+
+Diagnostic Diagnostic::with_help(std::string text) && {
+  help = std::move(text);
+  return std::move(*this);
+}
+
+Diagnostic Diagnostic::with_note(std::string text, Span place) && {
+  notes.push_back({std::move(text), place});
+  return std::move(*this);
+}
+
 std::string render(const Diagnostic& diagnostic, const Source& source) {
   const std::string code = diagnostic.code.empty() ? "" : fmt::format("[{}]", diagnostic.code);
   std::string out =

@@ -113,14 +113,7 @@ struct EvaluateOptions {
 /// report. Cost: O(randomisations * instructions * particles * rank).
 Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& options = {});
 
-/// How `evaluate` would find a report.
-struct ReportMethod {
-  Method method;    ///< the weakest over the entries of the report
-  std::string why;  ///< why no stronger method applies; empty if none is stronger
-  Span culprit;     ///< what is to blame
-  std::string iteration;
-};
-/// One per report, in order.  Evaluates what needs no sampling.
+/// How `evaluate` would find each report, in order.  Evaluates what needs no sampling.
 Result<std::vector<ReportMethod>> methods(const Module& module,
                                           const EvaluateOptions& options = {});
 

@@ -22,6 +22,14 @@ enum class Method {
 };
 [[nodiscard]] const char* to_string(Method method);
 
+/// How a report would be found.
+struct ReportMethod {
+  Method method;    ///< the weakest over the entries of the report
+  std::string why;  ///< why no stronger method applies; empty if none is stronger
+  Span culprit;     ///< what is to blame
+  std::string iteration;
+};
+
 /// One report: all entries of all iterations.  Layout: row-major, loop indices first, then the axes
 /// of the value.
 struct ReportResult {

@@ -28,6 +28,17 @@ struct Diagnostic {
   std::string help;   ///< what to do about it; may be empty
   std::vector<Note> notes;
   bool located = true;
+
+  /// An error or a warning without a place; what follows adds to it, as in
+  /// `Diagnostic::error("E2103", "sizes differ in '@'").at(span).with_help("declare ..")`.
+  [[nodiscard]] static Diagnostic error(std::string code, std::string message);
+  [[nodiscard]] static Diagnostic warning(std::string code, std::string message);
+  [[nodiscard]] Diagnostic at(Span place) &&;
+  /// The same where there may be no place to point at.
+  [[nodiscard]] Diagnostic at_if(bool known, Span place) &&;
+  [[nodiscard]] Diagnostic with_label(std::string text) &&;
+  [[nodiscard]] Diagnostic with_help(std::string text) &&;
+  [[nodiscard]] Diagnostic with_note(std::string text, Span place) &&;
 };
 
 using Diagnostics = std::vector<Diagnostic>;

@@ -28,6 +28,24 @@ std::string rendered(const std::string& text, const Diagnostic& diagnostic) {
   return render(diagnostic, Source("net.tp", text));
 }
 
+TEST(Diagnostic, IsBuiltByName) {
+  const Diagnostic d = Diagnostic::warning("W5301", "vanishes")
+                           .at({3, 5})
+                           .with_label("here")
+                           .with_help("do this")
+                           .with_note("because", {0, 1});
+  EXPECT_EQ(d.severity, Severity::kWarning);
+  EXPECT_EQ(d.code, "W5301");
+  EXPECT_EQ(d.message, "vanishes");
+  EXPECT_TRUE(d.located);
+  EXPECT_EQ(d.span, (Span{3, 5}));
+  EXPECT_EQ(d.label, "here");
+  EXPECT_EQ(d.help, "do this");
+  ASSERT_EQ(d.notes.size(), 1u);
+  EXPECT_EQ(d.notes[0].message, "because");
+  EXPECT_FALSE(Diagnostic::error("E5001", "cannot read").located);
+}
+
 TEST(Render, ShowsPlaceLineCaretNotesAndHelp) {
   const std::string text = "width n\nparam W1 : [n, n] ~ normal(0, 1)\n\n\n\n\nh1 = W1 @ x0\n";
   Diagnostic error = error_at(text, "x0", "x0 has size n, but W1 takes size d");

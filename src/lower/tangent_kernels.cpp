@@ -342,8 +342,7 @@ Tensor Lowerer::training_operator(Arguments& a, Tensor& kernel, Tensor& across) 
 }
 
 /// Mean of the ensemble of trained networks: A_t y.
-Value Lowerer::builtin_predict_gd(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 3, 3, {"lr", "steps", "time", "reg"});
+Value Lowerer::builtin_predict_gd(Arguments& a) {
   Tensor kernel, across;
   const Tensor op = training_operator(a, kernel, across);
   const Tensor y = finite(a.positional[2], a.spans[2], "targets");
@@ -359,8 +358,7 @@ Value Lowerer::builtin_predict_gd(Arguments& in) {
 }
 
 /// K_xx + A K A' - A K_x' - K_x A', K the covariance of the initial outputs.
-Value Lowerer::builtin_predict_gd_covariance(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 5, 5, {"lr", "steps", "time", "reg"});
+Value Lowerer::builtin_predict_gd_covariance(Arguments& a) {
   Tensor kernel, across;
   const Tensor op = training_operator(a, kernel, across);
   const auto given = [&](std::size_t k, const Axes& axes) {
@@ -381,8 +379,7 @@ Value Lowerer::builtin_predict_gd_covariance(Arguments& in) {
 }
 
 /// 2 P / lambda_max: beyond, full-batch descent on mse diverges.
-Value Lowerer::builtin_largest_rate(Arguments& in) {
-  Arguments a = arguments(in.call, in.span, 1, 1, {});
+Value Lowerer::builtin_largest_rate(Arguments& a) {
   const Tensor kernel = square_matrix(a);
   if (kernel.axes.size() != 2)
     fail("E2216", "'largest_rate' takes one kernel", a.spans[0],

@@ -25,28 +25,15 @@ bool is_wide(const Value& v) {
 }  // namespace
 
 void Lowerer::on(const ast::Width& s, Span span) {
-  if (!outside_models() || !loops_.empty())
-    fail("E2602", "the width is declared at top level", span, "",
-         "move it in front of the loop or model");
+  check_top_level("the width is declared", span);
   if (width_declared_)
     fail("E2118", "the width is declared already", span, "",
          "declare all widths in one statement: width n, m = 2 n");
   std::vector<Exponent> ratios;  // to the first width
   for (std::size_t k = 0; k < s.items.size(); ++k) {
     const auto& item = s.items[k];
-    if (const auto it = globals_.find(item.name.name); it != globals_.end()) {
-      Rejection r{Diagnostic{Severity::kError,
-                             "E2118",
-                             fmt::format("'{}' is declared twice", it->first),
-                             item.name.span,
-                             "",
-                             "choose another name",
-                             {},
-                             true},
-                  false};
-      r.diagnostic.notes.push_back({"first declared here", it->second.span});
-      throw r;
-    }
+    if (const auto it = globals_.find(item.name.name); it != globals_.end())
+      throw declared_twice(item.name, it->second.span);
     check_new_function(item.name);
     if (k == 0) {
       if (item.value)

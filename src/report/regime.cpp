@@ -1,33 +1,25 @@
-#include "cli/regime_text.hpp"
+#include "tplimit/report/regime.hpp"
 
 #include <algorithm>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
-#include "tplimit/report/text.hpp"
 #include "tplimit/syntax/parser.hpp"
 
-namespace tplimit::cli {
+namespace tplimit {
 namespace {
 
+using namespace document;
 using Row = std::vector<std::string>;
 
-std::string table(const std::vector<Row>& rows) {
-  std::vector<std::size_t> widths;
-  for (const Row& row : rows)
-    for (std::size_t k = 0; k < row.size(); ++k) {
-      if (widths.size() <= k) widths.push_back(0);
-      widths[k] = std::max(widths[k], count_columns(row[k]));
-    }
-  std::string out;
-  for (const Row& row : rows) {
-    std::string line;
-    for (std::size_t k = 0; k < row.size(); ++k)
-      line += row[k] +
-              std::string(widths[k] - count_columns(row[k]) + (k + 1 < row.size() ? 2 : 0), ' ');
-    line.erase(line.find_last_not_of(' ') + 1);
-    out += line + "\n";
+/// The first row has the headings.
+Table table(const std::vector<Row>& rows) {
+  Table out;
+  for (std::size_t k = 0; k < rows[0].size(); ++k) {
+    Column& column = out.columns.emplace_back();
+    column.headings = {rows[0][k]};
+    for (std::size_t row = 1; row < rows.size(); ++row) column.cells.push_back(rows[row][k]);
   }
   return out;
 }
@@ -56,13 +48,42 @@ std::string verdict(const RegimeReport& r) {
 
 }  // namespace
 
-std::string regime_text(const RegimeReport& report, const ir::Program& program,
-                        const Source& source) {
+Document document_of(const LeadingOrder& limit, const std::vector<ReportMethod>& methods,
+                     const Source& source) {
+  Column names{{"report"}, {}}, numbers{{"numbers"}, {}, Column::Align::kRight, 8},
+      how{{"method"}, {}, Column::Align::kLeft, 11}, orders{{"order"}, {}};
+  for (std::size_t k = 0; k < limit.reports.size(); ++k) {
+    const ReportOrder& report = limit.reports[k];
+    std::int64_t count = 0;
+    for (const auto& entry : limit.program.reports.at(k).entries)
+      count += ir::size_of(limit.program[entry.value].type.dims);
+    names.cells.push_back(report.name);
+    numbers.cells.push_back(fmt::format("{}", count));
+    how.cells.emplace_back(to_string(methods[k].method));
+    orders.cells.push_back(report.proved_zero ? "0      proved to be exactly 0 in the limit"
+                           : report.order < 0 ? fmt::format("{:<6} vanishes: the limit is 0",
+                                                            power_of_width(report.order))
+                                              : power_of_width(report.order));
+  }
+  Document out;
+  out.add({Table{{std::move(names), std::move(numbers), std::move(how), std::move(orders)}, 0, 3}});
+  for (std::size_t k = 0; k < limit.reports.size(); ++k) {
+    const ReportMethod& m = methods[k];
+    if (m.why.empty()) continue;
+    const Location where = source.locate(m.culprit.begin);
+    out.add({Paragraph{{fmt::format("{}: {}, for {}:{}:{}{}: {}", limit.reports[k].name,
+                                    to_string(m.method), source.name(), where.line, where.column,
+                                    m.iteration.empty() ? "" : " (" + m.iteration + ")", m.why)}}});
+  }
+  return out;
+}
+
+Document document_of(const RegimeReport& report, const ir::Program& program, const Source& source) {
   const std::string& width = program.width_name;
   const auto size = [&](const std::optional<Exponent>& e) {
     return e ? power_of_width(*e, width) : std::string("-");
   };
-  std::string out;
+  Document out;
 
   // As many columns as the sizes keep changing from step to step.
   std::size_t steps = 0;
@@ -96,7 +117,7 @@ std::string regime_text(const RegimeReport& report, const ir::Program& program,
     if (attributed)
       for (const std::uint32_t v : trained) rows.back().push_back(size(at(steps).by_variable[v]));
   }
-  if (rows.size() > 1) out += "\n" + table(rows);
+  if (rows.size() > 1) out.add({table(rows)});
 
   if (report.regime == Regime::kUntrained) return out;
   rows = {{"parameter", "used in", "size", "update", ""}};
@@ -111,12 +132,12 @@ std::string regime_text(const RegimeReport& report, const ir::Program& program,
     if (text.size() > 40) text = fmt::format("line {}", source.locate(e.span.begin).line);
     rows.push_back({v.name, text, size(e.initial), v.trained ? size(e.update) : "", what});
   }
-  if (rows.size() > 1) out += "\n" + table(rows);
+  if (rows.size() > 1) out.add({table(rows)});
   if (report.gaussian_start)
-    out +=
-        "\nThe output is random (Gaussian) at the start, not a constant: its limit is conditional "
-        "on its value.\n";
-  out += fmt::format("\nverdict: {}\n", verdict(report));
+    out.add(
+        {Paragraph{{"The output is random (Gaussian) at the start, not a constant: its limit "
+                    "is conditional on its value."}}});
+  out.add({Paragraph{{fmt::format("verdict: {}", verdict(report))}}});
 
   // The same change of all matrices of an array is one line.
   std::vector<std::string> said;
@@ -139,15 +160,11 @@ std::string regime_text(const RegimeReport& report, const ir::Program& program,
     }
     if (std::find(said.begin(), said.end(), line) == said.end()) said.push_back(line);
   }
-  if (!said.empty()) {
-    out += "\nmuP needs\n";
-    for (const std::string& line : said) out += "  " + line + "\n";
-  }
+  if (!said.empty()) out.add({Paragraph{{"muP needs"}}, Items{std::move(said)}});
   return out;
 }
 
-std::string regime_json(const RegimeReport& report, const ir::Program& program,
-                        const Source& source) {
+std::string to_json(const RegimeReport& report, const ir::Program& program, const Source& source) {
   using Json = nlohmann::ordered_json;
   const auto power = [](const std::optional<Exponent>& e) {
     return e ? Json(to_double(*e)) : Json(nullptr);
@@ -201,9 +218,9 @@ std::string regime_json(const RegimeReport& report, const ir::Program& program,
   return out.dump(2) + "\n";
 }
 
-std::string parametrization_text(const RegimeReport& report, const ir::Program& program) {
+Document parametrizations(const RegimeReport& report, const ir::Program& program) {
   const std::string& width = program.width_name;
-  std::string out;
+  Document out;
   struct Form {
     const char* title;
     Exponent (*shift)(Exponent b, Exponent c);
@@ -224,13 +241,13 @@ std::string parametrization_text(const RegimeReport& report, const ir::Program& 
                       number(v.rate_factor, -(c - 2 * t), width),
                       e.entry ? power_of_width(*e.entry + t, width) : "-"});
     }
-    if (rows.size() > 1)
-      out += fmt::format("{}{}\n{}", out.empty() ? "" : "\n", form.title, table(rows));
+    if (rows.size() > 1) out.add({Heading{2, form.title}, table(rows)});
   }
-  if (out.empty()) return "no parameter with a plain variance and rate is trained\n";
-  return out +
-         "\nRates are factors of the base rate. Adam: the rate that makes updates as large as "
-         "those of SGD, entry by entry.\n";
+  out.add({Paragraph{{out.sections.empty()
+                          ? "no parameter with a plain variance and rate is trained"
+                          : "Rates are factors of the base rate. Adam: the rate that makes updates "
+                            "as large as those of SGD, entry by entry."}}});
+  return out;
 }
 
-}  // namespace tplimit::cli
+}  // namespace tplimit

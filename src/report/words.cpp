@@ -1,0 +1,134 @@
+#include "report/words.hpp"
+
+#include <cmath>
+#include <cstdlib>
+
+#include "tplimit/report/numbers.hpp"
+
+namespace tplimit {
+namespace {
+
+constexpr double kExact =
+    1e-12;  // smaller relative errors cannot be seen in the 12 digits of an exact number
+constexpr int kLargestFixed =
+    6;  // powers of ten from which on numbers are written in scientific notation,
+constexpr int kSmallestFixed = -4;  // upwards and downwards
+
+int exponent_of(const std::string& scientific) {
+  return std::atoi(scientific.c_str() + scientific.find('e') + 1);
+}
+
+}  // namespace
+
+namespace words {
+
+std::string fixed(double x, int decimals) {
+  std::string text = fmt::format("{:.{}f}", x, decimals);
+  if (text[0] == '-' && text.find_first_of("123456789") == std::string::npos) text.erase(0, 1);
+  return text;
+}
+
+std::string without_error(std::string number) {
+  const std::size_t open = number.find('(');
+  return open == std::string::npos ? number : number.erase(open, number.find(')') + 1 - open);
+}
+
+std::string format_sample(double value) { return fmt::format("{:.6g}", value == 0 ? 0.0 : value); }
+
+std::string two_digits(double value) {
+  if (value == 0) return "0";
+  std::string text = fmt::format("{:#.2g}", value);
+  if (text.back() == '.') text.pop_back();
+  return text;
+}
+
+std::size_t product(const Shape& shape) {
+  std::size_t out = 1;
+  for (const std::int64_t extent : shape) out *= static_cast<std::size_t>(extent);
+  return out;
+}
+
+Shape unravel(std::size_t flat, const Shape& shape) {
+  Shape index(shape.size());
+  for (std::size_t k = shape.size(); k-- > 0; flat /= static_cast<std::size_t>(shape[k]))
+    index[k] = static_cast<std::int64_t>(flat % static_cast<std::size_t>(shape[k]));
+  return index;
+}
+
+std::string bracketed(const Shape& index) {
+  return index.empty() ? std::string() : fmt::format("[{}]", fmt::join(index, ","));
+}
+
+Shape loops_of(const ReportResult& r) {
+  return {r.shape.begin(), r.shape.begin() + static_cast<std::ptrdiff_t>(r.index_names.size())};
+}
+Shape axes_of(const ReportResult& r) {
+  return {r.shape.begin() + static_cast<std::ptrdiff_t>(r.index_names.size()), r.shape.end()};
+}
+
+std::string describe(const ReportResult& r) {
+  const Shape axes = axes_of(r);
+  std::string out =
+      axes.size() == 1 ? plural(product(axes), "value") : fmt::format("{}", fmt::join(axes, " x "));
+  for (std::size_t k = 0; k < r.index_names.size(); ++k) {
+    const auto& values = r.index_values[k];
+    out += fmt::format("{}{} in ", k ? ", " : out.empty() ? "for " : " for ", r.index_names[k]);
+    const bool range =
+        values.back() - values.front() + 1 == static_cast<std::int64_t>(values.size());
+    out += range ? fmt::format("{}..{}", values.front(), values.back() + 1)
+                 : fmt::format("[{}]", fmt::join(values, ", "));
+  }
+  return out;
+}
+
+std::string entry_label(const ReportResult& r, std::size_t flat) {
+  const Shape index = unravel(flat, r.shape);
+  const auto loops = r.index_names.size();
+  std::string out;
+  for (std::size_t k = 0; k < loops; ++k)
+    out += fmt::format("{}{} = {}", k ? ", " : "", r.index_names[k],
+                       r.index_values[k][static_cast<std::size_t>(index[k])]);
+  const std::string rest =
+      bracketed({index.begin() + static_cast<std::ptrdiff_t>(loops), index.end()});
+  return out + (out.empty() || rest.empty() ? "" : ", ") + rest;
+}
+
+std::string value_text(const ReportResult& r, std::size_t flat) {
+  if (std::isnan(r.value[flat])) return "undetermined";
+  const std::string number =
+      r.error.empty() ? format_sample(r.value[flat]) : format_number(r.value[flat], r.error[flat]);
+  return number + (!r.unresolved.empty() && r.unresolved[flat] ? "?" : "");
+}
+
+std::string spread_text(const ReportResult& r, std::size_t flat) {
+  return fmt::format("{:.3g}", r.spread[flat]);
+}
+
+}  // namespace words
+
+using words::fixed;
+
+std::string format_number(double value) { return fmt::format("{:.12g}", value == 0 ? 0.0 : value); }
+
+std::string format_number(double value, double error) {
+  if (!(error > kExact * std::abs(value))) return format_number(value);
+  const std::string two =
+      fmt::format("{:.1e}", error);       // rounded before its digits are counted: 0.0996 is 0.10
+  const int last = exponent_of(two) - 1;  // power of ten of the last digit to show
+  const double largest = std::max(std::abs(value), error);
+  int leading = exponent_of(fmt::format("{:e}", largest));
+  leading = exponent_of(
+      fmt::format("{:.{}e}", largest, std::max(leading - last, 0)));  // 9.996(12) rounds to 10.00
+
+  const auto in_parentheses = [&](int decimals) {
+    return decimals == 1 ? fmt::format("({}.{})", two[0], two[2])
+                         : fmt::format("({}{})", two[0], two[2]);
+  };
+  if (last <= 0 && leading <= kLargestFixed && leading >= kSmallestFixed)
+    return fixed(value, -last) + in_parentheses(-last);
+  const long double unit = std::pow(10.0L, leading);  // long: 1e-310 has a unit too
+  return fmt::format("{}{}e{:+03d}", fixed(static_cast<double>(value / unit), leading - last),
+                     in_parentheses(leading - last), leading);
+}
+
+}  // namespace tplimit
