@@ -48,8 +48,9 @@ class Networks {
             },
             options.checkpoint};
     RunSettings& settings = set_.settings;
-      settings.rows = width / program.width_units;
-    settings.realisation = options.matrices == Matrices::kLazy ? RealisationKind::kRevealedNetwork : RealisationKind::kStoredNetwork;
+    settings.rows = width / program.width_units;
+    settings.realisation = options.matrices == Matrices::kLazy ? RealisationKind::kRevealedNetwork
+                                                               : RealisationKind::kStoredNetwork;
     settings.single_precision = options.single_precision;
     if (options.matrices != Matrices::kAuto) return;
     // A lazy product costs about 8 n r P, a dense one 2 n^2 P, and the dense matrix must fit.
@@ -78,7 +79,7 @@ class Networks {
         {},
         "",
         stored() ? "use --matrices lazy, a smaller width, or raise --memory"
-                            : "use a smaller width, or raise --memory",
+                 : "use a smaller width, or raise --memory",
         {},
         false};
   }

@@ -46,9 +46,8 @@ struct RunSet {
   const engines::Schedule* schedule;
   int count;
   engines::RunSettings settings;
-  const Executor*
-      executor;       ///< also of the ranks over which the particles of each run are spread
-  bool side_by_side;  ///< one thread for each run, not all for one after the other
+  const Executor* executor;  ///< also of the ranks over which the particles of each run are spread
+  bool side_by_side;         ///< one thread for each run, not all for one after the other
   std::function<void(engines::RunSettings&, std::int64_t)> prepare;  ///< sets what differs in run k
   Checkpoint* checkpoint;                                            ///< may be null
 

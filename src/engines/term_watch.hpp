@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "engines/block.hpp"
-#include "tplimit/parallel/executor.hpp"
 #include "engines/plan.hpp"
 #include "engines/term_summary.hpp"
+#include "parallel/executor.hpp"
 
 namespace tplimit::engines {
 

@@ -151,8 +151,7 @@ std::optional<std::size_t> Lowerer::axis_argument(Arguments& a, const Tensor& x)
 
 Value Lowerer::builtin_unary(const ast::Call& call, Span span, Fn fn) {
   const ir::Function& f = ir::function(fn);
-  Arguments a = arguments(
-      call, span, {f.form, 1, f.default_parameter ? 2u : 1u, {}, nullptr});
+  Arguments a = arguments(call, span, {f.form, 1, f.default_parameter ? 2u : 1u, {}, nullptr});
   double parameter = f.default_parameter.value_or(0);
   if (a.positional.size() == 2) {
     parameter = plain_number(a.positional[1], a.spans[1], f.parameter_name);

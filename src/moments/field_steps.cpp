@@ -134,47 +134,48 @@ Field MomentEngine::field_step(NodeId id, const Node& node) {
     throw Unknown{fmt::format("'{}' of values with coordinates", op_name(node.op)), id};
   };
   return std::visit(
-      overloaded{
-          [&](const StandardNormal&) -> Field {
-            GaussianFamily family;
-            family.size = count;
-            std::vector<int> all(static_cast<std::size_t>(count));
-            std::iota(all.begin(), all.end(), 0);
-            return algebra_.of_block(store_.insert({count,
-                                                    {},
-                                                    {{store_.add_family(std::move(family)),
-                                                      std::move(all),
-                                                      Eigen::VectorXd::Ones(count),
-                                                      {}}}}));
-          },
-          [&](const Scale& s) {
-            return algebra_.times(operand(node.in[0]),
-                                  algebra_.constant(std::vector<double>(at(count), s.factor)));
-          },
-          [&](const Map& m) { return map(m, node); },
-          [&](const Contract& c) { return contract(c, node); },
-          [&](const Gather&) { return copied(node); }, [&](const Permute&) { return copied(node); },
-          [&](const Reshape&) { return copied(node); }, [&](const Expand&) { return copied(node); },
-          [&](const ReduceSum& r) { return summed(r, node); },
-          [&](const Concat& c) { return concatenated(c, node); },
-          [&](const ScatterAdd& s) { return scattered(s, node); },
-          [&](const MatMul& m) {
-            return multiply(*versions_[node.in[0].value], node.in[1], m.transposed);
-          },
-          [&](const Constant&) { return unknown(); },
-          [&](const Average&) { return unknown(); },
-          [&](const ReduceMax&) { return unknown(); },
-          [&](const Stop&) { return unknown(); },
-          [&](const Parameter&) { return unknown(); },
-          [&](const Change&) { return unknown(); },
-          [&](const GaussianMatrix&) { return unknown(); },
-          [&](const ScaleMatrix&) { return unknown(); },
-          [&](const UpdateMatrix&) { return unknown(); },
-          [&](const Cholesky&) { return unknown(); },
-          [&](const Eigvals&) { return unknown(); },
-          [&](const TrainingOperator&) { return unknown(); },
-          [&](const Samples&) { return unknown(); },
-          [&](const Histogram&) { return unknown(); }},
+      overloaded{[&](const StandardNormal&) -> Field {
+                   GaussianFamily family;
+                   family.size = count;
+                   std::vector<int> all(static_cast<std::size_t>(count));
+                   std::iota(all.begin(), all.end(), 0);
+                   return algebra_.of_block(store_.insert({count,
+                                                           {},
+                                                           {{store_.add_family(std::move(family)),
+                                                             std::move(all),
+                                                             Eigen::VectorXd::Ones(count),
+                                                             {}}}}));
+                 },
+                 [&](const Scale& s) {
+                   return algebra_.times(operand(node.in[0]), algebra_.constant(std::vector<double>(
+                                                                  at(count), s.factor)));
+                 },
+                 [&](const Map& m) { return map(m, node); },
+                 [&](const Contract& c) { return contract(c, node); },
+                 [&](const Gather&) { return copied(node); },
+                 [&](const Permute&) { return copied(node); },
+                 [&](const Reshape&) { return copied(node); },
+                 [&](const Expand&) { return copied(node); },
+                 [&](const ReduceSum& r) { return summed(r, node); },
+                 [&](const Concat& c) { return concatenated(c, node); },
+                 [&](const ScatterAdd& s) { return scattered(s, node); },
+                 [&](const MatMul& m) {
+                   return multiply(*versions_[node.in[0].value], node.in[1], m.transposed);
+                 },
+                 [&](const Constant&) { return unknown(); },
+                 [&](const Average&) { return unknown(); },
+                 [&](const ReduceMax&) { return unknown(); },
+                 [&](const Stop&) { return unknown(); },
+                 [&](const Parameter&) { return unknown(); },
+                 [&](const Change&) { return unknown(); },
+                 [&](const GaussianMatrix&) { return unknown(); },
+                 [&](const ScaleMatrix&) { return unknown(); },
+                 [&](const UpdateMatrix&) { return unknown(); },
+                 [&](const Cholesky&) { return unknown(); },
+                 [&](const Eigvals&) { return unknown(); },
+                 [&](const TrainingOperator&) { return unknown(); },
+                 [&](const Samples&) { return unknown(); },
+                 [&](const Histogram&) { return unknown(); }},
       node.op);
 }
 
