@@ -154,17 +154,21 @@ class Grading {
   [[nodiscard]] std::optional<Exponent> most(const Series& s) {
     return larger(parts_.size(all(s)), s.spike);
   }
+  /// Of no symmetry.
+  [[nodiscard]] Sum anything(Exponent size) {
+    const std::uint64_t any = ~std::uint64_t{0};
+    return parts_.without_parity(parts_.one({size, 0, {0, any}, {0, any}}));
+  }
   /// What multiplies the rest of `other`: where that is large, this may be as large as it gets.
   [[nodiscard]] Sum beside(const Series& s, const Series& other) {
     if (!s.spike || !other.spike) return all(s);
-    return parts_.plus(all(s), parts_.without_parity(parts_.one({*s.spike, 0, {}, {}})));
+    return parts_.plus(all(s), anything(*s.spike));
   }
   /// Moments of a rest with spikes: n^(dropped + more).
   void drop_spikes(Series& to, const Series& x, Exponent more) {
     const auto size = parts_.size(x.dropped);
     if (!x.spike || !size) return;
-    const std::uint64_t any = ~std::uint64_t{0};
-    drop(to, parts_.without_parity(parts_.one({*size + more, 0, {0, any}, {0, any}})), x.culprit);
+    drop(to, anything(*size + more), x.culprit);
   }
   /// Its spikes, where the operation has not said: those of its operands, and its own jumps.
   Series spiked(const Node& node, Series out) {
@@ -177,12 +181,14 @@ class Grading {
                       std::holds_alternative<Scale>(node.op) ||
                       std::holds_alternative<Contract>(node.op) ||
                       (map && (node.in.size() == 1 || map->fn == Fn::kMul));
-    std::optional<Exponent> height(0);
-    for (std::size_t k = 0; k < node.in.size(); ++k) {
+    // Where the branches meet, nothing jumps.
+    const bool where = map && map->fn == Fn::kWhere, meets = where && branches_meet(node);
+    std::optional<Exponent> height = where ? std::nullopt : std::optional<Exponent>(0);
+    for (std::size_t k = where ? 1 : 0; k < node.in.size(); ++k) {
       if (!said) out.spike = larger(out.spike, operand(node, k).spike);
-      if (map && map->fn == Fn::kWhere && k > 0) height = larger(height, most(operand(node, k)));
+      if (where) height = larger(height, most(operand(node, k)));
     }
-    if (is_jump(node)) out.spike = larger(out.spike, height);
+    if (is_jump(node) && !meets) out.spike = larger(out.spike, height);
     return out;
   }
   void drop(Series& to, Sum parts, NodeId culprit) {

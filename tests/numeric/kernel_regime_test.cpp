@@ -2,6 +2,7 @@
 #include <cmath>
 #include <numbers>
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "tests/support/draws.hpp"
@@ -11,6 +12,8 @@
 // steps under a fixed kernel.
 namespace tplimit {
 namespace {
+
+using testing::StartsWith;
 
 Result<LimitResult> try_limit(const std::string& program, const EvaluateOptions& options = {}) {
   auto module = parse(Source("test.tp", program));
@@ -55,6 +58,38 @@ TEST(KernelRegime, ChangesOfFunctionsThatJumpAreRefused) {
         "= 0.5)\n}\n";
     EXPECT_EQ(code_of(network, given), "E3102") << phi;
   }
+}
+
+// phi(h + r / sqrt(n)) - phi(h) of a function that jumps is of size 1 on a share n^(-1/2) of all
+// coordinates: all its moments are of this size, and W makes n^(-1/4) of it.
+TEST(KernelRegime, RestsOfJumpsAreLargeOnFewCoordinates) {
+  const std::string head =
+      kTwo + "random W : [n, n] ~ normal(0, 1/n)\nrandom y : [n] ~ normal(0, 1)\n";
+  for (const std::string phi :
+       {"step(z)", "sign(z)", "floor(z)", "mod(z, 1)", "(z > 0.2)", "where(z > 0.5, 3, z)"}) {
+    const std::string d = head + "fn phi(z) = " + phi + "\nd = phi(h + r / sqrt(n)) - phi(h)\n";
+    for (const std::string& at :
+         {std::string("sqrt(n) * E(d^2)"), std::string("sqrt(n) * E(d^4)"),
+          std::string("sqrt(n) * E(d^2 * y^2)"),
+          std::string("sqrt(n) * E(d * (phi(h + y / sqrt(n)) - phi(h)))"),
+          std::string("sqrt(n) * E((W @ d)^2)"), std::string("E((n^0.25 * d)^2)"),
+          std::string("E(tanh(W @ (h + n^0.25 * d * r))^2)"),
+          std::string("E(exp(W @ (n^0.25 * d)))"), std::string("sqrt(n) * (E(exp(d^2)) - 1)"),
+          std::string("n * E((phi(h + r / n) - phi(h))^2)")})
+      EXPECT_THAT(code_of(d + "report " + at + "\n"),
+                  phi == "floor(z)" ? StartsWith("E310") : StartsWith("E3102"))
+          << phi << ", " << at;
+    if (phi == "floor(z)") continue;  // h - mod(h, 1): its parts are counted one by one
+    // Smaller powers of n leave 0, and what is continuous is no such rest.
+    for (const std::string& at : {std::string("n^0.25 * E(d^2)"), std::string("E(d^2)"),
+                                  std::string("E((n^0.125 * d)^2)"), std::string("E((W @ d)^2)")})
+      EXPECT_EQ(number(d + "report " + at + "\n"), 0) << phi << ", " << at;
+  }
+  for (const std::string phi : {"relu(z)", "abs(z)", "tanh(z)", "clip(z, -1, 1)"})
+    EXPECT_EQ(number(head + "fn phi(z) = " + phi +
+                     "\nd = phi(h + r / sqrt(n)) - phi(h)\nreport sqrt(n) * E(d^2)\n"),
+              0)
+        << phi;
 }
 
 // E phi'(h) r^2, whatever phi is written with.

@@ -281,7 +281,7 @@ TEST(QuadratureKinds, InfiniteMeansOfSumsAndOddFunctions) {
 TEST(QuadratureKinds, ParticlesRefuseInfiniteMeans) {
   for (const char* f : {"exp(h^2 / 2)", "1 / abs(h)", "1 / h^2", "tanh(W @ exp(0.3 * h^2))",
                         "tanh(W @ (1 / abs(h)))", "h * exp(h^2)"})
-    for (const std::uint64_t seed : {1, 2, 3}) {
+    for (const std::uint64_t seed : {1u, 2u, 3u}) {
       EvaluateOptions options;
       options.engine = Engine::kParticles;
       options.particles = 1024;

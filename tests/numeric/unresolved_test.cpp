@@ -49,6 +49,10 @@ TEST(Unresolved, RareEventsAreInTheError) {
     cases.push_back({"E(tanh(x)^2 - 1000 * min(" + at + " - x, 0)) - E(tanh(x)^2)", 1000 * beyond});
   }
   cases.push_back({"E(x^2 * (floor(x) < 4.5))", 1 - tail2(5)});
+  // Both factors are seen, but not together.
+  cases.push_back({"E((x > 3) * (y > 3))", tail(3) * tail(3)});
+  cases.push_back({"1e6 * E((x > 2.5) * (y > 3.2))", 1e6 * tail(2.5) * tail(3.2)});
+  cases.push_back({"E(relu(x - 3) * relu(y - 3))", std::pow(density(3) - 3 * tail(3), 2)});
   int far = 0, all = 0;
   for (const Case& c : cases)
     for (const std::int64_t m : {512, 4096})
@@ -182,7 +186,7 @@ TEST(HeavyTails, InsideAProgramAreInTheErrors) {
   int far = 0, all = 0, refused = 0;
   for (const double s : {0.5, 0.8, 1.0, 1.2, 1.6, 2.0}) {
     const std::string scale = fmt::format("{}", s), variance = fmt::format("exp({})", 2 * s * s);
-    for (const std::string formula :
+    for (const std::string& formula :
          {"E((W @ exp(" + scale + " * x))^2) / " + variance,
           "E(tanh(W @ exp(" + scale + " * x) / sqrt(" + variance + "))^2) / 0.394294490398",
           "E((y * E(exp(" + fmt::format("{}", 2 * s) + " * x)))^2) / " + variance + "^2",
