@@ -170,8 +170,7 @@ std::vector<double> largest_of(std::vector<double> sizes, const Communicator& ra
 
 bool has_flat_side(const Op& op) {
   const auto* map = std::get_if<Map>(&op);
-  return map && (map->fn == Fn::kRelu || map->fn == Fn::kMax || map->fn == Fn::kMin ||
-                 map->fn == Fn::kMul);
+  return map && (map->fn == Fn::kRelu || map->fn == Fn::kMax || map->fn == Fn::kMin);
 }
 
 void cross(const Op& op, const std::vector<const Type*>& types, const std::vector<View>& in,
@@ -186,20 +185,6 @@ void cross(const Op& op, const std::vector<const Type*>& types, const std::vecto
     const std::int64_t columns = size_of(types[k]->dims);
     return column(in[k], columns == 1 ? 0 : j % columns)[types[k]->width ? i : 0];
   };
-  if (fn == Fn::kMul) {
-    double most = 1;
-    for (const std::size_t k : {0u, 1u}) {
-      double low = argument(k, 0), high = low, size = 0;
-      for (std::size_t i = 0; i < values.size(); ++i) {
-        low = std::min(low, argument(k, i));
-        high = std::max(high, argument(k, i));
-        size = std::max(size, std::abs(argument(k, i)));
-      }
-      most *= low == high ? 0 : size;
-    }
-    for (double& x : values) x += most;
-    return;
-  }
   double nearest = std::numeric_limits<double>::infinity(), farthest = 0;
   for (std::size_t i = 0; i < values.size(); ++i) {
     const double distance = std::abs(argument(0, i) - argument(1, i));

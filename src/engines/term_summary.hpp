@@ -49,10 +49,9 @@ void include_changes(const ir::Node& node, const std::vector<const ir::Type*>& t
 /// The largest of the sizes of all ranks, descending.
 std::vector<double> largest_of(std::vector<double> sizes, const Communicator& ranks);
 
-/// relu, max and min: constant on one side of the kink if an argument is.  Products: 0 if one
-/// factor is 0 wherever the other is not.
+/// relu, max and min: constant on one side of the kink if an argument is.
 [[nodiscard]] bool has_flat_side(const ir::Op& op);
-/// Some values of column j of a function, all alike: across the jump, the largest product, or as
+/// Some values of column j of a function, all alike: across the jump, or as
 /// far beyond the kink as these arguments come near it.
 void cross(const ir::Op& op, const std::vector<const ir::Type*>& types,
            const std::vector<ir::View>& in, std::int64_t j, std::span<double> values);
