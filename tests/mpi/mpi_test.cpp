@@ -102,8 +102,13 @@ class Command {
   std::optional<int> code_;
 };
 
+/// Each job has a folder of its own: Open MPI makes one that all jobs of a user share, and fails
+/// where an earlier job removes it at that moment.
 std::string mpirun() {
-  return fmt::format("{} --oversubscribe{}", TPLIMIT_MPIRUN,
+  static int count = 0;
+  const fs::path own = scratch() / fmt::format("m{}", ++count);
+  fs::create_directories(own);
+  return fmt::format("{} --oversubscribe --mca orte_tmpdir_base {}{}", TPLIMIT_MPIRUN, own.string(),
                      geteuid() == 0 ? " --allow-run-as-root" : "");
 }
 std::string on_ranks(int ranks, const std::string& arguments) {
