@@ -8,15 +8,12 @@
 
 #include "tplimit/passes/determinacy.hpp"
 
+// What the spread over runs does not show: heavy tails, rounding, jumps at limits.
 namespace tplimit {
 
 using namespace ir;
 using engines::RunFailure;
 using engines::RunResult;
-using engines::RunSettings;
-using engines::Schedule;
-
-// What the spread over runs does not show: heavy tails, rounding, jumps at limits.
 
 bool LimitEvaluation::matched(const std::vector<RunResult>& runs) {
   return std::none_of(runs.begin(), runs.end(),

@@ -1,10 +1,7 @@
 #include "driver/limit_evaluation.hpp"
 
 #include <algorithm>
-#include <bit>
 #include <cmath>
-#include <map>
-#include <set>
 
 #include "driver/report_values.hpp"
 #include "engines/memory_estimate.hpp"
@@ -12,17 +9,14 @@
 #include "tplimit/ir/kernels.hpp"
 #include "tplimit/math/normals.hpp"
 #include "tplimit/parallel/process_memory.hpp"
-#include "tplimit/passes/known_values.hpp"
 
+// Runs of particles: sampling, truncation, bias.
 namespace tplimit {
 
 using namespace ir;
-using engines::RunFailure;
 using engines::RunResult;
 using engines::RunSettings;
-using engines::Schedule;
 
-// Runs of particles: sampling, truncation, bias.
 namespace {
 
 /// Runs of up to this many particles are too short to be divided among threads well: they run side

@@ -12,15 +12,12 @@
 #include "engines/operation_estimate.hpp"
 #include "tplimit/ir/functions.hpp"
 
+// What needs no sampling, by which method each number is found, and what is refused before a run.
 namespace tplimit {
 
 using namespace ir;
 using engines::RunFailure;
-using engines::RunResult;
-using engines::RunSettings;
 using engines::Schedule;
-
-// What needs no sampling, by which method each number is found, and what is refused before a run.
 
 void LimitEvaluation::find_moments(bool only_methods) {
   executor_.emplace(threads_, *options_.ranks);

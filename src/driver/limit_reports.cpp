@@ -9,16 +9,11 @@
 #include "driver/report_values.hpp"
 #include "engines/finite_evaluator.hpp"
 
+// Reports and expectations from pooled values.
 namespace tplimit {
 
 using namespace ir;
 using engines::FiniteEvaluator;
-using engines::RunFailure;
-using engines::RunResult;
-using engines::RunSettings;
-using engines::Schedule;
-
-// Reports and expectations from pooled values.
 
 std::size_t LimitEvaluation::slot(NodeId id) const {
   return static_cast<std::size_t>(std::lower_bound(outputs_.begin(), outputs_.end(), id) -

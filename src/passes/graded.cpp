@@ -40,9 +40,8 @@ struct Series {
   std::vector<Term> terms;  ///< orders descend
   Sum dropped = 0;
   NodeId culprit;  ///< in the input program: where the largest dropped part was left out
-  // Where a function jumps, what is dropped is large on few coordinates, E|rest|^k = n^(dropped +
-  // (k - 1) spike): as in passes/leading_order.
-  std::optional<Exponent> spike{};
+  MaybeExponent
+      spike{};  ///< of a rest of functions that jump (rms_of_spikes); empty: there is none
 };
 
 class Grading {
@@ -147,9 +146,6 @@ class Grading {
     return out;
   }
   [[nodiscard]] Sum all(const Series& s) { return parts_.plus(kept(s), s.dropped); }
-  static std::optional<Exponent> larger(std::optional<Exponent> a, std::optional<Exponent> b) {
-    return !a ? b : !b ? a : std::max(*a, *b);
-  }
   /// Of the largest coordinates.
   [[nodiscard]] std::optional<Exponent> most(const Series& s) {
     return larger(parts_.size(all(s)), s.spike);
@@ -159,16 +155,18 @@ class Grading {
     const std::uint64_t any = ~std::uint64_t{0};
     return parts_.without_parity(parts_.one({size, 0, {0, any}, {0, any}}));
   }
-  /// What multiplies the rest of `other`: where that is large, this may be as large as it gets.
-  [[nodiscard]] Sum beside(const Series& s, const Series& other) {
-    if (!s.spike || !other.spike) return all(s);
-    return parts_.plus(all(s), anything(*s.spike));
+  /// What multiplies the rest of x: where that is large, s may be as large as it gets.
+  [[nodiscard]] Sum times_rest_of(const Series& x, const Series& s) {
+    return s.spike && x.spike ? parts_.plus(all(s), anything(*s.spike)) : all(s);
   }
-  /// Moments of a rest with spikes: n^(dropped + more).
+  // Of a rest with spikes: a moment, n^(dropped + more), and n^power times its root mean square.
   void drop_spikes(Series& to, const Series& x, Exponent more) {
-    const auto size = parts_.size(x.dropped);
-    if (!x.spike || !size) return;
-    drop(to, anything(*size + more), x.culprit);
+    if (const auto size = parts_.size(x.dropped); x.spike && size)
+      drop(to, anything(*size + more), x.culprit);
+  }
+  void drop_rms(Series& to, const Series& x, Exponent power) {
+    if (const auto size = parts_.size(x.dropped); x.spike && size)
+      drop(to, anything(rms_of_spikes(*size, *x.spike) + power), x.culprit);
   }
   /// Its spikes, where the operation has not said: those of its operands, and its own jumps.
   Series spiked(const Node& node, Series out) {
@@ -326,7 +324,7 @@ class Grading {
     Series rest;
     for (const Term& x : a.terms)
       for (const Term& y : b.terms) terms.push_back(multiplied(x, y, make));
-    inherit(rest, a, beside(b, a));
+    inherit(rest, a, times_rest_of(a, b));
     inherit(rest, b, kept(a));
     const auto own = [&](const Series& x, const Series& y) {
       const auto size = most(y);
@@ -456,11 +454,6 @@ class Grading {
     if (out.spike) *out.spike += op.power;
     return out;
   }
-  /// Of a mean of a rest with spikes: (E rest^2 / n)^(1/2).
-  void drop_fluctuation(Series& to, const Series& x) {
-    if (const auto size = parts_.size(x.dropped); x.spike && size)
-      drop_spikes(to, x, *x.spike + half(*size - *x.spike) - Exponent(1, 2) - *size);
-  }
   Series visit(const Average& op, const Node& node) {
     const Series& x = operand(node, 0);
     std::vector<Term> terms;
@@ -468,7 +461,7 @@ class Grading {
       terms.push_back({t.order, b_.add(op, {t.out}), t.scalar, t.vector, t.holds, t.linear});
     Series rest;
     drop(rest, parts_.average(x.dropped), x.culprit);
-    drop_fluctuation(rest, x);
+    drop_rms(rest, x, Exponent(-1, 2));
     return averaged(terms, std::move(rest), node.type);
   }
   Series visit(const Contract& op, const Node& node) {
@@ -479,11 +472,10 @@ class Grading {
     for (const Term& x : a.terms)
       for (const Term& y : b.terms) terms.push_back(multiplied(x, y, make));
     Series rest;
-    drop(rest, parts_.average(parts_.times(a.dropped, beside(b, a))), a.culprit);
+    drop(rest, parts_.average(parts_.times(a.dropped, times_rest_of(a, b))), a.culprit);
     drop(rest, parts_.average(parts_.times(kept(a), b.dropped)), b.culprit);
     for (const auto& [x, y] : {std::pair{&a, &b}, std::pair{&b, &a}})
-      if (const auto size = most(*y), own = parts_.size(x->dropped); x->spike && size && own)
-        drop_spikes(rest, *x, *size + *x->spike + half(*own - *x->spike) - Exponent(1, 2) - *own);
+      if (const auto size = most(*y)) drop_rms(rest, *x, *size - Exponent(1, 2));
     return averaged(terms, std::move(rest), node.type);
   }
   Series visit(const Map& op, const Node& node) {
@@ -1081,9 +1073,7 @@ class Grading {
     }
     if (!w.zero) {
       drop(sum, parts_.shifted(parts_.flipped(x.dropped, w.source.value), w.order), x.culprit);
-      // Gaussian, of variance E x^2.
-      if (const auto size = parts_.size(x.dropped); x.spike && size)
-        drop_spikes(sum, x, *x.spike + half(*size - *x.spike) - *size + w.order);
+      drop_rms(sum, x, w.order);  // Gaussian, of variance E x^2
     }
     const std::int64_t columns = size_of(node.type.dims);
     const auto flat = [&](const Series& s, std::int64_t size) {
@@ -1106,7 +1096,7 @@ class Grading {
           products.push_back(
               multiplied(a, b, [&](NodeId p, NodeId q) { return b_.contract(p, q, 0, 0, true); }));
       Series rest;
-      drop(rest, parts_.average(parts_.times(z.dropped, beside(right, z))), z.culprit);
+      drop(rest, parts_.average(parts_.times(z.dropped, times_rest_of(z, right))), z.culprit);
       drop(rest, parts_.average(parts_.times(kept(z), right.dropped)), right.culprit);
       const Series mean = averaged(products, std::move(rest), {false, false, {columns, size}});
       const Series coefficient = bilinear(mean, u.c, {false, false, {columns, size}},

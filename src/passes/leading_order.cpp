@@ -5,6 +5,7 @@
 #include "tplimit/ir/functions.hpp"
 #include "tplimit/passes/faults.hpp"
 #include "tplimit/passes/passes.hpp"
+#include "tplimit/passes/powers.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
 
@@ -16,11 +17,6 @@ namespace {
 
 using MaybeExponent = std::optional<Exponent>;  // empty: minus infinity, nothing there
 
-MaybeExponent larger(MaybeExponent a, MaybeExponent b) {
-  if (!a) return b;
-  if (!b) return a;
-  return std::max(*a, *b);
-}
 MaybeExponent sum(MaybeExponent a, MaybeExponent b) {
   if (!a || !b) return std::nullopt;
   return *a + *b;
@@ -37,10 +33,9 @@ struct Atoms {
 struct Order : Atoms {
   MaybeExponent lead;     ///< empty: the leading term is proved zero
   MaybeExponent dropped;  ///< empty: nothing was left out
-  // What is left out where a function jumps is large on few coordinates: E|rest|^k = n^(dropped +
-  // (k - 1) spike), where the rest of smooth functions has n^(k dropped).
-  MaybeExponent spike;  ///< size where it is not 0; empty: there is no such rest
-  NodeId culprit;       ///< in the input program: where the largest dropped term was left out
+  MaybeExponent spike;    ///< of a rest of functions that jump, where it is not 0 (rms_of_spikes);
+                          ///< empty: there is none
+  NodeId culprit;         ///< in the input program: where the largest dropped term was left out
   // Behaviour under flipping the sign of one Gaussian family at a time (the first 64 families):
   std::uint64_t odd = 0;    ///< bit set: changes sign
   std::uint64_t mixed = 0;  ///< bit set: neither even nor odd, `odd` then means nothing
@@ -52,7 +47,7 @@ struct Order : Atoms {
   [[nodiscard]] MaybeExponent most() const { return larger(size(), spike); }
   /// n^.. of (E rest^2)^(1/2).
   [[nodiscard]] MaybeExponent rms() const {
-    return spike && dropped ? larger(dropped, *spike + half(*dropped - *spike)) : dropped;
+    return spike && dropped ? larger(dropped, rms_of_spikes(*dropped, *spike)) : dropped;
   }
 };
 

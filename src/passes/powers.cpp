@@ -8,6 +8,12 @@
 
 namespace tplimit {
 
+MaybeExponent larger(MaybeExponent a, MaybeExponent b) {
+  return !a ? b : !b ? a : std::max(*a, *b);
+}
+
+Exponent rms_of_spikes(Exponent dropped, Exponent spike) { return spike + half(dropped - spike); }
+
 using namespace ir;
 
 namespace {

@@ -11,6 +11,14 @@
 
 namespace tplimit {
 
+using MaybeExponent = std::optional<Exponent>;
+/// None is smaller than any.
+[[nodiscard]] MaybeExponent larger(MaybeExponent a, MaybeExponent b);
+/// n^.. of (E rest^2)^(1/2), for a rest of mean size n^dropped that is n^spike where it is not 0:
+/// what is left out where a function jumps is large on few coordinates, E|rest|^k = n^(dropped + (k
+/// - 1) spike).
+[[nodiscard]] Exponent rms_of_spikes(Exponent dropped, Exponent spike);
+
 /// How a value behaves under flipping the sign of one Gaussian family at a time (the first 64).
 struct Parity {
   std::uint64_t odd = 0;    ///< changes sign
