@@ -28,10 +28,6 @@ namespace {
 
 using Sum = PartSums::Id;
 
-std::optional<Exponent> larger(std::optional<Exponent> a, std::optional<Exponent> b) {
-  return !a ? b : !b ? a : std::max(*a, *b);
-}
-
 std::optional<Exponent> smaller(std::optional<Exponent> a, std::optional<Exponent> b) {
   return !a || !b ? std::nullopt : std::optional(std::min(*a, *b));
 }
