@@ -1,6 +1,7 @@
 #include "tplimit/ir/program.hpp"
 
 #include <algorithm>
+#include <map>
 
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
@@ -278,24 +279,44 @@ void verify(const Program& program) {
 
 namespace {
 
-// Fields of payloads, as programs are printed; what op_name or the type tells already is empty.
-std::string text(double x, const Program&) { return fmt::format(" {}", x); }
-std::string text(bool x, const Program&) { return x ? " yes" : " no"; }
-std::string text(std::int32_t x, const Program&) { return fmt::format(" {}", x); }
-std::string text(std::uint32_t x, const Program&) { return fmt::format(" {}", x); }
-std::string text(std::int64_t x, const Program&) { return fmt::format(" {}", x); }
+// Fields of payloads, as programs are printed; what op_name or the type tells already, parameters
+// that are 0 and what is not so are empty.
+std::string text(double x, const Program&) { return x == 0 ? "" : fmt::format("{}", x); }
+std::string text(bool x, const Program&) { return x ? "yes" : ""; }
+std::string text(std::int32_t x, const Program&) { return fmt::format("{}", x); }
+std::string text(std::uint32_t x, const Program&) { return fmt::format("{}", x); }
+std::string text(std::int64_t x, const Program&) { return fmt::format("{}", x); }
 std::string text(Fn, const Program&) { return ""; }
-std::string text(Exponent e, const Program&) { return " " + power_of_width(e); }
-std::string text(SourceId s, const Program& program) { return " " + program.sources[s.value].name; }
+std::string text(Exponent e, const Program&) { return power_of_width(e); }
+std::string text(SourceId s, const Program& program) { return program.sources[s.value].name; }
 template <class T>
 std::string text(const std::vector<T>& values, const Program&) {
   // Large constants and lists of indices are not read by anybody.
-  return values.size() <= 16 ? fmt::format(" {{{}}}", fmt::join(values, ", "))
-                             : fmt::format(" {{{} numbers}}", values.size());
+  return values.size() <= 16 ? fmt::format("{{{}}}", fmt::join(values, ", "))
+                             : fmt::format("{{{} numbers}}", values.size());
 }
 template <class T>
 std::string text(const Shared<T>& values, const Program& program) {
   return text(*values, program);
+}
+
+/// Names of fields that do not speak for themselves, in their order.
+const std::vector<const char*>& labels_of(const std::string& operation) {
+  static const std::map<std::string, std::vector<const char*>> all{
+      {"contract", {"batch=", "contracted="}},
+      {"contract_average", {"batch=", "contracted=", nullptr}},
+      {"matmul_transposed", {nullptr}},
+      {"reduce_sum", {"axis="}},
+      {"reduce_max", {"axis="}},
+      {"gather", {"axis=", ""}},
+      {"scatter_add", {"axis=", "", "size="}},
+      {"concat", {"axis="}},
+      {"update_matrix", {"entrywise=", "epsilon="}},
+      {"training_operator", {"rate=", "time=", "ridge=", "flow="}},
+      {"histogram", {"low=", "high=", "bins="}}};
+  static const std::vector<const char*> none;
+  const auto it = all.find(operation);
+  return it == all.end() ? none : it->second;
 }
 
 }  // namespace
@@ -304,21 +325,29 @@ std::string to_text(const Program& program) {
   std::string out;
   for (std::size_t k = 0; k < program.nodes.size(); ++k) {
     const Node& node = program.nodes[k];
-    std::string type = node.type.matrix ? "matrix" : "[";
-    if (!node.type.matrix) {
-      for (const auto d : node.type.dims) type += fmt::format("{}, ", d);
-      type += node.type.width ? program.width_name + "]" : "]";
-    }
+    std::vector<std::string> axes;
+    for (const auto d : node.type.dims) axes.push_back(fmt::format("{}", d));
+    if (node.type.width) axes.push_back(program.width_name);
+    const std::string type =
+        node.type.matrix ? "matrix" : fmt::format("[{}]", fmt::join(axes, ", "));
     std::string args;
     for (const NodeId id : node.in) args += fmt::format(" %{}", id.value);
-    const std::string payload = std::visit(
+    const std::string operation = op_name(node.op);
+    const std::vector<const char*>& labels = labels_of(operation);
+    std::string payload;
+    std::size_t field_number = 0;
+    const auto append = [&](const std::string& field) {
+      const char* label = field_number < labels.size() ? labels[field_number] : "";
+      ++field_number;
+      if (label && !field.empty()) payload += fmt::format(" {}{}", label, field);
+    };
+    std::visit(
         [&](const auto& op) {
-          return std::apply(
-              [&](const auto&... field) { return (std::string() + ... + text(field, program)); },
-              op.fields());
+          std::apply([&](const auto&... field) { (append(text(field, program)), ...); },
+                     op.fields());
         },
         node.op);
-    out += fmt::format("%{} {} = {}{}{}\n", k, type, op_name(node.op), payload, args);
+    out += fmt::format("%{} {} = {}{}{}\n", k, type, operation, payload, args);
   }
   for (const auto& report : program.reports)
     for (const auto& entry : report.entries) {
