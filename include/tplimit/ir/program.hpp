@@ -95,7 +95,6 @@ struct OpTraits {
                          ///< on finite operands)
   bool average = false;  ///< a sum over rows, divided by their number at the end
   bool linear = false;   ///< in its operands taken together; Map, by its function, is not asked
-  bool moves_entries = false;  ///< its entries are entries of its operands, or 0
 };
 
 /// Numbers that programs share, compared by content.
@@ -111,32 +110,36 @@ struct Shared : std::shared_ptr<const std::vector<T>> {
 
 /// Each lists its fields once: equality, hashing and printing follow the list.
 
+/// A finite tensor.
 struct Constant {
   Shared<double> values;
   [[nodiscard]] auto fields() const { return std::tie(values); }
   [[nodiscard]] OpTraits traits() const { return {}; }
   friend bool operator==(const Constant&, const Constant&) = default;
-};  ///< a finite tensor
+};
+/// Factor n^power x.
 struct Scale {
   double factor;
   Exponent power;
   [[nodiscard]] auto fields() const { return std::tie(factor, power); }
   [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
   friend bool operator==(const Scale&, const Scale&) = default;
-};  ///< factor n^power x
+};
+/// I.i.d. N(0, 1) coordinates.
 struct StandardNormal {
   SourceId source;
   [[nodiscard]] auto fields() const { return std::tie(source); }
   [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
   friend bool operator==(const StandardNormal&, const StandardNormal&) = default;
-};  ///< i.i.d. N(0, 1) coordinates
+};
+/// Coordinatewise, finite axes broadcast from the right.
 struct Map {
   Fn fn;
   double parameter;
   [[nodiscard]] auto fields() const { return std::tie(fn, parameter); }
   [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
   friend bool operator==(const Map&, const Map&) = default;
-};  ///< coordinatewise, finite axes broadcast from the right
+};
 /// a [B.., I.., K..], b [B.., J.., K..] -> [B.., I.., J..], summed over the last `contracted` axes,
 /// the first `batch` axes in common.  If one or both have a width axis so has the result, unless
 /// `average`: then the mean over coordinates is taken as well (needs a width axis on both).
@@ -148,11 +151,12 @@ struct Contract {
   [[nodiscard]] OpTraits traits() const { return {.rowwise = !average, .average = average}; }
   friend bool operator==(const Contract&, const Contract&) = default;
 };
+/// E: mean over the coordinates.
 struct Average {
   [[nodiscard]] auto fields() const { return std::tie(); }
   [[nodiscard]] OpTraits traits() const { return {.average = true, .linear = true}; }
   friend bool operator==(const Average&, const Average&) = default;
-};  ///< E: mean over the coordinates
+};
 struct ReduceSum {
   std::int32_t axis;
   [[nodiscard]] auto fields() const { return std::tie(axis); }
@@ -169,11 +173,10 @@ struct Gather {
   std::int32_t axis;
   Shared<std::int64_t> indices;
   [[nodiscard]] auto fields() const { return std::tie(axis, indices); }
-  [[nodiscard]] OpTraits traits() const {
-    return {.rowwise = true, .linear = true, .moves_entries = true};
-  }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
   friend bool operator==(const Gather&, const Gather&) = default;
 };
+/// Adjoint of Gather.
 struct ScatterAdd {
   std::int32_t axis;
   std::int64_t size;
@@ -181,77 +184,75 @@ struct ScatterAdd {
   [[nodiscard]] auto fields() const { return std::tie(axis, size, indices); }
   [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
   friend bool operator==(const ScatterAdd&, const ScatterAdd&) = default;
-};  ///< adjoint of Gather
+};
+/// Result axis i is operand axis axes[i].
 struct Permute {
   std::vector<std::int32_t> axes;
   [[nodiscard]] auto fields() const { return std::tie(axes); }
-  [[nodiscard]] OpTraits traits() const {
-    return {.rowwise = true, .linear = true, .moves_entries = true};
-  }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
   friend bool operator==(const Permute&, const Permute&) = default;
-};  ///< result axis i is operand axis axes[i]
+};
 struct Reshape {
   Dims dims;
   [[nodiscard]] auto fields() const { return std::tie(dims); }
-  [[nodiscard]] OpTraits traits() const {
-    return {.rowwise = true, .linear = true, .moves_entries = true};
-  }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
   friend bool operator==(const Reshape&, const Reshape&) = default;
 };
+/// Broadcast to these axes.
 struct Expand {
   bool width;
   Dims dims;
   [[nodiscard]] auto fields() const { return std::tie(width, dims); }
-  [[nodiscard]] OpTraits traits() const {
-    return {.rowwise = true, .linear = true, .moves_entries = true};
-  }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
   friend bool operator==(const Expand&, const Expand&) = default;
-};  ///< broadcast to these axes
+};
 struct Concat {
   std::int32_t axis;
   [[nodiscard]] auto fields() const { return std::tie(axis); }
-  [[nodiscard]] OpTraits traits() const {
-    return {.rowwise = true, .linear = true, .moves_entries = true};
-  }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
   friend bool operator==(const Concat&, const Concat&) = default;
 };
+/// Identity whose derivative is 0.
 struct Stop {
   [[nodiscard]] auto fields() const { return std::tie(); }
-  [[nodiscard]] OpTraits traits() const {
-    return {.rowwise = true, .linear = true, .moves_entries = true};
-  }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
   friend bool operator==(const Stop&, const Stop&) = default;
-};  ///< identity whose derivative is 0
+};
+/// Identity that is never shared or folded, so that equal initial values stay distinct.
 struct Parameter {
   std::uint32_t index;
   [[nodiscard]] auto fields() const { return std::tie(index); }
-  [[nodiscard]] OpTraits traits() const { return {.linear = true, .moves_entries = true}; }
+  [[nodiscard]] OpTraits traits() const { return {.linear = true}; }
   friend bool operator==(const Parameter&, const Parameter&) = default;
-};  ///< identity that is never shared or folded, so that equal initial values stay distinct
-    ///< variables
+};
+///< variables
+/// Identity around what an update adds to Program::variables[variable].
 struct Change {
   std::uint32_t variable;
   [[nodiscard]] auto fields() const { return std::tie(variable); }
-  [[nodiscard]] OpTraits traits() const { return {.linear = true, .moves_entries = true}; }
+  [[nodiscard]] OpTraits traits() const { return {.linear = true}; }
   friend bool operator==(const Change&, const Change&) = default;
-};  ///< identity around what an update adds to Program::variables[variable]
+};
+/// (W, x) -> W x or W' x, on every finite index.
 struct MatMul {
   bool transposed;
   [[nodiscard]] auto fields() const { return std::tie(transposed); }
   [[nodiscard]] OpTraits traits() const { return {}; }
   friend bool operator==(const MatMul&, const MatMul&) = default;
-};  ///< (W, x) -> W x or W' x, on every finite index
+};
+/// I.i.d. N(0, 1/n) entries.
 struct GaussianMatrix {
   SourceId source;
   [[nodiscard]] auto fields() const { return std::tie(source); }
   [[nodiscard]] OpTraits traits() const { return {}; }
   friend bool operator==(const GaussianMatrix&, const GaussianMatrix&) = default;
-};  ///< i.i.d. N(0, 1/n) entries
+};
+/// (W, c) -> c W.
 struct ScaleMatrix {
   [[nodiscard]] auto fields() const { return std::tie(); }
   [[nodiscard]] OpTraits traits() const { return {}; }
   friend bool operator==(const ScaleMatrix&, const ScaleMatrix&) = default;
-};  ///< (W, c) -> c W
+};
 /// (W, c_1, D_1, X_1, c_2, ..) -> W + sum_k c_k sum_p D_k[p] X_k[p]' / n, p over all finite
 /// indices. Entrywise: (W, c_1, D_1, X_1, .., c) -> W + c psi(sum_k c_k sum_p D_k[p] X_k[p]'),
 /// psi(g) = g / sqrt(g^2 + epsilon^2) on each entry.
@@ -269,11 +270,12 @@ struct Cholesky {
   [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
   friend bool operator==(const Cholesky&, const Cholesky&) = default;
 };
+/// Symmetric [.., k, k] -> [.., k], ascending.
 struct Eigvals {
   [[nodiscard]] auto fields() const { return std::tie(); }
   [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
   friend bool operator==(const Eigvals&, const Eigvals&) = default;
-};  ///< symmetric [.., k, k] -> [.., k], ascending
+};
 /// (Theta [p, p], Theta_x [q, p]) -> Theta_x h(Theta + ridge tr(Theta)/p I) [q, p], h(z) = (1 -
 /// g(z)) / z with g(z) = (1 - rate z)^time (descent) or exp(-rate time z) (flow), 1/z for time =
 /// inf: the outputs learned from targets under a fixed kernel.
@@ -284,19 +286,21 @@ struct TrainingOperator {
   [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
   friend bool operator==(const TrainingOperator&, const TrainingOperator&) = default;
 };
+/// The first `count` coordinates, as a last axis.
 struct Samples {
   std::int64_t count;
   [[nodiscard]] auto fields() const { return std::tie(count); }
   [[nodiscard]] OpTraits traits() const { return {}; }
   friend bool operator==(const Samples&, const Samples&) = default;
-};  ///< the first `count` coordinates, as a last axis
+};
+/// Fractions of coordinates per bin, as a last axis.
 struct Histogram {
   double low, high;
   std::int64_t bins;
   [[nodiscard]] auto fields() const { return std::tie(low, high, bins); }
   [[nodiscard]] OpTraits traits() const { return {.average = true}; }
   friend bool operator==(const Histogram&, const Histogram&) = default;
-};  ///< fractions of coordinates per bin, as a last axis
+};
 
 #ifdef TPLIMIT_UNKNOWN_OPERATION
 /// No analysis knows it, and so none compiles with it: tests/compile_fail defines the macro.
