@@ -30,8 +30,8 @@ std::optional<Diagnostic> LimitEvaluation::judge_tails(const std::vector<HeavyTa
                                                        Diagnostics& warnings) const {
   for (const HeavyTail& tail : tails) {
     const bool product = std::holds_alternative<MatMul>(program_[tail.average].op),
-               resolved = tail.resolved && !(tail.relative > 1);
-    const char* what = product ? "the mean square of this vector" : "this mean";
+               unseen = tail.index == 0, resolved = tail.resolved && !(tail.relative > 1);
+    const char* what = product || unseen ? "the mean square of this vector" : "this mean";
     const engines::EvaluationStop heavy{
         "W5403",
         fmt::format("heavy tails: most of the error of {} comes from terms that are rarer than "
@@ -51,8 +51,9 @@ std::optional<Diagnostic> LimitEvaluation::judge_tails(const std::vector<HeavyTa
         "--particles"};
     Diagnostic d = diagnose(program_, {resolved ? heavy : infinite,
                                        product ? program_[tail.average].in[1] : tail.average});
-    d.label =
-        fmt::format("P({} > t) falls like t^-{:.1f}", product ? "square" : "term", tail.index);
+    d.label = unseen ? "no particle is beyond the jump that makes it"
+                     : fmt::format("P({} > t) falls like t^-{:.1f}", product ? "square" : "term",
+                                   tail.index);
     if (!resolved) return d;
     d.severity = Severity::kWarning;
     // One for each place in the text.

@@ -160,10 +160,12 @@ Unresolved unresolved(const Program& program, const std::vector<NodeId>& average
     for (std::size_t j = 0; j < size; ++j) {
       // A jump that no particle of any run crosses: it has a chance of up to about one of all
       // particles.
+      double apart = 0;
       double unseen = std::numeric_limits<double>::infinity(), low = unseen, high = -unseen,
              mean = 0, squares = 0;
       for (const RunResult& run : runs) {
         unseen = std::min(unseen, run.terms[a].unseen[j]);
+        apart = std::max(apart, run.terms[a].apart[j]);
         low = std::min(low, run.terms[a].low[j]);
         high = std::max(high, run.terms[a].high[j]);
         mean += run.values[a][j] / count;
@@ -175,7 +177,8 @@ Unresolved unresolved(const Program& program, const std::vector<NodeId>& average
       // Runs that agree to rounding, though nothing makes them: they cannot show what one particle
       // more or less would change.
       const bool agree = count > 1 && std::sqrt(squares / count) <= 1e-12 * largest;
-      error[j] = std::max({rounding, unseen / terms, agree ? (high - low) / terms : 0.0});
+      error[j] =
+          std::max({rounding, unseen / terms, apart / terms, agree ? (high - low) / terms : 0.0});
     }
     if (std::holds_alternative<Histogram>(op)) continue;
     std::vector<double> largest;
@@ -187,6 +190,21 @@ Unresolved unresolved(const Program& program, const std::vector<NodeId>& average
     for (double& e : error) e = std::max(e, tail.beyond(terms));
   }
   for (const auto& [id, first] : runs[0].inner) {
+    if (!first.unseen.empty()) {
+      double relative = 0;
+      for (std::size_t j = 0; j < first.unseen.size(); ++j) {
+        double unseen = std::numeric_limits<double>::infinity(), apart = 0;
+        for (const RunResult& run : runs) {
+          unseen = std::min(unseen, run.inner.at(id).unseen[j]);
+          apart = std::max(apart, run.inner.at(id).apart[j]);
+        }
+        relative = std::max(relative, std::max(unseen, apart) / terms);
+      }
+      if (relative == 0) continue;
+      out.inner.push_back({NodeId{id}, 0, 0, true, relative});
+      if (relative > 1) out.tails.push_back(out.inner.back());
+      continue;
+    }
     if (proved[id]) continue;
     std::vector<double> largest;
     double mean = 0;

@@ -15,7 +15,8 @@ std::vector<bool> proved_by_matching(const ir::Program& program);
 /// An average over particles whose terms have heavy tails.
 struct HeavyTail {
   ir::NodeId average;   ///< or a product with a matrix, which takes the mean square of its vectors
-  double index, error;  ///< P(term > t) ~ t^-index, one standard error
+  double index, error;  ///< P(term > t) ~ t^-index, one standard error; index 0: of a vector that a
+                        ///< matrix multiplies, beyond a jump that no particle crosses
   bool resolved;        ///< false: the mean is infinite, or beyond these particles
   double relative = 0;  ///< of averages inside a program: what terms beyond the largest may add, in
                         ///< units of the mean

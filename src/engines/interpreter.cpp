@@ -160,7 +160,7 @@ class Run {
       const MutableView out =
           place.where == Where::kScratch ? in_scratch(place) : blocks_[id.value].mutable_view(c);
       evaluate_rows(node, types, in, out);
-      if (watch) watch->value(operation, as_view(out));
+      if (watch) watch->value(operation, in, as_view(out));
       if (rounding_ && c == 0) rounding_->value(id, types, in, as_view(out));
     }
   }

@@ -260,6 +260,10 @@ Schedule make_schedule(const Program& program, std::vector<NodeId> wanted) {
     if (s.needed[k])
       for (const NodeId in : program.nodes[k].in) s.last_use[in.value] = k;
   }
+  s.multiplied.assign(program.size(), false);
+  for (std::size_t k = 0; k < program.size(); ++k)
+    if (s.needed[k] && std::holds_alternative<MatMul>(program.nodes[k].op))
+      s.multiplied[program.nodes[k].in[1].value] = true;
   s.heavy.assign(program.size(), false);
   for (std::uint32_t k = 0; k < program.size(); ++k) {
     const Node& node = program.nodes[k];

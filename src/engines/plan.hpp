@@ -96,6 +96,7 @@ struct Schedule {
   std::vector<bool> needed;             ///< nodes to evaluate: ancestors of wanted
   std::vector<std::uint32_t> last_use;  ///< among needed nodes; wanted ones are kept anyway
   std::vector<bool> heavy;              ///< values that may have heavy tails
+  std::vector<bool> multiplied;         ///< by a matrix
   ProbabilitySpaces spaces;
   Plan plan;
 };

@@ -26,14 +26,14 @@ void gather(const Communicator& ranks, const std::vector<double>& own, Keep keep
 }  // namespace
 
 void save(Writer& out, const TermSummary& terms) {
-  for (const auto* values : {&terms.largest, &terms.low, &terms.high, &terms.unseen})
+  for (const auto* values : {&terms.largest, &terms.low, &terms.high, &terms.apart, &terms.unseen})
     out.values(*values);
   out.value(terms.mean);
 }
 
 TermSummary load_terms(Reader& in) {
   TermSummary terms;
-  for (auto* values : {&terms.largest, &terms.low, &terms.high, &terms.unseen})
+  for (auto* values : {&terms.largest, &terms.low, &terms.high, &terms.apart, &terms.unseen})
     *values = in.values<double>();
   terms.mean = in.value<double>();
   return terms;
@@ -176,23 +176,25 @@ bool has_flat_side(const Op& op) {
 void cross(const Op& op, const std::vector<const Type*>& types, const std::vector<View>& in,
            std::int64_t j, std::span<double> values) {
   const Fn fn = std::get<Map>(op).fn;
-  if (!has_flat_side(op)) {
-    for (double& x : values) x = fn != Fn::kSign ? 1 - x : x == 0 ? 1 : -x;
-    return;
-  }
   const auto argument = [&](std::size_t k, std::size_t i) {
     if (k >= in.size()) return 0.0;
     const std::int64_t columns = size_of(types[k]->dims);
     return column(in[k], columns == 1 ? 0 : j % columns)[types[k]->width ? i : 0];
   };
-  double nearest = std::numeric_limits<double>::infinity(), farthest = 0;
+  double nearest = std::numeric_limits<double>::infinity(), low = nearest, high = -nearest;
   for (std::size_t i = 0; i < values.size(); ++i) {
-    const double distance = std::abs(argument(0, i) - argument(1, i));
-    nearest = std::min(nearest, distance);
-    farthest = std::max(farthest, distance);
+    const double difference = argument(0, i) - argument(1, i);
+    nearest = std::min(nearest, std::abs(difference));
+    low = std::min(low, difference);
+    high = std::max(high, difference);
   }
-  if (nearest == farthest) return;  // no random number
-  for (double& x : values) x += fn == Fn::kMin ? -nearest : nearest;
+  if (low == high) return;  // no random number
+  for (double& x : values) {
+    if (has_flat_side(op))
+      x += fn == Fn::kMin ? -nearest : nearest;
+    else
+      x = fn != Fn::kSign ? 1 - x : x == 0 ? 1 : -x;
+  }
 }
 
 }  // namespace tplimit::engines

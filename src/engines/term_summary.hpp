@@ -17,6 +17,8 @@ struct TermSummary {
   std::vector<double> largest;
   std::vector<double> low, high;  ///< per entry: bounds of its terms
   double mean = 0;                ///< of the sizes
+  std::vector<double> apart;  ///< per entry: largest change of a term if a product that is 0 on all
+                              ///< particles were that of its largest factors
   std::vector<double> unseen;  ///< per entry: largest change of a term if a jump that no particle
                                ///< crosses were crossed
 };
@@ -51,8 +53,8 @@ std::vector<double> largest_of(std::vector<double> sizes, const Communicator& ra
 
 /// relu, max and min: constant on one side of the kink if an argument is.
 [[nodiscard]] bool has_flat_side(const ir::Op& op);
-/// Some values of column j of a function, all alike: across the jump, or as
-/// far beyond the kink as these arguments come near it.
+/// Some values of column j of a function, all alike: across the jump, or as far beyond the kink as
+/// these arguments come near it.  They stay where the argument does not vary.
 void cross(const ir::Op& op, const std::vector<const ir::Type*>& types,
            const std::vector<ir::View>& in, std::int64_t j, std::span<double> values);
 

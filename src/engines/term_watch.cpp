@@ -1,6 +1,8 @@
 #include "engines/term_watch.hpp"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <limits>
 #include <numeric>
 
@@ -18,6 +20,20 @@ void summarise_sizes(std::vector<double> sizes, const Communicator& ranks, std::
   out.mean /= static_cast<double>(rows);
   out.largest = largest_of(std::move(sizes), ranks);
 }
+
+namespace {
+
+std::vector<double> mean_squares(const Block& x, const Communicator& ranks, std::int64_t rows) {
+  std::vector<double> out(static_cast<std::size_t>(x.columns()), 0.0);
+  for (std::int64_t c = 0; c < x.chunks(); ++c)
+    Eigen::Map<Eigen::RowVectorXd>(out.data(), x.columns()) +=
+        all_columns(x, c).colwise().squaredNorm();
+  ranks.sum(out);
+  for (double& s : out) s /= static_cast<double>(rows);
+  return out;
+}
+
+}  // namespace
 
 TermWatch::TermWatch(const Schedule& schedule, const Plan::Sweep& sweep, std::int64_t rows)
     : program_(*schedule.program), sweep_(sweep), rows_(rows) {
@@ -39,8 +55,10 @@ TermWatch::TermWatch(const Schedule& schedule, const Plan::Sweep& sweep, std::in
                                    [&](NodeId in) { return schedule.heavy[in.value]; });
     if (wanted || inner) sizes_[id->value].resize(static_cast<std::size_t>(rows));
     if (inner) inner_.insert(id->value);
-    if (!wanted && !behind.contains(*id)) continue;
-    if (is_piecewise_constant(node.op) || has_flat_side(node.op)) {
+    const bool vector = schedule.multiplied[id->value];
+    if (vector) vectors_.insert(id->value);
+    if (!wanted && !vector && !behind.contains(*id)) continue;
+    if (is_piecewise_constant(node.op) || has_flat_side(node.op) || product(*id)) {
       jumps_.push_back(*id);
       unknown(*id);
     }
@@ -52,6 +70,9 @@ TermWatch::TermWatch(const Schedule& schedule, const Plan::Sweep& sweep, std::in
       }
   }
   std::reverse(jumps_.begin(), jumps_.end());
+  for (const NodeId id : jumps_)
+    if (product(id))
+      for (const std::size_t k : {0u, 1u}) factors_[{id.value, k}] = {};
   // A jump that is an operand of an average is seen as a jump.
   for (auto pair = first_.begin(); pair != first_.end();)
     pair = std::binary_search(jumps_.begin(), jumps_.end(),
@@ -60,11 +81,16 @@ TermWatch::TermWatch(const Schedule& schedule, const Plan::Sweep& sweep, std::in
                : std::next(pair);
 }
 
-void TermWatch::include(NodeId id, const View& x, std::int64_t columns) {
+bool TermWatch::product(NodeId id) const {
+  const auto* map = std::get_if<Map>(&program_[id].op);
+  return map && map->fn == Fn::kMul;
+}
+
+void TermWatch::include(ColumnRanges& to, const View& x, std::int64_t columns) {
   ColumnRanges own;
   own.include(x, columns);
   const std::scoped_lock lock(mutex_);
-  ranges_.at(id.value).merge(own);
+  to.merge(own);
 }
 
 void TermWatch::average(const Plan::Sweep::Operation& operation, const std::vector<View>& in,
@@ -75,18 +101,42 @@ void TermWatch::average(const Plan::Sweep::Operation& operation, const std::vect
   term_sizes(node, operation.types, in, own->second.data() + row);
   for (std::size_t k = 0; k < node.in.size(); ++k)
     if (first_.contains({operation.node.value, k}))
-      include(node.in[k], in[k], operation.in[k].columns);
+      include(ranges_.at(node.in[k].value), in[k], operation.in[k].columns);
 }
 
-void TermWatch::value(const Plan::Sweep::Operation& operation, const View& x) {
-  if (std::binary_search(jumps_.begin(), jumps_.end(), operation.node))
-    include(operation.node, x, operation.out.columns);
+void TermWatch::value(const Plan::Sweep::Operation& operation, const std::vector<View>& in,
+                      const View& x) {
+  if (!std::binary_search(jumps_.begin(), jumps_.end(), operation.node)) return;
+  include(ranges_.at(operation.node.value), x, operation.out.columns);
+  for (std::size_t k = 0; product(operation.node) && k < in.size(); ++k)
+    include(factors_.at({operation.node.value, k}), in[k], operation.in[k].columns);
+}
+
+std::vector<double> TermWatch::largest_product(NodeId id) const {
+  const Node& node = program_[id];
+  std::array<std::vector<double>, 2> sizes;
+  std::vector<Type> types;
+  for (const std::size_t k : {0u, 1u}) {
+    const ColumnRanges& seen = factors_.at({id.value, k});
+    const bool number = !type(node.in[k]).width;
+    for (std::size_t j = 0; j < seen.low.size(); ++j)
+      sizes[k].push_back(number || seen.low[j] != seen.high[j]
+                             ? std::max(std::abs(seen.low[j]), std::abs(seen.high[j]))
+                             : 0.0);
+    types.push_back({false, false, type(node.in[k]).dims});
+  }
+  std::vector<double> out(static_cast<std::size_t>(size_of(node.type.dims)));
+  const Node plain{node.op, {false, false, node.type.dims}, {}, {}, 0};
+  evaluate_rows(plain, {&types[0], &types[1]}, {{sizes[0].data(), 1, 1}, {sizes[1].data(), 1, 1}},
+                {out.data(), 1, 1});
+  return out;
 }
 
 void TermWatch::summarise(const Executor& executor, std::int64_t rows,
                           const std::vector<Block>& blocks,
                           std::map<std::uint32_t, TermSummary>& terms) {
   for (auto& [id, ranges] : ranges_) ranges.share(executor.ranks());
+  for (auto& [factor, ranges] : factors_) ranges.share(executor.ranks());
   for (auto& [id, sizes] : sizes_) {
     const Node& node = program_.nodes[id];
     if (inner_.contains(id)) {
@@ -102,22 +152,32 @@ void TermWatch::summarise(const Executor& executor, std::int64_t rows,
     TermSummary& own = terms[id];
     bound_terms(node, types, in, own);
     own.unseen.assign(own.low.size(), std::holds_alternative<Histogram>(node.op) ? 1.0 : 0.0);
+    own.apart.assign(own.low.size(), 0.0);
     own.largest = largest_of(std::move(sizes), executor.ranks());
+  }
+  for (const std::uint32_t id : vectors_) {
+    terms[id].unseen.assign(static_cast<std::size_t>(size_of(type({id}).dims)), 0.0);
+    terms[id].apart = terms[id].unseen;
   }
   for (const NodeId jump : jumps_) {
     const ColumnRanges& seen = ranges_.at(jump.value);
+    const std::vector<double> largest =
+        product(jump) ? largest_product(jump) : std::vector<double>{};
     std::vector<bool> one_sided;
     for (std::size_t j = 0; j < seen.low.size(); ++j)
-      one_sided.push_back(seen.low[j] == seen.high[j]);
+      one_sided.push_back(seen.low[j] == seen.high[j] &&
+                          (largest.empty() || (seen.low[j] == 0 && largest[j] > 0)));
     if (std::find(one_sided.begin(), one_sided.end(), true) != one_sided.end())
-      cross_jump(jump, one_sided, executor, blocks, terms);
+      cross_jump(jump, one_sided, largest, executor, rows, blocks, terms);
   }
 }
 
 /// What would change in the averages of the group, term by term, if these columns of the jump
-/// were on its other side.
-void TermWatch::cross_jump(NodeId jump, const std::vector<bool>& columns, const Executor& executor,
-                           const std::vector<Block>& blocks,
+/// were on its other side; in vectors that matrices multiply, squared and in units of the mean
+/// square.
+void TermWatch::cross_jump(NodeId jump, const std::vector<bool>& columns,
+                           const std::vector<double>& largest, const Executor& executor,
+                           std::int64_t rows_of_all, const std::vector<Block>& blocks,
                            std::map<std::uint32_t, TermSummary>& terms) {
   const std::vector<NodeId> group = sweep_.nodes();
   std::set<NodeId> after{jump}, needed;
@@ -125,11 +185,14 @@ void TermWatch::cross_jump(NodeId jump, const std::vector<bool>& columns, const 
     for (const NodeId in : program_[id].in)
       if (after.contains(in)) after.insert(id);
   for (auto id = group.rbegin(); id != group.rend(); ++id)
-    if (needed.contains(*id) || (after.contains(*id) && wanted(*id)))
+    if (needed.contains(*id) ||
+        (after.contains(*id) && (wanted(*id) || vectors_.contains(id->value)))) {
+      if (vectors_.contains(id->value)) needed.insert(*id);
       needed.insert(program_[*id].in.begin(), program_[*id].in.end());
+    }
   std::map<std::uint32_t, std::vector<double>> change;
   for (const NodeId id : group)
-    if (after.contains(id) && wanted(id))
+    if (after.contains(id) && (wanted(id) || vectors_.contains(id.value)))
       change[id.value].assign(static_cast<std::size_t>(size_of(type(id).dims)), 0.0);
   if (change.empty()) return;
   std::mutex mutex;
@@ -155,12 +218,16 @@ void TermWatch::cross_jump(NodeId jump, const std::vector<bool>& columns, const 
       const Node& node = program_[id];
       std::vector<const Type*> types;
       for (const NodeId operand : node.in) types.push_back(&type(operand));
-      if (const auto own = change.find(id.value); own != change.end()) {
-        std::vector<double> largest;
-        include_changes(node, types, views(node, false), views(node, true), largest);
+      const auto own = change.find(id.value);
+      const auto raise = [&](const std::vector<double>& changes) {
         const std::scoped_lock lock(mutex);
-        for (std::size_t j = 0; j < largest.size(); ++j)
-          own->second[j] = std::max(own->second[j], largest[j]);
+        for (std::size_t j = 0; j < changes.size(); ++j)
+          own->second[j] = std::max(own->second[j], changes[j]);
+      };
+      if (own != change.end() && is_average(node.op)) {
+        std::vector<double> changes;
+        include_changes(node, types, views(node, false), views(node, true), changes);
+        raise(changes);
       }
       if (is_average(node.op) || !needed.contains(id)) continue;
       const auto size = static_cast<std::size_t>(size_of(node.type.dims) * r);
@@ -172,20 +239,37 @@ void TermWatch::cross_jump(NodeId jump, const std::vector<bool>& columns, const 
       other.assign(size, 0.0);
       if (id != jump) {
         evaluate_rows(node, types, views(node, true), {other.data(), r, r});
-        continue;
+      } else {
+        other = same;
+        for (std::size_t j = 0; j < columns.size(); ++j) {
+          if (!columns[j]) continue;
+          const std::span<double> values(other.data() + j * static_cast<std::size_t>(r),
+                                         static_cast<std::size_t>(r));
+          if (largest.empty())
+            cross(node.op, types, views(node, false), static_cast<std::int64_t>(j), values);
+          else
+            std::fill(values.begin(), values.end(), largest[j]);
+        }
       }
-      other = same;
-      for (std::size_t j = 0; j < columns.size(); ++j)
-        if (columns[j])
-          cross(node.op, types, views(node, false), static_cast<std::int64_t>(j),
-                {other.data() + j * static_cast<std::size_t>(r), static_cast<std::size_t>(r)});
+      if (own == change.end()) continue;
+      std::vector<double> changes(own->second.size(), 0.0);
+      for (std::size_t i = 0; i < size; ++i) {
+        double& most = changes[i / static_cast<std::size_t>(r)];
+        most = std::max(most, std::pow(other[i] - same[i], 2));
+      }
+      raise(changes);
     }
   });
-  for (auto& [id, largest] : change) {
-    ColumnRanges all{largest, largest};
+  for (auto& [id, changes] : change) {
+    ColumnRanges all{changes, changes};
     all.share(executor.ranks());
-    std::vector<double>& unseen = terms[id].unseen;
-    for (std::size_t j = 0; j < unseen.size(); ++j) unseen[j] += all.high[j];
+    if (vectors_.contains(id)) {
+      const std::vector<double> mean = mean_squares(blocks[id], executor.ranks(), rows_of_all);
+      for (std::size_t j = 0; j < mean.size(); ++j)
+        if (all.high[j] > 0) all.high[j] /= mean[j];
+    }
+    std::vector<double>& to = largest.empty() ? terms[id].unseen : terms[id].apart;
+    for (std::size_t j = 0; j < to.size(); ++j) to[j] += all.high[j];
   }
 }
 

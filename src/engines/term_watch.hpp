@@ -19,7 +19,8 @@ void summarise_sizes(std::vector<double> sizes, const Communicator& ranks, std::
                      TermSummary& out);
 
 /// Watches a sweep for what particles do not resolve: the terms of those averages that are wanted
-/// or may have heavy tails, and the jumps and flat sides behind the wanted ones.
+/// or may have heavy tails, and the jumps and flat sides behind the wanted ones and behind the
+/// vectors that matrices multiply, of which a matrix takes the mean square.
 class TermWatch {
  public:
   /// `rows`: of this rank.
@@ -28,8 +29,9 @@ class TermWatch {
   /// The operands of an average on some rows, from `row` on.  Thread-safe.
   void average(const Plan::Sweep::Operation& operation, const std::vector<ir::View>& in,
                std::int64_t row);
-  /// A value on some rows.  Thread-safe.
-  void value(const Plan::Sweep::Operation& operation, const ir::View& x);
+  /// A value x on some rows, from its operands.  Thread-safe.
+  void value(const Plan::Sweep::Operation& operation, const std::vector<ir::View>& in,
+             const ir::View& x);
 
   /// After the sweep.  `rows`: of all ranks.  `blocks`: per node, what the sweep read and left.
   void summarise(const Executor& executor, std::int64_t rows, const std::vector<Block>& blocks,
@@ -40,8 +42,13 @@ class TermWatch {
   [[nodiscard]] bool wanted(ir::NodeId id) const {
     return sizes_.contains(id.value) && !inner_.contains(id.value);
   }
-  void include(ir::NodeId id, const ir::View& x, std::int64_t columns);
-  void cross_jump(ir::NodeId jump, const std::vector<bool>& columns, const Executor& executor,
+  [[nodiscard]] bool product(ir::NodeId id) const;
+  void include(ColumnRanges& to, const ir::View& x, std::int64_t columns);
+  /// The largest |a| |b| per column, of factors that vary or are numbers.
+  [[nodiscard]] std::vector<double> largest_product(ir::NodeId id) const;
+  /// `columns`: to be crossed; those of a product become `largest`.
+  void cross_jump(ir::NodeId jump, const std::vector<bool>& columns,
+                  const std::vector<double>& largest, const Executor& executor, std::int64_t rows,
                   const std::vector<Block>& blocks, std::map<std::uint32_t, TermSummary>& terms);
 
   const ir::Program& program_;
@@ -53,8 +60,10 @@ class TermWatch {
       first_;  ///< (average, operand) that adds to the operand's range
   std::set<std::uint32_t>
       inner_;  ///< averages that are not wanted, with operands that may have heavy tails
-  std::vector<ir::NodeId> jumps_;
-  std::mutex mutex_;  ///< of `ranges_`
+  std::set<std::uint32_t> vectors_;  ///< that a matrix multiplies
+  std::vector<ir::NodeId> jumps_;    ///< and flat sides, and products
+  std::map<std::pair<std::uint32_t, std::size_t>, ColumnRanges> factors_;  ///< of products
+  std::mutex mutex_;  ///< of `ranges_` and `factors_`
 };
 
 }  // namespace tplimit::engines

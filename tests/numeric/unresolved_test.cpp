@@ -49,6 +49,11 @@ TEST(Unresolved, RareEventsAreInTheError) {
     cases.push_back({"E(tanh(x)^2 - 1000 * min(" + at + " - x, 0)) - E(tanh(x)^2)", 1000 * beyond});
   }
   cases.push_back({"E(x^2 * (floor(x) < 4.5))", 1 - tail2(5)});
+  // Both factors are seen, but not together.
+  cases.push_back({"E((x > 2.8) * (y > 2.8))", tail(2.8) * tail(2.8)});
+  cases.push_back({"1e6 * E((x > 2.5) * (y > 2.9))", 1e6 * tail(2.5) * tail(2.9)});
+  cases.push_back(
+      {"E(relu(x - 2.5) * relu(y - 2.5))", std::pow(density(2.5) - 2.5 * tail(2.5), 2)});
   int far = 0, all = 0;
   for (const Case& c : cases)
     for (const std::int64_t m : {512, 4096})
@@ -105,6 +110,45 @@ TEST(Unresolved, RoundingIsAnError) {
 bool has(const LimitResult& limit, const std::string& code) {
   return std::any_of(limit.warnings.begin(), limit.warnings.end(),
                      [&](const Diagnostic& d) { return d.code == code; });
+}
+
+// A matrix takes the mean square of its vector: where no particle shows it, nothing that follows is
+// known; where rare events add to something, that is in the errors.
+TEST(Unresolved, RareEventsInVectorsThatMatricesMultiply) {
+  const std::string head = kOne + "random W : [n, n] ~ normal(0, 1/n)\n";
+  const auto evaluated = [&](const std::string& program, std::uint64_t seed) {
+    return evaluate(parsed(head + program), particles(1024, 8, seed));
+  };
+  for (const double a : {4.2, 5.0, 6.0})
+    for (const std::string vector :
+         {"step(x - A)", "(x > A) * y", "relu(x - A)", "(x > 2.9) * (y > 3)"}) {
+      std::string own = vector;
+      if (const auto at = own.find('A'); at != std::string::npos)
+        own.replace(at, 1, fmt::format("{}", a));
+      const auto limit = evaluated("z = W @ (" + own + ")\nreport E(z^2), E(step(z - 1e-4))\n", 1);
+      if (limit) {  // a particle came there
+        EXPECT_GT(limit->reports[0].value[0], 0) << own;
+        EXPECT_GT(limit->reports[0].error[0], 0.1 * limit->reports[0].value[0]) << own;
+      } else {
+        EXPECT_EQ(limit.errors()[0].code, "E4102") << own;
+      }
+    }
+  for (std::uint64_t seed = 0; seed < 6; ++seed) {
+    // E z^2 = 1 + 64 P(x > 4.5)
+    const auto limit = evaluated("z = W @ (y + 8 * step(x - 4.5))\nreport E(z^2)\n", seed);
+    ASSERT_TRUE(limit);
+    EXPECT_LT(std::abs(limit->reports[0].value[0] - 1 - 64 * tail(4.5)),
+              5 * limit->reports[0].error[0])
+        << seed;
+    // Rows that are 0 for all coordinates are no rare event.
+    const auto zero = evaluated(
+        "z = W @ relu(0 * x)\nh = relu(stack(x - x, y))\nu = W @ h\nreport E(z^2), E(u^2), "
+        "E(step(u))\n",
+        seed);
+    ASSERT_TRUE(zero);
+    EXPECT_EQ(zero->reports[0].value[0], 0);
+    EXPECT_EQ(zero->reports[0].error[0], 0);
+  }
 }
 
 // What is 0 in exact arithmetic, but not in ours, is on no side of a jump; a difference of equals
