@@ -23,7 +23,8 @@ namespace {
 namespace fs = std::filesystem;
 
 // 1: version 0.1.0; 2: with terms of averages, and how many states were lost; 3: with scales of
-// rounding.  To be raised whenever a file of an older version can no longer be read.
+// rounding and what particles do not resolve.  To be raised whenever a file of an older version can
+// no longer be read.
 constexpr std::uint32_t kFormat = 3;
 constexpr std::string_view kStateEnding = ".run";
 // Writing takes no more than a twentieth of the time.
@@ -50,28 +51,49 @@ std::uint64_t key_of(std::uint64_t program, const Schedule& schedule, const RunS
   return key;
 }
 
+// All fields are named: a new one does not compile until it is kept.
 void save_result(Writer& out, const RunResult& result) {
-  out.value<std::uint64_t>(result.values.size());
-  for (const auto& values : result.values) out.values(values);
-  out.value(result.matching_stopped);
-  out.value<std::uint64_t>(result.ranks.size());
-  for (const auto& ranks : result.ranks)
-    for (const std::int64_t rank : ranks) out.value(rank);
-  out.value(result.largest_dropped);
-  out.value<std::uint64_t>(result.terms.size());
-  for (const TermSummary& terms : result.terms) save(out, terms);
+  const auto& [values, matching_stopped, ranks, terms, inner, by_rounding, largest_dropped] =
+      result;
+  out.value<std::uint64_t>(values.size());
+  for (const auto& own : values) out.values(own);
+  out.value(matching_stopped);
+  out.value<std::uint64_t>(ranks.size());
+  for (const auto& both : ranks)
+    for (const std::int64_t rank : both) out.value(rank);
+  out.value(largest_dropped);
+  out.value<std::uint64_t>(terms.size());
+  for (const TermSummary& own : terms) save(out, own);
+  out.value<std::uint64_t>(inner.size());
+  for (const auto& [id, own] : inner) {
+    out.value(id);
+    save(out, own);
+  }
+  out.value<std::uint64_t>(by_rounding.size());
+  for (const auto& [id, entries] : by_rounding) {
+    out.value(id);
+    out.values(entries);
+  }
 }
 RunResult load_result(Reader& in) {
   RunResult result;
+  auto& [values, matching_stopped, ranks, terms, inner, by_rounding, largest_dropped] = result;
   for (auto left = in.value<std::uint64_t>(); left > 0; --left)
-    result.values.push_back(in.values<double>());
-  result.matching_stopped = in.value<bool>();
-  result.ranks.resize(in.value<std::uint64_t>());
-  for (auto& ranks : result.ranks)
-    for (std::int64_t& rank : ranks) rank = in.value<std::int64_t>();
-  result.largest_dropped = in.value<double>();
-  for (auto left = in.value<std::uint64_t>(); left > 0; --left)
-    result.terms.push_back(load_terms(in));
+    values.push_back(in.values<double>());
+  matching_stopped = in.value<bool>();
+  ranks.resize(in.value<std::uint64_t>());
+  for (auto& both : ranks)
+    for (std::int64_t& rank : both) rank = in.value<std::int64_t>();
+  largest_dropped = in.value<double>();
+  for (auto left = in.value<std::uint64_t>(); left > 0; --left) terms.push_back(load_terms(in));
+  for (auto left = in.value<std::uint64_t>(); left > 0; --left) {
+    const auto id = in.value<std::uint32_t>();
+    inner[id] = load_terms(in);
+  }
+  for (auto left = in.value<std::uint64_t>(); left > 0; --left) {
+    const auto id = in.value<std::uint32_t>();
+    by_rounding[id] = in.values<double>();
+  }
   return result;
 }
 

@@ -25,17 +25,18 @@ void gather(const Communicator& ranks, const std::vector<double>& own, Keep keep
 
 }  // namespace
 
+// All fields are named: a new one does not compile until it is kept.
 void save(Writer& out, const TermSummary& terms) {
-  for (const auto* values : {&terms.largest, &terms.low, &terms.high, &terms.apart, &terms.unseen})
-    out.values(*values);
-  out.value(terms.mean);
+  const auto& [largest, low, high, mean, apart, unseen] = terms;
+  for (const auto* values : {&largest, &low, &high, &apart, &unseen}) out.values(*values);
+  out.value(mean);
 }
 
 TermSummary load_terms(Reader& in) {
   TermSummary terms;
-  for (auto* values : {&terms.largest, &terms.low, &terms.high, &terms.apart, &terms.unseen})
-    *values = in.values<double>();
-  terms.mean = in.value<double>();
+  auto& [largest, low, high, mean, apart, unseen] = terms;
+  for (auto* values : {&largest, &low, &high, &apart, &unseen}) *values = in.values<double>();
+  mean = in.value<double>();
   return terms;
 }
 

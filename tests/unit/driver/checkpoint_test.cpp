@@ -149,6 +149,29 @@ TEST_F(Checkpoints, HoldAllThatIsFinished) {
   EXPECT_EQ(values(*again), first);
 }
 
+// Also what particles do not resolve: heavy tails and rare events behind a matrix, rounding at
+// jumps.
+TEST_F(Checkpoints, HoldWhatParticlesDoNotResolve) {
+  module_ = test::parsed(
+      "width n\nrandom x : [n] ~ normal(0, 1)\nrandom y : [n] ~ normal(0, 1)\n"
+      "random W : [n, n] ~ normal(0, 1/n)\nfor t in 0..4 { x = tanh(W @ (x + 0.1 * y)) }\n"
+      "report E(tanh(W @ exp(y))^2), E((W @ (y + step(y - 4.5)))^2)\n"
+      "report E(sign(sin(x)^2 + cos(x)^2 - 1)^2)\n");
+  const LimitResult whole = test::limit_of(module_, test::particles(512, 6));
+  EXPECT_NE(whole.reports[2].undetermined, "");
+  interrupt();
+  auto checkpoint = Checkpoint::open(options());
+  ASSERT_TRUE(checkpoint.ok());
+  EXPECT_GE(checkpoint->found().finished, 1u);
+  const auto resumed = evaluate_with(*checkpoint, {}, 1);
+  ASSERT_TRUE(resumed.ok());
+  for (const std::size_t k : {0u, 1u}) {
+    EXPECT_EQ(resumed->reports[k].value, whole.reports[k].value);
+    EXPECT_EQ(resumed->reports[k].error, whole.reports[k].error);
+  }
+  EXPECT_EQ(resumed->reports[2].undetermined, whole.reports[2].undetermined);
+}
+
 TEST_F(Checkpoints, AreNotTakenForOtherSettings) {
   interrupt();
   auto checkpoint = Checkpoint::open(options());
