@@ -40,18 +40,15 @@ TermSummary load_terms(Reader& in) {
   return terms;
 }
 
-void ColumnRanges::include(const View& x, std::int64_t columns) {
-  ColumnRanges own;
-  for (std::int64_t j = 0; j < columns; ++j) {
-    const Eigen::Map<const Eigen::VectorXd> values(column(x, j), x.rows);
-    own.low.push_back(values.minCoeff());
-    own.high.push_back(values.maxCoeff());
+void ColumnRanges::include(const View& x) {
+  for (std::size_t j = 0; j < low.size(); ++j) {
+    const Eigen::Map<const Eigen::VectorXd> values(column(x, static_cast<std::int64_t>(j)), x.rows);
+    low[j] = std::min(low[j], values.minCoeff());
+    high[j] = std::max(high[j], values.maxCoeff());
   }
-  merge(own);
 }
 
 void ColumnRanges::merge(const ColumnRanges& other) {
-  if (low.empty()) *this = other;
   for (std::size_t j = 0; j < other.low.size(); ++j) {
     low[j] = std::min(low[j], other.low[j]);
     high[j] = std::max(high[j], other.high[j]);

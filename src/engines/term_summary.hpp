@@ -1,5 +1,6 @@
 #pragma once
 
+#include <limits>
 #include <span>
 #include <vector>
 
@@ -31,8 +32,12 @@ inline constexpr std::int64_t kLargestTerms = 128;
 
 /// Smallest and largest value per column, over rows.
 struct ColumnRanges {
+  /// Of no rows yet.  A rank without rows has all columns too.
+  explicit ColumnRanges(std::size_t columns)
+      : low(columns, std::numeric_limits<double>::infinity()),
+        high(columns, -std::numeric_limits<double>::infinity()) {}
   std::vector<double> low, high;
-  void include(const ir::View& x, std::int64_t columns);
+  void include(const ir::View& x);
   void merge(const ColumnRanges& other);
   /// Over all ranks.
   void share(const Communicator& ranks);

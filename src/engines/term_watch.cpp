@@ -38,12 +38,7 @@ std::vector<double> mean_squares(const Block& x, const Communicator& ranks, std:
 TermWatch::TermWatch(const Schedule& schedule, const Plan::Sweep& sweep, std::int64_t rows)
     : program_(*schedule.program), sweep_(sweep), rows_(rows) {
   const std::vector<NodeId> group = sweep.nodes();
-  const auto unknown = [&](NodeId id) {
-    const auto columns = static_cast<std::size_t>(size_of(type(id).dims));
-    ranges_.try_emplace(
-        id.value, ColumnRanges{std::vector(columns, std::numeric_limits<double>::infinity()),
-                               std::vector(columns, -std::numeric_limits<double>::infinity())});
-  };
+  const auto columns = [&](NodeId id) { return static_cast<std::size_t>(size_of(type(id).dims)); };
   std::set<NodeId> behind;
   for (auto id = group.rbegin(); id != group.rend(); ++id) {
     const Node& node = program_[*id];
@@ -60,19 +55,20 @@ TermWatch::TermWatch(const Schedule& schedule, const Plan::Sweep& sweep, std::in
     if (!wanted && !vector && !behind.contains(*id)) continue;
     if (is_piecewise_constant(node.op) || has_flat_side(node.op) || product(*id)) {
       jumps_.push_back(*id);
-      unknown(*id);
+      ranges_.try_emplace(id->value, columns(*id));
     }
     behind.insert(node.in.begin(), node.in.end());
     for (std::size_t k = 0; wanted && k < node.in.size(); ++k)
       if (!ranges_.contains(node.in[k].value)) {
-        unknown(node.in[k]);
+        ranges_.try_emplace(node.in[k].value, columns(node.in[k]));
         first_.insert({id->value, k});
       }
   }
   std::reverse(jumps_.begin(), jumps_.end());
   for (const NodeId id : jumps_)
     if (product(id))
-      for (const std::size_t k : {0u, 1u}) factors_[{id.value, k}] = {};
+      for (const std::size_t k : {0u, 1u})
+        factors_.try_emplace({id.value, k}, columns(program_[id].in[k]));
   // A jump that is an operand of an average is seen as a jump.
   for (auto pair = first_.begin(); pair != first_.end();)
     pair = std::binary_search(jumps_.begin(), jumps_.end(),
@@ -86,9 +82,9 @@ bool TermWatch::product(NodeId id) const {
   return map && map->fn == Fn::kMul;
 }
 
-void TermWatch::include(ColumnRanges& to, const View& x, std::int64_t columns) {
-  ColumnRanges own;
-  own.include(x, columns);
+void TermWatch::include(ColumnRanges& to, const View& x) {
+  ColumnRanges own(to.low.size());
+  own.include(x);
   const std::scoped_lock lock(mutex_);
   to.merge(own);
 }
@@ -100,16 +96,15 @@ void TermWatch::average(const Plan::Sweep::Operation& operation, const std::vect
   const Node& node = program_[operation.node];
   term_sizes(node, operation.types, in, own->second.data() + row);
   for (std::size_t k = 0; k < node.in.size(); ++k)
-    if (first_.contains({operation.node.value, k}))
-      include(ranges_.at(node.in[k].value), in[k], operation.in[k].columns);
+    if (first_.contains({operation.node.value, k})) include(ranges_.at(node.in[k].value), in[k]);
 }
 
 void TermWatch::value(const Plan::Sweep::Operation& operation, const std::vector<View>& in,
                       const View& x) {
   if (!std::binary_search(jumps_.begin(), jumps_.end(), operation.node)) return;
-  include(ranges_.at(operation.node.value), x, operation.out.columns);
+  include(ranges_.at(operation.node.value), x);
   for (std::size_t k = 0; product(operation.node) && k < in.size(); ++k)
-    include(factors_.at({operation.node.value, k}), in[k], operation.in[k].columns);
+    include(factors_.at({operation.node.value, k}), in[k]);
 }
 
 std::vector<double> TermWatch::largest_product(NodeId id) const {
@@ -261,7 +256,8 @@ void TermWatch::cross_jump(NodeId jump, const std::vector<bool>& columns,
     }
   });
   for (auto& [id, changes] : change) {
-    ColumnRanges all{changes, changes};
+    ColumnRanges all(changes.size());
+    all.low = all.high = changes;
     all.share(executor.ranks());
     if (vectors_.contains(id)) {
       const std::vector<double> mean = mean_squares(blocks[id], executor.ranks(), rows_of_all);

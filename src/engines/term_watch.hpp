@@ -43,7 +43,7 @@ class TermWatch {
     return sizes_.contains(id.value) && !inner_.contains(id.value);
   }
   [[nodiscard]] bool product(ir::NodeId id) const;
-  void include(ColumnRanges& to, const ir::View& x, std::int64_t columns);
+  void include(ColumnRanges& to, const ir::View& x);
   /// The largest |a| |b| per column, of factors that vary or are numbers.
   [[nodiscard]] std::vector<double> largest_product(ir::NodeId id) const;
   /// `columns`: to be crossed; those of a product become `largest`.
