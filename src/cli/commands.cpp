@@ -168,6 +168,7 @@ std::vector<std::pair<std::string, std::string>> identity(std::string_view comma
   };
   add("--seed", e.seed);
   if (s.single_precision) add("--precision", "single");
+  add("--matrices", std::array{"auto", "stored", "lazy"}.at(static_cast<std::size_t>(e.matrices)));
   for (const auto& [name, value] : options.lower.constants) add("--set " + name, value);
   if (module.ablations.any()) add("ablations", to_string(module.ablations));
   if (command != "simulate") {
@@ -190,7 +191,6 @@ std::vector<std::pair<std::string, std::string>> identity(std::string_view comma
     else
       add("--widths", fmt::format("{}", fmt::join(options.widths, ",")));
     add("--seeds", s.seeds);
-    add("--matrices", std::array{"auto", "dense", "lazy"}.at(static_cast<std::size_t>(s.matrices)));
   }
   return out;
 }

@@ -57,9 +57,9 @@ Engine parse_engine(const std::string& name, const std::string& text) {
 
 Matrices parse_matrices(const std::string& name, const std::string& text) {
   if (text == "auto") return Matrices::kAuto;
-  if (text == "dense") return Matrices::kDense;
+  if (text == "stored" || text == "dense") return Matrices::kDense;
   if (text == "lazy") return Matrices::kLazy;
-  throw CLI::ValidationError(name, fmt::format("'{}' is not one of auto, dense, lazy", text));
+  throw CLI::ValidationError(name, fmt::format("'{}' is not one of auto, stored, lazy", text));
 }
 
 bool parse_single(const std::string& name, const std::string& text) {
@@ -146,6 +146,9 @@ void add_running(CLI::App& app, Options& o) {
       "Default 0: all cores.  Results do not depend on it", small_count(0));
   add(app, "--memory", "BYTES", o.evaluate.memory_bytes,
       "Refuse to use more, as in 4G; default: 80 % of the machine's", parse_bytes);
+  add(app, "--matrices", "KIND", o.evaluate.matrices,
+      "stored: all entries; lazy: revealed product by product, the same law; default auto",
+      parse_matrices);
   add(app, "--precision", "NAME", o.simulate.single_precision,
       "Of stored matrices, bases and normals: single halves memory and time; default double",
       parse_single);
@@ -210,9 +213,6 @@ void add_networks(CLI::App& app, Options& o, int seeds, int least_seeds) {
   o.simulate.seeds = seeds;
   add(app, "--seeds", "K", o.simulate.seeds, fmt::format("Networks per width; default {}", seeds),
       small_count(least_seeds));
-  add(app, "--matrices", "KIND", o.simulate.matrices,
-      "dense: stored; lazy: revealed product by product, the same law; default auto",
-      parse_matrices);
 }
 
 /// Parses, then runs the one command that was named.
@@ -317,6 +317,7 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
     o->evaluate.seed = o->simulate.seed = o->lower.seed;
     o->simulate.threads = o->evaluate.threads;
     o->evaluate.single_precision = o->simulate.single_precision;
+    o->simulate.matrices = o->evaluate.matrices;
     o->simulate.memory_bytes = o->evaluate.memory_bytes;
     o->evaluate.ranks = o->simulate.ranks = &ranks;
   }

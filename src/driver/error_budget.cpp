@@ -46,9 +46,7 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
   LimitEvaluation evaluation(limit, options);
   if (const auto refused = evaluation.refusal()) return *refused;
   constexpr std::int64_t kMostParticles = std::int64_t{1} << 24;
-  LimitEvaluation::Resolution now{
-      options.particles.value_or(options.tolerance ? 2048 : kDefaultParticles),
-      options.rank_tol.value_or(1e-6)};
+  LimitEvaluation::Resolution now{evaluation.first_particles(), options.rank_tol.value_or(1e-6)};
   // Few directions cost little: only where there may be many, some of the tolerance is spent on
   // dropping them.  The error of dropping is of second order in rank_tol where what is dropped is
   // new in each product, of first order at worst: it is measured.

@@ -65,7 +65,8 @@ LimitEvaluation::LimitEvaluation(const LeadingOrder& limit, const EvaluateOption
 
 std::optional<Diagnostic> LimitEvaluation::cannot_run(const Resolution& resolution) {
   if (auto refused = too_many_samples(resolution.particles)) return refused;
-  if (auto refused = too_few_particles(resolution.particles)) return refused;
+  if (options_.matrices == Matrices::kLazy)
+    if (auto refused = too_few_particles(resolution.particles)) return refused;
   const double most = memory_limit(options_.memory_bytes, *options_.ranks);
   const double bytes = memory(resolution, options_.randomisations);
   if (bytes <= most) return std::nullopt;
@@ -291,6 +292,10 @@ RunSettings LimitEvaluation::settings(const Resolution& resolution) const {
   out.rows = resolution.particles;
   out.rank_tol = resolution.rank_tol;
   out.single_precision = options_.single_precision;
+  using Own = engines::RunSettings::Matrices;
+  out.matrices = options_.matrices == Matrices::kLazy    ? Own::kLazy
+                 : options_.matrices == Matrices::kDense ? Own::kStored
+                                                         : Own::kAuto;
   return out;
 }
 
@@ -317,10 +322,14 @@ double LimitEvaluation::memory(const Resolution& resolution, int count) {
   for (std::int64_t pilot = 1024; 4 * pilot <= resolution.particles; pilot *= 2) {
     const Progress nobody;
     ProgressCounter unseen(nobody, 1);
-    // Particles do not change ranks much; too few are refused.
+    // Particles do not change ranks much, unless they are too few.
+    const auto full = [&](const std::array<std::int64_t, 2>& own) {
+      return 2 * (own[0] + own[1]) + 2 >= pilot;
+    };
     if (const auto run = run_particles(
             {pilot, resolution.rank_tol}, 1, [&](std::int64_t) { return std::vector{key(0)}; },
-            unseen)) {
+            unseen);
+        run && std::none_of(run->front().ranks.begin(), run->front().ranks.end(), full)) {
       ranks_ = {resolution.rank_tol, run->front().ranks};
       return bytes(&ranks_->of_source);
     }

@@ -56,10 +56,18 @@ moments::MomentEngine::Budget LimitEvaluation::budget(bool only_methods) const {
     return out;
   }
   const Schedule all = engines::make_schedule(program_, atoms_of(program_, outputs_));
-  const std::int64_t particles =
-      options_.particles.value_or(options_.tolerance ? 2048 : kDefaultParticles);
+  const std::int64_t particles = first_particles();
   const double cost = options_.randomisations * engines::estimate_operations(all, particles);
   return {std::max(2e6, 0.25 * cost / kEvaluation), std::max(1e9, kCheaper * 0.5 * cost)};
+}
+
+std::int64_t LimitEvaluation::first_particles() const {
+  const bool entries =
+      std::any_of(program_.nodes.begin(), program_.nodes.end(),
+                  [](const Node& node) { return std::holds_alternative<AddEntries>(node.op); });
+  return options_.particles.value_or(entries              ? kDefaultParticlesOfEntries
+                                     : options_.tolerance ? 2048
+                                                          : kDefaultParticles);
 }
 
 bool LimitEvaluation::known(NodeId id) const { return moments_ && (*moments_)[id].known(); }
@@ -182,7 +190,7 @@ std::optional<Diagnostic> LimitEvaluation::too_few_particles(std::int64_t partic
   for (std::size_t k = 0; k < program_.size(); ++k) {
     const Node& node = program_.nodes[k];
     if (!schedule_.needed[k]) continue;
-    if (node.type.matrix)
+    if (node.type.matrix && !node.type.entries)
       source[k] = node.in.empty() ? std::get<GaussianMatrix>(node.op).source.value
                                   : source[node.in[0].value];
     const auto* product = std::get_if<MatMul>(&node.op);

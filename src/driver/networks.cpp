@@ -58,10 +58,8 @@ class Networks {
     for (const auto& d : schedule_.spaces.directions)
       directions = std::max({directions, d[0], d[1]});
     const bool entrywise =
-        std::any_of(program_.nodes.begin(), program_.nodes.end(), [](const Node& node) {
-          const auto* update = std::get_if<UpdateMatrix>(&node.op);
-          return update && update->entrywise;
-        });
+        std::any_of(program_.nodes.begin(), program_.nodes.end(),
+                    [](const Node& node) { return std::holds_alternative<AddEntries>(node.op); });
     if (!entrywise && (4 * directions < width || memory() > limit()))
       settings.realisation = RealisationKind::kRevealedNetwork;
   }

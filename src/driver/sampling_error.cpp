@@ -49,12 +49,17 @@ int degree_of(const Program& program, const Node& node, const std::vector<int>& 
                         [&](const Average&) { return mean(most); },
                         [&](const MatMul&) { return of(0) == 0 && of(1) <= 1 ? 1 : kNoPolynomial; },
                         [&](const ScaleMatrix&) { return function(); },
-                        [&](const UpdateMatrix& update) {
-                          bool linear = !update.entrywise && of(0) == 0;
+                        [&](const UpdateMatrix&) {
+                          bool linear = of(0) == 0;
                           for (std::size_t k = 1; k < node.in.size(); ++k)
                             linear = linear && of(k) <= (program[node.in[k]].type.width ? 1 : 0);
                           return linear ? 0 : kNoPolynomial;
                         },
+                        [&](const AddVersion&) {
+                          return of(0) == 0 && of(1) == 0 && of(2) == 0 ? 0 : kNoPolynomial;
+                        },
+                        [&](const OuterSum&) { return kNoPolynomial; },
+                        [&](const AddEntries&) { return kNoPolynomial; },
                         [&](const Samples&) { return kNoPolynomial; },
                         [&](const Histogram&) { return kNoPolynomial; },
                         [&](const ReduceMax&) { return function(); },

@@ -5,6 +5,7 @@
 #include <map>
 #include <optional>
 
+#include "engines/entry_sweep.hpp"
 #include "engines/realisation.hpp"
 #include "engines/term_watch.hpp"
 #include "tplimit/ir/kernels.hpp"
@@ -79,6 +80,12 @@ class Run {
   void execute(const Plan::Step& step) {
     std::visit(
         overloaded{[&](const Plan::Sweep& a) { sweep(a); },
+                   [&](const Plan::EntrySweep& a) {
+                     if (realisation_->entries_in_single_precision())
+                       sweep_entries_of<float>(a, step);
+                     else
+                       sweep_entries_of<double>(a, step);
+                   },
                    [&](const Plan::Draw& a) { blocks_[a.node.value] = realisation_->draw(a.node); },
                    [&](const Plan::Initialise& a) {
                      versions_[a.node.value] = realisation_->matrix(a.matrix).initial();
@@ -86,6 +93,7 @@ class Run {
                    [&](const Plan::Product& a) { multiply(a); },
                    [&](const Plan::Rescale& a) { rescale(a, step); },
                    [&](const Plan::Update& a) { update(a, step); },
+                   [&](const Plan::Combine& a) { combine(a, step); },
                    [&](const Plan::TakeSamples& a) { take_samples(a.node); },
                    [&](const Plan::FiniteStep& a) { finite_step(a.node); }},
         step.action);
@@ -150,6 +158,8 @@ class Run {
           case Where::kBlock: in.push_back(block.view(c)); break;
           case Where::kFinite: in.push_back(block.view(0)); break;
           case Where::kSum: TPLIMIT_CHECK(false, "an average is read after its sweep");
+          case Where::kEntries:
+          case Where::kVersion: TPLIMIT_CHECK(false, "matrices have sweeps of their own");
         }
       }
       if (place.where == Where::kSum) {
@@ -163,6 +173,31 @@ class Run {
       if (watch) watch->value(operation, in, as_view(out));
       if (rounding_ && c == 0) rounding_->value(id, types, in, as_view(out));
     }
+  }
+
+  /// Results take the place of arrays that the step frees.
+  template <class T>
+  void sweep_entries_of(const Plan::EntrySweep& plan, const Plan::Step& step) {
+    const StoredEntries<T> arrays(executor_, settings_.rows);
+    std::map<std::uint32_t, Block> gathered;
+    std::vector<std::shared_ptr<Slabs>> free;
+    for (const auto& load : plan.loads)
+      if (step.frees_node(load.node)) free.push_back(versions_[load.node.value].entries);
+    for (const auto& store : plan.stores) {
+      versions_[store.node.value].entries = free.empty() ? arrays.uninitialised() : free.back();
+      if (!free.empty()) free.pop_back();
+    }
+    for (const auto& operation : plan.operations)
+      if (operation.out.where == Where::kVersion)
+        versions_[operation.node.value] = realisation_->matrix(source_of(program_, operation.node))
+                                              .with_own_entries(old_version(operation.node, step));
+    sweep_entries<T>(executor_, arrays, program_, plan,
+                     {[&](NodeId id) -> const Block& {
+                        return all_rows(executor_, blocks_[id.value], settings_.rows,
+                                        gathered[id.value]);
+                      },
+                      [&](NodeId id) { return scalar(id); },
+                      [&](NodeId id) -> Slabs& { return *versions_[id.value].entries; }});
   }
 
   static View as_view(const MutableView& x) { return {x.data, x.rows, x.ld}; }
@@ -244,6 +279,14 @@ class Run {
                                                                     scalar(program_[a.node].in[1]));
   }
 
+  void combine(const Plan::Combine& a, const Plan::Step& step) {
+    const double c = scalar(program_[a.node].in[1]);
+    if (!std::isfinite(c)) throw not_finite();
+    const MatrixVersion other = versions_[program_[a.node].in[2].value];  // may be W itself
+    versions_[a.node.value] =
+        realisation_->matrix(a.matrix).combined(old_version(a.node, step), c, other);
+  }
+
   void update(const Plan::Update& a, const Plan::Step& step) {
     const NodeId id = a.node;
     const Node& node = program_[id];
@@ -257,12 +300,7 @@ class Run {
       if (!std::isfinite(terms.back().c))
         throw EvaluationStop{"E4101", "a number is not finite", ""};
     }
-    const auto& op = std::get<UpdateMatrix>(node.op);
-    WidthMatrix& matrix = realisation_->matrix(a.matrix);
-    MatrixVersion old = old_version(id, step);
-    versions_[id.value] = op.entrywise ? matrix.update_entrywise(std::move(old), terms,
-                                                                 scalar(node.in.back()), op.epsilon)
-                                       : matrix.update(std::move(old), terms);
+    versions_[id.value] = realisation_->matrix(a.matrix).update(old_version(id, step), terms);
   }
 
   /// Throws if a value of the node is not finite.

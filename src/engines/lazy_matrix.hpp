@@ -13,12 +13,21 @@ namespace tplimit::engines {
 
 struct LazySettings {
   NormalLaw law = NormalLaw::kMatched;
-  double rank_tol = 0;  ///< a new direction shorter than rank_tol times its vector is dropped
-  bool single = false;  ///< bases and normals are stored in single precision
+  double rank_tol = 0;    ///< a new direction shorter than rank_tol times its vector is dropped
+  bool single = false;    ///< bases and normals are stored in single precision
+  std::uint64_t key = 0;  ///< of entries that are drawn at once
+  double room = 0.5;      ///< of the limit: directions of both sides, in units of the particles,
+                          ///< before the matrix is stored
+  bool may_store = true;  ///< else E4201
 };
 
 /// The lazy Gaussian matrix (docs/theory.md): W x = s Xf <Qx, x> + Qd (s <Xb, x> + C <Qx, x>),
-/// revealed one product at a time. Cost of a product of P columns at rank r: O(rows r P).
+/// revealed one product at a time, and A x for entries A that entrywise updates have added. Cost of
+/// a product of P columns at rank r: O(rows r P), with entries O(rows^2 P).
+///
+/// In the limit, when both bases together would exceed half of the particles, what is not revealed
+/// yet is drawn at once, by the same conditional law: from then on the matrix is stored, no
+/// direction is added, and products cost O(rows^2 P) whatever the rank.
 class LazyMatrix final : public WidthMatrix {
  public:
   /// rows: of all ranks.  capacity[side]: most directions of W (0) and W' (1).
@@ -28,15 +37,15 @@ class LazyMatrix final : public WidthMatrix {
   void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node,
              std::uint64_t dimension, Block& y) override;
   MatrixVersion update(MatrixVersion w, const std::vector<UpdateTerm>& terms) override;
-  MatrixVersion update_entrywise(MatrixVersion, const std::vector<UpdateTerm>&, double,
-                                 double) override {
-    throw EvaluationStop{"E4204", "an entrywise update needs stored matrices",
-                         "use --matrices dense and a smaller width"};
-  }
-  /// c (s W + Qd C Qx') has scale c s and coefficients c C.
+  MatrixVersion combined(MatrixVersion w, double c, const MatrixVersion& b) override;
+  /// Entries are stored in single precision.  E4204: of a network, whose law a lazy matrix would
+  /// not keep.
+  MatrixVersion with_own_entries(MatrixVersion w) override;
+  /// c (s W + Qd C Qx' + A) has scale c s, coefficients c C and entries c A.
   [[nodiscard]] MatrixVersion scaled(MatrixVersion w, double c) const override {
     w.scale *= c;
     w.coefficients *= c;
+    w.entries_scale *= c;
     return w;
   }
   void forget(std::uint32_t node) override {
@@ -69,12 +78,26 @@ class LazyMatrix final : public WidthMatrix {
   /// from the same sweep.
   Matrix reveal(int side, const Block& x, std::uint32_t node, std::uint64_t dimension,
                 const Panel* also = nullptr, Matrix* also_x = nullptr);
-  void check_rank(std::int64_t more) const;
+  /// Directions of both sides may be half of the particles.
+  [[nodiscard]] bool has_room_for(std::int64_t more) const;
+  /// The Gaussian matrix as drawn, all entries of it.
+  void store();
+  [[nodiscard]] MatrixVersion stored(MatrixVersion w, const std::vector<UpdateTerm>& terms);
+  void apply_lazily(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node,
+                    std::uint64_t dimension, Block& y);
+  void apply_stored(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node,
+                    Block& y);
+  /// All rows of a panel's columns.
+  [[nodiscard]] Block columns_of_all_ranks(const Panel& panel) const;
+  void add_entries_product(Slabs& a, double factor, bool transposed, const Block& x,
+                           Block& y) const;
 
   const Executor& executor_;
+  StoredEntries<float> arrays_;  ///< of what entrywise updates add
   std::int64_t rows_;
   LazySettings settings_;
   std::array<Side, 2> sides_;
+  std::shared_ptr<Slabs> gaussian_;  ///< null until it is stored
   double largest_dropped_ = 0;
 };
 

@@ -24,6 +24,7 @@ std::vector<std::int64_t> live_columns(const Plan& plan, const Program& program)
                                         made += operation.out.columns;
                                     return made;
                                   },
+                                  [](const Plan::EntrySweep&) { return std::int64_t{0}; },
                                   [&](const auto& single) { return columns(single.node); }},
                        step.action);
     out.push_back(live);

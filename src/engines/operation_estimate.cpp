@@ -22,7 +22,7 @@ double estimate_operations(const Schedule& schedule, std::int64_t particles) {
     const auto size = [&](NodeId id) {
       return static_cast<double>(size_of(program[id].type.dims));
     };
-    if (node.type.matrix)
+    if (node.type.matrix && !node.type.entries)
       source[k] = node.in.empty() ? std::get<GaussianMatrix>(node.op).source.value
                                   : source[node.in[0].value];
     if (const bool product = std::holds_alternative<MatMul>(node.op);

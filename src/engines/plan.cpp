@@ -30,8 +30,15 @@ bool Plan::Step::frees_node(NodeId id) const {
 
 NodeId Plan::Step::last() const {
   return std::visit(overloaded{[](const Sweep& sweep) { return sweep.operations.back().node; },
+                               [](const EntrySweep& sweep) { return sweep.operations.back().node; },
                                [](const auto& single) { return single.node; }},
                     action);
+}
+
+const std::vector<Plan::Sweep::Operation>* Plan::Step::operations() const {
+  if (const auto* sweep = std::get_if<Sweep>(&action)) return &sweep->operations;
+  if (const auto* sweep = std::get_if<EntrySweep>(&action)) return &sweep->operations;
+  return nullptr;
 }
 
 namespace {
@@ -52,7 +59,7 @@ class Planner {
   Plan plan() {
     for (std::uint32_t k = 0; k < program_.size(); ++k) {
       if (!s_.needed[k] || std::holds_alternative<Constant>(program_.nodes[k].op)) continue;
-      if (pending_.empty()) next_ = NodeId{k};
+      if (pending_.empty() && entries_pending_.empty()) next_ = NodeId{k};
       visit({k});
       if (grouping_ == Grouping::kOneByOne) flush();
     }
@@ -65,7 +72,9 @@ class Planner {
 
   void visit(NodeId id) {
     const Node& node = program_[id];
-    const auto rowwise = [&] { node.type.width ? pend(id) : finite(id); };
+    const auto rowwise = [&] {
+      node.type.entries ? pend_entries(id) : node.type.width ? pend(id) : finite(id);
+    };
     const auto identity = [&] { TPLIMIT_CHECK(false, "{} has been erased", op_name(node.op)); };
     std::visit(overloaded{[&](const Constant&) { TPLIMIT_CHECK(false, "constants are no steps"); },
                           [&](const Scale&) { rowwise(); },
@@ -97,6 +106,14 @@ class Planner {
                           [&](const UpdateMatrix&) {
                             alone(Plan::Update{id, inherited(id)});
                           },
+                          [&](const AddVersion&) {
+                            alone(Plan::Combine{id, inherited(id)});
+                          },
+                          [&](const OuterSum&) { pend_entries(id); },
+                          [&](const AddEntries&) {
+                            inherited(id);
+                            pend_entries(id);
+                          },
                           [&](const Cholesky&) { rowwise(); },
                           [&](const Eigvals&) { rowwise(); },
                           [&](const TrainingOperator&) { rowwise(); },
@@ -109,9 +126,21 @@ class Planner {
   SourceId inherited(NodeId id) { return source_[id.value] = source_[program_[id].in[0].value]; }
 
   void pend(NodeId id) {
+    flush_entries();
     finish_finite_operands(id);
     pending_.push_back(id);
     is_pending_[id.value] = true;
+  }
+
+  /// Consecutive operations on entries form a group, too.  It ends where a matrix is needed that it
+  /// computes.
+  void pend_entries(NodeId id) {
+    flush_rows();
+    if (type(id).matrix && !type(id).entries &&
+        std::find(entries_pending_.begin(), entries_pending_.end(), program_[id].in[0]) !=
+            entries_pending_.end())
+      flush_entries();
+    entries_pending_.push_back(id);
   }
 
   /// Needs no rows, and so may come before the pending operations.
@@ -134,20 +163,49 @@ class Planner {
   }
 
   void flush() {
+    flush_rows();
+    flush_entries();
+  }
+
+  void flush_entries() {
+    if (entries_pending_.empty()) return;
+    const std::vector<NodeId> group = std::exchange(entries_pending_, {});
+    emit(entry_sweep(group), group);
+  }
+
+  void flush_rows() {
     if (pending_.empty()) return;
     const std::vector<NodeId> group = std::exchange(pending_, {});
     for (const NodeId id : group) is_pending_[id.value] = false;
     emit(sweep(group), group);
   }
 
+  /// Columns of scratch memory, used again when what they hold has died.
+  class ScratchColumns {
+   public:
+    explicit ScratchColumns(std::int64_t& most) : most_(most) {}
+    std::int64_t take(std::int64_t columns) {
+      auto& free = free_[columns];
+      if (free.empty()) return std::exchange(most_, most_ + columns);
+      const std::int64_t offset = free.back();
+      free.pop_back();
+      return offset;
+    }
+    void give_back(const Plan::Place& place) { free_[place.columns].push_back(place.offset); }
+
+   private:
+    std::int64_t& most_;
+    std::map<std::int64_t, std::vector<std::int64_t>> free_;  ///< offsets of so many columns
+  };
+  [[nodiscard]] bool dies_inside(NodeId id, const std::vector<NodeId>& group) const {
+    return std::binary_search(group.begin(), group.end(), NodeId{s_.last_use[id.value]});
+  }
+
   /// Averages live in partial sums, values used later in blocks, the others in scratch columns.
   Plan::Sweep sweep(const std::vector<NodeId>& group) {
     Plan::Sweep out;
-    std::unordered_map<std::uint32_t, Plan::Place> places;           // of what the group computes
-    std::map<std::int64_t, std::vector<std::int64_t>> free_offsets;  // of so many columns
-    const auto dies_inside = [&](NodeId id) {
-      return std::binary_search(group.begin(), group.end(), NodeId{s_.last_use[id.value]});
-    };
+    std::unordered_map<std::uint32_t, Plan::Place> places;  // of what the group computes
+    ScratchColumns scratch(out.scratch_columns);
     for (const NodeId id : group) {
       const Node& node = program_[id];
       Plan::Sweep::Operation operation{id, {}, {}, {}};
@@ -161,22 +219,55 @@ class Planner {
       if (is_average(node.op)) {
         place.where = Where::kSum;
         place.offset = std::exchange(out.sums, out.sums + place.columns);
-      } else if (dies_inside(id)) {
+      } else if (dies_inside(id, group)) {
         place.where = Where::kScratch;
-        auto& offsets = free_offsets[place.columns];
-        if (offsets.empty()) {
-          place.offset = std::exchange(out.scratch_columns, out.scratch_columns + place.columns);
-        } else {
-          place.offset = offsets.back();
-          offsets.pop_back();
-        }
+        place.offset = scratch.take(place.columns);
       }
       // Scratch of operands that die here can be used again, by later results only.
       for (const NodeId in : operands_that_die(id))
         if (const auto own = places.find(in.value);
             own != places.end() && own->second.where == Where::kScratch)
-          free_offsets[own->second.columns].push_back(own->second.offset);
+          scratch.give_back(own->second);
       places.emplace(id.value, place);
+      out.operations.push_back(std::move(operation));
+    }
+    return out;
+  }
+
+  /// What is used later lives in arrays.
+  Plan::EntrySweep entry_sweep(const std::vector<NodeId>& group) {
+    Plan::EntrySweep out;
+    std::unordered_map<std::uint32_t, Plan::Place> places;
+    ScratchColumns scratch(out.scratch_columns);
+    for (const NodeId id : group)
+      for (const NodeId in : program_[id].in)
+        if (type(in).entries && !std::binary_search(group.begin(), group.end(), in) &&
+            !places.contains(in.value)) {
+          out.loads.push_back({in, scratch.take(1)});
+          places.emplace(in.value, Plan::Place{Where::kScratch, 1, out.loads.back().column});
+        }
+    for (const NodeId id : group) {
+      const Node& node = program_[id];
+      Plan::Sweep::Operation operation{id, {}, {}, {}};
+      for (const NodeId in : node.in) {
+        operation.types.push_back(&type(in));
+        operation.in.push_back(type(in).entries  ? places.at(in.value)
+                               : type(in).matrix ? Plan::Place{Where::kVersion, 0, 0}
+                                                 : place_outside(in));
+      }
+      operation.out = {Where::kVersion, 0, 0};
+      if (type(id).entries) {
+        operation.out = {Where::kScratch, 1, scratch.take(1)};
+        if (!dies_inside(id, group)) {
+          operation.out.where = Where::kEntries;
+          out.stores.push_back({id, operation.out.offset});
+        }
+      }
+      for (const NodeId in : operands_that_die(id))
+        if (const auto own = places.find(in.value);
+            own != places.end() && own->second.where == Where::kScratch)
+          scratch.give_back(own->second);
+      places.emplace(id.value, operation.out);
       out.operations.push_back(std::move(operation));
     }
     return out;
@@ -197,11 +288,11 @@ class Planner {
 
   void emit(Plan::Action action, const std::vector<NodeId>& nodes) {
     Plan::Step step{std::move(action), {}, std::exchange(next_, std::nullopt)};
-    const auto* sweep = std::get_if<Plan::Sweep>(&step.action);
+    const std::vector<Plan::Sweep::Operation>* operations = step.operations();
     const auto in_scratch = [&](NodeId id) {
-      const auto at = sweep ? std::lower_bound(nodes.begin(), nodes.end(), id) : nodes.end();
+      const auto at = operations ? std::lower_bound(nodes.begin(), nodes.end(), id) : nodes.end();
       return at != nodes.end() && *at == id &&
-             sweep->operations[static_cast<std::size_t>(at - nodes.begin())].out.where ==
+             (*operations)[static_cast<std::size_t>(at - nodes.begin())].out.where ==
                  Where::kScratch;
     };
     for (const NodeId id : nodes)
@@ -216,8 +307,9 @@ class Planner {
   Plan plan_;
   std::vector<NodeId> pending_;  ///< the group so far
   std::vector<bool> is_pending_;
-  std::vector<SourceId> source_;  ///< of versions of matrices
-  std::optional<NodeId> next_;    ///< nothing was pending at this node, and no step came since
+  std::vector<NodeId> entries_pending_;  ///< a group of operations on entries
+  std::vector<SourceId> source_;         ///< of versions of matrices
+  std::optional<NodeId> next_;  ///< nothing was pending at this node, and no step came since
 };
 
 std::string text_of(const Plan::Place& place) {
@@ -227,6 +319,8 @@ std::string text_of(const Plan::Place& place) {
     case Where::kScratch:
       return fmt::format("scratch {}..{}", place.offset, place.offset + place.columns);
     case Where::kSum: return fmt::format("sums {}..{}", place.offset, place.offset + place.columns);
+    case Where::kEntries: return "array of entries";
+    case Where::kVersion: return "matrix";
   }
   TPLIMIT_CHECK(false, "a place");
 }
@@ -289,22 +383,29 @@ std::string to_text(const Plan& plan, const Program& program) {
       if (program[node].type.width)
         out += fmt::format(" -> block of {}", size_of(program[node].type.dims));
     };
-    std::visit(overloaded{[&](const Plan::Sweep& sweep) {
-                            out += fmt::format("sweep      {} scratch columns, {} sums",
-                                               sweep.scratch_columns, sweep.sums);
-                            for (const auto& operation : sweep.operations)
-                              out += fmt::format("\n             {} -> {}",
-                                                 text_of(program, operation.node),
-                                                 text_of(operation.out));
-                          },
-                          [&](const Plan::Draw& a) { line("draw", a.node); },
-                          [&](const Plan::Initialise& a) { line("matrix", a.node); },
-                          [&](const Plan::Product& a) { line("product", a.node); },
-                          [&](const Plan::Rescale& a) { line("scale", a.node); },
-                          [&](const Plan::Update& a) { line("update", a.node); },
-                          [&](const Plan::TakeSamples& a) { line("samples", a.node); },
-                          [&](const Plan::FiniteStep& a) { line("finite", a.node); }},
-               step.action);
+    std::visit(
+        overloaded{[&](const Plan::Sweep& sweep) {
+                     out += fmt::format("sweep      {} scratch columns, {} sums",
+                                        sweep.scratch_columns, sweep.sums);
+                     for (const auto& operation : sweep.operations)
+                       out += fmt::format("\n             {} -> {}",
+                                          text_of(program, operation.node), text_of(operation.out));
+                   },
+                   [&](const Plan::EntrySweep& sweep) {
+                     out += fmt::format("entries    {} scratch columns", sweep.scratch_columns);
+                     for (const auto& operation : sweep.operations)
+                       out += fmt::format("\n             {} -> {}",
+                                          text_of(program, operation.node), text_of(operation.out));
+                   },
+                   [&](const Plan::Draw& a) { line("draw", a.node); },
+                   [&](const Plan::Initialise& a) { line("matrix", a.node); },
+                   [&](const Plan::Product& a) { line("product", a.node); },
+                   [&](const Plan::Rescale& a) { line("scale", a.node); },
+                   [&](const Plan::Update& a) { line("update", a.node); },
+                   [&](const Plan::Combine& a) { line("combine", a.node); },
+                   [&](const Plan::TakeSamples& a) { line("samples", a.node); },
+                   [&](const Plan::FiniteStep& a) { line("finite", a.node); }},
+        step.action);
     if (!step.frees.empty()) out += fmt::format("\n  free     {}", names_of(step.frees));
     out += '\n';
   }

@@ -22,6 +22,8 @@ struct Plan {
       kBlock,    ///< a block of all rows, kept for later steps
       kScratch,  ///< memory of one chunk of rows: nobody outside the sweep needs the value
       kSum,      ///< an average: partial sums of the chunks
+      kEntries,  ///< an array of entries, kept for later steps
+      kVersion,  ///< a matrix
     };
     Where where = Where::kBlock;
     std::int64_t columns = 0;
@@ -39,6 +41,18 @@ struct Plan {
     std::int64_t scratch_columns = 0;
     std::int64_t sums = 0;
     [[nodiscard]] std::vector<ir::NodeId> nodes() const;
+  };
+  /// Operations on matrices of entries, and their addition to matrices, piece by piece in one sweep
+  /// over the entries.  A scratch column holds one number for each entry of a piece; what lives in
+  /// an array has one, too, so that arrays are read before anything is written.
+  struct EntrySweep {
+    std::vector<Sweep::Operation> operations;
+    struct Array {
+      ir::NodeId node;
+      std::int64_t column;
+    };
+    std::vector<Array> loads, stores;
+    std::int64_t scratch_columns = 0;
   };
   /// Standard normals.
   struct Draw {
@@ -59,8 +73,13 @@ struct Plan {
     ir::NodeId node;
     ir::SourceId matrix;
   };
-  /// W + sum_k c_k D_k X_k' / n, or entry by entry.
+  /// W + sum_k c_k D_k X_k' / n.
   struct Update {
+    ir::NodeId node;
+    ir::SourceId matrix;
+  };
+  /// W + c B.
+  struct Combine {
     ir::NodeId node;
     ir::SourceId matrix;
   };
@@ -71,12 +90,13 @@ struct Plan {
   struct FiniteStep {
     ir::NodeId node;
   };
-  using Action =
-      std::variant<Sweep, Draw, Initialise, Product, Rescale, Update, TakeSamples, FiniteStep>;
+  using Action = std::variant<Sweep, EntrySweep, Draw, Initialise, Product, Rescale, Update,
+                              Combine, TakeSamples, FiniteStep>;
 
   struct Step {
     Action action;
-    /// Blocks of all rows and versions of matrices that no later step reads, each once.
+    /// Blocks of all rows, arrays of entries and versions of matrices that no later step reads,
+    /// each once.
     std::vector<ir::NodeId> frees;
     /// Set where the run can be saved before the step: the nodes before this one have been
     /// evaluated, and no other.
@@ -85,6 +105,8 @@ struct Plan {
     [[nodiscard]] bool frees_node(ir::NodeId id) const;
     /// The last node that the step evaluates.
     [[nodiscard]] ir::NodeId last() const;
+    /// For each operation of a sweep, of rows or of entries.
+    [[nodiscard]] const std::vector<Sweep::Operation>* operations() const;
   };
   std::vector<Step> steps;
 };

@@ -146,7 +146,11 @@ std::vector<std::int64_t> ParticleLimit::sampled_rows(std::int64_t count) const 
 }
 
 std::unique_ptr<WidthMatrix> ParticleLimit::make_matrix(SourceId source) {
-  return make_lazy(source, {NormalLaw::kMatched, settings_.rank_tol, settings_.single_precision});
+  using Matrices = RunSettings::Matrices;
+  return make_lazy(source,
+                   {NormalLaw::kMatched, settings_.rank_tol, settings_.single_precision,
+                    key_of(source, kMatrixWord), settings_.matrices == Matrices::kStored ? 0 : 0.5,
+                    settings_.matrices != Matrices::kLazy});
 }
 
 // ---- networks

@@ -26,6 +26,9 @@ struct RunSettings {
   std::vector<std::uint64_t> keys;  ///< of all random numbers of this run; several: the particles
                                     ///< of as many runs joined, in equal parts
   double rank_tol = 1e-6;           ///< of the limit
+  /// Of the limit: matrices that get more directions than half of the particles are stored (auto),
+  /// refused (lazy), or all are stored from the start.
+  enum class Matrices { kAuto, kLazy, kStored } matrices = Matrices::kAuto;
   bool single_precision =
       false;  ///< bases, normals and dense matrices are stored in single precision
   bool trace =
@@ -51,6 +54,9 @@ class Realisation {
   /// Averages over its coordinates estimate means of a law: what they cannot resolve is watched.
   /// (Those of a network are what they are.)
   [[nodiscard]] virtual bool estimates_means() const = 0;
+
+  /// How arrays of entries are stored.
+  [[nodiscard]] virtual bool entries_in_single_precision() const = 0;
 
   /// The value of this node will not be used again.
   void forget(ir::NodeId node);
@@ -100,6 +106,8 @@ class ParticleLimit final : public Realisation {
   [[nodiscard]] Block draw(ir::NodeId normal) override;
   [[nodiscard]] std::vector<std::int64_t> sampled_rows(std::int64_t count) const override;
   [[nodiscard]] bool estimates_means() const override { return true; }
+  /// Their rounding is far below what particles leave.
+  [[nodiscard]] bool entries_in_single_precision() const override { return true; }
 
  private:
   [[nodiscard]] std::unique_ptr<WidthMatrix> make_matrix(ir::SourceId source) override;
@@ -111,6 +119,9 @@ class Network : public Realisation {
   [[nodiscard]] Block draw(ir::NodeId normal) override;
   [[nodiscard]] std::vector<std::int64_t> sampled_rows(std::int64_t count) const override;
   [[nodiscard]] bool estimates_means() const override { return false; }
+  [[nodiscard]] bool entries_in_single_precision() const override {
+    return settings_.single_precision;
+  }
 
  protected:
   Network(const ir::Program& program, const ProbabilitySpaces& spaces, const RunSettings& settings,

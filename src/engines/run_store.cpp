@@ -25,7 +25,7 @@ namespace fs = std::filesystem;
 // 1: version 0.1.0; 2: with terms of averages, and how many states were lost; 3: with scales of
 // rounding and what particles do not resolve.  To be raised whenever a file of an older version can
 // no longer be read.
-constexpr std::uint32_t kFormat = 3;
+constexpr std::uint32_t kFormat = 4;
 constexpr std::string_view kStateEnding = ".run";
 // Writing takes no more than a twentieth of the time.
 constexpr double kMostOfTheTime = 0.05;

@@ -80,6 +80,24 @@ struct Share {
   return {begin(ranks.rank()), begin(ranks.rank() + 1) - begin(ranks.rank())};
 }
 
+/// The rows of all ranks, on each of them; made in `storage` if there are several.
+inline const Block& all_rows(const Executor& executor, const Block& own, std::int64_t rows,
+                             Block& storage) {
+  if (executor.ranks().size() == 1) return own;
+  storage = Block(rows, own.columns());
+  const std::int64_t first = share_of(executor.ranks(), rows).first / kChunkRows;
+  for (std::int64_t c = 0; c < storage.chunks(); ++c) {
+    auto to = all_columns(storage, c);
+    if (c >= first && c < first + own.chunks())
+      to = all_columns(own, c - first);
+    else
+      to.setConstant(-0.0);  // what changes nothing in a sum
+    for (std::int64_t j = 0; j < storage.columns(); ++j)
+      executor.ranks().sum({to.col(j).data(), static_cast<std::size_t>(to.rows())});
+  }
+  return storage;
+}
+
 /// Sums in the order of a binary tree over the indices of what is added: ((0 + 1) + (2 + 3)) + ((4
 /// + 5) + 6).  Aligned parts of a power of two may be summed first, by other threads or ranks: the
 /// order, and with it the bits, is the same.

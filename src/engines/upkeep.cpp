@@ -4,7 +4,7 @@
 #include <map>
 #include <unordered_map>
 
-#include "engines/dense_matrix.hpp"
+#include "engines/stored_entries.hpp"
 #include "tplimit/support/overloaded.hpp"
 
 namespace tplimit::engines {
@@ -71,14 +71,85 @@ std::vector<double> projected_copies(const Schedule& schedule, double rows) {
       return static_cast<double>(columns) * rows * 8;
     };
     out.push_back(std::visit(
-        overloaded{[](const Plan::Sweep&) { return 0.0; }, [](const Plan::Draw&) { return 0.0; },
-                   [](const Plan::Initialise&) { return 0.0; },
-                   [&](const Plan::Product& a) { return largest_operand(a.node); },
-                   [](const Plan::Rescale&) { return 0.0; },
-                   [&](const Plan::Update& a) { return largest_operand(a.node); },
-                   [](const Plan::TakeSamples&) { return 0.0; },
-                   [](const Plan::FiniteStep&) { return 0.0; }},
+        overloaded{
+            [](const Plan::Sweep&) { return 0.0; }, [](const Plan::EntrySweep&) { return 0.0; },
+            [](const Plan::Draw&) { return 0.0; }, [](const Plan::Initialise&) { return 0.0; },
+            [&](const Plan::Product& a) { return largest_operand(a.node); },
+            [](const Plan::Rescale&) { return 0.0; },
+            [&](const Plan::Update& a) { return largest_operand(a.node); },
+            [](const Plan::Combine&) { return 0.0; }, [](const Plan::TakeSamples&) { return 0.0; },
+            [](const Plan::FiniteStep&) { return 0.0; }},
         step.action));
+  }
+  return out;
+}
+
+/// Arrays of n^2 entries during each step, those of matrices and others: versions share one until
+/// an update finds it shared.  `drawn`: matrices have one from the start, not only for what
+/// entrywise updates add.
+std::vector<int> arrays_alive(const Schedule& schedule, bool drawn) {
+  const Program& program = *schedule.program;
+  std::vector<int> out, versions;                           // versions: that an array holds
+  std::unordered_map<std::uint32_t, std::size_t> array_of;  // of a version
+  int alive = 0;
+  for (const Plan::Step& step : schedule.plan.steps) {
+    int reused = 0;
+    const auto make = [&](NodeId id) {
+      array_of[id.value] = versions.size();
+      versions.push_back(1);
+      ++alive;
+    };
+    const auto share = [&](NodeId id) {
+      const auto of = array_of.find(program[id].in[0].value);
+      if (of == array_of.end()) return;
+      array_of[id.value] = of->second;
+      ++versions[of->second];
+    };
+    const auto change = [&](NodeId id) {
+      const NodeId old = program[id].in[0];
+      const auto of = array_of.find(old.value);
+      if (of == array_of.end() || versions[of->second] > 1 || !step.frees_node(old))
+        make(id);
+      else
+        share(id);  // in place
+    };
+    std::visit(
+        overloaded{[](const Plan::Sweep&) {},
+                   [&](const Plan::EntrySweep& a) {
+                     const auto free = std::count_if(
+                         a.loads.begin(), a.loads.end(),
+                         [&](const auto& load) { return step.frees_node(load.node); });
+                     for (const auto& store : a.stores) make(store.node);
+                     // Results take the place of freed arrays.
+                     reused = std::min(static_cast<int>(free), static_cast<int>(a.stores.size()));
+                     for (const auto& operation : a.operations)
+                       if (operation.out.where == Plan::Place::Where::kVersion)
+                         change(operation.node);
+                   },
+                   [](const Plan::Draw&) {},
+                   [&](const Plan::Initialise& a) {
+                     if (drawn) make(a.node);
+                   },
+                   [](const Plan::Product&) {}, [&](const Plan::Rescale& a) { share(a.node); },
+                   [&](const Plan::Update& a) {
+                     if (drawn)
+                       change(a.node);
+                     else
+                       share(a.node);
+                   },
+                   [&](const Plan::Combine& a) {
+                     if (drawn || array_of.contains(program[a.node].in[2].value))
+                       change(a.node);
+                     else
+                       share(a.node);
+                   },
+                   [](const Plan::TakeSamples&) {}, [](const Plan::FiniteStep&) {}},
+        step.action);
+    out.push_back(alive - reused);
+    for (const NodeId id : step.frees)
+      if (const auto of = array_of.find(id.value);
+          of != array_of.end() && --versions[of->second] == 0)
+        --alive;
   }
   return out;
 }
@@ -95,6 +166,20 @@ Upkeep of_particle_limit(const Schedule& schedule, const RunSettings& settings, 
     if (!source.matrix) out.always += static_cast<double>(size_of(source.dims)) * column;
   out.always += schedule.spaces.count * rows * 8;
   out.during = projected_copies(schedule, rows);
+  const double array = StoredEntries<float>::bytes(settings.rows);
+  // A matrix that gets more directions than it has room for is stored, and so are its versions.
+  bool stores = false;
+  for (std::size_t k = 0; k < schedule.program->sources.size(); ++k) {
+    const auto& most = ranks ? (*ranks)[k] : schedule.spaces.directions[k];
+    if (!schedule.program->sources[k].matrix || settings.matrices == RunSettings::Matrices::kLazy ||
+        (settings.matrices == RunSettings::Matrices::kAuto &&
+         2 * (most[0] + most[1]) <= settings.rows))
+      continue;
+    out.always += array;
+    stores = true;
+  }
+  const std::vector<int> arrays = arrays_alive(schedule, stores);
+  for (std::size_t k = 0; k < arrays.size(); ++k) out.during[k] += arrays[k] * array;
   return out;
 }
 
@@ -110,42 +195,6 @@ Upkeep of_revealed_network(const Schedule& schedule, const RunSettings& settings
 
 // ---- dense matrices
 
-/// Arrays of n^2 entries during each step: versions share one until an update finds it shared.
-std::vector<int> arrays_alive(const Schedule& schedule) {
-  const Program& program = *schedule.program;
-  std::vector<int> out, versions;                           // versions: that an array holds
-  std::unordered_map<std::uint32_t, std::size_t> array_of;  // of a version
-  int alive = 0;
-  for (const Plan::Step& step : schedule.plan.steps) {
-    const auto make = [&](NodeId id) {
-      array_of[id.value] = versions.size();
-      versions.push_back(1);
-      ++alive;
-    };
-    const auto share = [&](NodeId id) {
-      const std::size_t array = array_of[id.value] = array_of.at(program[id].in[0].value);
-      ++versions[array];
-    };
-    std::visit(
-        overloaded{[](const Plan::Sweep&) {}, [](const Plan::Draw&) {},
-                   [&](const Plan::Initialise& a) { make(a.node); }, [](const Plan::Product&) {},
-                   [&](const Plan::Rescale& a) { share(a.node); },
-                   [&](const Plan::Update& a) {
-                     const NodeId old = program[a.node].in[0];
-                     if (versions[array_of.at(old.value)] > 1 || !step.frees_node(old))
-                       make(a.node);
-                     else
-                       share(a.node);  // in place
-                   },
-                   [](const Plan::TakeSamples&) {}, [](const Plan::FiniteStep&) {}},
-        step.action);
-    out.push_back(alive);
-    for (const NodeId id : step.frees)
-      if (program[id].type.matrix && --versions[array_of.at(id.value)] == 0) --alive;
-  }
-  return out;
-}
-
 /// Vectors packed for a product, and updates that wait for one, at their largest.
 template <class T>
 double packed_bytes(const Schedule& schedule, std::int64_t rows) {
@@ -156,13 +205,13 @@ double packed_bytes(const Schedule& schedule, std::int64_t rows) {
   for (const Plan::Step& step : schedule.plan.steps) {
     if (const auto* a = std::get_if<Plan::Product>(&step.action))
       product =
-          std::max(product, DenseMatrix<T>::packed_bytes(rows, vectors(program[a->node].in[1])));
+          std::max(product, StoredEntries<T>::packed_bytes(rows, vectors(program[a->node].in[1])));
     if (const auto* a = std::get_if<Plan::Update>(&step.action)) {
       const auto& in = program[a->node].in;
       std::int64_t rank = 0;
       for (std::size_t j = 1; j + 2 < in.size(); j += 3) rank += vectors(in[j + 1]);
       double& own = waiting[a->matrix];
-      own = std::max(own, 2 * DenseMatrix<T>::packed_bytes(rows, rank));
+      own = std::max(own, 2 * StoredEntries<T>::packed_bytes(rows, rank));
     }
   }
   for (const auto& [matrix, bytes] : waiting) product += bytes;
@@ -173,8 +222,8 @@ template <class T>
 Upkeep of_stored_network(const Schedule& schedule, std::int64_t width) {
   Upkeep out;
   out.always = packed_bytes<T>(schedule, width);
-  for (const int arrays : arrays_alive(schedule))
-    out.during.push_back(arrays * DenseMatrix<T>::bytes(width));
+  for (const int arrays : arrays_alive(schedule, true))
+    out.during.push_back(arrays * StoredEntries<T>::bytes(width));
   return out;
 }
 

@@ -6,10 +6,10 @@ namespace tplimit::engines {
 
 void save(Writer& out, const std::vector<MatrixVersion*>& versions) {
   constexpr std::uint64_t kNone = 0;
-  std::unordered_map<const DenseEntries*, std::uint64_t>
-      place;  // from 1, in the order of first use
+  std::unordered_map<const Slabs*, std::uint64_t> place;  // from 1, in the order of first use
   for (const MatrixVersion* w : versions) {
     out.value(w->scale);
+    out.value(w->entries_scale);
     out.matrix(w->coefficients);
     if (!w->entries) {
       out.value(kNone);
@@ -22,9 +22,10 @@ void save(Writer& out, const std::vector<MatrixVersion*>& versions) {
 }
 
 void load(Reader& in, const std::vector<MatrixVersion*>& versions) {
-  std::vector<std::shared_ptr<DenseEntries>> entries;
+  std::vector<std::shared_ptr<Slabs>> entries;
   for (MatrixVersion* w : versions) {
     w->scale = in.value<double>();
+    w->entries_scale = in.value<double>();
     w->coefficients = in.matrix();
     const auto place = in.value<std::uint64_t>();
     if (place == 0) continue;

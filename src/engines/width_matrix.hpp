@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engines/state_file.hpp"
+#include "engines/stored_entries.hpp"
 #include "engines/tall.hpp"
 
 namespace tplimit::engines {
@@ -17,30 +18,18 @@ struct EvaluationStop {
 };
 [[nodiscard]] inline EvaluationStop not_finite() { return {"E4101", "a number is not finite", ""}; }
 
-struct DenseEntries;
-void save(Writer& out, const DenseEntries& entries);
-[[nodiscard]] std::shared_ptr<DenseEntries> load_entries(Reader& in);
-
 /// One version of a matrix: what updates and scalings have made of its Gaussian entries.
 struct MatrixVersion {
   double scale = 1;
   Matrix coefficients;  ///< lazy: C, directions of W' x directions of W; later directions are zero
-  std::shared_ptr<DenseEntries> entries;  ///< dense: the matrix without `scale`
+  std::shared_ptr<Slabs> entries;  ///< dense: the matrix without `scale`; lazy: what entrywise
+                                   ///< updates have added, without `entries_scale`; else null
+  double entries_scale = 1;
 };
 
 /// Versions, what several of them share once.
 void save(Writer& out, const std::vector<MatrixVersion*>& versions);
 void load(Reader& in, const std::vector<MatrixVersion*>& versions);
-
-/// A term c sum_p D_p X_p' / n of an update.  Nodes name the blocks, so that known products are not
-/// computed again.
-struct UpdateTerm {
-  double c;
-  const Block* d;
-  const Block* x;
-  std::uint32_t d_node, x_node;
-  std::uint64_t d_dimension, x_dimension;  ///< of the normals drawn if the vector is new
-};
 
 /// An n x n Gaussian matrix with entries N(0, 1/n) and its versions.
 class WidthMatrix {
@@ -50,12 +39,14 @@ class WidthMatrix {
   /// y = W x or W' x, column by column; y has x's shape.
   virtual void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node,
                      std::uint64_t dimension, Block& y) = 0;
-  /// `w` may be changed in place: the caller hands over the old version or a copy of it.
+  /// W + sum_k c_k sum_p D_k[p] X_k[p]' / n.  `w` may be changed in place: the caller hands over
+  /// the old version or a copy of it.
   virtual MatrixVersion update(MatrixVersion w, const std::vector<UpdateTerm>& terms) = 0;
-  /// W + c psi(sum_k c_k D_k X_k'), without the 1/n, psi(g) = g / sqrt(g^2 + epsilon^2) entry by
-  /// entry.
-  virtual MatrixVersion update_entrywise(MatrixVersion w, const std::vector<UpdateTerm>& terms,
-                                         double c, double epsilon) = 0;
+  /// W + c B.
+  virtual MatrixVersion combined(MatrixVersion w, double c, const MatrixVersion& b) = 0;
+  /// The same version, ready for numbers to be added to its entries: `w.entries` is shared with no
+  /// other, and only their factor waits.
+  virtual MatrixVersion with_own_entries(MatrixVersion w) = 0;
   /// c W.
   [[nodiscard]] virtual MatrixVersion scaled(MatrixVersion w, double c) const = 0;
   /// The vector of this node will not be used again.

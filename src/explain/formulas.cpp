@@ -446,6 +446,10 @@ class Derivation {
       return c_.mul(
           {formula(node.in[1], {}), version_formula(node.in[0], transposed, operand, indices)});
     }
+    if (std::holds_alternative<AddVersion>(node.op))
+      return c_.add({version_formula(node.in[0], transposed, operand, indices),
+                     c_.mul({formula(node.in[1], {}),
+                             version_formula(node.in[2], transposed, operand, indices)})});
     TPLIMIT_CHECK(std::holds_alternative<UpdateMatrix>(node.op), "a version of a matrix");
     std::vector<Expr> terms{version_formula(node.in[0], transposed, operand, indices)};
     const Expr x = c_.ref(operand, indices);
@@ -628,6 +632,9 @@ class Derivation {
             [&](const GaussianMatrix&) { return defined(); },
             [&](const ScaleMatrix&) { return defined(); },
             [&](const UpdateMatrix&) { return defined(); },
+            [&](const AddVersion&) { return defined(); },
+            [&](const OuterSum&) { return defined(); },
+            [&](const AddEntries&) { return defined(); },
             [&](const Cholesky&) { return defined(); },
             [&](const Eigvals&) { return defined(); },
             [&](const TrainingOperator&) { return defined(); },

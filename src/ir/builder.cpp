@@ -264,7 +264,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
     if (in.size() != 2) return std::nullopt;
     const Type &a = type(in[0]), &b = type(in[1]);
     const auto covers = [](const Type& big, const Type& small) {  // big + small has the type of big
-      if (small.width && !big.width) return false;
+      if ((small.width && !big.width) || (small.entries && !big.entries)) return false;
       if (small.dims.size() > big.dims.size()) return false;
       for (std::size_t k = 1; k <= small.dims.size(); ++k)
         if (small.dims[small.dims.size() - k] != 1 &&
@@ -382,16 +382,21 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
     return is_zero(in[1]) ? std::optional(in[1]) : std::nullopt;
   if (std::holds_alternative<ScaleMatrix>(op))
     return is_constant(*this, in[1], 1) ? std::optional(in[0]) : std::nullopt;
-  if (const auto* update = std::get_if<UpdateMatrix>(&op); update && update->entrywise)
-    return is_zero(in.back()) ? std::optional(in[0]) : std::nullopt;
-  if (std::holds_alternative<UpdateMatrix>(op)) {
-    std::vector<NodeId> kept{in[0]};
-    for (std::size_t k = 1; k + 2 < in.size(); k += 3)
+  if (std::holds_alternative<AddVersion>(op))
+    return is_zero(in[1]) ? std::optional(in[0]) : std::nullopt;
+  if (std::holds_alternative<AddEntries>(op))
+    return is_zero(in[1]) || is_zero(in[2]) ? std::optional(in[0]) : std::nullopt;
+  const bool update = std::holds_alternative<UpdateMatrix>(op);
+  if (update || std::holds_alternative<OuterSum>(op)) {
+    std::vector<NodeId> kept;
+    if (update) kept.push_back(in[0]);
+    for (std::size_t k = kept.size(); k + 2 < in.size(); k += 3)
       if (!is_zero(in[k]) && !is_zero(in[k + 1]) && !is_zero(in[k + 2]))
         kept.insert(kept.end(), in.begin() + static_cast<std::ptrdiff_t>(k),
                     in.begin() + static_cast<std::ptrdiff_t>(k + 3));
-    if (kept.size() == 1) return in[0];
-    if (kept.size() < in.size()) return append(UpdateMatrix{}, type(in[0]), std::move(kept));
+    if (update && kept.size() == 1) return in[0];
+    if (kept.empty()) return constant(0);
+    if (kept.size() < in.size()) return add(op, std::move(kept));
   }
   return std::nullopt;
 }

@@ -37,12 +37,20 @@ const char* op_name(const Op& op) {
                  [](const GaussianMatrix&) { return "gaussian_matrix"; },
                  [](const ScaleMatrix&) { return "scale_matrix"; },
                  [](const UpdateMatrix&) { return "update_matrix"; },
+                 [](const AddVersion&) { return "add_version"; },
+                 [](const OuterSum&) { return "outer_sum"; },
+                 [](const AddEntries&) { return "add_entries"; },
                  [](const Cholesky&) { return "cholesky"; },
                  [](const Eigvals&) { return "eigvals"; },
                  [](const TrainingOperator&) { return "training_operator"; },
                  [](const Samples&) { return "samples"; },
                  [](const Histogram&) { return "histogram"; }},
       op);
+}
+
+bool is_update(const Op& op) {
+  return std::holds_alternative<UpdateMatrix>(op) || std::holds_alternative<AddVersion>(op) ||
+         std::holds_alternative<AddEntries>(op);
 }
 
 std::vector<NodeId> outputs_of(const Program& program) {
@@ -74,6 +82,12 @@ Dims broadcast(const Dims& a, const Dims& b) {
   return out;
 }
 
+Type entries_type() {
+  Type type;
+  type.matrix = type.entries = true;
+  return type;
+}
+
 Type contract_type(const Contract& op, const Type& a, const Type& b) {
   const auto batch = static_cast<std::size_t>(op.batch),
              inner = static_cast<std::size_t>(op.contracted);
@@ -100,8 +114,15 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
     return *in[k];
   };
   const auto matrix = [&]() -> Type {
-    TPLIMIT_CHECK(!in.empty() && in[0]->matrix, "the first operand of {} is a matrix", op_name(op));
+    TPLIMIT_CHECK(!in.empty() && in[0]->matrix && !in[0]->entries,
+                  "the first operand of {} is a matrix", op_name(op));
     return *in[0];
+  };
+  const auto outer_products = [&](std::size_t first) {
+    TPLIMIT_CHECK(in.size() % 3 == first, "{} has terms of three operands", op_name(op));
+    for (std::size_t k = first; k < in.size(); k += 3)
+      TPLIMIT_CHECK(tensor(k) == Type{} && tensor(k + 1) == tensor(k + 2) && in[k + 1]->width,
+                    "terms of {} are (scalar, block, block of the same type)", op_name(op));
   };
   const auto axis_in = [&](std::int32_t axis, const Dims& dims) {
     TPLIMIT_CHECK(axis >= 0 && static_cast<std::size_t>(axis) < dims.size(), "axis {} of {} exists",
@@ -119,7 +140,7 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
             TPLIMIT_CHECK(false, "constants carry their own type");
             return {};
           },
-          [&](const Scale&) { return tensor(0); },
+          [&](const Scale&) { return in.at(0)->entries ? *in[0] : tensor(0); },
           [&](const StandardNormal&) -> Type {
             TPLIMIT_CHECK(false, "sources carry their own type");
             return {};
@@ -127,6 +148,11 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
           [&](const Map& m) {
             TPLIMIT_CHECK(static_cast<int>(in.size()) == arity(m.fn), "{} takes {} operands",
                           name(m.fn), arity(m.fn));
+            if (std::any_of(in.begin(), in.end(), [](const Type* t) { return t->entries; })) {
+              for (const Type* t : in)
+                TPLIMIT_CHECK(t->entries || *t == Type{}, "{} of entries and numbers", name(m.fn));
+              return entries_type();
+            }
             Type type = tensor(0);
             for (std::size_t k = 1; k < in.size(); ++k) {
               type.width = type.width || tensor(k).width;
@@ -201,13 +227,23 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
             TPLIMIT_CHECK(tensor(1) == Type{}, "a matrix is scaled by a scalar");
             return matrix();
           },
-          [&](const UpdateMatrix& u) {
-            TPLIMIT_CHECK(in.size() % 3 == (u.entrywise ? 2 : 1),
-                          "an update has terms of three operands");
-            for (std::size_t k = 1; k + 2 < in.size(); k += 3)
-              TPLIMIT_CHECK(
-                  tensor(k) == Type{} && tensor(k + 1) == tensor(k + 2) && in[k + 1]->width,
-                  "update terms are (scalar, block, block of the same type)");
+          [&](const UpdateMatrix&) {
+            outer_products(1);
+            return matrix();
+          },
+          [&](const AddVersion&) {
+            TPLIMIT_CHECK(in.size() == 3 && tensor(1) == Type{} && *in[2] == matrix(),
+                          "a multiple of a version is added");
+            return matrix();
+          },
+          [&](const OuterSum&) {
+            outer_products(0);
+            return entries_type();
+          },
+          [&](const AddEntries&) {
+            TPLIMIT_CHECK(
+                in.size() == 3 && tensor(1) == Type{} && (in[2]->entries || *in[2] == Type{}),
+                "a multiple of entries, or of one number, is added");
             return matrix();
           },
           [&](const Cholesky&) {
@@ -311,7 +347,6 @@ const std::vector<const char*>& labels_of(const std::string& operation) {
       {"gather", {"axis=", ""}},
       {"scatter_add", {"axis=", "", "size="}},
       {"concat", {"axis="}},
-      {"update_matrix", {"entrywise=", "epsilon="}},
       {"training_operator", {"rate=", "time=", "ridge=", "flow="}},
       {"histogram", {"low=", "high=", "bins="}}};
   static const std::vector<const char*> none;
@@ -328,8 +363,9 @@ std::string to_text(const Program& program) {
     std::vector<std::string> axes;
     for (const auto d : node.type.dims) axes.push_back(fmt::format("{}", d));
     if (node.type.width) axes.push_back(program.width_name);
-    const std::string type =
-        node.type.matrix ? "matrix" : fmt::format("[{}]", fmt::join(axes, ", "));
+    const std::string type = node.type.entries  ? "entries"
+                             : node.type.matrix ? "matrix"
+                                                : fmt::format("[{}]", fmt::join(axes, ", "));
     std::string args;
     for (const NodeId id : node.in) args += fmt::format(" %{}", id.value);
     const std::string operation = op_name(node.op);

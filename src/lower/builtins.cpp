@@ -47,6 +47,7 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
         {"axis"},
         &Lowerer::builtin_concat}},
       {"stop", {nullptr, 1, 1, {}, &Lowerer::builtin_stop}},
+      {"averaged", {nullptr, 1, 1, {}, &Lowerer::builtin_averaged}},
       {"eigvals", {"eigvals(K)", 1, 1, {}, &Lowerer::builtin_eigvals}},
       {"min_eig", {"min_eig(K)", 1, 1, {}, &Lowerer::builtin_min_eig}},
       {"trace", {"trace(A)", 1, 1, {}, &Lowerer::builtin_trace}},

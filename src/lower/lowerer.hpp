@@ -119,8 +119,6 @@ class Lowerer {
   std::optional<Role> role_of(const ast::Param& s, const Axes& axes, const Value& rate);
   [[nodiscard]] Abc effective(Role role, bool has_width, bool first, bool entrywise) const;
   Value rate_of(const Variable& variable, Span span, bool entrywise = false);
-  Value entrywise_update(const std::string& name, const Value& gradient, NodeId factor,
-                         double epsilon);
   Value scaled(const Value& value, Number factor, Span span);
   NodeId change_of(const std::string& name, NodeId value);
   NodeId marked_change(const std::string& name, NodeId old, NodeId now);
@@ -135,8 +133,13 @@ class Lowerer {
     Value rate{};  ///< lr; of flow: dt
     std::vector<std::string> names{};
     std::map<std::string, Value> scales{};
-    double epsilon = 0;         ///< of an entrywise optimiser
-    std::int64_t substeps = 1;  ///< of gradient flow
+    std::map<std::string, double> numbers{};  ///< options that are plain numbers
+    /// Options with a power of the width, by parameter; "": of the others.
+    std::map<std::string, std::map<std::string, Number>> sizes{};
+    [[nodiscard]] std::int64_t substeps() const {  ///< of gradient flow
+      const auto it = numbers.find("steps");
+      return it == numbers.end() ? 1 : static_cast<std::int64_t>(it->second);
+    }
   };
   /// Something for each of some variables: a version, a gradient (of matrices: outer products), a
   /// change.
@@ -145,14 +148,30 @@ class Lowerer {
   /// "step sgd(loss, lr = ..)"; empty if there is no optimiser of this name.
   static std::string optimiser_form(const std::string& name);
   const Optimiser& optimiser_named(const ast::Identifier& name) const;
-  void read_epsilon(Descent& d, const ast::Expr& value);
-  void read_substeps(Descent& d, const ast::Expr& value);
+  static Number size_of_option(const Descent& d, const char* option, const std::string& name);
   void read_scales(Descent& d, const ast::Expr& value, std::vector<const ast::MapEntry*>& entries);
   std::vector<std::string> trained_variables(const ast::Expr& name, const char* help) const;
   void choose_variables(Descent& d, const std::optional<std::vector<const ast::Expr*>>& only);
+  Value own_rate(const Descent& d, const std::string& name, Span span);
   NodeId factor_of(const Descent& d, const std::string& name, Span span);
+  NodeId decay_of(const Descent& d, const std::string& name, Span span);
+  /// What one optimiser remembers of one parameter.
+  struct Memory {
+    std::int64_t step = 0;  ///< from 1
+    std::string settings;
+    std::optional<Value> velocity;                       ///< of sgd
+    std::vector<std::map<std::string, NodeId>> entries;  ///< of each matrix of an array
+  };
+  std::map<std::pair<std::string, std::string>, Memory> memories_;  ///< by optimiser and parameter
+  std::map<std::string, Value> averages_;                           ///< of parameters
+  void keep_average(const Descent& d);
+  Memory& memory_of(const Descent& d, const std::string& name, Span span);
   Parts versions_of(const std::vector<std::string>& names) const;
   Parts gradients(NodeId loss, const Parts& at, Span span, bool name_them);
+  void clip(const Descent& d, Parts& gradients);
+  Value direction(const Descent& d, const std::string& name, Value gradient, Span span);
+  Value entrywise_update(const Descent& d, const std::string& name, const Value& now,
+                         const Value& gradient, Span span);
   Value weighted(const Value& part, NodeId factor);
   Value sum(const Value& a, const Value& b);
   NodeId inner_product(const Value& a, const Value& b);
@@ -284,6 +303,7 @@ class Lowerer {
   Value builtin_stack(Arguments& a);
   Value builtin_concat(Arguments& a);
   Value builtin_stop(Arguments& a);
+  Value builtin_averaged(Arguments& a);
   Value builtin_permutation(Arguments& a);
   Value builtin_one_hot(Arguments& a);
   Value builtin_eigvals(Arguments& a);

@@ -15,24 +15,102 @@ using ir::Fn;
 namespace {
 
 enum class Moves {
-  kAlongGradient,  ///< theta - rate g
-  kEntryByEntry,   ///< theta - rate psi(g), psi on each entry
-  kAlongFlow,      ///< all variables together, in substeps
+  kAlongDirection,  ///< theta - rate d, d a sum of gradients and of theta
+  kEntryByEntry,    ///< theta - rate psi, psi made of each entry of the gradients by itself
+  kAlongFlow,       ///< all variables together, in substeps
 };
+
+/// What an option takes.
+enum class Takes {
+  kFraction,  ///< a number in [0, 1)
+  kPair,      ///< two of them: the options beta1 and beta2
+  kSize,      ///< 0 or more, times a power of the width; one for all parameters, or one for each
+  kBound,     ///< a positive number, times a power of the width
+  kFlag,
+  kCount,    ///< a positive integer
+  kAverage,  ///< ema(0.99)
+};
+
+/// The entries of one gradient in one step, and what the optimiser remembers of them.  Matrices of
+/// entries and vectors alike.
+struct Entries {
+  ir::Builder& b;
+  const std::map<std::string, double>& numbers;
+  NodeId gradient;
+  NodeId eps;  ///< invalid: 0
+  std::int64_t step;
+  std::map<std::string, NodeId>& memory;
+
+  [[nodiscard]] double number(const char* name) const { return numbers.at(name); }
+  [[nodiscard]] NodeId times(double c, NodeId x) const { return b.times(b.constant(c), x); }
+  [[nodiscard]] NodeId square(NodeId x) const { return b.map(Fn::kPower, {x}, 2); }
+  [[nodiscard]] NodeId recall(const char* name) const {
+    const auto it = memory.find(name);
+    return it == memory.end() ? b.constant(0) : it->second;
+  }
+  /// beta x_old + (1 - beta) x.
+  NodeId average(const char* name, double beta, NodeId x) const {
+    return memory[name] = b.plus(times(beta, recall(name)), times(1 - beta, x));
+  }
+  /// x / (sqrt(v) + eps), or with eps inside, x / sqrt(v + eps^2); 0 where both are 0 and eps is.
+  [[nodiscard]] NodeId ratio(NodeId x, NodeId v, bool inside) const {
+    if (!eps.valid()) {
+      const NodeId none = b.map(Fn::kEqual, {v, b.constant(0)});
+      return b.map(Fn::kWhere, {none, b.constant(0), b.map(Fn::kDiv, {x, b.map(Fn::kSqrt, {v})})});
+    }
+    return b.map(Fn::kDiv, {x, inside ? b.map(Fn::kSqrt, {b.plus(v, square(eps))})
+                                      : b.plus(b.map(Fn::kSqrt, {v}), eps)});
+  }
+};
+
+// ---- psi of each entrywise optimiser, as torch.optim has it
+
+/// g / sqrt(g^2 + eps^2).
+NodeId sign_descent(Entries& e) {
+  return e.eps.valid() ? e.ratio(e.gradient, e.square(e.gradient), true)
+                       : e.b.map(Fn::kSign, {e.gradient});
+}
+/// m / (1 - beta1^t) / (sqrt(v / (1 - beta2^t)) + eps), m and v averages of g and g^2 (Kingma, Ba
+/// 2015).
+NodeId adam(Entries& e) {
+  const double beta1 = e.number("beta1"), beta2 = e.number("beta2"),
+               t = static_cast<double>(e.step);
+  const NodeId m = e.average("m", beta1, e.gradient),
+               v = e.average("v", beta2, e.square(e.gradient));
+  return e.ratio(e.times(1 / (1 - std::pow(beta1, t)), m), e.times(1 / (1 - std::pow(beta2, t)), v),
+                 e.number("eps_inside") != 0);
+}
+/// g / (sqrt(v) + eps), v an average of g^2; with momentum, b = momentum b + that.
+NodeId rmsprop(Entries& e) {
+  const NodeId v = e.average("v", e.number("alpha"), e.square(e.gradient)),
+               psi = e.ratio(e.gradient, v, e.number("eps_inside") != 0);
+  const double momentum = e.number("momentum");
+  if (momentum == 0) return psi;
+  return e.memory["b"] = e.b.plus(e.times(momentum, e.recall("b")), psi);
+}
+/// sign(beta1 m + (1 - beta1) g), then m = beta2 m + (1 - beta2) g (Chen et al. 2023).
+NodeId lion(Entries& e) {
+  const double beta1 = e.number("beta1");
+  const NodeId mixed = e.b.plus(e.times(beta1, e.recall("m")), e.times(1 - beta1, e.gradient));
+  e.average("m", e.number("beta2"), e.gradient);
+  return e.b.map(Fn::kSign, {mixed});
+}
 
 }  // namespace
 
 struct Lowerer::Optimiser {
   struct Option {
     const char* name;
-    void (Lowerer::*read)(Descent&, const ast::Expr& value);
+    Takes takes;
+    double otherwise = 0;  ///< if it is not given
   };
   const char* name;
   const char* rate;     ///< the option
   const char* rate_is;  ///< what it is
   Moves moves;
-  std::vector<Option> options;    ///< beside the rate, `only` and `scale`
-  const char* instead = nullptr;  ///< not available: what to write
+  std::vector<Option> options;  ///< beside the rate, `only` and `scale`
+  NodeId (*psi)(Entries&) = nullptr;
+  bool decoupled = false;  ///< weight decay multiplies theta, and is not added to the gradient
 
   [[nodiscard]] std::string form(const char* value = "..") const {
     return fmt::format("{}(loss, {} = {})", name, rate, value);
@@ -48,38 +126,76 @@ struct Lowerer::Optimiser {
     return out + ", only, scale";
   }
   static const std::vector<Optimiser>& all();
+  /// E2113, E2146, E2151.
+  static void read(Lowerer& l, Descent& d, const Option& option, const ast::Expr& value);
 };
 
 const std::vector<Lowerer::Optimiser>& Lowerer::Optimiser::all() {
+  using Option = Optimiser::Option;
+  const Option decay{"weight_decay", Takes::kSize}, clip{"clip_norm", Takes::kBound},
+      average{"average", Takes::kAverage}, inside{"eps_inside", Takes::kFlag};
+  const auto betas = [](double beta1, double beta2) {
+    return std::vector<Option>{{"betas", Takes::kPair},
+                               {"beta1", Takes::kFraction, beta1},
+                               {"beta2", Takes::kFraction, beta2}};
+  };
+  const auto with = [](std::vector<Option> first, const std::vector<Option>& more) {
+    first.insert(first.end(), more.begin(), more.end());
+    return first;
+  };
+  const Option small{"eps", Takes::kSize, 1e-8};
   static const std::vector<Optimiser> table{
-      {"sgd", "lr", "learning rate", Moves::kAlongGradient, {}},
-      {"signsgd", "lr", "learning rate", Moves::kEntryByEntry, {{"eps", &Lowerer::read_epsilon}}},
-      {"flow", "dt", "time step", Moves::kAlongFlow, {{"steps", &Lowerer::read_substeps}}},
-      {"adam",
+      {"sgd",
+       "lr",
+       "learning rate",
+       Moves::kAlongDirection,
+       {{"momentum", Takes::kFraction},
+        {"dampening", Takes::kFraction},
+        {"nesterov", Takes::kFlag},
+        decay,
+        clip,
+        average}},
+      {"signsgd",
        "lr",
        "learning rate",
        Moves::kEntryByEntry,
-       {},
-       "step signsgd(loss, lr = ..) has the same powers of n"}};
+       {{"eps", Takes::kSize}, decay, clip, average},
+       sign_descent},
+      {"adam", "lr", "learning rate", Moves::kEntryByEntry,
+       with(betas(0.9, 0.999), {small, inside, decay, clip, average}), adam},
+      {"adamw", "lr", "learning rate", Moves::kEntryByEntry,
+       with(betas(0.9, 0.999),
+            {small, inside, {"weight_decay", Takes::kSize, 0.01}, clip, average}),
+       adam, true},
+      {"rmsprop",
+       "lr",
+       "learning rate",
+       Moves::kEntryByEntry,
+       {{"alpha", Takes::kFraction, 0.99},
+        small,
+        inside,
+        {"momentum", Takes::kFraction},
+        decay,
+        clip,
+        average},
+       rmsprop},
+      {"lion", "lr", "learning rate", Moves::kEntryByEntry,
+       with(betas(0.9, 0.99), {decay, clip, average}), lion, true},
+      {"flow", "dt", "time step", Moves::kAlongFlow, {{"steps", Takes::kCount, 1}}}};
   return table;
 }
 
 std::string Lowerer::optimiser_form(const std::string& name) {
   for (const Optimiser& o : Optimiser::all())
-    if (o.name == name && !o.instead) return "step " + o.form();
+    if (o.name == name) return "step " + o.form();
   return "";
 }
 
 const Lowerer::Optimiser& Lowerer::optimiser_named(const ast::Identifier& name) const {
   std::vector<std::string> forms;
   for (const Optimiser& o : Optimiser::all()) {
-    if (o.name == name.name) {
-      if (o.instead)
-        fail("E2105", fmt::format("optimiser '{}' is not available in this version", o.name),
-             name.span, "", o.instead);
-      return o;
-    }
-    if (!o.instead) forms.push_back(o.form());
+    if (o.name == name.name) return o;
+    forms.push_back(o.form());
   }
   const std::string last = std::move(forms.back());
   forms.pop_back();
@@ -90,18 +206,84 @@ const Lowerer::Optimiser& Lowerer::optimiser_named(const ast::Identifier& name) 
 // ---- options
 // ---------------------------------------------------------------------------------------
 
-void Lowerer::read_epsilon(Descent& d, const ast::Expr& value) {
-  d.epsilon = plain_number(evaluate(value), value.span, "eps");
-  if (!(d.epsilon >= 0 && std::isfinite(d.epsilon)))
-    fail("E2146", "'eps' is negative or not finite", value.span,
-         fmt::format("this is {}", d.epsilon));
+void Lowerer::Optimiser::read(Lowerer& l, Descent& d, const Option& option,
+                              const ast::Expr& value) {
+  const std::string name = option.name;
+  const auto refuse = [&](const char* range, double x) {
+    l.fail("E2146", fmt::format("'{}' {}", name, range), value.span, fmt::format("this is {}", x));
+  };
+  const auto fraction = [&](const ast::Expr& e) {
+    const double x = l.plain_number(l.evaluate(e), e.span, name.c_str());
+    if (!(x >= 0 && x < 1)) refuse("lies in [0, 1)", x);
+    return x;
+  };
+  // 0, or a positive number times a power of the width.
+  const auto size = [&](const ast::Expr& e, bool zero) {
+    const Number x = l.number(l.evaluate(e), e.span, name.c_str());
+    if (!(x.value >= 0 && std::isfinite(x.value)) || (x.value == 0 && !zero))
+      refuse(zero ? "is negative or not finite" : "is not positive and finite", x.value);
+    return x;
+  };
+  switch (option.takes) {
+    case Takes::kFraction: d.numbers[name] = fraction(value); return;
+    case Takes::kPair: {
+      const auto* tuple = std::get_if<ast::Tuple>(&value.node);
+      if (!tuple || tuple->items.size() != 2)
+        l.fail("E2146", fmt::format("'{}' is a pair of numbers", name), value.span, "",
+               "for instance betas = (0.9, 0.999)");
+      for (const std::size_t k : {0u, 1u})
+        d.numbers[k == 0 ? "beta1" : "beta2"] = fraction(*tuple->items[k]);
+      return;
+    }
+    case Takes::kSize:
+      if (const auto* map = std::get_if<ast::Map>(&value.node)) {
+        for (const auto& entry : map->entries) {
+          const Number x = size(*entry.value, true);
+          for (const std::string& own : l.trained_variables(
+                   *entry.key, "a map names parameters: {U: 1e-8 / n, W: 1e-8 / n}"))
+            if (!d.sizes[name].try_emplace(own, x).second)
+              l.fail("E2113", fmt::format("'{}' is given twice", own), entry.key->span);
+        }
+        return;
+      }
+      d.sizes[name][""] = size(value, true);
+      return;
+    case Takes::kBound: d.sizes[name][""] = size(value, false); return;
+    case Takes::kFlag: {
+      const Value v = l.evaluate(value);
+      if (!v.as<Flag>())
+        l.fail("E2146", fmt::format("'{}' is true or false", name), value.span,
+               "this is " + l.describe(v));
+      d.numbers[name] = v.as<Flag>()->value ? 1 : 0;
+      return;
+    }
+    case Takes::kCount: {
+      const std::int64_t k = l.integer(l.evaluate(value), value.span, "the number of substeps");
+      if (k < 1)
+        l.fail("E2151", "a step has at least one substep", value.span,
+               fmt::format("this is {}", k));
+      d.numbers[name] = static_cast<double>(k);
+      return;
+    }
+    case Takes::kAverage: {
+      const auto* call = std::get_if<ast::Call>(&value.node);
+      if (!call || call->callee.name != "ema" || call->args.size() != 1 || !call->named.empty())
+        l.fail("E2146", fmt::format("'{}' is an exponential moving average", name), value.span, "",
+               "for instance average = ema(0.99)");
+      d.numbers[name] = fraction(*call->args[0]);
+      return;
+    }
+  }
 }
 
-void Lowerer::read_substeps(Descent& d, const ast::Expr& value) {
-  d.substeps = integer(evaluate(value), value.span, "the number of substeps");
-  if (d.substeps < 1)
-    fail("E2151", "a step has at least one substep", value.span,
-         fmt::format("this is {}", d.substeps));
+/// eps or weight_decay of a parameter.
+Number Lowerer::size_of_option(const Descent& d, const char* option, const std::string& name) {
+  const auto sizes = d.sizes.find(option);
+  if (sizes == d.sizes.end()) return {};
+  for (const std::string& key : {name, std::string()})
+    if (const auto it = sizes->second.find(key); it != sizes->second.end()) return it->second;
+  const Optimiser::Option* own = d.optimiser->option(option);
+  return {own ? own->otherwise : 0.0};
 }
 
 /// The variables of a name in `only` or `scale`: one, or its parts of several widths.
@@ -172,6 +354,11 @@ Lowerer::Descent Lowerer::read_descent(const ast::Call& call, Span span) {
   bool has_rate = false;
   std::optional<std::vector<const ast::Expr*>> only;
   std::vector<const ast::MapEntry*> scaled;
+  for (const Optimiser::Option& option : optimiser.options)
+    if (option.takes == Takes::kSize)
+      out.sizes[option.name];
+    else if (option.takes != Takes::kAverage && option.takes != Takes::kBound)
+      out.numbers[option.name] = option.otherwise;
   for (const auto& option : call.named) {
     const auto& name = option.name.name;
     const ast::Expr& value = *option.value;
@@ -193,7 +380,7 @@ Lowerer::Descent Lowerer::read_descent(const ast::Call& call, Span span) {
     } else if (name == "scale") {
       read_scales(out, value, scaled);
     } else if (const Optimiser::Option* own = optimiser.option(name)) {
-      (this->*own->read)(out, value);
+      Optimiser::read(*this, out, *own, value);
     } else {
       unknown_option(optimiser.name, option.name, optimiser.options_text());
     }
@@ -214,47 +401,147 @@ Lowerer::Descent Lowerer::read_descent(const ast::Call& call, Span span) {
 // ---- steps
 // -----------------------------------------------------------------------------------------
 
+/// own(theta): what multiplies the rate.
+Value Lowerer::own_rate(const Descent& d, const std::string& name, Span span) {
+  return d.scales.contains(name)
+             ? d.scales.at(name)
+             : rate_of(variables_.at(name), span, d.optimiser->moves == Moves::kEntryByEntry);
+}
+
 /// -rate own(theta).
 NodeId Lowerer::factor_of(const Descent& d, const std::string& name, Span span) {
-  const bool entrywise = d.optimiser->moves == Moves::kEntryByEntry;
-  const Value own =
-      d.scales.contains(name) ? d.scales.at(name) : rate_of(variables_.at(name), span, entrywise);
-  const Value rate = arithmetic(ast::BinaryOp::kMul, d.rate, own, span);
+  const Value rate = arithmetic(ast::BinaryOp::kMul, d.rate, own_rate(d, name, span), span);
   return build(span).negate(scalar(rate, span, "a learning rate"));
 }
 
-/// theta + factor psi(n^d g), psi(g) = g / sqrt(g^2 + eps^2) on each entry of the gradient g.
-Value Lowerer::entrywise_update(const std::string& name, const Value& gradient, NodeId factor,
-                                double epsilon) {
-  const Variable& variable = variables_.at(name);
-  ir::Builder& b = builder_;
-  const Exponent d = variable.role
-                         ? effective(*variable.role, has_width(variable.axes), false, true).d
-                         : Exponent(0);
-  const Value& now = globals_.at(name).value;
-  if (const auto* t = now.as<Tensor>()) {
-    const NodeId g = b.scale(1, d, gradient.as<Tensor>()->node);
-    const NodeId psi =
-        epsilon == 0
-            ? b.map(Fn::kSign, {g})
-            : b.map(Fn::kDiv, {g, b.map(Fn::kSqrt, {b.plus(b.map(Fn::kPower, {g}, 2),
-                                                           b.constant(epsilon * epsilon))})});
-    return elementwise(Fn::kAdd, {now, {Tensor{change_of(name, b.times(factor, psi)), t->axes}}},
-                       b.span());
+/// weight_decay of theta, in units in which theta shrinks by rate own(theta) times it.  With a
+/// parametrization it shrinks by rate weight_decay, whatever the powers of n in own(theta): as the
+/// mup package has it, which divides by the ratio of widths what it multiplies the rate by.
+/// Invalid: none.
+NodeId Lowerer::decay_of(const Descent& d, const std::string& name, Span span) {
+  const Number decay = size_of_option(d, "weight_decay", name);
+  if (decay.value == 0) return {};
+  Value out{decay};
+  if (variables_.at(name).role)
+    out = arithmetic(ast::BinaryOp::kDiv, out, own_rate(d, name, span), span);
+  return scalar(out, span, "a weight decay");
+}
+
+/// What the optimiser remembers of a parameter: of the pair of both, so that steps of a text that
+/// alternate find their own.
+Lowerer::Memory& Lowerer::memory_of(const Descent& d, const std::string& name, Span span) {
+  const std::string settings =
+      fmt::format("{}", fmt::join(
+                            [&] {
+                              std::vector<std::string> all;
+                              for (const auto& [option, value] : d.numbers)
+                                all.push_back(fmt::format("{} = {}", option, value));
+                              return all;
+                            }(),
+                            ", "));
+  Memory& memory = memories_[{d.optimiser->name, name}];
+  if (memory.step++ == 0) {
+    memory.settings = settings;
+  } else if (memory.settings != settings) {
+    fail("E2153", fmt::format("'{}' goes on with other settings", d.optimiser->name), span,
+         fmt::format("{} now", settings),
+         fmt::format("what it remembers of '{}' was made with {}", name, memory.settings));
   }
-  const auto one = [&](const Matrix& m, const Matrix& g) {
-    std::vector<NodeId> in{m.terms[0].w};
-    for (const MatrixTerm& t : g.terms)
-      in.insert(in.end(), {b.scale(1, d, t.coefficient), t.d, t.x});
-    if (in.size() == 1) return m;
-    in.push_back(factor);
-    return Matrix{{MatrixTerm{
-        b.constant(1), b.add(ir::UpdateMatrix{true, epsilon}, std::move(in)), false, {}, {}}}};
+  return memory;
+}
+
+/// c g with c = min(1, clip_norm / |g|), |g| the root of the sum of squares of all entries of all
+/// gradients.
+void Lowerer::clip(const Descent& d, Parts& gradients) {
+  const auto bound = d.sizes.find("clip_norm");
+  if (bound == d.sizes.end()) return;
+  ir::Builder& b = build(d.span);
+  NodeId squares = b.constant(0);
+  for (const auto& [name, g] : gradients) squares = b.plus(squares, inner_product(g, g));
+  const NodeId most = scalar({bound->second.at("")}, d.span, "a norm"),
+               factor = b.map(
+                   Fn::kMin, {b.constant(1), b.map(Fn::kDiv, {most, b.map(Fn::kSqrt, {squares})})});
+  for (auto& [name, g] : gradients) g = weighted(g, factor);
+}
+
+/// What `sgd` moves theta along: the gradient and, as torch.optim.SGD has it, weight decay and
+/// momentum: d = g + weight_decay theta, b = momentum b + (1 - dampening) d (d itself at first),
+/// and b, or d + momentum b for Nesterov's.  Matrices remain versions and outer products.
+Value Lowerer::direction(const Descent& d, const std::string& name, Value gradient, Span span) {
+  const Value& theta = globals_.at(name).value;
+  if (const NodeId decay = decay_of(d, name, span); decay.valid())
+    gradient = sum(gradient, weighted(theta, decay));
+  const double momentum = d.numbers.at("momentum");
+  if (momentum == 0) return gradient;
+  ir::Builder& b = build(span);
+  std::optional<Value>& velocity = memory_of(d, name, span).velocity;
+  Value next = velocity ? sum(weighted(*velocity, b.constant(momentum)),
+                              weighted(gradient, b.constant(1 - d.numbers.at("dampening"))))
+                        : gradient;
+  if (!next.as<Tensor>())  // one version of the matrix
+    next = updated(weighted(theta, b.constant(0)), next, span);
+  velocity = next;
+  return d.numbers.at("nesterov") != 0 ? sum(gradient, weighted(*velocity, b.constant(momentum)))
+                                       : *velocity;
+}
+
+/// theta - rate own(theta) psi(n^d g), psi acting on each entry of the gradient g.
+Value Lowerer::entrywise_update(const Descent& d, const std::string& name, const Value& now,
+                                const Value& gradient, Span span) {
+  const Variable& variable = variables_.at(name);
+  ir::Builder& b = build(span);
+  const NodeId factor = factor_of(d, name, span), decay = decay_of(d, name, span);
+  build(span);
+  const Exponent power = variable.role
+                             ? effective(*variable.role, has_width(variable.axes), false, true).d
+                             : Exponent(0);
+  Memory& memory = memory_of(d, name, span);
+  const Number eps = size_of_option(d, "eps", name);
+  const bool decoupled = decay.valid() && d.optimiser->decoupled;
+  const auto psi = [&](NodeId g, std::size_t part) {
+    memory.entries.resize(std::max(memory.entries.size(), part + 1));
+    Entries entries{
+        b,           d.numbers,
+        g,           eps.value == 0 ? NodeId{} : b.scale(1, eps.power, b.constant(eps.value)),
+        memory.step, memory.entries[part]};
+    return d.optimiser->psi(entries);
   };
-  if (const auto* m = now.as<Matrix>()) return {one(*m, *gradient.as<Matrix>())};
+  // 1 - rate own(theta) weight_decay.
+  const auto shrunk = [&] { return b.plus(b.constant(1), b.times(factor, decay)); };
+  if (const auto* t = now.as<Tensor>()) {
+    NodeId g = b.scale(1, power, gradient.as<Tensor>()->node);
+    if (decay.valid() && !decoupled)
+      g = b.plus(g,
+                 b.times(scalar({size_of_option(d, "weight_decay", name)}, span, "a weight decay"),
+                         t->node));
+    NodeId change = b.times(factor, psi(g, 0));
+    if (decoupled) change = b.plus(change, b.times(b.times(factor, decay), t->node));
+    return elementwise(Fn::kAdd, {now, {Tensor{change_of(name, change), t->axes}}}, span);
+  }
+  if (decay.valid() && !decoupled)
+    fail("E2154",
+         fmt::format("'{}' of an entrywise optimiser adds the entries of '{}' to those of "
+                     "its gradient",
+                     "weight_decay", name),
+         span, "the initial entries are larger than the gradient's",
+         "write adamw, which shrinks the matrix, or weight_decay = {..} for other parameters");
+  const auto one = [&](const Matrix& m, const Matrix& g, std::size_t part) {
+    std::vector<NodeId> in;
+    for (const MatrixTerm& t : g.terms)
+      in.insert(in.end(), {b.scale(1, power, t.coefficient), t.d, t.x});
+    const NodeId change = psi(b.add(ir::OuterSum{}, std::move(in)), part);
+    NodeId w = m.terms[0].w;
+    if (decoupled) w = b.add(ir::ScaleMatrix{}, {w, shrunk()});
+    return Matrix{{MatrixTerm{b.constant(1),
+                              b.add(ir::AddEntries{}, {w, b.scale(1, 1, factor), change}),
+                              false,
+                              {},
+                              {}}}};
+  };
+  if (const auto* m = now.as<Matrix>()) return {one(*m, *gradient.as<Matrix>(), 0)};
   MatrixArray out = *now.as<MatrixArray>();
   for (std::size_t k = 0; k < out.items.size(); ++k)
-    out.items[k] = one(out.items[k], gradient.as<MatrixArray>()->items[k]);
+    out.items[k] = one(out.items[k], gradient.as<MatrixArray>()->items[k], k);
   return {out};
 }
 
@@ -269,7 +556,7 @@ std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& desc
   for (const Descent& d : descents)
     for (const auto& name : d.names)
       if (std::find(names.begin(), names.end(), name) == names.end()) names.push_back(name);
-  const std::int64_t substeps = descents[0].substeps;
+  const std::int64_t substeps = descents[0].substeps();
   std::vector<std::map<std::string, NodeId>> factors;
   std::unordered_set<std::uint32_t> reached;
   for (const Descent& d : descents) {
@@ -405,6 +692,36 @@ void Lowerer::report_flow_error(const ast::Step& s, const std::vector<Descent>& 
   entries.push_back({{static_cast<std::int64_t>(entries.size())}, error});
 }
 
+/// A = beta A + (1 - beta) theta after each step; theta itself after the first.
+void Lowerer::keep_average(const Descent& d) {
+  const auto beta = d.numbers.find("average");
+  if (beta == d.numbers.end()) return;
+  ir::Builder& b = build(d.span);
+  for (const std::string& name : d.names) {
+    const Value& theta = globals_.at(name).value;
+    const auto [known, fresh] = averages_.try_emplace(name, theta);
+    if (fresh) continue;
+    const Value old = weighted(known->second, b.constant(beta->second)),
+                now = weighted(theta, b.constant(1 - beta->second));
+    known->second = theta.as<Tensor>() ? sum(old, now) : updated(old, now, d.span);
+  }
+}
+
+/// A value as it would be if parameters were their averages.
+Value Lowerer::builtin_averaged(Arguments& a) {
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  if (averages_.empty())
+    fail("E2155", "no step has averaged parameters", a.span, "",
+         "write average = ema(0.99) in a step");
+  std::map<NodeId, NodeId> replaced;
+  for (const auto& [name, average] : averages_) {
+    const std::vector<NodeId> from = version_nodes(globals_.at(name).value),
+                              to = version_nodes(average);
+    for (std::size_t k = 0; k < from.size(); ++k) replaced[from[k]] = to[k];
+  }
+  return {Tensor{substituted(build(a.span), x.node, replaced), x.axes}};
+}
+
 void Lowerer::on(const ast::Step& s, Span span) {
   if (!outside_models())
     fail("E2605", "steps stand outside models", span, "",
@@ -424,19 +741,27 @@ void Lowerer::on(const ast::Step& s, Span span) {
     if (flows(d) != flows(descents[0]))
       fail("E2152", "these do not step at once", update->span, "a flow beside another optimiser",
            "write two statements, one after the other");
-    if (d.substeps != descents[0].substeps)
+    if (d.substeps() != descents[0].substeps())
       fail("E2152", "these do not step at once", update->span,
-           fmt::format("{} and {} substeps", descents[0].substeps, d.substeps),
+           fmt::format("{} and {} substeps", descents[0].substeps(), d.substeps()),
            "give both the same number: steps = k");
     if (flows(d)) continue;
-    const Parts found = gradients(d.loss, versions_of(d.names), update->span, true);
+    Parts found = gradients(d.loss, versions_of(d.names), update->span, true);
+    clip(d, found);
     for (const auto& [name, g] : found) {
-      const NodeId factor = factor_of(d, name, update->span);
       if (d.optimiser->moves == Moves::kEntryByEntry) {
-        versions.emplace_back(name, entrywise_update(name, g, factor, d.epsilon));
+        const auto same = std::find_if(versions.begin(), versions.end(),
+                                       [&](const auto& v) { return v.first == name; });
+        const Value now = same == versions.end() ? globals_.at(name).value : same->second;
+        Value next = entrywise_update(d, name, now, g, update->span);
+        if (same == versions.end())
+          versions.emplace_back(name, std::move(next));
+        else
+          same->second = std::move(next);
         continue;
       }
-      Value change = weighted(g, factor);
+      const NodeId factor = factor_of(d, name, update->span);
+      Value change = weighted(direction(d, name, g, update->span), factor);
       if (const auto* t = change.as<Tensor>()) change = {Tensor{change_of(name, t->node), t->axes}};
       changes.emplace_back(name, std::move(change));
     }
@@ -455,6 +780,7 @@ void Lowerer::on(const ast::Step& s, Span span) {
       same->second = updated(same->second, change, span);
   }
   for (auto& [name, value] : versions) set_version(name, std::move(value));
+  for (const Descent& d : descents) keep_average(d);
   differentiated_.clear();
   program_.steps.push_back({std::move(losses), span, context_});
 }

@@ -3,6 +3,7 @@
 
 #include "lower/lowerer.hpp"
 #include "tplimit/passes/batch.hpp"
+#include "tplimit/passes/passes.hpp"
 
 // New versions of parameters, updates written by hand, and gradients of losses.
 namespace tplimit::lowering {
@@ -12,26 +13,33 @@ using ir::Fn;
 // ---- updates
 // ---------------------------------------------------------------------------------------
 
-/// A sum c W + outer products as one new version of W.
+/// A sum of versions of W and of outer products as one new version of W.
 Matrix Lowerer::materialise(const Matrix& m, Span span) {
   ir::Builder& b = build(span);
-  NodeId w, factor;
+  std::vector<std::pair<NodeId, NodeId>> versions;  // with their factors, each once
   std::vector<NodeId> update;
   for (const MatrixTerm& t : m.terms) {
     if (!t.w.valid()) {
       update.insert(update.end(), {b.scale(1, 1, t.coefficient), t.d, t.x});
-    } else {
-      if (t.transposed || (w.valid() && w != t.w))
-        fail("E2322", "a new version is a multiple of one matrix plus outer products", span, "",
-             "keep sums of different matrices as expressions: (W + V) @ x");
-      w = t.w;
-      factor = factor.valid() ? b.plus(factor, t.coefficient) : t.coefficient;
+      continue;
     }
+    if (t.transposed ||
+        (!versions.empty() && source_of(program_, versions[0].first) != source_of(program_, t.w)))
+      fail("E2322", "a new version is a sum of versions of one matrix and of outer products", span,
+           "", "keep sums of different matrices as expressions: (W + V) @ x");
+    const auto same = std::find_if(versions.begin(), versions.end(),
+                                   [&](const auto& v) { return v.first == t.w; });
+    if (same == versions.end())
+      versions.emplace_back(t.w, t.coefficient);
+    else
+      same->second = b.plus(same->second, t.coefficient);
   }
-  if (!w.valid())
-    fail("E2322", "a new version is a multiple of one matrix plus outer products", span,
+  if (versions.empty())
+    fail("E2322", "a new version is a sum of versions of one matrix and of outer products", span,
          "there is no matrix here", "an update adds outer products: W += c * outer(d, x)");
-  w = b.add(ir::ScaleMatrix{}, {w, factor});
+  NodeId w = b.add(ir::ScaleMatrix{}, {versions[0].first, versions[0].second});
+  for (std::size_t k = 1; k < versions.size(); ++k)
+    w = b.add(ir::AddVersion{}, {w, versions[k].second, versions[k].first});
   if (!update.empty()) {
     update.insert(update.begin(), w);
     w = b.add(ir::UpdateMatrix{}, std::move(update));

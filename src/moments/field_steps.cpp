@@ -26,6 +26,14 @@ std::shared_ptr<MatrixVersion> MomentEngine::matrix_step(const Node& node) {
     v->scale *= c;
     for (auto& u : v->updates) u.c *= c;
   }
+  if (std::holds_alternative<AddVersion>(node.op)) {
+    const double c = scalar(node.in[1]);
+    const MatrixVersion& other = *versions_[node.in[2].value];
+    v->scale += c * other.scale;
+    v->relative = std::max(v->relative, other.relative);
+    v->method = weaker(v->method, other.method);
+    for (const auto& u : other.updates) algebra_.append(*v, c * u.c, *u.d, *u.x);
+  }
   if (std::holds_alternative<UpdateMatrix>(node.op))
     for (std::size_t k = 1; k < node.in.size(); k += 3)
       algebra_.append(*v, scalar(node.in[k]), operand(node.in[k + 1]), operand(node.in[k + 2]));
@@ -171,6 +179,9 @@ Field MomentEngine::field_step(NodeId id, const Node& node) {
                  [&](const GaussianMatrix&) { return unknown(); },
                  [&](const ScaleMatrix&) { return unknown(); },
                  [&](const UpdateMatrix&) { return unknown(); },
+                 [&](const AddVersion&) { return unknown(); },
+                 [&](const OuterSum&) { return unknown(); },
+                 [&](const AddEntries&) { return unknown(); },
                  [&](const Cholesky&) { return unknown(); },
                  [&](const Eigvals&) { return unknown(); },
                  [&](const TrainingOperator&) { return unknown(); },

@@ -128,11 +128,16 @@ class Linearisation : Rewriting {
     for (std::uint32_t k = 0; k < in_.size(); ++k) {
       const Node& node = in_.nodes[k];
       b_.set_origin(node.span, node.context);
+      if (node.type.entries)
+        return Diagnostic::error("E2149",
+                                 "lazy training of an entrywise optimiser is not available")
+            .at(node.span)
+            .with_help("train with sgd");
       if (node.type.matrix)
         matrix(k, node);
       else
         value(k, node);
-      changed_[k] = is_change({k}) || std::holds_alternative<UpdateMatrix>(node.op) ||
+      changed_[k] = is_change({k}) || is_update(node.op) ||
                     std::any_of(node.in.begin(), node.in.end(),
                                 [&](NodeId in) { return changed_[in.value]; });
       if (error_) return *error_;
@@ -198,6 +203,9 @@ class Linearisation : Rewriting {
               return constant ? Structure{mix_key(2, p.index), true} : of(0);
             },
             [&](const UpdateMatrix&) { return of(0); },
+            [&](const AddVersion&) { return of(0); },
+            [&](const AddEntries&) { return of(0); },
+            [&](const OuterSum&) { return other(); },
             [&](const ScaleMatrix&) { return of(0); },
             [&](const Map& m) {
               if (constant) return Structure{};
@@ -328,7 +336,7 @@ class Linearisation : Rewriting {
       if (forward_[id.value]) continue;
       forward_[id.value] = true;
       // What lies behind an update belongs to training, not to the network.
-      if (is_change(id) || std::holds_alternative<UpdateMatrix>(in_[id].op)) continue;
+      if (is_change(id) || is_update(in_[id].op)) continue;
       for (const NodeId in : in_[id].in) stack.push_back(in);
     }
   }
@@ -372,7 +380,7 @@ class Linearisation : Rewriting {
                               ? tangent_[node.in[0].value]
                               : b_.add(ScaleMatrix{}, {in[0], b_.constant(0)});
     if (std::holds_alternative<ScaleMatrix>(node.op))
-      return fail(node, "weight decay has no place in lazy training");
+      return fail(node, "weight decay and momentum have no place in lazy training");
     in[0] = before;
     tangent_[k] = b_.add(node.op, std::move(in));
   }

@@ -117,6 +117,15 @@ class Batch {
   NodeId make(const UpdateMatrix& op, const Node&, const std::vector<NodeId>&) {
     return impossible(op);
   }
+  NodeId make(const AddVersion& op, const Node&, const std::vector<NodeId>&) {
+    return impossible(op);
+  }
+  NodeId make(const OuterSum& op, const Node&, const std::vector<NodeId>&) {
+    return impossible(op);
+  }
+  NodeId make(const AddEntries& op, const Node&, const std::vector<NodeId>&) {
+    return impossible(op);
+  }
   NodeId make(const Parameter& op, const Node&, const std::vector<NodeId>&) {
     return impossible(op);
   }
@@ -267,6 +276,9 @@ class RowAxis {
   [[nodiscard]] int follow(const GaussianMatrix&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const ScaleMatrix&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const UpdateMatrix&, const Node&) const { return kMixed; }
+  [[nodiscard]] int follow(const AddVersion&, const Node&) const { return kMixed; }
+  [[nodiscard]] int follow(const OuterSum&, const Node&) const { return kMixed; }
+  [[nodiscard]] int follow(const AddEntries&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const Cholesky&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const Contract& op, const Node& node) const {
     const int a = in(node, 0), b = in(node, 1), left = rank(node.in[0]) - op.contracted,

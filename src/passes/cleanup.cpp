@@ -100,7 +100,8 @@ std::vector<std::uint32_t> last_uses(const Program& program) {
 
 SourceId source_of(const Program& program, NodeId matrix) {
   while (!std::holds_alternative<GaussianMatrix>(program[matrix].op)) {
-    TPLIMIT_CHECK(program[matrix].type.matrix, "a matrix node");
+    TPLIMIT_CHECK(program[matrix].type.matrix && !program[matrix].type.entries,
+                  "a version of a Gaussian matrix");
     matrix = program[matrix].in[0];
   }
   return std::get<GaussianMatrix>(program[matrix].op).source;

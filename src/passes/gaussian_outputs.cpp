@@ -33,6 +33,12 @@ std::vector<std::uint8_t> degrees(const Program& program, const std::vector<Node
     for (std::size_t j = 0; j < node.in.size(); ++j) largest = std::max(largest, of(j));
     if (largest == 0) continue;
     const auto times = [](int x, int y) { return static_cast<std::uint8_t>(std::min(2, x + y)); };
+    const auto outer = [&](std::size_t first) {
+      std::uint8_t most = 0;
+      for (std::size_t j = first; j < node.in.size(); j += 3)
+        most = std::max(most, times(times(of(j), of(j + 1)), of(j + 2)));
+      return most;
+    };
     own = std::visit(
         overloaded{
             [&](const Map& m) -> std::uint8_t {
@@ -45,12 +51,10 @@ std::vector<std::uint8_t> degrees(const Program& program, const std::vector<Node
             [&](const Contract&) { return times(of(0), of(1)); },
             [&](const MatMul&) { return times(of(0), of(1)); },
             [&](const ScaleMatrix&) { return times(of(0), of(1)); },
-            [&](const UpdateMatrix& u) -> std::uint8_t {
-              std::uint8_t sum = of(0);
-              for (std::size_t j = 1; j + 2 < node.in.size(); j += 3)
-                sum = std::max(sum, times(times(of(j), of(j + 1)), of(j + 2)));
-              return u.entrywise ? 2 : sum;
-            },
+            [&](const UpdateMatrix&) { return std::max(of(0), outer(1)); },
+            [&](const OuterSum&) { return outer(0); },
+            [&](const AddVersion&) { return std::max(of(0), times(of(1), of(2))); },
+            [&](const AddEntries&) { return std::max(of(0), times(of(1), of(2))); },
             [&](const Stop&) -> std::uint8_t {
               return 2;
             },  // its slope is not what `gradient` finds

@@ -929,6 +929,9 @@ class Grading {
   Series visit(const GaussianMatrix& op, const Node&) { return impossible(op); }
   Series visit(const ScaleMatrix& op, const Node&) { return impossible(op); }
   Series visit(const UpdateMatrix& op, const Node&) { return impossible(op); }
+  Series visit(const AddVersion& op, const Node&) { return impossible(op); }
+  Series visit(const OuterSum& op, const Node&) { return impossible(op); }
+  Series visit(const AddEntries& op, const Node&) { return impossible(op); }
   Series impossible(const Op& op) {
     TPLIMIT_CHECK(false, "an operation with a tensor as its result, got {}", op_name(op));
     return {};
@@ -987,20 +990,24 @@ class Grading {
     std::set<std::pair<Sum, Sum>> bounds;
   };
   void matrix_step(const Node& node) {
+    if (node.type.entries)
+      return reject("E3106",
+                    "entrywise updates of width matrices are followed in leading order only",
+                    "the update is no sum of few outer products",
+                    "check counts its powers of n, simulate runs networks");
     Matrix m;
     if (const auto* g = std::get_if<GaussianMatrix>(&node.op)) {
       m = {b_.add(*g, {}), 0, g->source, {}};
     } else {
       m = matrices_.at(node.in[0]);
-      if (const auto* update = std::get_if<UpdateMatrix>(&node.op)) {
-        if (update->entrywise)
-          return reject("E3106",
-                        "entrywise updates of width matrices are not carried by the limit engine",
-                        "the update is no sum of few outer products",
-                        "check counts its powers of n, simulate runs networks");
+      if (std::holds_alternative<UpdateMatrix>(node.op)) {
         for (std::size_t k = 1; k < node.in.size(); k += 3)
           append(m, {operand(node, k), operand(node, k + 1), operand(node, k + 2),
                      in_[node.in[k + 1]].type.dims});
+      } else if (is_update(node.op)) {
+        return reject("E3106",
+                      "sums of versions of a width matrix are followed in leading order only", "",
+                      "check counts their powers of n, simulate runs networks");
       } else {
         const Series& c = operand(node, 1);
         if (c.terms.empty() && c.dropped == 0) {

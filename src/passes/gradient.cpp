@@ -221,12 +221,22 @@ class Reverse {
                              b_.times(t.coefficient, inner_product(t.d, b_.matmul(w, t.x, false))));
               }
             },
-            [&](const UpdateMatrix& u) {
-              if (!u.entrywise) return propagate_update(node, g.outer);
-              for (const OuterTerm& t : g.outer) accumulate_outer(node.in[0], t);
-              for (std::size_t k = 1; k < node.in.size(); ++k)
-                if (active(node.in[k])) refuse("an entrywise update");
+            [&](const UpdateMatrix&) { propagate_update(node, g.outer); },
+            [&](const AddVersion&) {
+              const NodeId c = node.in[1], other = node.in[2];
+              for (const OuterTerm& t : g.outer) {
+                accumulate_outer(node.in[0], t);
+                accumulate_outer(other, {b_.times(t.coefficient, c), t.d, t.x});
+                if (active(c))
+                  accumulate(
+                      c, b_.times(t.coefficient, inner_product(t.d, b_.matmul(other, t.x, false))));
+              }
             },
+            [&](const AddEntries&) {
+              for (const OuterTerm& t : g.outer) accumulate_outer(node.in[0], t);
+              if (active(node.in[1]) || active(node.in[2])) refuse("an entrywise update");
+            },
+            [&](const OuterSum&) { refuse("an entrywise update"); },
             [&](const Cholesky&) { refuse("a random output"); },
             [&](const Eigvals&) { refuse("eigvals"); },
             [&](const TrainingOperator&) { refuse("predict_gd"); },
@@ -391,6 +401,9 @@ Result<NodeId> tangent(Builder& b, const Node& node, const std::vector<NodeId>& 
                  [&](const GaussianMatrix&) { impossible(); },
                  [&](const ScaleMatrix&) { impossible(); },
                  [&](const UpdateMatrix&) { impossible(); },
+                 [&](const AddVersion&) { impossible(); },
+                 [&](const OuterSum&) { impossible(); },
+                 [&](const AddEntries&) { impossible(); },
              },
              node.op);
   if (error) return *error;

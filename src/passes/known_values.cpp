@@ -271,6 +271,9 @@ class KnownValues {
   Entries visit(const GaussianMatrix&, const Node& node) const { return nothing(node); }
   Entries visit(const ScaleMatrix&, const Node& node) const { return nothing(node); }
   Entries visit(const UpdateMatrix&, const Node& node) const { return nothing(node); }
+  Entries visit(const AddVersion&, const Node& node) const { return nothing(node); }
+  Entries visit(const OuterSum&, const Node& node) const { return nothing(node); }
+  Entries visit(const AddEntries&, const Node& node) const { return nothing(node); }
 
   const Program& in_;
   std::vector<Entries> entries_;

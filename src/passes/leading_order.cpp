@@ -88,7 +88,8 @@ class Analysis {
                  "exponents lie between -10^6 and 10^6 with denominators that divide 40320; fewer "
                  "nested roots and powers help");
       if (error_) return;
-      if (!node.type.matrix && builder_.is_zero(order.out)) order.lead.reset();
+      if ((!node.type.matrix || node.type.entries) && builder_.is_zero(order.out))
+        order.lead.reset();
       find_atoms(node, order);
       orders_.push_back(std::move(order));
     }
@@ -136,7 +137,7 @@ class Analysis {
   /// The function of this node jumps, by steps of size n^height, where what is dropped moves its
   /// argument.
   void spikes(Order& to, const Node& node, MaybeExponent height) const {
-    if (node.type.width && to.dropped) to.spike = larger(to.spike, height);
+    if (node.type.random() && to.dropped) to.spike = larger(to.spike, height);
   }
 
   static void join_parity(Order& to, const Order& other) {
@@ -172,9 +173,9 @@ class Analysis {
     if (const auto* c = std::get_if<Constant>(&node.op)) {
       const auto [low, high] = std::minmax_element(c->values->begin(), c->values->end());
       out = {0, *high > 0, *low < 0};
-    } else if (!node.type.width || std::holds_alternative<StandardNormal>(node.op) ||
+    } else if (!node.type.random() || std::holds_alternative<StandardNormal>(node.op) ||
                std::holds_alternative<MatMul>(node.op)) {
-      out.degree = node.type.width ? 1 : 0;
+      out.degree = node.type.random() ? 1 : 0;
     } else if (const auto* s = std::get_if<Scale>(&node.op)) {
       out = of(0);
       if (s->factor < 0) std::swap(out.above, out.below);
@@ -221,6 +222,7 @@ class Analysis {
     to.odd = 0;
   }
 
+  /// Of entries: a number.
   NodeId zero_like(const Type& type) { return builder_.zeros(type.width, type.dims); }
 
   /// Operands of a sum: the largest orders stay, the others become zero and count as dropped.
@@ -348,7 +350,7 @@ class Analysis {
         Order to;
         const auto kept = keep_largest(to, node);
         no_parity(to);
-        if (!node.type.width && to.dropped) follow(kept, builder_.minus(kept[0], kept[1]));
+        if (!node.type.random() && to.dropped) follow(kept, builder_.minus(kept[0], kept[1]));
         to.out = builder_.expand(kept[0] == kept[1] ? kept[0] : builder_.map(op.fn, kept),
                                  node.type.width, node.type.dims);
         return to;
@@ -362,7 +364,7 @@ class Analysis {
         no_parity(to);
         // Sides that are one value in the limit: what is dropped decides everywhere.
         const NodeId difference = builder_.minus(kept[0], kept[1]);
-        if (node.type.width && to.dropped &&
+        if (node.type.random() && to.dropped &&
             (builder_.is_zero(difference) || sum_of_atoms(node).zero_moves))
           return reject_jump(op);
         if (decidable(to, node)) decide(to, kept, difference);
@@ -379,8 +381,9 @@ class Analysis {
         Order c = operand(node, 0);
         auto kept = keep_largest(to, node, 1);
         kept.insert(kept.begin(), c.out);
-        if (in_[node.in[0]].type.width && c.zero_moves) return reject_jump(op);
-        if (!in_[node.in[0]].type.width && decidable(c, in_[node.in[0]])) decide(c, {c.out}, c.out);
+        if (in_[node.in[0]].type.random() && c.zero_moves) return reject_jump(op);
+        if (!in_[node.in[0]].type.random() && decidable(c, in_[node.in[0]]))
+          decide(c, {c.out}, c.out);
         const MaybeExponent most = larger(operand(node, 1).most(), operand(node, 2).most());
         inherit(to, c, c.spike ? most : to.lead);
         if (!c.lead && c.dropped) drop(to, to.lead, c.culprit);
@@ -407,10 +410,10 @@ class Analysis {
           inherit(to, x, Exponent(0));
           to.mixed |= x.mixed | x.odd;
         }
-        if (op.fn == Fn::kMod && node.type.width &&
+        if (op.fn == Fn::kMod && node.type.random() &&
             (operand(node, 0).zero_moves || operand(node, 0).other_moves))
           return reject_jump(op);
-        if (op.fn == Fn::kMod && !node.type.width && to.dropped)
+        if (op.fn == Fn::kMod && !node.type.random() && to.dropped)
           follow({operand(node, 0).out, operand(node, 1).out}, {});
         to.lead = Exponent(0);
         if (op.fn == Fn::kMod) spikes(to, node, to.lead);
@@ -428,7 +431,7 @@ class Analysis {
   /// Numbers fluctuate less than their leading terms: all but their values on the jump itself is
   /// certain.
   bool decidable(const Order& x, const Node& node) const {
-    return !node.type.width && x.dropped && (!x.lead || *x.dropped < *x.lead);
+    return !node.type.random() && x.dropped && (!x.lead || *x.dropped < *x.lead);
   }
   void follow(std::vector<NodeId> operands, NodeId margin) {
     decisions_.push_back({current_, std::move(operands), margin, is_jump(in_[current_])});
@@ -455,11 +458,11 @@ class Analysis {
              "scale the operands by powers of the width first");
       return to;
     }
-    if (node.type.width && u.zero_moves) return reject_jump(Map{Fn::kMod, 0});
+    if (node.type.random() && u.zero_moves) return reject_jump(Map{Fn::kMod, 0});
     to.lead = Exponent(0);
     inherit(to, y, Exponent(0));
     to.mixed = u.mixed | u.odd | y.mixed | y.odd;
-    if (node.type.width) {
+    if (node.type.random()) {
       if (u.dropped) drop(to, *u.dropped - *u.lead, u.culprit);
     } else if (u.dropped) {
       Order decided = u;
@@ -477,7 +480,7 @@ class Analysis {
   /// x - mod(x, y), y a constant.
   bool is_floor(const Node& node) const {
     const auto* m = std::get_if<Map>(&node.op);
-    if (!m || m->fn != Fn::kSub || node.type.width) return false;
+    if (!m || m->fn != Fn::kSub || node.type.random()) return false;
     const Node& fraction = in_[node.in[1]];
     const auto* mod = std::get_if<Map>(&fraction.op);
     return mod && mod->fn == Fn::kMod && fraction.in[0] == node.in[0] &&
@@ -496,7 +499,7 @@ class Analysis {
     for (const NodeId id : node.in) {
       const Order& x = order(id);
       if (x.lead && x.lead == lead) {
-        generic = generic || (!in_[id].type.width &&
+        generic = generic || (!in_[id].type.random() &&
                               x.dropped);  // an average: equal to none of the other numbers
         if (!x.zero && !x.other) to.zero = to.other = false;  // continuous, and so is the sum
         zeros = zeros && !x.other;
@@ -518,8 +521,8 @@ class Analysis {
     Atoms to;
     for (const std::size_t k : {0u, 1u}) {
       const Order *x = &operand(node, k), *y = &operand(node, 1 - k);
-      const bool other_wide = in_[node.in[1 - k]].type.width;
-      if (!in_[node.in[k]].type.width) continue;
+      const bool other_wide = in_[node.in[1 - k]].type.random();
+      if (!in_[node.in[k]].type.random()) continue;
       to.zero = to.zero || x->zero;
       to.zero_moves = to.zero_moves || x->zero_moves;
       const bool constant = x->other && (other_wide ? y->other : !y->dropped);
@@ -529,12 +532,33 @@ class Analysis {
     }
     return to;
   }
+  /// Of sum c d x'.
+  Atoms atoms_of_outer_products(const Node& node, MaybeExponent lead) const {
+    Atoms to;
+    to.zero = true;
+    bool others = true, moves = false;
+    for (std::size_t k = 0; k < node.in.size(); k += 3) {
+      const Order &c = operand(node, k), &d = operand(node, k + 1), &x = operand(node, k + 2);
+      if (sum(c.lead, sum(d.lead, x.lead)) != lead) {
+        moves = true;
+        continue;
+      }
+      to.zero = to.zero && (d.zero || x.zero);
+      others = others && (d.zero || d.other) && (x.zero || x.other);
+      to.other = to.other || (d.other && x.other);
+      moves = moves || d.zero_moves || x.zero_moves || d.other_moves || x.other_moves;
+    }
+    to.other = to.other && others;
+    to.zero_moves = to.zero && moves;
+    to.other_moves = to.other && moves;
+    return to;
+  }
   /// Numbers that coordinates take with positive probability.
   void find_atoms(const Node& node, Order& order_of_node) const {
     Atoms& to = order_of_node;
     const auto &lead = order_of_node.lead, &dropped = order_of_node.dropped;
-    if (node.type.matrix) return;
-    if (!node.type.width) {
+    if (node.type.matrix && !node.type.entries) return;
+    if (!node.type.random()) {
       // An average that leads equals no other number but by chance.
       const auto* c = std::get_if<Constant>(&node.op);
       to.other = lead && !dropped;
@@ -546,7 +570,7 @@ class Analysis {
     }
     const auto any = [&](bool Atoms::*flag) {
       return std::any_of(node.in.begin(), node.in.end(),
-                         [&](NodeId id) { return !in_[id].type.matrix && order(id).*flag; });
+                         [&](NodeId id) { return order(id).*flag; });
     };
     static constexpr std::array kFlags{&Atoms::zero, &Atoms::zero_moves, &Atoms::other,
                                        &Atoms::other_moves};
@@ -557,6 +581,8 @@ class Analysis {
       return;  // continuous
     if (std::holds_alternative<Contract>(node.op)) {
       to = product_of_atoms(node);
+    } else if (std::holds_alternative<OuterSum>(node.op)) {
+      to = atoms_of_outer_products(node, lead);
     } else if (const auto* m = std::get_if<Map>(&node.op)) {
       switch (m->fn) {
         case Fn::kAdd:
@@ -598,8 +624,8 @@ class Analysis {
     const Order& x = operand(node, 0);
     const FunctionTraits traits = traits_of(op);
     const bool jump = op.fn == Fn::kStep || op.fn == Fn::kSign;
-    if (jump && node.type.width && x.zero_moves) return reject_jump(op);
-    if (!node.type.width && x.dropped &&
+    if (jump && node.type.random() && x.zero_moves) return reject_jump(op);
+    if (!node.type.random() && x.dropped &&
         (op.fn == Fn::kRelu || op.fn == Fn::kLeakyRelu || op.fn == Fn::kAbs))
       follow({x.out}, x.out);
     if (jump && decidable(x, node)) {
@@ -786,29 +812,19 @@ class Analysis {
     to.out = builder_.add(op, {w.out, c.out});
     return to;
   }
-  Order visit(const UpdateMatrix& op, const Node& node) {
-    if (op.entrywise) {
-      reject("E3106", "entrywise updates of width matrices are not carried by the limit engine",
-             "the update is no sum of few outer products",
-             "check counts its powers of n, simulate runs networks");
-      return {};
-    }
-    const Order& w = operand(node, 0);
-    // Entries of c d x'/n beside entries of size n^(-1/2) of W: relative to W's order 0, a term has
-    // the order of c d x.
+  /// c d x', as the leading coefficients of the terms with the largest order; the operands of those
+  /// are appended to `in`.
+  std::vector<Order> outer_products(const Node& node, std::size_t first) {
     std::vector<Order> terms;
-    Order to = w;
-    for (std::size_t k = 1; k < node.in.size(); k += 3) {
+    for (std::size_t k = first; k < node.in.size(); k += 3)
       terms.push_back(
           product(product(operand(node, k), operand(node, k + 1)), operand(node, k + 2)));
-      to.lead = larger(to.lead, terms.back().lead);
-    }
-    std::vector<NodeId> in{w.out};
-    bool fresh = !w.lead || *w.lead != *to.lead;
-    if (fresh) {  // W itself is negligible beside the update
-      drop(to, w.lead, current_);
-      in[0] = builder_.add(ScaleMatrix{}, {w.out, builder_.constant(0)});
-    }
+    return terms;
+  }
+  /// to + terms; the operands of those that lead are appended to `in`.  fresh: nothing of `to`
+  /// leads.
+  void add_outer_products(Order& to, bool fresh, const std::vector<Order>& terms, const Node& node,
+                          std::size_t first, std::vector<NodeId>& in) const {
     for (std::size_t k = 0; k < terms.size(); ++k) {
       const Order& term = terms[k];
       inherit(to, term, Exponent(0));
@@ -816,17 +832,76 @@ class Analysis {
         drop(to, term.lead, current_);
         continue;
       }
-      for (std::size_t j = 1; j <= 3; ++j) in.push_back(operand(node, 3 * k + j).out);
-      if (fresh) {
+      for (std::size_t j = 0; j < 3; ++j) in.push_back(operand(node, 3 * k + first + j).out);
+      if (std::exchange(fresh, false)) {
         to.odd = term.odd;
         to.mixed = term.mixed;
-        fresh = false;
       } else {
         join_parity(to, term);
       }
     }
+  }
+  Order visit(const UpdateMatrix& op, const Node& node) {
+    const Order& w = operand(node, 0);
+    // Entries of c d x'/n beside entries of size n^(-1/2) of W: relative to W's order 0, a term has
+    // the order of c d x.
+    const std::vector<Order> terms = outer_products(node, 1);
+    Order to = w;
+    for (const Order& term : terms) to.lead = larger(to.lead, term.lead);
+    std::vector<NodeId> in{w.out};
+    const bool fresh = leads_alone(to, w, in[0]);
+    add_outer_products(to, fresh, terms, node, 1, in);
     to.out = builder_.add(op, std::move(in));
     return to;
+  }
+  Order visit(const OuterSum& op, const Node& node) {
+    const std::vector<Order> terms = outer_products(node, 0);
+    Order to;
+    for (const Order& term : terms) to.lead = larger(to.lead, term.lead);
+    std::vector<NodeId> in;
+    add_outer_products(to, true, terms, node, 0, in);
+    to.out = builder_.add(op, std::move(in));
+    return to;
+  }
+  Order visit(const AddEntries& op, const Node& node) {
+    Order term = product(operand(node, 1), operand(node, 2));
+    term.dropped = term.rms();  // products average over its entries
+    term.spike.reset();
+    return added(op, node, term);
+  }
+  Order visit(const AddVersion& op, const Node& node) {
+    return added(op, node, product(operand(node, 1), operand(node, 2)));
+  }
+  /// W + term, the product of the other operands.
+  Order added(const Op& op, const Node& node, const Order& term) {
+    const Order& w = operand(node, 0);
+    Order to = w;
+    to.positive = false;
+    to.lead = larger(to.lead, term.lead);
+    std::vector<NodeId> in{w.out};
+    const bool fresh = leads_alone(to, w, in[0]);
+    inherit(to, term, Exponent(0));
+    if (!term.lead || *term.lead != *to.lead) {
+      drop(to, term.lead, current_);
+      to.out = in[0];
+      return to;
+    }
+    in.insert(in.end(), {operand(node, 1).out, operand(node, 2).out});
+    if (fresh) {
+      to.odd = term.odd;
+      to.mixed = term.mixed;
+    } else {
+      join_parity(to, term);
+    }
+    to.out = builder_.add(op, std::move(in));
+    return to;
+  }
+  /// W is negligible beside an update that has made the order of `to`.
+  bool leads_alone(Order& to, const Order& w, NodeId& out) {
+    if (w.lead == to.lead) return false;
+    drop(to, w.lead, current_);
+    out = builder_.add(ScaleMatrix{}, {w.out, builder_.constant(0)});
+    return true;
   }
   Order visit(const Cholesky&, const Node&) {
     TPLIMIT_CHECK(false, "factors stand in limit programs only");

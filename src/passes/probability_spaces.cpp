@@ -34,20 +34,28 @@ class UnionFind {
 
 ProbabilitySpaces probability_spaces(const Program& program) {
   const std::size_t nodes = program.size(), sources = program.sources.size();
-  // Elements: one per node, then input and output side of every source.
-  UnionFind sets(nodes + 2 * sources);
+  // Elements: one per node, of entries for their output coordinate; then input and output side of
+  // every source; then the input coordinate of entries.
+  UnionFind sets(2 * nodes + 2 * sources);
   const auto input = [&](SourceId s) { return nodes + 2 * s.value; };
   const auto output = [&](SourceId s) { return nodes + 2 * s.value + 1; };
+  const auto second = [&](std::size_t entries) { return nodes + 2 * sources + entries; };
   std::vector<SourceId> source(
       nodes);  // of matrix nodes, without walking chains of versions again and again
   for (std::size_t k = 0; k < nodes; ++k) {
     const Node& node = program.nodes[k];
     if (const auto* g = std::get_if<GaussianMatrix>(&node.op))
       source[k] = g->source;
-    else if (node.type.matrix)
+    else if (node.type.matrix && !node.type.entries)
       source[k] = source[node.in[0].value];
     // Operands and result have their coordinates in common.
     const auto joined = [&] {
+      if (node.type.entries)  // along both axes
+        for (const NodeId in : node.in)
+          if (program[in].type.entries) {
+            sets.join(k, in.value);
+            sets.join(second(k), second(in.value));
+          }
       if (node.type.matrix) return;
       std::size_t first = node.type.width ? k : nodes;
       for (const NodeId in : node.in)
@@ -68,8 +76,20 @@ ProbabilitySpaces probability_spaces(const Program& program) {
                        sets.join(node.in[t + 2].value, input(source[k]));
                      }
                    },
+                   [&](const OuterSum&) {
+                     for (std::size_t t = 0; t + 2 < node.in.size(); t += 3) {
+                       sets.join(node.in[t + 1].value, k);
+                       sets.join(node.in[t + 2].value, second(k));
+                     }
+                   },
+                   [&](const AddEntries&) {
+                     if (!program[node.in[2]].type.entries) return;
+                     sets.join(node.in[2].value, output(source[k]));
+                     sets.join(second(node.in[2].value), input(source[k]));
+                   },
                    [](const GaussianMatrix&) {},
                    [](const ScaleMatrix&) {},
+                   [](const AddVersion&) {},
                    [&](const Constant&) { joined(); },
                    [&](const Scale&) { joined(); },
                    [&](const StandardNormal&) { joined(); },

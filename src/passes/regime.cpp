@@ -47,7 +47,8 @@ struct Versions {
       variable_of_name.emplace(program.variables[v].name, v);
     for (std::size_t k = 0; k < program.size(); ++k) {
       const Node& node = program.nodes[k];
-      declared[k] = node.type.matrix && !std::holds_alternative<Parameter>(node.op) &&
+      declared[k] = node.type.matrix && !node.type.entries &&
+                    !std::holds_alternative<Parameter>(node.op) &&
                     (node.in.empty() || declared[node.in[0].value]);
     }
     const auto variable_of = [&](SourceId source) {
@@ -76,7 +77,7 @@ struct Versions {
           if (source && variable_of(*source) != 0xffffffff) of[id] = variable_of(*source);
           for (const NodeId in : program[below].in) stack.push_back(in);
         }
-      } else if (node.type.matrix && !node.in.empty() && !declared[k]) {
+      } else if (node.type.matrix && !node.type.entries && !node.in.empty() && !declared[k]) {
         if (const auto it = of.find(node.in[0]); it != of.end()) of[id] = it->second;
       } else if (std::holds_alternative<Map>(node.op)) {
         for (const NodeId in : node.in)
@@ -111,6 +112,7 @@ class Counting {
     for (std::uint32_t k = 0; k < program.size(); ++k) {
       const NodeId id{k};
       find_initial(id);
+      if (in_[id].type.entries) entries_.emplace(id, entries(in_[id]));
       if (in_[id].type.matrix) continue;
       Sum own = visit(id);
       // A difference of equal initial values is none: z_t - z_0.
@@ -157,8 +159,7 @@ class Counting {
     if (std::holds_alternative<Change>(node.op))
       out = start_.zeros(node.type.width, node.type.dims);
     else if (node.type.matrix && !versions_.declared[id.value] &&
-             (std::holds_alternative<UpdateMatrix>(node.op) ||
-              std::holds_alternative<ScaleMatrix>(node.op)))
+             (is_update(node.op) || std::holds_alternative<ScaleMatrix>(node.op)))
       out = in[0];
     else if (const auto* c = std::get_if<Constant>(&node.op))
       out = start_.constant(*c, node.type.dims);
@@ -188,12 +189,7 @@ class Counting {
   struct Term {
     std::uint64_t causes;
     Sum c, d, x;
-    Exponent entries = -1;  ///< n^entries c d x' is what is added to an entry: an outer product
-                            ///< over n, or psi(..) of size 1
-    friend bool operator<(const Term& a, const Term& b) {
-      return std::tie(a.causes, a.c, a.d, a.x, a.entries) <
-             std::tie(b.causes, b.c, b.d, b.x, b.entries);
-    }
+    friend auto operator<=>(const Term&, const Term&) = default;
   };
   struct Matrix {
     Sum scale = 0;  ///< of the Gaussian matrix, its change by weight decay included
@@ -220,33 +216,30 @@ class Counting {
         if (std::holds_alternative<ScaleMatrix>(node.op)) {
           const Sum c = of(node, 1);
           const Sum scaled = parts_.times(m.scale, c);
-          m.scale =
-              declared ? scaled : parts_.plus(m.scale, parts_.caused_by(scaled, bit(variable)));
+          m.scale = declared || scaled == 0
+                        ? scaled
+                        : parts_.plus(m.scale, parts_.caused_by(scaled, bit(variable)));
           std::set<Term> terms;
           for (Term t : m.terms) {
             t.c = parts_.times(t.c, c);
             terms.insert(t);
           }
           m.terms = std::move(terms);
-        } else if (const auto* update = std::get_if<UpdateMatrix>(&node.op);
-                   update && update->entrywise) {
-          // psi(s d x') is odd in d and in x, and of size 1, or of size s d x where that vanishes
-          // and epsilon does not.
-          Sum product = 0, d = 0, x = 0;
-          for (std::size_t j = 1; j + 2 < node.in.size(); j += 3) {
-            product = parts_.plus(
-                product, parts_.times(of(node, j), parts_.times(of(node, j + 1), of(node, j + 2))));
-            d = parts_.plus(d, parts_.caused_by(of(node, j + 1), 0));
-            x = parts_.plus(x, parts_.caused_by(of(node, j + 2), 0));
+        } else if (std::holds_alternative<AddVersion>(node.op)) {
+          const Matrix other = matrix(node.in[2]);  // a copy: more matrices may be found
+          const Sum c = of(node, 1);
+          m.scale = parts_.plus(m.scale, parts_.caused_by(parts_.times(other.scale, c),
+                                                          declared ? 0 : bit(variable)));
+          for (Term t : other.terms) {
+            t.c = parts_.times(t.c, parts_.caused_by(c, 0));
+            m.terms.insert(t);
           }
-          const auto argument = parts_.size(product);
-          if (argument) {
-            const Exponent size =
-                update->epsilon == 0 ? Exponent(0) : std::min(*argument, Exponent(0));
-            const Sum c = parts_.shifted(parts_.caused_by(of(node, node.in.size() - 1), 0),
-                                         factor(adjust_.rate, variable));
-            m.terms.insert(
-                {bit(variable), parts_.shifted(c, size), parts_.leading(d), parts_.leading(x), 0});
+        } else if (std::holds_alternative<AddEntries>(node.op)) {
+          const Entries a = entries_of(node.in[2]);
+          if (const auto size = parts_.size(a.value)) {
+            const Sum c =
+                parts_.shifted(parts_.caused_by(of(node, 1), 0), factor(adjust_.rate, variable));
+            m.terms.insert({bit(variable), parts_.shifted(c, *size), a.d, a.x});
           }
         } else if (std::holds_alternative<UpdateMatrix>(node.op)) {
           const std::uint64_t causes = declared ? 0 : bit(variable);
@@ -268,8 +261,7 @@ class Counting {
     Sum out = updates_only ? 0 : parts_.times(w.scale, flipped(x, w.source));
     for (const Term& t : w.terms) {
       if (updates_only && t.causes == 0) continue;
-      const Sum mean =
-          parts_.shifted(parts_.average(parts_.times(transposed ? t.d : t.x, x)), t.entries + 1);
+      const Sum mean = parts_.average(parts_.times(transposed ? t.d : t.x, x));
       const Sum product = parts_.times(parts_.times(t.c, transposed ? t.x : t.d), mean);
       out = parts_.plus(out, t.causes ? parts_.times(product, cause(t.causes)) : product);
     }
@@ -294,7 +286,7 @@ class Counting {
             [&](const Scale& s) {
               return s.factor == 0 ? Sum{0} : parts_.shifted(of(node, 0), s.power);
             },
-            [&](const Map& m) { return map(m, node); },
+            [&](const Map& m) { return map(m, node.in, [&](NodeId in) { return of(in); }); },
             [&](const Contract& c) {
               const Sum product = parts_.times(of(node, 0), of(node, 1));
               return c.average ? parts_.average(product) : product;
@@ -320,6 +312,9 @@ class Counting {
             [&](const GaussianMatrix&) -> Sum { return 0; },
             [&](const ScaleMatrix&) -> Sum { return 0; },
             [&](const UpdateMatrix&) -> Sum { return 0; },
+            [&](const AddVersion&) -> Sum { return 0; },
+            [&](const OuterSum&) -> Sum { return 0; },
+            [&](const AddEntries&) -> Sum { return 0; },
             [&](const Cholesky&) { return of(node, 0); },
             [&](const Stop&) { return of(node, 0); },
             [&](const Parameter&) { return of(node, 0); },
@@ -334,23 +329,58 @@ class Counting {
         node.op);
   }
 
-  Sum map(const Map& m, const Node& node) {
-    if (node.in.size() == 1) return parts_.map(m, of(node, 0));
+  template <class Of>
+  Sum map(const Map& m, const std::vector<NodeId>& in, Of of) {
+    if (in.size() == 1) return parts_.map(m, of(in[0]));
     switch (m.fn) {
       case Fn::kAdd:
-      case Fn::kSub: return parts_.plus(of(node, 0), of(node, 1));
-      case Fn::kMul: return parts_.times(of(node, 0), of(node, 1));
-      case Fn::kDiv: return parts_.times(of(node, 0), parts_.inverse(of(node, 1)));
+      case Fn::kSub: return parts_.plus(of(in[0]), of(in[1]));
+      case Fn::kMul: return parts_.times(of(in[0]), of(in[1]));
+      case Fn::kDiv: return parts_.times(of(in[0]), parts_.inverse(of(in[1])));
       case Fn::kLess:
       case Fn::kLessEqual:
       case Fn::kEqual:
-      case Fn::kNotEqual: return parts_.comparison(of(node, 0), of(node, 1));
+      case Fn::kNotEqual: return parts_.comparison(of(in[0]), of(in[1]));
       default: break;
     }
-    std::vector<Sum> in;
-    for (std::size_t k = m.fn == Fn::kWhere ? 1 : 0; k < node.in.size(); ++k)
-      in.push_back(of(node, k));
-    return parts_.general(in);
+    std::vector<Sum> values;
+    for (std::size_t k = m.fn == Fn::kWhere ? 1 : 0; k < in.size(); ++k)
+      values.push_back(of(in[k]));
+    return parts_.general(values);
+  }
+
+  // ---- matrices of entries
+  /// f(sum c d x') has a size, and the symmetries of f in d and in x: it is counted as that size
+  /// times an outer product of size 1.
+  struct Entries {
+    Sum value, d, x;
+  };
+  [[nodiscard]] Entries entries_of(NodeId id) {
+    if (const auto it = entries_.find(id); it != entries_.end()) return it->second;
+    return {of(id), parts_.one(), parts_.one()};  // one number for all
+  }
+  Entries entries(const Node& node) {
+    Entries out{0, 0, 0};
+    if (std::holds_alternative<OuterSum>(node.op)) {
+      for (std::size_t j = 0; j < node.in.size(); j += 3) {
+        const Sum d = of(node, j + 1), x = of(node, j + 2);
+        out.value = parts_.plus(out.value, parts_.times(of(node, j), parts_.times(d, x)));
+        out.d = parts_.plus(out.d, parts_.caused_by(d, 0));
+        out.x = parts_.plus(out.x, parts_.caused_by(x, 0));
+      }
+    } else if (const auto* scale = std::get_if<Scale>(&node.op)) {
+      out = entries_of(node.in[0]);
+      out.value = scale->factor == 0 ? Sum{0} : parts_.shifted(out.value, scale->power);
+    } else {
+      const auto* m = std::get_if<Map>(&node.op);
+      TPLIMIT_CHECK(m, "an operation on entries, got {}", op_name(node.op));
+      out.value = map(*m, node.in, [&](NodeId in) { return entries_of(in).value; });
+      out.d = map(*m, node.in, [&](NodeId in) { return entries_of(in).d; });
+      out.x = map(*m, node.in, [&](NodeId in) { return entries_of(in).x; });
+    }
+    out.d = parts_.leading(out.d);
+    out.x = parts_.leading(out.x);
+    return out;
   }
 
   // ---- what is reported
@@ -377,6 +407,7 @@ class Counting {
   std::vector<Sum> sums_;
   std::vector<NodeId> initial_;
   std::map<NodeId, Matrix> matrices_;
+  std::map<NodeId, Entries> entries_;
 
   std::vector<std::uint32_t> step_of_;  ///< first forward pass a node takes part in; none: kNoStep
   std::vector<bool> feature_;
@@ -502,14 +533,14 @@ void Counting::find_effects() {
     if (const auto* c = std::get_if<Change>(&node.op)) {
       if (const auto it = effects.find(c->variable); it != effects.end())
         it->second.entry = larger(it->second.entry, parts_.size(sums_[k]));
-    } else if (std::holds_alternative<UpdateMatrix>(node.op) && !versions_.declared[k]) {
+    } else if (is_update(node.op) && !versions_.declared[k]) {
       const Matrix& w = matrix({k});
       const auto it = effects.find(variable_of(w.source));
       if (it == effects.end()) continue;
       for (const Term& t : w.terms)
         if (const auto size = parts_.size(parts_.times(t.c, parts_.times(t.d, t.x)));
             size && t.causes)
-          it->second.entry = larger(it->second.entry, *size + t.entries);
+          it->second.entry = larger(it->second.entry, *size - 1);
     }
   }
   for (auto& [variable, effect] : effects) effects_.push_back(effect);

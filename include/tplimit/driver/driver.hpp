@@ -68,7 +68,17 @@ enum class Engine {
   kParticles,  ///< particles for everything random
 };
 
+/// How n x n matrices are kept.
+enum class Matrices {
+  kAuto,   ///< what costs least; what is stored must fit
+  kDense,  ///< all entries in memory
+  kLazy,   ///< revealed product by product; of the limit, E4201 where that takes more than half as
+           ///< many directions as there are particles
+};
+
 inline constexpr std::int64_t kDefaultParticles = 16384;
+/// Where entrywise optimisers make matrices of all pairs of particles.
+inline constexpr std::int64_t kDefaultParticlesOfEntries = 2048;
 
 struct EvaluateOptions {
   Engine engine = Engine::kAuto;
@@ -83,6 +93,7 @@ struct EvaluateOptions {
   std::uint64_t draw = 0;                       ///< which draw of random outputs
   std::optional<GradedOptions::Given> given{};  ///< a random output with this value instead
   int threads = 0;                              ///< 0: all cores
+  Matrices matrices = Matrices::kAuto;          ///< in the limit
   std::optional<double> rank_tol{};  ///< directions shorter than this times their vector are
                                      ///< dropped; unset: 1e-6, or what the tolerance allows
   bool single_precision =
@@ -116,8 +127,6 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
 /// How `evaluate` would find each report, in order.  Evaluates what needs no sampling.
 Result<std::vector<ReportMethod>> methods(const Module& module,
                                           const EvaluateOptions& options = {});
-
-enum class Matrices { kAuto, kDense, kLazy };
 
 struct SimulateOptions {
   std::int64_t width = 0;

@@ -27,10 +27,14 @@ using Dims = std::vector<std::int64_t>;
 [[nodiscard]] std::int64_t size_of(const Dims& dims);
 
 struct Type {
-  bool matrix = false;  ///< an n x n Gaussian matrix in one of its versions; then `width` and
-                        ///< `dims` are unused
+  bool matrix = false;  ///< two width axes: an n x n Gaussian matrix in one of its versions, or
+                        ///< `entries`; then `width` and `dims` are unused
   bool width = false;
   Dims dims;
+  bool entries = false;  ///< a number for each pair of an output and an input coordinate: what
+                         ///< coordinatewise functions make of sums of outer products
+  /// Its numbers are random along coordinates, or pairs of them.
+  [[nodiscard]] bool random() const { return width || entries; }
   friend bool operator==(const Type&, const Type&) = default;
 };
 
@@ -254,14 +258,30 @@ struct ScaleMatrix {
   friend bool operator==(const ScaleMatrix&, const ScaleMatrix&) = default;
 };
 /// (W, c_1, D_1, X_1, c_2, ..) -> W + sum_k c_k sum_p D_k[p] X_k[p]' / n, p over all finite
-/// indices. Entrywise: (W, c_1, D_1, X_1, .., c) -> W + c psi(sum_k c_k sum_p D_k[p] X_k[p]'),
-/// psi(g) = g / sqrt(g^2 + epsilon^2) on each entry.
+/// indices.
 struct UpdateMatrix {
-  bool entrywise = false;
-  double epsilon = 0;
-  [[nodiscard]] auto fields() const { return std::tie(entrywise, epsilon); }
+  [[nodiscard]] auto fields() const { return std::tie(); }
   [[nodiscard]] OpTraits traits() const { return {}; }
   friend bool operator==(const UpdateMatrix&, const UpdateMatrix&) = default;
+};
+/// (c_1, D_1, X_1, c_2, ..) -> sum_k c_k sum_p D_k[p] X_k[p]', a number for each pair of
+/// coordinates, which Map takes as it takes vectors.
+struct OuterSum {
+  [[nodiscard]] auto fields() const { return std::tie(); }
+  [[nodiscard]] OpTraits traits() const { return {}; }
+  friend bool operator==(const OuterSum&, const OuterSum&) = default;
+};
+/// (W, c, B) -> W + c B, versions of one Gaussian matrix.
+struct AddVersion {
+  [[nodiscard]] auto fields() const { return std::tie(); }
+  [[nodiscard]] OpTraits traits() const { return {}; }
+  friend bool operator==(const AddVersion&, const AddVersion&) = default;
+};
+/// (W, c, A) -> W + c A / n, A a matrix of entries, or one number for all of them.
+struct AddEntries {
+  [[nodiscard]] auto fields() const { return std::tie(); }
+  [[nodiscard]] OpTraits traits() const { return {}; }
+  friend bool operator==(const AddEntries&, const AddEntries&) = default;
 };
 /// Positive semidefinite [k, k] -> lower triangular L, L L' = K, in the order of rows; a row that
 /// depends on earlier ones has 0 on the diagonal.
@@ -311,17 +331,20 @@ struct UnknownOperation {
 };
 #endif
 
-using Op = std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum,
-                        ReduceMax, Gather, ScatterAdd, Permute, Reshape, Expand, Concat, Stop,
-                        Parameter, Change, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix,
-                        Cholesky, Eigvals, TrainingOperator, Samples, Histogram
+using Op =
+    std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum, ReduceMax,
+                 Gather, ScatterAdd, Permute, Reshape, Expand, Concat, Stop, Parameter, Change,
+                 MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix, AddVersion, OuterSum,
+                 AddEntries, Cholesky, Eigvals, TrainingOperator, Samples, Histogram
 #ifdef TPLIMIT_UNKNOWN_OPERATION
-                        ,
-                        UnknownOperation
+                 ,
+                 UnknownOperation
 #endif
-                        >;
+                 >;
 
 [[nodiscard]] const char* op_name(const Op& op);
+/// What makes a new version of a matrix by adding something to an old one.
+[[nodiscard]] bool is_update(const Op& op);
 
 struct Node {
   Op op;

@@ -125,26 +125,6 @@ TYPED_TEST(DenseMatrices, KeepOldVersionsApart) {
   EXPECT_LT(this->distance(matrix, w0, first), 4 * this->tolerance());
 }
 
-TYPED_TEST(DenseMatrices, FollowTheSignOfAGradient) {
-  const Executor executor(1);
-  for (const Index n : kWidths)
-    for (const double epsilon : {0.0, 0.3}) {
-      DenseMatrix<TypeParam> matrix(executor, n, 5);
-      const Matrix d = normals(n, 2, 1), x = normals(n, 2, 2), g = 3 * d * x.transpose();
-      const Block db = block_of(d), xb = block_of(x);
-      MatrixVersion w = matrix.update(
-          matrix.initial(), {{0, &db, &xb, 0, 0, 0, 0}});  // one that waits and changes nothing
-      w.scale = -1;
-      w = matrix.update_entrywise(std::move(w), {{3, &db, &xb, 0, 0, 0, 0}}, 0.01, epsilon);
-      const Matrix psi = g.unaryExpr(
-          [&](double v) { return v == 0 ? 0 : v / std::sqrt(v * v + epsilon * epsilon); });
-      EXPECT_LT(this->distance(matrix, w,
-                               0.01 * psi - normals(n, n, 5) / std::sqrt(static_cast<double>(n))),
-                10 * this->tolerance())
-          << n;
-    }
-}
-
 TYPED_TEST(DenseMatrices, DoNotDependOnTheNumberOfThreads) {
   const auto history = [&](int threads) {
     const Executor executor(threads);

@@ -1,4 +1,4 @@
-#include "engines/dense_matrix.hpp"
+#include "engines/stored_entries.hpp"
 
 #include <algorithm>
 #include <cmath>
@@ -11,12 +11,6 @@ namespace tplimit::engines {
 namespace {
 
 using Index = std::int64_t;
-
-/// Rows, or columns in a product with the transpose, that one thread handles at once: 64 kB of a
-/// slab lie together.
-constexpr Index kRange = 2 * kSlabColumns;
-static_assert(kChunkRows % kRange == 0 && kRange % kSlabRows<float> == 0 &&
-              kRange % kSlabRows<double> == 0);
 
 Index round_up(Index x, Index step) { return (x + step - 1) / step * step; }
 
@@ -48,14 +42,14 @@ void pack(const Executor& executor, const Block& x, double factor, Index block, 
 
 }  // namespace
 
-void save(Writer& out, const DenseEntries& entries) {
+void save(Writer& out, const Slabs& entries) {
   for (const Buffer* buffer : {&entries.values, &entries.left, &entries.right}) buffer->save(out);
   out.value(entries.rank);
   out.value(entries.scale);
 }
 
-std::shared_ptr<DenseEntries> load_entries(Reader& in) {
-  auto entries = std::make_shared<DenseEntries>();
+std::shared_ptr<Slabs> load_entries(Reader& in) {
+  auto entries = std::make_shared<Slabs>();
   for (Buffer* buffer : {&entries->values, &entries->left, &entries->right})
     *buffer = Buffer::load(in);
   entries->rank = in.value<std::int64_t>();
@@ -64,71 +58,78 @@ std::shared_ptr<DenseEntries> load_entries(Reader& in) {
 }
 
 template <class T>
-DenseMatrix<T>::DenseMatrix(const Executor& executor, Index width, std::uint64_t key)
-    : executor_(executor),
-      n_(width),
-      slabs_((width + kSlabRows<T> - 1) / kSlabRows<T>),
-      columns_(round_up(width, kColumnStep)),
-      key_(key) {}
-
-template <class T>
-double DenseMatrix<T>::bytes(Index width) {
-  return static_cast<double>(round_up(width, kSlabRows<T>)) *
-         static_cast<double>(round_up(width, kColumnStep)) * static_cast<double>(sizeof(T));
+Index StoredEntries<T>::rows_of_slab() {
+  static_assert(kRange == 2 * kSlabColumns && kChunkRows % kRange == 0 &&
+                kRange % kSlabRows<T> == 0);
+  return kSlabRows<T>;
 }
 
 template <class T>
-double DenseMatrix<T>::packed_bytes(Index width, Index vectors) {
-  return static_cast<double>(round_up(width, kSlabRows<T>) * round_up(vectors, kVectorStep)) *
+StoredEntries<T>::StoredEntries(const Executor& executor, Index n)
+    : executor_(executor),
+      n_(n),
+      slabs_((n + kSlabRows<T> - 1) / kSlabRows<T>),
+      columns_(round_up(n, kColumnStep)) {}
+
+template <class T>
+double StoredEntries<T>::bytes(Index n) {
+  return static_cast<double>(round_up(n, kSlabRows<T>)) *
+         static_cast<double>(round_up(n, kColumnStep)) * static_cast<double>(sizeof(T));
+}
+
+template <class T>
+double StoredEntries<T>::packed_bytes(Index n, Index vectors) {
+  return static_cast<double>(round_up(n, kSlabRows<T>) * round_up(vectors, kVectorStep)) *
          static_cast<double>(sizeof(T));
 }
 
 template <class T>
-T* DenseMatrix<T>::slab(const DenseEntries& e, Index p) const {
+T* StoredEntries<T>::slab(const Slabs& e, Index p) const {
   return array<T>(e.values) + p * kSlabRows<T> * columns_;
 }
 
 template <class T>
-template <class F>
-void DenseMatrix<T>::for_slabs(F&& f) const {
-  constexpr Index group = kRange / kSlabRows<T>;
-  executor_.parallel((slabs_ + group - 1) / group, [&](Index g) {
-    for (Index p = g * group; p < std::min((g + 1) * group, slabs_); ++p) f(p);
-  });
+std::shared_ptr<Slabs> StoredEntries<T>::uninitialised() const {
+  auto out = std::make_shared<Slabs>();
+  out->values = buffer_of<T>(slabs_ * kSlabRows<T> * columns_);
+  return out;
 }
 
 template <class T>
-MatrixVersion DenseMatrix<T>::initial() {
-  auto entries = std::make_shared<DenseEntries>();
-  entries->values = buffer_of<T>(slabs_ * kSlabRows<T> * columns_);
+std::shared_ptr<Slabs> StoredEntries<T>::zeros() const {
+  std::shared_ptr<Slabs> out = uninitialised();
+  for_slabs([&](Index p) { std::fill_n(slab(*out, p), kSlabRows<T> * columns_, T{0}); });
+  return out;
+}
+
+template <class T>
+std::shared_ptr<Slabs> StoredEntries<T>::normals(std::uint64_t key) const {
+  std::shared_ptr<Slabs> out = uninitialised();
   const double s = 1 / std::sqrt(static_cast<double>(n_));
   // Column j is stream j; normals are made faster by the hundred than by the slab.
-  constexpr Index h = kSlabRows<T>, kGroup = kRange / h;
-  executor_.parallel((slabs_ + kGroup - 1) / kGroup, [&](Index g) {
-    const Index first = g * kGroup, last = std::min(first + kGroup, slabs_),
-                rows = std::min(last * h, n_) - first * h;
-    std::vector<double> normals(std::size_t{kRange});
+  constexpr Index h = kSlabRows<T>;
+  for_slab_groups([&](Index first, Index last) {
+    const Index rows = std::min(last * h, n_) - first * h;
+    std::vector<double> normals(static_cast<std::size_t>((last - first) * h));
     for (Index j = 0; j < columns_; ++j) {
       if (j < n_)
-        plain_normals(mix_key(key_, static_cast<std::uint64_t>(j)),
+        plain_normals(mix_key(key, static_cast<std::uint64_t>(j)),
                       static_cast<std::uint64_t>(first * h),
                       {normals.data(), static_cast<std::size_t>(rows)});
       else
         std::fill(normals.begin(), normals.end(), 0.0);
       for (Index p = first; p < last; ++p) {
-        T* out = slab(*entries, p) + j * h;
+        T* to = slab(*out, p) + j * h;
         for (Index i = 0; i < h; ++i)
-          out[i] = static_cast<T>(s * normals[static_cast<std::size_t>((p - first) * h + i)]);
+          to[i] = static_cast<T>(s * normals[static_cast<std::size_t>((p - first) * h + i)]);
       }
     }
   });
-  MatrixVersion w;
-  w.entries = std::move(entries);
-  return w;
+  return out;
 }
 
 template <class T>
-void DenseMatrix<T>::settle(const DenseEntries& e, Index p, Index first, Index count) const {
+void StoredEntries<T>::settle(const Slabs& e, Index p, Index first, Index count) const {
   constexpr Index h = kSlabRows<T>;
   T* const a = slab(e, p) + first * h;
   if (e.scale != 1)
@@ -139,10 +140,9 @@ void DenseMatrix<T>::settle(const DenseEntries& e, Index p, Index first, Index c
 }
 
 template <class T>
-void DenseMatrix<T>::apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t,
-                           std::uint64_t, Block& y) {
+void StoredEntries<T>::apply(Slabs& e, double factor, bool transposed, const Block& x,
+                             Block& y) const {
   constexpr Index h = kSlabRows<T>;
-  DenseEntries& e = *w.entries;
   // Padded coordinates meet padded zeros of the matrix, padded vectors are not read: neither may
   // hold a NaN, so all is cleared.
   const Index vectors = round_up(x.columns(), transposed ? kVectorLanes<T> : kVectorStep),
@@ -151,7 +151,7 @@ void DenseMatrix<T>::apply(const MatrixVersion& w, bool transposed, const Block&
   std::fill_n(array<T>(packed), coordinates * vectors, T{0});
   pack(executor_, x, 1, transposed ? 1 : kColumnBlock, 0, vectors, array<T>(packed));
   const auto write = [&](Index row, Index q, double value) {
-    y.chunk(row / kChunkRows)[q * y.ld() + row % kChunkRows] = w.scale * value;
+    y.chunk(row / kChunkRows)[q * y.ld() + row % kChunkRows] = factor * value;
   };
 
   if (transposed) {
@@ -187,8 +187,8 @@ void DenseMatrix<T>::apply(const MatrixVersion& w, bool transposed, const Block&
 }
 
 template <class T>
-typename DenseMatrix<T>::Factors DenseMatrix<T>::factors(const std::vector<UpdateTerm>& terms,
-                                                         double factor) const {
+typename StoredEntries<T>::Factors StoredEntries<T>::factors(const std::vector<UpdateTerm>& terms,
+                                                             double factor) const {
   constexpr Index h = kSlabRows<T>;
   Factors f;
   for (const UpdateTerm& t : terms) f.rank += t.d->columns();
@@ -206,15 +206,35 @@ typename DenseMatrix<T>::Factors DenseMatrix<T>::factors(const std::vector<Updat
 }
 
 template <class T>
-MatrixVersion DenseMatrix<T>::owned(MatrixVersion w) const {
-  DenseEntries& e = *w.entries;
-  const bool shared = w.entries.use_count() > 1,
+void StoredEntries<T>::add(const Factors& f, Index p, Index first, Index count, T* to) const {
+  add_slab_update(to, count, array<T>(f.left) + p * kSlabRows<T> * f.rank,
+                  array<T>(f.right) + first * f.rank, f.rank);
+}
+
+template <class T>
+void StoredEntries<T>::add(Slabs& a, double c, Slabs& b) const {
+  for_slabs([&](Index p) {
+    settle(b, p, 0, columns_);
+    T *to = slab(a, p), *from = slab(b, p);
+    const T own = static_cast<T>(a.scale), other = static_cast<T>(c);
+    for (Index i = 0; i < kSlabRows<T> * columns_; ++i) to[i] = own * to[i] + other * from[i];
+  });
+  a.scale = 1;
+  b = {std::move(b.values)};
+}
+
+template <class T>
+void StoredEntries<T>::add(Slabs& a, const std::vector<UpdateTerm>& terms, double c) const {
+  Factors f = factors(terms, c);
+  a = {std::move(a.values), std::move(f.left), std::move(f.right), f.rank, a.scale};
+}
+
+template <class T>
+std::shared_ptr<Slabs> StoredEntries<T>::owned(std::shared_ptr<Slabs> entries) const {
+  Slabs& e = *entries;
+  const bool shared = entries.use_count() > 1,
              waits = e.rank > 0 || e.scale != 1;  // shared: an older version is still needed
-  std::shared_ptr<DenseEntries> own = w.entries;
-  if (shared) {
-    own = std::make_shared<DenseEntries>();
-    own->values = buffer_of<T>(slabs_ * kSlabRows<T> * columns_);
-  }
+  std::shared_ptr<Slabs> own = shared ? uninitialised() : entries;
   if (shared || waits)
     for_slabs([&](Index p) {
       settle(e, p, 0, columns_);
@@ -223,51 +243,10 @@ MatrixVersion DenseMatrix<T>::owned(MatrixVersion w) const {
                     static_cast<std::size_t>(kSlabRows<T> * columns_) * sizeof(T));
     });
   e = {std::move(e.values)};
-  w.entries = std::move(own);
-  return w;
+  return own;
 }
 
-template <class T>
-MatrixVersion DenseMatrix<T>::update(MatrixVersion w, const std::vector<UpdateTerm>& terms) {
-  w = owned(std::move(w));
-  Factors f = factors(terms, 1 / static_cast<double>(n_));
-  *w.entries = {std::move(w.entries->values), std::move(f.left), std::move(f.right), f.rank,
-                w.scale};
-  w.scale = 1;
-  return w;
-}
-
-template <class T>
-MatrixVersion DenseMatrix<T>::update_entrywise(MatrixVersion w,
-                                               const std::vector<UpdateTerm>& terms, double c,
-                                               double epsilon) {
-  constexpr Index h = kSlabRows<T>;
-  w = owned(std::move(w));
-  const Factors f = factors(terms, 1);
-  const auto psi = [&](T g) {
-    const double x = static_cast<double>(g);
-    return x == 0         ? 0
-           : epsilon == 0 ? std::copysign(1.0, x)
-                          : x / std::sqrt(x * x + epsilon * epsilon);
-  };
-  for_slabs([&](Index p) {
-    std::vector<T> g(static_cast<std::size_t>(kSlabColumns * h));
-    for (Index k = 0; k < columns_; k += kSlabColumns) {
-      const Index some = std::min(kSlabColumns, columns_ - k);
-      std::fill(g.begin(), g.end(), T{0});
-      add_slab_update(g.data(), some, array<T>(f.left) + p * h * f.rank,
-                      array<T>(f.right) + k * f.rank, f.rank);
-      T* a = slab(*w.entries, p) + k * h;
-      for (Index i = 0; i < some * h; ++i)
-        a[i] = static_cast<T>(w.scale * static_cast<double>(a[i]) +
-                              c * psi(g[static_cast<std::size_t>(i)]));
-    }
-  });
-  w.scale = 1;
-  return w;
-}
-
-template class DenseMatrix<float>;
-template class DenseMatrix<double>;
+template class StoredEntries<float>;
+template class StoredEntries<double>;
 
 }  // namespace tplimit::engines
