@@ -132,6 +132,11 @@ class LimitEvaluation {
   void explain_undetermined(const Pooled& pooled, ir::NodeId of, ir::NodeId value, std::size_t j,
                             const ir::Report& report, ReportResult& r, Diagnostics& warnings) const;
   void collect(Pooled pooled, LimitResult& out) const;
+  [[nodiscard]] ReportResult result_of(const ir::Report& report, Pooled& pooled,
+                                       const std::vector<int>& users, double rank_tol) const;
+  [[nodiscard]] std::vector<double> unresolved_eigenvalues(ir::NodeId entry, const Pooled& pooled,
+                                                           double rank_tol) const;
+  [[nodiscard]] ExpectResult result_of(std::size_t expectation, const Pooled& pooled) const;
   const LeadingOrder& limit_;
   const ir::Program& program_;
   const EvaluateOptions& options_;
