@@ -4,7 +4,7 @@
 
 #include <fmt/format.h>
 
-#include "engines/run_store.hpp"
+#include "driver/run_store.hpp"
 
 namespace tplimit {
 
