@@ -5,6 +5,7 @@
 
 #include <fmt/ranges.h>
 
+#include "driver/faults.hpp"
 #include "driver/limit_evaluation.hpp"
 #include "tplimit/parallel/process_memory.hpp"
 #include "tplimit/passes/known_values.hpp"
@@ -22,14 +23,9 @@ std::optional<Diagnostic> unknown_report(const Program& program,
     std::vector<std::string> all;
     for (const Report& report : program.reports) all.push_back(report.name);
     if (std::find(all.begin(), all.end(), name) == all.end())
-      return Diagnostic{Severity::kError,
-                        "E2701",
-                        fmt::format("there is no report '{}' for the tolerance", name),
-                        {},
-                        "",
-                        fmt::format("the reports are {}", fmt::join(all, ", ")),
-                        {},
-                        false};
+      return faults::option_out_of_range(
+          fmt::format("there is no report '{}' for the tolerance", name),
+          fmt::format("the reports are {}", fmt::join(all, ", ")));
   }
   return std::nullopt;
 }
@@ -42,7 +38,7 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
   if (const auto unknown = unknown_report(limit.program, options.tolerance_on)) return *unknown;
   // What cancels in the limit may leave 0/0.
   if (const auto node = certain_nan(limit.program))
-    return diagnose(limit.program, {{"E4101", "", ""}, *node});
+    return diagnose(limit.program, {engines::not_finite(), *node});
   LimitEvaluation evaluation(limit, options);
   if (const auto refused = evaluation.refusal()) return *refused;
   constexpr std::int64_t kMostParticles = std::int64_t{1} << 24;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "driver/faults.hpp"
 #include "driver/report_values.hpp"
 #include "engines/memory_estimate.hpp"
 #include "tplimit/ir/functions.hpp"
@@ -69,16 +70,9 @@ std::optional<Diagnostic> LimitEvaluation::cannot_run(const Resolution& resoluti
   const double most = memory_limit(options_.memory_bytes, *options_.ranks);
   const double bytes = memory(resolution, options_.randomisations);
   if (bytes <= most) return std::nullopt;
-  return Diagnostic{
-      Severity::kError,
-      "E4202",
-      fmt::format("the run needs up to {} of memory{}, but {} may be used", bytes_text(bytes),
-                  options_.ranks->size() > 1 ? " on each rank" : "", bytes_text(most)),
-      {},
-      "",
-      "use fewer --particles, a larger --rank-tol, or raise --memory",
-      {},
-      false};
+  return faults::not_enough_memory("the run needs", bytes,
+                                   options_.ranks->size() > 1 ? " on each rank" : "", most,
+                                   "use fewer --particles, a larger --rank-tol, or raise --memory");
 }
 
 LimitResult LimitEvaluation::head(const Resolution& resolution) const {
@@ -133,15 +127,11 @@ Result<LimitEvaluation::Outcome> LimitEvaluation::run(const Resolution& resoluti
   if (!truncation) return truncation.errors();
   if (stopped)
     out.warnings.push_back(
-        {Severity::kWarning,
-         "W5401",
-         fmt::format("moment matching stopped: too many directions (rank {}) for {} particles",
-                     out.engine.largest_rank, resolution.particles),
-         {},
-         "",
-         "raise --particles for smaller errors",
-         {},
-         false});
+        Diagnostic::warning(
+            "W5401",
+            fmt::format("moment matching stopped: too many directions (rank {}) for {} particles",
+                        out.engine.largest_rank, resolution.particles))
+            .with_help("raise --particles for smaller errors"));
   if (auto failed = remove_bias(resolution, *runs, out, progress)) return *failed;
 
   Pooled pooled = with_moments(*runs);
@@ -182,17 +172,13 @@ std::optional<Diagnostics> LimitEvaluation::remove_bias(const Resolution& resolu
     return std::nullopt;
   }
   out.warnings.push_back(
-      {Severity::kWarning,
-       "W5402",
-       fmt::format("errors do not contain the bias, which is of relative order rank / "
-                   "particles = {:.1g}",
-                   rank / particles),
-       {},
-       "",
-       count > 1 ? "raise --memory: runs of twice the particles remove it"
-                 : "use 2 randomisations or more: then it is removed by extrapolation",
-       {},
-       false});
+      Diagnostic::warning("W5402",
+                          fmt::format("errors do not contain the bias, which is of relative order "
+                                      "rank / particles = {:.1g}",
+                                      rank / particles))
+          .with_help(count > 1
+                         ? "raise --memory: runs of twice the particles remove it"
+                         : "use 2 randomisations or more: then it is removed by extrapolation"));
   return std::nullopt;
 }
 

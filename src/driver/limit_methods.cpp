@@ -103,15 +103,14 @@ std::optional<Diagnostic> LimitEvaluation::refusal() const {
       if (!moments_ || known(entry.value)) continue;
       const moments::MomentValue& v = (*moments_)[entry.value];
       if (!v.infinite) continue;
-      Diagnostic d{Severity::kError,
-                   "E4102",
-                   fmt::format("report '{}' needs a mean that is infinite, or too heavy to compute",
-                               report.name),
-                   report.span,
-                   v.why,
-                   "samples would print a number that means nothing; bound what is averaged",
-                   {},
-                   true};
+      Diagnostic d =
+          Diagnostic::error(
+              "E4102", fmt::format("report '{}' needs a mean that is infinite, or too heavy to "
+                                   "compute",
+                                   report.name))
+              .at(report.span)
+              .with_label(v.why)
+              .with_help("samples would print a number that means nothing; bound what is averaged");
       if (program_[v.culprit].span != report.span)
         d.notes.push_back({"because of this", program_[v.culprit].span});
       return d;
@@ -121,15 +120,13 @@ std::optional<Diagnostic> LimitEvaluation::refusal() const {
   for (const Report& report : program_.reports) {
     const ReportMethod m = method_of(report);
     if (m.method <= weakest) continue;
-    Diagnostic d{Severity::kError,
-                 "E4301",
-                 fmt::format("report '{}' is beyond the engine '{}'", report.name,
-                             options_.engine == Engine::kExact ? "exact" : "moments"),
-                 report.span,
-                 m.why,
-                 "use --engine auto",
-                 {},
-                 true};
+    Diagnostic d =
+        Diagnostic::error("E4301",
+                          fmt::format("report '{}' is beyond the engine '{}'", report.name,
+                                      options_.engine == Engine::kExact ? "exact" : "moments"))
+            .at(report.span)
+            .with_label(m.why)
+            .with_help("use --engine auto");
     if (m.culprit != report.span)
       d.notes.push_back({m.iteration.empty() ? "because of this"
                                              : "because of this, in the iteration " + m.iteration,
@@ -198,12 +195,8 @@ std::optional<Diagnostic> LimitEvaluation::too_few_particles(std::int64_t partic
       continue;
     certain[matrix] += size_of(program_[x].type.dims);
     if (2 * certain[matrix] <= particles) continue;
-    const RunFailure failure{
-        {"E4201",
-         fmt::format("{} directions of one matrix are too many for {} particles", certain[matrix],
-                     particles),
-         ""},
-        {static_cast<std::uint32_t>(k)}};
+    const RunFailure failure{engines::too_many_directions(certain[matrix], particles, ""),
+                             {static_cast<std::uint32_t>(k)}};
     return with_advice({diagnose(program_, failure)}).front();
   }
   return std::nullopt;

@@ -443,7 +443,7 @@ std::variant<RunResult, RunFailure> RunStore::run(std::uint64_t program, const S
       return done->second.result;
     }
   }
-  if (stop_asked()) return RunFailure{{"E5206", "interrupted", ""}, {}};
+  if (stop_asked()) return RunFailure{engines::interrupted(), {}};
   State state(*this, key);
   const double before = executor.operations();
   auto outcome = run_program(schedule, settings, executor, &state);

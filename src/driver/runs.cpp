@@ -23,14 +23,9 @@ int thread_count(int asked, const Communicator& ranks) {
 
 Diagnostic diagnose(const Program& program, const RunFailure& failure) {
   const Node& node = program[failure.node];
-  Diagnostic d{Severity::kError,
-               failure.stop.code,
-               failure.stop.message,
-               node.span,
-               "",
-               failure.stop.help,
-               {},
-               true};
+  Diagnostic d = Diagnostic::error(failure.stop.code, failure.stop.message)
+                     .at(node.span)
+                     .with_help(failure.stop.help);
   if (failure.stop.code == "E4101") {
     d.message = "a number is not finite (overflow, or an operation outside its domain)";
     d.label = "first seen here";

@@ -2,7 +2,21 @@
 
 #include <unordered_map>
 
+#include <fmt/format.h>
+
 namespace tplimit::engines {
+
+EvaluationStop not_finite() { return {"E4101", "a number is not finite", ""}; }
+
+EvaluationStop interrupted() { return {"E5206", "interrupted", ""}; }
+
+EvaluationStop too_many_directions(std::int64_t directions, std::int64_t particles,
+                                   std::string help) {
+  return {"E4201",
+          fmt::format("{} directions of one matrix are too many for {} particles", directions,
+                      particles),
+          std::move(help)};
+}
 
 void save(Writer& out, const std::vector<MatrixVersion*>& versions) {
   constexpr std::uint64_t kNone = 0;

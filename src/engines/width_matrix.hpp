@@ -15,7 +15,10 @@ namespace tplimit::engines {
 struct EvaluationStop {
   std::string code, message, help;
 };
-[[nodiscard]] inline EvaluationStop not_finite() { return {"E4101", "a number is not finite", ""}; }
+[[nodiscard]] EvaluationStop not_finite();
+[[nodiscard]] EvaluationStop interrupted();
+[[nodiscard]] EvaluationStop too_many_directions(std::int64_t directions, std::int64_t particles,
+                                                 std::string help);
 
 struct DenseEntries;
 void save(Writer& out, const DenseEntries& entries);
