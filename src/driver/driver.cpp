@@ -102,12 +102,12 @@ Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& opt
       return graded_limit(program, {options.seed, options.draw, Exponent(1, 2), options.given});
     });
   };
-  Result<LeadingOrder> limit = stage("leading-order", [&] { return leading_order(program); });
+  LeadingOrderResult limit = stage("leading-order", [&] { return leading_order(program); });
   // Graded values are no better where dropped terms decide on jumps.
-  if (options.given && (limit || limit.errors()[0].code != "E3108")) return graded();
+  if (options.given && limit.reason() != NoLeadingOrder::kJump) return graded();
   if (limit && limit->undecided && program.steps.empty())
     if (Result<LeadingOrder> drawn = graded(); drawn && drawn->random_outputs) return drawn;
-  if (limit || limit.errors()[0].code != "E3102") return limit;
+  if (limit.reason() != NoLeadingOrder::kDroppedTerms) return limit;
   if (auto covariances = stage("covariances", [&] { return covariance_limit(program); }))
     return std::move(covariances->limit);
   return graded();

@@ -58,8 +58,8 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
       unfinished;  // the last one of which only the error of sampling is known
   for (;;) {
     ProgressCounter progress(options.progress, options.randomisations);
-    Result<LimitEvaluation::Outcome> latest = evaluation.run(now, target, progress);
-    const bool too_few = !latest && target && latest.errors()[0].code == "E4201";
+    RunOf<LimitEvaluation::Outcome> latest = evaluation.run(now, target, progress);
+    const bool too_few = target && latest.reason() == Shortage::kParticles;
     // Each part may have 0.7 of the tolerance: in squares, half.
     const double most = 0.7 * options.tolerance.value_or(0);
     if (latest && !latest->promising) {
@@ -76,7 +76,7 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
       if (!truncates || result->engine.sampling_error > most) now.particles *= 2;
     } else if (too_few) {
       now.particles *= 2;
-    } else if ((!result && !unfinished) || latest.errors()[0].code != "E4202") {
+    } else if ((!result && !unfinished) || latest.reason() != Shortage::kMemory) {
       return latest.errors();
     }
     if ((latest || too_few) && now.particles <= kMostParticles) continue;
@@ -92,7 +92,8 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
   result->tolerance_missed = options.tolerance && result->largest_error > *options.tolerance;
   result->engine.tolerance = options.tolerance;
   result->random_outputs = limit.random_outputs;
-  result->warnings.insert(result->warnings.begin(), limit.warnings.begin(), limit.warnings.end());
+  for (const Diagnostics* of_limit : {&limit.vanishing, &limit.warnings})
+    result->warnings.insert(result->warnings.begin(), of_limit->begin(), of_limit->end());
   result->time_s = seconds_since(start);
   result->peak_memory_bytes = peak_memory();
   return std::move(*result);

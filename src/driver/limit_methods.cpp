@@ -161,18 +161,17 @@ std::int64_t LimitEvaluation::most_of_both_sides() const {
   return out;
 }
 
-Diagnostics LimitEvaluation::with_advice(Diagnostics errors) const {
-  for (Diagnostic& d : errors)
-    if (d.code == "E4201")
-      d.help = fmt::format(
-          "raise --particles to {}, which is enough for all {} directions that the program may "
-          "have, or --rank-tol",
-          std::bit_ceil(static_cast<std::uint64_t>(2 * most_of_both_sides())),
-          most_of_both_sides());
-  return errors;
+Refusal<Shortage> LimitEvaluation::with_advice(Refusal<Shortage> refusal) const {
+  if (refusal.reason != Shortage::kParticles) return refusal;
+  for (Diagnostic& d : refusal.errors)
+    d.help = fmt::format(
+        "raise --particles to {}, which is enough for all {} directions that the program may have, "
+        "or --rank-tol",
+        std::bit_ceil(static_cast<std::uint64_t>(2 * most_of_both_sides())), most_of_both_sides());
+  return refusal;
 }
 
-std::optional<Diagnostic> LimitEvaluation::too_few_particles(std::int64_t particles) const {
+std::optional<Refusal<Shortage>> LimitEvaluation::too_few_particles(std::int64_t particles) const {
   std::map<std::pair<std::uint32_t, bool>, std::set<NodeId>> vectors;
   std::map<std::uint32_t, std::int64_t> certain;
   std::vector<std::uint32_t> source(program_.size(), 0);
@@ -197,7 +196,7 @@ std::optional<Diagnostic> LimitEvaluation::too_few_particles(std::int64_t partic
     if (2 * certain[matrix] <= particles) continue;
     const RunFailure failure{engines::too_many_directions(certain[matrix], particles, ""),
                              {static_cast<std::uint32_t>(k)}};
-    return with_advice({diagnose(program_, failure)}).front();
+    return with_advice({Shortage::kParticles, {diagnose(program_, failure)}});
   }
   return std::nullopt;
 }

@@ -98,7 +98,8 @@ class Networks {
       std::array<std::size_t, 1> kind{outcome.index()};
       share(kind);
       if (kind[0] != 1) {
-        if (kind[0] == 2 && outcome.index() != 2) outcome = RunFailure{};
+        if (kind[0] == 2 && outcome.index() != 2)
+          outcome = RunFailure{engines::on_another_rank(), {}};
         continue;
       }
       RunResult result =
