@@ -201,19 +201,15 @@ void LimitEvaluation::explain_undetermined(const Pooled& pooled, NodeId of, Node
         "{} jumps within the error of the limit, and what follows is not finite on one side or "
         "needs 8 randomisations: more particles may decide",
         what);
-  Diagnostic d{Severity::kWarning,
-               "W5303",
-               fmt::format("report '{}' is undetermined in some entries", report.name),
-               report.span,
-               r.undetermined,
-               "",
-               {},
-               true};
-  d.notes.push_back(
-      {"the jump" + (jump.context ? " (in the iteration " + program.contexts[jump.context] + ")"
-                                  : std::string()),
-       jump.span});
-  warnings.push_back(std::move(d));
+  warnings.push_back(
+      Diagnostic::warning("W5303",
+                          fmt::format("report '{}' is undetermined in some entries", report.name))
+          .at(report.span)
+          .with_label(r.undetermined)
+          .with_note("the jump" + (jump.context ? " (in the iteration " +
+                                                      program.contexts[jump.context] + ")"
+                                                : std::string()),
+                     jump.span));
 }
 
 }  // namespace tplimit

@@ -37,12 +37,10 @@ LazyMatrix::LazyMatrix(const Executor& executor, std::int64_t rows, const LazySe
 void LazyMatrix::check_rank(std::int64_t more) const {
   const std::int64_t columns = directions(0).columns() + directions(1).columns() + more;
   if (settings_.law == NormalLaw::kMatched && 2 * columns > rows_)
-    throw EvaluationStop{
-        "E4201",
-        fmt::format("{} directions of one matrix are too many for {} particles", columns, rows_),
-        fmt::format("raise --particles to {} or more, or --rank-tol",
-                    std::int64_t{1} << static_cast<int>(
-                        std::ceil(std::log2(8.0 * static_cast<double>(columns)))))};
+    throw too_many_directions(columns, rows_,
+                              fmt::format("raise --particles to {} or more, or --rank-tol",
+                                          std::int64_t{1} << static_cast<int>(std::ceil(
+                                              std::log2(8.0 * static_cast<double>(columns))))));
 }
 
 Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node,
@@ -70,7 +68,7 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node,
   if (also) *also_x = products.bottomRows(more);
   if (own == 0) return padded(known->second, r, p);
   const Eigen::VectorXd squared_norms = products.row(r).transpose();
-  if (!squared_norms.allFinite()) throw EvaluationStop{"E4101", "a number is not finite", ""};
+  if (!squared_norms.allFinite()) throw not_finite();
   Matrix a = products.topRows(r);
 
   // What is left of x, known up to cancellation: enough where all of it is to be dropped.
