@@ -36,7 +36,7 @@ tplimit_test(quadrature_kinds_test LABEL numeric LINK tplimit::driver
 tplimit_test(unresolved_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/unresolved_test.cpp)
 tplimit_test(lost_states_test LABEL unit LINK tplimit::driver
-  SOURCES unit/engines/lost_states_test.cpp)
+  SOURCES unit/driver/lost_states_test.cpp)
 tplimit_test(counting_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/counting_test.cpp)
 tplimit_test(compare_words_test LABEL numeric LINK tplimit::report

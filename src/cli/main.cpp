@@ -215,6 +215,96 @@ void add_networks(CLI::App& app, Options& o, int seeds, int least_seeds) {
       small_count(least_seeds));
 }
 
+CLI::App& add_run(CLI::App& app, Options& o) {
+  CLI::App& own = *app.add_subcommand("run", "Compute the limit of infinite width");
+  add_program(own, o);
+  add_limit(own, o, 1);
+  add(own, "--draws", "K", o.draws,
+      "Average over K draws of the random scalars and show their spread", small_count(1));
+  add_running(own, o);
+  add_checkpoint(own, o);
+  return own;
+}
+
+CLI::App& add_simulate(CLI::App& app, Options& o) {
+  CLI::App& own = *app.add_subcommand("simulate", "Run finite networks of one width");
+  add_program(own, o);
+  add(own, "--width", "N", o.simulate.width, "Width of the networks", count(1, kWidest));
+  own.get_option("--width")->required();
+  add_networks(own, o, 1, 1);
+  add_running(own, o);
+  add_checkpoint(own, o);
+  return own;
+}
+
+CLI::App& add_compare(CLI::App& app, Options& o) {
+  CLI::App& own =
+      *app.add_subcommand("compare", "Set finite networks beside the limit: do they tend to it?");
+  add_program(own, o);
+  add(own, "--widths", "N,N,..", o.widths, "Widths of the networks, as in 128,512,2048",
+      parse_widths);
+  own.get_option("--widths")->required();
+  own.add_flag("--fit-corrections", o.fit_corrections,
+               "Show limit, coefficient of 1/n and n-scaled variance that the widths give");
+  add_networks(own, o, 8, 2);
+  add_limit(own, o, 2);
+  o.draws = 64;
+  add(own, "--draws", "K", o.draws,
+      "Draws of random outputs of the limit, over which it is averaged; default 64",
+      small_count(2));
+  CLI::Option* known =
+      own.add_option("--limit", o.limit,
+                     "Take the limit from this result of run --out of the same program and data")
+          ->type_name("FILE");
+  for (const char* other : {"--engine", "--particles", "--randomisations", "--tol", "--rank-tol",
+                            "--merge-rows", "--draws"})
+    known->excludes(own.get_option(other));
+  add_running(own, o);
+  add_checkpoint(own, o);
+  return own;
+}
+
+CLI::App& add_check(CLI::App& app, Options& o) {
+  CLI::App& own = *app.add_subcommand(
+      "check", "Check a program and show the powers of the width, without numbers");
+  add_program(own, o);
+  add_engine(own, o);
+  own.add_option("--out", o.out, "Write sizes, verdict and advice to this JSON file")
+      ->type_name("FILE");
+  own.add_flag("--quiet", o.quiet, "Print errors only");
+  add_passes(own, o);
+  return own;
+}
+
+CLI::App& add_explain(CLI::App& app, Options& o) {
+  CLI::App& own = *app.add_subcommand("explain", "Write the limit as formulas");
+  add_program(own, o);
+  own.add_flag(
+      "--parametrization", o.parametrization,
+      "Instead: variance, multiplier and rates of every parameter, in three equivalent forms");
+  add(own, "--format", "NAME", o.format, "text, latex (a document) or json; default text",
+      parse_format);
+  own.add_option("--vector", o.selection.names,
+                 "Only values of this name, and what stands in their formulas; may be repeated")
+      ->type_name("NAME")
+      ->allow_extra_args(false);
+  add(own, "--steps", "A..B", o.selection.steps,
+      "Only what belongs to these steps of training (half-open)", parse_steps);
+  own.add_flag("--numbers", o.numbers, "Evaluate every mean and coefficient that is shown");
+  add_limit(own, o, 2);
+  add_running(own, o);
+  return own;
+}
+
+CLI::App& add_format(CLI::App& app, Options& o) {
+  CLI::App& own = *app.add_subcommand("fmt", "Print programs in canonical layout");
+  own.add_option("FILE", o.files, "Programs (.tp)")->required()->type_name("");
+  CLI::Option* in_place = own.add_flag("--in-place", o.in_place, "Rewrite the files");
+  own.add_flag("--check", o.only_check, "Only say which files would change; exit code 1 if any")
+      ->excludes(in_place);
+  return own;
+}
+
 /// Parses, then runs the one command that was named.
 int dispatch(int argc, char** argv, const Communicator& ranks) {
   CLI::App app(
@@ -226,85 +316,12 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
     return fmt::format("tplimit: {}\nRun with --help for more information.\n", error.what());
   });
   Options for_run, for_simulate, for_compare, for_check, for_explain, for_format;
-
-  CLI::App& run_app = *app.add_subcommand("run", "Compute the limit of infinite width");
-  add_program(run_app, for_run);
-  add_limit(run_app, for_run, 1);
-  add(run_app, "--draws", "K", for_run.draws,
-      "Average over K draws of the random scalars and show their spread", small_count(1));
-  add_running(run_app, for_run);
-  add_checkpoint(run_app, for_run);
-
-  CLI::App& simulate_app = *app.add_subcommand("simulate", "Run finite networks of one width");
-  add_program(simulate_app, for_simulate);
-  add(simulate_app, "--width", "N", for_simulate.simulate.width, "Width of the networks",
-      count(1, kWidest));
-  simulate_app.get_option("--width")->required();
-  add_networks(simulate_app, for_simulate, 1, 1);
-  add_running(simulate_app, for_simulate);
-  add_checkpoint(simulate_app, for_simulate);
-
-  CLI::App& compare_app =
-      *app.add_subcommand("compare", "Set finite networks beside the limit: do they tend to it?");
-  add_program(compare_app, for_compare);
-  add(compare_app, "--widths", "N,N,..", for_compare.widths,
-      "Widths of the networks, as in 128,512,2048", parse_widths);
-  compare_app.get_option("--widths")->required();
-  compare_app.add_flag("--fit-corrections", for_compare.fit_corrections,
-                       "Show limit, coefficient of 1/n and n-scaled variance that the widths give");
-  add_networks(compare_app, for_compare, 8, 2);
-  add_limit(compare_app, for_compare, 2);
-  for_compare.draws = 64;
-  add(compare_app, "--draws", "K", for_compare.draws,
-      "Draws of random outputs of the limit, over which it is averaged; default 64",
-      small_count(2));
-  CLI::Option* known =
-      compare_app
-          .add_option("--limit", for_compare.limit,
-                      "Take the limit from this result of run --out of the same program and data")
-          ->type_name("FILE");
-  for (const char* other : {"--engine", "--particles", "--randomisations", "--tol", "--rank-tol",
-                            "--merge-rows", "--draws"})
-    known->excludes(compare_app.get_option(other));
-  add_running(compare_app, for_compare);
-  add_checkpoint(compare_app, for_compare);
-
-  CLI::App& check_app = *app.add_subcommand(
-      "check", "Check a program and show the powers of the width, without numbers");
-  add_program(check_app, for_check);
-  add_engine(check_app, for_check);
-  check_app.add_option("--out", for_check.out, "Write sizes, verdict and advice to this JSON file")
-      ->type_name("FILE");
-  check_app.add_flag("--quiet", for_check.quiet, "Print errors only");
-  add_passes(check_app, for_check);
-
-  CLI::App& explain_app = *app.add_subcommand("explain", "Write the limit as formulas");
-  add_program(explain_app, for_explain);
-  explain_app.add_flag(
-      "--parametrization", for_explain.parametrization,
-      "Instead: variance, multiplier and rates of every parameter, in three equivalent forms");
-  add(explain_app, "--format", "NAME", for_explain.format,
-      "text, latex (a document) or json; default text", parse_format);
-  explain_app
-      .add_option("--vector", for_explain.selection.names,
-                  "Only values of this name, and what stands in their formulas; may be repeated")
-      ->type_name("NAME")
-      ->allow_extra_args(false);
-  add(explain_app, "--steps", "A..B", for_explain.selection.steps,
-      "Only what belongs to these steps of training (half-open)", parse_steps);
-  explain_app.add_flag("--numbers", for_explain.numbers,
-                       "Evaluate every mean and coefficient that is shown");
-  add_limit(explain_app, for_explain, 2);
-  add_running(explain_app, for_explain);
-
-  CLI::App& format_app = *app.add_subcommand("fmt", "Print programs in canonical layout");
-  format_app.add_option("FILE", for_format.files, "Programs (.tp)")->required()->type_name("");
-  CLI::Option* in_place =
-      format_app.add_flag("--in-place", for_format.in_place, "Rewrite the files");
-  format_app
-      .add_flag("--check", for_format.only_check,
-                "Only say which files would change; exit code 1 if any")
-      ->excludes(in_place);
+  const CLI::App& run_app = add_run(app, for_run);
+  const CLI::App& simulate_app = add_simulate(app, for_simulate);
+  const CLI::App& compare_app = add_compare(app, for_compare);
+  const CLI::App& check_app = add_check(app, for_check);
+  const CLI::App& explain_app = add_explain(app, for_explain);
+  (void)add_format(app, for_format);
 
   if (!as_on_first_rank(ranks, fmt::format("{}", fmt::join(argv + 1, argv + argc, "\n"))))
     throw RanksDiffer("its command line is not that of rank 0");

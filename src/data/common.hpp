@@ -241,10 +241,9 @@ struct Layout {
   std::string format_code;  ///< E5111 or E5113: the code of a file that contradicts its header
 };
 
-/// Reads the selected rows of a binary array and applies the options.
-/// Errors: E5101, E5105, E5107, E5108 and layout.format_code.
-inline Result<DataSet> read_array(File& file, const Layout& layout, const DataOptions& options) {
-  const std::string& name = file.name();
+/// Options that need named columns.  Errors: E5108.
+inline std::optional<Diagnostic> without_names(const std::string& name,
+                                               const DataOptions& options) {
   if (!options.targets.empty() || !options.columns.empty()) {
     return file_error(
         "E5108",
@@ -258,6 +257,13 @@ inline Result<DataSet> read_array(File& file, const Layout& layout, const DataOp
                       fmt::format("{}: standardize_target is set, but there is no target", name),
                       "use `standardize` where the targets are read from a file of their own");
   }
+  return std::nullopt;
+}
+
+/// Numbers of one sample, if the shape is that of an array with values, and the file has as many
+/// bytes as it says.  Errors: layout.format_code.
+inline Result<std::int64_t> numbers_per_sample(const File& file, const Layout& layout) {
+  const std::string& name = file.name();
   const auto& shape = layout.shape;
   if (shape.empty()) {
     return file_error(layout.format_code,
@@ -286,81 +292,112 @@ inline Result<DataSet> read_array(File& file, const Layout& layout, const DataOp
                     present),
         "write or download the file again");
   }
-  auto selected = select_rows(name, options, shape.front());
-  if (!selected) return selected.errors();
-  const auto [row_begin, row_end] = *selected;
+  return *per_row;
+}
 
+/// "2, 3": the indices of a number of a sample, as NumPy writes them.
+inline std::string position_in_sample(const std::vector<std::int64_t>& shape, std::size_t column) {
+  std::vector<std::size_t> index(shape.size() - 1);
+  for (std::size_t axis = shape.size() - 1; axis > 0; --axis) {
+    index[axis - 1] = column % static_cast<std::size_t>(shape[axis]);
+    column /= static_cast<std::size_t>(shape[axis]);
+  }
+  return fmt::format("{}", fmt::join(index, ", "));
+}
+
+/// In which row, and where in its sample, the numbers of a file stand, one after the other.
+class Places {
+ public:
+  Places(const Layout& layout, std::int64_t first_row, std::size_t columns)
+      : shape_(layout.shape),
+        fortran_order_(layout.fortran_order),
+        columns_(columns),
+        row_(first_row),
+        index_(shape_.size(), 0) {}
+  [[nodiscard]] std::int64_t row() const { return row_; }
+  [[nodiscard]] std::size_t column() const { return column_; }
+  void advance() {
+    if (!fortran_order_) {
+      if (++column_ < columns_) return;
+      column_ = 0;
+      ++row_;
+      return;
+    }
+    if (++row_ < shape_[0]) return;
+    row_ = 0;
+    for (std::size_t axis = 1; axis < shape_.size() && ++index_[axis] == shape_[axis]; ++axis)
+      index_[axis] = 0;
+    column_ = 0;  // of a row-major sample
+    for (std::size_t axis = 1; axis < shape_.size(); ++axis)
+      column_ =
+          column_ * static_cast<std::size_t>(shape_[axis]) + static_cast<std::size_t>(index_[axis]);
+  }
+
+ private:
+  const std::vector<std::int64_t>& shape_;
+  bool fortran_order_;
+  std::size_t columns_;
+  std::int64_t row_;
+  std::size_t column_ = 0;
+  std::vector<std::int64_t> index_;  ///< Fortran order: of the sample's axes
+};
+
+/// values: row-major.  Errors: E5101, E5105.
+inline std::optional<Diagnostic> read_rows(File& file, const Layout& layout, DataOptions::Rows rows,
+                                           std::int64_t per_row, std::vector<double>& values) {
+  const auto columns = static_cast<std::size_t>(per_row);
+  const std::size_t size = layout.element.size;
+  // Numbers come from the file in one run: the selected rows in C order, everything in Fortran
+  // order (first axis fastest).
+  const std::int64_t first = layout.fortran_order ? 0 : rows.begin * per_row;
+  const std::int64_t last = (layout.fortran_order ? layout.shape.front() : rows.end) * per_row;
+  constexpr std::int64_t kChunk = 1 << 14;
+  std::vector<char> buffer(static_cast<std::size_t>(std::min(kChunk, last - first)) * size);
+  Places place(layout, layout.fortran_order ? 0 : rows.begin, columns);
+  for (std::int64_t begin = first; begin < last; begin += kChunk) {
+    const auto chunk = static_cast<std::size_t>(std::min(kChunk, last - begin));
+    const std::uint64_t position = layout.position + static_cast<std::uint64_t>(begin) * size;
+    if (!file.read(position, buffer.data(), chunk * size)) return file.unreadable();
+    for (std::size_t i = 0; i < chunk; ++i, place.advance()) {
+      if (place.row() < rows.begin || place.row() >= rows.end) continue;
+      const double value = decode(buffer.data() + i * size, layout.element);
+      if (!std::isfinite(value))
+        return file_error("E5105",
+                          fmt::format("{}: value [{}{}{}] is {}", file.name(), place.row(),
+                                      layout.shape.size() > 1 ? ", " : "",
+                                      position_in_sample(layout.shape, place.column()),
+                                      std::isnan(value) ? "NaN" : "infinite"),
+                          "remove or replace the value, or leave its row out with rows = a..b");
+      values[static_cast<std::size_t>(place.row() - rows.begin) * columns + place.column()] = value;
+    }
+  }
+  return std::nullopt;
+}
+
+/// Reads the selected rows of a binary array and applies the options.
+/// Errors: E5101, E5105, E5107, E5108 and layout.format_code.
+inline Result<DataSet> read_array(File& file, const Layout& layout, const DataOptions& options) {
+  const std::string& name = file.name();
+  if (auto error = without_names(name, options)) return *error;
+  const auto per_row = numbers_per_sample(file, layout);
+  if (!per_row) return per_row.errors();
+  const auto& shape = layout.shape;
+  const auto selected = select_rows(name, options, shape.front());
+  if (!selected) return selected.errors();
+  const std::int64_t rows = selected->end - selected->begin;
   const auto columns = static_cast<std::size_t>(*per_row);
   DataSet data;
   data.features.shape = shape;
-  data.features.shape.front() = row_end - row_begin;
-  if (options.flatten && shape.size() > 1) data.features.shape = {row_end - row_begin, *per_row};
+  data.features.shape.front() = rows;
+  if (options.flatten && shape.size() > 1) data.features.shape = {rows, *per_row};
   auto& values = data.features.values;
-  values.resize(static_cast<std::size_t>(row_end - row_begin) * columns);
-
-  const auto position_in_sample = [&](std::size_t column) {  // "[:, 2, 3]", as NumPy writes it
-    std::vector<std::size_t> index(shape.size() - 1);
-    for (std::size_t axis = shape.size() - 1; axis > 0; --axis) {
-      index[axis - 1] = column % static_cast<std::size_t>(shape[axis]);
-      column /= static_cast<std::size_t>(shape[axis]);
-    }
-    return fmt::format("{}", fmt::join(index, ", "));
-  };
-  const auto not_finite = [&](std::int64_t row, std::size_t column, double value) {
-    return file_error(
-        "E5105",
-        fmt::format("{}: value [{}{}{}] is {}", name, row, shape.size() > 1 ? ", " : "",
-                    position_in_sample(column), std::isnan(value) ? "NaN" : "infinite"),
-        "remove or replace the value, or leave its row out with rows = a..b");
-  };
-
-  // Numbers come from the file in one run: the selected rows in C order, everything in Fortran
-  // order (first axis fastest).
-  const std::int64_t first = layout.fortran_order ? 0 : row_begin * *per_row;
-  const std::int64_t last = layout.fortran_order ? *count : row_end * *per_row;
-  constexpr std::int64_t kChunk = 1 << 14;
-  std::vector<char> buffer(static_cast<std::size_t>(std::min(kChunk, last - first)) *
-                           layout.element.size);
-  std::vector<std::int64_t> index(shape.size(), 0);  // Fortran order: of the number being read
-  std::size_t column = 0;  // Fortran order: its place in a row-major sample
-  std::size_t out = 0;
-  for (std::int64_t begin = first; begin < last; begin += kChunk) {
-    const std::int64_t chunk = std::min(kChunk, last - begin);
-    const std::uint64_t position =
-        layout.position + static_cast<std::uint64_t>(begin) * layout.element.size;
-    if (!file.read(position, buffer.data(), static_cast<std::size_t>(chunk) * layout.element.size))
-      return file.unreadable();
-    for (std::int64_t i = 0; i < chunk; ++i) {
-      const double value =
-          decode(buffer.data() + static_cast<std::size_t>(i) * layout.element.size, layout.element);
-      if (!layout.fortran_order) {
-        if (!std::isfinite(value))
-          return not_finite(row_begin + static_cast<std::int64_t>(out / columns), out % columns,
-                            value);
-        values[out++] = value;
-        continue;
-      }
-      if (index[0] >= row_begin && index[0] < row_end) {
-        if (!std::isfinite(value)) return not_finite(index[0], column, value);
-        values[static_cast<std::size_t>(index[0] - row_begin) * columns + column] = value;
-      }
-      if (++index[0] < shape[0]) continue;
-      index[0] = 0;
-      for (std::size_t axis = 1; axis < shape.size() && ++index[axis] == shape[axis]; ++axis)
-        index[axis] = 0;
-      column = 0;
-      for (std::size_t axis = 1; axis < shape.size(); ++axis) {
-        column =
-            column * static_cast<std::size_t>(shape[axis]) + static_cast<std::size_t>(index[axis]);
-      }
-    }
-  }
-
+  values.resize(static_cast<std::size_t>(rows) * columns);
+  if (auto error = read_rows(file, layout, *selected, *per_row, values)) return *error;
   if (options.standardize) {
     std::vector<std::string> constant;
-    for (const std::size_t j : standardize_columns(values, columns)) {
-      constant.push_back(shape.size() > 1 ? fmt::format("[:, {}]", position_in_sample(j)) : "[:]");
-    }
+    for (const std::size_t j : standardize_columns(values, columns))
+      constant.push_back(shape.size() > 1 ? fmt::format("[:, {}]", position_in_sample(shape, j))
+                                          : "[:]");
     if (!constant.empty()) data.warnings.push_back(constant_columns_warning(name, constant));
   }
   return data;

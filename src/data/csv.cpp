@@ -208,6 +208,161 @@ Result<Columns> choose_columns(const std::string& name, const std::vector<std::s
   return columns;
 }
 
+/// One csv file, from its text to rows of numbers.
+class Reader {
+ public:
+  Reader(const std::string& name, std::string_view content, const DataOptions& options)
+      : name_(name), options_(options), records_(content) {}
+
+  Result<DataSet> read() {
+    if (auto error = read_header()) return *error;
+    auto chosen = choose_columns(name_, header_, options_);
+    if (!chosen) return chosen.errors();
+    columns_ = *chosen;
+    std::int64_t rows = 0;
+    if (auto error = read_rows(rows)) return *error;
+    auto selected = data_files::select_rows(name_, options_, rows);
+    if (!selected) return selected.errors();
+    set_shapes(selected->end - selected->begin);
+    standardize();
+    return std::move(data_);
+  }
+
+ private:
+  using MaybeError = std::optional<Diagnostic>;
+
+  [[nodiscard]] Diagnostic malformed() const {
+    return file_error("E5103",
+                      fmt::format("{}: line {}: {}", name_, records_.line(), records_.fault()),
+                      "write \"\" for a quote inside a quoted value, and close each quote");
+  }
+
+  /// Errors: E5102, E5103.
+  MaybeError read_header() {
+    const bool has_header = records_.next();
+    if (!records_.fault().empty()) return malformed();
+    if (!has_header || records_.blank()) {
+      return file_error("E5102",
+                        fmt::format("{}: no header: {}", name_,
+                                    has_header ? "the first line is empty" : "the file is empty"),
+                        "the first line must hold the names of the columns, separated by commas");
+    }
+    bool only_numbers = true;
+    for (const Field& field : records_.fields()) {
+      double ignored = 0;
+      only_numbers =
+          only_numbers && !field.quoted && parse_number(field.text, ignored) == Parsed::kNumber;
+      header_.emplace_back(field.text);
+    }
+    if (only_numbers) {
+      return file_error(
+          "E5102",
+          fmt::format("{}: no header: the first line holds numbers, not names of columns", name_),
+          "put a line with the names of the columns first, or quote names that look like numbers");
+    }
+    return std::nullopt;
+  }
+
+  /// Stops behind the last row that is wanted.  Errors: E5102 to E5105.
+  MaybeError read_rows(std::int64_t& row) {
+    const auto& wanted = options_.rows;
+    const bool can_stop = wanted && wanted->begin >= 0 && wanted->begin < wanted->end;
+    std::size_t blank_line = 0;
+    while (!(can_stop && row == wanted->end) && records_.next()) {
+      if (records_.blank()) {
+        if (blank_line == 0) blank_line = records_.line();
+        continue;
+      }
+      if (blank_line != 0) {
+        return file_error("E5103", fmt::format("{}: line {}: the line is empty", name_, blank_line),
+                          "delete the line, or fill in its values");
+      }
+      if (records_.fields().size() != header_.size()) return wrong_count();
+      if (!wanted || (row >= wanted->begin && row < wanted->end)) {
+        if (auto error = append(columns_.features, data_.features.values)) return error;
+        if (auto error = append(columns_.targets, targets_)) return error;
+      }
+      ++row;
+    }
+    if (!records_.fault().empty()) return malformed();
+    if (row == 0)
+      return file_error("E5102", fmt::format("{}: no rows: there is only a header", name_),
+                        "add lines of numbers below the header");
+    return std::nullopt;
+  }
+
+  [[nodiscard]] Diagnostic wrong_count() const {
+    const auto count = [](std::size_t n, std::string_view what) {
+      return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s");
+    };
+    return file_error(
+        "E5103",
+        fmt::format("{}: line {}: {}, but the header names {}", name_, records_.line(),
+                    count(records_.fields().size(), "value"), count(header_.size(), "column")),
+        "give each line one value for each column; quote values that contain a comma");
+  }
+
+  /// Some columns of the current row.  Errors: E5104, E5105.
+  MaybeError append(const std::vector<std::size_t>& from, std::vector<double>& to) const {
+    for (const std::size_t i : from) {
+      const std::string_view field = records_.fields()[i].text;
+      double value = 0;
+      const Parsed parsed = parse_number(field, value);
+      if (parsed != Parsed::kNumber) return no_number(parsed, field, i);
+      to.push_back(value);
+    }
+    return std::nullopt;
+  }
+
+  [[nodiscard]] Diagnostic no_number(Parsed parsed, std::string_view field,
+                                     std::size_t column) const {
+    const std::string place =
+        fmt::format("{}: line {}, column '{}'", name_, records_.line(), printable(header_[column]));
+    if (parsed == Parsed::kNotANumber) {
+      const bool other_separator = field.find_first_of(";\t|") != std::string_view::npos;
+      return file_error(
+          "E5104",
+          fmt::format("{}: {}", place,
+                      field.empty() ? "the value is missing"
+                                    : fmt::format("'{}' is not a number", printable(field))),
+          other_separator ? "separate values by commas, and write 1.5, not 1,5"
+                          : "write a number, or choose other columns with `columns`");
+    }
+    return file_error("E5105",
+                      fmt::format("{}: '{}' is {}", place, printable(field),
+                                  parsed == Parsed::kNaN ? "NaN" : "infinite or too large"),
+                      "remove or replace the value, or leave its row out with rows = a..b");
+  }
+
+  void set_shapes(std::int64_t rows) {
+    data_.features.shape = {rows, static_cast<std::int64_t>(columns_.features.size())};
+    if (columns_.targets.empty()) return;
+    data_.target = Array{{rows}, std::move(targets_)};
+    if (columns_.targets.size() > 1)
+      data_.target->shape.push_back(static_cast<std::int64_t>(columns_.targets.size()));
+  }
+
+  void standardize() {
+    std::vector<std::string> constant;
+    const auto apply = [&](std::vector<double>& values, const std::vector<std::size_t>& from) {
+      for (const std::size_t j : data_files::standardize_columns(values, from.size()))
+        constant.push_back(printable(header_[from[j]]));
+    };
+    if (options_.standardize) apply(data_.features.values, columns_.features);
+    if (options_.standardize_target) apply(data_.target->values, columns_.targets);
+    if (!constant.empty())
+      data_.warnings.push_back(data_files::constant_columns_warning(name_, constant));
+  }
+
+  const std::string& name_;
+  const DataOptions& options_;
+  Records records_;
+  std::vector<std::string> header_;
+  Columns columns_;
+  DataSet data_;
+  std::vector<double> targets_;
+};
+
 Result<DataSet> read(const std::filesystem::path& path, const DataOptions& options) {
   auto opened = data_files::File::open(path);
   if (!opened) return opened.errors();
@@ -227,124 +382,7 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
                       std::move(help));
   }
   if (content.starts_with("\xEF\xBB\xBF")) content.remove_prefix(3);  // byte order mark
-  Records records(content);
-  const auto malformed = [&] {
-    return file_error("E5103",
-                      fmt::format("{}: line {}: {}", name, records.line(), records.fault()),
-                      "write \"\" for a quote inside a quoted value, and close each quote");
-  };
-
-  const bool has_header = records.next();
-  if (!records.fault().empty()) return malformed();
-  if (!has_header || records.blank()) {
-    return file_error("E5102",
-                      fmt::format("{}: no header: {}", name,
-                                  has_header ? "the first line is empty" : "the file is empty"),
-                      "the first line must hold the names of the columns, separated by commas");
-  }
-  std::vector<std::string> header;
-  bool only_numbers = true;
-  for (const Field& field : records.fields()) {
-    double ignored = 0;
-    only_numbers =
-        only_numbers && !field.quoted && parse_number(field.text, ignored) == Parsed::kNumber;
-    header.emplace_back(field.text);
-  }
-  if (only_numbers) {
-    return file_error(
-        "E5102",
-        fmt::format("{}: no header: the first line holds numbers, not names of columns", name),
-        "put a line with the names of the columns first, or quote names that look like numbers");
-  }
-  auto chosen = choose_columns(name, header, options);
-  if (!chosen) return chosen.errors();
-  const Columns& columns = *chosen;
-
-  DataSet data;
-  std::vector<double> targets;
-  const auto append = [&](const std::vector<std::size_t>& from,
-                          std::vector<double>& to) -> std::optional<Diagnostic> {
-    for (const std::size_t i : from) {
-      const std::string_view field = records.fields()[i].text;
-      double value = 0;
-      const Parsed parsed = parse_number(field, value);
-      if (parsed == Parsed::kNumber) {
-        to.push_back(value);
-        continue;
-      }
-      const std::string place =
-          fmt::format("{}: line {}, column '{}'", name, records.line(), printable(header[i]));
-      if (parsed == Parsed::kNotANumber) {
-        const bool other_separator = field.find_first_of(";\t|") != std::string_view::npos;
-        return file_error(
-            "E5104",
-            fmt::format("{}: {}", place,
-                        field.empty() ? "the value is missing"
-                                      : fmt::format("'{}' is not a number", printable(field))),
-            other_separator ? "separate values by commas, and write 1.5, not 1,5"
-                            : "write a number, or choose other columns with `columns`");
-      }
-      return file_error("E5105",
-                        fmt::format("{}: '{}' is {}", place, printable(field),
-                                    parsed == Parsed::kNaN ? "NaN" : "infinite or too large"),
-                        "remove or replace the value, or leave its row out with rows = a..b");
-    }
-    return std::nullopt;
-  };
-
-  const bool can_stop =
-      options.rows && options.rows->begin >= 0 && options.rows->begin < options.rows->end;
-  std::int64_t row = 0;
-  std::size_t blank_line = 0;
-  while (!(can_stop && row == options.rows->end) && records.next()) {
-    if (records.blank()) {
-      if (blank_line == 0) blank_line = records.line();
-      continue;
-    }
-    if (blank_line != 0) {
-      return file_error("E5103", fmt::format("{}: line {}: the line is empty", name, blank_line),
-                        "delete the line, or fill in its values");
-    }
-    if (records.fields().size() != header.size()) {
-      const auto count = [](std::size_t n, std::string_view what) {
-        return fmt::format("{} {}{}", n, what, n == 1 ? "" : "s");
-      };
-      return file_error(
-          "E5103",
-          fmt::format("{}: line {}: {}, but the header names {}", name, records.line(),
-                      count(records.fields().size(), "value"), count(header.size(), "column")),
-          "give each line one value for each column; quote values that contain a comma");
-    }
-    if (!options.rows || (row >= options.rows->begin && row < options.rows->end)) {
-      if (auto error = append(columns.features, data.features.values)) return *error;
-      if (auto error = append(columns.targets, targets)) return *error;
-    }
-    ++row;
-  }
-  if (!records.fault().empty()) return malformed();
-  if (row == 0)
-    return file_error("E5102", fmt::format("{}: no rows: there is only a header", name),
-                      "add lines of numbers below the header");
-  auto selected = data_files::select_rows(name, options, row);
-  if (!selected) return selected.errors();
-
-  const std::int64_t rows = selected->end - selected->begin;
-  data.features.shape = {rows, static_cast<std::int64_t>(columns.features.size())};
-  if (!columns.targets.empty()) {
-    data.target = Array{{rows}, std::move(targets)};
-    if (columns.targets.size() > 1)
-      data.target->shape.push_back(static_cast<std::int64_t>(columns.targets.size()));
-  }
-  std::vector<std::string> constant;
-  const auto standardize = [&](std::vector<double>& values, const std::vector<std::size_t>& from) {
-    for (const std::size_t j : data_files::standardize_columns(values, from.size()))
-      constant.push_back(printable(header[from[j]]));
-  };
-  if (options.standardize) standardize(data.features.values, columns.features);
-  if (options.standardize_target) standardize(data.target->values, columns.targets);
-  if (!constant.empty())
-    data.warnings.push_back(data_files::constant_columns_warning(name, constant));
-  return data;
+  return Reader(name, content, options).read();
 }
 
 }  // namespace

@@ -1,19 +1,19 @@
 #include "tplimit/driver/checkpoint.hpp"
 
-#include "engines/run_store.hpp"
+#include "driver/run_store.hpp"
 #include "tplimit/report/json.hpp"
 
 namespace tplimit {
 
-Checkpoint::Checkpoint(std::unique_ptr<engines::RunStore> runs) : runs_(std::move(runs)) {}
+Checkpoint::Checkpoint(std::unique_ptr<RunStore> runs) : runs_(std::move(runs)) {}
 Checkpoint::Checkpoint(Checkpoint&&) noexcept = default;
 Checkpoint& Checkpoint::operator=(Checkpoint&&) noexcept = default;
 Checkpoint::~Checkpoint() = default;
 
 Result<Checkpoint> Checkpoint::open(CheckpointOptions options) {
-  auto runs = engines::RunStore::open({std::move(options.folder), options.interval_s, version(),
-                                       std::move(options.identity), options.stop,
-                                       std::move(options.warn), options.ranks});
+  auto runs = RunStore::open({std::move(options.folder), options.interval_s, version(),
+                              std::move(options.identity), options.stop, std::move(options.warn),
+                              options.ranks});
   if (!runs) return runs.errors();
   return Checkpoint(std::move(*runs));
 }

@@ -6,6 +6,7 @@
 
 #include "driver/limits.hpp"
 #include "tplimit/passes/batch.hpp"
+#include "tplimit/passes/faults.hpp"
 
 namespace tplimit {
 
@@ -46,15 +47,8 @@ Result<Module> conditioned(Module module, const GradedOptions::Given& given) {
         (!f.valid() || named.value < f))
       f = named.value;
   const auto refused = [&](std::string message) {
-    return Diagnostic{
-        Severity::kError,
-        "E3107",
-        std::move(message),
-        f.valid() ? program[f].span : Span{},
-        "",
-        "--given NAME=VALUE sets a random output such as v @ z / sqrt(n) at its first occurrence",
-        {},
-        f.valid()};
+    return faults::cannot_be_given(std::move(message))
+        .at_if(f.valid(), f.valid() ? program[f].span : Span{});
   };
   if (!f.valid()) return refused(fmt::format("no value '{}' reaches a report", given.name));
   Builder b(program);

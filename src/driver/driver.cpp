@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 
 #include "driver/error_budget.hpp"
+#include "driver/faults.hpp"
 #include "driver/limit_evaluation.hpp"
 #include "driver/limits.hpp"
 #include "driver/networks.hpp"
@@ -26,8 +27,7 @@ using namespace ir;
 
 Result<Source> read_source(const std::filesystem::path& file) {
   const auto unreadable = [&](std::string message, std::string help) {
-    return Diagnostic{
-        Severity::kError, "E5001", std::move(message), {}, "", std::move(help), {}, false};
+    return Diagnostic::error("E5001", std::move(message)).with_help(std::move(help));
   };
   constexpr std::size_t kMost = 16 << 20;  // devices have no end
   std::ifstream in(file, std::ios::binary);
@@ -63,7 +63,7 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
   }
   module.program = stage("erase-identities", [&] { return erase_identities(lowered->program); });
   if (const auto node = certain_nan(module.program))
-    return diagnose(module.program, {{"E4101", "", ""}, *node});
+    return diagnose(module.program, {engines::not_finite(), *node});
   module.ablations = ablations;
   module.sha256 = sha256(source.text());
   module.constants = options.constants;
@@ -102,12 +102,12 @@ Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& opt
       return graded_limit(program, {options.seed, options.draw, Exponent(1, 2), options.given});
     });
   };
-  Result<LeadingOrder> limit = stage("leading-order", [&] { return leading_order(program); });
+  LeadingOrderResult limit = stage("leading-order", [&] { return leading_order(program); });
   // Graded values are no better where dropped terms decide on jumps.
-  if (options.given && (limit || limit.errors()[0].code != "E3108")) return graded();
+  if (options.given && limit.reason() != NoLeadingOrder::kJump) return graded();
   if (limit && limit->undecided && program.steps.empty())
     if (Result<LeadingOrder> drawn = graded(); drawn && drawn->random_outputs) return drawn;
-  if (limit || limit.errors()[0].code != "E3102") return limit;
+  if (limit.reason() != NoLeadingOrder::kDroppedTerms) return limit;
   if (auto covariances = stage("covariances", [&] { return covariance_limit(program); }))
     return std::move(covariances->limit);
   return graded();
@@ -134,34 +134,31 @@ RegimeReport regime(const Module& module, bool every_share) {
 
 namespace {
 
-Diagnostic error(std::string message, std::string help) {
-  return {Severity::kError, "E2701", std::move(message), {}, "", std::move(help), {}, false};
-}
-
 /// What is wrong with options: E2701.
 std::optional<Diagnostic> fault(const EvaluateOptions& options) {
   if (options.particles && *options.particles < 8)
-    return error(fmt::format("{} particles are too few", *options.particles),
-                 "use at least 8; the default is 16384");
+    return faults::option_out_of_range(fmt::format("{} particles are too few", *options.particles),
+                                       "use at least 8; the default is 16384");
   if (options.randomisations < 1)
-    return error("at least one randomisation is needed",
-                 "use 2 or more for an error estimate; the default is 8");
+    return faults::option_out_of_range("at least one randomisation is needed",
+                                       "use 2 or more for an error estimate; the default is 8");
   if (options.tolerance && options.randomisations < 2)
-    return error("one randomisation has no standard error to compare with a tolerance",
-                 "use 2 randomisations or more");
+    return faults::option_out_of_range(
+        "one randomisation has no standard error to compare with a tolerance",
+        "use 2 randomisations or more");
   return std::nullopt;
 }
 
 std::optional<Diagnostic> fault(const Module& module, const SimulateOptions& options,
                                 const std::vector<std::int64_t>& widths) {
-  if (options.seeds < 1) return error("at least one seed is needed", "");
+  if (options.seeds < 1) return faults::option_out_of_range("at least one seed is needed", "");
   const std::int64_t units = module.program.width_units;
   for (const std::int64_t width : widths)
     if (width < 1 || width % units != 0)
-      return error(fmt::format("a network of width {} cannot be run", width),
-                   width < 1
-                       ? "use --width 128 or more"
-                       : fmt::format("the ratios of its widths need a multiple of {}", units));
+      return faults::option_out_of_range(
+          fmt::format("a network of width {} cannot be run", width),
+          width < 1 ? "use --width 128 or more"
+                    : fmt::format("the ratios of its widths need a multiple of {}", units));
   return std::nullopt;
 }
 

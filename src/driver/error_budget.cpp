@@ -5,6 +5,7 @@
 
 #include <fmt/ranges.h>
 
+#include "driver/faults.hpp"
 #include "driver/limit_evaluation.hpp"
 #include "tplimit/parallel/process_memory.hpp"
 #include "tplimit/passes/known_values.hpp"
@@ -22,14 +23,9 @@ std::optional<Diagnostic> unknown_report(const Program& program,
     std::vector<std::string> all;
     for (const Report& report : program.reports) all.push_back(report.name);
     if (std::find(all.begin(), all.end(), name) == all.end())
-      return Diagnostic{Severity::kError,
-                        "E2701",
-                        fmt::format("there is no report '{}' for the tolerance", name),
-                        {},
-                        "",
-                        fmt::format("the reports are {}", fmt::join(all, ", ")),
-                        {},
-                        false};
+      return faults::option_out_of_range(
+          fmt::format("there is no report '{}' for the tolerance", name),
+          fmt::format("the reports are {}", fmt::join(all, ", ")));
   }
   return std::nullopt;
 }
@@ -42,7 +38,7 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
   if (const auto unknown = unknown_report(limit.program, options.tolerance_on)) return *unknown;
   // What cancels in the limit may leave 0/0.
   if (const auto node = certain_nan(limit.program))
-    return diagnose(limit.program, {{"E4101", "", ""}, *node});
+    return diagnose(limit.program, {engines::not_finite(), *node});
   LimitEvaluation evaluation(limit, options);
   if (const auto refused = evaluation.refusal()) return *refused;
   constexpr std::int64_t kMostParticles = std::int64_t{1} << 24;
@@ -60,8 +56,8 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
       unfinished;  // the last one of which only the error of sampling is known
   for (;;) {
     ProgressCounter progress(options.progress, options.randomisations);
-    Result<LimitEvaluation::Outcome> latest = evaluation.run(now, target, progress);
-    const bool too_few = !latest && target && latest.errors()[0].code == "E4201";
+    RunOf<LimitEvaluation::Outcome> latest = evaluation.run(now, target, progress);
+    const bool too_few = target && latest.reason() == Shortage::kParticles;
     // Each part may have 0.7 of the tolerance: in squares, half.
     const double most = 0.7 * options.tolerance.value_or(0);
     if (latest && !latest->promising) {
@@ -78,7 +74,7 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
       if (!truncates || result->engine.sampling_error > most) now.particles *= 2;
     } else if (too_few) {
       now.particles *= 2;
-    } else if ((!result && !unfinished) || latest.errors()[0].code != "E4202") {
+    } else if ((!result && !unfinished) || latest.reason() != Shortage::kMemory) {
       return latest.errors();
     }
     if ((latest || too_few) && now.particles <= kMostParticles) continue;
@@ -94,7 +90,8 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
   result->tolerance_missed = options.tolerance && result->largest_error > *options.tolerance;
   result->engine.tolerance = options.tolerance;
   result->random_outputs = limit.random_outputs;
-  result->warnings.insert(result->warnings.begin(), limit.warnings.begin(), limit.warnings.end());
+  for (const Diagnostics* of_limit : {&limit.vanishing, &limit.warnings})
+    result->warnings.insert(result->warnings.begin(), of_limit->begin(), of_limit->end());
   result->time_s = seconds_since(start);
   result->peak_memory_bytes = peak_memory();
   return std::move(*result);

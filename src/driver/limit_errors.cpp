@@ -94,8 +94,7 @@ Pooled LimitEvaluation::with_moments(const std::vector<RunResult>& runs) {
       out.value.push_back(std::move(v.value));
       out.error.push_back(std::move(v.error));
       if (!all_finite({&out.value.back(), 1}))
-        out.failure =
-            RunFailure{{"E4101", "a number is not finite", ""}, moments_->first_not_finite()};
+        out.failure = RunFailure{engines::not_finite(), moments_->first_not_finite()};
     } else {
       out.value.push_back(std::move(particles.value[next]));
       out.error.push_back(particles.error.empty() ? std::vector<double>{}

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "driver/faults.hpp"
 #include "driver/report_values.hpp"
 #include "engines/memory_estimate.hpp"
 #include "tplimit/ir/functions.hpp"
@@ -63,23 +64,19 @@ LimitEvaluation::LimitEvaluation(const LeadingOrder& limit, const EvaluateOption
   }
 }
 
-std::optional<Diagnostic> LimitEvaluation::cannot_run(const Resolution& resolution) {
-  if (auto refused = too_many_samples(resolution.particles)) return refused;
+std::optional<Refusal<Shortage>> LimitEvaluation::cannot_run(const Resolution& resolution) {
+  if (auto refused = too_many_samples(resolution.particles))
+    return Refusal<Shortage>{Shortage::kNone, {*refused}};
   if (options_.matrices == Matrices::kLazy)
     if (auto refused = too_few_particles(resolution.particles)) return refused;
   const double most = memory_limit(options_.memory_bytes, *options_.ranks);
   const double bytes = memory(resolution, options_.randomisations);
   if (bytes <= most) return std::nullopt;
-  return Diagnostic{
-      Severity::kError,
-      "E4202",
-      fmt::format("the run needs up to {} of memory{}, but {} may be used", bytes_text(bytes),
-                  options_.ranks->size() > 1 ? " on each rank" : "", bytes_text(most)),
-      {},
-      "",
-      "use fewer --particles, a larger --rank-tol, or raise --memory",
-      {},
-      false};
+  return Refusal<Shortage>{
+      Shortage::kMemory,
+      {faults::not_enough_memory("the run needs", bytes,
+                                 options_.ranks->size() > 1 ? " on each rank" : "", most,
+                                 "use fewer --particles, a larger --rank-tol, or raise --memory")}};
 }
 
 LimitResult LimitEvaluation::head(const Resolution& resolution) const {
@@ -101,9 +98,9 @@ LimitResult LimitEvaluation::head(const Resolution& resolution) const {
   return out;
 }
 
-Result<LimitEvaluation::Outcome> LimitEvaluation::run(const Resolution& resolution,
-                                                      std::optional<double> target,
-                                                      ProgressCounter& progress) {
+RunOf<LimitEvaluation::Outcome> LimitEvaluation::run(const Resolution& resolution,
+                                                     std::optional<double> target,
+                                                     ProgressCounter& progress) {
   particles_ = resolution.particles;
   if (auto refused = cannot_run(resolution)) return *refused;
   const Traffic before = options_.ranks->traffic();
@@ -112,7 +109,7 @@ Result<LimitEvaluation::Outcome> LimitEvaluation::run(const Resolution& resoluti
   const int count = atoms_.empty() ? 1 : options_.randomisations;
   auto runs = run_particles(
       resolution, count, [&](std::int64_t k) { return std::vector{key(k)}; }, progress);
-  if (!runs) return with_advice(runs.errors());
+  if (!runs) return with_advice(runs.refusal());
   bool stopped = false;
   double dropped = 0;
   for (const RunResult& run : *runs) {
@@ -131,18 +128,14 @@ Result<LimitEvaluation::Outcome> LimitEvaluation::run(const Resolution& resoluti
   }
 
   auto truncation = truncation_error(resolution, *runs, dropped, progress);
-  if (!truncation) return truncation.errors();
+  if (!truncation) return truncation.refusal();
   if (stopped)
     out.warnings.push_back(
-        {Severity::kWarning,
-         "W5401",
-         fmt::format("moment matching stopped: too many directions (rank {}) for {} particles",
-                     out.engine.largest_rank, resolution.particles),
-         {},
-         "",
-         "raise --particles for smaller errors",
-         {},
-         false});
+        Diagnostic::warning(
+            "W5401",
+            fmt::format("moment matching stopped: too many directions (rank {}) for {} particles",
+                        out.engine.largest_rank, resolution.particles))
+            .with_help("raise --particles for smaller errors"));
   if (auto failed = remove_bias(resolution, *runs, out, progress)) return *failed;
 
   Pooled pooled = with_moments(*runs);
@@ -159,10 +152,10 @@ Result<LimitEvaluation::Outcome> LimitEvaluation::run(const Resolution& resoluti
   return Outcome{std::move(out)};
 }
 
-std::optional<Diagnostics> LimitEvaluation::remove_bias(const Resolution& resolution,
-                                                        std::vector<RunResult>& runs,
-                                                        LimitResult& out,
-                                                        ProgressCounter& progress) {
+std::optional<Refusal<Shortage>> LimitEvaluation::remove_bias(const Resolution& resolution,
+                                                              std::vector<RunResult>& runs,
+                                                              LimitResult& out,
+                                                              ProgressCounter& progress) {
   const int count = static_cast<int>(runs.size());
   const double rank = static_cast<double>(out.engine.largest_rank);
   const double particles = static_cast<double>(resolution.particles);
@@ -177,27 +170,23 @@ std::optional<Diagnostics> LimitEvaluation::remove_bias(const Resolution& resolu
       return std::vector{key(2 * k), key((2 * k + 1) % count)};
     };
     auto joined = run_particles(twice, pairs, keys, progress);
-    if (!joined) return joined.errors();
+    if (!joined) return joined.refusal();
     extrapolate(program_, atoms_, runs, *joined);
     out.engine.extrapolated = true;
     return std::nullopt;
   }
   out.warnings.push_back(
-      {Severity::kWarning,
-       "W5402",
-       fmt::format("errors do not contain the bias, which is of relative order rank / "
-                   "particles = {:.1g}",
-                   rank / particles),
-       {},
-       "",
-       count > 1 ? "raise --memory: runs of twice the particles remove it"
-                 : "use 2 randomisations or more: then it is removed by extrapolation",
-       {},
-       false});
+      Diagnostic::warning("W5402",
+                          fmt::format("errors do not contain the bias, which is of relative order "
+                                      "rank / particles = {:.1g}",
+                                      rank / particles))
+          .with_help(count > 1
+                         ? "raise --memory: runs of twice the particles remove it"
+                         : "use 2 randomisations or more: then it is removed by extrapolation"));
   return std::nullopt;
 }
 
-Result<std::vector<std::vector<double>>> LimitEvaluation::truncation_error(
+RunOf<std::vector<std::vector<double>>> LimitEvaluation::truncation_error(
     const Resolution& resolution, const std::vector<RunResult>& runs, double dropped,
     ProgressCounter& progress) {
   std::vector<std::vector<double>> out;
@@ -220,14 +209,14 @@ Result<std::vector<std::vector<double>>> LimitEvaluation::truncation_error(
   return out;
 }
 
-Result<std::vector<std::vector<double>>> LimitEvaluation::truncation_of_sampled(
+RunOf<std::vector<std::vector<double>>> LimitEvaluation::truncation_of_sampled(
     const Resolution& resolution, const std::vector<RunResult>& runs, ProgressCounter& progress) {
   const int count = (static_cast<int>(runs.size()) + 1) / 2;
   progress.extend(count);
   auto coarse = run_particles(
       {resolution.particles, std::min(0.5, 3 * resolution.rank_tol)}, count,
       [&](std::int64_t k) { return std::vector{key(k)}; }, progress);
-  if (!coarse) return coarse.errors();
+  if (!coarse) return coarse.refusal();
   const Pooled fine = with_moments({runs.begin(), runs.begin() + count}),
                rough = with_moments(*coarse);
   for (const Pooled* pooled : {&fine, &rough})
@@ -254,7 +243,7 @@ std::vector<std::vector<double>> LimitEvaluation::truncation_of_proved(const Res
   };
   if (run.matching_stopped || std::none_of(outputs_.begin(), outputs_.end(), concerned)) return {};
   const Resolution finest{resolution.particles, 1e-3 * resolution.rank_tol};
-  Result<std::vector<RunResult>> fine = Diagnostics{};
+  RunOf<std::vector<RunResult>> fine = Diagnostics{};
   if (engines::estimate_memory(schedule_, settings(finest), options_.ranks->size()) <=
       memory_limit(options_.memory_bytes, *options_.ranks)) {
     progress.extend(1);
@@ -272,9 +261,9 @@ std::vector<std::vector<double>> LimitEvaluation::truncation_of_proved(const Res
   return out;
 }
 
-Result<std::vector<RunResult>> LimitEvaluation::run_particles(const Resolution& resolution,
-                                                              int count, const Keys& keys,
-                                                              ProgressCounter& progress) const {
+RunOf<std::vector<RunResult>> LimitEvaluation::run_particles(const Resolution& resolution,
+                                                             int count, const Keys& keys,
+                                                             ProgressCounter& progress) const {
   const RunSet set{&schedule_,
                    count,
                    settings(resolution),

@@ -31,8 +31,8 @@ class LimitEvaluation {
     LimitResult result;
     bool promising = true;
   };
-  Result<Outcome> run(const Resolution& resolution, std::optional<double> target,
-                      ProgressCounter& progress);
+  RunOf<Outcome> run(const Resolution& resolution, std::optional<double> target,
+                     ProgressCounter& progress);
   /// E4203: particles are drawn without repeats.
   [[nodiscard]] std::optional<Diagnostic> too_many_samples(std::int64_t particles) const;
   /// E4102 for the first report with an infinite mean, E4301 for the first that the asked engine
@@ -55,24 +55,24 @@ class LimitEvaluation {
                                         const Pooled& pooled) const;
   // The steps of `run`.
   /// E4201, E4202, E4203.
-  [[nodiscard]] std::optional<Diagnostic> cannot_run(const Resolution& resolution);
+  [[nodiscard]] std::optional<Refusal<Shortage>> cannot_run(const Resolution& resolution);
   /// How the numbers are found, before there are any.
   [[nodiscard]] LimitResult head(const Resolution& resolution) const;
   /// Per output and entry, what dropped directions change; empty: nothing.
-  Result<std::vector<std::vector<double>>> truncation_error(
+  RunOf<std::vector<std::vector<double>>> truncation_error(
       const Resolution& resolution, const std::vector<engines::RunResult>& runs, double dropped,
       ProgressCounter& progress);
   /// The bias is of order rank / particles, the standard error of order (particles *
   /// randomisations)^(-1/2): where their ratio is not small (docs/theory.md, "Bias at high rank"),
   /// the bias is extrapolated away, or W5402 says why not.
-  std::optional<Diagnostics> remove_bias(const Resolution& resolution,
-                                         std::vector<engines::RunResult>& runs, LimitResult& out,
-                                         ProgressCounter& progress);
+  std::optional<Refusal<Shortage>> remove_bias(const Resolution& resolution,
+                                               std::vector<engines::RunResult>& runs,
+                                               LimitResult& out, ProgressCounter& progress);
 
   /// Dropping directions leaves an error that grows at least in proportion to rank_tol: half of
   /// what a threefold rank_tol changes, in the same randomisations, whose errors of sampling nearly
   /// cancel.
-  Result<std::vector<std::vector<double>>> truncation_of_sampled(
+  RunOf<std::vector<std::vector<double>>> truncation_of_sampled(
       const Resolution& resolution, const std::vector<engines::RunResult>& runs,
       ProgressCounter& progress);
   /// For outputs that only dropped directions make inexact: the change if a thousand times smaller
@@ -111,10 +111,10 @@ class LimitEvaluation {
   /// Of W and W' together, of one matrix, if none are dropped.
   [[nodiscard]] std::int64_t most_of_both_sides() const;
   /// E4201 comes from one product; what the whole program may need is known here.
-  [[nodiscard]] Diagnostics with_advice(Diagnostics errors) const;
+  [[nodiscard]] Refusal<Shortage> with_advice(Refusal<Shortage> refusal) const;
   /// E4201 before anything is run: independent Gaussian vectors are independent directions, of
   /// which none is dropped.
-  [[nodiscard]] std::optional<Diagnostic> too_few_particles(std::int64_t particles) const;
+  [[nodiscard]] std::optional<Refusal<Shortage>> too_few_particles(std::int64_t particles) const;
   [[nodiscard]] std::uint64_t key(std::int64_t k) const;
   [[nodiscard]] bool runs_side_by_side(std::int64_t particles) const;
   [[nodiscard]] engines::RunSettings settings(const Resolution& resolution) const;
@@ -122,9 +122,9 @@ class LimitEvaluation {
   /// possible ranks would not do, a small one.
   [[nodiscard]] double memory(const Resolution& resolution, int count);
   using Keys = std::function<std::vector<std::uint64_t>(std::int64_t run)>;
-  Result<std::vector<engines::RunResult>> run_particles(const Resolution& resolution, int count,
-                                                        const Keys& keys,
-                                                        ProgressCounter& progress) const;
+  RunOf<std::vector<engines::RunResult>> run_particles(const Resolution& resolution, int count,
+                                                       const Keys& keys,
+                                                       ProgressCounter& progress) const;
   [[nodiscard]] std::size_t slot(ir::NodeId id) const;
   inline static const std::vector<double> kNoError{0.0};
   /// The entries of a report, or W5303 for those that are not determined.
@@ -134,6 +134,11 @@ class LimitEvaluation {
   void explain_undetermined(const Pooled& pooled, ir::NodeId of, ir::NodeId value, std::size_t j,
                             const ir::Report& report, ReportResult& r, Diagnostics& warnings) const;
   void collect(Pooled pooled, LimitResult& out) const;
+  [[nodiscard]] ReportResult result_of(const ir::Report& report, Pooled& pooled,
+                                       const std::vector<int>& users, double rank_tol) const;
+  [[nodiscard]] std::vector<double> unresolved_eigenvalues(ir::NodeId entry, const Pooled& pooled,
+                                                           double rank_tol) const;
+  [[nodiscard]] ExpectResult result_of(std::size_t expectation, const Pooled& pooled) const;
   const LeadingOrder& limit_;
   const ir::Program& program_;
   const EvaluateOptions& options_;

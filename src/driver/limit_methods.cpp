@@ -111,15 +111,14 @@ std::optional<Diagnostic> LimitEvaluation::refusal() const {
       if (!moments_ || known(entry.value)) continue;
       const moments::MomentValue& v = (*moments_)[entry.value];
       if (!v.infinite) continue;
-      Diagnostic d{Severity::kError,
-                   "E4102",
-                   fmt::format("report '{}' needs a mean that is infinite, or too heavy to compute",
-                               report.name),
-                   report.span,
-                   v.why,
-                   "samples would print a number that means nothing; bound what is averaged",
-                   {},
-                   true};
+      Diagnostic d =
+          Diagnostic::error(
+              "E4102", fmt::format("report '{}' needs a mean that is infinite, or too heavy to "
+                                   "compute",
+                                   report.name))
+              .at(report.span)
+              .with_label(v.why)
+              .with_help("samples would print a number that means nothing; bound what is averaged");
       if (program_[v.culprit].span != report.span)
         d.notes.push_back({"because of this", program_[v.culprit].span});
       return d;
@@ -129,15 +128,13 @@ std::optional<Diagnostic> LimitEvaluation::refusal() const {
   for (const Report& report : program_.reports) {
     const ReportMethod m = method_of(report);
     if (m.method <= weakest) continue;
-    Diagnostic d{Severity::kError,
-                 "E4301",
-                 fmt::format("report '{}' is beyond the engine '{}'", report.name,
-                             options_.engine == Engine::kExact ? "exact" : "moments"),
-                 report.span,
-                 m.why,
-                 "use --engine auto",
-                 {},
-                 true};
+    Diagnostic d =
+        Diagnostic::error("E4301",
+                          fmt::format("report '{}' is beyond the engine '{}'", report.name,
+                                      options_.engine == Engine::kExact ? "exact" : "moments"))
+            .at(report.span)
+            .with_label(m.why)
+            .with_help("use --engine auto");
     if (m.culprit != report.span)
       d.notes.push_back({m.iteration.empty() ? "because of this"
                                              : "because of this, in the iteration " + m.iteration,
@@ -172,18 +169,17 @@ std::int64_t LimitEvaluation::most_of_both_sides() const {
   return out;
 }
 
-Diagnostics LimitEvaluation::with_advice(Diagnostics errors) const {
-  for (Diagnostic& d : errors)
-    if (d.code == "E4201")
-      d.help = fmt::format(
-          "raise --particles to {}, which is enough for all {} directions that the program may "
-          "have, or --rank-tol",
-          std::bit_ceil(static_cast<std::uint64_t>(2 * most_of_both_sides())),
-          most_of_both_sides());
-  return errors;
+Refusal<Shortage> LimitEvaluation::with_advice(Refusal<Shortage> refusal) const {
+  if (refusal.reason != Shortage::kParticles) return refusal;
+  for (Diagnostic& d : refusal.errors)
+    d.help = fmt::format(
+        "raise --particles to {}, which is enough for all {} directions that the program may have, "
+        "or --rank-tol",
+        std::bit_ceil(static_cast<std::uint64_t>(2 * most_of_both_sides())), most_of_both_sides());
+  return refusal;
 }
 
-std::optional<Diagnostic> LimitEvaluation::too_few_particles(std::int64_t particles) const {
+std::optional<Refusal<Shortage>> LimitEvaluation::too_few_particles(std::int64_t particles) const {
   std::map<std::pair<std::uint32_t, bool>, std::set<NodeId>> vectors;
   std::map<std::uint32_t, std::int64_t> certain;
   std::vector<std::uint32_t> source(program_.size(), 0);
@@ -206,13 +202,9 @@ std::optional<Diagnostic> LimitEvaluation::too_few_particles(std::int64_t partic
       continue;
     certain[matrix] += size_of(program_[x].type.dims);
     if (2 * certain[matrix] <= particles) continue;
-    const RunFailure failure{
-        {"E4201",
-         fmt::format("{} directions of one matrix are too many for {} particles", certain[matrix],
-                     particles),
-         ""},
-        {static_cast<std::uint32_t>(k)}};
-    return with_advice({diagnose(program_, failure)}).front();
+    const RunFailure failure{engines::too_many_directions(certain[matrix], particles, ""),
+                             {static_cast<std::uint32_t>(k)}};
+    return with_advice({Shortage::kParticles, {diagnose(program_, failure)}});
   }
   return std::nullopt;
 }

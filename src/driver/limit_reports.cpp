@@ -53,85 +53,101 @@ void LimitEvaluation::collect(Pooled pooled, LimitResult& out) const {
     for (const auto& entry : report.entries) ++users[slot(entry.value)];
   for (const Expectation& e : program_.expectations)
     for (const NodeId id : {e.left, e.right, e.difference}) ++users[slot(id)];
-  // Large results are handed over, not copied.
+  for (const Report& report : program_.reports) {
+    ReportResult r = result_of(report, pooled, users, out.engine.rank_tol);
+    mark_undetermined(out.reports.size(), pooled, r, out.warnings);
+    for (const double e : r.error)
+      if (!std::isnan(e) && covered(report)) out.largest_error = std::max(out.largest_error, e);
+    out.reports.push_back(std::move(r));
+  }
+  for (std::size_t k = 0; k < program_.expectations.size(); ++k)
+    out.expectations.push_back(result_of(k, pooled));
+}
+
+/// users: how many read each output, of which the only one takes large results instead of copying
+/// them.
+ReportResult LimitEvaluation::result_of(const Report& report, Pooled& pooled,
+                                        const std::vector<int>& users, double rank_tol) const {
   const auto append = [](std::vector<double>& to, std::vector<double>& from, bool last) {
     if (last && to.empty())
       to = std::move(from);
     else
       to.insert(to.end(), from.begin(), from.end());
   };
-  for (const Report& report : program_.reports) {
-    ReportResult r = skeleton(program_, report);
-    r.method = Method::kExact;
-    bool eigen = false;
-    for (const auto& entry : report.entries) {
-      r.method = std::max(r.method, method_of(entry.value));
-      eigen = eigen || eigenvalues_behind(program_, entry.value).has_value();
-    }
-    const bool sampled = r.method == Method::kSamples;
-    for (const auto& entry : report.entries) {
-      const std::size_t k = slot(entry.value);
-      const bool last = users[k] == 1 && !eigen;
-      append(r.value, pooled.value[k], last);
-      if (method_of(entry.value) == Method::kExact && !sampled)
-        r.error.resize(r.value.size(), 0.0);
-      else if (!sampled)
-        append(r.error, pooled.error[k], last);
-      if (eigen) {
-        std::vector<double> flags(pooled.value[k].size(), 0.0);
-        if (const auto e = eigenvalues_behind(program_, entry.value)) {
-          const std::size_t j = slot(*e);
-          flags = unresolved_flags(pooled.value[j], pooled.error[j], program_[*e].type.dims.back(),
-                                   out.engine.rank_tol);
-          // Selections copy flags as they copy eigenvalues.
-          if (*e != entry.value)
-            flags = FiniteEvaluator(program_, {*e}, {entry.value}).evaluate({flags.data()})[0];
-        }
-        for (const double f : flags) r.unresolved.push_back(f != 0);
-      }
-    }
-    if (r.error.size() < r.value.size()) r.error.clear();  // one randomisation
-    mark_undetermined(out.reports.size(), pooled, r, out.warnings);
-    for (const double e : r.error)
-      if (!std::isnan(e) && covered(report)) out.largest_error = std::max(out.largest_error, e);
-    out.reports.push_back(std::move(r));
+  ReportResult r = skeleton(program_, report);
+  r.method = Method::kExact;
+  bool eigen = false;
+  for (const auto& entry : report.entries) {
+    r.method = std::max(r.method, method_of(entry.value));
+    eigen = eigen || eigenvalues_behind(program_, entry.value).has_value();
   }
-  for (std::size_t k = 0; k < program_.expectations.size(); ++k) {
-    const Expectation& e = program_.expectations[k];
-    if ((limit_.source && pooled.undetermined.any(limit_.source->expectations[k].difference)) ||
-        (!known(e.difference) && pooled.by_rounding.any(e.difference))) {
-      constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
-      out.expectations.push_back({e.span, program_.contexts[e.context], ExpectStatus::kUndecided,
-                                  kNone, kNone, kNone, e.tolerance});
-      continue;
-    }
-    const std::size_t left = slot(e.left), right = slot(e.right), between = slot(e.difference);
-    const bool random = method_of(e.difference) != Method::kExact;
-    ExpectResult result{e.span,     program_.contexts[e.context], ExpectStatus::kPassed, 0, 0, 0,
-                        e.tolerance};
-    double worst = -1;
-    for (std::size_t j = 0; j < pooled.value[left].size(); ++j) {
-      const double a = pooled.value[left][j], b = pooled.value[right][j];
-      const double error = !random                         ? 0
-                           : pooled.error[between].empty() ? std::numeric_limits<double>::infinity()
-                                                           : pooled.error[between][j];
-      const double difference = std::abs(a - b);
-      const ExpectStatus status = difference + 2 * error <= e.tolerance  ? ExpectStatus::kPassed
-                                  : difference > e.tolerance + 3 * error ? ExpectStatus::kFailed
-                                                                         : ExpectStatus::kUndecided;
-      const auto rank = [](ExpectStatus s) {
-        return s == ExpectStatus::kFailed ? 2 : s == ExpectStatus::kUndecided ? 1 : 0;
-      };
-      if (rank(status) > rank(result.status) || (status == result.status && difference > worst)) {
-        worst = difference;
-        result.left = a;
-        result.right = b;
-        result.error = error;
-        result.status = status;
-      }
-    }
-    out.expectations.push_back(result);
+  const bool sampled = r.method == Method::kSamples;
+  for (const auto& entry : report.entries) {
+    const std::size_t k = slot(entry.value);
+    const bool last = users[k] == 1 && !eigen;
+    append(r.value, pooled.value[k], last);
+    if (method_of(entry.value) == Method::kExact && !sampled)
+      r.error.resize(r.value.size(), 0.0);
+    else if (!sampled)
+      append(r.error, pooled.error[k], last);
+    if (eigen)
+      for (const double f : unresolved_eigenvalues(entry.value, pooled, rank_tol))
+        r.unresolved.push_back(f != 0);
   }
+  if (r.error.size() < r.value.size()) r.error.clear();  // one randomisation
+  return r;
+}
+
+/// 1 for each entry that is an eigenvalue which its error does not tell from 0 or its neighbour.
+std::vector<double> LimitEvaluation::unresolved_eigenvalues(NodeId entry, const Pooled& pooled,
+                                                            double rank_tol) const {
+  const auto e = eigenvalues_behind(program_, entry);
+  if (!e) return std::vector<double>(pooled.value[slot(entry)].size(), 0.0);
+  const std::size_t j = slot(*e);
+  std::vector<double> flags =
+      unresolved_flags(pooled.value[j], pooled.error[j], program_[*e].type.dims.back(), rank_tol);
+  // Selections copy flags as they copy eigenvalues.
+  if (*e != entry) flags = FiniteEvaluator(program_, {*e}, {entry}).evaluate({flags.data()})[0];
+  return flags;
+}
+
+/// Of an `expect`, the entry that speaks most against it: failed, undecided, passed, and of these
+/// the largest difference.
+ExpectResult LimitEvaluation::result_of(std::size_t expectation, const Pooled& pooled) const {
+  const Expectation& e = program_.expectations[expectation];
+  if ((limit_.source &&
+       pooled.undetermined.any(limit_.source->expectations[expectation].difference)) ||
+      (!known(e.difference) && pooled.by_rounding.any(e.difference))) {
+    constexpr double kNone = std::numeric_limits<double>::quiet_NaN();
+    return {e.span,     program_.contexts[e.context], ExpectStatus::kUndecided, kNone, kNone, kNone,
+            e.tolerance};
+  }
+  const std::size_t left = slot(e.left), right = slot(e.right), between = slot(e.difference);
+  const bool random = method_of(e.difference) != Method::kExact;
+  ExpectResult result{e.span,     program_.contexts[e.context], ExpectStatus::kPassed, 0, 0, 0,
+                      e.tolerance};
+  double worst = -1;
+  for (std::size_t j = 0; j < pooled.value[left].size(); ++j) {
+    const double a = pooled.value[left][j], b = pooled.value[right][j];
+    const double error = !random                         ? 0
+                         : pooled.error[between].empty() ? std::numeric_limits<double>::infinity()
+                                                         : pooled.error[between][j];
+    const double difference = std::abs(a - b);
+    const ExpectStatus status = difference + 2 * error <= e.tolerance  ? ExpectStatus::kPassed
+                                : difference > e.tolerance + 3 * error ? ExpectStatus::kFailed
+                                                                       : ExpectStatus::kUndecided;
+    const auto rank = [](ExpectStatus s) {
+      return s == ExpectStatus::kFailed ? 2 : s == ExpectStatus::kUndecided ? 1 : 0;
+    };
+    if (rank(status) > rank(result.status) || (status == result.status && difference > worst)) {
+      worst = difference;
+      result.left = a;
+      result.right = b;
+      result.error = error;
+      result.status = status;
+    }
+  }
+  return result;
 }
 
 void LimitEvaluation::mark_undetermined(std::size_t k, const Pooled& pooled, ReportResult& r,
@@ -185,19 +201,15 @@ void LimitEvaluation::explain_undetermined(const Pooled& pooled, NodeId of, Node
         "{} jumps within the error of the limit, and what follows is not finite on one side or "
         "needs 8 randomisations: more particles may decide",
         what);
-  Diagnostic d{Severity::kWarning,
-               "W5303",
-               fmt::format("report '{}' is undetermined in some entries", report.name),
-               report.span,
-               r.undetermined,
-               "",
-               {},
-               true};
-  d.notes.push_back(
-      {"the jump" + (jump.context ? " (in the iteration " + program.contexts[jump.context] + ")"
-                                  : std::string()),
-       jump.span});
-  warnings.push_back(std::move(d));
+  warnings.push_back(
+      Diagnostic::warning("W5303",
+                          fmt::format("report '{}' is undetermined in some entries", report.name))
+          .at(report.span)
+          .with_label(r.undetermined)
+          .with_note("the jump" + (jump.context ? " (in the iteration " +
+                                                      program.contexts[jump.context] + ")"
+                                                : std::string()),
+                     jump.span));
 }
 
 }  // namespace tplimit

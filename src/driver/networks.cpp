@@ -9,6 +9,7 @@
 
 #include <fmt/format.h>
 
+#include "driver/faults.hpp"
 #include "driver/report_values.hpp"
 #include "driver/runs.hpp"
 #include "engines/memory_estimate.hpp"
@@ -69,17 +70,10 @@ class Networks {
   /// E4202.
   [[nodiscard]] std::optional<Diagnostic> refusal() const {
     if (memory() <= limit()) return std::nullopt;
-    return Diagnostic{
-        Severity::kError,
-        "E4202",
-        fmt::format("networks of width {} need up to {} of memory, but {} may be used", width_,
-                    bytes_text(memory()), bytes_text(limit())),
-        {},
-        "",
+    return faults::not_enough_memory(
+        fmt::format("networks of width {} need", width_), memory(), "", limit(),
         stored() ? "use --matrices lazy, a smaller width, or raise --memory"
-                 : "use a smaller width, or raise --memory",
-        {},
-        false};
+                 : "use a smaller width, or raise --memory");
   }
 
   /// Runs those seeds whose turn it is: network number k of all is rank k's, modulo their number.
@@ -102,7 +96,8 @@ class Networks {
       std::array<std::size_t, 1> kind{outcome.index()};
       share(kind);
       if (kind[0] != 1) {
-        if (kind[0] == 2 && outcome.index() != 2) outcome = RunFailure{};
+        if (kind[0] == 2 && outcome.index() != 2)
+          outcome = RunFailure{engines::on_another_rank(), {}};
         continue;
       }
       RunResult result =

@@ -59,8 +59,8 @@ RunFailure first_not_finite(const Program& program, const std::vector<NodeId>& a
   for (std::size_t k = 0; k < nodes.size(); ++k)
     // An infinite constant may be meant, as in max(x, -inf).
     if (!std::holds_alternative<Constant>(program[nodes[k]].op) && !all_finite({&values[k], 1}))
-      return {{"E4101", "a number is not finite", ""}, nodes[k]};
-  return {{"E4101", "a number is not finite", ""},
+      return {engines::not_finite(), nodes[k]};
+  return {engines::not_finite(),
           wanted.empty() ? program.reports.front().entries.front().value : wanted.front()};
 }
 

@@ -4,7 +4,7 @@
 
 #include <fmt/format.h>
 
-#include "engines/run_store.hpp"
+#include "driver/run_store.hpp"
 
 namespace tplimit {
 
@@ -12,6 +12,7 @@ using namespace ir;
 using engines::RunFailure;
 using engines::RunResult;
 using engines::RunSettings;
+using Why = engines::EvaluationStop::Why;
 
 double seconds_since(Clock::time_point start) {
   return std::chrono::duration<double>(Clock::now() - start).count();
@@ -23,15 +24,10 @@ int thread_count(int asked, const Communicator& ranks) {
 
 Diagnostic diagnose(const Program& program, const RunFailure& failure) {
   const Node& node = program[failure.node];
-  Diagnostic d{Severity::kError,
-               failure.stop.code,
-               failure.stop.message,
-               node.span,
-               "",
-               failure.stop.help,
-               {},
-               true};
-  if (failure.stop.code == "E4101") {
+  Diagnostic d = Diagnostic::error(failure.stop.code, failure.stop.message)
+                     .at(node.span)
+                     .with_help(failure.stop.help);
+  if (failure.stop.why == Why::kNotFinite) {
     d.message = "a number is not finite (overflow, or an operation outside its domain)";
     d.label = "first seen here";
     d.help =
@@ -86,19 +82,20 @@ std::vector<RunOutcome> run_some(const RunSet& set, const std::function<bool(std
   return out;
 }
 
-Result<std::vector<RunResult>> results_of(const RunSet& set, std::vector<RunOutcome> outcomes) {
+RunOf<std::vector<RunResult>> results_of(const RunSet& set, std::vector<RunOutcome> outcomes) {
   for (std::size_t k = 0; k < outcomes.size(); ++k) {
     auto* failure = std::get_if<RunFailure>(&outcomes[k]);
     if (!failure) continue;
-    if (failure->stop.code == "E5206") return set.checkpoint->runs().interrupted();
-    if (failure->stop.code == "E4101" ||
-        failure->stop.code.empty()) {  // empty: a network of another rank
+    if (failure->stop.why == Why::kInterrupted) return set.checkpoint->runs().interrupted();
+    if (failure->stop.why == Why::kNotFinite || failure->stop.why == Why::kOnAnotherRank) {
       RunSettings own = set.settings_of(static_cast<std::int64_t>(k));
       own.trace = true;
       auto traced = engines::run_program(*set.schedule, own, *set.executor);
       if (auto* earlier = std::get_if<RunFailure>(&traced)) *failure = *earlier;
     }
-    return diagnose(*set.schedule->program, *failure);
+    return Refusal<Shortage>{
+        failure->stop.why == Why::kTooManyDirections ? Shortage::kParticles : Shortage::kNone,
+        {diagnose(*set.schedule->program, *failure)}};
   }
   std::vector<RunResult> results;
   for (RunOutcome& outcome : outcomes) results.push_back(std::move(std::get<RunResult>(outcome)));

@@ -9,6 +9,7 @@
 
 #include "engines/interpreter.hpp"
 #include "tplimit/driver/driver.hpp"
+#include "tplimit/support/refusal.hpp"
 
 /// Runs of one program that differ in their random numbers, and what stops them.
 namespace tplimit {
@@ -64,9 +65,19 @@ using RunOutcome = std::variant<std::monostate, engines::RunResult,
 std::vector<RunOutcome> run_some(const RunSet& set, const std::function<bool(std::int64_t)>& mine,
                                  ProgressCounter& progress);
 
+/// What a run has too little of.
+enum class Shortage {
+  kNone,
+  kParticles,  ///< E4201
+  kMemory,     ///< E4202
+};
+/// What comes of runs.
+template <class T>
+using RunOf = RefusableResult<T, Shortage>;
+
 /// All results, or what went wrong in the first run that failed: it is repeated in trace mode to
 /// find where the first bad number appears.
-Result<std::vector<engines::RunResult>> results_of(const RunSet& set,
-                                                   std::vector<RunOutcome> outcomes);
+RunOf<std::vector<engines::RunResult>> results_of(const RunSet& set,
+                                                  std::vector<RunOutcome> outcomes);
 
 }  // namespace tplimit

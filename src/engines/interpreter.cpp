@@ -209,7 +209,7 @@ class Run {
       b.chunk(0)[j] = total(operation.out.offset + j, 0) / static_cast<double>(settings_.rows);
       if (!std::isfinite(b.chunk(0)[j]) && !settings_.trace) {
         current_ = operation.node;
-        throw EvaluationStop{"E4101", "a number is not finite", ""};
+        throw not_finite();
       }
     }
     blocks_[operation.node.value] = std::move(b);
@@ -297,8 +297,7 @@ class Run {
       terms.push_back({scalar(node.in[k]), &blocks_[node.in[k + 1].value],
                        &blocks_[node.in[k + 2].value], node.in[k + 1].value, node.in[k + 2].value,
                        columns[operand].first, columns[operand + 1].first});
-      if (!std::isfinite(terms.back().c))
-        throw EvaluationStop{"E4101", "a number is not finite", ""};
+      if (!std::isfinite(terms.back().c)) throw not_finite();
     }
     versions_[id.value] = realisation_->matrix(a.matrix).update(old_version(id, step), terms);
   }
@@ -313,7 +312,7 @@ class Run {
     for (std::int64_t c = 0; c < b.chunks(); ++c)
       bad_chunks += all_columns(b, c).allFinite() ? 0 : 1;
     if (type(id).width) executor_.ranks().sum({&bad_chunks, 1});
-    if (bad_chunks > 0) throw EvaluationStop{"E4101", "a number is not finite", ""};
+    if (bad_chunks > 0) throw not_finite();
   }
 
   // ---- states between two steps
@@ -321,8 +320,7 @@ class Run {
     const RunState::Request request = state.request();
     if (request == RunState::Request::kGoOn) return;
     state.save([&](Writer& out) { save(out, next.value); });
-    if (request == RunState::Request::kSaveAndStop)
-      throw EvaluationStop{"E5206", "interrupted", ""};
+    if (request == RunState::Request::kSaveAndStop) throw interrupted();
   }
 
   /// The step before which nodes from `next` on had not been evaluated.

@@ -41,12 +41,11 @@ bool LazyMatrix::has_room_for(std::int64_t more) const {
       static_cast<double>(columns) <= settings_.room * static_cast<double>(rows_))
     return true;
   if (settings_.may_store) return false;
-  throw EvaluationStop{
-      "E4201",
-      fmt::format("{} directions of one matrix are too many for {} particles", columns, rows_),
+  throw too_many_directions(
+      columns, rows_,
       fmt::format("raise --particles to {} or more, or --rank-tol, or let matrices be stored",
                   std::int64_t{1} << static_cast<int>(
-                      std::ceil(std::log2(8.0 * static_cast<double>(columns)))))};
+                      std::ceil(std::log2(8.0 * static_cast<double>(columns))))));
 }
 
 namespace {
@@ -80,7 +79,7 @@ Matrix LazyMatrix::reveal(int side_index, const Block& x, std::uint32_t node,
   if (own == 0) return padded(known->second, r, p);
   if (gaussian_) return products.topRows(r);
   const Eigen::VectorXd squared_norms = products.row(r).transpose();
-  if (!squared_norms.allFinite()) throw EvaluationStop{"E4101", "a number is not finite", ""};
+  if (!squared_norms.allFinite()) throw not_finite();
   Matrix a = products.topRows(r);
 
   // What is left of x, known up to cancellation: enough where all of it is to be dropped.

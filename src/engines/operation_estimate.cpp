@@ -3,44 +3,67 @@
 #include <algorithm>
 #include <vector>
 
-#include "tplimit/ir/kernels.hpp"
+#include "tplimit/support/overloaded.hpp"
 
 namespace tplimit::engines {
 
 using namespace ir;
+using Where = Plan::Place::Where;
+
+namespace {
+
+constexpr double kProduct = 0.5;  // of a number and a direction
+constexpr double kFunction = 4;
+constexpr double kNormal = 16;  // of a number
+
+/// Of a row of one operation of a sweep.
+double operations_of(const Plan::Sweep::Operation& operation, const Node& node) {
+  const auto columns = static_cast<double>(operation.out.columns);
+  if (operation.out.where != Where::kSum)
+    return columns * (std::holds_alternative<Map>(node.op) ? kFunction : 1);
+  return std::holds_alternative<Contract>(node.op) ? 0.5 * kProduct * columns
+                                                   : static_cast<double>(operation.in[0].columns);
+}
+
+}  // namespace
 
 double estimate_operations(const Schedule& schedule, std::int64_t particles) {
-  constexpr double kProduct = 0.5, kFunction = 4,
-                   kNormal = 16;  // of a number and a direction; of a number
   const Program& program = *schedule.program;
+  const auto columns = [&](NodeId id) {
+    return static_cast<double>(size_of(program[id].type.dims));
+  };
   std::vector<double> directions(program.sources.size(), 0.0);  // of a matrix so far
-  std::vector<std::uint32_t> source(program.size(), 0);
-  double per_particle = 0;
-  for (std::uint32_t k = 0; k < program.size(); ++k) {
-    const Node& node = program.nodes[k];
-    if (!schedule.needed[k]) continue;
-    const auto size = [&](NodeId id) {
-      return static_cast<double>(size_of(program[id].type.dims));
-    };
-    if (node.type.matrix && !node.type.entries)
-      source[k] = node.in.empty() ? std::get<GaussianMatrix>(node.op).source.value
-                                  : source[node.in[0].value];
-    if (const bool product = std::holds_alternative<MatMul>(node.op);
-        product || std::holds_alternative<UpdateMatrix>(node.op)) {
-      double& known = directions[source[product ? node.in[0].value : k]];
-      for (const auto& fresh : schedule.spaces.columns[k]) {
-        known = std::min(known + static_cast<double>(fresh.count), static_cast<double>(particles));
-        per_particle += static_cast<double>(fresh.count) * (kNormal + kProduct * known);
-      }
-      if (product) per_particle += kProduct * known * size(node.in[1]);
-    } else if (std::holds_alternative<Contract>(node.op) && is_average(node.op)) {
-      per_particle += 0.5 * kProduct * size({k});
-    } else if (is_average(node.op)) {
-      per_particle += size(node.in[0]);
-    } else if (node.type.width) {
-      per_particle += size({k}) * (std::holds_alternative<Map>(node.op) ? kFunction : 1);
+  // New directions of a matrix: drawn, and made orthogonal to those before.
+  const auto reveal = [&](NodeId node, SourceId matrix) {
+    double& known = directions[matrix.value];
+    double out = 0;
+    for (const auto& fresh : schedule.spaces.columns[node.value]) {
+      known = std::min(known + static_cast<double>(fresh.count), static_cast<double>(particles));
+      out += static_cast<double>(fresh.count) * (kNormal + kProduct * known);
     }
-  }
+    return out;
+  };
+  double per_particle = 0;
+  for (const Plan::Step& step : schedule.plan.steps)
+    per_particle +=
+        std::visit(overloaded{[&](const Plan::Sweep& sweep) {
+                                double out = 0;
+                                for (const auto& operation : sweep.operations)
+                                  out += operations_of(operation, program[operation.node]);
+                                return out;
+                              },
+                              [&](const Plan::Draw& a) { return columns(a.node); },
+                              [](const Plan::Initialise&) { return 0.0; },
+                              [&](const Plan::Product& a) {
+                                const double fresh = reveal(a.node, a.matrix);
+                                return fresh + kProduct * directions[a.matrix.value] *
+                                                   columns(program[a.node].in[1]);
+                              },
+                              [](const Plan::Rescale&) { return 0.0; },
+                              [&](const Plan::Update& a) { return reveal(a.node, a.matrix); },
+                              [](const Plan::TakeSamples&) { return 0.0; },
+                              [](const Plan::FiniteStep&) { return 0.0; }},
+                   step.action);
   return per_particle * static_cast<double>(particles);
 }
 

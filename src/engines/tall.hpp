@@ -131,12 +131,12 @@ Matrix sum_over_chunks(const Executor& executor, std::int64_t chunks, Eigen::Ind
   // large matrices fewer (2^20: 8 MB in all).
   const std::int64_t most =
       std::clamp<std::int64_t>((std::int64_t{1} << 20) / (rows * cols), 16, 64);
-  const auto group = static_cast<std::int64_t>(std::bit_ceil(
-      static_cast<std::uint64_t>(std::max<std::int64_t>(1, (chunks + most - 1) / most))));
-  std::vector<Matrix> parts(static_cast<std::size_t>((chunks + group - 1) / group));
   // A leaf of the tree is one chunk; of large matrices, which cost more to add than to keep in the
-  // cache, four.
+  // cache, four, however few chunks there are: ranks have fewer and must add in the same order.
   const std::int64_t leaf = rows * cols > 16384 ? 4 : 1;
+  const auto group = static_cast<std::int64_t>(
+      std::bit_ceil(static_cast<std::uint64_t>(std::max(leaf, (chunks + most - 1) / most))));
+  std::vector<Matrix> parts(static_cast<std::size_t>((chunks + group - 1) / group));
   executor.parallel(static_cast<std::int64_t>(parts.size()), [&](std::int64_t g) {
     TreeSum sum;
     const std::int64_t end = std::min(chunks, (g + 1) * group);

@@ -2,7 +2,25 @@
 
 #include <unordered_map>
 
+#include <fmt/format.h>
+
 namespace tplimit::engines {
+
+using Why = EvaluationStop::Why;
+
+EvaluationStop not_finite() { return {"E4101", "a number is not finite", "", Why::kNotFinite}; }
+
+EvaluationStop interrupted() { return {"E5206", "interrupted", "", Why::kInterrupted}; }
+
+EvaluationStop on_another_rank() { return {"", "", "", Why::kOnAnotherRank}; }
+
+EvaluationStop too_many_directions(std::int64_t directions, std::int64_t particles,
+                                   std::string help) {
+  return {"E4201",
+          fmt::format("{} directions of one matrix are too many for {} particles", directions,
+                      particles),
+          std::move(help), Why::kTooManyDirections};
+}
 
 void save(Writer& out, const std::vector<MatrixVersion*>& versions) {
   constexpr std::uint64_t kNone = 0;

@@ -14,9 +14,16 @@ namespace tplimit::engines {
 
 /// Stops an evaluation; becomes a diagnostic at the node that was being evaluated.
 struct EvaluationStop {
+  enum class Why { kOther, kNotFinite, kTooManyDirections, kInterrupted, kOnAnotherRank };
   std::string code, message, help;
+  Why why = Why::kOther;
 };
-[[nodiscard]] inline EvaluationStop not_finite() { return {"E4101", "a number is not finite", ""}; }
+[[nodiscard]] EvaluationStop not_finite();
+[[nodiscard]] EvaluationStop interrupted();
+/// Only that rank can say what it is.
+[[nodiscard]] EvaluationStop on_another_rank();
+[[nodiscard]] EvaluationStop too_many_directions(std::int64_t directions, std::int64_t particles,
+                                                 std::string help);
 
 /// One version of a matrix: what updates and scalings have made of its Gaussian entries.
 struct MatrixVersion {

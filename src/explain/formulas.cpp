@@ -546,7 +546,9 @@ class Derivation {
   // ---- formulas
   // ------------------------------------------------------------------------------------
 
-  Expr formula(NodeId id, const Indices& indices) {
+  /// What is known without its operation: constants, values with a name, rows of data, slopes; else
+  /// null.
+  Expr known_formula(NodeId id, const Indices& indices) {
     if (const auto value = constant(id)) return c_.number(*value);
     const std::uint32_t known = defined_[id.value];
     if (known != kNone) return c_.ref(known, indices);
@@ -562,6 +564,11 @@ class Derivation {
     }
     if (const auto it = slopes_.find(id); it != slopes_.end())
       return c_.function(it->second.first, 1, broadcast(it->second.second, indices));
+    return {};
+  }
+
+  Expr formula(NodeId id, const Indices& indices) {
+    if (Expr known = known_formula(id, indices)) return known;
     const Node& node = in_[id];
     const auto operand = [&](std::size_t k) { return node.in[k]; };
     const auto defined = [&]() -> Expr {

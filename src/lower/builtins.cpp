@@ -90,8 +90,7 @@ std::vector<Value> Lowerer::positional_values(const ast::Call& call) {
     try {
       out.push_back(evaluate(*call.args[k]));
     } catch (const Rejection& r) {
-      if (call.callee.name != "where" || taken == 0 || k != 3 - taken || r.silent ||
-          (r.diagnostic.code != "E2401" && r.diagnostic.code != "E2404"))
+      if (call.callee.name != "where" || taken == 0 || k != 3 - taken || r.silent || !r.undefined)
         throw;
       out.push_back({Poison{}});
     }
@@ -156,7 +155,7 @@ Value Lowerer::builtin_unary(const ast::Call& call, Span span, Fn fn) {
   double parameter = f.default_parameter.value_or(0);
   if (a.positional.size() == 2) {
     parameter = plain_number(a.positional[1], a.spans[1], f.parameter_name);
-    if (!std::isfinite(parameter)) fail("E2404", "this is not a finite number", a.spans[1]);
+    if (!std::isfinite(parameter)) not_finite("this is not a finite number", a.spans[1]);
   }
   if (const auto* n = a.positional[0].as<Number>();
       n && fn == Fn::kSqrt && n->power != 0 && n->value >= 0)
@@ -165,7 +164,7 @@ Value Lowerer::builtin_unary(const ast::Call& call, Span span, Fn fn) {
   Value out = elementwise(fn, {a.positional[0]}, span, parameter);
   if (const auto* n = out.as<Number>(), *x = a.positional[0].as<Number>();
       n && x && !std::isfinite(n->value) && std::isfinite(x->value))
-    fail("E2404", fmt::format("{}({}) is not a finite number", call.callee.name, x->value), span);
+    not_finite(fmt::format("{}({}) is not a finite number", call.callee.name, x->value), span);
   return out;
 }
 
@@ -261,7 +260,7 @@ Value Lowerer::builtin_where(Arguments& a) { return coordinatewise(a, Fn::kWhere
 
 Value Lowerer::builtin_mod(Arguments& a) {
   if (const auto* m = a.positional[1].as<Number>(); m && m->value == 0)
-    fail("E2401", "division by zero", a.spans[1], "this is 0");
+    divided_by_zero(a.spans[1], "this is 0");
   return coordinatewise(a, Fn::kMod);
 }
 

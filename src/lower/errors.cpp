@@ -15,6 +15,21 @@ void Lowerer::fail(const char* code, std::string message, Span span, std::string
                       .with_help(std::move(help))};
 }
 
+void Lowerer::divided_by_zero(Span span, std::string label) {
+  throw Rejection{
+      .diagnostic =
+          Diagnostic::error("E2401", "division by zero").at(span).with_label(std::move(label)),
+      .undefined = true};
+}
+
+void Lowerer::not_finite(std::string message, Span span, std::string label, std::string help) {
+  throw Rejection{.diagnostic = Diagnostic::error("E2404", std::move(message))
+                                    .at(span)
+                                    .with_label(std::move(label))
+                                    .with_help(std::move(help)),
+                  .undefined = true};
+}
+
 Rejection Lowerer::declared_twice(const ast::Identifier& name, Span first) {
   return {Diagnostic::error("E2118", fmt::format("'{}' is declared twice", name.name))
               .at(name.span)

@@ -313,9 +313,9 @@ Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span
   const auto defined = [&](Number result, Number left, Number right) {
     if (std::isnan(result.value) ||
         (std::isinf(result.value) && std::isfinite(left.value) && std::isfinite(right.value)))
-      fail("E2404",
-           std::isnan(result.value) ? "this is not a real number" : "this number is too large",
-           span, fmt::format("computed from {} and {}", left.value, right.value));
+      not_finite(
+          std::isnan(result.value) ? "this is not a real number" : "this number is too large", span,
+          fmt::format("computed from {} and {}", left.value, right.value));
     return result;
   };
   if (x && y) {
@@ -330,14 +330,14 @@ Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span
       case BinaryOp::kMul:
         return {checked(defined(Number{x->value * y->value, x->power + y->power}, *x, *y), span)};
       case BinaryOp::kDiv:
-        if (y->value == 0) fail("E2401", "division by zero", span);
+        if (y->value == 0) divided_by_zero(span);
         return {checked(defined(Number{x->value / y->value, x->power - y->power}, *x, *y), span)};
       case BinaryOp::kPow: {
         if (y->power != 0)
           fail("E2402", "an exponent may not depend on the width", span,
                "the exponent is " + describe(b));
         if (x->value == 0 && y->value < 0)
-          fail("E2401", "division by zero", span, fmt::format("0 to the power {}", y->value));
+          divided_by_zero(span, fmt::format("0 to the power {}", y->value));
         const auto power = exponent_from_double(y->value);
         if (x->power != 0 && !power)
           fail("E2403", "a power of the width must be a fraction with a small denominator", span,
@@ -378,7 +378,7 @@ Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span
     case BinaryOp::kSub: return elementwise(Fn::kSub, {a, b}, span);
     case BinaryOp::kMul: return elementwise(Fn::kMul, {a, b}, span);
     case BinaryOp::kDiv:
-      if (y && y->value == 0) fail("E2401", "division by zero", span);
+      if (y && y->value == 0) divided_by_zero(span);
       return elementwise(Fn::kDiv, {a, b}, span);
     case BinaryOp::kPow:
       if (y && y->power == 0) {
@@ -510,7 +510,7 @@ Value Lowerer::evaluate_binary(const ast::Binary& b, Span span) {
   check_operand(right, b.right->span);
   if (const auto* divisor = right.as<Number>();
       b.op == BinaryOp::kDiv && divisor && divisor->value == 0)
-    fail("E2401", "division by zero", b.right->span, "this is 0");
+    divided_by_zero(b.right->span, "this is 0");
   if (b.op == BinaryOp::kMatMul) return matmul(left, right, span, b.left->span, b.right->span);
   return arithmetic(b.op, left, right, span);
 }

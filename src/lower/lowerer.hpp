@@ -20,7 +20,8 @@ namespace tplimit::lowering {
 /// Thrown inside this module only, caught at the statement that it ends.
 struct Rejection {
   Diagnostic diagnostic;
-  bool silent = false;  ///< follows from an error already reported
+  bool silent = false;     ///< follows from an error already reported
+  bool undefined = false;  ///< a number that does not exist, and need not where it is not taken
 };
 
 /// Interprets the AST once, appending IR nodes: loops are run, models and functions inlined.
@@ -61,6 +62,9 @@ class Lowerer {
   // ---- errors
   [[noreturn]] void fail(const char* code, std::string message, Span span, std::string label = "",
                          std::string help = "") const;
+  [[noreturn]] static void divided_by_zero(Span span, std::string label = "");  ///< E2401
+  [[noreturn]] static void not_finite(std::string message, Span span, std::string label = "",
+                                      std::string help = "");  ///< E2404
   [[noreturn]] void unknown_option(std::string_view of, const ast::Identifier& option,
                                    std::string help) const;                ///< E2112
   [[noreturn]] void array_not_indexed(Span span, std::string help) const;  ///< E2311

@@ -457,7 +457,13 @@ void Lowerer::clip(const Descent& d, Parts& gradients) {
   if (bound == d.sizes.end()) return;
   ir::Builder& b = build(d.span);
   NodeId squares = b.constant(0);
-  for (const auto& [name, g] : gradients) squares = b.plus(squares, inner_product(g, g));
+  for (const auto& [name, g] : gradients) {
+    // Users of mup have a readout of size 1 times 1/n, and the gradient of that.
+    const Variable& variable = variables_.at(name);
+    const bool readout = variable.role == Role::kOutput &&
+                         (parametrization_->name == "mup" || parametrization_->name == "depth_mup");
+    squares = b.plus(squares, b.scale(1, readout ? -2 : 0, inner_product(g, g)));
+  }
   const NodeId most = scalar({bound->second.at("")}, d.span, "a norm"),
                factor = b.map(
                    Fn::kMin, {b.constant(1), b.map(Fn::kDiv, {most, b.map(Fn::kSqrt, {squares})})});

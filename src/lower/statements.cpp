@@ -1065,8 +1065,8 @@ void Lowerer::check_defined(const Tensor& t, Span span) const {
   if (values->size() > 1)
     label = fmt::format("entry {} {}", bad - values->begin(),
                         std::isnan(*bad) ? "is not a number" : "is infinite");
-  fail("E2404", "the value is not finite", span, std::move(label),
-       "look for a division by zero, an overflow, or a log or sqrt of a negative number");
+  not_finite("the value is not finite", span, std::move(label),
+             "look for a division by zero, an overflow, or a log or sqrt of a negative number");
 }
 
 /// Reports of nested loops must fill a rectangular index set.

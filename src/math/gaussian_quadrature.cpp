@@ -250,6 +250,16 @@ class NestedIntegral {
     Vector value, error, magnitude, tail;
     explicit Sums(int outputs)
         : value(at(outputs)), error(at(outputs)), magnitude(at(outputs)), tail(at(outputs)) {}
+    std::array<Vector*, 4> all() { return {&value, &error, &magnitude, &tail}; }
+    Sums& operator+=(const Sums& piece) {
+      for (std::size_t o = 0; o < value.size(); ++o) {
+        value[o] += piece.value[o];
+        error[o] += piece.error[o];
+        magnitude[o] += piece.magnitude[o];
+        tail[o] += piece.tail[o];
+      }
+      return *this;
+    }
   };
 
   /// Absolute budgets for the error of each output; infinite ones take each piece as it comes.
@@ -346,109 +356,130 @@ class NestedIntegral {
     return panels;
   }
 
-  /// E over z_k, z_(k+1), .. given z_0 .. z_(k-1), added to `sums`.
-  void integrate(int k, std::array<double, kLargestRank> z, const Vector& budget, Sums& sums) {
-    constexpr int kNodes = PairedRule::kNodes;
+  static const PairedRule& paired_rule() {
     static const PairedRule rule;
+    return rule;
+  }
+  using Point = std::array<double, kLargestRank>;
+
+  /// Panels of one coordinate that are halved together, and their integrands: node j of panel a is
+  /// number a kNodes + j, its output o is at outputs number + o.
+  struct Generation {
+    std::vector<Panel> panels;
+    Sums nodes{0};
+    [[nodiscard]] std::size_t size() const { return panels.size() * at(PairedRule::kNodes); }
+  };
+  [[nodiscard]] double node(const Generation& g, std::size_t n) const {
+    const Panel& p = g.panels[n / at(PairedRule::kNodes)];
+    return 0.5 * (p.from + p.to) + 0.5 * (p.to - p.from) * rule_.x[n % at(PairedRule::kNodes)];
+  }
+
+  /// E over z_k, z_(k+1), .. given z_0 .. z_(k-1), added to `sums`.
+  void integrate(int k, Point z, const Vector& budget, Sums& sums) {
     if (k >= kLargestRank) return;  // never, but it bounds the recursion for the compiler
-    const bool innermost = k + 1 == w_.rank;
-    std::vector<Panel> active = first_panels(k, z), refined;
-    Vector values, errors, magnitudes, tails;  // node n of a generation, output o: n outputs + o
-    while (!active.empty()) {
-      const std::size_t size = active.size() * at(kNodes) * at(outputs_);
-      values.assign(size, 0);
-      errors.assign(size, 0);
-      magnitudes.assign(size, 0);
-      tails.assign(size, 0);
-      const auto node = [&](std::size_t n) {
-        const Panel& p = active[n / at(kNodes)];
-        return 0.5 * (p.from + p.to) + 0.5 * (p.to - p.from) * rule.x[n % at(kNodes)];
-      };
-      const std::size_t nodes = active.size() * at(kNodes);
-      if (innermost) {
-        for (std::size_t n = 0; n < nodes;) {
-          const std::size_t begin = n;
-          for (; n < nodes && !block_.full(); ++n) {
-            z[at(k)] = node(n);
-            block_.push(z.data());
-          }
-          const double* block_values = block_.evaluate();
-          for (std::size_t i = begin; i < n; ++i)
-            for (int o = 0; o < outputs_; ++o) {
-              const double v = block_values[i - begin + at(o) * (n - begin)];
-              finite_ &= std::isfinite(v);
-              values[i * at(outputs_) + at(o)] = v;
-              magnitudes[i * at(outputs_) + at(o)] = std::abs(v);
-            }
-          evaluations_ += block_.size();
-          block_.clear();
-        }
-      } else {
-        Vector inner_budget(at(outputs_));
-        for (std::size_t n = 0; n < nodes; ++n) {
-          z[at(k)] = node(n);
-          // Constant in z_k, so that the tails may be coarse; a tenth, so that its noise cannot
-          // make the outer integral refine.
-          for (int o = 0; o < outputs_; ++o)
-            inner_budget[at(o)] = 0.1 * budget[at(o)] / (2 * radius_ * density(z[at(k)]));
-          Sums inner(outputs_);
-          integrate(k + 1, z, inner_budget, inner);
-          for (int o = 0; o < outputs_; ++o) {
-            values[n * at(outputs_) + at(o)] = inner.value[at(o)];
-            errors[n * at(outputs_) + at(o)] = inner.error[at(o)];
-            magnitudes[n * at(outputs_) + at(o)] = inner.magnitude[at(o)];
-            tails[n * at(outputs_) + at(o)] = inner.tail[at(o)];
-          }
-        }
-      }
+    Generation active;
+    active.panels = first_panels(k, z);
+    std::vector<Panel> refined;
+    Sums piece(outputs_);
+    while (!active.panels.empty()) {
+      for (Vector* v : active.nodes.all()) v->assign(active.size() * at(outputs_), 0);
+      if (k + 1 == w_.rank)
+        evaluate_nodes(k, z, active);
+      else
+        integrate_nodes(k, z, budget, active);
       exhausted_ |= evaluations_ >= options_.max_evaluations;
       refined.clear();
-      for (std::size_t a = 0; a < active.size(); ++a) {
-        const Panel& p = active[a];
-        const double half = 0.5 * (p.to - p.from);
-        bool accept = true;
-        Sums piece(outputs_);
-        for (int o = 0; o < outputs_; ++o) {
-          double fine = 0, coarse = 0, inner_error = 0, magnitude = 0, tail = 0;
-          for (int j = 0; j < kNodes; ++j) {
-            const std::size_t slot = (a * at(kNodes) + at(j)) * at(outputs_) + at(o);
-            const double weight = half * density(node(a * at(kNodes) + at(j)));
-            fine += weight * rule.kronrod[at(j)] * values[slot];
-            coarse += weight * rule.gauss[at(j)] * values[slot];
-            inner_error += weight * rule.kronrod[at(j)] * errors[slot];
-            magnitude += weight * rule.kronrod[at(j)] * magnitudes[slot];
-            tail += weight * rule.kronrod[at(j)] * tails[slot];
-          }
-          const double difference = std::abs(fine - coarse);
-          // Wide gaps only: a panel of rounding size cannot be halved.  50 eps: the rounding of
-          // sums of 31 terms.
-          accept &= difference <= budget[at(o)] * half / radius_ ||
-                    difference <= 50 * kEps * magnitude || !std::isfinite(difference);
-          if (p.first) tail += density(p.from) * magnitudes[a * at(kNodes) * at(outputs_) + at(o)];
-          if (p.last)
-            tail += density(p.to) * magnitudes[((a + 1) * at(kNodes) - 1) * at(outputs_) + at(o)];
-          piece.value[at(o)] = fine;
-          piece.error[at(o)] = difference + inner_error;
-          piece.magnitude[at(o)] = magnitude;
-          piece.tail[at(o)] = tail;
-        }
-        if (accept || exhausted_ || half <= kParallel) {
-          for (int o = 0; o < outputs_; ++o) {
-            sums.value[at(o)] += piece.value[at(o)];
-            sums.error[at(o)] += piece.error[at(o)];
-            sums.magnitude[at(o)] += piece.magnitude[at(o)];
-            sums.tail[at(o)] += piece.tail[at(o)];
-          }
+      for (std::size_t a = 0; a < active.panels.size(); ++a) {
+        const Panel& p = active.panels[a];
+        const bool accept = integrate_panel(active, a, budget, piece);
+        if (accept || exhausted_ || 0.5 * (p.to - p.from) <= kParallel) {
+          sums += piece;
         } else {
           const double middle = 0.5 * (p.from + p.to);
           refined.push_back({p.from, middle, p.first, false});
           refined.push_back({middle, p.to, false, p.last});
         }
       }
-      std::swap(active, refined);
+      std::swap(active.panels, refined);
     }
   }
 
+  /// The integrand itself, at the nodes of the last coordinate.
+  void evaluate_nodes(int k, Point& z, Generation& active) {
+    for (std::size_t n = 0; n < active.size();) {
+      const std::size_t begin = n;
+      for (; n < active.size() && !block_.full(); ++n) {
+        z[at(k)] = node(active, n);
+        block_.push(z.data());
+      }
+      const double* values = block_.evaluate();
+      for (std::size_t i = begin; i < n; ++i)
+        for (int o = 0; o < outputs_; ++o) {
+          const double v = values[i - begin + at(o) * (n - begin)];
+          finite_ &= std::isfinite(v);
+          active.nodes.value[i * at(outputs_) + at(o)] = v;
+          active.nodes.magnitude[i * at(outputs_) + at(o)] = std::abs(v);
+        }
+      evaluations_ += block_.size();
+      block_.clear();
+    }
+  }
+
+  /// At each node z_k the integral over the coordinates behind it.
+  void integrate_nodes(int k, Point& z, const Vector& budget, Generation& active) {
+    Vector inner_budget(at(outputs_));
+    for (std::size_t n = 0; n < active.size(); ++n) {
+      z[at(k)] = node(active, n);
+      // Constant in z_k, so that the tails may be coarse; a tenth, so that its noise cannot
+      // make the outer integral refine.
+      for (int o = 0; o < outputs_; ++o)
+        inner_budget[at(o)] = 0.1 * budget[at(o)] / (2 * radius_ * density(z[at(k)]));
+      Sums inner(outputs_);
+      integrate(k + 1, z, inner_budget, inner);
+      const auto to = active.nodes.all();
+      const auto from = inner.all();
+      for (std::size_t v = 0; v < to.size(); ++v)
+        std::copy(from[v]->begin(), from[v]->end(),
+                  to[v]->begin() + static_cast<std::ptrdiff_t>(n * at(outputs_)));
+    }
+  }
+
+  /// The integral over panel number a by Kronrod's rule; whether it and Gauss's agree within the
+  /// panel's share of the budget.
+  bool integrate_panel(const Generation& active, std::size_t a, const Vector& budget, Sums& piece) {
+    constexpr int kNodes = PairedRule::kNodes;
+    const Panel& p = active.panels[a];
+    const Sums& nodes = active.nodes;
+    const double half = 0.5 * (p.to - p.from);
+    bool accept = true;
+    for (int o = 0; o < outputs_; ++o) {
+      double fine = 0, coarse = 0, inner_error = 0, magnitude = 0, tail = 0;
+      for (int j = 0; j < kNodes; ++j) {
+        const std::size_t n = a * at(kNodes) + at(j), slot = n * at(outputs_) + at(o);
+        const double weight = half * density(node(active, n));
+        fine += weight * rule_.kronrod[at(j)] * nodes.value[slot];
+        coarse += weight * rule_.gauss[at(j)] * nodes.value[slot];
+        inner_error += weight * rule_.kronrod[at(j)] * nodes.error[slot];
+        magnitude += weight * rule_.kronrod[at(j)] * nodes.magnitude[slot];
+        tail += weight * rule_.kronrod[at(j)] * nodes.tail[slot];
+      }
+      const double difference = std::abs(fine - coarse);
+      // Wide gaps only: a panel of rounding size cannot be halved.  50 eps: the rounding of
+      // sums of 31 terms.
+      accept &= difference <= budget[at(o)] * half / radius_ ||
+                difference <= 50 * kEps * magnitude || !std::isfinite(difference);
+      if (p.first) tail += density(p.from) * nodes.magnitude[a * at(kNodes) * at(outputs_) + at(o)];
+      if (p.last)
+        tail += density(p.to) * nodes.magnitude[((a + 1) * at(kNodes) - 1) * at(outputs_) + at(o)];
+      piece.value[at(o)] = fine;
+      piece.error[at(o)] = difference + inner_error;
+      piece.magnitude[at(o)] = magnitude;
+      piece.tail[at(o)] = tail;
+    }
+    return accept;
+  }
+
+  const PairedRule& rule_ = paired_rule();
   const Whitened& w_;
   int outputs_;
   QuadratureOptions options_;
@@ -1013,6 +1044,266 @@ struct SingleEntry {
   }
 };
 
+/// A tile of entries (i, j), at rho[i - i0 + (j - j0) kChunk].
+struct GramTile {
+  Index ci, cj, i0, i1, j0, j1;  ///< chunks; rows; columns
+  alignas(simd::kBytes) std::array<double, kChunk * kChunk> rho{};
+  std::array<bool, kChunk * kChunk> bad{}, needs_single{};  ///< no covariance; not by the series
+  double largest = 0;                                       ///< |rho|
+  [[nodiscard]] std::size_t slot(Index i, Index j) const { return at(i - i0 + (j - j0) * kChunk); }
+};
+
+/// E f(u_i) g(v_j) = sum_l f_l(a_i) g_l(b_j) rho_ij^l, a Mehler series, tile by tile; where
+/// correlations are near 1 and that is too slow, one by one (docs/theory.md, "Moments without
+/// sampling").
+class GramQuadrature {
+ public:
+  GramQuadrature(const GramInput& input, const UnaryFunctions& f, const UnaryFunctions& g,
+                 int functions, std::span<double> values, const ParallelFor& parallel_for,
+                 const GramOptions& options)
+      : input_(input),
+        options_(options),
+        functions_(functions),
+        values_(values),
+        parallel_for_(parallel_for),
+        // Parseval's remainder is a difference: below this its rounding decides.
+        tolerance_(std::max(options.tolerance, 2e-14)),
+        left_(make_side(input.row_variances, f)) {
+    if (!input.symmetric) other_ = make_side(input.column_variances, g ? g : f);
+    const std::array<const Side*, 2> both = {&left_, &other_};
+    choice_ = options.rules ? choose_order(input, left_, right(), tolerance_)
+                            : choose_grid(std::span(both).first(input.symmetric ? 1 : 2),
+                                          tolerance_, input.resolution);
+    fill_side(left_, choice_.grid, parallel_for, options.rules, false);
+    if (!input.symmetric) fill_side(other_, choice_.grid, parallel_for, options.rules, true);
+    grid_error_ = left_.finite && right().finite ? 2 * choice_.error
+                                                 : std::numeric_limits<double>::infinity();
+  }
+
+  GramResult run() {
+    GramResult result;
+    std::vector<Part> parts(at(left_.chunks * right().chunks));
+    parallel_for_(std::ssize(parts), [&](Index t) {
+      const Index ci = t % left_.chunks, cj = t / left_.chunks;
+      if (!input_.symmetric || ci >= cj) evaluate_tile(ci, cj, parts[at(t)]);
+    });
+    result.largest_scale = largest_scale();
+    std::vector<std::pair<Index, Index>> singles;
+    for (const Part& part : parts) {
+      result.status.merge(part.status);
+      result.largest_error = std::max(result.largest_error, part.error);
+      singles.insert(singles.end(), part.singles.begin(), part.singles.end());
+    }
+    result.evaluations =
+        (left_.count + (input_.symmetric ? 0 : right().count)) * (2 * choice_.grid.half - 1);
+    evaluate_singles(singles, result);
+    return result;
+  }
+
+ private:
+  struct Part {
+    MomentStatus status;
+    double error = 0;
+    std::vector<std::pair<Index, Index>> singles;
+  };
+  struct SingleReport {
+    double error = 0;
+    bool converged = true;
+    Index evaluations = 0;
+  };
+
+  [[nodiscard]] Side make_side(std::span<const double> variances, const UnaryFunctions& u) const {
+    Side side;
+    side.variances = variances;
+    side.f = &u;
+    side.functions = functions_;
+    side.count = static_cast<Index>(variances.size());
+    side.chunks = (side.count + kChunk - 1) / kChunk;
+    return side;
+  }
+  [[nodiscard]] const Side& right() const { return input_.symmetric ? left_ : other_; }
+  void set(Index i, Index j, int o, double value) {
+    const Index P = input_.rows, Q = input_.columns;
+    values_[at(i + j * P + o * P * Q)] = value;
+    if (input_.symmetric) values_[at(j + i * P + o * P * Q)] = value;
+  }
+
+  void evaluate_tile(Index ci, Index cj, Part& part) {
+    GramTile tile{ci,          cj,
+                  ci * kChunk, std::min(input_.rows, (ci + 1) * kChunk),
+                  cj * kChunk, std::min(input_.columns, (cj + 1) * kChunk)};
+    find_correlations(tile, part.status);
+    const Index terms = terms_needed(tile);
+    for (int o = 0; o < functions_; ++o)
+      part.error = std::max(part.error, sum_tile(tile, o, terms));
+    for (Index slot = 0; slot < kChunk * kChunk; ++slot)
+      if (tile.needs_single[at(slot)])
+        part.singles.emplace_back(tile.i0 + slot % kChunk, tile.j0 + slot / kChunk);
+  }
+
+  /// rho = c / sqrt(a b); beyond 1 by rounding it is 1.
+  void find_correlations(GramTile& tile, MomentStatus& status) const {
+    for (Index j = tile.j0; j < tile.j1; ++j)
+      for (Index i = tile.i0; i < tile.i1; ++i) {
+        if (input_.symmetric && i < j) continue;
+        const double a = input_.row_variances[at(i)], b = input_.column_variances[at(j)],
+                     c = input_.covariance[i + j * input_.leading];
+        double r = a == 0 || b == 0 ? 0 : correlation(a, b, c);
+        const double excess = (std::abs(r) - 1) * (std::abs(r) + 1);
+        bool& bad = tile.bad[tile.slot(i, j)];
+        bad = !valid_variance(a) || !valid_variance(b) || !(excess <= kLargestExcess) ||
+              ((a == 0 || b == 0) && c != 0);
+        if (bad) {
+          status.merge({0, at(i + j * input_.rows), false});
+          continue;
+        }
+        if (excess > 0) {
+          status.largest_excess = std::max(status.largest_excess, excess);
+          r = std::copysign(1.0, r);
+        }
+        tile.rho[tile.slot(i, j)] = r;
+        tile.largest = std::max(tile.largest, std::abs(r));
+      }
+  }
+
+  /// Of the series' tail from l = step kTailStep on, by Cauchy and Schwarz:
+  /// max |rho|^l tail(f) tail(g).
+  [[nodiscard]] double tail_bound(const GramTile& tile, int o, Index step) const {
+    double row = 0, column = 0;
+    for (Index i = tile.i0; i < tile.i1; ++i) row = std::max(row, left_.tail(o, i, step));
+    for (Index j = tile.j0; j < tile.j1; ++j) column = std::max(column, right().tail(o, j, step));
+    return std::pow(tile.largest, static_cast<double>(step * kTailStep)) * row * column;
+  }
+
+  /// The largest tails of the tile decide how many terms it needs.
+  [[nodiscard]] Index terms_needed(const GramTile& tile) const {
+    const Index order = choice_.grid.order;
+    Index terms = 0;
+    for (int o = 0; o < functions_; ++o) {
+      Index low = 0, high = order / kTailStep;  // the bound decreases
+      while (low < high) {
+        const Index middle = (low + high) / 2;
+        if (tail_bound(tile, o, middle) <= 0.1 * tolerance_)
+          high = middle;
+        else
+          low = middle + 1;
+      }
+      terms = std::max(terms, low * kTailStep);
+    }
+    return std::min(std::max(terms, kTailStep), order);
+  }
+
+  /// The series of function o in a tile; its error, of entries that do not need more.
+  double sum_tile(GramTile& tile, int o, Index terms) {
+    const Index step = terms / kTailStep;
+    const bool coarse = grid_error_ > 0.5 * tolerance_;
+    double worst = tail_bound(tile, o, step);
+    const bool doubtful = worst > 0.5 * tolerance_ || coarse;
+    if (doubtful) worst = 0;
+    alignas(simd::kBytes) double sums[kChunk * kChunk];
+    for (Index j = 0; j < kChunk; j += 4)
+      sum_series(terms, left_.chunk(o, tile.ci), right().chunk(o, tile.cj) + j,
+                 tile.rho.data() + j * kChunk, sums + j * kChunk);
+    for (Index j = tile.j0; j < tile.j1; ++j)
+      for (Index i = tile.i0; i < tile.i1; ++i) {
+        if (input_.symmetric && i < j) continue;
+        const std::size_t slot = tile.slot(i, j);
+        set(i, j, o, tile.bad[slot] ? kNan : sums[slot]);
+        if (tile.bad[slot] || !doubtful) continue;
+        const double own = std::pow(std::abs(tile.rho[slot]), static_cast<double>(terms)) *
+                           left_.tail(o, i, step) * right().tail(o, j, step);
+        if (own > 0.5 * tolerance_ || coarse)
+          tile.needs_single[slot] = true;
+        else
+          worst = std::max(worst, own);
+      }
+    return worst + (coarse ? 0 : grid_error_);
+  }
+
+  /// sqrt(E f^2 E g^2), largest.
+  [[nodiscard]] double largest_scale() const {
+    double out = 0;
+    for (int o = 0; o < functions_; ++o) {
+      double row = 0, column = 0;
+      for (Index i = 0; i < input_.rows; ++i) row = std::max(row, left_.moment(o, i));
+      for (Index j = 0; j < input_.columns; ++j) column = std::max(column, right().moment(o, j));
+      out = std::max(out, std::sqrt(row) * std::sqrt(column));
+    }
+    return out;
+  }
+
+  void evaluate_singles(const std::vector<std::pair<Index, Index>>& singles, GramResult& result) {
+    result.single_entries = static_cast<Index>(singles.size());
+    std::vector<SingleReport> reports(singles.size());
+    if (!singles.empty())
+      parallel_for_(result.single_entries, [&](Index s) {
+        const auto [i, j] = singles[at(s)];
+        reports[at(s)] =
+            options_.rules ? by_rules(i, j) : by_trapezoid(i, j, result.single_entries);
+      });
+    for (const SingleReport& r : reports) {
+      result.largest_error = std::max(result.largest_error, r.error);
+      result.converged &= r.converged;
+      result.evaluations += r.evaluations;
+    }
+    const Index P = input_.rows, Q = input_.columns;
+    for (const auto& [i, j] : singles)
+      for (int o = 0; o < functions_; ++o)
+        if (!std::isfinite(values_[at(i + j * P + o * P * Q)])) {
+          result.status.overflow = true;
+          result.converged = false;
+        }
+  }
+
+  [[nodiscard]] double clamped_correlation(Index i, Index j) const {
+    const double a = input_.row_variances[at(i)], b = input_.column_variances[at(j)];
+    const double rho =
+        a == 0 || b == 0 ? 0 : correlation(a, b, input_.covariance[i + j * input_.leading]);
+    return std::clamp(rho, -1.0, 1.0);
+  }
+
+  SingleReport by_rules(Index i, Index j) {
+    const double scale = std::sqrt(left_.moment(0, i)) * std::sqrt(right().moment(0, j));
+    const auto [value, error] = options_.rules->entry(i, j, clamped_correlation(i, j));
+    set(i, j, 0, value);
+    // The scale of an error that is printed for all entries.
+    return {scale > 0    ? error / scale
+            : value == 0 ? 0
+                         : std::numeric_limits<double>::infinity(),
+            error <= 1e-8 * scale, 1};
+  }
+
+  SingleReport by_trapezoid(Index i, Index j, Index singles) {
+    Vector scale(at(functions_));
+    for (int o = 0; o < functions_; ++o)
+      scale[at(o)] = std::sqrt(left_.moment(o, i)) * std::sqrt(right().moment(o, j));
+    SingleEntry entry{input_.row_variances[at(i)],
+                      input_.column_variances[at(j)],
+                      clamped_correlation(i, j),
+                      left_.f,
+                      right().f,
+                      functions_,
+                      choice_.grid.radius > 13 ? choice_.grid.radius : kRadius,
+                      scale,
+                      tolerance_,
+                      options_.max_evaluations / singles,
+                      2 * std::numbers::pi / (9 + 8 / input_.resolution)};
+    entry.run();
+    for (int o = 0; o < functions_; ++o) set(i, j, o, entry.values[at(o)]);
+    return {entry.error, entry.converged, entry.evaluations};
+  }
+
+  const GramInput& input_;
+  const GramOptions& options_;
+  int functions_;
+  std::span<double> values_;
+  const ParallelFor& parallel_for_;
+  double tolerance_;
+  Side left_, other_;  ///< other_: of columns, unless they are the rows
+  GridChoice choice_;
+  double grid_error_ = 0;
+};
+
 }  // namespace
 
 GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, const UnaryFunctions& g,
@@ -1027,194 +1318,9 @@ GramResult gram_quadrature(const GramInput& input, const UnaryFunctions& f, cons
                 "variances of {} rows and {} columns", P, Q);
   TPLIMIT_CHECK(!input.symmetric || (P == Q && !g),
                 "a symmetric matrix is square and of one function");
-  GramResult result;
-  if (P == 0 || Q == 0) return result;
-  // Parseval's remainder is a difference: below this its rounding decides.
-  const double tolerance = std::max(options.tolerance, 2e-14);
-
-  const auto make_side = [&](std::span<const double> variances, const UnaryFunctions& u) {
-    Side side;
-    side.variances = variances;
-    side.f = &u;
-    side.functions = functions;
-    side.count = static_cast<Index>(variances.size());
-    side.chunks = (side.count + kChunk - 1) / kChunk;
-    return side;
-  };
   TPLIMIT_CHECK(!options.rules || functions == 1, "rules for one function, not {}", functions);
-  Side left = make_side(input.row_variances, f), other;
-  if (!input.symmetric) other = make_side(input.column_variances, g ? g : f);
-  Side& right = input.symmetric ? left : other;
-  const std::array<const Side*, 2> both = {&left, &right};
-  const GridChoice choice = options.rules
-                                ? choose_order(input, left, right, tolerance)
-                                : choose_grid(std::span(both).first(input.symmetric ? 1 : 2),
-                                              tolerance, input.resolution);
-  fill_side(left, choice.grid, parallel_for, options.rules, false);
-  if (!input.symmetric) fill_side(right, choice.grid, parallel_for, options.rules, true);
-  const double grid_error =
-      left.finite && right.finite ? 2 * choice.error : std::numeric_limits<double>::infinity();
-  const Index order = choice.grid.order;
-
-  struct Part {
-    MomentStatus status;
-    double error = 0;
-    std::vector<std::pair<Index, Index>> singles;
-  };
-  std::vector<Part> parts(at(left.chunks * right.chunks));
-  parallel_for(left.chunks * right.chunks, [&](Index tile) {
-    const Index ci = tile % left.chunks, cj = tile / left.chunks;
-    if (input.symmetric && ci < cj) return;
-    Part& part = parts[at(tile)];
-    const Index i0 = ci * kChunk, i1 = std::min(P, i0 + kChunk), j0 = cj * kChunk,
-                j1 = std::min(Q, j0 + kChunk);
-    alignas(simd::kBytes) double rho[kChunk * kChunk] = {};
-    alignas(simd::kBytes) double sums[kChunk * kChunk];
-    bool bad[kChunk * kChunk] = {};
-    double largest = 0;
-    for (Index j = j0; j < j1; ++j)
-      for (Index i = i0; i < i1; ++i) {
-        if (input.symmetric && i < j) continue;
-        const double a = input.row_variances[at(i)], b = input.column_variances[at(j)],
-                     c = input.covariance[i + j * input.leading];
-        const std::size_t slot = at(i - i0 + (j - j0) * kChunk);
-        double r = a == 0 || b == 0 ? 0 : correlation(a, b, c);
-        const double excess = (std::abs(r) - 1) * (std::abs(r) + 1);
-        bad[slot] = !valid_variance(a) || !valid_variance(b) || !(excess <= kLargestExcess) ||
-                    ((a == 0 || b == 0) && c != 0);
-        if (bad[slot]) {
-          part.status.merge({0, at(i + j * P), false});
-          continue;
-        }
-        if (excess > 0) {
-          part.status.largest_excess = std::max(part.status.largest_excess, excess);
-          r = std::copysign(1.0, r);
-        }
-        rho[slot] = r;
-        largest = std::max(largest, std::abs(r));
-      }
-    // The largest tails of the tile decide how many terms it needs.
-    const auto bound = [&](int o, Index step) {
-      double row = 0, column = 0;
-      for (Index i = i0; i < i1; ++i) row = std::max(row, left.tail(o, i, step));
-      for (Index j = j0; j < j1; ++j) column = std::max(column, right.tail(o, j, step));
-      return std::pow(largest, static_cast<double>(step * kTailStep)) * row * column;
-    };
-    Index terms = order;
-    for (int o = 0; o < functions; ++o) {
-      Index low = 0, high = order / kTailStep;  // the bound decreases
-      while (low < high) {
-        const Index middle = (low + high) / 2;
-        if (bound(o, middle) <= 0.1 * tolerance)
-          high = middle;
-        else
-          low = middle + 1;
-      }
-      if (o == 0) terms = 0;
-      terms = std::max(terms, low * kTailStep);
-    }
-    terms = std::min(std::max(terms, kTailStep), order);
-    bool needs_single[kChunk * kChunk] = {};
-    for (int o = 0; o < functions; ++o) {
-      double worst = bound(o, terms / kTailStep);
-      const bool doubtful = worst > 0.5 * tolerance || grid_error > 0.5 * tolerance;
-      if (doubtful) worst = 0;
-      for (Index j = 0; j < kChunk; j += 4)
-        sum_series(terms, left.chunk(o, ci), right.chunk(o, cj) + j, rho + j * kChunk,
-                   sums + j * kChunk);
-      for (Index j = j0; j < j1; ++j)
-        for (Index i = i0; i < i1; ++i) {
-          if (input.symmetric && i < j) continue;
-          const std::size_t slot = at(i - i0 + (j - j0) * kChunk);
-          const double value = bad[slot] ? kNan : sums[slot];
-          values[at(i + j * P + o * P * Q)] = value;
-          if (input.symmetric) values[at(j + i * P + o * P * Q)] = value;
-          if (bad[slot] || !doubtful) continue;
-          const double own = std::pow(std::abs(rho[slot]), static_cast<double>(terms)) *
-                             left.tail(o, i, terms / kTailStep) *
-                             right.tail(o, j, terms / kTailStep);
-          if (own > 0.5 * tolerance || grid_error > 0.5 * tolerance)
-            needs_single[slot] = true;
-          else
-            worst = std::max(worst, own);
-        }
-      part.error = std::max(part.error, worst + (grid_error > 0.5 * tolerance ? 0 : grid_error));
-    }
-    for (Index slot = 0; slot < kChunk * kChunk; ++slot)
-      if (needs_single[slot]) part.singles.emplace_back(i0 + slot % kChunk, j0 + slot / kChunk);
-  });
-  for (int o = 0; o < functions; ++o) {
-    double row = 0, column = 0;
-    for (Index i = 0; i < P; ++i) row = std::max(row, left.moment(o, i));
-    for (Index j = 0; j < Q; ++j) column = std::max(column, right.moment(o, j));
-    result.largest_scale = std::max(result.largest_scale, std::sqrt(row) * std::sqrt(column));
-  }
-  std::vector<std::pair<Index, Index>> singles;
-  for (const Part& part : parts) {
-    result.status.merge(part.status);
-    result.largest_error = std::max(result.largest_error, part.error);
-    singles.insert(singles.end(), part.singles.begin(), part.singles.end());
-  }
-  result.evaluations =
-      (left.count + (input.symmetric ? 0 : right.count)) * (2 * choice.grid.half - 1);
-
-  result.single_entries = static_cast<Index>(singles.size());
-  struct SingleReport {
-    double error = 0;
-    bool converged = true;
-    Index evaluations = 0;
-  };
-  std::vector<SingleReport> reports(singles.size());
-  const auto integrate_single = [&](Index s) {
-    const auto [i, j] = singles[at(s)];
-    Vector scale(at(functions));
-    for (int o = 0; o < functions; ++o)
-      scale[at(o)] = std::sqrt(left.moment(o, i)) * std::sqrt(right.moment(o, j));
-    const double a = input.row_variances[at(i)], b = input.column_variances[at(j)];
-    double rho = a == 0 || b == 0 ? 0 : correlation(a, b, input.covariance[i + j * input.leading]);
-    rho = std::clamp(rho, -1.0, 1.0);
-    if (options.rules) {
-      const auto [value, error] = options.rules->entry(i, j, rho);
-      // The scale of an error that is printed for all entries.
-      reports[at(s)] = {scale[0] > 0 ? error / scale[0]
-                        : value == 0 ? 0
-                                     : std::numeric_limits<double>::infinity(),
-                        error <= 1e-8 * scale[0], 1};
-      values[at(i + j * P)] = value;
-      if (input.symmetric) values[at(j + i * P)] = value;
-      return;
-    }
-    SingleEntry entry{a,
-                      b,
-                      rho,
-                      left.f,
-                      right.f,
-                      functions,
-                      choice.grid.radius > 13 ? choice.grid.radius : kRadius,
-                      scale,
-                      tolerance,
-                      options.max_evaluations / result.single_entries,
-                      2 * std::numbers::pi / (9 + 8 / input.resolution)};
-    entry.run();
-    reports[at(s)] = {entry.error, entry.converged, entry.evaluations};
-    for (int o = 0; o < functions; ++o) {
-      values[at(i + j * P + o * P * Q)] = entry.values[at(o)];
-      if (input.symmetric) values[at(j + i * P + o * P * Q)] = entry.values[at(o)];
-    }
-  };
-  if (!singles.empty()) parallel_for(result.single_entries, integrate_single);
-  for (const SingleReport& r : reports) {
-    result.largest_error = std::max(result.largest_error, r.error);
-    result.converged &= r.converged;
-    result.evaluations += r.evaluations;
-  }
-  for (std::size_t s = 0; s < singles.size(); ++s)
-    for (int o = 0; o < functions; ++o)
-      if (!std::isfinite(values[at(singles[s].first + singles[s].second * P + o * P * Q)])) {
-        result.status.overflow = true;
-        result.converged = false;
-      }
-  return result;
+  if (P == 0 || Q == 0) return {};
+  return GramQuadrature(input, f, g, functions, values, parallel_for, options).run();
 }
 
 }  // namespace tplimit

@@ -144,6 +144,44 @@ TiltedLaw joint_law(CovarianceStore& store, const std::vector<std::pair<int, int
   return law;
 }
 
+/// The law of entry (i, j), with the exponentials of all its factors; slots: which Gaussian of the
+/// entry each factor is of, appended.
+TiltedLaw tilted_law(CovarianceStore& store, const SidedFactors& factors,
+                     const std::vector<Exponential>& exponentials, int i, int j,
+                     std::vector<std::vector<std::size_t>>& slots) {
+  std::vector<std::pair<int, int>> variables;  // (block, column)
+  for (std::size_t k = 0; k < factors.size(); ++k) {
+    const auto& [side, f] = factors[k];
+    const std::pair<int, int> v{f.block, f.column(side == 0 ? i : j)};
+    const auto known = std::find(variables.begin(), variables.end(), v);
+    slots[k].push_back(static_cast<std::size_t>(known - variables.begin()));
+    if (known == variables.end()) variables.push_back(v);
+  }
+  TiltedLaw law = joint_law(store, variables);
+  for (std::size_t k = 0; k < factors.size(); ++k) {
+    const auto slot = static_cast<Eigen::Index>(slots[k].back());
+    law.exponent += exponentials[k].constant;
+    law.size_of_exponent += std::abs(exponentials[k].constant);
+    law.slope(slot) += exponentials[k].linear;
+    law.quadratic(slot) += exponentials[k].quadratic;
+  }
+  return law;
+}
+
+/// Whether some other factor of the last entry may fall fast enough for a mean that diverges
+/// without it.
+bool mended(const FunctionTable& functions, const std::vector<Exponential>& exponentials,
+            const std::vector<std::vector<std::size_t>>& slots, const TiltedLaw& law) {
+  for (std::size_t k = 0; k < exponentials.size(); ++k) {
+    const auto slot = static_cast<Eigen::Index>(slots[k].back());
+    if (!functions.polynomial(exponentials[k].rest) &&
+        !falls_slowly(functions, exponentials[k].rest, law.mean(slot),
+                      std::sqrt(law.covariances(slot, slot))))
+      return true;
+  }
+  return false;
+}
+
 /// What stands beside the exponentials, as functions of Gaussians with the moved means and
 /// covariances, and a constant factor; slots: which Gaussian of each entry a factor is of.
 std::pair<Term, double> rest_under(const std::vector<MovedLaw>& laws,
@@ -247,34 +285,13 @@ std::optional<Moment> Expectations::tilted(const SidedFactors& factors, int rows
     std::vector<MovedLaw> laws;
     Eigen::Index dim = 0;
     for (Eigen::Index e = begin; e < begin + size; ++e) {
-      const auto i = static_cast<int>(e % own_rows), j = static_cast<int>(e / own_rows);
-      std::vector<std::pair<int, int>> variables;  // (block, column)
-      for (std::size_t k = 0; k < factors.size(); ++k) {
-        const Factor& f = factors[k].second;
-        const std::pair<int, int> v{f.block, f.column(factors[k].first == 0 ? i : j)};
-        const auto known = std::find(variables.begin(), variables.end(), v);
-        slots[k].push_back(static_cast<std::size_t>(known - variables.begin()));
-        if (known == variables.end()) variables.push_back(v);
-      }
-      TiltedLaw law = joint_law(store_, variables);
-      for (std::size_t k = 0; k < factors.size(); ++k) {
-        const auto slot = static_cast<Eigen::Index>(slots[k].back());
-        law.exponent += exponentials[k].constant;
-        law.size_of_exponent += std::abs(exponentials[k].constant);
-        law.slope(slot) += exponentials[k].linear;
-        law.quadratic(slot) += exponentials[k].quadratic;
-      }
-      const auto diverges = [&] {
-        for (std::size_t k = 0; k < factors.size(); ++k) {
-          const auto slot = static_cast<Eigen::Index>(slots[k].back());
-          if (!functions_.polynomial(exponentials[k].rest) &&
-              !falls_slowly(functions_, exponentials[k].rest, law.mean(slot),
-                            std::sqrt(law.covariances(slot, slot))))
-            return;
-        }
-        throw Unknown{kInfiniteMean, {}, true, true};
-      };
-      auto moved = moved_law(law, relative, diverges);
+      const TiltedLaw law =
+          tilted_law(store_, factors, exponentials, static_cast<int>(e % own_rows),
+                     static_cast<int>(e / own_rows), slots);
+      auto moved = moved_law(law, relative, [&] {
+        if (!mended(functions_, exponentials, slots, law))
+          throw Unknown{kInfiniteMean, {}, true, true};
+      });
       if (!moved || (!steep && moved->error > kLooseClosedForm)) return std::nullopt;
       dim = std::max(dim, moved->root.cols());
       laws.push_back(std::move(*moved));

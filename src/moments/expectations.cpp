@@ -9,87 +9,104 @@ namespace tplimit::moments {
 
 using namespace ir;
 
+namespace {
+
+/// Of a column of a term: bit k says that factor k is constant there, later bits which pairs of
+/// others are dependent.
+using Pattern = std::uint64_t;
+constexpr std::size_t kMostInPattern = 16, kPatternBits = 64;
+
+bool constant_in(Pattern pattern, std::size_t factor) {
+  return factor < kMostInPattern && (pattern >> factor & 1) != 0;
+}
+
+/// Columns of a term by their patterns.
+struct ColumnGroups {
+  const Term& term;
+  std::map<Pattern, std::vector<int>> columns{};
+  /// One group, and no constant.
+  [[nodiscard]] bool plain() const {
+    if (columns.size() != 1) return false;
+    for (std::size_t k = 0; k < term.factors.size(); ++k)
+      if (constant_in(columns.begin()->first, k)) return false;
+    return true;
+  }
+};
+
+ColumnGroups by_patterns(const Term& term, int count, CovarianceStore& store) {
+  const auto& factors = term.factors;
+  const std::size_t single = std::min(factors.size(), kMostInPattern);
+  std::vector<std::pair<std::size_t, std::size_t>> pairs;
+  for (std::size_t k = 0; k < single; ++k)
+    for (std::size_t l = 0; l < k && single + pairs.size() < kPatternBits; ++l)
+      if (store.related(factors[k].block, factors[l].block)) pairs.emplace_back(k, l);
+  const auto pattern_of = [&](int i) {
+    Pattern out = 0;
+    for (std::size_t k = 0; k < single; ++k) out |= Pattern{store.is_constant(factors[k], i)} << k;
+    for (std::size_t p = 0; p < pairs.size(); ++p) {
+      const auto& [k, l] = pairs[p];
+      if (((out >> k | out >> l) & 1) == 0)
+        out |= Pattern{store.dependent_at(factors[k], factors[l], i)} << (single + p);
+    }
+    return out;
+  };
+  const auto varies = [](const Factor& f) {
+    return !f.columns || std::adjacent_find(f.columns->begin(), f.columns->end(),
+                                            std::not_equal_to<>()) != f.columns->end();
+  };
+  const bool uniform = std::none_of(factors.begin(), factors.end(), varies);
+  ColumnGroups out{term};
+  Pattern pattern = 0;
+  for (int i = 0; i < count; ++i) {
+    if (i == 0 || !uniform) pattern = pattern_of(i);
+    out.columns[pattern].push_back(i);
+  }
+  return out;
+}
+
+/// c_i prod f(g_i) in the columns of a group: constants apart from the other factors.
+std::pair<Term, Eigen::VectorXd> without_constants(const ColumnGroups& groups, Pattern pattern,
+                                                   const std::vector<int>& index,
+                                                   CovarianceStore& store) {
+  Term rest{{1.0}, {}};
+  Eigen::VectorXd constants = Eigen::VectorXd::Ones(static_cast<Eigen::Index>(index.size()));
+  for (std::size_t k = 0; k < groups.term.factors.size(); ++k) {
+    const Factor& f = groups.term.factors[k];
+    if (constant_in(pattern, k)) {
+      for (std::size_t i = 0; i < index.size(); ++i)
+        constants(static_cast<Eigen::Index>(i)) *= store.value_at_mean(f, index[i]);
+      continue;
+    }
+    rest.factors.push_back(f);
+    if (groups.columns.size() == 1) continue;
+    std::vector<int> own;
+    for (const int i : index) own.push_back(f.column(i));
+    rest.factors.back().columns = std::make_shared<const std::vector<int>>(std::move(own));
+  }
+  return {std::move(rest), std::move(constants)};
+}
+
+}  // namespace
+
 /// Columns that differ in which factors are constants, or in which are independent, one group at a
-/// time; nothing if there is but one group, and no constant.
+/// time: E a_i F_i b_j G_j = a_i b_j E F_i G_j, a and b the constants.  Nothing if there is but one
+/// group, and no constant.
 std::optional<Moment> Expectations::by_pattern(const Term& s, int rows, const Term& t,
                                                int columns) {
-  struct Side {
-    const Term& term;
-    int count;
-    std::map<std::uint64_t, std::vector<int>>
-        groups{};                 ///< by (which are constants, which pairs are dependent)
-    std::uint64_t constants = 0;  ///< the bits of constants
-  };
-  std::array<Side, 2> sides{Side{s, rows}, Side{t, columns}};
-  for (Side& side : sides) {
-    const auto& factors = side.term.factors;
-    const std::size_t single = std::min<std::size_t>(factors.size(), 16);
-    side.constants = (std::uint64_t{1} << single) - 1;
-    std::vector<std::pair<std::size_t, std::size_t>> pairs;
-    for (std::size_t k = 0; k < single; ++k)
-      for (std::size_t l = 0; l < k && single + pairs.size() < 64; ++l)
-        if (store_.related(factors[k].block, factors[l].block)) pairs.emplace_back(k, l);
-    const auto varies = [&](const Factor& f) {
-      return !f.columns || std::adjacent_find(f.columns->begin(), f.columns->end(),
-                                              std::not_equal_to<>()) != f.columns->end();
-    };
-    const bool uniform = std::none_of(factors.begin(), factors.end(), varies);
-    std::vector<std::uint64_t> masks(at(side.count), 0);
-    for (int i = 0; i < side.count; ++i) {
-      std::uint64_t& mask = masks[at(i)];
-      if (i > 0 && uniform) {
-        mask = masks[0];
-        continue;
-      }
-      for (std::size_t k = 0; k < single; ++k)
-        mask |= std::uint64_t{store_.is_constant(factors[k], i)} << k;
-      for (std::size_t p = 0; p < pairs.size(); ++p) {
-        const auto& [k, l] = pairs[p];
-        if (((mask >> k | mask >> l) & 1) == 0)
-          mask |= std::uint64_t{store_.dependent_at(factors[k], factors[l], i)} << (single + p);
-      }
-    }
-    for (int i = 0; i < side.count; ++i) side.groups[masks[at(i)]].push_back(i);
-  }
-  const auto plain = [](const Side& side) {
-    return side.groups.size() == 1 && (side.groups.begin()->first & side.constants) == 0;
-  };
-  if (plain(sides[0]) && plain(sides[1])) return std::nullopt;
-  const auto part =
-      [&](const Side& side, std::uint64_t mask,
-          const std::vector<int>& index) {  // the factors that are not constants, and the constants
-        Term term{{1.0}, {}};
-        Eigen::VectorXd constants = Eigen::VectorXd::Ones(static_cast<Eigen::Index>(index.size()));
-        for (std::size_t k = 0; k < side.term.factors.size(); ++k) {
-          const Factor& f = side.term.factors[k];
-          if (k < 16 && (mask >> k & 1) != 0) {
-            for (std::size_t i = 0; i < index.size(); ++i)
-              constants(static_cast<Eigen::Index>(i)) *= store_.value_at_mean(f, index[i]);
-            continue;
-          }
-          term.factors.push_back(f);
-          if (side.groups.size() == 1) continue;
-          std::vector<int> own;
-          for (const int i : index) own.push_back(f.column(i));
-          term.factors.back().columns = std::make_shared<const std::vector<int>>(std::move(own));
-        }
-        return std::pair{std::move(term), std::move(constants)};
-      };
+  const ColumnGroups left = by_patterns(s, rows, store_), right = by_patterns(t, columns, store_);
+  if (left.plain() && right.plain()) return std::nullopt;
   Moment out{Matrix::Zero(rows, columns)};
-  for (const auto& [left, row_index] : sides[0].groups)
-    for (const auto& [right, column_index] : sides[1].groups) {
-      const auto [a, row_constants] = part(sides[0], left, row_index);
-      const auto [b, column_constants] = part(sides[1], right, column_index);
-      const Moment m = term_moment(a, static_cast<int>(row_index.size()), b,
+  for (const auto& [row_pattern, row_index] : left.columns)
+    for (const auto& [column_pattern, column_index] : right.columns) {
+      const auto [F, a] = without_constants(left, row_pattern, row_index, store_);
+      const auto [G, b] = without_constants(right, column_pattern, column_index, store_);
+      const Moment m = term_moment(F, static_cast<int>(row_index.size()), G,
                                    static_cast<int>(column_index.size()));
-      for (std::size_t j = 0; j < column_index.size(); ++j)
-        for (std::size_t i = 0; i < row_index.size(); ++i)
-          out.value(row_index[i], column_index[j]) =
-              row_constants(static_cast<Eigen::Index>(i)) *
-              column_constants(static_cast<Eigen::Index>(j)) *
-              m.entry(static_cast<Eigen::Index>(i), static_cast<Eigen::Index>(j));
-      out.error = std::max(out.error, m.error * row_constants.cwiseAbs().maxCoeff() *
-                                          column_constants.cwiseAbs().maxCoeff());
+      for (Eigen::Index j = 0; j < b.size(); ++j)
+        for (Eigen::Index i = 0; i < a.size(); ++i)
+          out.value(row_index[static_cast<std::size_t>(i)],
+                    column_index[static_cast<std::size_t>(j)]) = a(i) * b(j) * m.entry(i, j);
+      out.error = std::max(out.error, m.error * a.cwiseAbs().maxCoeff() * b.cwiseAbs().maxCoeff());
       out.method = weaker(out.method, m.method);
     }
   return out;

@@ -114,24 +114,63 @@ bool is_indicator(const Expansion& e) {
   return e == Expansion{{step, 1.0}} || e == Expansion{{one, 1.0}, {step, -1.0}};
 }
 
+MaybeExpansion single(Atom::Kind kind, double a = 0, double b = 0) {
+  return Expansion{{{0, {kind, a, b}}, 1.0}};
+}
+/// 1[s x > 0], which is 1 - 1[x > 0] for s < 0.
+MaybeExpansion step_of(double s) {
+  return s > 0 ? single(Atom::Kind::kStep) : sum(constant(1), single(Atom::Kind::kStep), -1);
+}
+/// below y + (above - below) y 1[y > 0], y = s x.
+MaybeExpansion two_slope(const MaybeExpansion& y, double below, double above) {
+  const auto s = only_power(*y, 1);
+  if (!s) return std::nullopt;
+  return sum(product(constant(below), y),
+             product(constant(above - below), product(y, step_of(*s))));
+}
+/// The part of y = s x where sign y > 0: max(0, y) for sign 1, min(0, y) for -1.
+MaybeExpansion one_side(const MaybeExpansion& y, double sign) {
+  const auto s = only_power(*y, 1);
+  return s ? product(y, step_of(sign * *s)) : std::nullopt;
+}
+MaybeExpansion power_of(const MaybeExpansion& y, double n) {
+  if (n < 0 || n > 64 || n != std::floor(n)) return std::nullopt;
+  MaybeExpansion out = constant(1);
+  for (int k = 0; k < static_cast<int>(n); ++k) out = product(out, y);
+  return out;
+}
+/// y (1 + erf(y / sqrt 2)) / 2, y = s x.
+MaybeExpansion gelu_of(const MaybeExpansion& y) {
+  const auto s = only_power(*y, 1);
+  if (!s) return std::nullopt;
+  const MaybeExpansion erf = single(Atom::Kind::kErf, *s / std::numbers::sqrt2);
+  return sum(product(constant(0.5), y), product(constant(0.5), product(y, erf)));
+}
+/// sin(y + phase), y = w x + p.
+MaybeExpansion sine_of(const Expansion& y, double phase) {
+  double w = 0;
+  for (const auto& [key, c] : y) {
+    if (key == Key{1, {}})
+      w = c;
+    else if (key == Key{0, {}})
+      phase += c;
+    else
+      return std::nullopt;
+  }
+  return w == 0 ? std::nullopt : single(Atom::Kind::kSine, w, phase);
+}
+/// exp(s x), or exp(-c x^2).
+MaybeExpansion exponential_of(const Expansion& y) {
+  if (const auto s = only_power(y, 1)) return single(Atom::Kind::kExp, *s);
+  if (const auto c = only_power(y, 2); c && *c < 0) return single(Atom::Kind::kBell, -*c);
+  return std::nullopt;
+}
+
 MaybeExpansion expand_map(const Map& m, const std::vector<MaybeExpansion>& in) {
   for (const auto& e : in)
     if (!e) return std::nullopt;
   const MaybeExpansion& y = in[0];
-  const auto atom = [](Atom::Kind kind, double a, double b = 0) {
-    return MaybeExpansion(Expansion{{{0, {kind, a, b}}, 1.0}});
-  };
   const std::optional<double> slope = only_power(*y, 1);
-  // 1[y > 0] for y = s x
-  const auto step = [&](double s) {
-    return s > 0 ? atom(Atom::Kind::kStep, 0) : sum(constant(1), atom(Atom::Kind::kStep, 0), -1);
-  };
-  const auto two_slope =
-      [&](double below, double above) -> MaybeExpansion {  // below y + (above - below) y 1[y > 0]
-    if (!slope) return std::nullopt;
-    return sum(product(constant(below), y),
-               product(constant(above - below), product(y, step(*slope))));
-  };
   switch (m.fn) {
     case Fn::kAdd: return sum(in[0], in[1]);
     case Fn::kSub: return sum(in[0], in[1], -1);
@@ -140,61 +179,32 @@ MaybeExpansion expand_map(const Map& m, const std::vector<MaybeExpansion>& in) {
       if (const auto d = only_power(*in[1], 0); d && *d != 0)
         return product(in[0], constant(1 / *d));
       return std::nullopt;
-    case Fn::kPower: {
-      if (m.parameter < 0 || m.parameter > 64 || m.parameter != std::floor(m.parameter))
-        return std::nullopt;
-      MaybeExpansion out = constant(1);
-      for (int k = 0; k < static_cast<int>(m.parameter); ++k) out = product(out, y);
-      return out;
-    }
-    case Fn::kRelu: return two_slope(0, 1);
-    case Fn::kAbs: return two_slope(-1, 1);
-    case Fn::kLeakyRelu: return two_slope(m.parameter, 1);
-    case Fn::kStep: return slope ? step(*slope) : std::nullopt;
+    case Fn::kPower: return power_of(y, m.parameter);
+    case Fn::kRelu: return two_slope(y, 0, 1);
+    case Fn::kAbs: return two_slope(y, -1, 1);
+    case Fn::kLeakyRelu: return two_slope(y, m.parameter, 1);
+    case Fn::kStep: return slope ? step_of(*slope) : std::nullopt;
     case Fn::kSign:
-      return slope ? sum(product(constant(2), step(*slope)), constant(1), -1) : std::nullopt;
+      return slope ? sum(product(constant(2), step_of(*slope)), constant(1), -1) : std::nullopt;
     case Fn::kLess:
       if (in[0]->empty())
-        if (const auto s = only_power(*in[1], 1)) return step(*s);
-      if (in[1]->empty() && slope) return step(-*slope);
+        if (const auto s = only_power(*in[1], 1)) return step_of(*s);
+      if (in[1]->empty() && slope) return step_of(-*slope);
       return std::nullopt;
     case Fn::kMax:
-      if (in[1]->empty()) return two_slope(0, 1);
-      if (const auto s = only_power(*in[1], 1); s && in[0]->empty())
-        return product(in[1], step(*s));
-      return std::nullopt;
+      if (in[1]->empty()) return two_slope(y, 0, 1);
+      return in[0]->empty() ? one_side(in[1], 1) : std::nullopt;
     case Fn::kMin:
-      if (in[1]->empty()) return two_slope(1, 0);
-      if (const auto s = only_power(*in[1], 1); s && in[0]->empty())
-        return product(in[1], step(-*s));
-      return std::nullopt;
+      if (in[1]->empty()) return two_slope(y, 1, 0);
+      return in[0]->empty() ? one_side(in[1], -1) : std::nullopt;
     case Fn::kNotEqual: return in[1]->empty() && is_indicator(*y) ? y : std::nullopt;
     case Fn::kWhere:
       return is_indicator(*y) ? sum(in[2], product(in[0], sum(in[1], in[2], -1))) : std::nullopt;
-    case Fn::kErf: return slope ? atom(Atom::Kind::kErf, *slope) : std::nullopt;
-    case Fn::kGelu: {
-      if (!slope) return std::nullopt;
-      return sum(
-          product(constant(0.5), y),
-          product(constant(0.5), product(y, atom(Atom::Kind::kErf, *slope / std::numbers::sqrt2))));
-    }
-    case Fn::kExp:
-      if (slope) return atom(Atom::Kind::kExp, *slope);
-      if (const auto c = only_power(*y, 2); c && *c < 0) return atom(Atom::Kind::kBell, -*c);
-      return std::nullopt;
-    case Fn::kSin:
-    case Fn::kCos: {
-      double w = 0, p = m.fn == Fn::kCos ? std::numbers::pi / 2 : 0;
-      for (const auto& [key, c] : *y) {
-        if (key == Key{1, {}})
-          w = c;
-        else if (key == Key{0, {}})
-          p += c;
-        else
-          return std::nullopt;
-      }
-      return w == 0 ? std::nullopt : atom(Atom::Kind::kSine, w, p);
-    }
+    case Fn::kErf: return slope ? single(Atom::Kind::kErf, *slope) : std::nullopt;
+    case Fn::kGelu: return gelu_of(y);
+    case Fn::kExp: return exponential_of(*y);
+    case Fn::kSin: return sine_of(*y, 0);
+    case Fn::kCos: return sine_of(*y, std::numbers::pi / 2);
     default: return std::nullopt;
   }
 }
@@ -259,6 +269,262 @@ std::optional<Recognised> match(const Expansion& e, double at_zero) {
   return std::nullopt;
 }
 
+// ---- exponentials of quadratic polynomials that a function contains as factors
+// --------------------------------------
+
+/// c_0 + c_1 x + c_2 x^2.
+using Quadratic = std::array<double, 3>;
+using MaybeQuadratic = std::optional<Quadratic>;
+
+/// p + c q.
+Quadratic combined(const Quadratic& p, double c, const Quadratic& q) {
+  return {p[0] + c * q[0], p[1] + c * q[1], p[2] + c * q[2]};
+}
+bool is_constant(const MaybeQuadratic& p) { return p && (*p)[1] == 0 && (*p)[2] == 0; }
+/// p q, if its degree is 2 at most.
+MaybeQuadratic product(const MaybeQuadratic& p, const MaybeQuadratic& q) {
+  if (!p || !q) return std::nullopt;
+  const Quadratic &x = *p, &y = *q;
+  if (x[2] * y[1] != 0 || x[1] * y[2] != 0 || x[2] * y[2] != 0) return std::nullopt;
+  return Quadratic{x[0] * y[0], x[0] * y[1] + x[1] * y[0], x[0] * y[2] + x[1] * y[1] + x[2] * y[0]};
+}
+
+/// Writes each node of a function as exp(q(x)) rest(x), q quadratic, from those of its operands.
+class ExponentialFactors {
+ public:
+  struct Split {
+    Quadratic exponent{};
+    NodeId rest;
+  };
+
+  /// b: where the rests are built; its node 0 is x.
+  ExponentialFactors(Builder& b, const Program& function)
+      : b_(b),
+        function_(function),
+        value_(function.size()),
+        polynomial_(function.size()),
+        split_(function.size()) {}
+
+  Split of(NodeId out) {
+    for (std::size_t k = 0; k <= out.value; ++k) {
+      value_[k] = copied(k);
+      split_[k] = {{}, value_[k]};
+      split(k);
+    }
+    return split_[out.value];
+  }
+
+ private:
+  NodeId copied(std::size_t k) {
+    const Node& node = function_.nodes[k];
+    if (const auto* c = std::get_if<Constant>(&node.op))
+      return b_.constant(*c->values, node.type.dims);
+    if (k == 0) return {0};
+    std::vector<NodeId> in;
+    for (const NodeId i : node.in) in.push_back(value_[i.value]);
+    return b_.add(node.op, std::move(in));
+  }
+
+  void split(std::size_t k) {
+    const Node& node = function_.nodes[k];
+    MaybeQuadratic& polynomial = polynomial_[k];
+    const auto p = [&](std::size_t j) -> const MaybeQuadratic& {
+      return polynomial_[node.in[j].value];
+    };
+    if (k == 0) {
+      polynomial = Quadratic{0, 1, 0};
+    } else if (const auto* c = std::get_if<Constant>(&node.op)) {
+      polynomial = Quadratic{c->values->front(), 0, 0};
+    } else if (const auto* s = std::get_if<Scale>(&node.op)) {
+      if (p(0)) polynomial = combined({}, s->factor, *p(0));
+      const Split& x = split_of(node, 0);
+      split_[k] = {x.exponent, b_.scale(s->factor, 0, x.rest)};
+    } else if (const auto* m = std::get_if<Map>(&node.op)) {
+      split_map(k, *m);
+    } else if (node.in.size() == 1) {  // Expand
+      polynomial = p(0);
+      const Split& x = split_of(node, 0);
+      split_[k] = {x.exponent, x.exponent == Quadratic{} ? value_[k] : x.rest};
+    }
+  }
+
+  void split_map(std::size_t k, const Map& m) {
+    const Node& node = function_.nodes[k];
+    if (m.fn == Fn::kExp)
+      split_[k] = exponential_of(node.in[0], 1);
+    else if (m.fn == Fn::kAdd || m.fn == Fn::kSub)
+      split_sum(k, m);
+    else if (m.fn == Fn::kMul)
+      split_product(k);
+    else if (m.fn == Fn::kDiv)
+      split_quotient(k);
+    else if (m.fn == Fn::kPower || m.fn == Fn::kSqrt)
+      split_power(k, m);
+  }
+
+  /// exp(q) f +- exp(q) g = exp(q) (f +- g); f + 0 = f.
+  void split_sum(std::size_t k, const Map& m) {
+    const Node& node = function_.nodes[k];
+    const MaybeQuadratic &p = polynomial_[node.in[0].value], &q = polynomial_[node.in[1].value];
+    if (p && q) polynomial_[k] = combined(*p, m.fn == Fn::kAdd ? 1 : -1, *q);
+    const Split &x = split_of(node, 0), &y = split_of(node, 1);
+    if (x.exponent == y.exponent && x.exponent != Quadratic{})
+      split_[k] = {x.exponent, b_.map(m.fn, {x.rest, y.rest})};
+    else if (b_.is_zero(value_[node.in[1].value]))
+      split_[k] = x;
+    else if (b_.is_zero(value_[node.in[0].value]) && m.fn == Fn::kAdd)
+      split_[k] = y;
+  }
+
+  /// exp(p) f exp(q) g = exp(p + q) f g.
+  void split_product(std::size_t k) {
+    const Node& node = function_.nodes[k];
+    polynomial_[k] = product(polynomial_[node.in[0].value], polynomial_[node.in[1].value]);
+    const Split &x = split_of(node, 0), &y = split_of(node, 1);
+    split_[k] = {combined(x.exponent, 1, y.exponent), b_.times(x.rest, y.rest)};
+  }
+
+  /// exp(p) f / (exp(q) g) = exp(p - q) f / g.
+  void split_quotient(std::size_t k) {
+    const Node& node = function_.nodes[k];
+    const MaybeQuadratic &p = polynomial_[node.in[0].value], &q = polynomial_[node.in[1].value];
+    if (p && is_constant(q) && (*q)[0] != 0) polynomial_[k] = combined({}, 1 / (*q)[0], *p);
+    const Split &x = split_of(node, 0), &y = split_of(node, 1);
+    split_[k] = {combined(x.exponent, -1, y.exponent), b_.map(Fn::kDiv, {x.rest, y.rest})};
+  }
+
+  /// (exp(p) f)^n = exp(n p) f^n.
+  void split_power(std::size_t k, const Map& m) {
+    const Node& node = function_.nodes[k];
+    const double n = m.fn == Fn::kSqrt ? 0.5 : m.parameter;
+    if (const MaybeQuadratic& p = polynomial_[node.in[0].value]; n == 2 && p && (*p)[2] == 0)
+      polynomial_[k] = Quadratic{(*p)[0] * (*p)[0], 2 * (*p)[0] * (*p)[1], (*p)[1] * (*p)[1]};
+    if (const Split& x = split_of(node, 0); x.exponent != Quadratic{})
+      split_[k] = {combined({}, n, x.exponent), b_.map(m.fn, {x.rest}, m.parameter)};
+  }
+
+  /// exp(c x) of node x: exp(c (y +- z)) = exp(c y) exp(+-c z), so that a polynomial among other
+  /// summands is found.
+  Split exponential_of(NodeId x, double c) {
+    if (const auto& p = polynomial_[x.value]) return {combined({}, c, *p), b_.constant(1)};
+    const Node& node = function_[x];
+    if (const auto* s = std::get_if<Scale>(&node.op))
+      return exponential_of(node.in[0], c * s->factor);
+    const auto* m = std::get_if<Map>(&node.op);
+    const auto factor = [&](std::size_t k) {
+      const MaybeQuadratic& p = polynomial_[node.in[k].value];
+      return is_constant(p) ? (*p)[0] : 0.0;
+    };
+    if (m && (m->fn == Fn::kAdd || m->fn == Fn::kSub)) {
+      const Split one = exponential_of(node.in[0], c),
+                  other = exponential_of(node.in[1], m->fn == Fn::kAdd ? c : -c);
+      return {combined(one.exponent, 1, other.exponent), b_.times(one.rest, other.rest)};
+    }
+    if (m && m->fn == Fn::kMul)
+      for (const std::size_t k : {0u, 1u})
+        if (const double by = factor(k); by != 0) return exponential_of(node.in[1 - k], c * by);
+    if (m && m->fn == Fn::kDiv)
+      if (const double by = factor(1); by != 0) return exponential_of(node.in[0], c / by);
+    const NodeId value = value_[x.value];
+    return {{}, b_.map(Fn::kExp, {c == 1 ? value : b_.times(b_.constant(c), value)})};
+  }
+
+  [[nodiscard]] const Split& split_of(const Node& node, std::size_t k) const {
+    return split_[node.in[k].value];
+  }
+
+  Builder& b_;
+  const Program& function_;
+  std::vector<NodeId> value_;
+  std::vector<MaybeQuadratic> polynomial_;
+  std::vector<Split> split_;
+};
+
+// ---- where a function breaks
+// --------------------------------------
+
+/// What passes 0 where a node breaks: its argument, of two arguments their difference, of a
+/// quotient the divisor.
+class BreakArgument {
+ public:
+  BreakArgument(const Program& program, const Node& node)
+      : program_(program),
+        first_(node.in[0]),
+        last_(*std::max_element(node.in.begin(), node.in.end())) {
+    const Fn fn = std::get<Map>(node.op).fn;
+    if (fn == Fn::kDiv)
+      first_ = node.in[1];
+    else if (arity(fn) == 2)
+      second_ = node.in[1];
+  }
+
+  [[nodiscard]] std::vector<double> at(const std::vector<double>& x) const {
+    std::vector<std::vector<double>> values;
+    FunctionTable::run(program_, std::ssize(x), x.data(), values, last_);
+    const auto read = [&](NodeId id, std::size_t i) {
+      return program_[id].type.width ? values[id.value][i] : values[id.value][0];
+    };
+    std::vector<double> out(x.size());
+    for (std::size_t i = 0; i < x.size(); ++i)
+      out[i] = second_ ? read(first_, i) - read(*second_, i) : read(first_, i);
+    return out;
+  }
+  double operator()(double x) const { return at({x})[0]; }
+
+ private:
+  const Program& program_;
+  NodeId first_;
+  std::optional<NodeId> second_;
+  NodeId last_;
+};
+
+/// (g_0, g_1) if g(x) = g_0 + g_1 x, as far as a few points show.
+std::optional<std::pair<double, double>> as_line(const BreakArgument& g) {
+  const double g0 = g(0), g1 = g(1) - g0;
+  for (const double x : {-7.0, -0.3, 0.5, 3.0, 11.0})
+    if (!(std::abs(g(x) - (g0 + g1 * x)) <= 1e-14 * (std::abs(g0) + std::abs(g1 * x))))
+      return std::nullopt;
+  return std::pair{g0, g1};
+}
+
+constexpr double kFarthestBreak = 1e4;
+
+/// On a grid as fine as any kink may need.
+std::size_t sign_changes(const BreakArgument& g) {
+  std::vector<double> grid(40'001);
+  for (std::size_t i = 0; i < grid.size(); ++i)
+    grid[i] = std::sinh(std::asinh(kFarthestBreak) * (static_cast<double>(i) - 20'000.3) / 20'000);
+  std::size_t changes = 0;
+  double previous = 0;
+  for (const double now : g.at(grid)) {
+    if (now != 0 && previous != 0 && (now > 0) != (previous > 0)) ++changes;
+    if (now != 0) previous = now;
+  }
+  return changes;
+}
+
+/// By bisection where g changes its sign, or at an edge of where g is 0: a condition may be 0 on a
+/// half-line.
+std::vector<double> roots(const BreakArgument& g) {
+  std::vector<double> out;
+  double left = -kFarthestBreak, at_left = g(left);
+  for (int i = 1; i <= 2000; ++i) {
+    const double right = std::sinh(std::asinh(kFarthestBreak) * (i - 1000) / 1000.0),
+                 at_right = g(right);
+    if ((at_left == 0) != (at_right == 0) || at_left * at_right < 0) {
+      double a = left, b = right;
+      for (int j = 0; j < 200 && b - a > 1e-16 * (std::abs(a) + std::abs(b)); ++j) {
+        const double middle = 0.5 * (a + b), value = g(middle);
+        (at_left == 0 ? value == 0 : value * at_left > 0) ? a = middle : b = middle;
+      }
+      out.push_back(at_right == 0 ? b : at_left == 0 ? a : 0.5 * (a + b));
+    }
+    left = right;
+    at_left = at_right;
+  }
+  return out;
+}
+
 }  // namespace
 
 FunctionTable::FunctionTable() {
@@ -310,6 +576,30 @@ FunctionTable::Id FunctionTable::shifted(Id f, double scale, double shift) {
   return intern(std::move(program), out);
 }
 
+namespace {
+/// (phi(x_0, ..))' = sum_k dphi/dx_k x_k' between jumps.
+NodeId slope_of(Builder& b, const Map& m, const std::vector<NodeId>& x, NodeId y,
+                const std::vector<NodeId>& d) {
+  if (traits_of(m).constant_on_pieces) return b.constant(0);
+  switch (m.fn) {
+    case Fn::kAdd: return b.plus(d[0], d[1]);
+    case Fn::kSub: return b.minus(d[0], d[1]);
+    case Fn::kMul: return b.plus(b.times(d[0], x[1]), b.times(x[0], d[1]));
+    case Fn::kDiv: return b.map(Fn::kDiv, {b.minus(d[0], b.times(y, d[1])), x[1]});
+    case Fn::kMin:
+    case Fn::kMax: {
+      const NodeId first =
+          b.map(Fn::kLess, m.fn == Fn::kMin ? std::vector{x[0], x[1]} : std::vector{x[1], x[0]});
+      return b.plus(b.times(first, d[0]), b.times(b.minus(b.constant(1), first), d[1]));
+    }
+    case Fn::kWhere: return b.map(Fn::kWhere, {x[0], d[1], d[2]});
+    case Fn::kMod: return d[0];
+    case Fn::kPow: return b.constant(0);  // nobody asks: it has no derivative at its branch point
+    default: return b.times(derivative_of(b, m, x[0], y), d[0]);
+  }
+}
+}  // namespace
+
 FunctionTable::Id FunctionTable::derivative(Id id) {
   if (const Id known = functions_[static_cast<std::size_t>(id)].derivative; known >= 0)
     return known;
@@ -336,31 +626,7 @@ FunctionTable::Id FunctionTable::derivative(Id id) {
       slope[k] = b.add(*s, {d[0]});
     } else if (const auto* m = std::get_if<Map>(&node.op)) {
       value[k] = b.map(m->fn, in, m->parameter);
-      switch (m->fn) {
-        case Fn::kAdd: slope[k] = b.plus(d[0], d[1]); break;
-        case Fn::kSub: slope[k] = b.minus(d[0], d[1]); break;
-        case Fn::kMul: slope[k] = b.plus(b.times(d[0], in[1]), b.times(in[0], d[1])); break;
-        case Fn::kDiv:
-          slope[k] = b.map(Fn::kDiv, {b.minus(d[0], b.times(value[k], d[1])), in[1]});
-          break;
-        case Fn::kMin:
-        case Fn::kMax: {
-          const NodeId first = b.map(
-              Fn::kLess, m->fn == Fn::kMin ? std::vector{in[0], in[1]} : std::vector{in[1], in[0]});
-          slope[k] = b.plus(b.times(first, d[0]), b.times(b.minus(b.constant(1), first), d[1]));
-          break;
-        }
-        case Fn::kWhere: slope[k] = b.map(Fn::kWhere, {in[0], d[1], d[2]}); break;
-        case Fn::kMod: slope[k] = d[0]; break;
-        case Fn::kSign:
-        case Fn::kStep:
-        case Fn::kLess:
-        case Fn::kLessEqual:
-        case Fn::kEqual:
-        case Fn::kNotEqual:
-        case Fn::kPow: break;
-        default: slope[k] = b.times(derivative_of(b, *m, in[0], value[k]), d[0]);
-      }
+      slope[k] = slope_of(b, *m, in, value[k], d);
     } else {
       value[k] = b.add(node.op, in);  // Expand
       slope[k] = d.empty() ? slope[k] : d[0];
@@ -375,104 +641,10 @@ FunctionTable::Id FunctionTable::derivative(Id id) {
 const Exponential& FunctionTable::exponential(Id id) {
   if (const auto& known = functions_[static_cast<std::size_t>(id)].exponential) return *known;
   const Function& f = functions_[static_cast<std::size_t>(id)];
-  using Quadratic = std::array<double, 3>;
-  struct Split {
-    Quadratic exponent{};
-    NodeId rest;
-  };
   Program program = with_variable();
   Builder b(program);
   (void)b.add(StandardNormal{{0}}, {});
-  const auto combined = [](const Quadratic& p, double c, const Quadratic& q) {
-    return Quadratic{p[0] + c * q[0], p[1] + c * q[1], p[2] + c * q[2]};
-  };
-  std::vector<NodeId> value(f.program.size());
-  std::vector<std::optional<Quadratic>> polynomial(f.program.size());  // of degree 2 at most
-  std::vector<Split> split(f.program.size());
-  // exp(c x) of node x, its sums apart.
-  const std::function<Split(NodeId, double)> exponential_of = [&](NodeId x, double c) -> Split {
-    if (const auto& p = polynomial[x.value]) return {combined({}, c, *p), b.constant(1)};
-    const Node& node = f.program[x];
-    if (const auto* s = std::get_if<Scale>(&node.op))
-      return exponential_of(node.in[0], c * s->factor);
-    const auto* m = std::get_if<Map>(&node.op);
-    const auto factor = [&](std::size_t k) {
-      return m && polynomial[node.in[k].value] && (*polynomial[node.in[k].value])[1] == 0 &&
-                     (*polynomial[node.in[k].value])[2] == 0
-                 ? (*polynomial[node.in[k].value])[0]
-                 : 0.0;
-    };
-    if (m && (m->fn == Fn::kAdd || m->fn == Fn::kSub)) {
-      const Split one = exponential_of(node.in[0], c),
-                  other = exponential_of(node.in[1], m->fn == Fn::kAdd ? c : -c);
-      return {combined(one.exponent, 1, other.exponent), b.times(one.rest, other.rest)};
-    }
-    if (m && m->fn == Fn::kMul)
-      for (const std::size_t k : {0u, 1u})
-        if (const double by = factor(k); by != 0) return exponential_of(node.in[1 - k], c * by);
-    if (m && m->fn == Fn::kDiv)
-      if (const double by = factor(1); by != 0) return exponential_of(node.in[0], c / by);
-    return {{},
-            b.map(Fn::kExp, {c == 1 ? value[x.value] : b.times(b.constant(c), value[x.value])})};
-  };
-  for (std::size_t k = 0; k <= f.out.value; ++k) {
-    const Node& node = f.program.nodes[k];
-    std::vector<NodeId> in;
-    for (const NodeId i : node.in) in.push_back(value[i.value]);
-    const auto* constant = std::get_if<Constant>(&node.op);
-    value[k] = constant ? b.constant(*constant->values, node.type.dims)
-               : k == 0 ? NodeId{0}
-                        : b.add(node.op, std::move(in));
-    split[k] = {{}, value[k]};
-    const auto p = [&](std::size_t j) -> const std::optional<Quadratic>& {
-      return polynomial[node.in[j].value];
-    };
-    const auto of = [&](std::size_t j) -> const Split& { return split[node.in[j].value]; };
-    const auto* m = std::get_if<Map>(&node.op);
-    if (k == 0) {
-      polynomial[k] = Quadratic{0, 1, 0};
-    } else if (constant) {
-      polynomial[k] = Quadratic{constant->values->front(), 0, 0};
-    } else if (const auto* s = std::get_if<Scale>(&node.op)) {
-      if (p(0)) polynomial[k] = combined({}, s->factor, *p(0));
-      split[k] = {of(0).exponent, b.scale(s->factor, 0, of(0).rest)};
-    } else if (!m) {
-      if (node.in.size() != 1) continue;
-      polynomial[k] = p(0);
-      split[k] = {of(0).exponent, of(0).exponent == Quadratic{} ? value[k] : of(0).rest};  // Expand
-    } else if (m->fn == Fn::kExp) {
-      split[k] = exponential_of(node.in[0], 1);
-    } else if (m->fn == Fn::kAdd || m->fn == Fn::kSub) {
-      if (p(0) && p(1)) polynomial[k] = combined(*p(0), m->fn == Fn::kAdd ? 1 : -1, *p(1));
-      if (of(0).exponent == of(1).exponent && of(0).exponent != Quadratic{})
-        split[k] = {of(0).exponent, b.map(m->fn, {of(0).rest, of(1).rest})};
-      else if (b.is_zero(value[node.in[1].value]))
-        split[k] = of(0);
-      else if (b.is_zero(value[node.in[0].value]) && m->fn == Fn::kAdd)
-        split[k] = of(1);
-    } else if (m->fn == Fn::kMul) {
-      if (p(0) && p(1)) {
-        const Quadratic &x = *p(0), &y = *p(1);
-        if (x[2] * y[1] == 0 && x[1] * y[2] == 0 && x[2] * y[2] == 0)
-          polynomial[k] = Quadratic{x[0] * y[0], x[0] * y[1] + x[1] * y[0],
-                                    x[0] * y[2] + x[1] * y[1] + x[2] * y[0]};
-      }
-      split[k] = {combined(of(0).exponent, 1, of(1).exponent), b.times(of(0).rest, of(1).rest)};
-    } else if (m->fn == Fn::kDiv) {
-      if (p(0) && p(1) && (*p(1))[0] != 0 && (*p(1))[1] == 0 && (*p(1))[2] == 0)
-        polynomial[k] = combined({}, 1 / (*p(1))[0], *p(0));
-      split[k] = {combined(of(0).exponent, -1, of(1).exponent),
-                  b.map(Fn::kDiv, {of(0).rest, of(1).rest})};
-    } else if (m->fn == Fn::kPower || m->fn == Fn::kSqrt) {
-      const double n = m->fn == Fn::kSqrt ? 0.5 : m->parameter;
-      if (n == 2 && p(0) && (*p(0))[2] == 0)
-        polynomial[k] = Quadratic{(*p(0))[0] * (*p(0))[0], 2 * (*p(0))[0] * (*p(0))[1],
-                                  (*p(0))[1] * (*p(0))[1]};
-      if (of(0).exponent != Quadratic{})
-        split[k] = {combined({}, n, of(0).exponent), b.map(m->fn, {of(0).rest}, m->parameter)};
-    }
-  }
-  const auto [exponent, rest] = split[f.out.value];
+  const auto [exponent, rest] = ExponentialFactors(b, f.program).of(f.out);
   Exponential out{exponent[0], exponent[1], exponent[2], id};
   if (!out.trivial()) {
     // Only what the rest needs: kinks are looked for in all nodes.
@@ -635,15 +807,6 @@ std::vector<std::pair<double, double>> FunctionTable::jumps(Id f) const {
 
 void FunctionTable::find_kinks(Function& f) {
   const Program& program = f.program;
-  const auto difference_at = [&](const Node& node, double x) {
-    std::vector<std::vector<double>> values;
-    NodeId last = node.in[0];
-    for (const NodeId i : node.in) last = std::max(last, i);
-    run(program, 1, &x, values, last);
-    const bool two = arity(std::get<Map>(node.op).fn) == 2 && std::get<Map>(node.op).fn != Fn::kDiv;
-    return two ? values[node.in[0].value][0] - values[node.in[1].value][0]
-               : values[node.in[node.in.size() == 2 ? 1 : 0].value][0];
-  };
   for (std::size_t k = 1; k <= f.out.value; ++k) {
     const Node& node = program.nodes[k];
     const auto* m = std::get_if<Map>(&node.op);
@@ -659,56 +822,18 @@ void FunctionTable::find_kinks(Function& f) {
     } else if (!traits.first_delta && !traits.constant_on_pieces) {
       continue;  // an equality holds at a point, which no grid may sample, and is a break too
     }
-    const auto g = [&](double x) { return difference_at(node, x); };
-    const std::size_t before = f.kinks.size();
-    const double g0 = g(0), g1 = g(1) - g0;
-    bool linear = true;
-    for (const double x : {-7.0, -0.3, 0.5, 3.0, 11.0})
-      linear =
-          linear && std::abs(g(x) - (g0 + g1 * x)) <= 1e-14 * (std::abs(g0) + std::abs(g1 * x));
-    if (linear) {
-      if (g1 != 0) f.kinks.push_back(g0 == 0 ? 0.0 : -g0 / g1);
-      f.null = f.null ||
-               (m->fn == Fn::kEqual && NodeId{static_cast<std::uint32_t>(k)} == f.out && g1 != 0);
+    const BreakArgument g(program, node);
+    std::vector<double> breaks;
+    if (const auto line = as_line(g)) {
+      const auto [g0, g1] = *line;
+      if (g1 != 0) breaks.push_back(g0 == 0 ? 0.0 : -g0 / g1);
+      f.null = f.null || (m->fn == Fn::kEqual && k == f.out.value && g1 != 0);
     } else {
-      // As many roots on a grid as fine as any kink may need, or there are too many.
-      std::vector<double> grid(40'001);
-      for (std::size_t i = 0; i < grid.size(); ++i)
-        grid[i] = std::sinh(std::asinh(1e4) * (static_cast<double>(i) - 20'000.3) / 20'000);
-      std::vector<std::vector<double>> on_grid;
-      NodeId last = node.in[0];
-      for (const NodeId i : node.in) last = std::max(last, i);
-      run(program, static_cast<std::int64_t>(grid.size()), grid.data(), on_grid, last);
-      const bool two = arity(m->fn) == 2 && m->fn != Fn::kDiv;
-      const auto read = [&](NodeId id, std::size_t i) {
-        return program[id].type.width ? on_grid[id.value][i] : on_grid[id.value][0];
-      };
-      std::size_t changes = 0;
-      double previous = 0;
-      for (std::size_t i = 0; i < grid.size(); ++i) {
-        const double now = two ? read(node.in[0], i) - read(node.in[1], i)
-                               : read(node.in[node.in.size() == 2 ? 1 : 0], i);
-        if (now != 0 && previous != 0 && (now > 0) != (previous > 0)) ++changes;
-        if (now != 0) previous = now;
-      }
-      double left = -1e4, at_left = g(left);
-      for (int i = 1; i <= 2000; ++i) {
-        const double right = std::sinh(std::asinh(1e4) * (i - 1000) / 1000.0), at_right = g(right);
-        // A change of sign, or an edge of where g is 0: a condition may be 0 on a half-line.
-        if ((at_left == 0) != (at_right == 0) || at_left * at_right < 0) {
-          double a = left, b = right;
-          for (int j = 0; j < 200 && b - a > 1e-16 * (std::abs(a) + std::abs(b)); ++j) {
-            const double middle = 0.5 * (a + b), value = g(middle);
-            (at_left == 0 ? value == 0 : value * at_left > 0) ? a = middle : b = middle;
-          }
-          f.kinks.push_back(at_right == 0 ? b : at_left == 0 ? a : 0.5 * (a + b));
-        }
-        left = right;
-        at_left = at_right;
-      }
-      if (changes > f.kinks.size() - before) f.integrable = false;
+      breaks = roots(g);
+      if (sign_changes(g) > breaks.size()) f.integrable = false;  // there are too many
     }
-    if (m->fn == Fn::kDiv && f.kinks.size() > before) f.integrable = false;
+    if (m->fn == Fn::kDiv && !breaks.empty()) f.integrable = false;
+    f.kinks.insert(f.kinks.end(), breaks.begin(), breaks.end());
   }
   std::sort(f.kinks.begin(), f.kinks.end());
   f.kinks.erase(std::unique(f.kinks.begin(), f.kinks.end()), f.kinks.end());

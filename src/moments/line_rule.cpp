@@ -288,52 +288,43 @@ class Enclosures {
   }
 
   E map(const Map& m, const Node& n) {
-    const E& a = nodes_[n.in[0].value];
-    const auto argument = [&](double x) { return value_at(n.in[0], x); };
-    const auto two = [&](const std::function<E(int)>& branch, const std::function<E()>& whole) {
-      const int s = sign_of(a, argument);
-      return s == 0 ? unknown(whole()) : branch(s);
-    };
-    const auto hull = [](const E& x, const E& y) {
-      return E{x.left,
-               y.right,
-               {std::min(x.range.lo, y.range.lo), std::max(x.range.hi, y.range.hi)},
-               kAll,
-               kEverywhere};
-    };
+    return n.in.size() == 1 ? of_one(m, n.in[0]) : of_several(m.fn, n);
+  }
+
+  static E hull(const E& x, const E& y) {
+    return {x.left,
+            y.right,
+            {std::min(x.range.lo, y.range.lo), std::max(x.range.hi, y.range.hi)},
+            kAll,
+            kEverywhere};
+  }
+  /// What breaks where x is 0: a branch, by the sign of x, if x has one on the panel, else the
+  /// whole.
+  E by_sign(NodeId x, const std::function<E(int)>& branch, const std::function<E()>& whole) {
+    const int s = cut_at_root(x);
+    return s == 0 ? unknown(whole()) : branch(s);
+  }
+
+  E of_one(const Map& m, NodeId x) {
+    const E& a = nodes_[x.value];
     switch (m.fn) {
       case Fn::kAbs:
-        return two(
-            [&](int s) { return s < 0 ? scaled(-1, a) : a; },
+        return by_sign(
+            x, [&](int s) { return s < 0 ? scaled(-1, a) : a; },
             [&] {
               return E{std::abs(a.left), std::abs(a.right), {0, a.range.size()}, kAll, kEverywhere};
             });
       case Fn::kSign:
-        return two([&](int s) { return fixed(s == 2 ? 0 : s); },
-                   [&] { return hull(fixed(-1), fixed(1)); });
+        return by_sign(
+            x, [&](int s) { return fixed(s == 2 ? 0 : s); },
+            [&] { return hull(fixed(-1), fixed(1)); });
       case Fn::kStep:
-        return two([&](int s) { return fixed(s == 1 ? 1 : 0); },
-                   [&] { return hull(fixed(0), fixed(1)); });
-      case Fn::kRelu:
-      case Fn::kLeakyRelu: {
-        const double slope = m.fn == Fn::kRelu ? 0 : m.parameter;
-        return two([&](int s) { return s > 0 ? a : scaled(slope, a); },
-                   [&] { return hull(scaled(slope, a), a); });
-      }
-      case Fn::kElu: {
-        const auto below = [&] {
-          return scaled(m.parameter, sum(elementary(Fn::kExp, a), fixed(-1)));
-        };
-        return two([&](int s) { return s > 0 ? a : below(); },
-                   [&] {
-                     return E{
-                         0,
-                         0,
-                         {-std::abs(m.parameter), std::max(std::abs(m.parameter), a.range.size())},
-                         kAll,
-                         kEverywhere};
-                   });
-      }
+        return by_sign(
+            x, [&](int s) { return fixed(s == 1 ? 1 : 0); },
+            [&] { return hull(fixed(0), fixed(1)); });
+      case Fn::kRelu: return leaky_relu(x, 0);
+      case Fn::kLeakyRelu: return leaky_relu(x, m.parameter);
+      case Fn::kElu: return elu(x, m.parameter);
       case Fn::kSilu: return product(a, elementary(Fn::kSigmoid, a));
       case Fn::kGelu: return product(a, elementary(Fn::kGelu, a));
       case Fn::kGeluTanh: {
@@ -343,8 +334,7 @@ class Enclosures {
       }
       case Fn::kSqrt: return power_of(a, 0.5);
       case Fn::kPower:
-        (void)sign_of(a,
-                      argument);  // where a pole may be, also one of even order, is a place to cut
+        cut_at_root(x);  // where a pole may be, also one of even order
         return power_of(a, m.parameter);
       case Fn::kTanh:
       case Fn::kSigmoid:
@@ -356,77 +346,110 @@ class Enclosures {
       case Fn::kLog: return elementary(m.fn, a);
       default: break;
     }
-    TPLIMIT_CHECK(n.in.size() > 1,
-                  "a function that quadrature encloses, or one with a definition, got {}",
+    TPLIMIT_CHECK(false, "a function that quadrature encloses, or one with a definition, got {}",
                   name(m.fn));
-    const E& b = nodes_[n.in[1].value];
-    const auto gap = [&](double x) { return value_at(n.in[0], x) - value_at(n.in[1], x); };
-    switch (m.fn) {
+    return {};
+  }
+
+  /// slope x below 0, x above.
+  E leaky_relu(NodeId x, double slope) {
+    const E& a = nodes_[x.value];
+    return by_sign(
+        x, [&](int s) { return s > 0 ? a : scaled(slope, a); },
+        [&] { return hull(scaled(slope, a), a); });
+  }
+  /// alpha (exp(x) - 1) below 0, x above.
+  E elu(NodeId x, double alpha) {
+    const E& a = nodes_[x.value];
+    return by_sign(
+        x,
+        [&](int s) { return s > 0 ? a : scaled(alpha, sum(elementary(Fn::kExp, a), fixed(-1))); },
+        [&] {
+          return E{0,
+                   0,
+                   {-std::abs(alpha), std::max(std::abs(alpha), a.range.size())},
+                   kAll,
+                   kEverywhere};
+        });
+  }
+
+  E of_several(Fn fn, const Node& n) {
+    const E &a = nodes_[n.in[0].value], &b = nodes_[n.in[1].value];
+    switch (fn) {
       case Fn::kAdd: return sum(a, b);
       case Fn::kSub: return difference(a, b);
       case Fn::kMul:
         if (n.in[0] != n.in[1]) return product(a, b);
-        (void)sign_of(a, argument);
+        cut_at_root(n.in[0]);
         return square_of(a);
-      case Fn::kDiv: {
-        (void)sign_of(b,
-                      [&](double x) { return value_at(n.in[1], x); });  // a pole is a place to cut
+      case Fn::kDiv:
+        cut_at_root(n.in[1]);  // a pole
         return finish({a.left / b.left, a.right / b.right, a.range * inverse(b.range),
                        b.slope.lo == 0 && b.slope.hi == 0 ? a.slope * inverse(b.range) : kAll,
                        a.box * inverse(b.box)});
-      }
-      case Fn::kPow: {
+      case Fn::kPow:
         if (b.range.lo == b.range.hi) return power_of(a, b.range.lo);
         return elementary(Fn::kExp, product(b, elementary(Fn::kLog, a)));
-      }
       case Fn::kMin:
       case Fn::kMax: {
-        const int s = sign_of(difference(a, b), gap);
+        const int s = sign_of_difference(n);
         if (s == 0) return unknown(hull(a, b));
-        return (s > 0) == (m.fn == Fn::kMax) ? a : b;
+        return (s > 0) == (fn == Fn::kMax) ? a : b;
       }
       case Fn::kLess:
       case Fn::kLessEqual:
       case Fn::kEqual:
       case Fn::kNotEqual: {
-        const int s = sign_of(difference(a, b), gap);
+        const int s = sign_of_difference(n);
         if (s == 0) return unknown(hull(fixed(0), fixed(1)));
         const bool equal = s == 2;
-        return fixed(m.fn == Fn::kLess        ? s < 0
-                     : m.fn == Fn::kLessEqual ? s < 0 || equal
-                                              : (m.fn == Fn::kEqual) == equal);
+        return fixed(fn == Fn::kLess        ? s < 0
+                     : fn == Fn::kLessEqual ? s < 0 || equal
+                                            : (fn == Fn::kEqual) == equal);
       }
       case Fn::kWhere: {
         const E& c = nodes_[n.in[2].value];
-        const int s = sign_of(a, argument);
+        const int s = cut_at_root(n.in[0]);
         if (s == 0 && a.box.size() == kInfinity)
           return unknown(hull(b, c));  // a condition that jumps here
         return s == 2 ? c : b;         // elsewhere it is 0 at points only
       }
-      case Fn::kMod: {
-        const E ratio =
-            product(a, finish({1 / b.left, 1 / b.right, inverse(b.range), kAll, inverse(b.box)}));
-        const Interval whole{std::floor(ratio.range.lo), std::floor(ratio.range.hi)};
-        // Not by a value: one point may be another one than all others, as sign(h^2) at 0.
-        const double middle = whole.bounded() ? std::floor(0.5 * (ratio.range.lo + ratio.range.hi))
-                                              : std::floor(value_at(n.in[0], 0.5 * (from_ + to_)) /
-                                                           value_at(n.in[1], 0.5 * (from_ + to_)));
-        // Away from the jumps y floor(x / y) is a multiple of y.  What is analytic touches a jump
-        // at points only.
-        const bool analytic = std::isfinite(ratio.box.size()) && ratio.range.lo < ratio.range.hi;
-        const double noise = analytic ? 1e-12 * std::max(1.0, ratio.range.size()) : 0;
-        if (whole.bounded() && ratio.range.lo >= middle - noise &&
-            (ratio.range.hi < middle + 1 || (analytic && ratio.range.hi <= middle + 1 + noise)))
-          return difference(a, scaled(middle, b));
-        for (const double jump : {middle, middle + 1})
-          (void)sign_of(difference(ratio, fixed(jump)), [&](double x) {
-            return value_at(n.in[0], x) / value_at(n.in[1], x) - jump;
-          });
-        return unknown({0, 0, {-b.range.size(), b.range.size()}, kAll, kEverywhere});
-      }
+      case Fn::kMod: return modulo(n.in[0], n.in[1]);
       default: return unknown({0, 0, kAll, kAll, kEverywhere});
     }
   }
+
+  /// Its sign; where that changes is a place to cut.
+  int cut_at_root(NodeId x) {
+    return sign_of(nodes_[x.value], [&](double at) { return value_at(x, at); });
+  }
+  int sign_of_difference(const Node& n) {
+    return sign_of(difference(nodes_[n.in[0].value], nodes_[n.in[1].value]),
+                   [&](double x) { return value_at(n.in[0], x) - value_at(n.in[1], x); });
+  }
+
+  /// x - y floor(x / y).
+  E modulo(NodeId x, NodeId y) {
+    const E &a = nodes_[x.value], &b = nodes_[y.value];
+    const E ratio =
+        product(a, finish({1 / b.left, 1 / b.right, inverse(b.range), kAll, inverse(b.box)}));
+    const auto ratio_at = [&](double at) { return value_at(x, at) / value_at(y, at); };
+    const Interval whole{std::floor(ratio.range.lo), std::floor(ratio.range.hi)};
+    // Not by a value: one point may be another one than all others, as sign(h^2) at 0.
+    const double middle = std::floor(whole.bounded() ? 0.5 * (ratio.range.lo + ratio.range.hi)
+                                                     : ratio_at(0.5 * (from_ + to_)));
+    // Away from the jumps y floor(x / y) is a multiple of y.  What is analytic touches a jump
+    // at points only.
+    const bool analytic = std::isfinite(ratio.box.size()) && ratio.range.lo < ratio.range.hi;
+    const double noise = analytic ? 1e-12 * std::max(1.0, ratio.range.size()) : 0;
+    if (whole.bounded() && ratio.range.lo >= middle - noise &&
+        (ratio.range.hi < middle + 1 || (analytic && ratio.range.hi <= middle + 1 + noise)))
+      return difference(a, scaled(middle, b));
+    for (const double jump : {middle, middle + 1})
+      (void)sign_of(difference(ratio, fixed(jump)), [&](double at) { return ratio_at(at) - jump; });
+    return unknown({0, 0, {-b.range.size(), b.range.size()}, kAll, kEverywhere});
+  }
+
   static E square_of(const E& a) {
     return finish({a.left * a.left, a.right * a.right, square(a.range),
                    Interval{2, 2} * (a.range * a.slope), square(a.box)});

@@ -433,6 +433,83 @@ std::shared_ptr<const PairSide> PairMatrix::side_of(bool left) const {
   return out;
 }
 
+void PairMatrix::dense_entries(int row, int j, int size, const PairOutput& to) const {
+  const int c = column_map_.empty() ? j : column_map_[static_cast<std::size_t>(j)],
+            end = std::min(rows_, row + size);
+  const double* from = values_->col(c).data();
+  if (row_map_.empty())
+    std::copy_n(from + row, end - row, to.value);
+  else
+    for (int i = row; i < end; ++i) to.value[i - row] = from[row_map_[static_cast<std::size_t>(i)]];
+  std::fill(to.value + (end - row), to.value + size, 0.0);
+  std::fill_n(to.error, size, error_);
+}
+
+void PairMatrix::angle_entries(const PairColumn& p, const PairInput& in, const Channels& out,
+                               MomentStatus& status) const {
+  std::array<double, kTileRows> found, error;
+  const double* gaps = in.gap;
+  if (in_[0]->gapped_) {
+    gap_errors(p.count, in_[0]->gap_, gaps, error.data());
+  } else {
+    gaps_of_values(p, in.c, in.error, found.data(), error.data(), status);
+    gaps = found.data();
+  }
+  pair_angles(p, sign_, in.c, gaps, error.data(), {out.at[0], out.at[1], out.at[2], out.at[3]});
+}
+
+/// K = factor kernel(f^2 a, g^2 b, f g c), with the error |dK/da| e_a + |dK/db| e_b + |dK/dc| e_c,
+/// derivatives by differences.
+void PairMatrix::closed_entries(const PairColumn& own, const PairColumn& p, const PairInput& in,
+                                const PairOutput& to, MomentStatus& status) const {
+  const std::size_t count = p.count, across = p.one_b ? 1 : count;
+  const double f = scale_left_ * scale_left_, g = scale_right_ * scale_right_,
+               h = scale_left_ * scale_right_;
+  std::vector<double> a(count), b(across), c(count), moved(count), value(count), total(count, 0.0);
+  const auto root_ab = [&](std::size_t i) { return p.root_a[i] * p.root_b[p.one_b ? 0 : i]; };
+  const auto run = [&](double by_a, double by_b, double by_c, std::vector<double>& K) {
+    for (std::size_t i = 0; i < count; ++i) {
+      a[i] = f * p.a[i] * (1 + by_a);
+      const double root = root_ab(i), x = in.c[i];
+      c[i] = h * (p.same ? x * (1 + by_c) : x - by_c * (x < 0 ? -root : root));
+    }
+    for (std::size_t i = 0; i < across; ++i) b[i] = g * p.b[i] * (1 + by_b);
+    return form_.kernel(a, b, c, K);
+  };
+  const auto change = [&](std::size_t i) { return std::abs(moved[i] - value[i]); };
+  status.merge(run(0, 0, 0, value));
+  if (p.same) {
+    (void)run(kStep, kStep, kStep, moved);
+    for (std::size_t i = 0; i < count; ++i) total[i] += change(i) / kStep * p.error_a[i];
+  } else {
+    (void)run(kStep, 0, 0, moved);
+    for (std::size_t i = 0; i < count; ++i) total[i] += change(i) / kStep * p.error_a[i];
+    (void)run(0, kStep, 0, moved);
+    for (std::size_t i = 0; i < count; ++i)
+      total[i] += change(i) / kStep * p.error_b[p.one_b ? 0 : i];
+    (void)run(0, 0, kStep, moved);
+    for (std::size_t i = 0; i < count; ++i) {
+      const double root = root_ab(i);
+      if (!(root > 0)) continue;
+      const double relative = in.error[i] / root;
+      // Near a correlation of 1 products of jumps go like the root of the distance.
+      const bool steep = form_.jumps && root - std::abs(in.c[i]) < 10 * kStep * root;
+      total[i] += steep ? change(i) * std::sqrt((relative + kEpsilon) / kStep)
+                        : change(i) * relative / kStep;
+    }
+  }
+  double largest = 0;
+  for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(factor_ * value[i]));
+  for (std::size_t i = 0; i < count; ++i) {
+    to.value[i] = factor_ * value[i];
+    const double natural =
+        p.same  ? std::abs(to.value[i])
+        : own.a ? std::max(std::abs(to.value[i]), own.root_a[i] * own.root_b[own.one_b ? 0 : i])
+                : largest;
+    to.error[i] = std::abs(factor_) * total[i] + kGenericError * natural;
+  }
+}
+
 /// A column of a tile.  own: the variances of this node (may be missing); sides: those of its
 /// operands.
 void PairMatrix::entries(const PairColumn& own, std::span<const PairColumn> sides,
@@ -444,19 +521,7 @@ void PairMatrix::entries(const PairColumn& own, std::span<const PairColumn> side
   };
   const PairOutput to{out.at[0], out.at[1], gap ? out.at[2] : nullptr};
   switch (kind_) {
-    case Kind::kDense: {
-      const int c = column_map_.empty() ? j : column_map_[static_cast<std::size_t>(j)],
-                end = std::min(rows_, row + size);
-      const double* from = values_->col(c).data();
-      if (row_map_.empty())
-        std::copy_n(from + row, end - row, to.value);
-      else
-        for (int i = row; i < end; ++i)
-          to.value[i - row] = from[row_map_[static_cast<std::size_t>(i)]];
-      std::fill(to.value + (end - row), to.value + size, 0.0);
-      std::fill_n(to.error, count, error_);
-      break;
-    }
+    case Kind::kDense: dense_entries(row, j, size, to); break;
     case Kind::kGram:
       gram_pairs(own, a_.data() + row, leading_, packed + j % static_cast<int>(kPairLanes), depth_,
                  to);
@@ -488,19 +553,7 @@ void PairMatrix::entries(const PairColumn& own, std::span<const PairColumn> side
       }
       break;
     case Kind::kProduct: multiply_pairs(count, input(0), input(1), to); break;
-    case Kind::kAngles: {
-      std::array<double, kTileRows> found, error;
-      const double* gaps = in[0].at[2];
-      if (in_[0]->gapped_) {
-        gap_errors(count, in_[0]->gap_, gaps, error.data());
-      } else {
-        gaps_of_values(sides[0], in[0].at[0], in[0].at[1], found.data(), error.data(), status);
-        gaps = found.data();
-      }
-      pair_angles(sides[0], sign_, in[0].at[0], gaps, error.data(),
-                  {out.at[0], out.at[1], out.at[2], out.at[3]});
-      break;
-    }
+    case Kind::kAngles: angle_entries(sides[0], input(0), out, status); break;
     case Kind::kTwoSlope:
     case Kind::kTwoStep: {
       const PairAngles angles{in[1].at[0], in[1].at[1], in[1].at[2], in[1].at[3]};
@@ -527,59 +580,7 @@ void PairMatrix::entries(const PairColumn& own, std::span<const PairColumn> side
       bell_pairs(sides[0], bell_, factor_, scale_left_, x, to);
       break;
     }
-    case Kind::kClosed: {
-      // Values and differences for the derivatives by the covariance and by the variances.
-      const PairColumn& p = sides[0];
-      const std::size_t across = p.one_b ? 1 : count;
-      const double f = scale_left_ * scale_left_, g = scale_right_ * scale_right_,
-                   h = scale_left_ * scale_right_;
-      std::vector<double> a(count), b(across), c(count), moved(count), value(count),
-          total(count, 0.0);
-      const auto run = [&](double by_a, double by_b, double by_c, std::vector<double>& K) {
-        for (std::size_t i = 0; i < count; ++i) {
-          a[i] = f * p.a[i] * (1 + by_a);
-          const double root = p.root_a[i] * p.root_b[p.one_b ? 0 : i], x = in[0].at[0][i];
-          c[i] = h * (p.same ? x * (1 + by_c) : x - by_c * (x < 0 ? -root : root));
-        }
-        for (std::size_t i = 0; i < across; ++i) b[i] = g * p.b[i] * (1 + by_b);
-        return form_.kernel(a, b, c, K);
-      };
-      status.merge(run(0, 0, 0, value));
-      if (p.same) {
-        (void)run(kStep, kStep, kStep, moved);
-        for (std::size_t i = 0; i < count; ++i)
-          total[i] += std::abs(moved[i] - value[i]) / kStep * p.error_a[i];
-      } else {
-        (void)run(kStep, 0, 0, moved);
-        for (std::size_t i = 0; i < count; ++i)
-          total[i] += std::abs(moved[i] - value[i]) / kStep * p.error_a[i];
-        (void)run(0, kStep, 0, moved);
-        for (std::size_t i = 0; i < count; ++i)
-          total[i] += std::abs(moved[i] - value[i]) / kStep * p.error_b[p.one_b ? 0 : i];
-        (void)run(0, 0, kStep, moved);
-        for (std::size_t i = 0; i < count; ++i) {
-          const double root = p.root_a[i] * p.root_b[p.one_b ? 0 : i];
-          if (!(root > 0)) continue;
-          const double relative = in[0].at[1][i] / root, change = std::abs(moved[i] - value[i]);
-          // Near a correlation of 1 products of jumps go like the root of the distance.
-          const bool steep = form_.jumps && root - std::abs(in[0].at[0][i]) < 10 * kStep * root;
-          total[i] +=
-              steep ? change * std::sqrt((relative + kEpsilon) / kStep) : change * relative / kStep;
-        }
-      }
-      double largest = 0;
-      for (std::size_t i = 0; i < count; ++i)
-        largest = std::max(largest, std::abs(factor_ * value[i]));
-      for (std::size_t i = 0; i < count; ++i) {
-        to.value[i] = factor_ * value[i];
-        const double natural =
-            p.same  ? std::abs(to.value[i])
-            : own.a ? std::max(std::abs(to.value[i]), own.root_a[i] * own.root_b[own.one_b ? 0 : i])
-                    : largest;
-        to.error[i] = std::abs(factor_) * total[i] + kGenericError * natural;
-      }
-      break;
-    }
+    case Kind::kClosed: closed_entries(own, sides[0], input(0), to, status); break;
     case Kind::kSided:
       std::copy_n(in[0].at[0], count, to.value);
       std::copy_n(in[0].at[1], count, to.error);
@@ -592,162 +593,229 @@ void PairMatrix::entries(const PairColumn& own, std::span<const PairColumn> side
 struct PairMatrix::Plan {
   std::vector<const PairMatrix*> nodes;
   std::vector<std::vector<std::size_t>> in;
-  std::vector<std::size_t> slot, target;  // target: 1 + which, 0 if none
+  std::vector<std::size_t> slot, target;              // target: 1 + which, 0 if none
+  std::vector<std::vector<std::size_t>> same_target;  // other targets that are the same node
   std::vector<bool> gap;
   std::size_t slots = 0;
+
+  explicit Plan(std::span<const Target> targets) {
+    order(targets);
+    want_gaps();
+    place_targets(targets);
+    share_memory();
+  }
+
+ private:
+  std::unordered_map<const PairMatrix*, std::size_t> place_;
+
+  void order(std::span<const Target> targets) {
+    std::vector<const PairMatrix*> left;
+    for (const Target& t : targets) left.push_back(t.pairs.get());
+    while (!left.empty()) {
+      const PairMatrix* x = left.back();
+      left.pop_back();
+      if (!place_.emplace(x, 0).second) continue;
+      nodes.push_back(x);
+      for (const Pairs& operand : x->in_) left.push_back(operand.get());
+    }
+    std::sort(nodes.begin(), nodes.end(),
+              [](const auto* a, const auto* b) { return a->serial_ < b->serial_; });
+    for (std::size_t k = 0; k < nodes.size(); ++k) place_[nodes[k]] = k;
+    for (const PairMatrix* x : nodes) {
+      in.emplace_back();
+      for (const Pairs& operand : x->in_) in.back().push_back(place_[operand.get()]);
+    }
+  }
+
+  /// From what takes gaps back to what they come from.
+  void want_gaps() {
+    gap.assign(nodes.size(), false);
+    for (std::size_t k = nodes.size(); k-- > 0;) {
+      const PairMatrix& x = *nodes[k];
+      const bool wants = x.kind_ == Kind::kAngles || x.kind_ == Kind::kErf ||
+                         x.kind_ == Kind::kBell || (gap[k] && x.gapped_);
+      for (const std::size_t i : in[k])
+        if (wants && nodes[i]->gapped_ && nodes[i]->kind_ != Kind::kAngles) gap[i] = true;
+    }
+  }
+
+  void place_targets(std::span<const Target> targets) {
+    target.assign(nodes.size(), 0);
+    same_target.resize(targets.size());
+    for (std::size_t t = 0; t < targets.size(); ++t) {
+      std::size_t& own = target[place_[targets[t].pairs.get()]];
+      if (own == 0)
+        own = t + 1;
+      else
+        same_target[own - 1].push_back(t);
+    }
+  }
+
+  /// Memory of a node is free after the last one that it is an operand of.
+  void share_memory() {
+    const std::size_t count = nodes.size();
+    std::vector<std::size_t> last(count);
+    for (std::size_t k = 0; k < count; ++k) {
+      last[k] = k;
+      for (const std::size_t i : in[k]) last[i] = k;
+    }
+    std::vector<std::vector<std::size_t>> ends(count);
+    for (std::size_t k = 0; k < count; ++k) ends[last[k]].push_back(k);
+    std::vector<std::size_t> free;
+    slot.resize(count);
+    for (std::size_t k = 0; k < count; ++k) {
+      if (free.empty()) free.push_back(slots++);
+      slot[k] = free.back();
+      free.pop_back();
+      for (const std::size_t done : ends[k]) free.push_back(slot[done]);
+    }
+  }
+};
+
+/// Tiles of one band of columns, all nodes one tile at a time.
+class PairMatrix::Band {
+ public:
+  Band(const Plan& plan, std::span<const Target> targets, bool symmetric, std::uint64_t disturbance)
+      : plan_(plan),
+        targets_(targets),
+        symmetric_(symmetric),
+        disturbance_(disturbance),
+        rows_(targets[0].pairs->rows_),
+        memory_(std::make_unique_for_overwrite<double[]>(plan.slots * 4 * kChannel + 8)),
+        largest_(targets.size(), 0.0),
+        largest_error_(targets.size(), 0.0) {}
+
+  void evaluate(int begin, int end) {
+    for (int first = begin; first < end; first += kTileColumns) {
+      first_ = first;
+      stop_ = std::min(first + kTileColumns, end);
+      for (row_ = 0; row_ < (symmetric_ ? std::min(rows_, stop_) : rows_); row_ += kTileRows) {
+        constexpr int kLanes = static_cast<int>(kPairLanes);
+        tall_ = std::min(kTileRows,
+                         (std::min(rows_, row_ + kTileRows) - row_ + kLanes - 1) / kLanes * kLanes);
+        for (std::size_t k = 0; k < plan_.nodes.size(); ++k) tile(k);
+      }
+    }
+  }
+
+  void merge_into(MomentStatus& status, std::span<Target> targets) const {
+    status.merge(status_);
+    for (std::size_t t = 0; t < targets.size(); ++t) {
+      targets[t].largest = std::max(targets[t].largest, largest_[t]);
+      targets[t].largest_error = std::max(targets[t].largest_error, largest_error_[t]);
+    }
+  }
+
+ private:
+  static constexpr std::size_t kChannel = std::size_t{kTileRows} * kTileColumns;
+
+  [[nodiscard]] double* memory_of(std::size_t k) const {
+    return memory_.get() + plan_.slot[k] * 4 * kChannel;
+  }
+  [[nodiscard]] Channels channels(std::size_t k, int j) const {
+    double* base = memory_of(k) + static_cast<std::size_t>(j - first_) * kTileRows;
+    return {{base, base + kChannel, base + 2 * kChannel, base + 3 * kChannel}};
+  }
+
+  void tile(std::size_t k) {
+    const PairMatrix& x = *plan_.nodes[k];
+    if (x.kind_ == Kind::kGram) {
+      x.pack(x.symmetric_ ? x.a_ : x.b_, x.symmetric_ ? x.leading_ : x.leading_b_,
+             static_cast<std::size_t>(first_), packed_);
+      gram_tile(static_cast<std::size_t>(tall_), x.a_.data() + row_, x.leading_, packed_.data(),
+                x.depth_, memory_of(k), kTileRows);
+    }
+    const std::size_t target = plan_.target[k];
+    for (int j = first_; j < stop_; ++j) {
+      const Channels out = channels(k, j);
+      column(k, j, out);
+      if (target != 0) hand_over(target - 1, j, out);
+    }
+    if (target != 0 && symmetric_) mirror(targets_[target - 1], memory_of(k));
+  }
+
+  void column(std::size_t k, int j, const Channels& out) {
+    const PairMatrix& x = *plan_.nodes[k];
+    in_.clear();
+    sides_.clear();
+    for (const std::size_t i : plan_.in[k]) {
+      in_.push_back(channels(i, j));
+      if (plan_.nodes[i]->kind_ != Kind::kAngles && !plan_.gap[i]) in_.back().at[2] = nullptr;
+      sides_.push_back(plan_.nodes[i]->column(row_, tall_, j));
+    }
+    x.entries(x.column(row_, tall_, j), sides_, in_, out, plan_.gap[k] && x.gapped_, row_, j, tall_,
+              packed_.data(), status_);
+    // A variable with itself: its errors stay on the diagonal, where correlations near 1 may part.
+    if (x.symmetric_ && x.left_ && x.kind_ != Kind::kAngles && j >= row_ && j < row_ + tall_) {
+      const auto i = static_cast<std::size_t>(j);
+      out.at[0][j - row_] = x.left_->variance[i];
+      out.at[1][j - row_] = x.left_->error[i] * x.left_->variance[i];
+    }
+  }
+
+  void hand_over(std::size_t t, int j, const Channels& column) {
+    const int bottom =
+        symmetric_ ? std::min({rows_, row_ + tall_, j + 1}) : std::min(rows_, row_ + tall_);
+    if (disturbance_ != 0)
+      disturb_pairs(static_cast<std::size_t>(std::max(0, bottom - row_)), disturbance_,
+                    column.at[0], column.at[1]);
+    for (int i = row_; i < bottom; ++i) {
+      const double v = column.at[0][i - row_], e = column.at[1][i - row_];
+      const auto to = static_cast<std::size_t>(j) * static_cast<std::size_t>(rows_) +
+                      static_cast<std::size_t>(i);
+      targets_[t].value[to] = v;
+      if (targets_[t].error) targets_[t].error[to] = e;
+      largest_[t] = std::max(largest_[t], std::abs(v));
+      largest_error_[t] = std::max(largest_error_[t], e);
+      if (!std::isfinite(v)) status_.overflow = true;
+    }
+  }
+
+  /// A row of the tile at a time: its entries stand side by side.
+  void mirror(const Target& t, const double* tile) const {
+    for (int i = row_; i < std::min({rows_, row_ + tall_, stop_}); ++i) {
+      const auto to = static_cast<std::size_t>(i) * static_cast<std::size_t>(rows_);
+      for (int j = std::max(first_, i); j < stop_; ++j) {
+        const std::size_t from =
+            static_cast<std::size_t>(j - first_) * kTileRows + static_cast<std::size_t>(i - row_);
+        t.value[to + static_cast<std::size_t>(j)] = tile[from];
+        if (t.error) t.error[to + static_cast<std::size_t>(j)] = tile[from + kChannel];
+      }
+    }
+  }
+
+  const Plan& plan_;
+  std::span<const Target> targets_;
+  bool symmetric_;
+  std::uint64_t disturbance_;
+  int rows_;
+  int first_ = 0, stop_ = 0, row_ = 0, tall_ = 0;  // of the tile: columns, first row, rows
+  std::unique_ptr<double[]> memory_;
+  std::vector<Channels> in_;
+  std::vector<PairColumn> sides_;
+  std::vector<double> packed_;
+  MomentStatus status_;
+  std::vector<double> largest_, largest_error_;
 };
 
 MomentStatus PairMatrix::evaluate(std::span<Target> targets, const Executor& executor,
                                   std::uint64_t disturbance) {
-  Plan plan;
-  std::vector<const PairMatrix*> left;
-  std::unordered_map<const PairMatrix*, std::size_t> place;
-  for (const Target& t : targets) left.push_back(t.pairs.get());
-  while (!left.empty()) {
-    const PairMatrix* x = left.back();
-    left.pop_back();
-    if (!place.emplace(x, 0).second) continue;
-    plan.nodes.push_back(x);
-    for (const Pairs& in : x->in_) left.push_back(in.get());
-  }
-  std::sort(plan.nodes.begin(), plan.nodes.end(),
-            [](const auto* a, const auto* b) { return a->serial_ < b->serial_; });
-  const std::size_t count = plan.nodes.size();
-  for (std::size_t k = 0; k < count; ++k) place[plan.nodes[k]] = k;
-  plan.gap.assign(count, false);
-  std::vector<std::size_t> last(count);
-  for (std::size_t k = 0; k < count; ++k) {
-    last[k] = std::max(last[k], k);
-    plan.in.emplace_back();
-    for (const Pairs& in : plan.nodes[k]->in_) {
-      plan.in[k].push_back(place[in.get()]);
-      last[plan.in[k].back()] = k;
-    }
-  }
-  for (std::size_t k = count; k-- > 0;) {
-    const PairMatrix& x = *plan.nodes[k];
-    const bool wants = x.kind_ == Kind::kAngles || x.kind_ == Kind::kErf ||
-                       x.kind_ == Kind::kBell || (plan.gap[k] && x.gapped_);
-    for (std::size_t l = 0; l < plan.in[k].size(); ++l)
-      if (const std::size_t i = plan.in[k][l];
-          wants && plan.nodes[i]->gapped_ && plan.nodes[i]->kind_ != Kind::kAngles)
-        plan.gap[i] = true;
-  }
-  plan.target.assign(count, 0);
-  std::vector<std::vector<std::size_t>> same_target(targets.size());
-  for (std::size_t t = 0; t < targets.size(); ++t) {
-    std::size_t& own = plan.target[place[targets[t].pairs.get()]];
-    if (own == 0)
-      own = t + 1;
-    else
-      same_target[own - 1].push_back(t);
-  }
-  std::vector<std::size_t> free;
-  plan.slot.resize(count);
-  std::vector<std::vector<std::size_t>> ends(count);
-  for (std::size_t k = 0; k < count; ++k) ends[last[k]].push_back(k);
-  for (std::size_t k = 0; k < count; ++k) {
-    if (free.empty()) free.push_back(plan.slots++);
-    plan.slot[k] = free.back();
-    free.pop_back();
-    for (const std::size_t done : ends[k]) free.push_back(plan.slot[done]);
-  }
-
+  const Plan plan(targets);
   const int rows = targets[0].pairs->rows_, columns = targets[0].pairs->columns_;
   const bool symmetric = std::all_of(targets.begin(), targets.end(),
                                      [](const Target& t) { return t.pairs->symmetric_; });
-  constexpr std::size_t kChannel = std::size_t{kTileRows} * kTileColumns;
   constexpr int kBand = 64;  // columns of one task
   MomentStatus status;
   std::mutex mutex;
-  executor.parallel((columns + kBand - 1) / kBand, [&](std::int64_t band) {
-    const auto memory = std::make_unique_for_overwrite<double[]>(plan.slots * 4 * kChannel + 8);
-    MomentStatus own_status;
-    std::vector<double> largest(targets.size(), 0.0), largest_error(targets.size(), 0.0);
-    const int end = std::min<int>(columns, static_cast<int>(band + 1) * kBand);
-    std::vector<Channels> in;
-    std::vector<PairColumn> sides;
-    std::vector<double> packed;
-    for (int first = static_cast<int>(band) * kBand; first < end; first += kTileColumns) {
-      const int stop = std::min(first + kTileColumns, end);
-      for (int row = 0; row < (symmetric ? std::min(rows, stop) : rows); row += kTileRows) {
-        const int tall = std::min(
-            kTileRows, (std::min(rows, row + kTileRows) - row + static_cast<int>(kPairLanes) - 1) /
-                           static_cast<int>(kPairLanes) * static_cast<int>(kPairLanes));
-        for (std::size_t k = 0; k < count; ++k) {
-          const PairMatrix& x = *plan.nodes[k];
-          if (x.kind_ == Kind::kGram) {
-            x.pack(x.symmetric_ ? x.a_ : x.b_, x.symmetric_ ? x.leading_ : x.leading_b_,
-                   static_cast<std::size_t>(first), packed);
-            gram_tile(static_cast<std::size_t>(tall), x.a_.data() + row, x.leading_, packed.data(),
-                      x.depth_, memory.get() + plan.slot[k] * 4 * kChannel, kTileRows);
-          }
-          for (int j = first; j < stop; ++j) {
-            const auto channels = [&](std::size_t node) {
-              double* base = memory.get() + plan.slot[node] * 4 * kChannel +
-                             static_cast<std::size_t>(j - first) * kTileRows;
-              return Channels{{base, base + kChannel, base + 2 * kChannel, base + 3 * kChannel}};
-            };
-            in.clear();
-            sides.clear();
-            for (const std::size_t i : plan.in[k]) {
-              in.push_back(channels(i));
-              if (plan.nodes[i]->kind_ != Kind::kAngles && !plan.gap[i]) in.back().at[2] = nullptr;
-              sides.push_back(plan.nodes[i]->column(row, tall, j));
-            }
-            const Channels out = channels(k);
-            x.entries(x.column(row, tall, j), sides, in, out, plan.gap[k] && x.gapped_, row, j,
-                      tall, packed.data(), own_status);
-            // A variable with itself: its errors stay on the diagonal, where correlations near 1
-            // may part.
-            if (x.symmetric_ && x.left_ && x.kind_ != Kind::kAngles && j >= row && j < row + tall) {
-              const auto i = static_cast<std::size_t>(j);
-              out.at[0][j - row] = x.left_->variance[i];
-              out.at[1][j - row] = x.left_->error[i] * x.left_->variance[i];
-            }
-            if (plan.target[k] == 0) continue;
-            const std::size_t t = plan.target[k] - 1;
-            const int bottom =
-                symmetric ? std::min({rows, row + tall, j + 1}) : std::min(rows, row + tall);
-            if (disturbance != 0)
-              disturb_pairs(static_cast<std::size_t>(std::max(0, bottom - row)), disturbance,
-                            out.at[0], out.at[1]);
-            for (int i = row; i < bottom; ++i) {
-              const double v = out.at[0][i - row], e = out.at[1][i - row];
-              const auto to = static_cast<std::size_t>(j) * static_cast<std::size_t>(rows) +
-                              static_cast<std::size_t>(i);
-              targets[t].value[to] = v;
-              if (targets[t].error) targets[t].error[to] = e;
-              largest[t] = std::max(largest[t], std::abs(v));
-              largest_error[t] = std::max(largest_error[t], e);
-              if (!std::isfinite(v)) own_status.overflow = true;
-            }
-          }
-          if (plan.target[k] == 0 || !symmetric) continue;
-          // The mirror image, a row of the tile at a time: its entries stand side by side.
-          const Target& t = targets[plan.target[k] - 1];
-          const double* tile = memory.get() + plan.slot[k] * 4 * kChannel;
-          for (int i = row; i < std::min({rows, row + tall, stop}); ++i) {
-            const auto mirror = static_cast<std::size_t>(i) * static_cast<std::size_t>(rows);
-            for (int j = std::max(first, i); j < stop; ++j) {
-              const std::size_t from = static_cast<std::size_t>(j - first) * kTileRows +
-                                       static_cast<std::size_t>(i - row);
-              t.value[mirror + static_cast<std::size_t>(j)] = tile[from];
-              if (t.error) t.error[mirror + static_cast<std::size_t>(j)] = tile[from + kChannel];
-            }
-          }
-        }
-      }
-    }
+  executor.parallel((columns + kBand - 1) / kBand, [&](std::int64_t k) {
+    Band band(plan, targets, symmetric, disturbance);
+    band.evaluate(static_cast<int>(k) * kBand,
+                  std::min<int>(columns, static_cast<int>(k + 1) * kBand));
     const std::lock_guard lock(mutex);
-    status.merge(own_status);
-    for (std::size_t t = 0; t < targets.size(); ++t) {
-      targets[t].largest = std::max(targets[t].largest, largest[t]);
-      targets[t].largest_error = std::max(targets[t].largest_error, largest_error[t]);
-    }
+    band.merge_into(status, targets);
   });
   for (std::size_t t = 0; t < targets.size(); ++t)
-    for (const std::size_t copy : same_target[t]) {
+    for (const std::size_t copy : plan.same_target[t]) {
       const auto size = static_cast<std::size_t>(rows) * static_cast<std::size_t>(columns);
       std::copy_n(targets[t].value, size, targets[copy].value);
       if (targets[copy].error && targets[t].error)

@@ -100,6 +100,7 @@ class PairMatrix {
     std::array<double*, 4> at;
   };
   struct Plan;
+  class Band;
 
   PairMatrix(Kind kind, int rows, int columns, bool symmetric);
   [[nodiscard]] Pairs selected(const Selection& s, std::vector<Pairs> in) const;
@@ -109,6 +110,11 @@ class PairMatrix {
   void entries(const PairColumn& own, std::span<const PairColumn> sides,
                std::span<const Channels> in, const Channels& out, bool gap, int row, int j,
                int size, const double* packed, MomentStatus& status) const;
+  void dense_entries(int row, int j, int size, const PairOutput& to) const;
+  void angle_entries(const PairColumn& p, const PairInput& in, const Channels& out,
+                     MomentStatus& status) const;
+  void closed_entries(const PairColumn& own, const PairColumn& p, const PairInput& in,
+                      const PairOutput& to, MomentStatus& status) const;
   void pack(const std::vector<double>& x, std::size_t leading, std::size_t first,
             std::vector<double>& packed) const;
   void find_sides();

@@ -1186,7 +1186,7 @@ class Grading {
         copy.entries[k].value = limit_of(id);
       }
       if (!summary.proved_zero && summary.order < 0)
-        result.warnings.push_back(
+        result.vanishing.push_back(
             faults::vanishes(report, power_of_width(summary.order, in_.width_name)));
       result.reports.push_back(std::move(summary));
       out_.reports.push_back(std::move(copy));

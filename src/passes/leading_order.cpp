@@ -61,9 +61,10 @@ class Analysis {
     out_.has_random_scalars = program.has_random_scalars;
   }
 
-  Result<LeadingOrder> run(bool keep_names) {
+  LeadingOrderResult run(bool keep_names) {
     visit_all();
-    return error_ ? Result<LeadingOrder>(*error_) : finish(keep_names);
+    if (error_) return Refusal<NoLeadingOrder>{reason_, {*error_}};
+    return finish(keep_names);
   }
   std::vector<bool> fluctuating_reports() {
     visit_all();
@@ -442,6 +443,7 @@ class Analysis {
     to.dropped.reset();
   }
   Order reject_jump(const Map& op) {
+    if (!error_) reason_ = NoLeadingOrder::kJump;
     reject("E3108", fmt::format("'{}' jumps where dropped terms decide", name(op.fn)),
            "some coordinates lie on the jump up to terms that vanish",
            "the limit engine does not follow such terms: compare what decides, multiplied by a "
@@ -967,6 +969,8 @@ class Analysis {
     }
   }
 
+  static bool explodes(const Order& x) { return x.lead && *x.lead > 0; }
+
   std::optional<Diagnostic> check_output(NodeId id, Span span, const std::string& what,
                                          const std::string& iteration) const {
     const Order& x = order(id);
@@ -975,7 +979,7 @@ class Analysis {
       return node.context ? fmt::format(" (in the iteration {})", in_.contexts[node.context])
                           : std::string();
     };
-    if (x.lead && *x.lead > 0) {
+    if (explodes(x)) {
       Diagnostic d = faults::explodes(
           what, span,
           fmt::format("of size {}{}{}", power(*x.lead),
@@ -1024,9 +1028,14 @@ class Analysis {
     return x.lead && *x.lead == 0 ? x.out : zero_like(in_[id].type);
   }
 
-  Result<LeadingOrder> finish(bool keep_names) {
+  LeadingOrderResult finish(bool keep_names) {
     LeadingOrder result;
     Diagnostics errors;
+    const auto refuse = [&](NodeId id, Diagnostic error) {
+      if (errors.empty())
+        reason_ = explodes(order(id)) ? NoLeadingOrder::kOther : NoLeadingOrder::kDroppedTerms;
+      errors.push_back(std::move(error));
+    };
     for (const Report& report : in_.reports) {
       Report copy = report;
       ReportOrder summary{report.name, report.span, 0, true};
@@ -1038,7 +1047,7 @@ class Analysis {
                                    report.entries[k].index[j]);
         if (auto error =
                 check_output(id, report.span, fmt::format("report '{}'", report.name), iteration)) {
-          errors.push_back(std::move(*error));
+          refuse(id, std::move(*error));
           break;
         }
         const Order& x = order(id);
@@ -1050,7 +1059,7 @@ class Analysis {
         copy.entries[k].value = limit_of(id);
       }
       if (!summary.proved_zero && summary.order < 0)
-        result.warnings.push_back(faults::vanishes(report, power(summary.order)));
+        result.vanishing.push_back(faults::vanishes(report, power(summary.order)));
       result.reports.push_back(std::move(summary));
       out_.reports.push_back(std::move(copy));
     }
@@ -1058,14 +1067,14 @@ class Analysis {
       Expectation copy = expectation;
       for (const NodeId id : {expectation.left, expectation.right})
         if (auto error = check_output(id, expectation.span, "an expectation", ""))
-          errors.push_back(std::move(*error));
+          refuse(id, std::move(*error));
       builder_.set_origin(expectation.span, expectation.context);
       copy.left = limit_of(expectation.left);
       copy.right = limit_of(expectation.right);
       copy.difference = builder_.minus(copy.left, copy.right);
       out_.expectations.push_back(copy);
     }
-    if (!errors.empty()) return errors;
+    if (!errors.empty()) return Refusal<NoLeadingOrder>{reason_, std::move(errors)};
     out_.variables = in_.variables;
     out_.steps = in_.steps;
     for (TrainingStep& step : out_.steps)
@@ -1098,12 +1107,13 @@ class Analysis {
   std::vector<Decision> decisions_;
   bool undecided_ = false;
   std::optional<Diagnostic> error_;
+  NoLeadingOrder reason_ = NoLeadingOrder::kOther;  ///< of the first error
   NodeId current_;
 };
 
 }  // namespace
 
-Result<LeadingOrder> leading_order(const Program& program, bool keep_names) {
+LeadingOrderResult leading_order(const Program& program, bool keep_names) {
   return Analysis(program).run(keep_names);
 }
 std::vector<bool> fluctuating_reports(const Program& program) {

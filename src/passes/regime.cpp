@@ -444,7 +444,8 @@ void Counting::find_forward_passes() {
         // weights.
         if (in_[in].type.width && (nonlinear || contracts)) {
           NodeId source = in;
-          while (!versions_.of.contains(source) && in_[source].in.size() == 1)
+          while (!versions_.of.contains(source) && in_[source].in.size() == 1 &&
+                 !std::holds_alternative<Map>(in_[source].op))
             source = in_[source].in[0];
           if (!versions_.of.contains(source)) feature_[in.value] = true;
         }

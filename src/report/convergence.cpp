@@ -440,6 +440,121 @@ std::string slope_text(const std::optional<SlopeFit>& fit, std::string_view what
              : fmt::format("no {} slope", what);
 }
 
+/// What the entries of a report say together.
+struct Evidence {
+  std::vector<Index> differing;  ///< entries that are not equal to the limit to rounding
+  Index worst = 0;               ///< of these, with the smallest p
+  MatrixXd mean_variance;        ///< width x entry
+  double noise2 = 0, size2 = 0;  ///< sums of squares over them: resolution of the means, limits
+};
+
+/// Tests the mean of every entry.
+Evidence test_entries(const Summary& s, const VectorXd& limit, const VectorXd& limit_error,
+                      const std::vector<WidthSamples>& samples, double limit_dof,
+                      std::vector<EntryConvergence>& entries) {
+  const Index widths = s.width.size();
+  Evidence out;
+  out.mean_variance.resize(widths, limit.size());
+  for (Index e = 0; e < limit.size(); ++e) {
+    const VectorXd bias = s.mean.col(e).array() - limit[e];
+    // Equal to the limit, seed by seed: |value - limit| <= sqrt(S) rms.
+    const bool equal = (s.rms.col(e).array() * s.seeds.array().sqrt()).maxCoeff() <= s.rounding;
+    out.mean_variance.col(e) =
+        s.variance.col(e).array().max(s.scaled_variance[e] / s.fall.array()) / s.seeds.array() +
+        s.rounding * s.rounding;
+    MeanTest test{1, 0};
+    std::optional<Corrections> corrections;
+    if (widths > 1)
+      corrections = equal ? Corrections{{limit[e], 0}, {}, {}}
+                          : fit_corrections(s, samples, e, limit[e], bias, out.mean_variance.col(e),
+                                            limit_error[e]);
+    if (!equal) {
+      test = test_mean(s, bias, out.mean_variance.col(e), limit_error[e], limit_dof);
+      if (out.differing.empty() ||
+          test.p_value < entries[static_cast<std::size_t>(out.worst)].p_value)
+        out.worst = e;
+      out.differing.push_back(e);
+      out.noise2 += test.resolution * test.resolution;
+      out.size2 += limit[e] * limit[e];
+    }
+    const VectorXd sd = s.variance.col(e).cwiseSqrt();
+    entries.push_back({limit[e], limit_error[e], s.mean.col(e), sd.array() / s.seeds.array().sqrt(),
+                       sd, s.rms.col(e), test.p_value, test.resolution, corrections});
+  }
+  return out;
+}
+
+/// Verdict and reason, from the p value of the means, the slope of the spread, and how much either
+/// could have shown.
+void decide(Convergence& result, const Summary& s, const Evidence& found, double spread,
+            double unit) {
+  const Index widths = s.width.size();
+  const EntryConvergence& entry = result.entries[static_cast<std::size_t>(found.worst)];
+  const std::string slope = slope_text(result.sd_slope);
+  const auto off = [&](std::string_view what) {
+    return fmt::format(
+        "{} (p = {:.2g}; entry {}: {:.6g} +- {:.2g} at width {:.0f}, limit {:.6g} +- {:.2g})", what,
+        result.p_value, found.worst, unit * entry.mean[s.largest],
+        unit * entry.mean_error[s.largest], s.width[s.largest], unit * entry.limit,
+        unit * entry.limit_error);
+  };
+  // Networks that stay random (spread: grow) must be excluded, not only allowed for.
+  const double other = spread + 0.5;
+  const bool moving = s.scaled_variance(found.differing).array().sqrt().maxCoeff() > 4 * s.rounding;
+  const bool told_apart =
+      result.sd_slope && result.sd_slope->slope + kApart * result.sd_slope->error < other;
+  // One width: sd / |limit| is n^-1/2 or 1; between them lies n^-1/4.
+  const double sd2 = s.variance.row(s.largest)(found.differing).sum();
+  const bool small =
+      widths > 1 || spread == 0 || sd2 * std::sqrt(s.width[s.largest]) <= found.size2;
+  const bool mean_has_power = found.noise2 <= found.size2 / 4 && small;
+  const bool mean_alone = mean_has_power && (widths == 1 || result.p_value > kDoubtfulP);
+  const auto say = [&](Verdict verdict, std::string reason) {
+    result.verdict = verdict;
+    result.reason = std::move(reason);
+  };
+  if (result.p_value <= kSmallestP && widths == 1) {
+    say(Verdict::kInconclusive,
+        off("mean is off, and one width cannot tell a finite-width correction from a wrong limit"));
+  } else if (result.p_value <= kSmallestP) {
+    say(Verdict::kDisagrees, off("mean does not tend to the limit") + ", " + slope);
+  } else if (result.sd_slope &&
+             result.sd_slope->slope > spread + kErrors * result.sd_slope->error) {
+    say(Verdict::kDisagrees, fmt::format("{}: {}; mean fits (p = {:.2g})",
+                                         spread == 0 ? "sd grows" : "sd does not fall like n^-1/2",
+                                         slope, result.p_value));
+  } else if (spread == 0 && widths > 1 ? told_apart && mean_alone
+                                       : told_apart || (mean_alone && (widths == 1 || !moving))) {
+    // Where networks stay random only their mean tests the limit.
+    const bool faster =
+        result.sd_slope && result.sd_slope->slope < spread - kErrors * result.sd_slope->error;
+    say(Verdict::kAgrees,
+        widths == 1
+            ? fmt::format("mean is within its error of the limit (p = {:.2g}); one width: rates "
+                          "not tested",
+                          result.p_value)
+            : fmt::format("mean fits (p = {:.2g}), {}{}", result.p_value, slope,
+                          !faster       ? ""
+                          : spread == 0 ? ", falling"
+                                        : ", faster than n^-1/2"));
+  } else if (mean_has_power && !mean_alone) {
+    say(Verdict::kInconclusive,
+        off("mean is doubtful") + ", " + slope + "; take more seeds or larger widths");
+  } else if (mean_has_power) {
+    say(Verdict::kInconclusive,
+        fmt::format("mean fits (p = {:.2g}), but {} cannot be told from {}; take more seeds or "
+                    "widths further apart",
+                    result.p_value, slope,
+                    spread == 0 ? "1/2, sd that grows" : "0, networks that stay random"));
+  } else {
+    say(Verdict::kInconclusive,
+        fmt::format("noise hides it: limit tested to +- {:.2g} only, {}; take more seeds or larger "
+                    "widths",
+                    unit * std::sqrt(found.noise2 / static_cast<double>(found.differing.size())),
+                    slope));
+  }
+}
+
 /// The numbers are in units of `unit`, which messages undo.
 Convergence assess(const VectorXd& limit, const VectorXd& limit_error,
                    const std::vector<WidthSamples>& samples, double limit_dof, double spread,
@@ -450,108 +565,18 @@ Convergence assess(const VectorXd& limit, const VectorXd& limit_error,
     return result;
   }
   const Summary s = summarise(limit, samples, largest_number(limit, samples), spread);
-  const Index widths = s.width.size();
-
-  MatrixXd mean_variance(widths, limit.size());
-  std::vector<Index> differing;
-  Index worst = 0;
-  double noise2 = 0, size2 = 0;
-  for (Index e = 0; e < limit.size(); ++e) {
-    const VectorXd bias = s.mean.col(e).array() - limit[e];
-    // Equal to the limit, seed by seed: |value - limit| <= sqrt(S) rms.
-    const bool equal = (s.rms.col(e).array() * s.seeds.array().sqrt()).maxCoeff() <= s.rounding;
-    mean_variance.col(e) =
-        s.variance.col(e).array().max(s.scaled_variance[e] / s.fall.array()) / s.seeds.array() +
-        s.rounding * s.rounding;
-    MeanTest test{1, 0};
-    std::optional<Corrections> corrections;
-    if (widths > 1)
-      corrections = equal ? Corrections{{limit[e], 0}, {}, {}}
-                          : fit_corrections(s, samples, e, limit[e], bias, mean_variance.col(e),
-                                            limit_error[e]);
-    if (!equal) {
-      test = test_mean(s, bias, mean_variance.col(e), limit_error[e], limit_dof);
-      if (differing.empty() ||
-          test.p_value < result.entries[static_cast<std::size_t>(worst)].p_value)
-        worst = e;
-      differing.push_back(e);
-      noise2 += test.resolution * test.resolution;
-      size2 += limit[e] * limit[e];
-    }
-    const VectorXd sd = s.variance.col(e).cwiseSqrt();
-    result.entries.push_back({limit[e], limit_error[e], s.mean.col(e),
-                              sd.array() / s.seeds.array().sqrt(), sd, s.rms.col(e), test.p_value,
-                              test.resolution, corrections});
-  }
-  if (differing.empty()) {
+  const Evidence found = test_entries(s, limit, limit_error, samples, limit_dof, result.entries);
+  if (found.differing.empty()) {
     result.verdict = Verdict::kAgrees;
     result.reason = "equal to the limit to rounding at every width";
     return result;
   }
-  const EntryConvergence& entry = result.entries[static_cast<std::size_t>(worst)];
-  result.p_value = std::min(1.0, entry.p_value * static_cast<double>(differing.size()));
+  // Bonferroni: the worst of so many entries.
+  result.p_value = std::min(1.0, result.entries[static_cast<std::size_t>(found.worst)].p_value *
+                                     static_cast<double>(found.differing.size()));
   result.sd_slope = fit_spread(s, samples);
-  result.bias_slope = fit_bias(s, limit, limit_error, mean_variance, differing);
-
-  const std::string slope = slope_text(result.sd_slope);
-  const auto off = [&](std::string_view what) {
-    return fmt::format(
-        "{} (p = {:.2g}; entry {}: {:.6g} +- {:.2g} at width {:.0f}, limit {:.6g} +- {:.2g})", what,
-        result.p_value, worst, unit * entry.mean[s.largest], unit * entry.mean_error[s.largest],
-        s.width[s.largest], unit * entry.limit, unit * entry.limit_error);
-  };
-  // Networks that stay random (spread: grow) must be excluded, not only allowed for.
-  const double other = spread + 0.5;
-  const bool moving = s.scaled_variance(differing).array().sqrt().maxCoeff() > 4 * s.rounding;
-  const bool told_apart =
-      result.sd_slope && result.sd_slope->slope + kApart * result.sd_slope->error < other;
-  // One width: sd / |limit| is n^-1/2 or 1; between them lies n^-1/4.
-  const double sd2 = s.variance.row(s.largest)(differing).sum();
-  const bool small = widths > 1 || spread == 0 || sd2 * std::sqrt(s.width[s.largest]) <= size2;
-  const bool mean_has_power = noise2 <= size2 / 4 && small;
-  const bool mean_alone = mean_has_power && (widths == 1 || result.p_value > kDoubtfulP);
-  if (result.p_value <= kSmallestP && widths == 1) {
-    result.verdict = Verdict::kInconclusive;
-    result.reason =
-        off("mean is off, and one width cannot tell a finite-width correction from a wrong limit");
-  } else if (result.p_value <= kSmallestP) {
-    result.verdict = Verdict::kDisagrees;
-    result.reason = off("mean does not tend to the limit") + ", " + slope;
-  } else if (result.sd_slope &&
-             result.sd_slope->slope > spread + kErrors * result.sd_slope->error) {
-    result.verdict = Verdict::kDisagrees;
-    result.reason = fmt::format("{}: {}; mean fits (p = {:.2g})",
-                                spread == 0 ? "sd grows" : "sd does not fall like n^-1/2", slope,
-                                result.p_value);
-  } else if (spread == 0 && widths > 1 ? told_apart && mean_alone
-                                       : told_apart || (mean_alone && (widths == 1 || !moving))) {
-    // Where networks stay random only their mean tests the limit.
-    result.verdict = Verdict::kAgrees;
-    const bool faster =
-        result.sd_slope && result.sd_slope->slope < spread - kErrors * result.sd_slope->error;
-    result.reason = fmt::format("mean fits (p = {:.2g}), {}{}", result.p_value, slope,
-                                !faster       ? ""
-                                : spread == 0 ? ", falling"
-                                              : ", faster than n^-1/2");
-    if (widths == 1)
-      result.reason = fmt::format(
-          "mean is within its error of the limit (p = {:.2g}); one width: rates not tested",
-          result.p_value);
-  } else if (mean_has_power && !mean_alone) {
-    result.verdict = Verdict::kInconclusive;
-    result.reason = off("mean is doubtful") + ", " + slope + "; take more seeds or larger widths";
-  } else if (mean_has_power) {
-    result.verdict = Verdict::kInconclusive;
-    result.reason = fmt::format(
-        "mean fits (p = {:.2g}), but {} cannot be told from {}; take more seeds or widths further "
-        "apart",
-        result.p_value, slope, spread == 0 ? "1/2, sd that grows" : "0, networks that stay random");
-  } else {
-    result.verdict = Verdict::kInconclusive;
-    result.reason = fmt::format(
-        "noise hides it: limit tested to +- {:.2g} only, {}; take more seeds or larger widths",
-        unit * std::sqrt(noise2 / static_cast<double>(differing.size())), slope);
-  }
+  result.bias_slope = fit_bias(s, limit, limit_error, found.mean_variance, found.differing);
+  decide(result, s, found, spread, unit);
   return result;
 }
 

@@ -78,14 +78,14 @@ Document document_of(const LeadingOrder& limit, const std::vector<ReportMethod>&
   return out;
 }
 
-Document document_of(const RegimeReport& report, const ir::Program& program, const Source& source) {
-  const std::string& width = program.width_name;
-  const auto size = [&](const std::optional<Exponent>& e) {
-    return e ? power_of_width(*e, width) : std::string("-");
-  };
-  Document out;
+namespace {
 
-  // As many columns as the sizes keep changing from step to step.
+std::string size_of(const std::optional<Exponent>& e, const ir::Program& program) {
+  return e ? power_of_width(*e, program.width_name) : std::string("-");
+}
+
+/// As many steps as the sizes keep changing from step to step.
+std::size_t steps_shown(const RegimeReport& report) {
   std::size_t steps = 0;
   for (const Feature& f : report.features)
     for (std::size_t t = 1; t < f.steps.size(); ++t)
@@ -93,7 +93,12 @@ Document document_of(const RegimeReport& report, const ir::Program& program, con
           f.steps[t].by_variable != f.steps[t - 1].by_variable)
         steps = std::max(steps, t);
   constexpr std::size_t kMostSteps = 6;
-  steps = std::min(steps, kMostSteps);
+  return std::min(steps, kMostSteps);
+}
+
+/// Size of each value at the start, of its change at each step, and by which parameters.
+std::vector<Row> changes_of_values(const RegimeReport& report, const ir::Program& program) {
+  const std::size_t steps = steps_shown(report);
   std::vector<std::uint32_t> trained;
   for (const VariableEffect& e : report.effects)
     if (program.variables[e.variable].trained) trained.push_back(e.variable);
@@ -108,19 +113,22 @@ Document document_of(const RegimeReport& report, const ir::Program& program, con
     for (const std::uint32_t v : trained) rows[0].push_back("by " + program.variables[v].name);
   for (const Feature& f : report.features) {
     if (f.steps.empty()) continue;
-    rows.push_back({f.name, size(f.steps[0].value)});
+    rows.push_back({f.name, size_of(f.steps[0].value, program)});
     const auto at = [&](std::size_t t) -> const StepSize& {
       return f.steps[std::min(t, f.steps.size() - 1)];
     };
     for (std::size_t t = 1; t <= steps; ++t)
-      rows.back().push_back(f.steps.size() > t || t > 1 ? size(at(t).change) : "");
+      rows.back().push_back(f.steps.size() > t || t > 1 ? size_of(at(t).change, program) : "");
     if (attributed)
-      for (const std::uint32_t v : trained) rows.back().push_back(size(at(steps).by_variable[v]));
+      for (const std::uint32_t v : trained)
+        rows.back().push_back(size_of(at(steps).by_variable[v], program));
   }
-  if (rows.size() > 1) out.add({table(rows)});
+  return rows;
+}
 
-  if (report.regime == Regime::kUntrained) return out;
-  rows = {{"parameter", "used in", "size", "update", ""}};
+std::vector<Row> updates_of_parameters(const RegimeReport& report, const ir::Program& program,
+                                       const Source& source) {
+  std::vector<Row> rows{{"parameter", "used in", "size", "update", ""}};
   for (const VariableEffect& e : report.effects) {
     const ir::Variable& v = program.variables[e.variable];
     const std::string what = !v.trained       ? "not trained"
@@ -130,16 +138,15 @@ Document document_of(const RegimeReport& report, const ir::Program& program, con
                                               : "explodes";
     std::string text = canonical_text(source, e.span);
     if (text.size() > 40) text = fmt::format("line {}", source.locate(e.span.begin).line);
-    rows.push_back({v.name, text, size(e.initial), v.trained ? size(e.update) : "", what});
+    rows.push_back({v.name, text, size_of(e.initial, program),
+                    v.trained ? size_of(e.update, program) : "", what});
   }
-  if (rows.size() > 1) out.add({table(rows)});
-  if (report.gaussian_start)
-    out.add(
-        {Paragraph{{"The output is random (Gaussian) at the start, not a constant: its limit "
-                    "is conditional on its value."}}});
-  out.add({Paragraph{{fmt::format("verdict: {}", verdict(report))}}});
+  return rows;
+}
 
-  // The same change of all matrices of an array is one line.
+/// Variances and rates to use instead; the same change of all matrices of an array is one line.
+std::vector<std::string> advice(const RegimeReport& report, const ir::Program& program) {
+  const std::string& width = program.width_name;
   std::vector<std::string> said;
   for (const Fix& fix : report.fixes) {
     const ir::Variable& v = program.variables[fix.variable];
@@ -160,7 +167,25 @@ Document document_of(const RegimeReport& report, const ir::Program& program, con
     }
     if (std::find(said.begin(), said.end(), line) == said.end()) said.push_back(line);
   }
-  if (!said.empty()) out.add({Paragraph{{"muP needs"}}, Items{std::move(said)}});
+  return said;
+}
+
+}  // namespace
+
+Document document_of(const RegimeReport& report, const ir::Program& program, const Source& source) {
+  Document out;
+  if (std::vector<Row> rows = changes_of_values(report, program); rows.size() > 1)
+    out.add({table(rows)});
+  if (report.regime == Regime::kUntrained) return out;
+  if (std::vector<Row> rows = updates_of_parameters(report, program, source); rows.size() > 1)
+    out.add({table(rows)});
+  if (report.gaussian_start)
+    out.add(
+        {Paragraph{{"The output is random (Gaussian) at the start, not a constant: its limit "
+                    "is conditional on its value."}}});
+  out.add({Paragraph{{fmt::format("verdict: {}", verdict(report))}}});
+  if (std::vector<std::string> lines = advice(report, program); !lines.empty())
+    out.add({Paragraph{{"muP needs"}}, Items{std::move(lines)}});
   return out;
 }
 

@@ -186,13 +186,10 @@ class Lexer {
              std::string help = {}) {
     if (error_on_line_ || out_.errors.size() >= kMaxLexicalErrors) return;
     error_on_line_ = true;
-    Diagnostic diagnostic;
-    diagnostic.code = code;
-    diagnostic.message = std::move(message);
-    diagnostic.span = where;
-    diagnostic.label = std::move(label);
-    diagnostic.help = std::move(help);
-    out_.errors.push_back(std::move(diagnostic));
+    out_.errors.push_back(Diagnostic::error(code, std::move(message))
+                              .at(where)
+                              .with_label(std::move(label))
+                              .with_help(std::move(help)));
   }
 
   void lex_token() {

@@ -133,13 +133,10 @@ std::string_view similar_keyword(std::string_view word) {
 
 Diagnostic make_error(const char* code, Span span, std::string message, std::string label = {},
                       std::string help = {}) {
-  Diagnostic error;
-  error.code = code;
-  error.message = std::move(message);
-  error.span = span;
-  error.label = std::move(label);
-  error.help = std::move(help);
-  return error;
+  return Diagnostic::error(code, std::move(message))
+      .at(span)
+      .with_label(std::move(label))
+      .with_help(std::move(help));
 }
 
 /// An expression and the height of its tree.
@@ -1198,11 +1195,8 @@ Diagnostics merged(Diagnostics lexical, Diagnostics grammatical, const Source& s
 
 Result<ast::Program> parse_syntax(const Source& source) {
   // Spans are 32 bits wide.
-  if (source.text().size() >= std::numeric_limits<std::uint32_t>::max()) {
-    Diagnostic error = make_error("E1032", {}, "a program may have at most 4 GiB of text");
-    error.located = false;
-    return error;
-  }
+  if (source.text().size() >= std::numeric_limits<std::uint32_t>::max())
+    return Diagnostic::error("E1032", "a program may have at most 4 GiB of text");
   syntax::Lexed lexed = syntax::lex(source.text());
   std::erase_if(lexed.tokens, [](const Token& token) { return token.kind == TokenKind::kComment; });
   Parser parser(source, std::move(lexed.tokens));

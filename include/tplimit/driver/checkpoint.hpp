@@ -14,9 +14,7 @@
 
 namespace tplimit {
 
-namespace engines {
 class RunStore;
-}
 
 struct CheckpointOptions {
   std::filesystem::path folder;
@@ -58,11 +56,11 @@ class Checkpoint {
   /// Removes the files, and the folder if nothing else is in it.
   void remove();
 
-  [[nodiscard]] engines::RunStore& runs() { return *runs_; }
+  [[nodiscard]] RunStore& runs() { return *runs_; }
 
  private:
-  explicit Checkpoint(std::unique_ptr<engines::RunStore> runs);
-  std::unique_ptr<engines::RunStore> runs_;
+  explicit Checkpoint(std::unique_ptr<RunStore> runs);
+  std::unique_ptr<RunStore> runs_;
 };
 
 }  // namespace tplimit

@@ -10,6 +10,7 @@
 
 #include "tplimit/ir/program.hpp"
 #include "tplimit/passes/determinacy.hpp"
+#include "tplimit/support/refusal.hpp"
 
 namespace tplimit {
 
@@ -43,12 +44,21 @@ struct LeadingOrder {
   ir::Program program;  ///< the limit: no Scale with a power is left
   std::vector<ReportOrder> reports;
   bool random_outputs = false;  ///< conditional on numbers that graded_limit drew
-  Diagnostics warnings;         ///< W5301: a report vanishes
+  Diagnostics warnings;
   std::shared_ptr<const ir::Program>
       source{};  ///< what `decisions` are about; its reports are those of `program`
   std::vector<Decision> decisions{};  ///< jumps whose limits may lie on them: engines find out
   bool undecided = false;             ///< at one of them leading orders vanish
+  Diagnostics vanishing{};            ///< W5301: reports that vanish; warnings to come last
 };
+
+/// Why leading orders give no limit.
+enum class NoLeadingOrder {
+  kOther,
+  kDroppedTerms,  ///< E3102: other limits follow more terms
+  kJump,          ///< E3108: where it jumps, more terms do not help
+};
+using LeadingOrderResult = RefusableResult<LeadingOrder, NoLeadingOrder>;
 
 /// Keep the operands of decisions through the clean-up of a limit program, as a last report; then
 /// `limit` has them.
@@ -65,8 +75,8 @@ void release_decisions(LeadingOrder& limit, const ir::Program& source,
 /// Errors: E3101 an output explodes; E3102 a dropped term may still reach an output; E3103 the
 /// argument of a map explodes; E3104 division by something that vanishes; E3105 not homogeneous in
 /// its operands' orders; E3108 a jump at a value that coordinates have with positive probability,
-/// up to dropped terms. Cost: O(nodes).
-Result<LeadingOrder> leading_order(const ir::Program& program, bool keep_names = false);
+/// up to dropped terms.  The reason is that of the first error. Cost: O(nodes).
+LeadingOrderResult leading_order(const ir::Program& program, bool keep_names = false);
 /// Which reports are refused with E3102 because fluctuations of averages reach them at size exactly
 /// 1: their limits may be Gaussian.
 std::vector<bool> fluctuating_reports(const ir::Program& program);

@@ -36,7 +36,7 @@ LimitResult limit() {
   draws.method = Method::kSamples;
   out.reports = {series, scalar, draws};
   out.expectations = {{{8, 32}, "t = 1", ExpectStatus::kFailed, 1, 2, kInfinity, 0.5}};
-  out.warnings = {{Severity::kWarning, "W5301", "vanishes", {8, 14}, "", "", {}, true}};
+  out.warnings = {Diagnostic::warning("W5301", "vanishes").at({8, 14})};
   out.peak_memory_bytes = 5e7;
   out.time_s = 0.25;
   return out;

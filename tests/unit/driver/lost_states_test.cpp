@@ -7,10 +7,10 @@
 
 #include <gtest/gtest.h>
 
-#include "engines/run_store.hpp"
+#include "driver/run_store.hpp"
 
 // Jobs killed again and again, at times that do not suit the writing of states.
-namespace tplimit::engines {
+namespace tplimit {
 namespace {
 
 /// Work of so many seconds in one run, killed every `life` seconds; a state takes `write` to write.
@@ -80,4 +80,4 @@ TEST(LostStates, AreCountedInTheFolder) {
 }
 
 }  // namespace
-}  // namespace tplimit::engines
+}  // namespace tplimit

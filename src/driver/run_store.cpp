@@ -1,4 +1,4 @@
-#include "engines/run_store.hpp"
+#include "driver/run_store.hpp"
 
 #include <fcntl.h>
 #include <sys/file.h>
@@ -17,7 +17,10 @@
 #include "tplimit/math/normals.hpp"
 #include "tplimit/support/output_file.hpp"
 
-namespace tplimit::engines {
+namespace tplimit {
+
+using namespace engines;
+
 namespace {
 
 namespace fs = std::filesystem;
@@ -440,7 +443,7 @@ std::variant<RunResult, RunFailure> RunStore::run(std::uint64_t program, const S
       return done->second.result;
     }
   }
-  if (stop_asked()) return RunFailure{{"E5206", "interrupted", ""}, {}};
+  if (stop_asked()) return RunFailure{engines::interrupted(), {}};
   State state(*this, key);
   const double before = executor.operations();
   auto outcome = run_program(schedule, settings, executor, &state);
@@ -479,4 +482,4 @@ std::variant<RunResult, RunFailure> RunStore::run_together(std::uint64_t key,
   return outcome;
 }
 
-}  // namespace tplimit::engines
+}  // namespace tplimit

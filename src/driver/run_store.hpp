@@ -9,7 +9,7 @@
 
 #include "engines/interpreter.hpp"
 
-namespace tplimit::engines {
+namespace tplimit {
 
 /// Seconds that a process waits before it writes the first state of a run, after so many in a row
 /// that ended without one, the first of them while writing; infinite: it writes none.
@@ -41,8 +41,10 @@ class RunStore {
   /// As run_program, if it has not been done; `program` is the fingerprint of the schedule's.  The
   /// executor counts what earlier processes did, too; no other run may use it meanwhile.
   /// Thread-safe for runs with different keys.
-  std::variant<RunResult, RunFailure> run(std::uint64_t program, const Schedule& schedule,
-                                          const RunSettings& settings, const Executor& executor);
+  std::variant<engines::RunResult, engines::RunFailure> run(std::uint64_t program,
+                                                            const engines::Schedule& schedule,
+                                                            const engines::RunSettings& settings,
+                                                            const Executor& executor);
 
   /// Runs that an earlier process left: finished, in progress.
   [[nodiscard]] std::pair<std::size_t, std::size_t> found() const { return found_; }
@@ -57,11 +59,11 @@ class RunStore {
  private:
   class State;
   [[nodiscard]] bool keeps_folder() const { return options_.ranks->rank() == 0; }
-  std::variant<RunResult, RunFailure> run_together(std::uint64_t key, const Schedule& schedule,
-                                                   const RunSettings& settings,
-                                                   const Executor& executor);
+  std::variant<engines::RunResult, engines::RunFailure> run_together(
+      std::uint64_t key, const engines::Schedule& schedule, const engines::RunSettings& settings,
+      const Executor& executor);
   struct Finished {
-    RunResult result;
+    engines::RunResult result;
     double operations;  ///< counted by its executor
   };
 
@@ -77,7 +79,7 @@ class RunStore {
 
   /// "" or why the file could not be written.
   std::string write(const std::filesystem::path& file,
-                    const std::function<void(Writer&)>& content) const;
+                    const std::function<void(engines::Writer&)>& content) const;
   std::string write_results();  ///< likewise; with mutex_ held
   void write_results_if_due(double now);
   /// W5501 unless `failure` is "".
@@ -108,4 +110,4 @@ class RunStore {
   std::atomic<bool> last_state_lost_ = false;  ///< could not be written before the end
 };
 
-}  // namespace tplimit::engines
+}  // namespace tplimit
