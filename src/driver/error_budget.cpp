@@ -30,6 +30,30 @@ std::optional<Diagnostic> unknown_report(const Program& program,
   return std::nullopt;
 }
 
+/// Errors of sampling, of more and more particles.
+class Falling {
+ public:
+  void add(std::int64_t particles, double error) { errors_.emplace_back(particles, error); }
+  /// Not to 0.9 with four times the particles, where M^-1/2 would be 0.5: the spread of eight
+  /// randomisations is itself uncertain by a quarter.
+  [[nodiscard]] bool stopped() const {
+    return errors_.size() >= 3 && [&] {
+      const auto& [now, error] = errors_.back(), &[ before, old ] = errors_[errors_.size() - 3];
+      return now >= 4 * before && error > 0.9 * old;
+    }();
+  }
+
+ private:
+  std::vector<std::pair<std::int64_t, double>> errors_;
+};
+
+Diagnostic does_not_fall() {
+  return Diagnostic::warning("W5404", "the error of sampling does not fall with the particles")
+      .with_help(
+          "values may depend discontinuously on averages, as after steps along signs of "
+          "gradients that are nearly 0: smaller rates, or an eps, change that");
+}
+
 }  // namespace
 
 Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOptions& options) {
@@ -54,12 +78,14 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
   std::optional<LimitResult> result;
   std::optional<LimitEvaluation::Resolution>
       unfinished;  // the last one of which only the error of sampling is known
+  Falling falling;
   for (;;) {
     ProgressCounter progress(options.progress, options.randomisations);
     RunOf<LimitEvaluation::Outcome> latest = evaluation.run(now, target, progress);
     const bool too_few = target && latest.reason() == Shortage::kParticles;
     // Each part may have 0.7 of the tolerance: in squares, half.
     const double most = 0.7 * options.tolerance.value_or(0);
+    if (latest) falling.add(now.particles, latest->result.engine.sampling_error);
     if (latest && !latest->promising) {
       unfinished = now;
       // Errors fall like M^-1/2 to M^-0.9.
@@ -77,7 +103,7 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
     } else if ((!result && !unfinished) || latest.reason() != Shortage::kMemory) {
       return latest.errors();
     }
-    if ((latest || too_few) && now.particles <= kMostParticles) continue;
+    if ((latest || too_few) && now.particles <= kMostParticles && !falling.stopped()) continue;
     // Say what was reached.
     if (unfinished) {
       now = *unfinished;
@@ -87,6 +113,7 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
     if (!result) return latest.errors();
     break;
   }
+  if (falling.stopped()) result->warnings.push_back(does_not_fall());
   result->tolerance_missed = options.tolerance && result->largest_error > *options.tolerance;
   result->engine.tolerance = options.tolerance;
   result->random_outputs = limit.random_outputs;

@@ -8,6 +8,11 @@ using namespace ir;
 Result<LimitFormulas> limit_formulas(const Module& module, const EvaluateOptions& options) {
   Result<LeadingOrder> limit = limit_of_names(module, options);
   if (!limit) return limit.errors();
+  for (const ir::Node& node : limit->program.nodes)
+    if (std::holds_alternative<ir::AddEntries>(node.op))
+      return Diagnostic::error("E3106", "entrywise updates of width matrices have no formulas")
+          .at(node.span)
+          .with_help("run computes their limit, check counts powers of n");
   LimitFormulas out{explain::formulas_of(limit->program), std::move(limit->program),
                     limit->random_outputs};
   return out;

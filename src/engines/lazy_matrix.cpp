@@ -174,7 +174,7 @@ MatrixVersion LazyMatrix::combined(MatrixVersion w, double c, const MatrixVersio
 MatrixVersion LazyMatrix::with_own_entries(MatrixVersion w) {
   if (settings_.law == NormalLaw::kExact)
     throw EvaluationStop{"E4204", "an entrywise update needs stored matrices",
-                         "use --matrices dense and a smaller width"};
+                         "use --matrices stored and a smaller width"};
   w.entries = w.entries ? arrays_.owned(std::move(w.entries)) : arrays_.zeros();
   w.entries->scale = std::exchange(w.entries_scale, 1);
   if (gaussian_ && w.scale != 0) arrays_.add(*w.entries, std::exchange(w.scale, 0), *gaussian_);

@@ -52,6 +52,20 @@ double estimate_operations(const Schedule& schedule, std::int64_t particles) {
                                   out += operations_of(operation, program[operation.node]);
                                 return out;
                               },
+
+                              [&](const Plan::EntrySweep& sweep) {
+                                // Each particle has as many entries as there are particles.
+                                double out = 0;
+                                for (const auto& operation : sweep.operations) {
+                                  const Node& node = program[operation.node];
+                                  out += std::holds_alternative<Map>(node.op) ? kFunction : 1;
+                                  if (std::holds_alternative<OuterSum>(node.op))
+                                    for (std::size_t k = 1; k < node.in.size(); k += 3)
+                                      out += kProduct * columns(node.in[k]);
+                                }
+                                return out * static_cast<double>(particles);
+                              },
+                              [](const Plan::Combine&) { return 0.0; },
                               [&](const Plan::Draw& a) { return columns(a.node); },
                               [](const Plan::Initialise&) { return 0.0; },
                               [&](const Plan::Product& a) {

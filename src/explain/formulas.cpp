@@ -436,34 +436,45 @@ class Derivation {
   Expr version_formula(NodeId version, bool transposed, std::uint32_t operand,
                        const Indices& indices) {
     const Node& node = in_[version];
-    if (std::holds_alternative<GaussianMatrix>(node.op))
-      return initial_product(std::get<GaussianMatrix>(node.op).source, transposed, operand,
-                             indices);
-    if (std::holds_alternative<ScaleMatrix>(node.op)) {
-      const SourceId source = source_of(in_, version);
-      if (first_scale_[source.value] == version)
-        return initial_product(source, transposed, operand, indices);
-      return c_.mul(
-          {formula(node.in[1], {}), version_formula(node.in[0], transposed, operand, indices)});
-    }
-    if (std::holds_alternative<AddVersion>(node.op))
-      return c_.add({version_formula(node.in[0], transposed, operand, indices),
-                     c_.mul({formula(node.in[1], {}),
-                             version_formula(node.in[2], transposed, operand, indices)})});
-    TPLIMIT_CHECK(std::holds_alternative<UpdateMatrix>(node.op), "a version of a matrix");
-    std::vector<Expr> terms{version_formula(node.in[0], transposed, operand, indices)};
-    const Expr x = c_.ref(operand, indices);
-    for (std::size_t k = 1; k + 2 < node.in.size(); k += 3) {
-      const NodeId left = node.in[transposed ? k + 2 : k + 1],
-                   right = node.in[transposed ? k + 1 : k + 2];
-      const std::vector<Symbol> symbols = c_.fresh(in_[left].type.dims);
-      const Indices p = as_indices(symbols);
-      Expr term = c_.mul(
-          {formula(node.in[k], {}), formula(left, p), c_.mean(c_.mul({formula(right, p), x}))});
-      for (std::size_t s = symbols.size(); s-- > 0;) term = c_.sum(symbols[s], term);
-      terms.push_back(std::move(term));
-    }
-    return c_.add(std::move(terms));
+    const auto before = [&] { return version_formula(node.in[0], transposed, operand, indices); };
+    return visit_version(
+        node.op,
+        overloaded{
+            [&](const Parameter&) { return before(); },
+            [&](const GaussianMatrix& g) {
+              return initial_product(g.source, transposed, operand, indices);
+            },
+            [&](const ScaleMatrix&) {
+              const SourceId source = source_of(in_, version);
+              if (first_scale_[source.value] == version)
+                return initial_product(source, transposed, operand, indices);
+              return c_.mul({formula(node.in[1], {}), before()});
+            },
+            [&](const AddVersion&) {
+              return c_.add(
+                  {before(), c_.mul({formula(node.in[1], {}),
+                                     version_formula(node.in[2], transposed, operand, indices)})});
+            },
+            [&](const AddEntries&) -> Expr {
+              TPLIMIT_CHECK(false, "entrywise updates have no formulas");
+              return {};
+            },
+            [&](const UpdateMatrix&) {
+              std::vector<Expr> terms{before()};
+              const Expr x = c_.ref(operand, indices);
+              for (std::size_t k = 1; k + 2 < node.in.size(); k += 3) {
+                const NodeId left = node.in[transposed ? k + 2 : k + 1],
+                             right = node.in[transposed ? k + 1 : k + 2];
+                const std::vector<Symbol> symbols = c_.fresh(in_[left].type.dims);
+                const Indices p = as_indices(symbols);
+                Expr term = c_.mul({formula(node.in[k], {}), formula(left, p),
+                                    c_.mean(c_.mul({formula(right, p), x}))});
+                for (std::size_t s = symbols.size(); s-- > 0;) term = c_.sum(symbols[s], term);
+                terms.push_back(std::move(term));
+              }
+              return c_.add(std::move(terms));
+            },
+        });
   }
 
   /// Of the matrix as drawn: G and the corrections of all earlier products with its transpose.

@@ -165,6 +165,7 @@ class Lowerer {
     std::string settings;
     std::optional<Value> velocity;                       ///< of sgd
     std::vector<std::map<std::string, NodeId>> entries;  ///< of each matrix of an array
+    std::vector<std::vector<MatrixTerm>> sums;           ///< of muon: the average of gradients
   };
   std::map<std::pair<std::string, std::string>, Memory> memories_;  ///< by optimiser and parameter
   std::map<std::string, Value> averages_;                           ///< of parameters
@@ -176,6 +177,8 @@ class Lowerer {
   Value direction(const Descent& d, const std::string& name, Value gradient, Span span);
   Value entrywise_update(const Descent& d, const std::string& name, const Value& now,
                          const Value& gradient, Span span);
+  Value orthogonalised_update(const Descent& d, const std::string& name, const Value& now,
+                              const Value& gradient, Span span);
   Value weighted(const Value& part, NodeId factor);
   Value sum(const Value& a, const Value& b);
   NodeId inner_product(const Value& a, const Value& b);

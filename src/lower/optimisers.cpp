@@ -17,6 +17,7 @@ namespace {
 enum class Moves {
   kAlongDirection,  ///< theta - rate d, d a sum of gradients and of theta
   kEntryByEntry,    ///< theta - rate psi, psi made of each entry of the gradients by itself
+  kOrthogonalised,  ///< W - rate O, O near the orthogonal factor of a sum of gradients
   kAlongFlow,       ///< all variables together, in substeps
 };
 
@@ -181,6 +182,18 @@ const std::vector<Lowerer::Optimiser>& Lowerer::Optimiser::all() {
        rmsprop},
       {"lion", "lr", "learning rate", Moves::kEntryByEntry,
        with(betas(0.9, 0.99), {decay, clip, average}), lion, true},
+      {"muon",
+       "lr",
+       "learning rate",
+       Moves::kOrthogonalised,
+       {{"momentum", Takes::kFraction, 0.95},
+        {"nesterov", Takes::kFlag, 1},
+        {"ns_steps", Takes::kCount, 5},
+        {"weight_decay", Takes::kSize, 0.1},
+        clip,
+        average},
+       nullptr,
+       true},
       {"flow", "dt", "time step", Moves::kAlongFlow, {{"steps", Takes::kCount, 1}}}};
   return table;
 }
@@ -258,9 +271,9 @@ void Lowerer::Optimiser::read(Lowerer& l, Descent& d, const Option& option,
       return;
     }
     case Takes::kCount: {
-      const std::int64_t k = l.integer(l.evaluate(value), value.span, "the number of substeps");
+      const std::int64_t k = l.integer(l.evaluate(value), value.span, "a number of steps");
       if (k < 1)
-        l.fail("E2151", "a step has at least one substep", value.span,
+        l.fail("E2151", fmt::format("'{}' is 1 or more", name), value.span,
                fmt::format("this is {}", k));
       d.numbers[name] = static_cast<double>(k);
       return;
@@ -551,6 +564,82 @@ Value Lowerer::entrywise_update(const Descent& d, const std::string& name, const
   return {out};
 }
 
+/// W - rate O, as torch.optim.Muon has it: b = momentum b + (1 - momentum) g, and O what a few
+/// steps of Newton and Schulz make of X = b / |b| (Nesterov: of (1 - momentum) g + momentum b),
+///   X <- 3.4445 X - 4.775 X X' X + 2.0315 X X' X X' X,
+/// which moves all singular values towards 1.  b is a sum of outer products A B', and X = A m B' /
+/// n stays one: with S = E a a' and T = E b b' over the vectors of A and B,
+///   X X' X = A (m T m' S m) B' / n.
+Value Lowerer::orthogonalised_update(const Descent& d, const std::string& name, const Value& now,
+                                     const Value& gradient, Span span) {
+  if (now.as<Tensor>())
+    fail("E2156", fmt::format("'muon' orthogonalises width matrices, and '{}' is none", name), span,
+         "", "write only = (W), and another optimiser for the rest: step muon(..), adamw(..)");
+  ir::Builder& b = build(span);
+  const double momentum = d.numbers.at("momentum");
+  const bool nesterov = d.numbers.at("nesterov") != 0;
+  const auto steps = static_cast<int>(d.numbers.at("ns_steps"));
+  const Variable& variable = variables_.at(name);
+  const Value own = d.scales.contains(name) ? d.scales.at(name) : variable.rate;
+  const NodeId factor =
+      b.negate(scalar(arithmetic(ast::BinaryOp::kMul, d.rate, own, span), span, "a learning rate"));
+  const Number decay = size_of_option(d, "weight_decay", name);
+  Memory& memory = memory_of(d, name, span);
+  const auto times = [&](double c, NodeId x) { return b.times(b.constant(c), x); };
+  const auto flat = [&](NodeId x) { return b.reshape(x, {ir::size_of(b.type(x).dims)}); };
+  const auto joined = [&](std::vector<NodeId> parts) {
+    return b.add(ir::Concat{0}, std::move(parts));
+  };
+  const auto product = [&](NodeId x, NodeId y) {  // of finite square matrices
+    return b.contract(x, b.permute(y, {1, 0}), 0, 1, false);
+  };
+  const auto one = [&](const Matrix& m, const Matrix& g, std::vector<MatrixTerm>& sum) {
+    for (MatrixTerm& t : sum) t.coefficient = times(momentum, t.coefficient);
+    const std::size_t old = sum.size();
+    for (MatrixTerm t : g.terms) {
+      t.coefficient = times(1 - momentum, t.coefficient);
+      sum.push_back(t);
+    }
+    if (sum.empty()) return m;
+    std::vector<NodeId> left, right;
+    for (std::size_t k = 0; k < sum.size(); ++k) {
+      const double weight = !nesterov ? 1 : k < old ? momentum : 1 + momentum;
+      left.push_back(flat(b.times(times(weight, sum[k].coefficient), sum[k].d)));
+      right.push_back(flat(sum[k].x));
+    }
+    const NodeId A = joined(left), B = joined(right), S = b.contract(A, A, 0, 0, true),
+                 T = b.contract(B, B, 0, 0, true);
+    const auto rank = b.type(A).dims[0];
+    std::vector<double> unit(static_cast<std::size_t>(rank * rank), 0.0);
+    for (std::int64_t k = 0; k < rank; ++k) unit[static_cast<std::size_t>(k * (rank + 1))] = 1;
+    NodeId x = b.map(Fn::kDiv, {b.constant(std::move(unit), {rank, rank}),
+                                b.map(Fn::kSqrt, {b.sum(b.sum(b.times(S, T), 0), 0)})});
+    for (int k = 0; k < steps; ++k) {
+      const NodeId square = product(product(x, T), product(b.permute(x, {1, 0}), S)),
+                   cube = product(square, x);
+      x = b.plus(b.plus(times(3.4445, x), times(-4.775, cube)),
+                 times(2.0315, product(square, cube)));
+    }
+    NodeId w = m.terms[0].w;
+    if (decay.value != 0)
+      w = b.add(ir::ScaleMatrix{},
+                {w, b.plus(b.constant(1),
+                           b.times(factor, b.scale(1, decay.power, b.constant(decay.value))))});
+    const NodeId rotated = b.contract(b.permute(x, {1, 0}), A, 0, 1, false);
+    return Matrix{{MatrixTerm{
+        b.constant(1), b.add(ir::UpdateMatrix{}, {w, factor, rotated, B}), false, {}, {}}}};
+  };
+  if (const auto* m = now.as<Matrix>()) {
+    memory.sums.resize(1);
+    return {one(*m, *gradient.as<Matrix>(), memory.sums[0])};
+  }
+  MatrixArray out = *now.as<MatrixArray>();
+  memory.sums.resize(out.items.size());
+  for (std::size_t k = 0; k < out.items.size(); ++k)
+    out.items[k] = one(out.items[k], gradient.as<MatrixArray>()->items[k], memory.sums[k]);
+  return {out};
+}
+
 /// theta' = -sum over descents of rate own(theta) dloss/dtheta from time 0 to 1: classical
 /// Runge-Kutta of order 4, `substeps` times. The parameters between stages are versions like
 /// others, theta + sum_k c_k g_k, so that every gradient is made of a few vectors once. Error, of
@@ -755,11 +844,13 @@ void Lowerer::on(const ast::Step& s, Span span) {
     Parts found = gradients(d.loss, versions_of(d.names), update->span, true);
     clip(d, found);
     for (const auto& [name, g] : found) {
-      if (d.optimiser->moves == Moves::kEntryByEntry) {
+      if (d.optimiser->moves != Moves::kAlongDirection) {
         const auto same = std::find_if(versions.begin(), versions.end(),
                                        [&](const auto& v) { return v.first == name; });
         const Value now = same == versions.end() ? globals_.at(name).value : same->second;
-        Value next = entrywise_update(d, name, now, g, update->span);
+        Value next = d.optimiser->moves == Moves::kEntryByEntry
+                         ? entrywise_update(d, name, now, g, update->span)
+                         : orthogonalised_update(d, name, now, g, update->span);
         if (same == versions.end())
           versions.emplace_back(name, std::move(next));
         else

@@ -178,8 +178,7 @@ void MomentEngine::step(NodeId id) {
 
 void MomentEngine::evaluate_node(NodeId id, const Node& node) {
   MomentValue& out = finite_[id.value];
-  if (node.type.entries || std::holds_alternative<AddEntries>(node.op))
-    throw Unknown{"an entrywise update has no closed form"};
+  if (node.type.entries) throw Unknown{"an entrywise update has no closed form"};
   if (node.type.matrix)
     versions_[id.value] = matrix_step(node);
   else if (is_average(node.op))

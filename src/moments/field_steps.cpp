@@ -20,23 +20,29 @@ std::shared_ptr<MatrixVersion> MomentEngine::matrix_step(const Node& node) {
     if (x.value[0] != 0) v->relative += x.error_at(0) / std::abs(x.value[0]);
     return x.value[0];
   };
-  if (const auto* g = std::get_if<GaussianMatrix>(&node.op)) v->source = g->source.value;
-  if (std::holds_alternative<ScaleMatrix>(node.op)) {
-    const double c = scalar(node.in[1]);
-    v->scale *= c;
-    for (auto& u : v->updates) u.c *= c;
-  }
-  if (std::holds_alternative<AddVersion>(node.op)) {
-    const double c = scalar(node.in[1]);
-    const MatrixVersion& other = *versions_[node.in[2].value];
-    v->scale += c * other.scale;
-    v->relative = std::max(v->relative, other.relative);
-    v->method = weaker(v->method, other.method);
-    for (const auto& u : other.updates) algebra_.append(*v, c * u.c, *u.d, *u.x);
-  }
-  if (std::holds_alternative<UpdateMatrix>(node.op))
-    for (std::size_t k = 1; k < node.in.size(); k += 3)
-      algebra_.append(*v, scalar(node.in[k]), operand(node.in[k + 1]), operand(node.in[k + 2]));
+  visit_version(
+      node.op,
+      overloaded{
+          [](const Parameter&) {}, [&](const GaussianMatrix& g) { v->source = g.source.value; },
+          [&](const ScaleMatrix&) {
+            const double c = scalar(node.in[1]);
+            v->scale *= c;
+            for (auto& u : v->updates) u.c *= c;
+          },
+          [&](const UpdateMatrix&) {
+            for (std::size_t k = 1; k < node.in.size(); k += 3)
+              algebra_.append(*v, scalar(node.in[k]), operand(node.in[k + 1]),
+                              operand(node.in[k + 2]));
+          },
+          [&](const AddVersion&) {
+            const double c = scalar(node.in[1]);
+            const MatrixVersion& other = *versions_[node.in[2].value];
+            v->scale += c * other.scale;
+            v->relative = std::max(v->relative, other.relative);
+            v->method = weaker(v->method, other.method);
+            for (const auto& u : other.updates) algebra_.append(*v, c * u.c, *u.d, *u.x);
+          },
+          [](const AddEntries&) { throw Unknown{"an entrywise update has no closed form"}; }});
   return v;
 }
 

@@ -996,41 +996,46 @@ class Grading {
                     "the update is no sum of few outer products",
                     "check counts its powers of n, simulate runs networks");
     Matrix m;
-    if (const auto* g = std::get_if<GaussianMatrix>(&node.op)) {
-      m = {b_.add(*g, {}), 0, g->source, {}};
-    } else {
-      m = matrices_.at(node.in[0]);
-      if (std::holds_alternative<UpdateMatrix>(node.op)) {
-        for (std::size_t k = 1; k < node.in.size(); k += 3)
-          append(m, {operand(node, k), operand(node, k + 1), operand(node, k + 2),
-                     in_[node.in[k + 1]].type.dims});
-      } else if (is_update(node.op)) {
-        return reject("E3106",
-                      "sums of versions of a width matrix are followed in leading order only", "",
-                      "check counts their powers of n, simulate runs networks");
-      } else {
-        const Series& c = operand(node, 1);
-        if (c.terms.empty() && c.dropped == 0) {
-          m.zero = true;
-          m.updates.clear();
-          m.bounds.clear();
-          matrices_[current_] = std::move(m);
-          return;
-        }
-        if (c.terms.size() != 1 || c.dropped != 0)
-          return reject("E3102",
-                        "a matrix is scaled by something that is no plain power of the width", "",
-                        "scale by constants");
-        m.order += c.terms[0].order;
-        m.out = b_.add(ScaleMatrix{}, {m.out, c.terms[0].out});
-        for (auto& u : m.updates)
-          u.c = bilinear(u.c, c, {}, [&](NodeId x, NodeId y) { return b_.times(x, y); });
-        std::set<std::pair<Sum, Sum>> bounds;
-        for (const auto& [d, x] : m.bounds) bounds.insert({parts_.times(d, kept(c)), x});
-        m.bounds = std::move(bounds);
-      }
-    }
+    if (!node.in.empty()) m = matrices_.at(node.in[0]);
+    visit_version(node.op,
+                  overloaded{
+                      [](const Parameter&) {},
+                      [&](const GaussianMatrix& g) {
+                        m = {b_.add(g, {}), 0, g.source, {}};
+                      },
+                      [&](const ScaleMatrix&) { scale(m, operand(node, 1)); },
+                      [&](const UpdateMatrix&) {
+                        for (std::size_t k = 1; k < node.in.size(); k += 3)
+                          append(m, {operand(node, k), operand(node, k + 1), operand(node, k + 2),
+                                     in_[node.in[k + 1]].type.dims});
+                      },
+                      [&](const AddVersion&) {
+                        reject(
+                            "E3106",
+                            "sums of versions of a width matrix are followed in leading order only",
+                            "", "check counts their powers of n, simulate runs networks");
+                      },
+                      [&](const AddEntries& op) { impossible(op); },
+                  });
     matrices_[current_] = std::move(m);
+  }
+  void scale(Matrix& m, const Series& c) {
+    if (c.terms.empty() && c.dropped == 0) {
+      m.zero = true;
+      m.updates.clear();
+      m.bounds.clear();
+      return;
+    }
+    if (c.terms.size() != 1 || c.dropped != 0)
+      return reject("E3102", "a matrix is scaled by something that is no plain power of the width",
+                    "", "scale by constants");
+    m.order += c.terms[0].order;
+    m.out = b_.add(ScaleMatrix{}, {m.out, c.terms[0].out});
+    for (auto& u : m.updates)
+      u.c = bilinear(u.c, c, {}, [&](NodeId x, NodeId y) { return b_.times(x, y); });
+    std::set<std::pair<Sum, Sum>> bounds;
+    for (const auto& [d, x] : m.bounds) bounds.insert({parts_.times(d, kept(c)), x});
+    m.bounds = std::move(bounds);
   }
   /// Of an update that is n^-depth times the matrix only the leading part is carried.  Those with
   /// the same x are one.

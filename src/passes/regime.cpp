@@ -205,55 +205,67 @@ class Counting {
     for (std::size_t k = chain.size(); k-- > 0;) {
       if (matrices_.contains(chain[k])) continue;
       const Node& node = in_[chain[k]];
-      Matrix m;
-      if (const auto* g = std::get_if<GaussianMatrix>(&node.op)) {
-        m.source = g->source;
-        m.scale = parts_.one({}, initial_factor(g->source));
-      } else {
-        m = matrices_.at(node.in[0]);
-        const std::uint32_t variable = variable_of(m.source);
-        const bool declared = versions_.declared[chain[k].value];
-        if (std::holds_alternative<ScaleMatrix>(node.op)) {
-          const Sum c = of(node, 1);
-          const Sum scaled = parts_.times(m.scale, c);
-          m.scale = declared || scaled == 0
-                        ? scaled
-                        : parts_.plus(m.scale, parts_.caused_by(scaled, bit(variable)));
-          std::set<Term> terms;
-          for (Term t : m.terms) {
-            t.c = parts_.times(t.c, c);
-            terms.insert(t);
-          }
-          m.terms = std::move(terms);
-        } else if (std::holds_alternative<AddVersion>(node.op)) {
-          const Matrix other = matrix(node.in[2]);  // a copy: more matrices may be found
-          const Sum c = of(node, 1);
-          m.scale = parts_.plus(m.scale, parts_.caused_by(parts_.times(other.scale, c),
-                                                          declared ? 0 : bit(variable)));
-          for (Term t : other.terms) {
-            t.c = parts_.times(t.c, parts_.caused_by(c, 0));
-            m.terms.insert(t);
-          }
-        } else if (std::holds_alternative<AddEntries>(node.op)) {
-          const Entries a = entries_of(node.in[2]);
-          if (const auto size = parts_.size(a.value)) {
-            const Sum c =
-                parts_.shifted(parts_.caused_by(of(node, 1), 0), factor(adjust_.rate, variable));
-            m.terms.insert({bit(variable), parts_.shifted(c, *size), a.d, a.x});
-          }
-        } else if (std::holds_alternative<UpdateMatrix>(node.op)) {
-          const std::uint64_t causes = declared ? 0 : bit(variable);
-          for (std::size_t j = 1; j + 2 < node.in.size(); j += 3) {
-            const Sum c = parts_.shifted(
-                of(node, j), declared ? initial_factor(m.source) : factor(adjust_.rate, variable));
-            m.terms.insert({causes, parts_.caused_by(c, 0), parts_.caused_by(of(node, j + 1), 0),
-                            parts_.caused_by(of(node, j + 2), 0)});
-          }
-        }
-      }
-      matrices_.emplace(chain[k], std::move(m));
+      matrices_.emplace(chain[k], version(chain[k], node));
     }
     return matrices_.at(id);
+  }
+
+  Matrix version(NodeId id, const Node& node) {
+    Matrix m;
+    if (!node.in.empty()) m = matrices_.at(node.in[0]);
+    const std::uint32_t variable = node.in.empty() ? 0 : variable_of(m.source);
+    const bool declared = versions_.declared[id.value];
+    const std::uint64_t causes = declared ? 0 : bit(variable);
+    visit_version(
+        node.op,
+        overloaded{
+            [](const Parameter&) {},
+            [&](const GaussianMatrix& g) {
+              m.source = g.source;
+              m.scale = parts_.one({}, initial_factor(g.source));
+            },
+            [&](const ScaleMatrix&) {
+              const Sum c = of(node, 1), scaled = parts_.times(m.scale, c);
+              m.scale = declared || scaled == 0
+                            ? scaled
+                            : parts_.plus(m.scale, parts_.caused_by(scaled, causes));
+              std::set<Term> terms;
+              for (Term t : m.terms) {
+                t.c = parts_.times(t.c, c);
+                terms.insert(t);
+              }
+              m.terms = std::move(terms);
+            },
+            [&](const UpdateMatrix&) {
+              for (std::size_t j = 1; j + 2 < node.in.size(); j += 3) {
+                const Sum c =
+                    parts_.shifted(of(node, j), declared ? initial_factor(m.source)
+                                                         : factor(adjust_.rate, variable));
+                m.terms.insert({causes, parts_.caused_by(c, 0),
+                                parts_.caused_by(of(node, j + 1), 0),
+                                parts_.caused_by(of(node, j + 2), 0)});
+              }
+            },
+            [&](const AddVersion&) {
+              const Matrix other = matrix(node.in[2]);  // a copy: more matrices may be found
+              const Sum c = of(node, 1);
+              m.scale =
+                  parts_.plus(m.scale, parts_.caused_by(parts_.times(other.scale, c), causes));
+              for (Term t : other.terms) {
+                t.c = parts_.times(t.c, parts_.caused_by(c, 0));
+                m.terms.insert(t);
+              }
+            },
+            [&](const AddEntries&) {
+              const Entries a = entries_of(node.in[2]);
+              const auto size = parts_.size(a.value);
+              if (!size) return;
+              const Sum c =
+                  parts_.shifted(parts_.caused_by(of(node, 1), 0), factor(adjust_.rate, variable));
+              m.terms.insert({causes, parts_.shifted(c, *size), a.d, a.x});
+            },
+        });
+    return m;
   }
 
   /// W x or W' x; `updates` only: the part that its updates make.

@@ -128,7 +128,9 @@ std::string told_about(const std::string& name, const std::string& text) {
   if (!run.checkpoint.empty())
     if (const auto checkpoint = Checkpoint::open({run.checkpoint, 60, {}}); !checkpoint)
       return render(checkpoint.errors(), source);
-  const auto result = evaluate(*module, run.evaluate);
+  EvaluateOptions options = run.evaluate;
+  options.matrices = run.matrices;
+  const auto result = evaluate(*module, options);
   if (!result) return render(result.errors(), source);
   return render(result->warnings, source) + expectations_of(*result, source) + "accepted\n";
 }

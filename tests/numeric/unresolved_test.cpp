@@ -368,13 +368,18 @@ TEST(TooFewParticles, TheAdviceWorks) {
   std::string program =
       "width n\nrandom X : [20, n] ~ normal(0, 1)\nparam W : [n, n] ~ normal(0, 1/n)\nz = "
       "tanh(X)\nfor t in 0..4 {\n  z = tanh(W @ z)\n}\nreport gram(z)[0, 0]\n";
-  const auto refused = evaluate(parsed(program), particles(64, 2));
+  const auto lazily = [](std::int64_t count) {
+    EvaluateOptions options = particles(count, 2);
+    options.matrices = Matrices::kLazy;
+    return options;
+  };
+  const auto refused = evaluate(parsed(program), lazily(64));
   ASSERT_FALSE(refused);
   EXPECT_EQ(refused.errors()[0].code, "E4201");
   const std::string& help = refused.errors()[0].help;
   const std::int64_t advised = std::stoll(help.substr(help.find(" to ") + 4));
-  EXPECT_TRUE(evaluate(parsed(program), particles(advised, 2))) << help;
-  EXPECT_FALSE(evaluate(parsed(program), particles(advised / 2, 2))) << help;
+  EXPECT_TRUE(evaluate(parsed(program), lazily(advised))) << help;
+  EXPECT_FALSE(evaluate(parsed(program), lazily(advised / 2))) << help;
 }
 
 }  // namespace

@@ -6,10 +6,12 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <utility>
 #include <variant>
 #include <vector>
 
+#include "tplimit/support/check.hpp"
 #include "tplimit/support/diagnostic.hpp"
 #include "tplimit/support/exponent.hpp"
 
@@ -224,6 +226,7 @@ struct Stop {
 };
 /// Identity that is never shared or folded, so that equal initial values stay distinct.
 struct Parameter {
+  static constexpr bool kMakesVersion = true;
   std::uint32_t index;
   [[nodiscard]] auto fields() const { return std::tie(index); }
   [[nodiscard]] OpTraits traits() const { return {.linear = true}; }
@@ -246,6 +249,7 @@ struct MatMul {
 };
 /// I.i.d. N(0, 1/n) entries.
 struct GaussianMatrix {
+  static constexpr bool kMakesVersion = true;
   SourceId source;
   [[nodiscard]] auto fields() const { return std::tie(source); }
   [[nodiscard]] OpTraits traits() const { return {}; }
@@ -253,6 +257,7 @@ struct GaussianMatrix {
 };
 /// (W, c) -> c W.
 struct ScaleMatrix {
+  static constexpr bool kMakesVersion = true;
   [[nodiscard]] auto fields() const { return std::tie(); }
   [[nodiscard]] OpTraits traits() const { return {}; }
   friend bool operator==(const ScaleMatrix&, const ScaleMatrix&) = default;
@@ -260,6 +265,7 @@ struct ScaleMatrix {
 /// (W, c_1, D_1, X_1, c_2, ..) -> W + sum_k c_k sum_p D_k[p] X_k[p]' / n, p over all finite
 /// indices.
 struct UpdateMatrix {
+  static constexpr bool kMakesVersion = true;
   [[nodiscard]] auto fields() const { return std::tie(); }
   [[nodiscard]] OpTraits traits() const { return {}; }
   friend bool operator==(const UpdateMatrix&, const UpdateMatrix&) = default;
@@ -273,12 +279,14 @@ struct OuterSum {
 };
 /// (W, c, B) -> W + c B, versions of one Gaussian matrix.
 struct AddVersion {
+  static constexpr bool kMakesVersion = true;
   [[nodiscard]] auto fields() const { return std::tie(); }
   [[nodiscard]] OpTraits traits() const { return {}; }
   friend bool operator==(const AddVersion&, const AddVersion&) = default;
 };
 /// (W, c, A) -> W + c A / n, A a matrix of entries, or one number for all of them.
 struct AddEntries {
+  static constexpr bool kMakesVersion = true;
   [[nodiscard]] auto fields() const { return std::tie(); }
   [[nodiscard]] OpTraits traits() const { return {}; }
   friend bool operator==(const AddEntries&, const AddEntries&) = default;
@@ -345,6 +353,20 @@ using Op =
 [[nodiscard]] const char* op_name(const Op& op);
 /// What makes a new version of a matrix by adding something to an old one.
 [[nodiscard]] bool is_update(const Op& op);
+/// f(payload) of the operation that makes a version of a Gaussian matrix.  It does not compile with
+/// an f that does not know all of them.
+template <class F>
+auto visit_version(const Op& op, F&& f) {
+  using Result = std::invoke_result_t<F&, const GaussianMatrix&>;
+  return std::visit(
+      [&]<class Own>(const Own& own) -> Result {
+        if constexpr (requires { Own::kMakesVersion; })
+          return f(own);
+        else
+          throw InternalError(std::string("a version of a matrix, got ") + op_name(op));
+      },
+      op);
+}
 
 struct Node {
   Op op;

@@ -104,7 +104,7 @@ std::string kind_name(const ::testing::TestParamInfo<Kind>& info) {
 class Example {
  public:
   Example(Kind kind, Index rows, double rank_tol = 1e-10, int threads = 1, std::uint64_t key = 1,
-          bool single = false)
+          bool single = false, bool may_store = true)
       : executor_(threads),
         rows_(rows),
         law_(kind == Kind::kExact ? NormalLaw::kExact : NormalLaw::kMatched),
@@ -114,8 +114,8 @@ class Example {
       matrix_ = std::make_unique<DenseMatrix<double>>(executor_, rows, key);
     else
       matrix_ = std::make_unique<LazyMatrix>(
-          executor_, rows, LazySettings{law_, rank_tol, single}, input_,
-          kind == Kind::kOneSpace ? input_ : output_,
+          executor_, rows, LazySettings{law_, rank_tol, single, mix_key(key, 3), 0.5, may_store},
+          input_, kind == Kind::kOneSpace ? input_ : output_,
           std::array<std::int64_t, 2>{std::min<Index>(rows, 2000), std::min<Index>(rows, 2000)});
   }
 
@@ -564,7 +564,7 @@ TEST(LazyMatrix, DropsDirectionsShorterThanTheTolerance) {
 TEST(LazyMatrix, RefusesMoreDirectionsThanHalfOfTheParticles) {
   constexpr Index kM = 64;
   const auto code_of = [](Index x_columns, Index d_columns) -> std::string {
-    Example s(Kind::kMatched, kM);
+    Example s(Kind::kMatched, kM, 1e-10, 1, 1, false, false);
     const MatrixVersion w = s.matrix().initial();
     try {
       (void)s.transposed_times(w, s.vectors(normals(kM, d_columns, 2)));
@@ -580,6 +580,46 @@ TEST(LazyMatrix, RefusesMoreDirectionsThanHalfOfTheParticles) {
   EXPECT_EQ(code_of(12, 20), "");
   EXPECT_EQ(code_of(13, 20), "E4201");
   EXPECT_EQ(code_of(1, 33), "E4201");
+}
+
+/// Rounding of entries of size n^(-1/2) in single precision, over sums of a thousand.
+constexpr double kSingle = 2e-5;
+
+// What was revealed before stays, versions stay, and W and W' are one matrix: at every moment.
+TEST(LazyMatrix, IsStoredWhereItHasNoRoomAndStaysOneMatrix) {
+  constexpr Index kM = 300;
+  for (const Index late : {Index{0}, Index{20}}) {  // directions revealed before
+    Example s(Kind::kMatched, kM);
+    const MatrixVersion w = s.matrix().initial();
+    const Vectors x = s.vectors(normals(kM, std::max<Index>(late, 1), 1)),
+                  d = s.vectors(normals(kM, std::max<Index>(late, 1), 2)),
+                  many = s.vectors(normals(kM, 280, 3));
+    Matrix wx, wd;
+    if (late > 0) {
+      wx = s.times(w, x);
+      wd = s.transposed_times(w, d);
+    }
+    const MatrixVersion w1 = late > 0 ? s.updated(w, {0.7}, {&d}, {&x}) : w;
+    const Matrix on_many = s.times(w, many);
+    if (late > 0) {
+      EXPECT_LT(distance(s.times(w, x), wx), kSingle);
+      EXPECT_LT(distance(s.transposed_times(w, d), wd), kSingle);
+    }
+    const Matrix dm = matrix_of(d.block), xm = matrix_of(x.block), mm = matrix_of(many.block);
+    EXPECT_LT(distance(mean_product(dm, on_many), mean_product(s.transposed_times(w, d), mm)),
+              kSingle);
+    if (late > 0)
+      EXPECT_LT(distance(s.times(w1, many), on_many + 0.7 * dm * mean_product(xm, mm)), kSingle);
+    // Updates after it, of old and new versions.
+    MatrixVersion w2 = s.updated(w1, {-0.4}, {&d}, {&x});
+    w2 = s.matrix().scaled(s.matrix().combined(std::move(w2), 0.5, w1), 2);
+    const double factor = 2 * (-0.4 + (late > 0 ? 1.5 * 0.7 : 0));
+    EXPECT_LT(distance(s.times(w2, many), 3 * on_many + factor * dm * mean_product(xm, mm)),
+              4 * kSingle);
+    // What was not revealed has the law of the entries.
+    const double share = on_many.squaredNorm() / mm.squaredNorm();
+    EXPECT_NEAR(share, 1, kStandardErrors * std::sqrt(2.0 / (kM * 280)));
+  }
 }
 
 TEST(LazyMatrix, StopsAtNumbersThatAreNotFinite) {

@@ -1,0 +1,310 @@
+/// Optimisers other than plain descent: the limit against published values, by hand against by
+/// name, networks against arithmetic written out.
+
+#include <array>
+#include <cmath>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include <fmt/format.h>
+#include <gtest/gtest.h>
+
+#include "tests/support/run.hpp"
+
+namespace tplimit::test {
+namespace {
+
+/// A tanh network in muP, four samples in R^3, and one more sample that is not trained on.
+std::string network(const std::string& step, int steps, int layers = 2,
+                    const std::string& activation = "tanh") {
+  std::string weights, hidden;
+  for (int l = 1; l < layers; ++l) {
+    weights += fmt::format("param W{} : hidden [n, n] ~ normal(0, 1)\n", l);
+    hidden += fmt::format("  h = W{} @ {}(h)\n", l, activation);
+  }
+  return fmt::format(R"(width n
+data X = [[-0.99, -0.37, 1.29], [0.19, 0.92, 0.58], [-0.64, 0.54, -0.32], [-0.32, 0.1, -1.53]]
+data y = [1, -1, 0.5, -0.5]
+data Z = [[0.5, -0.5, 0.5]]
+parametrization mup
+param U : input [n, 3] ~ normal(0, 1/3)
+{}param v : output [n] ~ normal(0, 1)
+model f(x) {{
+  h = U @ x
+{}  return v @ {}(h)
+}}
+for t in 0..{} {{ step {} }}
+report trained = f(X), other = f(Z)
+)",
+                     weights, hidden, activation, steps, step);
+}
+
+std::vector<double> outputs(const LimitResult& r) {
+  std::vector<double> out = report(r, "trained").value;
+  out.push_back(report(r, "other").value[0]);
+  return out;
+}
+std::vector<double> errors(const LimitResult& r) {
+  std::vector<double> out = report(r, "trained").error;
+  out.push_back(report(r, "other").error[0]);
+  return out;
+}
+
+struct Reference {
+  const char* step;
+  int layers, steps;
+  std::array<double, 5> value, error;
+};
+
+// Outputs after the last step: particles of another program (two numbers of particles, 28 runs),
+// which agree with dense networks of width 512 to 2,048 extrapolated in 1/n.
+const std::vector<Reference> kReferences{
+    {"adam(mse(f(X), y), lr = 0.1, eps = 0.01)",
+     2,
+     10,
+     {0.95756, -0.76574, 0.23595, -0.37013, 0.00891},
+     {0.000134, 0.000208, 0.000151, 0.000138, 0.000136}},
+    {"signsgd(mse(f(X), y), lr = 0.1, eps = 0.01)",
+     2,
+     6,
+     {0.76356, -0.53989, 0.11725, -0.3029, 0.03765},
+     {0.000179, 0.000164, 0.000127, 0.000297, 0.00017}},
+    {"adamw(mse(f(X), y), lr = 0.05, eps = 0.01, weight_decay = 0.5)",
+     3,
+     6,
+     {0.27654, -0.13811, 0.00257, -0.12422, 0.04482},
+     {4.3e-05, 3e-05, 2.3e-05, 4e-05, 2.9e-05}},
+};
+
+TEST(Optimisers, AgreeWithPublishedValues) {
+  for (const Reference& known : kReferences) {
+    const LimitResult r = limit_of(network(known.step, known.steps, known.layers), particles(1024));
+    const std::vector<double> value = outputs(r), error = errors(r);
+    for (std::size_t k = 0; k < 5; ++k) {
+      EXPECT_GT(error[k], 0);
+      EXPECT_LT(error[k], 5e-3) << "an error bar that says nothing";
+      EXPECT_NEAR(value[k], known.value[k], 4 * std::hypot(error[k], known.error[k]) + 2e-5)
+          << known.step << ", output " << k;
+    }
+  }
+}
+
+// psi = sign of one outer product is the outer product of signs: no entries are needed.
+TEST(Optimisers, SignDescentOfOneSampleHasRankOne) {
+  const std::string head = R"(width n
+data x = [1, -0.5]
+param U : [n, 2] ~ normal(0, 1)
+param W : [n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0, 1)
+model f(x) { return v @ tanh(W @ tanh(U @ x)) / n }
+for t in 0..3 {
+)",
+                    tail = "}\nreport out = f(x)\n";
+  const LimitResult by_name = limit_of(
+      head + "  step signsgd((f(x) - 1)^2, lr = 0.2, only = (W), scale = {W: 1 / n})\n" + tail,
+      particles(512));
+  const LimitResult by_hand = limit_of(head +
+                                           "  d = v * (1 - tanh(W @ tanh(U @ x))^2) * (f(x) - 1)\n"
+                                           "  W -= 0.2 * outer(sign(d), sign(tanh(U @ x))) / n\n" +
+                                           tail,
+                                       particles(512));
+  // Entries are stored in single precision; the lazy matrix has other directions by hand.
+  EXPECT_NEAR(report(by_name, "out").value[0], report(by_hand, "out").value[0],
+              4 * std::hypot(report(by_name, "out").error[0], report(by_hand, "out").error[0]));
+  EXPECT_LT(report(by_name, "out").error[0], 0.02);
+}
+
+// Versions of a matrix are a vector space: what momentum remembers is one, whether the text says so
+// or the optimiser.
+TEST(Optimisers, MomentumIsWhatItIsByHand) {
+  const std::string by_hand = R"(width n
+data X = [[-0.99, -0.37], [0.19, 0.92]]
+data y = [1, -1]
+param U : [n, 2] ~ normal(0, 1)
+param W : [n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0, 1)
+model f(x) { return v @ tanh(W @ tanh(U @ x)) / n }
+B = 0 * W
+for t in 0..6 {
+  loss = mse(f(X), y)
+  g = grad(loss, W)
+  d = g + 0.1 * W
+  B = 0.9 * B + d
+  W -= 0.3 * B
+}
+report trained = f(X)
+)";
+  std::string by_name = by_hand;
+  by_name.erase(by_name.find("B = 0 * W\n"), 10);
+  const std::size_t from = by_name.find("  g = grad"), to = by_name.find("}\nreport");
+  by_name.replace(from, to - from,
+                  "  step sgd(loss, lr = 0.3, momentum = 0.9, weight_decay = 0.1, only = (W))\n");
+  const LimitResult a = limit_of(by_hand, particles(512)), b = limit_of(by_name, particles(512));
+  for (std::size_t k = 0; k < 2; ++k)
+    EXPECT_NEAR(report(a, "trained").value[k], report(b, "trained").value[k], 1e-9);
+}
+
+/// A network without hidden matrix, of three coordinates, whose every step is written out here.
+struct Small {
+  std::array<double, 3> u, v;
+  [[nodiscard]] double f(double x) const {
+    double out = 0;
+    for (std::size_t i = 0; i < 3; ++i) out += v[i] * std::tanh(u[i] * x);
+    return out / 3;
+  }
+};
+
+// The order of operations is torch.optim's; networks are arithmetic, so 12 digits are equal.
+TEST(Optimisers, OfNetworksDoWhatTorchDoes) {
+  struct Case {
+    const char* step;
+    std::function<double(double g, double theta, int t, std::array<double, 2>& memory)> change;
+  };
+  const auto adam = [](double g, int t, std::array<double, 2>& m, double b1, double b2,
+                       double eps) {
+    m[0] = b1 * m[0] + (1 - b1) * g;
+    m[1] = b2 * m[1] + (1 - b2) * g * g;
+    return m[0] / (1 - std::pow(b1, t)) / (std::sqrt(m[1] / (1 - std::pow(b2, t))) + eps);
+  };
+  const std::vector<Case> cases{
+      {"sgd(loss, lr = 0.1, momentum = 0.9, dampening = 0.3, nesterov = true, weight_decay = 0.2)",
+       [](double g, double theta, int t, std::array<double, 2>& m) {
+         const double d = g + 0.2 * theta;
+         m[0] = t == 1 ? d : 0.9 * m[0] + 0.7 * d;
+         return -0.1 * (d + 0.9 * m[0]);
+       }},
+      {"adam(loss, lr = 0.1, betas = (0.8, 0.95), eps = 1e-3, weight_decay = 0.2)",
+       [&](double g, double theta, int t, std::array<double, 2>& m) {
+         return -0.1 * adam(g + 0.2 * theta, t, m, 0.8, 0.95, 1e-3);
+       }},
+      {"adamw(loss, lr = 0.1, weight_decay = 0.2, eps = {U: 1e-2, v: 1e-2})",
+       [&](double g, double theta, int t, std::array<double, 2>& m) {
+         return -0.1 * 0.2 * theta - 0.1 * adam(g, t, m, 0.9, 0.999, 1e-2);
+       }},
+      {"rmsprop(loss, lr = 0.1, alpha = 0.9, eps = 1e-2, momentum = 0.5)",
+       [](double g, double, int, std::array<double, 2>& m) {
+         m[1] = 0.9 * m[1] + 0.1 * g * g;
+         m[0] = 0.5 * m[0] + g / (std::sqrt(m[1]) + 1e-2);
+         return -0.1 * m[0];
+       }},
+      {"lion(loss, lr = 0.1, weight_decay = 0.2)",
+       [](double g, double theta, int, std::array<double, 2>& m) {
+         const double c = 0.9 * m[0] + 0.1 * g;
+         m[0] = 0.99 * m[0] + 0.01 * g;
+         return -0.1 * 0.2 * theta - 0.1 * (c > 0 ? 1 : c < 0 ? -1 : 0);
+       }},
+  };
+  for (const Case& c : cases) {
+    const std::string text = fmt::format(R"(width n
+param U : [n] ~ normal(0.2, 1)
+param v : [n] ~ normal(0.1, 1)
+report u0 = samples(U, 3), v0 = samples(v, 3)
+for t in 0..5 {{
+  loss = (v @ tanh(U * 0.7) / n - 1)^2
+  step {}
+}}
+report u1 = samples(U, 3), v1 = samples(v, 3)
+)",
+                                         c.step);
+    SimulateOptions options;
+    options.width = 3;
+    const Result<SimulationResult> r = simulate(parsed(text), options);
+    ASSERT_TRUE(r) << c.step;
+    const auto values = [&](std::size_t k) {
+      return std::array{r->runs[k][0][0], r->runs[k][0][1], r->runs[k][0][2]};
+    };
+    Small net{values(0), values(1)};
+    std::array<std::array<double, 2>, 6> memory{};
+    for (int t = 1; t <= 5; ++t) {
+      const double slope = 2 * (net.f(0.7) - 1) / 3;
+      Small next = net;
+      for (std::size_t i = 0; i < 3; ++i) {
+        const double z = std::tanh(net.u[i] * 0.7), gu = slope * net.v[i] * (1 - z * z) * 0.7,
+                     gv = slope * z;
+        next.u[i] += c.change(gu, net.u[i], t, memory[i]);
+        next.v[i] += c.change(gv, net.v[i], t, memory[3 + i]);
+      }
+      net = next;
+    }
+    for (std::size_t i = 0; i < 3; ++i) {
+      EXPECT_NEAR(values(2)[i], net.u[i], 1e-12) << c.step;
+      EXPECT_NEAR(values(3)[i], net.v[i], 1e-12) << c.step;
+    }
+  }
+}
+
+TEST(Optimisers, ClipByTheNormOfAllGradients) {
+  const auto text = [](const std::string& option) {
+    return fmt::format(R"(width n
+param U : [n] ~ normal(0.2, 1)
+param W : [n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0.1, 1)
+loss = (v @ tanh(W @ tanh(U)) / n - 1)^2
+gU = grad(loss, U)
+h = tanh(U)
+z = tanh(W @ h)
+d = v * (1 - z^2)
+c = 2 * (v @ z / n - 1)
+report norm = sqrt(n * E(gU^2) + n * E((c * z / n)^2) + (c / n)^2 * n^2 * E(d^2) * E(h^2))
+u0 = U
+step sgd(loss, lr = 1{})
+report moved = sqrt(n * E((U - u0)^2) / (n * E(gU^2)))
+)",
+                       option);
+  };
+  SimulateOptions options;
+  options.width = 40;
+  for (const double bound : {0.01, 100.0}) {
+    const auto r = simulate(parsed(text(fmt::format(", clip_norm = {}", bound))), options);
+    ASSERT_TRUE(r);
+    EXPECT_NEAR(r->runs[1][0][0], std::min(1.0, bound / r->runs[0][0][0]), 1e-12);
+  }
+}
+
+TEST(Optimisers, AveragesAreOfParameters) {
+  const std::string text = R"(width n
+param v : [n] ~ normal(1, 1)
+A = v
+for t in 0..4 {
+  step sgd(E(v^2) * n, lr = 0.2, average = ema(0.6))
+  A = where(t == 0, v, 0.6 * A + 0.4 * v)
+}
+report averaged(E(v^2)), E(A^2)
+)";
+  const LimitResult r = limit_of(text, {});
+  EXPECT_NEAR(r.reports[0].value[0], r.reports[1].value[0], 1e-12);
+}
+
+TEST(Optimisers, DoNotDependOnTheNumberOfThreads) {
+  const auto run = [](int threads) {
+    EvaluateOptions options = particles(300, 2);
+    options.threads = threads;
+    return outputs(limit_of(network("adam(mse(f(X), y), lr = 0.1)", 3), options));
+  };
+  EXPECT_EQ(run(1), run(2));
+}
+
+// More directions than half of the particles: the matrix is stored, and there is a limit.
+TEST(StoredMatrices, AgreeWithLazyOnes) {
+  const std::string text = network("sgd(mse(f(X), y), lr = 0.5)", 12, 3);
+  const LimitResult lazy = limit_of(text, particles(4096));
+  for (const Matrices matrices : {Matrices::kAuto, Matrices::kDense}) {
+    EvaluateOptions options = particles(64, 64);  // up to 100 directions
+    if (matrices == Matrices::kDense) options.particles = 512, options.randomisations = 16;
+    options.matrices = matrices;
+    const LimitResult stored = limit_of(text, options);
+    for (std::size_t k = 0; k < 5; ++k)
+      EXPECT_NEAR(outputs(stored)[k], outputs(lazy)[k],
+                  4 * std::hypot(errors(stored)[k], errors(lazy)[k]))
+          << k;
+  }
+  EvaluateOptions options = particles(64);
+  options.matrices = Matrices::kLazy;
+  const auto refused = evaluate(parsed(text), options);
+  ASSERT_FALSE(refused);
+  EXPECT_EQ(refused.errors()[0].code, "E4201");
+}
+
+}  // namespace
+}  // namespace tplimit::test
