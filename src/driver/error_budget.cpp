@@ -37,10 +37,10 @@ class Falling {
   /// Not to 0.9 with four times the particles, where M^-1/2 would be 0.5: the spread of eight
   /// randomisations is itself uncertain by a quarter.
   [[nodiscard]] bool stopped() const {
-    return errors_.size() >= 3 && [&] {
-      const auto& [now, error] = errors_.back(), &[ before, old ] = errors_[errors_.size() - 3];
-      return now >= 4 * before && error > 0.9 * old;
-    }();
+    if (errors_.size() < 3) return false;
+    const auto& [now, error] = errors_.back();
+    const auto& [before, old] = errors_[errors_.size() - 3];
+    return now >= 4 * before && error > 0.9 * old;
   }
 
  private:

@@ -116,6 +116,7 @@ RunOf<LimitEvaluation::Outcome> LimitEvaluation::run(const Resolution& resolutio
     stopped = stopped || run.matching_stopped;
     dropped = std::max(dropped, run.largest_dropped);
     out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
+    out.engine.stored_matrices = std::max(out.engine.stored_matrices, run.stored);
   }
   ranks_ = {resolution.rank_tol, runs->front().ranks};
   if (auto unresolved = judge_tails(unresolved_by(*runs).tails, out.warnings)) return *unresolved;

@@ -24,8 +24,8 @@ Diagnostic store_error(std::string code, std::string message, std::string help) 
 
 // All fields are named: a new one does not compile until it is kept.
 void save_result(Writer& out, const RunResult& result) {
-  const auto& [values, matching_stopped, ranks, terms, inner, by_rounding, largest_dropped] =
-      result;
+  const auto& [values, matching_stopped, ranks, terms, inner, by_rounding, largest_dropped,
+               stored] = result;
   out.value<std::uint64_t>(values.size());
   for (const auto& own : values) out.values(own);
   out.value(matching_stopped);
@@ -33,6 +33,7 @@ void save_result(Writer& out, const RunResult& result) {
   for (const auto& both : ranks)
     for (const std::int64_t rank : both) out.value(rank);
   out.value(largest_dropped);
+  out.value(stored);
   out.value<std::uint64_t>(terms.size());
   for (const TermSummary& own : terms) save(out, own);
   out.value<std::uint64_t>(inner.size());
@@ -48,7 +49,8 @@ void save_result(Writer& out, const RunResult& result) {
 }
 RunResult load_result(Reader& in) {
   RunResult result;
-  auto& [values, matching_stopped, ranks, terms, inner, by_rounding, largest_dropped] = result;
+  auto& [values, matching_stopped, ranks, terms, inner, by_rounding, largest_dropped, stored] =
+      result;
   for (auto left = in.value<std::uint64_t>(); left > 0; --left)
     values.push_back(in.values<double>());
   matching_stopped = in.value<bool>();
@@ -56,6 +58,7 @@ RunResult load_result(Reader& in) {
   for (auto& both : ranks)
     for (std::int64_t& rank : both) rank = in.value<std::int64_t>();
   largest_dropped = in.value<double>();
+  stored = in.value<std::int64_t>();
   for (auto left = in.value<std::uint64_t>(); left > 0; --left) terms.push_back(load_terms(in));
   for (auto left = in.value<std::uint64_t>(); left > 0; --left) {
     const auto id = in.value<std::uint32_t>();

@@ -71,6 +71,7 @@ class Run {
     result.matching_stopped = realisation_->matching_stopped();
     result.ranks = realisation_->ranks();
     result.largest_dropped = realisation_->largest_dropped();
+    result.stored = realisation_->stored_matrices();
     return result;
   }
 

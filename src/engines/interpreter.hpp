@@ -26,6 +26,7 @@ struct RunResult {
   std::map<std::uint32_t, std::vector<double>>
       by_rounding;  ///< per jump of the limit whose side rounding decides: 1 for such entries
   double largest_dropped = 0;  ///< largest |rest| / |x| of a direction that was dropped
+  std::int64_t stored = 0;     ///< matrices of the limit that got too many directions to stay lazy
   [[nodiscard]] std::int64_t largest_rank() const;
 };
 

@@ -54,6 +54,7 @@ class LazyMatrix final : public WidthMatrix {
   [[nodiscard]] std::array<std::int64_t, 2> ranks() const override {
     return {directions(0).columns(), directions(1).columns()};
   }
+  [[nodiscard]] bool is_stored() const override { return gaussian_ != nullptr; }
   [[nodiscard]] double largest_dropped() const override { return largest_dropped_; }
   void save(Writer& out) const override;
   void load(Reader& in) override;

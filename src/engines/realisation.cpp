@@ -75,6 +75,11 @@ std::vector<std::array<std::int64_t, 2>> Realisation::ranks() const {
   return out;
 }
 
+std::int64_t Realisation::stored_matrices() const {
+  return std::count_if(matrices_.begin(), matrices_.end(),
+                       [](const auto& m) { return m && m->is_stored(); });
+}
+
 double Realisation::largest_dropped() const {
   double out = 0;
   for (const auto& m : matrices_)

@@ -63,6 +63,8 @@ class Realisation {
   [[nodiscard]] bool matching_stopped() const;
   /// Directions kept for W and W', per source.
   [[nodiscard]] std::vector<std::array<std::int64_t, 2>> ranks() const;
+  /// Lazy matrices that are stored by now.
+  [[nodiscard]] std::int64_t stored_matrices() const;
   /// Largest |rest| / |x| of a direction that was dropped.
   [[nodiscard]] double largest_dropped() const;
 

@@ -60,6 +60,8 @@ class WidthMatrix {
   virtual void forget(std::uint32_t) {}
   /// Directions kept for W and W'.
   [[nodiscard]] virtual std::array<std::int64_t, 2> ranks() const { return {0, 0}; }
+  /// A lazy matrix that is lazy no more.
+  [[nodiscard]] virtual bool is_stored() const { return false; }
   /// Largest |rest| / |x| of the directions that were dropped.
   [[nodiscard]] virtual double largest_dropped() const { return 0; }
 

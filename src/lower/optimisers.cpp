@@ -370,7 +370,8 @@ Lowerer::Descent Lowerer::read_descent(const ast::Call& call, Span span) {
   for (const Optimiser::Option& option : optimiser.options)
     if (option.takes == Takes::kSize)
       out.sizes[option.name];
-    else if (option.takes != Takes::kAverage && option.takes != Takes::kBound)
+    else if (option.takes != Takes::kAverage && option.takes != Takes::kBound &&
+             option.takes != Takes::kPair)
       out.numbers[option.name] = option.otherwise;
   for (const auto& option : call.named) {
     const auto& name = option.name.name;

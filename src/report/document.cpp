@@ -402,6 +402,9 @@ Document document_of(const LimitResult& limit, const ProgramInfo& program) {
   add_reports(out, limit.reports);
   add_checks(out, limit, program.source);
   std::string end = resources(limit.time_s, limit.peak_memory_bytes, engine.largest_rank);
+  if (engine.stored_matrices > 0)
+    end += fmt::format(", {} {} stored", engine.stored_matrices,
+                       engine.stored_matrices == 1 ? "matrix" : "matrices");
   if (engine.extrapolated) end += " (bias extrapolated)";
   if (engine.rows_merged > 0) end += fmt::format(", {} merged", plural(engine.rows_merged, "row"));
   if (engine.clamped > 0)

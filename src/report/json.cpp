@@ -149,6 +149,7 @@ Json limit_json(const LimitResult& limit, const ProgramInfo& program, bool array
                    {"threads", engine.threads},
                    {"rank_tol", engine.rank_tol},
                    {"largest_rank", engine.largest_rank},
+                   {"stored_matrices", engine.stored_matrices},
                    {"merge_rows", engine.merge_rows},
                    {"rows_merged", engine.rows_merged},
                    {"clamped", engine.clamped},
@@ -326,6 +327,7 @@ LimitResult limit_from(const Json& json, const ProgramInfo& program, const ir::P
   out.engine.threads = engine.at("threads");
   out.engine.rank_tol = engine.at("rank_tol");
   out.engine.largest_rank = engine.at("largest_rank");
+  out.engine.stored_matrices = engine.value("stored_matrices", 0);
   if (engine.at("tolerance").is_number())
     out.engine.tolerance = engine.at("tolerance").get<double>();
   out.engine.single_precision = engine.at("precision") == "single";

@@ -234,6 +234,58 @@ report u1 = samples(U, 3), v1 = samples(v, 3)
   }
 }
 
+// One singular value: Newton and Schulz act on the number 1.
+TEST(Optimisers, MuonOfOneSampleIsWhatItIsByHand) {
+  double s = 1;
+  for (int k = 0; k < 3; ++k) s = 3.4445 * s - 4.775 * s * s * s + 2.0315 * s * s * s * s * s;
+  const std::string head = R"(width n
+data x = [1, -0.5]
+param U : [n, 2] ~ normal(0, 1)
+param W : [n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0, 1)
+model f(x) { return v @ tanh(W @ tanh(U @ x)) / n }
+for t in 0..4 {
+)",
+                    tail = "}\nreport out = f(x)\n";
+  const std::string name = head +
+                           "  step muon((f(x) - 1)^2, lr = 0.2, only = (W), momentum = 0, nesterov "
+                           "= false, ns_steps = 3, "
+                           "weight_decay = 0.1)\n" +
+                           tail;
+  const std::string hand = fmt::format(
+      "{}  z = tanh(U @ x)\n  d = v * (1 - tanh(W @ z)^2) * (f(x) - 1)\n"
+      "  W = 0.98 * W - {} * outer(d, z) / (n * sqrt(E(d^2) * E(z^2)))\n{}",
+      head, 0.2 * s, tail);
+  const LimitResult a = limit_of(name, particles(512)), b = limit_of(hand, particles(512));
+  EXPECT_NEAR(report(a, "out").value[0], report(b, "out").value[0], 1e-9);
+  for (const std::string* text : {&name, &hand}) {
+    SimulateOptions options;
+    options.width = 60;
+    options.matrices = text == &name ? Matrices::kLazy : Matrices::kDense;
+    EXPECT_TRUE(simulate(parsed(*text), options));
+  }
+}
+
+// Several samples, momentum: the limit and networks, which are compared elsewhere by their laws.
+TEST(Optimisers, MuonOfNetworksTendsToItsLimit) {
+  const std::string text = network(
+      "muon(mse(f(X), y), lr = 0.1, only = (W1)), adamw(mse(f(X), y), lr = 0.05, only = (U, v))",
+      4);
+  const LimitResult limit = limit_of(text, particles(1024));
+  SimulateOptions options;
+  options.width = 1024;
+  options.seeds = 24;
+  const auto networks = simulate(parsed(text), options);
+  ASSERT_TRUE(networks);
+  for (std::size_t k = 0; k < 4; ++k) {
+    const double error =
+        std::hypot(networks->reports[0].error[k], report(limit, "trained").error[k]);
+    EXPECT_NEAR(networks->reports[0].value[k], report(limit, "trained").value[k],
+                4 * error + 4.0 / 1024);
+    EXPECT_LT(error, 0.02);
+  }
+}
+
 TEST(Optimisers, ClipByTheNormOfAllGradients) {
   const auto text = [](const std::string& option) {
     return fmt::format(R"(width n

@@ -68,6 +68,8 @@ struct EngineInfo {
   int threads = 1;
   double rank_tol = 0;
   std::int64_t largest_rank = 0;
+  std::int64_t stored_matrices = 0;   ///< of the limit: with more directions than half of the
+                                      ///< particles, so that all their entries are stored
   std::optional<double> tolerance{};  ///< of --tol
   double merge_rows = 0;              ///< of --merge-rows
   std::int64_t rows_merged = 0;

@@ -608,8 +608,9 @@ TEST(LazyMatrix, IsStoredWhereItHasNoRoomAndStaysOneMatrix) {
     const Matrix dm = matrix_of(d.block), xm = matrix_of(x.block), mm = matrix_of(many.block);
     EXPECT_LT(distance(mean_product(dm, on_many), mean_product(s.transposed_times(w, d), mm)),
               kSingle);
-    if (late > 0)
+    if (late > 0) {
       EXPECT_LT(distance(s.times(w1, many), on_many + 0.7 * dm * mean_product(xm, mm)), kSingle);
+    }
     // Updates after it, of old and new versions.
     MatrixVersion w2 = s.updated(w1, {-0.4}, {&d}, {&x});
     w2 = s.matrix().scaled(s.matrix().combined(std::move(w2), 0.5, w1), 2);

@@ -40,6 +40,23 @@ out, z = f(X)
 report last = out, some = samples(z, 2), bars = hist(z, low = -1, high = 1, bins = 4)
 )";
 
+const char* const kAdam = R"(width n
+data X = [[1, 0.5], [-0.3, 1], [0.2, 0.1]]
+data y = [1, -1, 0.5]
+parametrization mup
+param U : input [n, 2] ~ normal(0, 1 / 2)
+param W : hidden [2, n, n] ~ normal(0, 1)
+param v : output [n] ~ normal(0, 1)
+model f(x) {
+  z = tanh(U @ x)
+  for l in 0..2 { z = tanh(W[l] @ z) }
+  return v @ z
+}
+for t in 0..3 { step adamw(mse(f(X), y), lr = 0.1) }
+for t in 0..2 { step sgd(mse(f(X), y), lr = 0.1, momentum = 0.9) }
+report f(X)
+)";
+
 const char* const kTied = R"(width n
 random x : [3, n] ~ normal(0, 1)
 param W : [n, n] ~ normal(0, 1 / n)
@@ -68,6 +85,7 @@ class Rehearsal {
   void run(const Plan& plan) {
     for (const Plan::Step& step : plan.steps) {
       std::visit(overloaded{[&](const Plan::Sweep& sweep) { rehearse(sweep); },
+                            [&](const Plan::EntrySweep& sweep) { rehearse(sweep); },
                             [&](const auto& single) {
                               read_operands(single.node);
                               make(single.node);
@@ -143,10 +161,45 @@ class Rehearsal {
           averages.push_back(id);
           for (std::int64_t j = out.offset; j < out.offset + out.columns; ++j)
             EXPECT_TRUE(summed.insert(j).second);
+          break;
+        case Where::kEntries:
+        case Where::kVersion: ADD_FAILURE() << "matrices have sweeps of their own";
       }
     }
     EXPECT_EQ(static_cast<std::int64_t>(summed.size()), sweep.sums);
     for (const NodeId id : averages) make(id);
+  }
+
+  void rehearse(const Plan::EntrySweep& sweep) {
+    std::map<std::int64_t, NodeId> columns;
+    for (const auto& load : sweep.loads) {
+      read(load.node);
+      columns[load.column] = load.node;
+    }
+    for (const auto& [id, types, in, out] : sweep.operations) {
+      const auto& operands = program_[id].in;
+      ASSERT_EQ(in.size(), operands.size());
+      for (std::size_t k = 0; k < in.size(); ++k) {
+        const bool column = in[k].where == Where::kScratch || in[k].where == Where::kEntries;
+        EXPECT_EQ(column, program_[operands[k]].type.entries);
+        if (!column) {
+          read(operands[k]);
+          continue;
+        }
+        EXPECT_EQ(columns.at(in[k].offset), operands[k]);
+        EXPECT_NE(in[k].offset, out.where == Where::kVersion ? -1 : out.offset);
+      }
+      if (out.where == Where::kVersion) {
+        make(id);
+        continue;
+      }
+      EXPECT_LT(out.offset, sweep.scratch_columns);
+      columns[out.offset] = id;
+    }
+    for (const auto& store : sweep.stores) {
+      EXPECT_EQ(columns.at(store.column), store.node);
+      make(store.node);
+    }
   }
 
   const ir::Program& program_;
@@ -163,7 +216,7 @@ double estimate_without_matrices(const Schedule& schedule, std::int64_t rows) {
 }
 
 TEST(Plan, ReadsWhatIsThereAndFreesAllOfItOnce) {
-  for (const char* text : {kTraining, kTied}) {
+  for (const char* text : {kTraining, kTied, kAdam}) {
     const ir::Program program = limit_program(text);
     const Schedule schedule = make_schedule(program, ir::outputs_of(program));
     for (const Plan& plan : {schedule.plan, one_by_one(schedule)}) {
@@ -192,7 +245,7 @@ TEST(Plan, OneByOneKeepsEveryValueInABlock) {
 }
 
 TEST(Plan, OrdersTheNodesFromWhichARunCanGoOn) {
-  for (const char* text : {kTraining, kTied}) {
+  for (const char* text : {kTraining, kTied, kAdam}) {
     const ir::Program program = limit_program(text);
     const Schedule schedule = make_schedule(program, ir::outputs_of(program));
     std::set<NodeId> before;
@@ -205,6 +258,10 @@ TEST(Plan, OrdersTheNodesFromWhichARunCanGoOn) {
       std::set<NodeId> own;
       std::visit(overloaded{[&](const Plan::Sweep& sweep) {
                               for (const NodeId id : sweep.nodes()) own.insert(id);
+                            },
+                            [&](const Plan::EntrySweep& sweep) {
+                              for (const auto& operation : sweep.operations)
+                                own.insert(operation.node);
                             },
                             [&](const auto& single) { own.insert(single.node); }},
                  step.action);

@@ -265,7 +265,8 @@ TEST(Graded, DrawsAreReproducibleAndHaveTheCovariance) {
 
 TEST(Graded, IsTheLeadingOrderWhereNothingFluctuates) {
   const Program program = with_vectors("report E(tanh(W @ x)^2), E(relu(x) * x)");
-  const auto graded = graded_limit(program, {}), leading = leading_order(program);
+  const auto graded = graded_limit(program, {});
+  const auto leading = leading_order(program);
   ASSERT_TRUE(graded.ok());
   ASSERT_TRUE(leading.ok());
   EXPECT_FALSE(graded->random_outputs);

@@ -107,8 +107,13 @@ class Network {
             [&](const ir::ScaleMatrix&) {
               matrices_[k] = values_[node.in[1].value][0] * matrices_[node.in[0].value];
             },
-            [&](const ir::UpdateMatrix& update) {
-              if (update.entrywise) throw std::runtime_error("no entrywise updates here");
+            [&](const ir::AddVersion&) {
+              matrices_[k] = matrices_[node.in[0].value] +
+                             values_[node.in[1].value][0] * matrices_[node.in[2].value];
+            },
+            [](const ir::OuterSum&) { throw std::runtime_error("no entrywise updates here"); },
+            [](const ir::AddEntries&) { throw std::runtime_error("no entrywise updates here"); },
+            [&](const ir::UpdateMatrix&) {
               matrices_[k] = matrices_[node.in[0].value];
               for (std::size_t t = 1; t + 2 < node.in.size(); t += 3)
                 matrices_[k] += values_[node.in[t].value][0] / static_cast<double>(n_) *
