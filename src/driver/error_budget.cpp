@@ -33,18 +33,26 @@ std::optional<Diagnostic> unknown_report(const Program& program,
 /// Errors of sampling, of more and more particles.
 class Falling {
  public:
-  void add(std::int64_t particles, double error) { errors_.emplace_back(particles, error); }
-  /// Not to 0.9 with four times the particles, where M^-1/2 would be 0.5: the spread of eight
-  /// randomisations is itself uncertain by a quarter.
+  void add(std::int64_t particles, const EngineInfo& engine) {
+    errors_.push_back({particles, engine.sampling_error, engine.extrapolated});
+  }
+  /// Not to 0.9 with 16 times the particles, where M^-1/2 would be 0.25.
   [[nodiscard]] bool stopped() const {
-    if (errors_.size() < 3) return false;
-    const auto& [now, error] = errors_.back();
-    const auto& [before, old] = errors_[errors_.size() - 3];
-    return now >= 4 * before && error > 0.9 * old;
+    if (errors_.empty()) return false;
+    const Entry& now = errors_.back();
+    return std::any_of(errors_.begin(), errors_.end(), [&](const Entry& before) {
+      return 16 * before.particles <= now.particles && before.extrapolated == now.extrapolated &&
+             now.error > 0.9 * before.error;
+    });
   }
 
  private:
-  std::vector<std::pair<std::int64_t, double>> errors_;
+  struct Entry {
+    std::int64_t particles;
+    double error;
+    bool extrapolated;
+  };
+  std::vector<Entry> errors_;
 };
 
 Diagnostic does_not_fall() {
@@ -65,7 +73,9 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
     return diagnose(limit.program, {engines::not_finite(), *node});
   LimitEvaluation evaluation(limit, options);
   if (const auto refused = evaluation.refusal()) return *refused;
-  constexpr std::int64_t kMostParticles = std::int64_t{1} << 24;
+  // Matrices of entries cost the square of the particles.
+  const std::int64_t most_particles =
+      evaluation.has_entries() ? std::int64_t{1} << 12 : std::int64_t{1} << 24;
   LimitEvaluation::Resolution now{evaluation.first_particles(), options.rank_tol.value_or(1e-6)};
   // Few directions cost little: only where there may be many, some of the tolerance is spent on
   // dropping them.  The error of dropping is of second order in rank_tol where what is dropped is
@@ -85,12 +95,13 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
     const bool too_few = target && latest.reason() == Shortage::kParticles;
     // Each part may have 0.7 of the tolerance: in squares, half.
     const double most = 0.7 * options.tolerance.value_or(0);
-    if (latest) falling.add(now.particles, latest->result.engine.sampling_error);
+    if (latest) falling.add(now.particles, latest->result.engine);
     if (latest && !latest->promising) {
       unfinished = now;
       // Errors fall like M^-1/2 to M^-0.9.
       const double factor = std::pow(latest->result.engine.sampling_error / most, 1 / 0.7);
-      now.particles *= std::int64_t{1} << std::clamp(std::lround(std::log2(factor)), 1L, 6L);
+      now.particles *= std::int64_t{1} << std::clamp(std::lround(std::log2(factor)), 1L,
+                                                     evaluation.has_entries() ? 1L : 6L);
     } else if (latest) {
       result = std::move(latest->result);
       unfinished.reset();
@@ -103,7 +114,7 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
     } else if ((!result && !unfinished) || latest.reason() != Shortage::kMemory) {
       return latest.errors();
     }
-    if ((latest || too_few) && now.particles <= kMostParticles && !falling.stopped()) continue;
+    if ((latest || too_few) && now.particles <= most_particles && !falling.stopped()) continue;
     // Say what was reached.
     if (unfinished) {
       now = *unfinished;

@@ -41,6 +41,8 @@ class LimitEvaluation {
   [[nodiscard]] ReportMethod method_of(const ir::Report& report) const;
   /// Directions of one matrix and side if none were dropped.
   [[nodiscard]] std::int64_t most_directions() const;
+  /// Entrywise optimisers make matrices of all pairs of particles.
+  [[nodiscard]] bool has_entries() const;
   /// How many particles to begin with.
   [[nodiscard]] std::int64_t first_particles() const;
 

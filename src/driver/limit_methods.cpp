@@ -61,11 +61,13 @@ moments::MomentEngine::Budget LimitEvaluation::budget(bool only_methods) const {
   return {std::max(2e6, 0.25 * cost / kEvaluation), std::max(1e9, kCheaper * 0.5 * cost)};
 }
 
+bool LimitEvaluation::has_entries() const {
+  return std::any_of(program_.nodes.begin(), program_.nodes.end(),
+                     [](const Node& node) { return std::holds_alternative<AddEntries>(node.op); });
+}
+
 std::int64_t LimitEvaluation::first_particles() const {
-  const bool entries =
-      std::any_of(program_.nodes.begin(), program_.nodes.end(),
-                  [](const Node& node) { return std::holds_alternative<AddEntries>(node.op); });
-  return options_.particles.value_or(entries              ? kDefaultParticlesOfEntries
+  return options_.particles.value_or(has_entries()        ? kDefaultParticlesOfEntries
                                      : options_.tolerance ? 2048
                                                           : kDefaultParticles);
 }

@@ -100,8 +100,8 @@ TEST(LeadingOrder, SaysHowReportsVanish) {
   ASSERT_TRUE(limit.ok());
   EXPECT_EQ(limit->reports[0].order, Exponent(-1, 2));
   EXPECT_FALSE(limit->reports[0].proved_zero);
-  ASSERT_EQ(limit->warnings.size(), 1u);
-  EXPECT_EQ(limit->warnings[0].code, "W5301");
+  ASSERT_EQ(limit->vanishing.size(), 1u);
+  EXPECT_EQ(limit->vanishing[0].code, "W5301");
 }
 
 TEST(LeadingOrder, RefusesWhatHasNoLimit) {
