@@ -196,8 +196,8 @@ TEST_P(Ranks, AgreeWithOneProcess) {
 std::string program(const std::string& name, const std::string& options) {
   return (kPrograms / (name + ".tp")).string() + " " + options;
 }
-std::string own_program(const std::string& options) {
-  return (kOwnPrograms / "everything.tp").string() + " " + options;
+std::string own_program(const std::string& options, const char* name = "everything.tp") {
+  return (kOwnPrograms / name).string() + " " + options;
 }
 
 std::string joined_randomisations() {
@@ -210,6 +210,9 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"Everything", "run " + own_program("--particles 16k --randomisations 2")},
         Case{"FewerChunksThanRanks", "run " + own_program("--particles 512 --randomisations 2")},
         Case{"LessThanOneChunk", "run " + own_program("--particles 200 --randomisations 2")},
+        Case{"Entries", "run " + own_program("--particles 600 --randomisations 2", "entries.tp")},
+        Case{"EntriesOfOneChunk",
+             "run " + own_program("--particles 200 --randomisations 2", "entries.tp")},
         Case{"JoinedRandomisations", joined_randomisations()},
         Case{"SharedWeights",
              "run " + program("rnn_tied", "--particles 8k --randomisations 2 --engine particles")},
