@@ -210,7 +210,7 @@ INSTANTIATE_TEST_SUITE_P(
         Case{"Everything", "run " + own_program("--particles 16k --randomisations 2")},
         Case{"FewerChunksThanRanks", "run " + own_program("--particles 512 --randomisations 2")},
         Case{"LessThanOneChunk", "run " + own_program("--particles 200 --randomisations 2")},
-        Case{"Entries", "run " + own_program("--particles 600 --randomisations 2", "entries.tp")},
+        Case{"Entries", "run " + own_program("--particles 1k --randomisations 2", "entries.tp")},
         Case{"EntriesOfOneChunk",
              "run " + own_program("--particles 200 --randomisations 2", "entries.tp")},
         Case{"JoinedRandomisations", joined_randomisations()},
