@@ -237,6 +237,18 @@ TEST(Job, MaySplitParticlesUnequally) {
   }
 }
 
+// Entries in single precision make 1e-7 of a difference in the last place.
+TEST(Job, MayStoreMatrices) {
+  const std::string arguments =
+      "run " + own_program("--particles 300 --randomisations 2", "stored.tp");
+  const Outcome one = outcome_of(0, arguments);
+  EXPECT_EQ(one.json["engine"]["stored_matrices"], 1);
+  for (const int ranks : {2, 3}) {
+    const auto different = differences(one.json, outcome_of(ranks, arguments).json, 1e-5);
+    EXPECT_TRUE(different.empty()) << ranks << " ranks, first " << different.front();
+  }
+}
+
 TEST(Job, JoinsRandomisations) {
   EXPECT_EQ(outcome_of(2, joined_randomisations()).json["engine"]["extrapolated"], true);
 }
