@@ -169,41 +169,95 @@ class Analysis {
     const auto join = [&](const Growth& a) {
       out = {std::max(out.degree, a.degree), out.above || a.above, out.below || a.below};
     };
-    const auto* m = std::get_if<Map>(&node.op);
-    const auto* contract = std::get_if<Contract>(&node.op);
-    if (const auto* c = std::get_if<Constant>(&node.op)) {
-      const auto [low, high] = std::minmax_element(c->values->begin(), c->values->end());
-      out = {0, *high > 0, *low < 0};
-    } else if (!node.type.random() || std::holds_alternative<StandardNormal>(node.op) ||
-               std::holds_alternative<MatMul>(node.op)) {
-      out.degree = node.type.random() ? 1 : 0;
-    } else if (const auto* s = std::get_if<Scale>(&node.op)) {
-      out = of(0);
-      if (s->factor < 0) std::swap(out.above, out.below);
-    } else if ((m && m->fn == Fn::kMul) || contract) {
-      const Growth a = of(0), b = of(1);
-      out = {std::min(kFast, a.degree + b.degree), (a.above && b.above) || (a.below && b.below),
-             node.in[0] != node.in[1] && ((a.above && b.below) || (a.below && b.above))};
-    } else if (m && m->fn == Fn::kPower && m->parameter > 0) {
-      out.degree = std::min(kFast, static_cast<int>(std::ceil(m->parameter * of(0).degree)));
-      out.below = std::fmod(m->parameter, 2) != 0 && of(0).below;
-    } else if (m && m->fn == Fn::kExp) {
-      const Growth a = of(0);
-      out = {a.degree > 0 && a.above ? kFast : 0, true, false};
-    } else if (m && traits_of(*m).bounded && !is_piecewise_constant(node.op)) {
-      out.degree = 0;
-    } else {
+    const auto product = [&](std::size_t k, std::size_t l) {
+      const Growth a = of(k), b = of(l);
+      return Growth{std::min(kFast, a.degree + b.degree),
+                    (a.above && b.above) || (a.below && b.below),
+                    node.in[k] != node.in[l] && ((a.above && b.below) || (a.below && b.above))};
+    };
+    const auto any_operand = [&] {
       out = {0, false, false};
-      for (std::size_t k = 0; k < node.in.size(); ++k) {
-        Growth a = of(k);
-        if (m && m->fn == Fn::kSub && k == 1) std::swap(a.above, a.below);
-        join(a);
-      }
-      if (m && (m->fn == Fn::kAbs || m->fn == Fn::kRelu))
-        out = {out.degree, true, false};
-      else if (m && m->fn != Fn::kAdd && m->fn != Fn::kSub)
-        out.above = out.below = true;
-    }
+      for (std::size_t k = 0; k < node.in.size(); ++k) join(of(k));
+    };
+    const auto number = [&] { out.degree = 0; };
+    const auto gaussian = [&] { out.degree = 1; };
+    std::visit(overloaded{
+                   [&](const Constant& c) {
+                     const auto [low, high] =
+                         std::minmax_element(c.values->begin(), c.values->end());
+                     out = {0, *high > 0, *low < 0};
+                   },
+                   [&](const StandardNormal&) { gaussian(); },
+                   [&](const MatMul&) { gaussian(); },
+                   [&](const Scale& s) {
+                     if (!node.type.random()) return number();
+                     out = of(0);
+                     if (s.factor < 0) std::swap(out.above, out.below);
+                   },
+                   [&](const Map& m) {
+                     if (!node.type.random()) return number();
+                     if (m.fn == Fn::kMul) {
+                       out = product(0, 1);
+                     } else if (m.fn == Fn::kPower && m.parameter > 0) {
+                       out.degree =
+                           std::min(kFast, static_cast<int>(std::ceil(m.parameter * of(0).degree)));
+                       out.below = std::fmod(m.parameter, 2) != 0 && of(0).below;
+                     } else if (m.fn == Fn::kExp) {
+                       const Growth a = of(0);
+                       out = {a.degree > 0 && a.above ? kFast : 0, true, false};
+                     } else if (traits_of(m).bounded && !is_piecewise_constant(node.op)) {
+                       out.degree = 0;
+                     } else {
+                       out = {0, false, false};
+                       for (std::size_t k = 0; k < node.in.size(); ++k) {
+                         Growth a = of(k);
+                         if (m.fn == Fn::kSub && k == 1) std::swap(a.above, a.below);
+                         join(a);
+                       }
+                       if (m.fn == Fn::kAbs || m.fn == Fn::kRelu)
+                         out = {out.degree, true, false};
+                       else if (m.fn != Fn::kAdd && m.fn != Fn::kSub)
+                         out.above = out.below = true;
+                     }
+                   },
+                   [&](const Contract&) {
+                     if (!node.type.random()) return number();
+                     out = product(0, 1);
+                   },
+                   [&](const OuterSum&) {
+                     out = {0, false, false};
+                     for (std::size_t k = 0; k < node.in.size(); k += 3) {
+                       Growth term = product(k + 1, k + 2);
+                       term.above = term.below = true;  // the number may have either sign
+                       join(term);
+                     }
+                   },
+                   // Sums, copies and other orders of what they have.
+                   [&](const ReduceSum&) { node.type.random() ? any_operand() : number(); },
+                   [&](const ReduceMax&) { node.type.random() ? any_operand() : number(); },
+                   [&](const Gather&) { node.type.random() ? any_operand() : number(); },
+                   [&](const ScatterAdd&) { node.type.random() ? any_operand() : number(); },
+                   [&](const Permute&) { node.type.random() ? any_operand() : number(); },
+                   [&](const Reshape&) { node.type.random() ? any_operand() : number(); },
+                   [&](const Expand&) { node.type.random() ? any_operand() : number(); },
+                   [&](const Concat&) { node.type.random() ? any_operand() : number(); },
+                   [&](const Stop&) { node.type.random() ? any_operand() : number(); },
+                   [&](const Parameter&) { node.type.random() ? any_operand() : number(); },
+                   [&](const Change&) { node.type.random() ? any_operand() : number(); },
+                   // Numbers, and matrices, which are asked for by products only.
+                   [&](const Average&) { number(); },
+                   [&](const Cholesky&) { number(); },
+                   [&](const Eigvals&) { number(); },
+                   [&](const TrainingOperator&) { number(); },
+                   [&](const Samples&) { number(); },
+                   [&](const Histogram&) { number(); },
+                   [&](const GaussianMatrix&) { number(); },
+                   [&](const ScaleMatrix&) { number(); },
+                   [&](const UpdateMatrix&) { number(); },
+                   [&](const AddVersion&) { number(); },
+                   [&](const AddEntries&) { number(); },
+               },
+               node.op);
     return *(growth_[id.value] = out);
   }
   /// Of even symmetry, and 0 where a Gaussian is.
@@ -579,45 +633,72 @@ class Analysis {
     const auto copy_all = [&] {
       for (const auto flag : kFlags) to.*flag = any(flag);
     };
-    if (std::holds_alternative<StandardNormal>(node.op) || std::holds_alternative<MatMul>(node.op))
-      return;  // continuous
-    if (std::holds_alternative<Contract>(node.op)) {
-      to = product_of_atoms(node);
-    } else if (std::holds_alternative<OuterSum>(node.op)) {
-      to = atoms_of_outer_products(node, lead);
-    } else if (const auto* m = std::get_if<Map>(&node.op)) {
-      switch (m->fn) {
-        case Fn::kAdd:
-        case Fn::kSub: to = sum_of_atoms(node); break;
-        case Fn::kMul:
-        case Fn::kDiv: to = product_of_atoms(node); break;
-        case Fn::kStep:
-        case Fn::kSign:
-        case Fn::kLess:
-        case Fn::kLessEqual:
-        case Fn::kEqual:
-        case Fn::kNotEqual: to.zero = to.other = true; break;
-        case Fn::kMod: copy_all(); break;
-        case Fn::kWhere:
-          for (const auto flag : kFlags)
-            to.*flag = operand(node, 1).*flag || operand(node, 2).*flag;
-          break;
-        default:
-          copy_all();
-          if (m->fn == Fn::kRelu) to.zero = true;
-          if (node.in.size() == 1 && m->fn != Fn::kPower && traits_of(*m).at_zero != 0 &&
-              (to.zero || to.other)) {
-            to.zero = to.other = true;
-            to.zero_moves = to.other_moves = to.zero_moves || to.other_moves;
-          }
-      }
-    } else {
-      copy_all();
-      if (std::holds_alternative<Concat>(node.op))
-        for (const NodeId id : node.in)
-          if (order(id).size() && order(id).lead != lead)
-            to.zero = to.zero_moves = true;  // these columns are 0 beside the others
-    }
+    const auto none = [] {};  // continuous
+    std::visit(overloaded{
+                   [&](const StandardNormal&) { none(); },
+                   [&](const MatMul&) { none(); },
+                   [&](const Contract&) { to = product_of_atoms(node); },
+                   [&](const OuterSum&) { to = atoms_of_outer_products(node, lead); },
+                   [&](const Map& m) {
+                     switch (m.fn) {
+                       case Fn::kAdd:
+                       case Fn::kSub: to = sum_of_atoms(node); break;
+                       case Fn::kMul:
+                       case Fn::kDiv: to = product_of_atoms(node); break;
+                       case Fn::kStep:
+                       case Fn::kSign:
+                       case Fn::kLess:
+                       case Fn::kLessEqual:
+                       case Fn::kEqual:
+                       case Fn::kNotEqual: to.zero = to.other = true; break;
+                       case Fn::kMod: copy_all(); break;
+                       case Fn::kWhere:
+                         for (const auto flag : kFlags)
+                           to.*flag = operand(node, 1).*flag || operand(node, 2).*flag;
+                         break;
+                       default:
+                         copy_all();
+                         if (m.fn == Fn::kRelu) to.zero = true;
+                         if (node.in.size() == 1 && m.fn != Fn::kPower &&
+                             traits_of(m).at_zero != 0 && (to.zero || to.other)) {
+                           to.zero = to.other = true;
+                           to.zero_moves = to.other_moves = to.zero_moves || to.other_moves;
+                         }
+                     }
+                   },
+                   [&](const Concat&) {
+                     copy_all();
+                     for (const NodeId id : node.in)
+                       if (order(id).size() && order(id).lead != lead)
+                         to.zero = to.zero_moves = true;  // these columns are 0 beside the others
+                   },
+                   // Sums, copies and other orders.
+                   [&](const Scale&) { copy_all(); },
+                   [&](const ReduceSum&) { copy_all(); },
+                   [&](const ReduceMax&) { copy_all(); },
+                   [&](const Gather&) { copy_all(); },
+                   [&](const ScatterAdd&) { copy_all(); },
+                   [&](const Permute&) { copy_all(); },
+                   [&](const Reshape&) { copy_all(); },
+                   [&](const Expand&) { copy_all(); },
+                   [&](const Stop&) { copy_all(); },
+                   [&](const Parameter&) { copy_all(); },
+                   [&](const Change&) { copy_all(); },
+                   // No coordinates.
+                   [&](const Constant&) { none(); },
+                   [&](const Average&) { none(); },
+                   [&](const Cholesky&) { none(); },
+                   [&](const Eigvals&) { none(); },
+                   [&](const TrainingOperator&) { none(); },
+                   [&](const Samples&) { none(); },
+                   [&](const Histogram&) { none(); },
+                   [&](const GaussianMatrix&) { none(); },
+                   [&](const ScaleMatrix&) { none(); },
+                   [&](const UpdateMatrix&) { none(); },
+                   [&](const AddVersion&) { none(); },
+                   [&](const AddEntries&) { none(); },
+               },
+               node.op);
     if (!lead && dropped)
       to.zero = to.zero_moves = true;  // all coordinates, as where leading parts cancel
   }
