@@ -137,6 +137,11 @@ class Lowerer {
     Value rate{};  ///< lr; of flow: dt
     std::vector<std::string> names{};
     std::map<std::string, Value> scales{};
+    std::map<std::string, Value> rates{};  ///< by parameter, instead of `rate`
+    [[nodiscard]] const Value& rate_of(const std::string& name) const {
+      const auto it = rates.find(name);
+      return it == rates.end() ? rate : it->second;
+    }
     std::map<std::string, double> numbers{};  ///< options that are plain numbers
     /// Options with a power of the width, by parameter; "": of the others.
     std::map<std::string, std::map<std::string, Number>> sizes{};
@@ -153,6 +158,7 @@ class Lowerer {
   static std::string optimiser_form(const std::string& name);
   const Optimiser& optimiser_named(const ast::Identifier& name) const;
   static Number size_of_option(const Descent& d, const char* option, const std::string& name);
+  void read_groups(Descent& d, const ast::Expr& value, std::vector<const ast::MapEntry*>& entries);
   void read_scales(Descent& d, const ast::Expr& value, std::vector<const ast::MapEntry*>& entries);
   std::vector<std::string> trained_variables(const ast::Expr& name, const char* help) const;
   void choose_variables(Descent& d, const std::optional<std::vector<const ast::Expr*>>& only);

@@ -124,11 +124,13 @@ struct Lowerer::Optimiser {
   [[nodiscard]] std::string options_text() const {
     std::string out = fmt::format("its options: {}", rate);
     for (const Option& o : options) out += fmt::format(", {}", o.name);
-    return out + ", only, scale";
+    return out + ", only, scale, groups";
   }
   static const std::vector<Optimiser>& all();
   /// E2113, E2146, E2151.
   static void read(Lowerer& l, Descent& d, const Option& option, const ast::Expr& value);
+  /// 0 (if it may be), or a positive number times a power of the width.  E2146.
+  static Number size(Lowerer& l, const char* name, const ast::Expr& value, bool zero = true);
 };
 
 const std::vector<Lowerer::Optimiser>& Lowerer::Optimiser::all() {
@@ -219,6 +221,16 @@ const Lowerer::Optimiser& Lowerer::optimiser_named(const ast::Identifier& name) 
 // ---- options
 // ---------------------------------------------------------------------------------------
 
+Number Lowerer::Optimiser::size(Lowerer& l, const char* name, const ast::Expr& value, bool zero) {
+  const Number x = l.number(l.evaluate(value), value.span, name);
+  if (!(x.value >= 0 && std::isfinite(x.value)) || (x.value == 0 && !zero))
+    l.fail("E2146",
+           fmt::format("'{}' {}", name,
+                       zero ? "is negative or not finite" : "is not positive and finite"),
+           value.span, fmt::format("this is {}", x.value));
+  return x;
+}
+
 void Lowerer::Optimiser::read(Lowerer& l, Descent& d, const Option& option,
                               const ast::Expr& value) {
   const std::string name = option.name;
@@ -230,12 +242,8 @@ void Lowerer::Optimiser::read(Lowerer& l, Descent& d, const Option& option,
     if (!(x >= 0 && x < 1)) refuse("lies in [0, 1)", x);
     return x;
   };
-  // 0, or a positive number times a power of the width.
-  const auto size = [&](const ast::Expr& e, bool zero) {
-    const Number x = l.number(l.evaluate(e), e.span, name.c_str());
-    if (!(x.value >= 0 && std::isfinite(x.value)) || (x.value == 0 && !zero))
-      refuse(zero ? "is negative or not finite" : "is not positive and finite", x.value);
-    return x;
+  const auto size = [&](const ast::Expr& e, bool zero = true) {
+    return Optimiser::size(l, option.name, e, zero);
   };
   switch (option.takes) {
     case Takes::kFraction: d.numbers[name] = fraction(value); return;
@@ -251,7 +259,7 @@ void Lowerer::Optimiser::read(Lowerer& l, Descent& d, const Option& option,
     case Takes::kSize:
       if (const auto* map = std::get_if<ast::Map>(&value.node)) {
         for (const auto& entry : map->entries) {
-          const Number x = size(*entry.value, true);
+          const Number x = size(*entry.value);
           for (const std::string& own : l.trained_variables(
                    *entry.key, "a map names parameters: {U: 1e-8 / n, W: 1e-8 / n}"))
             if (!d.sizes[name].try_emplace(own, x).second)
@@ -259,7 +267,7 @@ void Lowerer::Optimiser::read(Lowerer& l, Descent& d, const Option& option,
         }
         return;
       }
-      d.sizes[name][""] = size(value, true);
+      d.sizes[name][""] = size(value);
       return;
     case Takes::kBound: d.sizes[name][""] = size(value, false); return;
     case Takes::kFlag: {
@@ -330,6 +338,38 @@ void Lowerer::read_scales(Descent& d, const ast::Expr& value,
   }
 }
 
+/// groups = {W: {lr: 0.1, weight_decay: 0}}: options of some parameters.
+void Lowerer::read_groups(Descent& d, const ast::Expr& value,
+                          std::vector<const ast::MapEntry*>& entries) {
+  const char* form = "for instance groups = {W: {lr: 0.1, weight_decay: 0}}";
+  const auto* groups = std::get_if<ast::Map>(&value.node);
+  if (!groups) fail("E2325", "'groups' maps parameters to options", value.span, "", form);
+  for (const auto& entry : groups->entries) {
+    const std::vector<std::string> names = trained_variables(*entry.key, form);
+    entries.push_back(&entry);
+    const auto* options = std::get_if<ast::Map>(&entry.value->node);
+    if (!options) fail("E2325", "'groups' maps parameters to options", entry.value->span, "", form);
+    for (const auto& option : options->entries) {
+      const auto* name = std::get_if<ast::Name>(&option.key->node);
+      const bool rate = name && name->name == d.optimiser->rate;
+      const Optimiser::Option* own = name ? d.optimiser->option(name->name) : nullptr;
+      if (!rate && (!own || own->takes != Takes::kSize))
+        fail("E2112", "a group has no such option", option.key->span, "",
+             fmt::format("options that may differ by parameter: {}, eps, weight_decay",
+                         d.optimiser->rate));
+      Value x = evaluate(*option.value);
+      if (rate) (void)scalar(x, option.value->span, "a learning rate");
+      for (const std::string& parameter : names)
+        if (rate ? !d.rates.try_emplace(parameter, x).second
+                 : !d.sizes[own->name]
+                        .try_emplace(parameter, Optimiser::size(*this, own->name, *option.value))
+                        .second)
+          fail("E2113", fmt::format("'{}' of '{}' is given twice", name->name, parameter),
+               option.key->span);
+    }
+  }
+}
+
 /// What the step moves: what the loss depends on, or a part of it.
 void Lowerer::choose_variables(Descent& d,
                                const std::optional<std::vector<const ast::Expr*>>& only) {
@@ -393,6 +433,8 @@ Lowerer::Descent Lowerer::read_descent(const ast::Call& call, Span span) {
         only->push_back(&value);
     } else if (name == "scale") {
       read_scales(out, value, scaled);
+    } else if (name == "groups") {
+      read_groups(out, value, scaled);
     } else if (const Optimiser::Option* own = optimiser.option(name)) {
       Optimiser::read(*this, out, *own, value);
     } else {
@@ -424,7 +466,8 @@ Value Lowerer::own_rate(const Descent& d, const std::string& name, Span span) {
 
 /// -rate own(theta).
 NodeId Lowerer::factor_of(const Descent& d, const std::string& name, Span span) {
-  const Value rate = arithmetic(ast::BinaryOp::kMul, d.rate, own_rate(d, name, span), span);
+  const Value rate =
+      arithmetic(ast::BinaryOp::kMul, d.rate_of(name), own_rate(d, name, span), span);
   return build(span).negate(scalar(rate, span, "a learning rate"));
 }
 
@@ -582,8 +625,8 @@ Value Lowerer::orthogonalised_update(const Descent& d, const std::string& name, 
   const auto steps = static_cast<int>(d.numbers.at("ns_steps"));
   const Variable& variable = variables_.at(name);
   const Value own = d.scales.contains(name) ? d.scales.at(name) : variable.rate;
-  const NodeId factor =
-      b.negate(scalar(arithmetic(ast::BinaryOp::kMul, d.rate, own, span), span, "a learning rate"));
+  const NodeId factor = b.negate(
+      scalar(arithmetic(ast::BinaryOp::kMul, d.rate_of(name), own, span), span, "a learning rate"));
   const Number decay = size_of_option(d, "weight_decay", name);
   Memory& memory = memory_of(d, name, span);
   const auto times = [&](double c, NodeId x) { return b.times(b.constant(c), x); };

@@ -314,6 +314,22 @@ report moved = sqrt(n * E((U - u0)^2) / (n * E(gU^2)))
   }
 }
 
+TEST(Optimisers, GroupsHaveOptionsOfTheirOwn) {
+  const auto last = [](const std::string& option) {
+    SimulateOptions options;
+    options.width = 20;
+    const auto r =
+        simulate(parsed(network("adamw(mse(f(X), y), lr = 0.1, " + option + ")", 3)), options);
+    EXPECT_TRUE(r) << option;
+    return r->runs[0][0];
+  };
+  const auto all = last("weight_decay = 0.3");
+  EXPECT_EQ(last("weight_decay = 0.1, groups = {U: {weight_decay: 0.3}, W1: {weight_decay: 0.3}, "
+                 "v: {weight_decay: 0.3, lr: 0.1}}"),
+            all);
+  EXPECT_NE(last("weight_decay = 0.3, groups = {W1: {lr: 0.05}}"), all);
+}
+
 TEST(Optimisers, AveragesAreOfParameters) {
   const std::string text = R"(width n
 param v : [n] ~ normal(1, 1)
