@@ -183,6 +183,41 @@ TEST(RunState, ContinuesAfterMatchingHasStopped) {
   expect_same_bits(limit->program, settings, "matching stops");
 }
 
+// Averages of entries, velocities, and a matrix that is stored on the way.
+TEST(RunState, ContinuesWithEntriesAndStoredMatrices) {
+  const Module module = test::parsed(R"(width n
+data X = [[1, 0.5], [-0.3, 1], [0.2, 0.1]]
+data y = [1, -1, 0.5]
+parametrization mup
+param U : input [n, 2] ~ normal(0, 1 / 2)
+param W : hidden [n, n] ~ normal(0, 1)
+param V : hidden [n, n] ~ normal(0, 1)
+param v : output [n] ~ normal(0, 1)
+model f(x) { return v @ tanh(V @ tanh(W @ tanh(U @ x))) }
+for t in 0..5 {
+  report f(X)
+  step adamw(mse(f(X), y), lr = 0.1, only = (U, W, v)), sgd(mse(f(X), y), lr = 0.3, momentum = 0.9, only = (V))
+}
+report last = f(X)
+)");
+  const auto limit = leading_order(module.program);
+  ASSERT_TRUE(limit.ok());
+  for (const bool single : {false, true}) {
+    RunSettings settings;
+    settings.single_precision = single;
+    settings.keys = {1};
+    settings.rows = 300;
+    expect_same_bits(limit->program, settings, "limit");
+    settings.rows = 40;
+    expect_same_bits(limit->program, settings, "stored");
+    EXPECT_GE(whole(make_schedule(limit->program, ir::outputs_of(limit->program)), settings).stored,
+              1);
+    settings.realisation = RealisationKind::kStoredNetwork;
+    settings.rows = 130;
+    expect_same_bits(at_width(module.program, 130), settings, "dense network");
+  }
+}
+
 std::uint64_t checksum(const std::string& text, std::size_t piece) {
   Checksum sum;
   for (std::size_t at = 0; at < text.size(); at += piece)
