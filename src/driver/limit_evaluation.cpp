@@ -118,7 +118,11 @@ RunOf<LimitEvaluation::Outcome> LimitEvaluation::run(const Resolution& resolutio
     out.engine.largest_rank = std::max(out.engine.largest_rank, run.largest_rank());
     out.engine.stored_matrices = std::max(out.engine.stored_matrices, run.stored);
   }
-  ranks_ = {resolution.rank_tol, runs->front().ranks};
+  // Of a stored matrix they say only how many directions there was room for.
+  if (out.engine.stored_matrices > 0)
+    ranks_.reset();
+  else
+    ranks_ = {resolution.rank_tol, runs->front().ranks};
   if (auto unresolved = judge_tails(unresolved_by(*runs).tails, out.warnings)) return *unresolved;
   out.engine.memory_estimate = base_memory_ + memory(resolution, options_.randomisations);
   if (target && count > 1) {

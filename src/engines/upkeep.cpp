@@ -156,28 +156,32 @@ std::vector<int> arrays_alive(const Schedule& schedule, bool drawn) {
 
 Upkeep of_particle_limit(const Schedule& schedule, const RunSettings& settings, double rows,
                          const Ranks* ranks) {
-  const double column = rows * (settings.single_precision ? 4 : 8);
+  using Matrices = RunSettings::Matrices;
+  const double column = rows * (settings.single_precision ? 4 : 8),
+               array = StoredEntries<float>::bytes(settings.rows);
   Upkeep out;
-  // More directions than half of the particles are refused.
-  out.always = bases_and_normals(schedule, ranks, static_cast<double>(settings.rows) / 2, column) +
-               small_matrices(schedule, settings.rows, NormalLaw::kMatched, ranks);
+  // A matrix that gets more directions than half of the particles is stored, and so are its
+  // versions; as many as there is room for are kept.
+  Ranks kept = ranks ? *ranks : schedule.spaces.directions;
+  bool stores = false;
+  for (std::size_t k = 0; k < kept.size(); ++k) {
+    const std::int64_t sum = kept[k][0] + kept[k][1],
+                       room = settings.matrices == Matrices::kStored ? 0 : settings.rows / 2;
+    if (!schedule.program->sources[k].matrix || settings.matrices == Matrices::kLazy || sum <= room)
+      continue;
+    for (std::int64_t& side : kept[k])
+      side = static_cast<std::int64_t>(static_cast<double>(side) * static_cast<double>(room) /
+                                       static_cast<double>(sum));
+    out.always += array;
+    stores = true;
+  }
+  out.always += bases_and_normals(schedule, &kept, static_cast<double>(settings.rows) / 2, column) +
+                small_matrices(schedule, settings.rows, NormalLaw::kMatched, &kept);
   // Spaces match later normals against vectors that were drawn, and against 1.
   for (const auto& source : schedule.program->sources)
     if (!source.matrix) out.always += static_cast<double>(size_of(source.dims)) * column;
   out.always += schedule.spaces.count * rows * 8;
   out.during = projected_copies(schedule, rows);
-  const double array = StoredEntries<float>::bytes(settings.rows);
-  // A matrix that gets more directions than it has room for is stored, and so are its versions.
-  bool stores = false;
-  for (std::size_t k = 0; k < schedule.program->sources.size(); ++k) {
-    const auto& most = ranks ? (*ranks)[k] : schedule.spaces.directions[k];
-    if (!schedule.program->sources[k].matrix || settings.matrices == RunSettings::Matrices::kLazy ||
-        (settings.matrices == RunSettings::Matrices::kAuto &&
-         2 * (most[0] + most[1]) <= settings.rows))
-      continue;
-    out.always += array;
-    stores = true;
-  }
   const std::vector<int> arrays = arrays_alive(schedule, stores);
   for (std::size_t k = 0; k < arrays.size(); ++k) out.during[k] += arrays[k] * array;
   return out;
