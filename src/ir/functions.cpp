@@ -516,6 +516,28 @@ constexpr std::array kFunctions{
               return b.map(Fn::kDiv, {x, b.plus(b.constant(1), b.map(Fn::kAbs, {x}))});
             },
         .traits = {.parity = Parity::kOdd, .slope_at_zero = 1, .bounded = true, .first_delta = 3}},
+    Function{.fn = unnamed(1),  // x tanh(log(1 + e^x))
+             .name = "mish",
+             .arity = 1,
+             .in_language = true,
+             .latex = "\\operatorname{mish}",
+             .values =
+                 [](double, const double* x, double* y, Index n) {
+                   vector_softplus(x, y, count(n));
+                   vector_tanh(y, y, count(n));
+                   for (Index i = 0; i < n; ++i) y[i] *= x[i];
+                 },
+             .derivative =
+                 [](Builder& b, double, NodeId x, NodeId) {  // t + x (1 - t^2) sigmoid(x)
+                   const NodeId t = b.map(Fn::kTanh, {b.map(Fn::kSoftplus, {x})});
+                   return b.plus(t, b.times(b.times(x, one_minus(b, b.map(Fn::kPower, {t}, 2))),
+                                            b.map(Fn::kSigmoid, {x})));
+                 },
+             .definition =
+                 [](Builder& b, double, NodeId x) {
+                   return b.times(x, b.map(Fn::kTanh, {b.map(Fn::kSoftplus, {x})}));
+                 },
+             .traits = {.slope_at_zero = 0.6}},
 };
 
 constexpr bool in_order() {

@@ -81,6 +81,17 @@ NodeId adam(Entries& e) {
   return e.ratio(e.times(1 / (1 - std::pow(beta1, t)), m), e.times(1 / (1 - std::pow(beta2, t)), v),
                  e.number("eps_inside") != 0);
 }
+/// adam with beta1 m / (1 - beta1^(t + 1)) + (1 - beta1) g / (1 - beta1^t) in the place of
+/// m / (1 - beta1^t): Nesterov's momentum (Dozat 2016), without torch's schedule of beta1.
+NodeId nadam(Entries& e) {
+  const double beta1 = e.number("beta1"), beta2 = e.number("beta2"),
+               t = static_cast<double>(e.step);
+  const NodeId m = e.average("m", beta1, e.gradient),
+               v = e.average("v", beta2, e.square(e.gradient)),
+               ahead = e.b.plus(e.times(beta1 / (1 - std::pow(beta1, t + 1)), m),
+                                e.times((1 - beta1) / (1 - std::pow(beta1, t)), e.gradient));
+  return e.ratio(ahead, e.times(1 / (1 - std::pow(beta2, t)), v), e.number("eps_inside") != 0);
+}
 /// g / (sqrt(v) + eps), v an average of g^2; with momentum, b = momentum b + that.
 NodeId rmsprop(Entries& e) {
   const NodeId v = e.average("v", e.number("alpha"), e.square(e.gradient)),
@@ -170,6 +181,8 @@ const std::vector<Lowerer::Optimiser>& Lowerer::Optimiser::all() {
        with(betas(0.9, 0.999),
             {small, inside, {"weight_decay", Takes::kSize, 0.01}, clip, average}),
        adam, true},
+      {"nadam", "lr", "learning rate", Moves::kEntryByEntry,
+       with(betas(0.9, 0.999), {small, inside, decay, clip, average}), nadam},
       {"rmsprop",
        "lr",
        "learning rate",

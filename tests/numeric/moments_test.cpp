@@ -731,5 +731,37 @@ report E(phi(x[0])^2), E(phi(x[0]) * phi(x[1])), E(phi(x[0] - 1) * x[1])
     EXPECT_NEAR(trained.reports[0].value[t], same.reports[0].value[t], 1e-10) << t;
 }
 
+TEST(Mish, IsTheProductItStandsFor) {
+  const auto expectations = [](const std::string& phi) {
+    return parsed(fmt::format(R"(width n
+random x : [2, n] ~ normal(0, [[1, 0.6], [0.6, 2]])
+fn phi(z) = {}
+report E(phi(x[0])^2), E(phi(x[0]) * phi(x[1])), E(phi(x[0] - 1) * x[1])
+)",
+                              phi));
+  };
+  const std::string product = "z * tanh(softplus(z))";
+  const auto named = limit_of(expectations("mish(z)"), engine(Engine::kMoments)),
+             written = limit_of(expectations(product), engine(Engine::kMoments));
+  for (std::size_t k = 0; k < named.reports.size(); ++k) {
+    EXPECT_EQ(named.reports[k].method, Method::kQuadrature) << k;
+    EXPECT_NEAR(named.reports[k].value[0], written.reports[k].value[0], 1e-13) << k;
+  }
+  // E(phi(z)^2) of N(0, 1) by the trapezoidal rule; tanh(log u) = (u^2 - 1) / (u^2 + 1).
+  double sum = 0;
+  const double h = 1e-3;
+  for (double z = -12 + h / 2; z < 12; z += h) {
+    const double square = std::pow(1 + std::exp(z), 2);
+    sum += h * std::pow(z * (square - 1) / (square + 1), 2) * std::exp(-z * z / 2) /
+           std::sqrt(2 * std::numbers::pi);
+  }
+  EXPECT_NEAR(named.reports[0].value[0], sum, 1e-12);
+  // Training takes its derivative.
+  const auto trained = limit_of(one_sample_a_step("mish(z)", "1/2", 4), particles(1024, 2)),
+             same = limit_of(one_sample_a_step(product, "1/2", 4), particles(1024, 2));
+  for (std::size_t t = 0; t < 4; ++t)
+    EXPECT_NEAR(trained.reports[0].value[t], same.reports[0].value[t], 1e-10) << t;
+}
+
 }  // namespace
 }  // namespace tplimit::test

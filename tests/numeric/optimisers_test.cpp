@@ -182,6 +182,15 @@ TEST(Optimisers, OfNetworksDoWhatTorchDoes) {
        [&](double g, double theta, int t, std::array<double, 2>& m) {
          return -0.1 * 0.2 * theta - 0.1 * adam(g, t, m, 0.9, 0.999, 1e-2);
        }},
+      {"nadam(loss, lr = 0.1, betas = (0.8, 0.95), eps = 1e-3, weight_decay = 0.2)",
+       [](double g, double theta, int t, std::array<double, 2>& m) {
+         const double d = g + 0.2 * theta;
+         m[0] = 0.8 * m[0] + 0.2 * d;
+         m[1] = 0.95 * m[1] + 0.05 * d * d;
+         const double ahead =
+             0.8 * m[0] / (1 - std::pow(0.8, t + 1)) + 0.2 * d / (1 - std::pow(0.8, t));
+         return -0.1 * ahead / (std::sqrt(m[1] / (1 - std::pow(0.95, t))) + 1e-3);
+       }},
       {"rmsprop(loss, lr = 0.1, alpha = 0.9, eps = 1e-2, momentum = 0.5)",
        [](double g, double, int, std::array<double, 2>& m) {
          m[1] = 0.9 * m[1] + 0.1 * g * g;
@@ -267,22 +276,25 @@ for t in 0..4 {
 }
 
 // Several samples, momentum: the limit and networks, which are compared elsewhere by their laws.
-TEST(Optimisers, MuonOfNetworksTendsToItsLimit) {
-  const std::string text = network(
-      "muon(mse(f(X), y), lr = 0.1, only = (W1)), adamw(mse(f(X), y), lr = 0.05, only = (U, v))",
-      4);
-  const LimitResult limit = limit_of(text, particles(1024));
-  SimulateOptions options;
-  options.width = 1024;
-  options.seeds = 24;
-  const auto networks = simulate(parsed(text), options);
-  ASSERT_TRUE(networks);
-  for (std::size_t k = 0; k < 4; ++k) {
-    const double error =
-        std::hypot(networks->reports[0].error[k], report(limit, "trained").error[k]);
-    EXPECT_NEAR(networks->reports[0].value[k], report(limit, "trained").value[k],
-                4 * error + 4.0 / 1024);
-    EXPECT_LT(error, 0.02);
+TEST(Optimisers, OfNetworksTendToTheirLimits) {
+  for (const char* step :
+       {"muon(mse(f(X), y), lr = 0.1, only = (W1)), adamw(mse(f(X), y), lr = 0.05, only = (U, v))",
+        "nadam(mse(f(X), y), lr = 0.05, eps = 0.01)"}) {
+    const std::string text = network(step, 4);
+    const LimitResult limit = limit_of(text, particles(1024));
+    SimulateOptions options;
+    options.width = 1024;
+    options.seeds = 24;
+    const auto networks = simulate(parsed(text), options);
+    ASSERT_TRUE(networks) << step;
+    for (std::size_t k = 0; k < 4; ++k) {
+      const double error =
+          std::hypot(networks->reports[0].error[k], report(limit, "trained").error[k]);
+      EXPECT_NEAR(networks->reports[0].value[k], report(limit, "trained").value[k],
+                  4 * error + 4.0 / 1024)
+          << step;
+      EXPECT_LT(error, 0.02) << step;
+    }
   }
 }
 

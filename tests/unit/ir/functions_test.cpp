@@ -82,6 +82,7 @@ TEST(Functions, HaveNamesAndSpellings) {
     EXPECT_EQ(find_function(f.name), f.in_language ? &f : nullptr) << f.name;
     EXPECT_EQ(f.default_parameter.has_value(), f.parameter_name != nullptr) << f.name;
     EXPECT_EQ(f.default_parameter.has_value(), f.form != nullptr) << f.name;
+    EXPECT_TRUE(f.fn <= Fn::kWhere || f.definition) << f.name << ": quadrature does not know it";
   }
   EXPECT_EQ(formula_name({Fn::kElu, 0.5}, true), "\\operatorname{elu[0.5]}");
   EXPECT_EQ(formula_name({Fn::kElu, 1}, true), "\\operatorname{elu}");
