@@ -10,6 +10,29 @@
 
 namespace tplimit {
 
+#if defined(__SANITIZE_THREAD__)
+/// TBB is not built for the thread sanitizer, which so cannot see that tasks begin after the caller
+/// and end before it goes on.
+class Handover {
+ public:
+  void hand_out() { given_.store(1, std::memory_order_release); }
+  void begin() { (void)given_.load(std::memory_order_acquire); }
+  void end() { ended_.fetch_add(1, std::memory_order_release); }
+  void collect() { (void)ended_.load(std::memory_order_acquire); }
+
+ private:
+  std::atomic<int> given_ = 0, ended_ = 0;
+};
+#else
+class Handover {
+ public:
+  void hand_out() {}
+  void begin() {}
+  void end() {}
+  void collect() {}
+};
+#endif
+
 /// Runs f(i) for i in 0..count on up to `threads` threads.  What f computes may not depend on the
 /// thread. The caller works too and never waits for a thread that has not begun: a busy machine
 /// slows a run down in proportion only. Rows of blocks are spread over `ranks` (tall.hpp).
@@ -26,14 +49,19 @@ class Executor {
       for (std::int64_t i = 0; i < count; ++i) f(i);
       return;
     }
+    Handover handover;
+    handover.hand_out();
     arena_.execute([&] {
       tbb::parallel_for(
           tbb::blocked_range<std::int64_t>(0, count, 1),
           [&](const auto& range) {
+            handover.begin();
             for (std::int64_t i = range.begin(); i < range.end(); ++i) f(i);
+            handover.end();
           },
           tbb::simple_partitioner());
     });
+    handover.collect();
   }
 
   /// Counts a sweep's floating-point operations.
