@@ -200,9 +200,11 @@ Result<std::vector<SimulationResult>> simulate(const Module& module, const Simul
   const Stages stage(options.observe);
   const std::int64_t units = module.program.width_units;
   std::vector<Program> programs;
-  for (const std::int64_t width : widths)
-    programs.push_back(stage(
-        "at-width", [&] { return at_width(module.program, static_cast<double>(width / units)); }));
+  for (const std::int64_t width : widths) {
+    const std::int64_t rows = width / units;  // a multiple: `fault` has seen to it
+    programs.push_back(
+        stage("at-width", [&] { return at_width(module.program, static_cast<double>(rows)); }));
+  }
   return stage("simulate", [&] { return run_networks(module, options, widths, programs); });
 }
 

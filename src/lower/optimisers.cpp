@@ -769,8 +769,9 @@ std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& desc
       for (const auto& [name, g] : out.gradients.back()) {
         if (!factors[k].contains(name)) continue;
         const Value own = weighted(g, factors[k].at(name));
-        const auto same = std::find_if(out.slope.begin(), out.slope.end(),
-                                       [&](const auto& other) { return other.first == name; });
+        const auto same =
+            std::find_if(out.slope.begin(), out.slope.end(),
+                         [&, &wanted = name](const auto& other) { return other.first == wanted; });
         if (same == out.slope.end())
           out.slope.emplace_back(name, own);
         else
@@ -902,8 +903,9 @@ void Lowerer::on(const ast::Step& s, Span span) {
     clip(d, found);
     for (const auto& [name, g] : found) {
       if (d.optimiser->moves != Moves::kAlongDirection) {
-        const auto same = std::find_if(versions.begin(), versions.end(),
-                                       [&](const auto& v) { return v.first == name; });
+        const auto same =
+            std::find_if(versions.begin(), versions.end(),
+                         [&, &wanted = name](const auto& v) { return v.first == wanted; });
         const Value now = same == versions.end() ? globals_.at(name).value : same->second;
         Value next = d.optimiser->moves == Moves::kEntryByEntry
                          ? entrywise_update(d, name, now, g, update->span)
@@ -926,8 +928,9 @@ void Lowerer::on(const ast::Step& s, Span span) {
     report_flow_error(s, descents, error, span);
   }
   for (auto& [name, change] : changes) {
-    const auto same = std::find_if(versions.begin(), versions.end(),
-                                   [&](const auto& v) { return v.first == name; });
+    const auto same =
+        std::find_if(versions.begin(), versions.end(),
+                     [&, &wanted = name](const auto& v) { return v.first == wanted; });
     if (same == versions.end())
       versions.emplace_back(name, updated(globals_.at(name).value, change, span));
     else
