@@ -92,7 +92,7 @@ class Analysis {
       if ((!node.type.matrix || node.type.entries) && builder_.is_zero(order.out))
         order.lead.reset();
       find_atoms(node, order);
-      orders_.push_back(std::move(order));
+      orders_.push_back(order);
     }
   }
 
