@@ -388,7 +388,8 @@ Field FieldAlgebra::times(const Field& x, const Field& y) {
       std::sort(u.factors.begin(), u.factors.end(), [](const Factor& a, const Factor& b) {
         return std::tie(a.block, a.f) < std::tie(b.block, b.f);
       });
-      out = add(std::move(out), {x.columns, {std::move(u)}, out.relative, out.method}, 1);
+      Field product{x.columns, {std::move(u)}, out.relative, out.method};
+      out = add(std::move(out), std::move(product), 1);
     }
   return out;
 }

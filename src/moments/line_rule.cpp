@@ -214,13 +214,13 @@ class Enclosures {
   static E difference(const E& a, const E& b) { return sum(a, scaled(-1, b)); }
   template <class F>
   static E monotone(F f, const E& a, Box box, Interval slope = {0, kInfinity}) {
-    return finish({f(a.left), f(a.right), rising(f, a.range), a.slope * slope, std::move(box)});
+    return finish({f(a.left), f(a.right), rising(f, a.range), a.slope * slope, box});
   }
   /// Any function of one number with its values and a bound of its range.
   template <class F>
   static E general(F f, const E& a, Interval range, Box box) {
     return finish({f(a.left), f(a.right), range,
-                   a.slope.lo == 0 && a.slope.hi == 0 ? Interval{} : kAll, std::move(box)});
+                   a.slope.lo == 0 && a.slope.hi == 0 ? Interval{} : kAll, box});
   }
 
   /// Sign of a node on the panel; 0: it changes or cannot be told; 2: it is 0 throughout.

@@ -213,12 +213,13 @@ Json convergence_json(const ReportResult& r, const Convergence& c, const Compari
     for (const auto& [name, member] : {std::pair{"limit", &Corrections::limit},
                                        {"slope", &Corrections::slope},
                                        {"variance", &Corrections::variance}})
-      out["corrections"][name] = {{"value", per_entry([&](const EntryConvergence& e) {
-                                     return (e.corrections.value().*member).value;
-                                   })},
-                                  {"stderr", per_entry([&](const EntryConvergence& e) {
-                                     return (e.corrections.value().*member).error;
-                                   })}};
+      out["corrections"][name] = {
+          {"value", per_entry([&, which = member](const EntryConvergence& e) {
+             return (e.corrections.value().*which).value;
+           })},
+          {"stderr", per_entry([&, which = member](const EntryConvergence& e) {
+             return (e.corrections.value().*which).error;
+           })}};
   return out;
 }
 
