@@ -25,7 +25,7 @@ constexpr Index kPieceColumns = 2048 / kSlabRows<T>;
 template <class T>
 struct Prepared {
   Node node;                                   ///< an operation on entries as one on vectors
-  std::vector<Type> types;                     ///< of its operands
+  std::vector<const Type*> types;              ///< of its operands
   std::vector<double> numbers;                 ///< operands without entries
   typename StoredEntries<T>::Factors factors;  ///< of an outer sum
   Slabs* matrix = nullptr;                     ///< to which entries are added
@@ -35,7 +35,7 @@ struct Prepared {
 template <class T>
 Prepared<T> prepared(const StoredEntries<T>& arrays, const Program& program,
                      const Plan::Sweep::Operation& operation, const EntrySweepOperands& operands) {
-  static const Type kEntry{false, true, {}};
+  static const Type kEntry{false, true, {}}, kNumber{};
   const Node& node = program[operation.node];
   Prepared<T> out{{node.op, kEntry, node.in, node.span, node.context}, {}, {}, {}, nullptr, 0};
   if (std::holds_alternative<OuterSum>(node.op)) {
@@ -50,7 +50,7 @@ Prepared<T> prepared(const StoredEntries<T>& arrays, const Program& program,
   }
   for (std::size_t k = 0; k < node.in.size(); ++k) {
     const bool entries = program[node.in[k]].type.entries;
-    out.types.push_back(entries ? kEntry : Type{});
+    out.types.push_back(entries ? &kEntry : &kNumber);
     out.numbers.push_back(operation.in[k].where == Where::kFinite ? operands.number(node.in[k])
                                                                   : 0.0);
   }
@@ -111,9 +111,7 @@ void sweep_entries(const Executor& executor, const StoredEntries<T>& arrays, con
             arrays.add(own.factors, p, j, some, outer.data());
             std::copy_n(outer.data(), size, out);
           } else {
-            std::vector<const Type*> types;
-            for (const Type& type : own.types) types.push_back(&type);
-            evaluate_rows(own.node, types, in, {out, size, size});
+            evaluate_rows(own.node, own.types, in, {out, size, size});
           }
         }
         for (std::size_t k = 0; k < stored.size(); ++k) {

@@ -141,7 +141,7 @@ struct Lowerer::Optimiser {
   /// E2113, E2146, E2151.
   static void read(Lowerer& l, Descent& d, const Option& option, const ast::Expr& value);
   /// 0 (if it may be), or a positive number times a power of the width.  E2146.
-  static Number size(Lowerer& l, const char* name, const ast::Expr& value, bool zero = true);
+  static Number size(Lowerer& l, const char* name, const Value& value, Span span, bool zero = true);
 };
 
 const std::vector<Lowerer::Optimiser>& Lowerer::Optimiser::all() {
@@ -234,29 +234,29 @@ const Lowerer::Optimiser& Lowerer::optimiser_named(const ast::Identifier& name) 
 // ---- options
 // ---------------------------------------------------------------------------------------
 
-Number Lowerer::Optimiser::size(Lowerer& l, const char* name, const ast::Expr& value, bool zero) {
-  const Number x = l.number(l.evaluate(value), value.span, name);
+Number Lowerer::Optimiser::size(Lowerer& l, const char* name, const Value& value, Span span,
+                                bool zero) {
+  const Number x = l.number(value, span, name);
   if (!(x.value >= 0 && std::isfinite(x.value)) || (x.value == 0 && !zero))
     l.fail("E2146",
            fmt::format("'{}' {}", name,
                        zero ? "is negative or not finite" : "is not positive and finite"),
-           value.span, fmt::format("this is {}", x.value));
+           span, fmt::format("this is {}", x.value));
   return x;
 }
 
 void Lowerer::Optimiser::read(Lowerer& l, Descent& d, const Option& option,
                               const ast::Expr& value) {
   const std::string name = option.name;
-  const auto refuse = [&](const char* range, double x) {
-    l.fail("E2146", fmt::format("'{}' {}", name, range), value.span, fmt::format("this is {}", x));
-  };
   const auto fraction = [&](const ast::Expr& e) {
     const double x = l.plain_number(l.evaluate(e), e.span, name.c_str());
-    if (!(x >= 0 && x < 1)) refuse("lies in [0, 1)", x);
+    if (!(x >= 0 && x < 1))
+      l.fail("E2146", fmt::format("'{}' lies in [0, 1)", name), e.span,
+             fmt::format("this is {}", x));
     return x;
   };
   const auto size = [&](const ast::Expr& e, bool zero = true) {
-    return Optimiser::size(l, option.name, e, zero);
+    return Optimiser::size(l, option.name, l.evaluate(e), e.span, zero);
   };
   switch (option.takes) {
     case Takes::kFraction: d.numbers[name] = fraction(value); return;
@@ -370,13 +370,13 @@ void Lowerer::read_groups(Descent& d, const ast::Expr& value,
         fail("E2112", "a group has no such option", option.key->span, "",
              fmt::format("options that may differ by parameter: {}, eps, weight_decay",
                          d.optimiser->rate));
-      Value x = evaluate(*option.value);
+      const Value x = evaluate(*option.value);
       if (rate) (void)scalar(x, option.value->span, "a learning rate");
+      const Number size =
+          rate ? Number{} : Optimiser::size(*this, own->name, x, option.value->span);
       for (const std::string& parameter : names)
         if (rate ? !d.rates.try_emplace(parameter, x).second
-                 : !d.sizes[own->name]
-                        .try_emplace(parameter, Optimiser::size(*this, own->name, *option.value))
-                        .second)
+                 : !d.sizes[own->name].try_emplace(parameter, size).second)
           fail("E2113", fmt::format("'{}' of '{}' is given twice", name->name, parameter),
                option.key->span);
     }
@@ -500,15 +500,10 @@ NodeId Lowerer::decay_of(const Descent& d, const std::string& name, Span span) {
 /// What the optimiser remembers of a parameter: of the pair of both, so that steps of a text that
 /// alternate find their own.
 Lowerer::Memory& Lowerer::memory_of(const Descent& d, const std::string& name, Span span) {
-  const std::string settings =
-      fmt::format("{}", fmt::join(
-                            [&] {
-                              std::vector<std::string> all;
-                              for (const auto& [option, value] : d.numbers)
-                                all.push_back(fmt::format("{} = {}", option, value));
-                              return all;
-                            }(),
-                            ", "));
+  std::string settings;
+  for (const auto& [option, value] : d.numbers)
+    if (option != "average")  // which is kept beside the parameters
+      settings += fmt::format("{}{} = {}", settings.empty() ? "" : ", ", option, value);
   Memory& memory = memories_[{d.optimiser->name, name}];
   if (memory.step++ == 0) {
     memory.settings = settings;
@@ -567,7 +562,6 @@ Value Lowerer::entrywise_update(const Descent& d, const std::string& name, const
   const Variable& variable = variables_.at(name);
   ir::Builder& b = build(span);
   const NodeId factor = factor_of(d, name, span), decay = decay_of(d, name, span);
-  build(span);
   const Exponent power = variable.role
                              ? effective(*variable.role, has_width(variable.axes), false, true).d
                              : Exponent(0);
@@ -596,9 +590,9 @@ Value Lowerer::entrywise_update(const Descent& d, const std::string& name, const
   }
   if (decay.valid() && !decoupled)
     fail("E2154",
-         fmt::format("'{}' of an entrywise optimiser adds the entries of '{}' to those of "
-                     "its gradient",
-                     "weight_decay", name),
+         fmt::format("'weight_decay' of an entrywise optimiser adds the entries of '{}' to those "
+                     "of its gradient",
+                     name),
          span, "the initial entries are larger than the gradient's",
          "write adamw, which shrinks the matrix, or weight_decay = {..} for other parameters");
   const auto one = [&](const Matrix& m, const Matrix& g, std::size_t part) {

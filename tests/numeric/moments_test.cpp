@@ -700,8 +700,10 @@ report gram(z), gram(r)
   for (std::size_t j = 0; j < 9; ++j) EXPECT_NEAR(result.reports[1].value[j], r[j], 4e-14);
 }
 
-// A function that only its record knows.
-TEST(Softsign, IsTheQuotientItStandsFor) {
+/// A function that only its record knows: by name as written out, in moments and in training.
+/// square: E phi(z)^2 of N(0, 1).
+void expect_the_same(const std::string& name, const std::string& written_out, double square,
+                     double tolerance) {
   const auto expectations = [](const std::string& phi) {
     return parsed(fmt::format(R"(width n
 random x : [2, n] ~ normal(0, [[1, 0.6], [0.6, 2]])
@@ -710,57 +712,39 @@ report E(phi(x[0])^2), E(phi(x[0]) * phi(x[1])), E(phi(x[0] - 1) * x[1])
 )",
                               phi));
   };
-  const std::string quotient = "z / (1 + abs(z))";
-  const auto named = limit_of(expectations("softsign(z)"), engine(Engine::kMoments)),
-             written = limit_of(expectations(quotient), engine(Engine::kMoments));
+  const auto named = limit_of(expectations(name), engine(Engine::kMoments)),
+             written = limit_of(expectations(written_out), engine(Engine::kMoments));
   for (std::size_t k = 0; k < named.reports.size(); ++k) {
     EXPECT_EQ(named.reports[k].method, Method::kQuadrature) << k;
     EXPECT_NEAR(named.reports[k].value[0], written.reports[k].value[0], 1e-13) << k;
   }
-  // E(phi(z)^2) of N(0, 1), by the trapezoidal rule.
-  double sum = 0;
-  const double h = 1e-4;
-  for (double z = h / 2; z < 12; z += h)
-    sum +=
-        2 * h * std::pow(z / (1 + z), 2) * std::exp(-z * z / 2) / std::sqrt(2 * std::numbers::pi);
-  EXPECT_NEAR(named.reports[0].value[0], sum, 1e-9);
-  // Training takes its derivative.
-  const auto trained = limit_of(one_sample_a_step("softsign(z)", "1/2", 4), particles(1024, 2)),
-             same = limit_of(one_sample_a_step(quotient, "1/2", 4), particles(1024, 2));
+  EXPECT_NEAR(named.reports[0].value[0], square, tolerance);
+  const auto trained = limit_of(one_sample_a_step(name, "1/2", 4), particles(1024, 2)),
+             same = limit_of(one_sample_a_step(written_out, "1/2", 4), particles(1024, 2));
   for (std::size_t t = 0; t < 4; ++t)
     EXPECT_NEAR(trained.reports[0].value[t], same.reports[0].value[t], 1e-10) << t;
 }
 
-TEST(Mish, IsTheProductItStandsFor) {
-  const auto expectations = [](const std::string& phi) {
-    return parsed(fmt::format(R"(width n
-random x : [2, n] ~ normal(0, [[1, 0.6], [0.6, 2]])
-fn phi(z) = {}
-report E(phi(x[0])^2), E(phi(x[0]) * phi(x[1])), E(phi(x[0] - 1) * x[1])
-)",
-                              phi));
-  };
-  const std::string product = "z * tanh(softplus(z))";
-  const auto named = limit_of(expectations("mish(z)"), engine(Engine::kMoments)),
-             written = limit_of(expectations(product), engine(Engine::kMoments));
-  for (std::size_t k = 0; k < named.reports.size(); ++k) {
-    EXPECT_EQ(named.reports[k].method, Method::kQuadrature) << k;
-    EXPECT_NEAR(named.reports[k].value[0], written.reports[k].value[0], 1e-13) << k;
-  }
-  // E(phi(z)^2) of N(0, 1) by the trapezoidal rule; tanh(log u) = (u^2 - 1) / (u^2 + 1).
+/// E phi(z)^2 of N(0, 1) by the trapezoidal rule of step h.
+template <class F>
+double mean_square(F phi, double h) {
   double sum = 0;
-  const double h = 1e-3;
-  for (double z = -12 + h / 2; z < 12; z += h) {
+  for (double z = -12 + h / 2; z < 12; z += h)
+    sum += h * std::pow(phi(z), 2) * std::exp(-z * z / 2) / std::sqrt(2 * std::numbers::pi);
+  return sum;
+}
+
+TEST(Softsign, IsTheQuotientItStandsFor) {
+  expect_the_same("softsign(z)", "z / (1 + abs(z))",
+                  mean_square([](double z) { return z / (1 + std::abs(z)); }, 1e-4), 1e-9);
+}
+
+TEST(Mish, IsTheProductItStandsFor) {
+  const auto mish = [](double z) {  // tanh(log u) = (u^2 - 1) / (u^2 + 1)
     const double square = std::pow(1 + std::exp(z), 2);
-    sum += h * std::pow(z * (square - 1) / (square + 1), 2) * std::exp(-z * z / 2) /
-           std::sqrt(2 * std::numbers::pi);
-  }
-  EXPECT_NEAR(named.reports[0].value[0], sum, 1e-12);
-  // Training takes its derivative.
-  const auto trained = limit_of(one_sample_a_step("mish(z)", "1/2", 4), particles(1024, 2)),
-             same = limit_of(one_sample_a_step(product, "1/2", 4), particles(1024, 2));
-  for (std::size_t t = 0; t < 4; ++t)
-    EXPECT_NEAR(trained.reports[0].value[t], same.reports[0].value[t], 1e-10) << t;
+    return z * (square - 1) / (square + 1);
+  };
+  expect_the_same("mish(z)", "z * tanh(softplus(z))", mean_square(mish, 1e-3), 1e-12);
 }
 
 }  // namespace

@@ -90,25 +90,31 @@ TEST(Optimisers, AgreeWithPublishedValues) {
   }
 }
 
-// psi = sign of one outer product is the outer product of signs: no entries are needed.
-TEST(Optimisers, SignDescentOfOneSampleHasRankOne) {
-  const std::string head = R"(width n
+/// Some steps of a network of one sample, and its output after them.
+std::string of_one_sample(int steps, const std::string& step) {
+  return fmt::format(R"(width n
 data x = [1, -0.5]
 param U : [n, 2] ~ normal(0, 1)
 param W : [n, n] ~ normal(0, 1 / n)
 param v : [n] ~ normal(0, 1)
-model f(x) { return v @ tanh(W @ tanh(U @ x)) / n }
-for t in 0..3 {
+model f(x) {{ return v @ tanh(W @ tanh(U @ x)) / n }}
+for t in 0..{} {{
+{}}}
+report out = f(x)
 )",
-                    tail = "}\nreport out = f(x)\n";
+                     steps, step);
+}
+
+// psi = sign of one outer product is the outer product of signs: no entries are needed.
+TEST(Optimisers, SignDescentOfOneSampleHasRankOne) {
   const LimitResult by_name = limit_of(
-      head + "  step signsgd((f(x) - 1)^2, lr = 0.2, only = (W), scale = {W: 1 / n})\n" + tail,
+      of_one_sample(3, "  step signsgd((f(x) - 1)^2, lr = 0.2, only = (W), scale = {W: 1 / n})\n"),
       particles(512));
-  const LimitResult by_hand = limit_of(head +
-                                           "  d = v * (1 - tanh(W @ tanh(U @ x))^2) * (f(x) - 1)\n"
-                                           "  W -= 0.2 * outer(sign(d), sign(tanh(U @ x))) / n\n" +
-                                           tail,
-                                       particles(512));
+  const LimitResult by_hand =
+      limit_of(of_one_sample(3,
+                             "  d = v * (1 - tanh(W @ tanh(U @ x))^2) * (f(x) - 1)\n"
+                             "  W -= 0.2 * outer(sign(d), sign(tanh(U @ x))) / n\n"),
+               particles(512));
   // Entries are stored in single precision; the lazy matrix has other directions by hand.
   EXPECT_NEAR(report(by_name, "out").value[0], report(by_hand, "out").value[0],
               4 * std::hypot(report(by_name, "out").error[0], report(by_hand, "out").error[0]));
@@ -247,24 +253,14 @@ report u1 = samples(U, 3), v1 = samples(v, 3)
 TEST(Optimisers, MuonOfOneSampleIsWhatItIsByHand) {
   double s = 1;
   for (int k = 0; k < 3; ++k) s = 3.4445 * s - 4.775 * s * s * s + 2.0315 * s * s * s * s * s;
-  const std::string head = R"(width n
-data x = [1, -0.5]
-param U : [n, 2] ~ normal(0, 1)
-param W : [n, n] ~ normal(0, 1 / n)
-param v : [n] ~ normal(0, 1)
-model f(x) { return v @ tanh(W @ tanh(U @ x)) / n }
-for t in 0..4 {
-)",
-                    tail = "}\nreport out = f(x)\n";
-  const std::string name = head +
-                           "  step muon((f(x) - 1)^2, lr = 0.2, only = (W), momentum = 0, nesterov "
-                           "= false, ns_steps = 3, "
-                           "weight_decay = 0.1)\n" +
-                           tail;
-  const std::string hand = fmt::format(
-      "{}  z = tanh(U @ x)\n  d = v * (1 - tanh(W @ z)^2) * (f(x) - 1)\n"
-      "  W = 0.98 * W - {} * outer(d, z) / (n * sqrt(E(d^2) * E(z^2)))\n{}",
-      head, 0.2 * s, tail);
+  const std::string name = of_one_sample(
+      4,
+      "  step muon((f(x) - 1)^2, lr = 0.2, only = (W), momentum = 0, nesterov = false, "
+      "ns_steps = 3, weight_decay = 0.1)\n");
+  const std::string hand = of_one_sample(
+      4, fmt::format("  z = tanh(U @ x)\n  d = v * (1 - tanh(W @ z)^2) * (f(x) - 1)\n"
+                     "  W = 0.98 * W - {} * outer(d, z) / (n * sqrt(E(d^2) * E(z^2)))\n",
+                     0.2 * s));
   const LimitResult a = limit_of(name, particles(512)), b = limit_of(hand, particles(512));
   EXPECT_NEAR(report(a, "out").value[0], report(b, "out").value[0], 1e-9);
   for (const std::string* text : {&name, &hand}) {

@@ -9,34 +9,13 @@
 
 #include <gtest/gtest.h>
 
+#include "tests/support/blocks.hpp"
 #include "tplimit/math/normals.hpp"
 
 namespace tplimit::engines {
 namespace {
 
 using Eigen::Index;
-
-Matrix normals(Index rows, Index columns, std::uint64_t key) {
-  Matrix out(rows, columns);
-  for (Index j = 0; j < columns; ++j)
-    plain_normals(mix_key(key, static_cast<std::uint64_t>(j)), 0,
-                  {out.col(j).data(), static_cast<std::size_t>(rows)});
-  return out;
-}
-
-Block block_of(const Matrix& m) {
-  Block out(m.rows(), m.cols());
-  for (std::int64_t c = 0; c < out.chunks(); ++c)
-    all_columns(out, c) = m.middleRows(c * out.ld(), out.chunk_rows(c));
-  return out;
-}
-
-Matrix matrix_of(const Block& b) {
-  Matrix out(b.rows(), b.columns());
-  for (std::int64_t c = 0; c < b.chunks(); ++c)
-    out.middleRows(c * b.ld(), b.chunk_rows(c)) = all_columns(b, c);
-  return out;
-}
 
 template <class T>
 class DenseMatrices : public ::testing::Test {

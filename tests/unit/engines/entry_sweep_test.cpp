@@ -10,6 +10,7 @@
 #include <gtest/gtest.h>
 
 #include "engines/plan.hpp"
+#include "tests/support/blocks.hpp"
 #include "tplimit/math/normals.hpp"
 
 namespace tplimit::engines {
@@ -18,31 +19,13 @@ namespace {
 using namespace ir;
 using Eigen::Index;
 
-Matrix normals(Index rows, Index columns, std::uint64_t key) {
-  Matrix out(rows, columns);
-  for (Index j = 0; j < columns; ++j)
-    plain_normals(mix_key(key, static_cast<std::uint64_t>(j)), 0,
-                  {out.col(j).data(), static_cast<std::size_t>(rows)});
-  return out;
-}
-
-Block block_of(const Matrix& m) {
-  Block out(m.rows(), m.cols());
-  for (std::int64_t c = 0; c < out.chunks(); ++c)
-    all_columns(out, c) = m.middleRows(c * out.ld(), out.chunk_rows(c));
-  return out;
-}
-
 /// A x for unit vectors x.
 template <class T>
 Matrix entries_of(const StoredEntries<T>& arrays, Slabs& e, Index n) {
   const Block unit = block_of(Matrix::Identity(n, n));
   Block out(n, n);
   arrays.apply(e, 1, false, unit, out);
-  Matrix m(n, n);
-  for (std::int64_t c = 0; c < out.chunks(); ++c)
-    m.middleRows(c * out.ld(), out.chunk_rows(c)) = all_columns(out, c);
-  return m;
+  return matrix_of(out);
 }
 
 template <class T>
