@@ -857,6 +857,7 @@ void Lowerer::keep_average(const Descent& d) {
 /// A value as it would be if parameters were their averages.
 Value Lowerer::builtin_averaged(Arguments& a) {
   const Tensor x = tensor(a.positional[0], a.spans[0]);
+  if (averages_.empty() && !errors_.empty()) return {Poison{}};  // the step that makes them failed
   if (averages_.empty())
     fail("E2155", "no step has averaged parameters", a.span, "",
          "write average = ema(0.99) in a step");
