@@ -165,6 +165,9 @@ class Analysis {
     if (growth_[id.value]) return *growth_[id.value];
     const Node& node = in_[id];
     Growth out;
+    // A number that is computed, or a matrix, which is asked for by products only.
+    if (!node.type.random() && !std::holds_alternative<Constant>(node.op))
+      return *(growth_[id.value] = out);
     const auto of = [&](std::size_t k) { return growth(node.in[k]); };
     const auto join = [&](const Growth& a) {
       out = {std::max(out.degree, a.degree), out.above || a.above, out.below || a.below};
@@ -190,12 +193,10 @@ class Analysis {
                    [&](const StandardNormal&) { gaussian(); },
                    [&](const MatMul&) { gaussian(); },
                    [&](const Scale& s) {
-                     if (!node.type.random()) return number();
                      out = of(0);
                      if (s.factor < 0) std::swap(out.above, out.below);
                    },
                    [&](const Map& m) {
-                     if (!node.type.random()) return number();
                      if (m.fn == Fn::kMul) {
                        out = product(0, 1);
                      } else if (m.fn == Fn::kPower && m.parameter > 0) {
@@ -220,10 +221,7 @@ class Analysis {
                          out.above = out.below = true;
                      }
                    },
-                   [&](const Contract&) {
-                     if (!node.type.random()) return number();
-                     out = product(0, 1);
-                   },
+                   [&](const Contract&) { out = product(0, 1); },
                    [&](const OuterSum&) {
                      out = {0, false, false};
                      for (std::size_t k = 0; k < node.in.size(); k += 3) {
@@ -233,17 +231,17 @@ class Analysis {
                      }
                    },
                    // Sums, copies and other orders of what they have.
-                   [&](const ReduceSum&) { node.type.random() ? any_operand() : number(); },
-                   [&](const ReduceMax&) { node.type.random() ? any_operand() : number(); },
-                   [&](const Gather&) { node.type.random() ? any_operand() : number(); },
-                   [&](const ScatterAdd&) { node.type.random() ? any_operand() : number(); },
-                   [&](const Permute&) { node.type.random() ? any_operand() : number(); },
-                   [&](const Reshape&) { node.type.random() ? any_operand() : number(); },
-                   [&](const Expand&) { node.type.random() ? any_operand() : number(); },
-                   [&](const Concat&) { node.type.random() ? any_operand() : number(); },
-                   [&](const Stop&) { node.type.random() ? any_operand() : number(); },
-                   [&](const Parameter&) { node.type.random() ? any_operand() : number(); },
-                   [&](const Change&) { node.type.random() ? any_operand() : number(); },
+                   [&](const ReduceSum&) { any_operand(); },
+                   [&](const ReduceMax&) { any_operand(); },
+                   [&](const Gather&) { any_operand(); },
+                   [&](const ScatterAdd&) { any_operand(); },
+                   [&](const Permute&) { any_operand(); },
+                   [&](const Reshape&) { any_operand(); },
+                   [&](const Expand&) { any_operand(); },
+                   [&](const Concat&) { any_operand(); },
+                   [&](const Stop&) { any_operand(); },
+                   [&](const Parameter&) { any_operand(); },
+                   [&](const Change&) { any_operand(); },
                    // Numbers, and matrices, which are asked for by products only.
                    [&](const Average&) { number(); },
                    [&](const Cholesky&) { number(); },
