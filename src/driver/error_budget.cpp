@@ -30,11 +30,12 @@ std::optional<Diagnostic> unknown_report(const Program& program,
   return std::nullopt;
 }
 
-/// Errors of sampling, of more and more particles.
+/// Errors of sampling, of more and more particles, of all randomisations together.
 class Falling {
  public:
-  void add(std::int64_t particles, const EngineInfo& engine) {
-    errors_.push_back({particles, engine.sampling_error, engine.extrapolated});
+  void add(const LimitEvaluation::Resolution& of, const EngineInfo& engine) {
+    errors_.push_back(
+        {of.particles * of.randomisations, engine.sampling_error, engine.extrapolated});
   }
   /// Not to 0.9 with 16 times the particles, where M^-1/2 would be 0.25.
   [[nodiscard]] bool stopped() const {
@@ -55,6 +56,43 @@ class Falling {
   std::vector<Entry> errors_;
 };
 
+/// How runs become finer: more particles, and where there can be no more, more randomisations.
+class Refinement {
+ public:
+  /// Matrices of entries cost the square of the particles: fewer of them at a time, and from some
+  /// number on randomisations, which divide the error by more for the same cost.
+  explicit Refinement(bool entries)
+      : most_particles_(std::int64_t{1} << (entries ? 12 : 24)), most_doublings_(entries ? 1 : 6) {}
+  /// So that errors, which fall like M^-1/2 to M^-0.9, and like R^-1/2, are divided by `factor`.
+  /// False: nothing more can be done.
+  [[nodiscard]] bool refine(LimitEvaluation::Resolution& now, double factor) const {
+    if (now.particles < most_particles_) return more_particles(now, std::pow(factor, 1 / 0.7));
+    now.randomisations *= static_cast<int>(power_of_two(factor * factor, 4));
+    return now.randomisations <= kMostRandomisations;
+  }
+  [[nodiscard]] bool more_particles(LimitEvaluation::Resolution& now, double factor = 2) const {
+    if (now.particles >= most_particles_) return false;
+    now.particles =
+        std::min(most_particles_, now.particles * power_of_two(factor, most_doublings_));
+    return true;
+  }
+  /// There is no memory for this one.
+  [[nodiscard]] bool need_less_memory(LimitEvaluation::Resolution& now) {
+    most_particles_ = now.particles /= 2;
+    now.randomisations *= 2;
+    return now.randomisations <= kMostRandomisations;
+  }
+
+ private:
+  static constexpr int kMostRandomisations = 512;
+  /// Near the factor, and 2 or more.
+  static std::int64_t power_of_two(double factor, long most) {
+    return std::int64_t{1} << std::clamp(std::lround(std::log2(factor)), 1L, most);
+  }
+  std::int64_t most_particles_;
+  long most_doublings_;
+};
+
 Diagnostic does_not_fall() {
   return Diagnostic::warning("W5404", "the error of sampling does not fall with the particles")
       .with_help(
@@ -73,10 +111,8 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
     return diagnose(limit.program, {engines::not_finite(), *node});
   LimitEvaluation evaluation(limit, options);
   if (const auto refused = evaluation.refusal()) return *refused;
-  // Matrices of entries cost the square of the particles.
-  const std::int64_t most_particles =
-      evaluation.has_entries() ? std::int64_t{1} << 12 : std::int64_t{1} << 24;
-  LimitEvaluation::Resolution now{evaluation.first_particles(), options.rank_tol.value_or(1e-6)};
+  Refinement finer(evaluation.has_entries());
+  LimitEvaluation::Resolution now = evaluation.first();
   // Few directions cost little: only where there may be many, some of the tolerance is spent on
   // dropping them.  The error of dropping is of second order in rank_tol where what is dropped is
   // new in each product, of first order at worst: it is measured.
@@ -90,31 +126,30 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
       unfinished;  // the last one of which only the error of sampling is known
   Falling falling;
   for (;;) {
-    ProgressCounter progress(options.progress, options.randomisations);
+    ProgressCounter progress(options.progress, now.randomisations);
     RunOf<LimitEvaluation::Outcome> latest = evaluation.run(now, target, progress);
-    const bool too_few = target && latest.reason() == Shortage::kParticles;
     // Each part may have 0.7 of the tolerance: in squares, half.
     const double most = 0.7 * options.tolerance.value_or(0);
-    if (latest) falling.add(now.particles, latest->result.engine);
+    if (latest) falling.add(now, latest->result.engine);
+    bool can_go_on = true;
     if (latest && !latest->promising) {
       unfinished = now;
-      // Errors fall like M^-1/2 to M^-0.9.
-      const double factor = std::pow(latest->result.engine.sampling_error / most, 1 / 0.7);
-      now.particles *= std::int64_t{1} << std::clamp(std::lround(std::log2(factor)), 1L,
-                                                     evaluation.has_entries() ? 1L : 6L);
+      can_go_on = finer.refine(now, latest->result.engine.sampling_error / most);
     } else if (latest) {
       result = std::move(latest->result);
       unfinished.reset();
       if (!target || result->largest_error <= *options.tolerance) break;
       const bool truncates = free_rank && result->engine.truncation_error > most;
       if (truncates) now.rank_tol /= 3;
-      if (!truncates || result->engine.sampling_error > most) now.particles *= 2;
-    } else if (too_few) {
-      now.particles *= 2;
-    } else if ((!result && !unfinished) || latest.reason() != Shortage::kMemory) {
+      if (!truncates || result->engine.sampling_error > most) can_go_on = finer.refine(now, 1);
+    } else if (target && latest.reason() == Shortage::kParticles) {
+      can_go_on = finer.more_particles(now);
+    } else if ((result || unfinished) && latest.reason() == Shortage::kMemory) {
+      can_go_on = finer.need_less_memory(now);
+    } else {
       return latest.errors();
     }
-    if ((latest || too_few) && now.particles <= most_particles && !falling.stopped()) continue;
+    if (can_go_on && !falling.stopped()) continue;
     // Say what was reached.
     if (unfinished) {
       now = *unfinished;

@@ -65,12 +65,12 @@ LimitEvaluation::LimitEvaluation(const LeadingOrder& limit, const EvaluateOption
 }
 
 std::optional<Refusal<Shortage>> LimitEvaluation::cannot_run(const Resolution& resolution) {
-  if (auto refused = too_many_samples(resolution.particles))
+  if (auto refused = too_many_samples(resolution))
     return Refusal<Shortage>{Shortage::kNone, {*refused}};
   if (options_.matrices == Matrices::kLazy)
     if (auto refused = too_few_particles(resolution.particles)) return refused;
   const double most = memory_limit(options_.memory_bytes, *options_.ranks);
-  const double bytes = memory(resolution, options_.randomisations);
+  const double bytes = memory(resolution, resolution.randomisations);
   if (bytes <= most) return std::nullopt;
   return Refusal<Shortage>{
       Shortage::kMemory,
@@ -83,7 +83,7 @@ LimitResult LimitEvaluation::head(const Resolution& resolution) const {
   LimitResult out;
   out.engine = {"particles",
                 resolution.particles,
-                options_.randomisations,
+                resolution.randomisations,
                 options_.seed,
                 threads_,
                 resolution.rank_tol,
@@ -106,7 +106,7 @@ RunOf<LimitEvaluation::Outcome> LimitEvaluation::run(const Resolution& resolutio
   const Traffic before = options_.ranks->traffic();
   LimitResult out = head(resolution);
 
-  const int count = atoms_.empty() ? 1 : options_.randomisations;
+  const int count = atoms_.empty() ? 1 : resolution.randomisations;
   auto runs = run_particles(
       resolution, count, [&](std::int64_t k) { return std::vector{key(k)}; }, progress);
   if (!runs) return with_advice(runs.refusal());
@@ -124,7 +124,7 @@ RunOf<LimitEvaluation::Outcome> LimitEvaluation::run(const Resolution& resolutio
   else
     ranks_ = {resolution.rank_tol, runs->front().ranks};
   if (auto unresolved = judge_tails(unresolved_by(*runs).tails, out.warnings)) return *unresolved;
-  out.engine.memory_estimate = base_memory_ + memory(resolution, options_.randomisations);
+  out.engine.memory_estimate = base_memory_ + memory(resolution, resolution.randomisations);
   if (target && count > 1) {
     const Pooled first = with_moments(*runs);
     if (first.failure) return diagnose(program_, *first.failure);
@@ -165,7 +165,8 @@ std::optional<Refusal<Shortage>> LimitEvaluation::remove_bias(const Resolution& 
   const double rank = static_cast<double>(out.engine.largest_rank);
   const double particles = static_cast<double>(resolution.particles);
   if (rank * rank * count <= 4 * particles) return std::nullopt;
-  const Resolution twice{2 * resolution.particles, resolution.rank_tol};
+  Resolution twice = resolution;
+  twice.particles *= 2;
   const int pairs = (count + 1) / 2;
   if (count > 1 && memory(twice, pairs) <= memory_limit(options_.memory_bytes, *options_.ranks)) {
     out.engine.memory_estimate =
@@ -218,9 +219,10 @@ RunOf<std::vector<std::vector<double>>> LimitEvaluation::truncation_of_sampled(
     const Resolution& resolution, const std::vector<RunResult>& runs, ProgressCounter& progress) {
   const int count = (static_cast<int>(runs.size()) + 1) / 2;
   progress.extend(count);
+  Resolution threefold = resolution;
+  threefold.rank_tol = std::min(0.5, 3 * resolution.rank_tol);
   auto coarse = run_particles(
-      {resolution.particles, std::min(0.5, 3 * resolution.rank_tol)}, count,
-      [&](std::int64_t k) { return std::vector{key(k)}; }, progress);
+      threefold, count, [&](std::int64_t k) { return std::vector{key(k)}; }, progress);
   if (!coarse) return coarse.refusal();
   const Pooled fine = with_moments({runs.begin(), runs.begin() + count}),
                rough = with_moments(*coarse);
@@ -247,7 +249,8 @@ std::vector<std::vector<double>> LimitEvaluation::truncation_of_proved(const Res
     return !known(id) && proved_[id.value] && behind_matrix[id.value];
   };
   if (run.matching_stopped || std::none_of(outputs_.begin(), outputs_.end(), concerned)) return {};
-  const Resolution finest{resolution.particles, 1e-3 * resolution.rank_tol};
+  Resolution finest = resolution;
+  finest.rank_tol *= 1e-3;
   RunOf<std::vector<RunResult>> fine = Diagnostics{};
   if (engines::estimate_memory(schedule_, settings(finest), options_.ranks->size()) <=
       memory_limit(options_.memory_bytes, *options_.ranks)) {
@@ -273,7 +276,7 @@ RunOf<std::vector<RunResult>> LimitEvaluation::run_particles(const Resolution& r
                    count,
                    settings(resolution),
                    &*executor_,
-                   runs_side_by_side(resolution.particles),
+                   runs_side_by_side(resolution),
                    [&](RunSettings& own, std::int64_t k) { own.keys = keys(k); },
                    options_.checkpoint};
   return results_of(set, run_some(
@@ -297,13 +300,13 @@ std::uint64_t LimitEvaluation::key(std::int64_t k) const {
   return mix_key(mix_key(0x6c696d6974ULL, options_.seed), static_cast<std::uint64_t>(k));
 }
 
-bool LimitEvaluation::runs_side_by_side(std::int64_t particles) const {
-  return options_.ranks->size() == 1 && threads_ > 1 && options_.randomisations > 1 &&
-         particles <= kSideBySide;
+bool LimitEvaluation::runs_side_by_side(const Resolution& resolution) const {
+  return options_.ranks->size() == 1 && threads_ > 1 && resolution.randomisations > 1 &&
+         resolution.particles <= kSideBySide;
 }
 
 double LimitEvaluation::memory(const Resolution& resolution, int count) {
-  const double copies = runs_side_by_side(resolution.particles) ? std::min(threads_, count) : 1;
+  const double copies = runs_side_by_side(resolution) ? std::min(threads_, count) : 1;
   // Measured: allocators keep about a tenth more than is alive.
   constexpr double kKept = 1.1;
   const auto bytes = [&](const std::vector<std::array<std::int64_t, 2>>* ranks) {
@@ -321,7 +324,7 @@ double LimitEvaluation::memory(const Resolution& resolution, int count) {
       return 2 * (own[0] + own[1]) + 2 >= pilot;
     };
     if (const auto run = run_particles(
-            {pilot, resolution.rank_tol}, 1, [&](std::int64_t) { return std::vector{key(0)}; },
+            {pilot, 1, resolution.rank_tol}, 1, [&](std::int64_t) { return std::vector{key(0)}; },
             unseen);
         run && std::none_of(run->front().ranks.begin(), run->front().ranks.end(), full)) {
       ranks_ = {resolution.rank_tol, run->front().ranks};

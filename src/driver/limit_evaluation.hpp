@@ -23,6 +23,7 @@ class LimitEvaluation {
   /// How well the particles stand for the limit.
   struct Resolution {
     std::int64_t particles;
+    int randomisations;
     double rank_tol;
   };
   /// `target`: an error that is aimed at; where sampling alone misses it, only that is found out
@@ -34,7 +35,7 @@ class LimitEvaluation {
   RunOf<Outcome> run(const Resolution& resolution, std::optional<double> target,
                      ProgressCounter& progress);
   /// E4203: particles are drawn without repeats.
-  [[nodiscard]] std::optional<Diagnostic> too_many_samples(std::int64_t particles) const;
+  [[nodiscard]] std::optional<Diagnostic> too_many_samples(const Resolution& resolution) const;
   /// E4102 for the first report with an infinite mean, E4301 for the first that the asked engine
   /// cannot do.
   [[nodiscard]] std::optional<Diagnostic> refusal() const;
@@ -43,8 +44,8 @@ class LimitEvaluation {
   [[nodiscard]] std::int64_t most_directions() const;
   /// Entrywise optimisers make matrices of all pairs of particles.
   [[nodiscard]] bool has_entries() const;
-  /// How many particles to begin with.
-  [[nodiscard]] std::int64_t first_particles() const;
+  /// What to begin with.
+  [[nodiscard]] Resolution first() const;
 
  private:
   /// By the tolerance.
@@ -118,7 +119,7 @@ class LimitEvaluation {
   /// which none is dropped.
   [[nodiscard]] std::optional<Refusal<Shortage>> too_few_particles(std::int64_t particles) const;
   [[nodiscard]] std::uint64_t key(std::int64_t k) const;
-  [[nodiscard]] bool runs_side_by_side(std::int64_t particles) const;
+  [[nodiscard]] bool runs_side_by_side(const Resolution& resolution) const;
   [[nodiscard]] engines::RunSettings settings(const Resolution& resolution) const;
   /// Bytes of runs at this resolution: by ranks that an earlier run found, or, where the largest
   /// possible ranks would not do, a small one.

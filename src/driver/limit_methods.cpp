@@ -56,8 +56,8 @@ moments::MomentEngine::Budget LimitEvaluation::budget(bool only_methods) const {
     return out;
   }
   const Schedule all = engines::make_schedule(program_, atoms_of(program_, outputs_));
-  const std::int64_t particles = first_particles();
-  const double cost = options_.randomisations * engines::estimate_operations(all, particles);
+  const Resolution begin = first();
+  const double cost = begin.randomisations * engines::estimate_operations(all, begin.particles);
   return {std::max(2e6, 0.25 * cost / kEvaluation), std::max(1e9, kCheaper * 0.5 * cost)};
 }
 
@@ -66,10 +66,12 @@ bool LimitEvaluation::has_entries() const {
                      [](const Node& node) { return std::holds_alternative<AddEntries>(node.op); });
 }
 
-std::int64_t LimitEvaluation::first_particles() const {
-  return options_.particles.value_or(has_entries()        ? kDefaultParticlesOfEntries
-                                     : options_.tolerance ? 2048
-                                                          : kDefaultParticles);
+LimitEvaluation::Resolution LimitEvaluation::first() const {
+  const std::int64_t particles = has_entries()        ? kDefaultParticlesOfEntries
+                                 : options_.tolerance ? 2048
+                                                      : kDefaultParticles;
+  return {options_.particles.value_or(particles), options_.randomisations,
+          options_.rank_tol.value_or(1e-6)};
 }
 
 bool LimitEvaluation::known(NodeId id) const { return moments_ && (*moments_)[id].known(); }
@@ -146,14 +148,15 @@ std::optional<Diagnostic> LimitEvaluation::refusal() const {
   return std::nullopt;
 }
 
-std::optional<Diagnostic> LimitEvaluation::too_many_samples(std::int64_t particles) const {
+std::optional<Diagnostic> LimitEvaluation::too_many_samples(const Resolution& resolution) const {
+  const std::int64_t available = resolution.particles * resolution.randomisations;
   for (const NodeId id : atoms_)
     if (const auto* samples = std::get_if<Samples>(&program_[id].op);
-        samples && samples->count > particles * options_.randomisations)
+        samples && samples->count > available)
       return diagnose(program_,
                       {{"E4203",
                         fmt::format("{} samples are asked for, but there are {} particles",
-                                    samples->count, particles * options_.randomisations),
+                                    samples->count, available),
                         "ask for fewer samples, or use more --particles or --randomisations"},
                        id});
   return std::nullopt;

@@ -59,6 +59,7 @@ int degree_of(const Program& program, const Node& node, const std::vector<int>& 
                           return of(0) == 0 && of(1) == 0 && of(2) == 0 ? 0 : kNoPolynomial;
                         },
                         [&](const OuterSum&) { return kNoPolynomial; },
+                        [&](const MatrixEntries&) { return kNoPolynomial; },
                         [&](const AddEntries&) { return kNoPolynomial; },
                         [&](const Samples&) { return kNoPolynomial; },
                         [&](const Histogram&) { return kNoPolynomial; },

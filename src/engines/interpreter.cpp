@@ -95,6 +95,12 @@ class Run {
                    [&](const Plan::Rescale& a) { rescale(a, step); },
                    [&](const Plan::Update& a) { update(a, step); },
                    [&](const Plan::Combine& a) { combine(a, step); },
+                   [&](const Plan::CopyEntries& a) {
+                     if (realisation_->entries_in_single_precision())
+                       copy_entries<float>(a);
+                     else
+                       copy_entries<double>(a);
+                   },
                    [&](const Plan::TakeSamples& a) { take_samples(a.node); },
                    [&](const Plan::FiniteStep& a) { finite_step(a.node); }},
         step.action);
@@ -286,6 +292,16 @@ class Run {
     const MatrixVersion other = versions_[program_[a.node].in[2].value];  // may be W itself
     versions_[a.node.value] =
         realisation_->matrix(a.matrix).combined(old_version(a.node, step), c, other);
+  }
+
+  template <class T>
+  void copy_entries(const Plan::CopyEntries& a) {
+    const StoredEntries<T> arrays(executor_, settings_.rows);
+    MatrixVersion own =
+        realisation_->matrix(a.matrix).with_own_entries(versions_[program_[a.node].in[0].value]);
+    auto& copy = versions_[a.node.value].entries;
+    copy = arrays.zeros();
+    arrays.add(*copy, 1, *own.entries);
   }
 
   void update(const Plan::Update& a, const Plan::Step& step) {

@@ -45,39 +45,40 @@ double estimate_operations(const Schedule& schedule, std::int64_t particles) {
   };
   double per_particle = 0;
   for (const Plan::Step& step : schedule.plan.steps)
-    per_particle +=
-        std::visit(overloaded{[&](const Plan::Sweep& sweep) {
-                                double out = 0;
-                                for (const auto& operation : sweep.operations)
-                                  out += operations_of(operation, program[operation.node]);
-                                return out;
-                              },
+    per_particle += std::visit(
+        overloaded{[&](const Plan::Sweep& sweep) {
+                     double out = 0;
+                     for (const auto& operation : sweep.operations)
+                       out += operations_of(operation, program[operation.node]);
+                     return out;
+                   },
 
-                              [&](const Plan::EntrySweep& sweep) {
-                                // Each particle has as many entries as there are particles.
-                                double out = 0;
-                                for (const auto& operation : sweep.operations) {
-                                  const Node& node = program[operation.node];
-                                  out += std::holds_alternative<Map>(node.op) ? kFunction : 1;
-                                  if (std::holds_alternative<OuterSum>(node.op))
-                                    for (std::size_t k = 1; k < node.in.size(); k += 3)
-                                      out += kProduct * columns(node.in[k]);
-                                }
-                                return out * static_cast<double>(particles);
-                              },
-                              [](const Plan::Combine&) { return 0.0; },
-                              [&](const Plan::Draw& a) { return columns(a.node); },
-                              [](const Plan::Initialise&) { return 0.0; },
-                              [&](const Plan::Product& a) {
-                                const double fresh = reveal(a.node, a.matrix);
-                                return fresh + kProduct * directions[a.matrix.value] *
-                                                   columns(program[a.node].in[1]);
-                              },
-                              [](const Plan::Rescale&) { return 0.0; },
-                              [&](const Plan::Update& a) { return reveal(a.node, a.matrix); },
-                              [](const Plan::TakeSamples&) { return 0.0; },
-                              [](const Plan::FiniteStep&) { return 0.0; }},
-                   step.action);
+                   [&](const Plan::EntrySweep& sweep) {
+                     // Each particle has as many entries as there are particles.
+                     double out = 0;
+                     for (const auto& operation : sweep.operations) {
+                       const Node& node = program[operation.node];
+                       out += std::holds_alternative<Map>(node.op) ? kFunction : 1;
+                       if (std::holds_alternative<OuterSum>(node.op))
+                         for (std::size_t k = 1; k < node.in.size(); k += 3)
+                           out += kProduct * columns(node.in[k]);
+                     }
+                     return out * static_cast<double>(particles);
+                   },
+                   [](const Plan::Combine&) { return 0.0; },
+                   [&](const Plan::CopyEntries&) { return 1.0 * static_cast<double>(particles); },
+                   [&](const Plan::Draw& a) { return columns(a.node); },
+                   [](const Plan::Initialise&) { return 0.0; },
+                   [&](const Plan::Product& a) {
+                     const double fresh = reveal(a.node, a.matrix);
+                     return fresh +
+                            kProduct * directions[a.matrix.value] * columns(program[a.node].in[1]);
+                   },
+                   [](const Plan::Rescale&) { return 0.0; },
+                   [&](const Plan::Update& a) { return reveal(a.node, a.matrix); },
+                   [](const Plan::TakeSamples&) { return 0.0; },
+                   [](const Plan::FiniteStep&) { return 0.0; }},
+        step.action);
   return per_particle * static_cast<double>(particles);
 }
 

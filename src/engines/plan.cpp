@@ -110,6 +110,9 @@ class Planner {
                             alone(Plan::Combine{id, inherited(id)});
                           },
                           [&](const OuterSum&) { pend_entries(id); },
+                          [&](const MatrixEntries&) {
+                            alone(Plan::CopyEntries{id, source_[node.in[0].value]});
+                          },
                           [&](const AddEntries&) {
                             inherited(id);
                             pend_entries(id);
@@ -403,6 +406,7 @@ std::string to_text(const Plan& plan, const Program& program) {
                    [&](const Plan::Rescale& a) { line("scale", a.node); },
                    [&](const Plan::Update& a) { line("update", a.node); },
                    [&](const Plan::Combine& a) { line("combine", a.node); },
+                   [&](const Plan::CopyEntries& a) { line("entries", a.node); },
                    [&](const Plan::TakeSamples& a) { line("samples", a.node); },
                    [&](const Plan::FiniteStep& a) { line("finite", a.node); }},
         step.action);

@@ -83,6 +83,11 @@ struct Plan {
     ir::NodeId node;
     ir::SourceId matrix;
   };
+  /// The entries of W, as an array of its own.
+  struct CopyEntries {
+    ir::NodeId node;
+    ir::SourceId matrix;
+  };
   struct TakeSamples {
     ir::NodeId node;
   };
@@ -91,7 +96,7 @@ struct Plan {
     ir::NodeId node;
   };
   using Action = std::variant<Sweep, EntrySweep, Draw, Initialise, Product, Rescale, Update,
-                              Combine, TakeSamples, FiniteStep>;
+                              Combine, CopyEntries, TakeSamples, FiniteStep>;
 
   struct Step {
     Action action;

@@ -77,7 +77,8 @@ std::vector<double> projected_copies(const Schedule& schedule, double rows) {
             [&](const Plan::Product& a) { return largest_operand(a.node); },
             [](const Plan::Rescale&) { return 0.0; },
             [&](const Plan::Update& a) { return largest_operand(a.node); },
-            [](const Plan::Combine&) { return 0.0; }, [](const Plan::TakeSamples&) { return 0.0; },
+            [](const Plan::Combine&) { return 0.0; }, [](const Plan::CopyEntries&) { return 0.0; },
+            [](const Plan::TakeSamples&) { return 0.0; },
             [](const Plan::FiniteStep&) { return 0.0; }},
         step.action));
   }
@@ -143,6 +144,7 @@ std::vector<int> arrays_alive(const Schedule& schedule, bool drawn) {
                      else
                        share(a.node);
                    },
+                   [&](const Plan::CopyEntries& a) { make(a.node); },
                    [](const Plan::TakeSamples&) {}, [](const Plan::FiniteStep&) {}},
         step.action);
     out.push_back(alive - reused);

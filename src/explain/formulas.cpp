@@ -652,6 +652,7 @@ class Derivation {
             [&](const UpdateMatrix&) { return defined(); },
             [&](const AddVersion&) { return defined(); },
             [&](const OuterSum&) { return defined(); },
+            [&](const MatrixEntries&) { return defined(); },
             [&](const AddEntries&) { return defined(); },
             [&](const Cholesky&) { return defined(); },
             [&](const Eigvals&) { return defined(); },

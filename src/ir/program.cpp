@@ -39,6 +39,7 @@ const char* op_name(const Op& op) {
                  [](const UpdateMatrix&) { return "update_matrix"; },
                  [](const AddVersion&) { return "add_version"; },
                  [](const OuterSum&) { return "outer_sum"; },
+                 [](const MatrixEntries&) { return "matrix_entries"; },
                  [](const AddEntries&) { return "add_entries"; },
                  [](const Cholesky&) { return "cholesky"; },
                  [](const Eigvals&) { return "eigvals"; },
@@ -238,6 +239,10 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
           },
           [&](const OuterSum&) {
             outer_products(0);
+            return entries_type();
+          },
+          [&](const MatrixEntries&) {
+            (void)matrix();
             return entries_type();
           },
           [&](const AddEntries&) {

@@ -576,30 +576,28 @@ Value Lowerer::entrywise_update(const Descent& d, const std::string& name, const
         memory.step, memory.entries[part]};
     return d.optimiser->psi(entries);
   };
+  // What multiplies theta beside n^d g.
+  const NodeId coupled =
+      decay.valid() && !decoupled
+          ? scalar({size_of_option(d, "weight_decay", name)}, span, "a weight decay")
+          : NodeId{};
   // 1 - rate own(theta) weight_decay.
   const auto shrunk = [&] { return b.plus(b.constant(1), b.times(factor, decay)); };
   if (const auto* t = now.as<Tensor>()) {
     NodeId g = b.scale(1, power, gradient.as<Tensor>()->node);
-    if (decay.valid() && !decoupled)
-      g = b.plus(g,
-                 b.times(scalar({size_of_option(d, "weight_decay", name)}, span, "a weight decay"),
-                         t->node));
+    if (coupled.valid()) g = b.plus(g, b.times(coupled, t->node));
     NodeId change = b.times(factor, psi(g, 0));
     if (decoupled) change = b.plus(change, b.times(b.times(factor, decay), t->node));
     return elementwise(Fn::kAdd, {now, {Tensor{change_of(name, change), t->axes}}}, span);
   }
-  if (decay.valid() && !decoupled)
-    fail("E2154",
-         fmt::format("'weight_decay' of an entrywise optimiser adds the entries of '{}' to those "
-                     "of its gradient",
-                     name),
-         span, "the initial entries are larger than the gradient's",
-         "write adamw, which shrinks the matrix, or weight_decay = {..} for other parameters");
   const auto one = [&](const Matrix& m, const Matrix& g, std::size_t part) {
     std::vector<NodeId> in;
     for (const MatrixTerm& t : g.terms)
       in.insert(in.end(), {b.scale(1, power, t.coefficient), t.d, t.x});
-    const NodeId change = psi(b.add(ir::OuterSum{}, std::move(in)), part);
+    NodeId entries = b.add(ir::OuterSum{}, std::move(in));
+    if (coupled.valid())
+      entries = b.plus(entries, b.times(coupled, b.add(ir::MatrixEntries{}, {m.terms[0].w})));
+    const NodeId change = psi(entries, part);
     NodeId w = m.terms[0].w;
     if (decoupled) w = b.add(ir::ScaleMatrix{}, {w, shrunk()});
     return Matrix{{MatrixTerm{b.constant(1),

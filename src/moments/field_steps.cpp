@@ -187,6 +187,7 @@ Field MomentEngine::field_step(NodeId id, const Node& node) {
                  [&](const UpdateMatrix&) { return unknown(); },
                  [&](const AddVersion&) { return unknown(); },
                  [&](const OuterSum&) { return unknown(); },
+                 [&](const MatrixEntries&) { return unknown(); },
                  [&](const AddEntries&) { return unknown(); },
                  [&](const Cholesky&) { return unknown(); },
                  [&](const Eigvals&) { return unknown(); },

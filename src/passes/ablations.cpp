@@ -206,6 +206,7 @@ class Linearisation : Rewriting {
             [&](const AddVersion&) { return of(0); },
             [&](const AddEntries&) { return of(0); },
             [&](const OuterSum&) { return other(); },
+            [&](const MatrixEntries&) { return other(); },
             [&](const ScaleMatrix&) { return of(0); },
             [&](const Map& m) {
               if (constant) return Structure{};

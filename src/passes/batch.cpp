@@ -123,6 +123,9 @@ class Batch {
   NodeId make(const OuterSum& op, const Node&, const std::vector<NodeId>&) {
     return impossible(op);
   }
+  NodeId make(const MatrixEntries& op, const Node&, const std::vector<NodeId>&) {
+    return impossible(op);
+  }
   NodeId make(const AddEntries& op, const Node&, const std::vector<NodeId>&) {
     return impossible(op);
   }
@@ -278,6 +281,7 @@ class RowAxis {
   [[nodiscard]] int follow(const UpdateMatrix&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const AddVersion&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const OuterSum&, const Node&) const { return kMixed; }
+  [[nodiscard]] int follow(const MatrixEntries&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const AddEntries&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const Cholesky&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const Contract& op, const Node& node) const {

@@ -52,7 +52,7 @@ std::vector<std::uint8_t> degrees(const Program& program, const std::vector<Node
             [&](const MatMul&) { return times(of(0), of(1)); },
             [&](const ScaleMatrix&) { return times(of(0), of(1)); },
             [&](const UpdateMatrix&) { return std::max(of(0), outer(1)); },
-            [&](const OuterSum&) { return outer(0); },
+            [&](const OuterSum&) { return outer(0); }, [&](const MatrixEntries&) { return of(0); },
             [&](const AddVersion&) { return std::max(of(0), times(of(1), of(2))); },
             [&](const AddEntries&) { return std::max(of(0), times(of(1), of(2))); },
             [&](const Stop&) -> std::uint8_t {

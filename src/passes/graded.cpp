@@ -931,6 +931,7 @@ class Grading {
   Series visit(const UpdateMatrix& op, const Node&) { return impossible(op); }
   Series visit(const AddVersion& op, const Node&) { return impossible(op); }
   Series visit(const OuterSum& op, const Node&) { return impossible(op); }
+  Series visit(const MatrixEntries& op, const Node&) { return impossible(op); }
   Series visit(const AddEntries& op, const Node&) { return impossible(op); }
   Series impossible(const Op& op) {
     TPLIMIT_CHECK(false, "an operation with a tensor as its result, got {}", op_name(op));

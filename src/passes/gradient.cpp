@@ -237,6 +237,7 @@ class Reverse {
               if (active(node.in[1]) || active(node.in[2])) refuse("an entrywise update");
             },
             [&](const OuterSum&) { refuse("an entrywise update"); },
+            [&](const MatrixEntries&) { refuse("an entrywise update"); },
             [&](const Cholesky&) { refuse("a random output"); },
             [&](const Eigvals&) { refuse("eigvals"); },
             [&](const TrainingOperator&) { refuse("predict_gd"); },
@@ -403,6 +404,7 @@ Result<NodeId> tangent(Builder& b, const Node& node, const std::vector<NodeId>& 
                  [&](const UpdateMatrix&) { impossible(); },
                  [&](const AddVersion&) { impossible(); },
                  [&](const OuterSum&) { impossible(); },
+                 [&](const MatrixEntries&) { impossible(); },
                  [&](const AddEntries&) { impossible(); },
              },
              node.op);

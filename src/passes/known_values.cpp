@@ -273,6 +273,7 @@ class KnownValues {
   Entries visit(const UpdateMatrix&, const Node& node) const { return nothing(node); }
   Entries visit(const AddVersion&, const Node& node) const { return nothing(node); }
   Entries visit(const OuterSum&, const Node& node) const { return nothing(node); }
+  Entries visit(const MatrixEntries&, const Node& node) const { return nothing(node); }
   Entries visit(const AddEntries&, const Node& node) const { return nothing(node); }
 
   const Program& in_;

@@ -192,6 +192,7 @@ class Analysis {
                    },
                    [&](const StandardNormal&) { gaussian(); },
                    [&](const MatMul&) { gaussian(); },
+                   [&](const MatrixEntries&) { gaussian(); },
                    [&](const Scale& s) {
                      out = of(0);
                      if (s.factor < 0) std::swap(out.above, out.below);
@@ -637,6 +638,7 @@ class Analysis {
                    [&](const MatMul&) { none(); },
                    [&](const Contract&) { to = product_of_atoms(node); },
                    [&](const OuterSum&) { to = atoms_of_outer_products(node, lead); },
+                   [&](const MatrixEntries&) { none(); },
                    [&](const Map& m) {
                      switch (m.fn) {
                        case Fn::kAdd:
@@ -944,6 +946,15 @@ class Analysis {
     to.out = builder_.add(op, std::move(in));
     return to;
   }
+  /// Order 0 of a matrix stands for entries of size n^(-1/2).
+  Order visit(const MatrixEntries& op, const Node& node) {
+    const Order& w = operand(node, 0);
+    Order to = w;
+    to.lead = sum(w.lead, Exponent(-1, 2));
+    to.positive = false;
+    to.out = builder_.add(op, {w.out});
+    return to;
+  }
   Order visit(const AddEntries& op, const Node& node) {
     Order term = product(operand(node, 1), operand(node, 2));
     term.dropped = term.rms();  // products average over its entries
@@ -1107,6 +1118,26 @@ class Analysis {
     return x.lead && *x.lead == 0 ? x.out : zero_like(in_[id].type);
   }
 
+  /// In a limit, entries of a Gaussian matrix are no function of its products.
+  static std::optional<Diagnostic> entries_that_stay(const Program& limit) {
+    for (const Node& node : limit.nodes)
+      if (std::holds_alternative<MatrixEntries>(node.op)) {
+        Diagnostic error =
+            Diagnostic::error("E3109",
+                              "the entries of a matrix, of size n^(-1/2), do not vanish beside "
+                              "those of its gradient")
+                .at(node.span)
+                .with_label("'weight_decay' of an entrywise optimiser adds them")
+                .with_help(
+                    "write adamw, which shrinks the matrix, a decay that falls faster with the "
+                    "width, or weight_decay = {..} for other parameters");
+        if (node.context)
+          error.notes.push_back({"in the iteration " + limit.contexts[node.context], node.span});
+        return error;
+      }
+    return std::nullopt;
+  }
+
   LeadingOrderResult finish(bool keep_names) {
     LeadingOrder result;
     Diagnostics errors;
@@ -1173,6 +1204,8 @@ class Analysis {
     hold_decisions(out_, decisions_);
     result.program =
         erase_identities(out_, keep_names);  // what was replaced by zeros is needed no more
+    if (auto error = entries_that_stay(result.program))
+      return Refusal<NoLeadingOrder>{reason_, {*error}};
     release_decisions(result, in_, std::move(decisions_));
     result.undecided = undecided_;
     return result;

@@ -82,6 +82,10 @@ ProbabilitySpaces probability_spaces(const Program& program) {
                        sets.join(node.in[t + 2].value, second(k));
                      }
                    },
+                   [&](const MatrixEntries&) {
+                     sets.join(k, output(source[node.in[0].value]));
+                     sets.join(second(k), input(source[node.in[0].value]));
+                   },
                    [&](const AddEntries&) {
                      if (!program[node.in[2]].type.entries) return;
                      sets.join(node.in[2].value, output(source[k]));

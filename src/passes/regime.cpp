@@ -326,6 +326,7 @@ class Counting {
             [&](const UpdateMatrix&) -> Sum { return 0; },
             [&](const AddVersion&) -> Sum { return 0; },
             [&](const OuterSum&) -> Sum { return 0; },
+            [&](const MatrixEntries&) -> Sum { return 0; },
             [&](const AddEntries&) -> Sum { return 0; },
             [&](const Cholesky&) { return of(node, 0); },
             [&](const Stop&) { return of(node, 0); },
@@ -380,6 +381,14 @@ class Counting {
         out.d = parts_.plus(out.d, parts_.caused_by(d, 0));
         out.x = parts_.plus(out.x, parts_.caused_by(x, 0));
       }
+    } else if (std::holds_alternative<MatrixEntries>(node.op)) {
+      // Initial entries have size n^(-1/2), those of updates are divided by n.
+      const Matrix w = matrix(node.in[0]);
+      out.value = parts_.shifted(w.scale, Exponent(-1, 2));
+      for (const Term& t : w.terms)
+        out.value = parts_.plus(
+            out.value, parts_.shifted(parts_.times(t.c, parts_.times(t.d, t.x)), Exponent(-1)));
+      out.d = out.x = parts_.one();
     } else if (const auto* scale = std::get_if<Scale>(&node.op)) {
       out = entries_of(node.in[0]);
       out.value = scale->factor == 0 ? Sum{0} : parts_.shifted(out.value, scale->power);

@@ -277,6 +277,13 @@ struct OuterSum {
   [[nodiscard]] OpTraits traits() const { return {}; }
   friend bool operator==(const OuterSum&, const OuterSum&) = default;
 };
+/// W -> its entries, of size n^(-1/2): in networks only, limits are refused unless they vanish
+/// beside what they are added to.
+struct MatrixEntries {
+  [[nodiscard]] auto fields() const { return std::tie(); }
+  [[nodiscard]] OpTraits traits() const { return {}; }
+  friend bool operator==(const MatrixEntries&, const MatrixEntries&) = default;
+};
 /// (W, c, B) -> W + c B, versions of one Gaussian matrix.
 struct AddVersion {
   static constexpr bool kMakesVersion = true;
@@ -343,7 +350,7 @@ using Op =
     std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum, ReduceMax,
                  Gather, ScatterAdd, Permute, Reshape, Expand, Concat, Stop, Parameter, Change,
                  MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix, AddVersion, OuterSum,
-                 AddEntries, Cholesky, Eigvals, TrainingOperator, Samples, Histogram
+                 MatrixEntries, AddEntries, Cholesky, Eigvals, TrainingOperator, Samples, Histogram
 #ifdef TPLIMIT_UNKNOWN_OPERATION
                  ,
                  UnknownOperation
