@@ -16,8 +16,8 @@ struct LazySettings {
   double rank_tol = 0;    ///< a new direction shorter than rank_tol times its vector is dropped
   bool single = false;    ///< bases and normals are stored in single precision
   std::uint64_t key = 0;  ///< of entries that are drawn at once
-  double room = 0.5;      ///< of the limit: directions of both sides, in units of the particles,
-                          ///< before the matrix is stored
+  double room = 0.5;      ///< for directions of both sides, in units of the rows, before the matrix
+                          ///< is stored; infinite: it stays lazy
   bool may_store = true;  ///< else E4201
 };
 

@@ -1,6 +1,7 @@
 #include "engines/realisation.hpp"
 
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "engines/dense_matrix.hpp"
@@ -201,7 +202,7 @@ RevealedNetwork::RevealedNetwork(const Program& program, const ProbabilitySpaces
 std::unique_ptr<WidthMatrix> RevealedNetwork::make_matrix(SourceId source) {
   return make_lazy(source,
                    {NormalLaw::kExact, settings_.single_precision ? kRoundingSingle : kRounding,
-                    settings_.single_precision});
+                    settings_.single_precision, 0, INFINITY});
 }
 
 StoredNetwork::StoredNetwork(const Program& program, const ProbabilitySpaces& spaces,
