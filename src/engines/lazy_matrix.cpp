@@ -37,8 +37,7 @@ LazyMatrix::LazyMatrix(const Executor& executor, std::int64_t rows, const LazySe
 
 bool LazyMatrix::has_room_for(std::int64_t more) const {
   const std::int64_t columns = directions(0).columns() + directions(1).columns() + more;
-  if (static_cast<double>(columns) <= settings_.room * static_cast<double>(rows_))
-    return true;
+  if (static_cast<double>(columns) <= settings_.room * static_cast<double>(rows_)) return true;
   if (settings_.may_store) return false;
   throw too_many_directions(
       columns, rows_,

@@ -1118,24 +1118,33 @@ class Analysis {
     return x.lead && *x.lead == 0 ? x.out : zero_like(in_[id].type);
   }
 
+  /// The first node whose value is the entries of a matrix.
+  static const Node* entries_of_matrices(const Program& program) {
+    const auto it = std::find_if(program.nodes.begin(), program.nodes.end(), [](const Node& node) {
+      return std::holds_alternative<MatrixEntries>(node.op);
+    });
+    return it == program.nodes.end() ? nullptr : &*it;
+  }
   /// In a limit, entries of a Gaussian matrix are no function of its products.
-  static std::optional<Diagnostic> entries_that_stay(const Program& limit) {
-    for (const Node& node : limit.nodes)
-      if (std::holds_alternative<MatrixEntries>(node.op)) {
-        Diagnostic error =
-            Diagnostic::error("E3109",
-                              "the entries of a matrix, of size n^(-1/2), do not vanish beside "
-                              "those of its gradient")
-                .at(node.span)
-                .with_label("'weight_decay' of an entrywise optimiser adds them")
-                .with_help(
-                    "write adamw, which shrinks the matrix, a decay that falls faster with the "
-                    "width, or weight_decay = {..} for other parameters");
-        if (node.context)
-          error.notes.push_back({"in the iteration " + limit.contexts[node.context], node.span});
-        return error;
-      }
-    return std::nullopt;
+  static Diagnostic entries_stay(const Program& limit, const Node& node) {
+    Diagnostic error =
+        Diagnostic::error("E3109",
+                          "the entries of a matrix, of size n^(-1/2), do not vanish beside those "
+                          "of its gradient")
+            .at(node.span)
+            .with_label("'weight_decay' of an entrywise optimiser adds them")
+            .with_help(
+                "write adamw, which shrinks the matrix, a decay that falls faster with the width, "
+                "or weight_decay = {..} for other parameters");
+    if (node.context)
+      error.notes.push_back({"in the iteration " + limit.contexts[node.context], node.span});
+    return error;
+  }
+  static Diagnostic entries_vanish(const Node& node) {
+    return Diagnostic::warning("W5304", "weight decay of a width matrix vanishes in the limit")
+        .at(node.span)
+        .with_label("its entries, of size n^(-1/2), vanish beside those of the gradient")
+        .with_help("adamw shrinks the matrix instead, in the limit as well");
   }
 
   LeadingOrderResult finish(bool keep_names) {
@@ -1204,8 +1213,10 @@ class Analysis {
     hold_decisions(out_, decisions_);
     result.program =
         erase_identities(out_, keep_names);  // what was replaced by zeros is needed no more
-    if (auto error = entries_that_stay(result.program))
-      return Refusal<NoLeadingOrder>{reason_, {*error}};
+    if (const Node* node = entries_of_matrices(result.program))
+      return Refusal<NoLeadingOrder>{reason_, {entries_stay(result.program, *node)}};
+    if (const Node* node = entries_of_matrices(in_))
+      result.warnings.push_back(entries_vanish(*node));
     release_decisions(result, in_, std::move(decisions_));
     result.undecided = undecided_;
     return result;

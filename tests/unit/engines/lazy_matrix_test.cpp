@@ -92,15 +92,16 @@ class Example {
       : executor_(threads),
         rows_(rows),
         law_(kind == Kind::kExact || kind == Kind::kExactThenStored ? NormalLaw::kExact
-                                                                     : NormalLaw::kMatched),
+                                                                    : NormalLaw::kMatched),
         input_(executor_, rows, law_, Keys{mix_key(key, 1)}),
         output_(executor_, rows, law_, Keys{mix_key(key, 2)}) {
     if (kind == Kind::kDense)
       matrix_ = std::make_unique<DenseMatrix<double>>(executor_, rows, key);
     else
       matrix_ = std::make_unique<LazyMatrix>(
-          executor_, rows, LazySettings{law_, rank_tol, single, mix_key(key, 3), room_of(kind), may_store},
-          input_, kind == Kind::kOneSpace ? input_ : output_,
+          executor_, rows,
+          LazySettings{law_, rank_tol, single, mix_key(key, 3), room_of(kind), may_store}, input_,
+          kind == Kind::kOneSpace ? input_ : output_,
           std::array<std::int64_t, 2>{std::min<Index>(rows, 2000), std::min<Index>(rows, 2000)});
   }
 
