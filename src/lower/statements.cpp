@@ -829,9 +829,12 @@ void Lowerer::on(const ast::Parametrization& s, Span span) {
   if (parametrization_)
     fail("E2140", "a program has one parametrization", span, "",
          fmt::format("'{}' was chosen before", parametrization_->name));
-  if (!variable_order_.empty())
+  const auto parameter =
+      std::find_if(variable_order_.begin(), variable_order_.end(),
+                   [&](const std::string& name) { return variables_.at(name).trained; });
+  if (parameter != variable_order_.end())
     fail("E2140", "the parametrization stands before the first parameter", span,
-         fmt::format("'{}' is declared above", variable_order_.front()), "move this line up");
+         fmt::format("'{}' is declared above", *parameter), "move this line up");
   const auto known = [&] {
     return fmt::format("known: {}, or abc(a = .., b = .., c = ..), abcd(.., d = ..)",
                        fmt::join(known_parametrizations(), ", "));
