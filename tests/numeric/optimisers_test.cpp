@@ -294,6 +294,50 @@ TEST(Optimisers, OfNetworksTendToTheirLimits) {
   }
 }
 
+// Where eps dwarfs the gradient, g / sqrt(g^2 + eps^2) = g / eps: descent with weight decay.
+TEST(Optimisers, AddDecayToTheEntriesOfMatricesOfNetworks) {
+  const auto text = [](const char* step) {
+    return fmt::format(R"(width n
+data X = [[1, 0.5], [-0.3, 1]]
+param U : [n, 2] ~ normal(0, 1)
+param W : [n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0, 1)
+for t in 0..3 {{ step {} }}
+report v @ tanh(W @ tanh(U @ X)) / n
+)",
+                       fmt::format(fmt::runtime(step), "E((v @ tanh(W @ tanh(U @ X)) / n - 1)^2)"));
+  };
+  const auto outputs_of = [&](const char* step) {
+    return networks_of(text(step), 37, 1).reports[0].value;
+  };
+  const auto by_entries =
+                 outputs_of("signsgd({}, lr = 2e6, eps = 1e7, weight_decay = 0.4, only = (W))"),
+             by_versions = outputs_of("sgd({}, lr = 0.2, weight_decay = 0.4, only = (W))"),
+             without = outputs_of("sgd({}, lr = 0.2, only = (W))");
+  for (std::size_t k = 0; k < 2; ++k) {
+    EXPECT_NEAR(by_entries[k], by_versions[k], 1e-10);
+    EXPECT_GT(std::abs(by_versions[k] - without[k]), 1e-3);
+  }
+}
+
+// Initial entries have size n^(-1/2), those of n^d g size 1.
+TEST(Optimisers, HaveLimitsWhereDecayOfEntriesVanishes) {
+  const auto text = [](const char* decay) {
+    return network(fmt::format("adam(mse(f(X), y), lr = 0.05, eps = 0.01{})", decay), 3);
+  };
+  const LimitResult with = limit_of(text(", weight_decay = {W1: 0.3}"), particles(256)),
+                    without = limit_of(text(""), particles(256));
+  EXPECT_EQ(outputs(with), outputs(without));
+  EXPECT_TRUE(std::any_of(with.warnings.begin(), with.warnings.end(),
+                          [](const Diagnostic& d) { return d.code == "W5304"; }));
+  for (const char* decay :
+       {", weight_decay = {W1: 0.3 * sqrt(n)}", ", weight_decay = {W1: 0.3 * n}"}) {
+    const auto refused = evaluate(parsed(text(decay)), particles(256));
+    ASSERT_FALSE(refused) << decay;
+    EXPECT_EQ(refused.errors()[0].code, "E3109") << decay;
+  }
+}
+
 TEST(Optimisers, ClipByTheNormOfAllGradients) {
   const auto text = [](const std::string& option) {
     return fmt::format(R"(width n
