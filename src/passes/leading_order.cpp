@@ -1118,12 +1118,18 @@ class Analysis {
     return x.lead && *x.lead == 0 ? x.out : zero_like(in_[id].type);
   }
 
-  /// The first node whose value is the entries of a matrix.
-  static const Node* entries_of_matrices(const Program& program) {
-    const auto it = std::find_if(program.nodes.begin(), program.nodes.end(), [](const Node& node) {
-      return std::holds_alternative<MatrixEntries>(node.op);
-    });
-    return it == program.nodes.end() ? nullptr : &*it;
+  /// The first node behind the roots whose value is the entries of a matrix.
+  static const Node* entries_of_matrices(const Program& program, const std::vector<NodeId>& roots) {
+    std::vector<bool> needed(program.size(), false);
+    for (const NodeId id : roots) needed[id.value] = true;
+    const Node* first = nullptr;
+    for (std::size_t k = program.size(); k-- > 0;) {
+      if (!needed[k]) continue;
+      const Node& node = program.nodes[k];
+      if (std::holds_alternative<MatrixEntries>(node.op)) first = &node;
+      for (const NodeId in : node.in) needed[in.value] = true;
+    }
+    return first;
   }
   /// In a limit, entries of a Gaussian matrix are no function of its products.
   static Diagnostic entries_stay(const Program& limit, const Node& node) {
@@ -1150,6 +1156,13 @@ class Analysis {
   LeadingOrderResult finish(bool keep_names) {
     LeadingOrder result;
     Diagnostics errors;
+    const std::vector<NodeId> wanted = outputs_of(in_);
+    std::vector<NodeId> limits;
+    for (const NodeId id : wanted) limits.push_back(order(id).out);
+    if (const Node* node = entries_of_matrices(out_, limits))
+      return Refusal<NoLeadingOrder>{NoLeadingOrder::kOther, {entries_stay(in_, *node)}};
+    if (const Node* node = entries_of_matrices(in_, wanted))
+      result.warnings.push_back(entries_vanish(*node));
     const auto refuse = [&](NodeId id, Diagnostic error) {
       if (errors.empty())
         reason_ = explodes(order(id)) ? NoLeadingOrder::kOther : NoLeadingOrder::kDroppedTerms;
@@ -1213,10 +1226,6 @@ class Analysis {
     hold_decisions(out_, decisions_);
     result.program =
         erase_identities(out_, keep_names);  // what was replaced by zeros is needed no more
-    if (const Node* node = entries_of_matrices(result.program))
-      return Refusal<NoLeadingOrder>{reason_, {entries_stay(result.program, *node)}};
-    if (const Node* node = entries_of_matrices(in_))
-      result.warnings.push_back(entries_vanish(*node));
     release_decisions(result, in_, std::move(decisions_));
     result.undecided = undecided_;
     return result;
