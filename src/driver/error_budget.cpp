@@ -59,10 +59,10 @@ class Falling {
 /// How runs become finer: more particles, and where there can be no more, more randomisations.
 class Refinement {
  public:
-  /// Matrices of entries cost the square of the particles: fewer of them at a time, and from some
-  /// number on randomisations, which divide the error by more for the same cost.
+  /// Matrices of entries cost the square of the particles: randomisations divide the error by more
+  /// for the same cost (docs/decisions/0018).
   explicit Refinement(bool entries)
-      : most_particles_(std::int64_t{1} << (entries ? 12 : 24)), most_doublings_(entries ? 1 : 6) {}
+      : most_particles_(entries ? kDefaultParticlesOfEntries : std::int64_t{1} << 24) {}
   /// So that errors, which fall like M^-1/2 to M^-0.9, and like R^-1/2, are divided by `factor`.
   /// False: nothing more can be done.
   [[nodiscard]] bool refine(LimitEvaluation::Resolution& now, double factor) const {
@@ -72,8 +72,7 @@ class Refinement {
   }
   [[nodiscard]] bool more_particles(LimitEvaluation::Resolution& now, double factor = 2) const {
     if (now.particles >= most_particles_) return false;
-    now.particles =
-        std::min(most_particles_, now.particles * power_of_two(factor, most_doublings_));
+    now.particles = std::min(most_particles_, now.particles * power_of_two(factor, 6));
     return true;
   }
   /// There is no memory for this one.
@@ -90,7 +89,6 @@ class Refinement {
     return std::int64_t{1} << std::clamp(std::lround(std::log2(factor)), 1L, most);
   }
   std::int64_t most_particles_;
-  long most_doublings_;
 };
 
 Diagnostic does_not_fall() {
