@@ -308,7 +308,7 @@ report v @ tanh(W @ tanh(U @ X)) / n
                        fmt::format(fmt::runtime(step), "E((v @ tanh(W @ tanh(U @ X)) / n - 1)^2)"));
   };
   const auto outputs_of = [&](const char* step) {
-    return networks_of(text(step), 37, 1).reports[0].value;
+    return networks_of(text(step), 37, 1, Matrices::kDense, 0).reports[0].value;
   };
   const auto by_entries =
                  outputs_of("signsgd({}, lr = 2e6, eps = 1e7, weight_decay = 0.4, only = (W))"),
