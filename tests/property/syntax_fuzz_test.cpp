@@ -40,6 +40,21 @@ for t in 0..T {
   step sgd(loss, lr = 0.5, only = (U, v), scale = {W: n^2, U: n})
 }
 )",
+    R"(fn f(x, c = 1, p = (1, 2)) {
+  # chosen before the run
+  if c == 1 { return x } else if c < 0 { return -x }
+  else {
+    y = phi(x)
+    return y
+  }
+}
+model g(x, act = tanh) { assert x > 0, "text"; return act(x) }
+for i in 9..-1 by -2 { report f(i, c = 2), X[.. by -1], X[0..4 by 2, ..5 by 3] }
+for x in [1, 2] { if x > 1 { report x } }
+if a { b = 1 }
+
+else { b = 2 }
+)",
     R"(width n; random W : [n, n] ~ normal(0, 1/n)
 random x : [n] ~ normal(0, 1)
 y = W @ x
