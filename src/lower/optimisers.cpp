@@ -429,15 +429,17 @@ void Lowerer::choose_entries(Descent& d, const ast::Index& index, const std::str
   if (index.items.size() > axes.size() || whole.as<Matrix>())
     fail("E2211", "too many indices", index.items.back()->span,
          whole.as<Matrix>() ? describe(whole) : "this has shape " + text(axes));
+  for (std::size_t k = 0; k < index.items.size(); ++k)
+    if (axes[k].width)
+      fail("E2210", "a width axis cannot be indexed", index.items[k]->span,
+           "this has shape " + text(axes),
+           "only = (..) takes entries along finite axes in front of the width axis");
   std::vector<std::size_t> chosen{0};
   const Dims dims = finite_dims(axes);
   for (std::size_t k = 0; k < dims.size(); ++k) {
     const auto size = static_cast<std::size_t>(dims[k]);
     std::vector<std::int64_t> positions;
     if (k < index.items.size()) {
-      if (axes[k].width)
-        fail("E2210", "a width axis cannot be indexed", index.items[k]->span, text(axes),
-             "only = (..) takes entries along finite axes in front of the width axis");
       positions = selection(*index.items[k], dims[k]).positions;
     } else {
       positions.resize(size);
