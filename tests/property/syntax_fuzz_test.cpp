@@ -15,7 +15,7 @@
 namespace tplimit {
 namespace {
 
-constexpr std::array<std::string_view, 4> kSeeds = {
+constexpr std::array<std::string_view, 5> kSeeds = {
     R"(# a three-hidden-layer tanh MLP in muP
 width n
 const T = 20
@@ -79,7 +79,11 @@ for i in 0..n-1 { for j in i..3 {
     "two\r\n)[0]\r\n",
 };
 
-constexpr std::array<std::string_view, 40> kFragments = {
+constexpr std::array<std::string_view, 44> kFragments = {
+    "if a { ",
+    "} else ",
+    " by -1",
+    "assert ",
     "(",
     ")",
     "[",
