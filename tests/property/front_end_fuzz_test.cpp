@@ -28,15 +28,15 @@ param U : [n, 2] ~ normal(0, 1/2), lr = n
 param W : [3, n, n] ~ normal(0, 1/n)
 param v : [n] ~ normal(0, 1), lr = n
 half = depth / 2
-fn norm(x, eps = 1e-5, centred = true) {
+fn normed(x, eps = 1e-5, centred = true) {
   if centred { x = x - E(x) }
   return x / sqrt(E(x^2) + eps)
 }
-fn block(x, phi, c = half) = norm(x, centred = false) + c * phi(x)
+fn block(x, phi, c = half) = normed(x, centred = false) + c * phi(x)
 model net(x, act = tanh) {
   h = U @ x
   for l in depth - 1..-1 by -1 {
-    if l == 0 { h = act(W[l] @ h) } else if mod(l, 2) == 1 { h = block(h, act) } else { h = block(h, relu, c = 2) }
+    if l == 0 { h = act(W[l] @ h) } else if mod(l, 2) == 1 { h = block(W[l] @ h, act) } else { h = block(W[l] @ h, relu, c = 2) }
   }
   return v @ h / n, h
 }
