@@ -36,6 +36,9 @@ tplimit_output_test(compare_corrections 0 "compare linear.tp --widths 16,64,256 
 tplimit_output_test(compare_nngp 0 "compare kernel_outputs.tp --widths 64,256,1024 --seeds 64")
 tplimit_output_test(compare_two_values 0 "compare two_values.tp --widths 64,256,1024 --seeds 16")
 tplimit_output_test(compare_vanishing 0 "compare vanishing.tp --widths 64,256,1024 --seeds 8")
+tplimit_output_test(compare_transformer 0 "compare transformer.tp --widths 256,1024 --particles 2048")
+tplimit_output_test(std 0 "std rmsnorm attention")
+tplimit_output_test(std_layout 0 "fmt --check ../../../lib/std.tp")
 tplimit_output_test(compare_given 0 "compare kernel_regime.tp --widths 64,256,1024 --seeds 32 --given out=1")
 tplimit_output_test(compare_draws 5 "compare kernel_regime.tp --widths 64,256,1024 --seeds 8 --draws 16")
 add_test(NAME compare_limit COMMAND ${CMAKE_COMMAND} -DTPLIMIT=$<TARGET_FILE:tplimit_cli> -DFOLDER=${CMAKE_CURRENT_SOURCE_DIR}/golden/cli

@@ -15,6 +15,7 @@
 
 #include "cli/interruption.hpp"
 #include "cli/progress_bar.hpp"
+#include "tplimit/lower/library.hpp"
 #include "tplimit/passes/theory_checks.hpp"
 #include "tplimit/report/comparison.hpp"
 #include "tplimit/report/json.hpp"
@@ -518,6 +519,20 @@ int format(const Options& options) {
     }
   }
   return code;
+}
+
+int library(const Options& options) {
+  const std::string_view text = standard_library();
+  if (options.files.empty()) fmt::print("{}", text);
+  for (const std::string& name : options.files) {
+    const std::size_t at = text.find(fmt::format("\nfn {}(", name));
+    if (at == std::string_view::npos)
+      return complain(fmt::format("the standard library has no function '{}'", name));
+    // Functions and the comments above them stand between blank lines.
+    const std::size_t begin = text.rfind("\n\n", at) + 2, end = text.find("\n\n", at + 1);
+    fmt::print("{}{}", text.substr(begin, end - begin), end == std::string_view::npos ? "" : "\n");
+  }
+  return kDone;
 }
 
 }  // namespace tplimit::cli

@@ -64,5 +64,6 @@ int compare(const Options& options);
 int check(const Options& options);
 int explain(const Options& options);
 int format(const Options& options);
+int library(const Options& options);
 
 }  // namespace tplimit::cli

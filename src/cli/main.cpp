@@ -305,6 +305,12 @@ CLI::App& add_format(CLI::App& app, Options& o) {
   return own;
 }
 
+CLI::App& add_library(CLI::App& app, Options& o) {
+  CLI::App& own = *app.add_subcommand("std", "Print the standard library, or functions of it");
+  own.add_option("NAME", o.files, "Functions, such as layernorm")->type_name("");
+  return own;
+}
+
 /// Parses, then runs the one command that was named.
 int dispatch(int argc, char** argv, const Communicator& ranks) {
   CLI::App app(
@@ -315,13 +321,14 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
   app.failure_message([](const CLI::App*, const CLI::Error& error) {
     return fmt::format("tplimit: {}\nRun with --help for more information.\n", error.what());
   });
-  Options for_run, for_simulate, for_compare, for_check, for_explain, for_format;
+  Options for_run, for_simulate, for_compare, for_check, for_explain, for_format, for_library;
   const CLI::App& run_app = add_run(app, for_run);
   const CLI::App& simulate_app = add_simulate(app, for_simulate);
   const CLI::App& compare_app = add_compare(app, for_compare);
   const CLI::App& check_app = add_check(app, for_check);
   const CLI::App& explain_app = add_explain(app, for_explain);
   (void)add_format(app, for_format);
+  const CLI::App& library_app = add_library(app, for_library);
 
   if (!as_on_first_rank(ranks, fmt::format("{}", fmt::join(argv + 1, argv + argc, "\n"))))
     throw RanksDiffer("its command line is not that of rank 0");
@@ -352,6 +359,7 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
   if (compare_app) return observed(compare, for_compare);
   if (explain_app) return observed(explain, for_explain);
   if (ranks.rank() > 0) return kDone;  // nothing to share
+  if (library_app) return library(for_library);
   return check_app ? observed(check, for_check) : format(for_format);
 }
 

@@ -15,9 +15,10 @@ ReportResult skeleton(const Program& program, const Report& report) {
   out.index_names = report.index_names;
   out.random = report.random;
   for (std::size_t k = 0; k < report.index_names.size(); ++k) {
-    std::set<std::int64_t> values;
-    for (const auto& entry : report.entries) values.insert(entry.index[k]);
-    out.index_values.emplace_back(values.begin(), values.end());
+    std::vector<std::int64_t>& values = out.index_values.emplace_back();  // in the order of the run
+    std::set<std::int64_t> seen;
+    for (const auto& entry : report.entries)
+      if (seen.insert(entry.index[k]).second) values.push_back(entry.index[k]);
     out.shape.push_back(static_cast<std::int64_t>(values.size()));
   }
   if (!report.entries.empty())

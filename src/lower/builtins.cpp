@@ -37,6 +37,7 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
       {"mod", {"mod(x, y)", 2, 2, {}, &Lowerer::builtin_mod}},
       {"floor", {nullptr, 1, 1, {}, &Lowerer::builtin_floor}},
       {"mse", {"mse(output, target)", 2, 2, {}, &Lowerer::builtin_mse}},
+      {"size", {"size(x, axis)", 2, 2, {}, &Lowerer::builtin_size}},
       {"zeros", {"zeros(a, b, ..)", 0, 16, {}, &Lowerer::builtin_zeros}},
       {"ones", {"ones(a, b, ..)", 0, 16, {}, &Lowerer::builtin_ones}},
       {"stack", {"stack(x, y, ..)", 1, kAny, {}, &Lowerer::builtin_stack}},
@@ -83,15 +84,14 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
 
 /// In where(t > 0, 1 / t, 0), t a number, the branch that is not taken may be undefined: the other
 /// one stands for it.
-std::vector<Value> Lowerer::positional_values(const ast::Call& call) {
+std::vector<Value> Lowerer::positional_values(const ast::Call& call, const std::string& name) {
   std::vector<Value> out;
   std::size_t taken = 0;
   for (std::size_t k = 0; k < call.args.size(); ++k) {
     try {
       out.push_back(evaluate(*call.args[k]));
     } catch (const Rejection& r) {
-      if (call.callee.name != "where" || taken == 0 || k != 3 - taken || r.silent || !r.undefined)
-        throw;
+      if (name != "where" || taken == 0 || k != 3 - taken || r.silent || !r.undefined) throw;
       out.push_back({Poison{}});
     }
     if (const auto* c = out[0].as<Number>(); k == 0 && c && c->power == 0)
@@ -101,12 +101,13 @@ std::vector<Value> Lowerer::positional_values(const ast::Call& call) {
   return out;
 }
 
-Lowerer::Arguments Lowerer::arguments(const ast::Call& call, Span span, const Builtin& builtin) {
+Lowerer::Arguments Lowerer::arguments(const ast::Call& call, const std::string& name, Span span,
+                                      const Builtin& builtin) {
   const auto& [form, least, most, names, lower] = builtin;
-  Arguments a{call, span, form, {}, {}, {}};
+  Arguments a{call, name, span, form, {}, {}, {}};
   if (call.args.size() < least || call.args.size() > most)
     fail("E2109",
-         fmt::format("'{}' takes {} argument{}, got {}", call.callee.name,
+         fmt::format("'{}' takes {} argument{}, got {}", name,
                      least == most           ? std::to_string(least)
                      : most == Builtin::kAny ? fmt::format("at least {}", least)
                      : most == least + 1     ? fmt::format("{} or {}", least, most)
@@ -115,13 +116,13 @@ Lowerer::Arguments Lowerer::arguments(const ast::Call& call, Span span, const Bu
                      call.args.size()),
          span, "", a.form_help());
   check_once(call.named);
-  a.positional = positional_values(call);
+  a.positional = positional_values(call, name);
   for (const auto& arg : call.args) a.spans.push_back(arg->span);
   for (const auto& named : call.named) {
     if (std::none_of(names.begin(), names.end(),
                      [&](const char* n) { return named.name.name == n; }))
       unknown_option(
-          call.callee.name, named.name,
+          name, named.name,
           names.empty() ? a.form_help() : fmt::format("its options: {}", fmt::join(names, ", ")));
     a.named[named.name.name] = {evaluate(*named.value), named.value->span};
   }
@@ -131,9 +132,9 @@ Lowerer::Arguments Lowerer::arguments(const ast::Call& call, Span span, const Bu
 std::optional<std::size_t> Lowerer::axis_argument(Arguments& a, const Tensor& x) {
   const auto it = a.named.find("axis");
   if (it == a.named.end()) {
-    if (x.axes.size() == 1 && x.axes[0].width && a.call.callee.name != "concat")
-      fail("E2213", fmt::format("'{}' reduces finite axes, and there is none", a.call.callee.name),
-           a.spans[0], "this has shape " + text(x.axes), "E(..) averages over the coordinates");
+    if (x.axes.size() == 1 && x.axes[0].width && a.name != "concat")
+      fail("E2213", fmt::format("'{}' reduces finite axes, and there is none", a.name), a.spans[0],
+           "this has shape " + text(x.axes), "E(..) averages over the coordinates");
     return std::nullopt;
   }
   const auto& [value, where] = it->second;
@@ -149,9 +150,10 @@ std::optional<std::size_t> Lowerer::axis_argument(Arguments& a, const Tensor& x)
   return static_cast<std::size_t>(axis);
 }
 
-Value Lowerer::builtin_unary(const ast::Call& call, Span span, Fn fn) {
+Value Lowerer::builtin_unary(const ast::Call& call, const std::string& name, Span span, Fn fn) {
   const ir::Function& f = ir::function(fn);
-  Arguments a = arguments(call, span, {f.form, 1, f.default_parameter ? 2u : 1u, {}, nullptr});
+  Arguments a =
+      arguments(call, name, span, {f.form, 1, f.default_parameter ? 2u : 1u, {}, nullptr});
   double parameter = f.default_parameter.value_or(0);
   if (a.positional.size() == 2) {
     parameter = plain_number(a.positional[1], a.spans[1], f.parameter_name);
@@ -164,7 +166,7 @@ Value Lowerer::builtin_unary(const ast::Call& call, Span span, Fn fn) {
   Value out = elementwise(fn, {a.positional[0]}, span, parameter);
   if (const auto* n = out.as<Number>(), *x = a.positional[0].as<Number>();
       n && x && !std::isfinite(n->value) && std::isfinite(x->value))
-    not_finite(fmt::format("{}({}) is not a finite number", call.callee.name, x->value), span);
+    not_finite(fmt::format("{}({}) is not a finite number", name, x->value), span);
   return out;
 }
 
@@ -271,7 +273,7 @@ Value Lowerer::builtin_floor(Arguments& a) {
 
 Value Lowerer::coordinatewise(Arguments& a, Fn fn) {
   if (!a.named.empty())
-    fail("E2112", fmt::format("'{}' of several values has no options", a.call.callee.name),
+    fail("E2112", fmt::format("'{}' of several values has no options", a.name),
          a.call.named[0].name.span, "", a.form_help());
   separate_operands(a);
   return elementwise(fn, a.positional, a.span);
@@ -322,6 +324,33 @@ Value Lowerer::filled(Arguments& a, double value) {
                                                static_cast<std::size_t>(widths_[which].units), out))
                          : out;
 }
+/// Entries along an axis: a number, or the width.
+Value Lowerer::builtin_size(Arguments& a) {
+  const Value& x = a.positional[0];
+  if (x.as<Poison>()) throw Rejection{{}, true};
+  Axes axes;
+  std::vector<std::size_t> widths;  // of several, in order
+  if (const auto* blocks = x.as<Blocks>()) widths = blocks->widths;
+  const Value& part = widths.empty() ? x : x.as<Blocks>()->parts[0];
+  if (const auto* array = part.as<MatrixArray>()) axes = finite_axes(array->dims);
+  if (part.as<MatrixArray>() || part.as<Matrix>())
+    axes.insert(axes.end(), 2, Axis{true, 0});
+  else
+    axes = tensor(part, a.spans[0]).axes;
+  std::int64_t axis = integer(a.positional[1], a.spans[1], "an axis");
+  const auto rank = static_cast<std::int64_t>(axes.size());
+  if (axis < -rank || axis >= rank)
+    fail("E2212", fmt::format("axis {} does not exist", axis), a.spans[1],
+         "the value has " + std::to_string(rank) + (rank == 1 ? " axis" : " axes"));
+  const auto k = static_cast<std::size_t>(axis < 0 ? axis + rank : axis);
+  if (!axes[k].width) return {Number{static_cast<double>(axes[k].size), 0}};
+  const auto before = static_cast<std::size_t>(
+      std::count_if(axes.begin(), axes.begin() + static_cast<std::ptrdiff_t>(k),
+                    [](const Axis& other) { return other.width; }));
+  const std::int64_t units = widths.empty() ? 1 : widths_[widths[before]].units;
+  return {Number{static_cast<double>(units), 1}};
+}
+
 Value Lowerer::builtin_zeros(Arguments& a) { return filled(a, 0); }
 Value Lowerer::builtin_ones(Arguments& a) { return filled(a, 1); }
 
@@ -405,9 +434,9 @@ Value Lowerer::builtin_one_hot(Arguments& a) {
 }
 
 Tensor Lowerer::square_matrix(Arguments& a) {
-  const Tensor x = finite(a.positional[0], a.spans[0], a.call.callee.name.c_str());
+  const Tensor x = finite(a.positional[0], a.spans[0], a.name.c_str());
   if (x.axes.size() < 2 || x.axes.back() != x.axes[x.axes.size() - 2])
-    fail("E2216", fmt::format("'{}' takes a square matrix", a.call.callee.name), a.spans[0],
+    fail("E2216", fmt::format("'{}' takes a square matrix", a.name), a.spans[0],
          "this has shape " + text(x.axes));
   return x;
 }

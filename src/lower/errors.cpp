@@ -38,8 +38,9 @@ Rejection Lowerer::declared_twice(const ast::Identifier& name, Span first) {
 }
 
 void Lowerer::warn(const char* code, std::string message, Span span, std::string help) {
-  warnings_.push_back(
-      Diagnostic::warning(code, std::move(message)).at(span).with_help(std::move(help)));
+  warnings_.push_back(Diagnostic::warning(code, std::move(message))
+                          .at(library_call_.value_or(span))
+                          .with_help(std::move(help)));
 }
 
 Rejection Lowerer::not_differentiable(Diagnostic d, Span span) {

@@ -4,8 +4,10 @@
 
 #include "lower/lowerer.hpp"
 #include "tplimit/ir/kernels.hpp"
+#include "tplimit/lower/library.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
+#include "tplimit/syntax/parser.hpp"
 
 namespace tplimit::lowering {
 
@@ -38,12 +40,16 @@ std::string Lowerer::describe(const Value& value) const {
                  [&](const MatrixArray&) { return std::string("an array of width matrices"); },
                  [&](const Text& t) { return "the text \"" + t.value + "\""; },
                  [&](const Flag& f) { return std::string(f.value ? "true" : "false"); },
-                 [&](const Interval& i) { return fmt::format("the range {}..{}", i.begin, i.end); },
+                 [&](const Interval& i) {
+                   return fmt::format("the range {}..{}", i.begin, i.begin + i.step * i.count) +
+                          (i.step == 1 ? "" : fmt::format(" by {}", i.step));
+                 },
                  [&](const List&) { return std::string("a list"); },
                  [&](const Blocks& blocks) {
                    return (blocks.widths.size() == 2 ? "a matrix of shape " : "a value of shape ") +
                           shape_text(blocks);
                  },
+                 [&](const Callable& f) { return fmt::format("the function '{}'", f.name); },
                  [&](const Poison&) { return std::string("an undefined value"); }},
       value.v);
 }
@@ -93,6 +99,9 @@ Tensor Lowerer::tensor(const Value& v, Span span) {
   if (v.as<Matrix>() || v.as<MatrixArray>() || v.as<Blocks>())
     fail("E2303", "a width matrix cannot be used here", span, describe(v),
          "multiply a vector by it first: W @ x");
+  if (const auto* f = v.as<Callable>())
+    fail("E2101", fmt::format("'{}' is a function", f->name), span, "it needs arguments",
+         fmt::format("call it: {}(..)", f->name));
   fail("E2304", "a number or an array is needed here", span, "this is " + describe(v));
 }
 
@@ -195,14 +204,63 @@ std::string did_you_mean(std::string_view name, const std::vector<std::string>& 
 Lowerer::Binding* Lowerer::find_or_null(const std::string& name) {
   if (locals_) {
     if (const auto it = locals_->find(name); it != locals_->end()) return &it->second;
+    if (library_call_) return nullptr;
     const auto it = globals_.find(name);
-    // A model sees constants, data and parameters, not the surrounding script's variables.
-    if (it == globals_.end() || it->second.kind == Kind::kLocal || it->second.kind == Kind::kLoop)
-      return nullptr;
-    return &it->second;
+    if (it == globals_.end()) return nullptr;
+    // A model depends on parameters and its arguments, and on nothing else that a run computes.
+    const bool script = it->second.kind == Kind::kLocal || it->second.kind == Kind::kLoop;
+    return script && !known_before_run(it->second.value) ? nullptr : &it->second;
   }
   const auto it = globals_.find(name);
   return it == globals_.end() ? nullptr : &it->second;
+}
+
+bool Lowerer::known_before_run(const Value& v) const {
+  if (const auto* t = v.as<Tensor>()) {
+    // A constant that `grad` takes the derivative by is wrapped, see `named`.
+    const ir::Node& node = builder_.node(t->node);
+    return builder_.constant_values(std::holds_alternative<ir::Parameter>(node.op) ? node.in[0]
+                                                                                   : t->node);
+  }
+  if (const auto* list = v.as<List>())
+    return std::all_of(list->items.begin(), list->items.end(),
+                       [&](const Value& item) { return known_before_run(item); });
+  return !v.as<Matrix>() && !v.as<MatrixArray>() && !v.as<Blocks>();
+}
+
+bool Lowerer::of_the_language(const std::string& name) {
+  return builtins().contains(name) || unary_functions().contains(name);
+}
+
+std::optional<Callable> Lowerer::callable(const std::string& name) {
+  if (const Binding* binding = find_or_null(name)) {
+    if (const auto* f = binding->value.as<Callable>()) return *f;
+    if (binding->value.as<Poison>()) throw Rejection{{}, true};
+  }
+  if (const auto it = functions_.find(name); it != functions_.end() && !library_call_)
+    return Callable{name, &it->second};
+  if (of_the_language(name)) return Callable{name};
+  if (const auto it = library().find(name); it != library().end())
+    return Callable{name, &it->second};
+  return std::nullopt;
+}
+
+const Source& Lowerer::library_source() {
+  static const Source source("std.tp", std::string(standard_library()));
+  return source;
+}
+
+const std::unordered_map<std::string, Definition>& Lowerer::library() {
+  static const auto program = parse_syntax(library_source());
+  static const auto table = [] {
+    std::unordered_map<std::string, Definition> out;
+    TPLIMIT_CHECK(program.ok(), "the standard library can be read: {}",
+                  render(program.errors(), library_source()));
+    for (const ast::Stmt& stmt : program->statements)
+      if (const auto* f = std::get_if<ast::Function>(&stmt.node)) out[f->name.name] = {f, true};
+    return out;
+  }();
+  return table;
 }
 
 Value Lowerer::evaluate_name(const std::string& name, Span span) {
@@ -214,19 +272,18 @@ Value Lowerer::evaluate_name(const std::string& name, Span span) {
     if (name == w.name) return {Number{static_cast<double>(w.units), 1}};
   if (name == "pi") return {Number{3.14159265358979323846, 0}};
   if (name == "inf") return {Number{std::numeric_limits<double>::infinity(), 0}};
-  if (functions_.contains(name) || models_.contains(name) || builtins().contains(name) ||
-      unary_functions().contains(name))
-    fail("E2101", fmt::format("'{}' is a function", name), span, "it needs arguments",
-         fmt::format("call it: {}(..)", name));
+  if (auto f = callable(name)) return {std::move(*f)};
   if (locals_ && globals_.contains(name))
-    fail("E2102", fmt::format("'{}' is not visible inside a model", name), span, "",
-         "a model sees constants, data and parameters only; pass it as an argument");
+    fail("E2102", fmt::format("'{}' is not visible inside a model", name), span,
+         "this is computed by the run",
+         "a model sees parameters and what is known before the run (constants, data, and what is "
+         "computed from them); pass it as an argument");
   std::vector<std::string> known;
   if (locals_)
     for (const auto& [other, binding] : *locals_) known.push_back(other);
   for (const auto& [other, binding] : globals_)
-    if (!locals_ || (binding.kind != Kind::kLocal && binding.kind != Kind::kLoop))
-      known.push_back(other);
+    if (find_or_null(other)) known.push_back(other);
+  for (const auto& [other, definition] : functions_) known.push_back(other);
   for (const Width& w : widths_) known.push_back(w.name);
   std::sort(known.begin(), known.end());
   std::string help = did_you_mean(name, known);
@@ -504,8 +561,18 @@ Value Lowerer::evaluate_binary(const ast::Binary& b, Span span) {
   const Value right = evaluate(*b.right);
   const auto check_operand = [&](const Value& v,
                                  Span where) {  // point at the operand, not at the whole expression
-    if (v.as<Text>() || v.as<Flag>() || v.as<Interval>() || v.as<List>()) (void)tensor(v, where);
+    if (v.as<Text>() || v.as<Flag>() || v.as<Interval>() || v.as<List>() || v.as<Callable>())
+      (void)tensor(v, where);
   };
+  // Texts and flags are compared with their like: if mode == "causal" { .. }
+  if (b.op == BinaryOp::kEqual || b.op == BinaryOp::kNotEqual) {
+    const auto *text = left.as<Text>(), *other_text = right.as<Text>();
+    const auto *flag = left.as<Flag>(), *other_flag = right.as<Flag>();
+    if ((text && other_text) || (flag && other_flag)) {
+      const bool equal = text ? text->value == other_text->value : flag->value == other_flag->value;
+      return {Number{equal == (b.op == BinaryOp::kEqual) ? 1.0 : 0.0, 0}};
+    }
+  }
   check_operand(left, b.left->span);
   check_operand(right, b.right->span);
   if (const auto* divisor = right.as<Number>();
@@ -518,22 +585,37 @@ Value Lowerer::evaluate_binary(const ast::Binary& b, Span span) {
 // ---- indexing
 // --------------------------------------------------------------------------------------
 
+std::int64_t Lowerer::step_of(const ast::Range& range) {
+  if (!range.step) return 1;
+  const std::int64_t step = integer(evaluate(*range.step), range.step->span, "a step");
+  if (step == 0) fail("E2332", "the step of a range is not 0", range.step->span);
+  return step;
+}
+
 Lowerer::Selection Lowerer::selection(const ast::Expr& item, std::int64_t size) {
   const std::string entries =
       fmt::format("the axis has {} entr{}, counted from 0", size, size == 1 ? "y" : "ies");
   if (const auto* range = std::get_if<ast::Range>(&item.node)) {
-    const std::int64_t begin =
-        range->begin ? integer(evaluate(*range->begin), range->begin->span, "a bound") : 0;
-    const std::int64_t end =
-        range->end ? integer(evaluate(*range->end), range->end->span, "a bound") : size;
-    if (begin < 0 || begin > size || end < 0 || end > size)
+    const std::int64_t step = step_of(*range);
+    const bool down = step < 0;
+    const std::int64_t begin = range->begin
+                                   ? integer(evaluate(*range->begin), range->begin->span, "a bound")
+                               : down ? size - 1
+                                      : 0;
+    const std::int64_t end = range->end
+                                 ? integer(evaluate(*range->end), range->end->span, "a bound")
+                             : down ? -1
+                                    : size;
+    const std::int64_t least = down ? -1 : 0, most = down ? size - 1 : size;
+    if (begin < least || begin > most || end < least || end > most)
       fail("E2208", fmt::format("the slice {}..{} reaches outside the axis", begin, end), item.span,
            entries);
-    if (begin >= end)
+    if (down ? begin <= end : begin >= end)
       fail("E2209", "the slice is empty", item.span, fmt::format("{}..{} has no entry", begin, end),
-           "ranges are half-open: a..b has the entries a to b - 1");
-    Selection s{std::vector<std::int64_t>(static_cast<std::size_t>(end - begin)), false};
-    std::iota(s.positions.begin(), s.positions.end(), begin);
+           down ? "ranges are half-open: a..b by -1 has the entries a to b + 1"
+                : "ranges are half-open: a..b has the entries a to b - 1");
+    Selection s{{}, false};
+    for (std::int64_t i = begin; down ? i > end : i < end; i += step) s.positions.push_back(i);
     return s;
   }
   const Value v = evaluate(item);
@@ -677,9 +759,11 @@ Value Lowerer::evaluate(const ast::Expr& e) {
           [&](const ast::Range& r) -> Value {
             if (!r.begin || !r.end)
               fail("E2314", "an open range belongs in an index", e.span, "", "write X[a..]");
-            const Interval i{integer(evaluate(*r.begin), r.begin->span, "a bound"),
-                             integer(evaluate(*r.end), r.end->span, "a bound")};
-            return {i};
+            const std::int64_t begin = integer(evaluate(*r.begin), r.begin->span, "a bound"),
+                               end = integer(evaluate(*r.end), r.end->span, "a bound"),
+                               step = step_of(r), sign = step > 0 ? 1 : -1;
+            const std::int64_t count = (end - begin + step - sign) / step;
+            return {Interval{begin, step, std::max<std::int64_t>(count, 0)}};
           },
           [&](const ast::Index& x) -> Value { return evaluate_index(x, e.span); },
           [&](const ast::Call& x) -> Value { return evaluate_call(x, e.span); },
@@ -711,42 +795,50 @@ Value Lowerer::evaluate(const ast::Expr& e) {
 }
 
 std::vector<Value> Lowerer::evaluate_many(const ast::Expr& e) {
-  if (const auto* call = std::get_if<ast::Call>(&e.node);
-      call && models_.contains(call->callee.name))
-    return inline_call(*call, e.span);
+  if (const auto* call = std::get_if<ast::Call>(&e.node))
+    if (const auto f = callable(call->callee.name); f && f->definition)
+      return inline_call(*f, *call, e.span);
   return {evaluate(e)};
 }
 
 Value Lowerer::evaluate_call(const ast::Call& call, Span span) {
-  const std::string& name = call.callee.name;
-  if (functions_.contains(name) || models_.contains(name)) {
-    std::vector<Value> values = inline_call(call, span);
+  const auto f = callable(call.callee.name);
+  const std::string& name = f ? f->name : call.callee.name;
+  if (f && f->definition) {
+    std::vector<Value> values = inline_call(*f, call, span);
     if (values.size() != 1)
-      fail("E2104", fmt::format("model '{}' returns {} values", name, values.size()), span, "",
+      fail("E2104", fmt::format("'{}' returns {} values", name, values.size()), span, "",
            "assign them to names first: a, b = f(x)");
     return values[0];
   }
-  if (several_widths() && given_.empty())
-    if (auto parts = block_call(call, span)) return std::move(*parts);
-  if (const auto it = unary_functions().find(name); it != unary_functions().end())
-    return builtin_unary(call, span, it->second);
-  if (const auto it = builtins().find(name); it != builtins().end()) {
-    Arguments a = arguments(call, span, it->second);
-    return (this->*it->second.lower)(a);
+  if (f) {
+    if (several_widths() && given_.empty())
+      if (auto parts = block_call(call, name, span)) return std::move(*parts);
+    if (const auto it = unary_functions().find(name); it != unary_functions().end())
+      return builtin_unary(call, name, span, it->second);
+    const Builtin& builtin = builtins().at(name);
+    Arguments a = arguments(call, name, span, builtin);
+    return (this->*builtin.lower)(a);
   }
   if (name == "ntk") return builtin_ntk(call, span);
   if (name == "nngp") return builtin_nngp(call, span);
-  static const std::set<std::string> later{"softmax", "solve",      "align",
-                                           "project", "predict_gd", "layernorm"};
+  unknown_function(name, call.callee.span);
+}
+
+void Lowerer::unknown_function(const std::string& name, Span span) {
+  if (const Binding* binding = find_or_null(name))
+    fail("E2107", fmt::format("'{}' is no function", name), span,
+         "this is " + describe(binding->value), "a product is written with '*'");
+  static const std::set<std::string> later{"softmax", "solve", "align", "project", "predict_gd"};
   if (name == "softmax")
-    fail("E2105", "'softmax' is not available in this version", call.callee.span, "",
+    fail("E2105", "'softmax' is not available in this version", span, "",
          "over all entries it is exp(x) / sum(exp(x))");
   if (later.contains(name))
-    fail("E2105", fmt::format("'{}' is not available in this version", name), call.callee.span);
+    fail("E2105", fmt::format("'{}' is not available in this version", name), span);
   static const std::set<std::string> statements{"csv", "npy", "npz", "idx", "normal"};
   const std::string optimiser = optimiser_form(name);
   if (statements.contains(name) || !optimiser.empty())
-    fail("E2106", fmt::format("'{}' cannot stand here", name), call.callee.span, "",
+    fail("E2106", fmt::format("'{}' cannot stand here", name), span, "",
          !optimiser.empty() ? "write: " + optimiser
          : name == "normal" ? "write: random x : [n] ~ normal(mean, variance)"
                             : "write: data X, y = csv(\"file\", ..)");
@@ -754,7 +846,7 @@ Value Lowerer::evaluate_call(const ast::Call& call, Span span) {
   for (const auto& [other, f] : builtins()) known.push_back(other);
   for (const auto& [other, f] : unary_functions()) known.push_back(other);
   for (const auto& [other, f] : functions_) known.push_back(other);
-  for (const auto& [other, f] : models_) known.push_back(other);
+  for (const auto& [other, f] : library()) known.push_back(other);
   std::sort(known.begin(), known.end());
   // What the function is called elsewhere.
   static const std::unordered_map<std::string, const char*> elsewhere{
@@ -778,82 +870,113 @@ Value Lowerer::evaluate_call(const ast::Call& call, Span span) {
       {"tr", "it is called trace"},
       {"eig", "eigvals(K) takes symmetric matrices"},
       {"eigh", "eigvals(K) takes symmetric matrices"},
-      {"len", "sizes are numbers of the program: give them names with const"},
-      {"size", "sizes are numbers of the program: give them names with const"},
+      {"len", "the entries along an axis are size(x, axis)"},
+      {"shape", "the entries along an axis are size(x, axis)"},
+      {"layer_norm", "it is called layernorm"},
+      {"square", "powers are written x^2"},
+      {"maximum", "it is called max(x, y)"},
+      {"minimum", "it is called min(x, y)"},
+      {"range", "ranges are written a..b or a..b by c"},
       {"reshape", "there is no reshape: index, stack or use einsum"},
       {"randn", "write: random x : [n] ~ normal(0, 1)"},
       {"if", "write where(condition, a, b)"}};
   if (const auto it = elsewhere.find(name); it != elsewhere.end())
-    fail("E2107", fmt::format("unknown function '{}'", name), call.callee.span, "", it->second);
-  fail("E2107", fmt::format("unknown function '{}'", name), call.callee.span, "",
-       did_you_mean(name, known));
+    fail("E2107", fmt::format("unknown function '{}'", name), span, "", it->second);
+  fail("E2107", fmt::format("unknown function '{}'", name), span, "", did_you_mean(name, known));
 }
 
-std::vector<Value> Lowerer::inline_call(const ast::Call& call, Span span) {
-  const std::string& name = call.callee.name;
-  const auto function = functions_.find(name);
-  const std::vector<ast::Identifier>& params =
-      function != functions_.end() ? function->second->params : models_.at(name)->params;
-  const auto form = [&] {
-    std::string out = "its form: " + name + "(";
-    for (std::size_t k = 0; k < params.size(); ++k) out += (k ? ", " : "") + params[k].name;
-    return out + ")";
-  };
-  if (!call.named.empty())
-    fail("E2108", fmt::format("'{}' takes its arguments by position, not by name", name),
-         call.named[0].name.span, "", form());
-  if (call.args.size() != params.size())
+std::string Lowerer::form_of(const Callable& f) const {
+  std::string out = "its form: " + f.name + "(";
+  for (const ast::Argument& p : f.definition->text->params)
+    out += (out.back() == '(' ? "" : ", ") + p.name.name +
+           (p.otherwise ? " = " + canonical_text(f.definition->library ? library_source() : source_,
+                                                 p.otherwise->span)
+                        : "");
+  return out + ")";
+}
+
+std::vector<Value> Lowerer::inline_call(const Callable& f, const ast::Call& call, Span span) {
+  const std::vector<ast::Argument>& params = f.definition->text->params;
+  const auto wrong_number = [&] {
+    const auto least = static_cast<std::size_t>(std::count_if(
+        params.begin(), params.end(), [](const ast::Argument& p) { return !p.otherwise; }));
     fail("E2109",
-         fmt::format("'{}' takes {} argument{}, got {}", name, params.size(),
-                     params.size() == 1 ? "" : "s", call.args.size()),
-         span, "", form());
-  std::vector<Value> values;
-  for (const auto& arg : call.args) values.push_back(evaluate(*arg));
-  return call_with(name, std::move(values), span);
+         fmt::format("'{}' takes {} argument{}, got {}", f.name,
+                     least == params.size() ? std::to_string(least)
+                                            : fmt::format("{} to {}", least, params.size()),
+                     params.size() == 1 ? "" : "s", call.args.size() + call.named.size()),
+         span, "", form_of(f));
+  };
+  if (call.args.size() > params.size()) wrong_number();
+  std::vector<std::optional<Value>> values(params.size());
+  for (std::size_t k = 0; k < call.args.size(); ++k) values[k] = evaluate(*call.args[k]);
+  for (const ast::NamedArgument& argument : call.named) {
+    const auto it = std::find_if(params.begin(), params.end(), [&](const ast::Argument& p) {
+      return p.name.name == argument.name.name;
+    });
+    if (it == params.end())
+      fail("E2108", fmt::format("'{}' has no argument '{}'", f.name, argument.name.name),
+           argument.name.span, "", form_of(f));
+    std::optional<Value>& value = values[static_cast<std::size_t>(it - params.begin())];
+    if (value)
+      fail("E2113", fmt::format("argument '{}' is given twice", argument.name.name),
+           argument.name.span, "", form_of(f));
+    value = evaluate(*argument.value);
+  }
+  for (std::size_t k = 0; k < params.size(); ++k)
+    if (!values[k] && !params[k].otherwise) wrong_number();
+  return call_with(f, std::move(values), span);
 }
 
-/// The results of a function or model for arguments of the right number.
-std::vector<Value> Lowerer::call_with(const std::string& name, std::vector<Value> args, Span span) {
-  const auto function = functions_.find(name);
-  const std::vector<ast::Identifier>& params =
-      function != functions_.end() ? function->second->params : models_.at(name)->params;
+std::vector<Value> Lowerer::call_with(const Callable& f, std::vector<std::optional<Value>> args,
+                                      Span span) {
+  const ast::Function& text = *f.definition->text;
   count_work(span);
-  Scope scope;
-  for (std::size_t k = 0; k < params.size(); ++k)
-    scope[params[k].name] = {Kind::kLocal, named(std::move(args[k]), params[k].span),
-                             params[k].span};
   if (++call_depth_ > 64) {
     --call_depth_;
     fail("E2110", fmt::format("calls are nested more than {} deep", 64), span, "",
          "models are inlined: one that calls itself never ends; use a loop");
   }
+  Scope scope;
   Scope* const outer = std::exchange(locals_, &scope);
   auto outer_return = std::exchange(returned_, std::nullopt);
   const auto loops = loops_.size();
   const auto context = context_;
+  const std::optional<Span> outside = library_call_;
+  library_call_ = f.definition->library ? std::optional(outside.value_or(span)) : std::nullopt;
   const auto restore = [&] {
     locals_ = outer;
+    library_call_ = outside;
     --call_depth_;
     loops_.resize(loops);
     context_ = context;
     return std::exchange(returned_, std::move(outer_return));
   };
   try {
-    if (function != functions_.end()) {
-      returned_ = std::vector<Value>{evaluate(*function->second->body)};
-    } else {
-      block(models_.at(name)->body);
-      if (!returned_)
-        fail("E2111", fmt::format("model '{}' returns nothing", name), span, "",
-             "end it with: return ..");
+    args.resize(text.params.size());
+    for (std::size_t k = 0; k < text.params.size(); ++k) {  // a default may name what stands before
+      const auto& [name, otherwise] = text.params[k];
+      Value value = args[k] ? std::move(*args[k]) : evaluate(*otherwise);
+      scope[name.name] = {Kind::kLocal, named(std::move(value), name.span), name.span};
     }
+    block(text.body);
+    if (!returned_)
+      fail("E2111", fmt::format("'{}' returns nothing", f.name), span, "",
+           "end its body with: return ..");
   } catch (Rejection& r) {
     (void)restore();
+    if (f.definition->library) {
+      if (outside || r.silent) throw;
+      r.diagnostic = std::move(r.diagnostic).at(span);
+      r.diagnostic.notes = {
+          {fmt::format("inside '{0}' of the standard library: tplimit std {0}", f.name), span}};
+      throw;
+    }
     auto& notes =
         r.diagnostic.notes;  // the innermost calls are enough, recursion says the same again
     if (!r.silent && notes.size() < 4 &&
         span != (notes.empty() ? r.diagnostic.span : notes.back().span))
-      notes.push_back({fmt::format("in this call of '{}'", name), span});
+      notes.push_back({fmt::format("in this call of '{}'", f.name), span});
     throw;
   }
   return *restore();

@@ -24,6 +24,12 @@ struct Rejection {
   bool undefined = false;  ///< a number that does not exist, and need not where it is not taken
 };
 
+/// A `fn` or `model` of the program.
+struct Definition {
+  const ast::Function* text;
+  bool library = false;  ///< of the standard library
+};
+
 /// Interprets the AST once, appending IR nodes: loops are run, models and functions inlined.
 class Lowerer {
  public:
@@ -94,9 +100,20 @@ class Lowerer {
   void on(const ast::Param& s, Span span);
   void on(const ast::Assign& s, Span span);
   void on(const ast::Function& s, Span span);
-  void on(const ast::Model& s, Span span);
   void on(const ast::Return& s, Span span);
   void on(const ast::For& s, Span span);
+  void on(const ast::If& s, Span span);
+  void on(const ast::Assert& s, Span span);
+  bool holds(const ast::Expr& condition, const char* what, const char* help);  ///< E2331
+  /// What a loop runs over.
+  struct Items {
+    std::size_t count;
+    std::function<Value(std::size_t)> value;
+    std::function<std::int64_t(std::size_t)> index;  ///< of reports
+    bool positions =
+        false;  ///< the index is the position, for values that are no distinct integers
+  };
+  Items items_of(const Value& range, Span span);
   void on(const ast::Step& s, Span span);
   void on(const ast::Update& s, Span span);
   void on(const ast::Report& s, Span span);
@@ -110,7 +127,7 @@ class Lowerer {
   [[nodiscard]] std::string unused_report_name(const std::string& name) const;
   void finish_reports();
   void check_new_function(const ast::Identifier& name) const;
-  void check_arguments(const std::vector<ast::Identifier>& names) const;
+  void check_arguments(const std::vector<ast::Argument>& arguments) const;
   void check_defined(const Tensor& t, Span span) const;
 
   // ---- declarations
@@ -136,6 +153,12 @@ class Lowerer {
     NodeId loss{};
     Value rate{};  ///< lr; of flow: dt
     std::vector<std::string> names{};
+    /// Of arrays that the step moves a part of: whether it moves each entry of the finite axes.
+    std::map<std::string, std::vector<bool>> entries{};
+    [[nodiscard]] bool moves(const std::string& name, std::size_t entry) const {
+      const auto it = entries.find(name);
+      return it == entries.end() || it->second[entry];
+    }
     std::map<std::string, Value> scales{};
     std::map<std::string, Value> rates{};  ///< by parameter, instead of `rate`
     [[nodiscard]] const Value& rate_of(const std::string& name) const {
@@ -162,6 +185,8 @@ class Lowerer {
   void read_scales(Descent& d, const ast::Expr& value, std::vector<const ast::MapEntry*>& entries);
   std::vector<std::string> trained_variables(const ast::Expr& name, const char* help) const;
   void choose_variables(Descent& d, const std::optional<std::vector<const ast::Expr*>>& only);
+  void choose_entries(Descent& d, const ast::Index& index, const std::string& name);
+  Value restricted(const Descent& d, const std::string& name, const Value& change);
   Value own_rate(const Descent& d, const std::string& name, Span span);
   NodeId factor_of(const Descent& d, const std::string& name, Span span);
   NodeId decay_of(const Descent& d, const std::string& name, Span span);
@@ -217,8 +242,17 @@ class Lowerer {
   Value evaluate_call(const ast::Call& call, Span span);
   std::vector<Value> evaluate_many(
       const ast::Expr& e);  ///< several values if `e` calls a model that returns several
-  std::vector<Value> inline_call(const ast::Call& call, Span span);
-  std::vector<Value> call_with(const std::string& name, std::vector<Value> args, Span span);
+  [[nodiscard]] static bool of_the_language(const std::string& name);
+  static const Source& library_source();
+  static const std::unordered_map<std::string, Definition>& library();
+  /// The function that `name` stands for here, if it stands for one.
+  std::optional<Callable> callable(const std::string& name);
+  [[noreturn]] void unknown_function(const std::string& name, Span span);  ///< E2105 to E2107
+  std::vector<Value> inline_call(const Callable& f, const ast::Call& call, Span span);
+  /// The results of a function of the program; arguments that are not given have their defaults.
+  std::vector<Value> call_with(const Callable& f, std::vector<std::optional<Value>> args,
+                               Span span);
+  [[nodiscard]] std::string form_of(const Callable& f) const;  ///< "its form: f(x, c = 1)"
   Value transpose(const Value& v, Span span);
   Value matmul(const Value& a, const Value& x, Span span, Span a_span, Span x_span);
   Value apply_matrix(const Matrix& w, const Tensor& x, Span span);
@@ -228,6 +262,7 @@ class Lowerer {
   Tensor combine(ir::Fn fn, const std::vector<Tensor>& in, Span span, double parameter = 0);
   Value scaled_matrix(const Matrix& m, NodeId factor);
   Binding* find_or_null(const std::string& name);
+  [[nodiscard]] bool known_before_run(const Value& v) const;
 
   // ---- several widths (several_widths.cpp)
   struct Width {
@@ -245,7 +280,7 @@ class Lowerer {
                                     const PartFunction& f);
   Value block_product(const Value& a, const Value& x, Span span, Span a_span, Span x_span);
   Value block_transpose(const Blocks& b, Span span);
-  std::optional<Value> block_call(const ast::Call& call, Span span);
+  std::optional<Value> block_call(const ast::Call& call, const std::string& name, Span span);
   Value block_outer(const Value& d, const Value& x, Span span, const PartFunction& f);
   Value declare_blocks(const ast::Param& s, const Axes& axes,
                        const std::vector<std::size_t>& widths, const Value& rate,
@@ -258,6 +293,7 @@ class Lowerer {
     bool single;
   };
   Selection selection(const ast::Expr& item, std::int64_t size);
+  std::int64_t step_of(const ast::Range& range);  ///< E2332
   Value index_value(Value base, const ast::Index& index, Span span);
 
   // ---- conversions (each fails with a message that says what was expected)
@@ -274,13 +310,14 @@ class Lowerer {
   // ---- builtins
   struct Arguments {
     const ast::Call& call;
+    std::string name;  ///< of the builtin, which the call may know by another one
     Span span;
     const char* form;  ///< that of the builtin
     std::vector<Value> positional;
     std::vector<Span> spans;
     std::map<std::string, std::pair<Value, Span>> named;
     [[nodiscard]] std::string form_help() const {
-      return "its form: " + (form ? form : call.callee.name + "(x)");
+      return "its form: " + (form ? form : name + "(x)");
     }
   };
   /// A function of the language whose arguments are values.
@@ -293,12 +330,13 @@ class Lowerer {
   };
   static const std::unordered_map<std::string, Builtin>& builtins();
   static const std::unordered_map<std::string, ir::Fn>& unary_functions();
-  std::vector<Value> positional_values(const ast::Call& call);
-  Arguments arguments(const ast::Call& call, Span span, const Builtin& builtin);
+  std::vector<Value> positional_values(const ast::Call& call, const std::string& name);
+  Arguments arguments(const ast::Call& call, const std::string& name, Span span,
+                      const Builtin& builtin);
   std::optional<std::size_t> axis_argument(Arguments& a, const Tensor& x);
   void separate_operands(Arguments& a);
   Value coordinatewise(Arguments& a, ir::Fn fn);
-  Value builtin_unary(const ast::Call& call, Span span, ir::Fn fn);
+  Value builtin_unary(const ast::Call& call, const std::string& name, Span span, ir::Fn fn);
   Value builtin_average(Arguments& a);
   Value builtin_gram(Arguments& a);
   Value builtin_mean(Arguments& a);
@@ -310,6 +348,7 @@ class Lowerer {
   Value builtin_mod(Arguments& a);
   Value builtin_floor(Arguments& a);
   Value builtin_mse(Arguments& a);
+  Value builtin_size(Arguments& a);
   Value builtin_zeros(Arguments& a);
   Value builtin_ones(Arguments& a);
   Value filled(Arguments& a, double value);
@@ -333,7 +372,7 @@ class Lowerer {
   struct SampleModel;
   SampleModel sample_model(const ast::Call& call, Span span);
   Tensor placeholder(const Axes& axes);
-  bool joint_model(const std::string& model, const std::vector<Tensor>& sides, Span span,
+  bool joint_model(const Callable& model, const std::vector<Tensor>& sides, Span span,
                    SampleModel& out);
   std::vector<NodeId> gradient_kernels(const SampleModel& f,
                                        const std::vector<Derivative>& derivatives);
@@ -348,7 +387,7 @@ class Lowerer {
   Tensor reduce_axis(const Tensor& x, std::size_t axis, bool maximum);
 
   ir::Builder& build(Span span) {
-    builder_.set_origin(span, context_);
+    builder_.set_origin(library_call_.value_or(span), context_);
     return builder_;
   }
 
@@ -361,14 +400,15 @@ class Lowerer {
 
   Scope globals_;
   Scope* locals_ = nullptr;  ///< scope of the model being inlined; null outside
-  std::unordered_map<std::string, const ast::Function*> functions_;
-  std::unordered_map<std::string, const ast::Model*> models_;
+  std::unordered_map<std::string, Definition> functions_;
   std::unordered_map<std::string, Variable> variables_;
   std::vector<std::string> variable_order_;
-  std::vector<std::pair<std::string, std::int64_t>> loops_;
+  std::vector<std::pair<std::string, std::int64_t>> loops_;  ///< of reports: names, indices
   std::uint32_t context_ = 0;
   std::set<NodeId> named_;  ///< values and versions that the text has named so far
   int call_depth_ = 0;
+  /// The call that led into the standard library: all that happens there, happens at this place.
+  std::optional<Span> library_call_;
   int nesting_ = 0;       ///< of expressions, through calls
   std::size_t work_ = 0;  ///< iterations and calls so far
   struct {

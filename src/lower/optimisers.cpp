@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
 #include <tuple>
 
 #include "lower/lowerer.hpp"
@@ -220,15 +221,16 @@ std::string Lowerer::optimiser_form(const std::string& name) {
 }
 
 const Lowerer::Optimiser& Lowerer::optimiser_named(const ast::Identifier& name) const {
-  std::vector<std::string> forms;
+  std::vector<std::string> names;
   for (const Optimiser& o : Optimiser::all()) {
     if (o.name == name.name) return o;
-    forms.push_back(o.form());
+    names.push_back(o.name);
   }
-  const std::string last = std::move(forms.back());
-  forms.pop_back();
-  fail("E2324", fmt::format("unknown optimiser '{}'", name.name), name.span, "",
-       fmt::format("write: step {} or {}", fmt::join(forms, ", "), last));
+  std::string help = did_you_mean(name.name, names);
+  if (help.empty())
+    help = fmt::format("write: step {}; there are {}", Optimiser::all()[0].form(),
+                       fmt::join(names, ", "));
+  fail("E2324", fmt::format("unknown optimiser '{}'", name.name), name.span, "", std::move(help));
 }
 
 // ---- options
@@ -397,17 +399,83 @@ void Lowerer::choose_variables(Descent& d,
     return;
   }
   for (const ast::Expr* e : *only) {
-    const std::vector<std::string> names =
-        trained_variables(*e, "only = (..) lists names of parameters");
-    const std::string& name = std::get<ast::Name>(e->node).name;
-    if (std::find(d.names.begin(), d.names.end(), names[0]) != d.names.end())
+    const auto* index = std::get_if<ast::Index>(&e->node);
+    const ast::Expr& base = index ? *index->base : *e;
+    const std::vector<std::string> names = trained_variables(
+        base, "only = (..) lists names of parameters, or entries of arrays of them: W[0]");
+    const std::string& name = std::get<ast::Name>(base.node).name;
+    const bool known = std::find(d.names.begin(), d.names.end(), names[0]) != d.names.end();
+    if (known && !(index && d.entries.contains(names[0])))
       fail("E2113", fmt::format("'{}' is named twice", name), e->span);
     for (const std::string& own : names) {
+      if (index) choose_entries(d, *index, own);
+      if (known) continue;
       d.names.push_back(own);
       if (!depends_on_current(d.loss, reached, own, d.span))
         fail("E2328", fmt::format("the loss does not depend on '{}'", name), e->span);
     }
+    if (const auto* array = globals_.at(names[0]).value.as<MatrixArray>(); array && index)
+      for (std::size_t k = 0; k < array->items.size(); ++k)
+        if (d.moves(names[0], k) && !reached.contains(array->items[k].terms[0].w.value))
+          fail("E2328", fmt::format("the loss does not depend on '{}[{}]'", name, k), e->span);
   }
+}
+
+/// W[0], W[1..], b[0, 2]: entries along the first axes of an array of parameters.
+void Lowerer::choose_entries(Descent& d, const ast::Index& index, const std::string& name) {
+  const Value& whole = globals_.at(name).value;
+  const auto* array = whole.as<MatrixArray>();
+  const Axes axes = array ? finite_axes(array->dims) : variables_.at(name).axes;
+  if (index.items.size() > axes.size() || whole.as<Matrix>())
+    fail("E2211", "too many indices", index.items.back()->span,
+         whole.as<Matrix>() ? describe(whole) : "this has shape " + text(axes));
+  for (std::size_t k = 0; k < index.items.size(); ++k)
+    if (axes[k].width)
+      fail("E2210", "a width axis cannot be indexed", index.items[k]->span,
+           "this has shape " + text(axes),
+           "only = (..) takes entries along finite axes in front of the width axis");
+  std::vector<std::size_t> chosen{0};
+  const Dims dims = finite_dims(axes);
+  for (std::size_t k = 0; k < dims.size(); ++k) {
+    const auto size = static_cast<std::size_t>(dims[k]);
+    std::vector<std::int64_t> positions;
+    if (k < index.items.size()) {
+      positions = selection(*index.items[k], dims[k]).positions;
+    } else {
+      positions.resize(size);
+      std::iota(positions.begin(), positions.end(), std::int64_t{0});
+    }
+    std::vector<std::size_t> next;
+    for (const std::size_t outer : chosen)
+      for (const std::int64_t p : positions)
+        next.push_back(outer * size + static_cast<std::size_t>(p));
+    chosen = std::move(next);
+  }
+  auto [it, fresh] = d.entries.try_emplace(name);
+  if (fresh) it->second.resize(static_cast<std::size_t>(ir::size_of(dims)), false);
+  for (const std::size_t entry : chosen) {
+    if (it->second[entry] && !fresh)
+      fail("E2113", fmt::format("an entry of '{}' is named twice", name), index.base->span);
+    it->second[entry] = true;
+  }
+}
+
+/// Gradients and changes of the entries that the step moves; of arrays of matrices, an empty sum
+/// elsewhere.
+Value Lowerer::restricted(const Descent& d, const std::string& name, const Value& change) {
+  const auto it = d.entries.find(name);
+  if (it == d.entries.end()) return change;
+  if (const auto* array = change.as<MatrixArray>()) {
+    MatrixArray out = *array;
+    for (std::size_t k = 0; k < out.items.size(); ++k)
+      if (!it->second[k]) out.items[k] = {};
+    return {std::move(out)};
+  }
+  const Tensor& t = *change.as<Tensor>();
+  const Dims dims = finite_dims(t.axes);
+  const Tensor mask{build(d.span).constant({it->second.begin(), it->second.end()}, dims),
+                    finite_axes(dims)};
+  return {combine(Fn::kMul, {mask, t}, d.span)};
 }
 
 Lowerer::Descent Lowerer::read_descent(const ast::Call& call, Span span) {
@@ -504,7 +572,10 @@ Lowerer::Memory& Lowerer::memory_of(const Descent& d, const std::string& name, S
   for (const auto& [option, value] : d.numbers)
     if (option != "average")  // which is kept beside the parameters
       settings += fmt::format("{}{} = {}", settings.empty() ? "" : ", ", option, value);
-  Memory& memory = memories_[{d.optimiser->name, name}];
+  std::string own = name;
+  if (const auto it = d.entries.find(name); it != d.entries.end())
+    for (const bool moved : it->second) own += moved ? '1' : '0';
+  Memory& memory = memories_[{d.optimiser->name, own}];
   if (memory.step++ == 0) {
     memory.settings = settings;
   } else if (memory.settings != settings) {
@@ -588,6 +659,7 @@ Value Lowerer::entrywise_update(const Descent& d, const std::string& name, const
     if (coupled.valid()) g = b.plus(g, b.times(coupled, t->node));
     NodeId change = b.times(factor, psi(g, 0));
     if (decoupled) change = b.plus(change, b.times(b.times(factor, decay), t->node));
+    change = restricted(d, name, {Tensor{change, t->axes}}).as<Tensor>()->node;
     return elementwise(Fn::kAdd, {now, {Tensor{change_of(name, change), t->axes}}}, span);
   }
   const auto one = [&](const Matrix& m, const Matrix& g, std::size_t part) {
@@ -609,7 +681,7 @@ Value Lowerer::entrywise_update(const Descent& d, const std::string& name, const
   if (const auto* m = now.as<Matrix>()) return {one(*m, *gradient.as<Matrix>(), 0)};
   MatrixArray out = *now.as<MatrixArray>();
   for (std::size_t k = 0; k < out.items.size(); ++k)
-    out.items[k] = one(out.items[k], gradient.as<MatrixArray>()->items[k], k);
+    if (d.moves(name, k)) out.items[k] = one(out.items[k], gradient.as<MatrixArray>()->items[k], k);
   return {out};
 }
 
@@ -685,7 +757,8 @@ Value Lowerer::orthogonalised_update(const Descent& d, const std::string& name, 
   MatrixArray out = *now.as<MatrixArray>();
   memory.sums.resize(out.items.size());
   for (std::size_t k = 0; k < out.items.size(); ++k)
-    out.items[k] = one(out.items[k], gradient.as<MatrixArray>()->items[k], memory.sums[k]);
+    if (d.moves(name, k))
+      out.items[k] = one(out.items[k], gradient.as<MatrixArray>()->items[k], memory.sums[k]);
   return {out};
 }
 
@@ -760,7 +833,7 @@ std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& desc
       out.gradients.push_back(gradients(losses[k], at, descents[k].span, name_them));
       for (const auto& [name, g] : out.gradients.back()) {
         if (!factors[k].contains(name)) continue;
-        const Value own = weighted(g, factors[k].at(name));
+        const Value own = weighted(restricted(descents[k], name, g), factors[k].at(name));
         const auto same =
             std::find_if(out.slope.begin(), out.slope.end(),
                          [&, &wanted = name](const auto& other) { return other.first == wanted; });
@@ -893,6 +966,7 @@ void Lowerer::on(const ast::Step& s, Span span) {
            "give both the same number: steps = k");
     if (flows(d)) continue;
     Parts found = gradients(d.loss, versions_of(d.names), update->span, true);
+    for (auto& [name, g] : found) g = restricted(d, name, g);
     clip(d, found);
     for (const auto& [name, g] : found) {
       if (d.optimiser->moves != Moves::kAlongDirection) {
@@ -910,7 +984,7 @@ void Lowerer::on(const ast::Step& s, Span span) {
         continue;
       }
       const NodeId factor = factor_of(d, name, update->span);
-      Value change = weighted(direction(d, name, g, update->span), factor);
+      Value change = weighted(restricted(d, name, direction(d, name, g, update->span)), factor);
       if (const auto* t = change.as<Tensor>()) change = {Tensor{change_of(name, t->node), t->axes}};
       changes.emplace_back(name, std::move(change));
     }

@@ -221,16 +221,16 @@ Value Lowerer::block_transpose(const Blocks& b, Span span) {
 }
 
 /// A builtin whose arguments have parts; nothing if none has.
-std::optional<Value> Lowerer::block_call(const ast::Call& call, Span span) {
-  const std::string& name = call.callee.name;
-  if (name == "ntk" || name == "nngp" ||
+std::optional<Value> Lowerer::block_call(const ast::Call& call, const std::string& name,
+                                         Span span) {
+  if (name == "size" ||  // which asks for the shape of the whole
       (!builtins().contains(name) && !unary_functions().contains(name)))
     return std::nullopt;
   std::vector<const ast::Expr*> places;
   for (const auto& arg : call.args) places.push_back(arg.get());
   for (const auto& named : call.named) places.push_back(named.value.get());
   if (places.empty()) return std::nullopt;
-  std::vector<Value> values = positional_values(call);
+  std::vector<Value> values = positional_values(call, name);
   for (const auto& named : call.named) values.push_back(evaluate(*named.value));
   const bool parts = std::any_of(values.begin(), values.end(),
                                  [](const Value& v) { return v.as<Blocks>() != nullptr; });

@@ -143,6 +143,13 @@ void Lowerer::poison_targets(const ast::Stmt& stmt) {
                         [&](const ast::Assign& s) {
                           for (const auto& n : s.targets) poison(n, Kind::kLocal);
                         },
+                        [&](const ast::For& s) {
+                          for (const auto& inner : s.body) poison_targets(inner);
+                        },
+                        [&](const ast::If& s) {
+                          for (const auto& branch : s.branches)
+                            for (const auto& inner : branch.body) poison_targets(inner);
+                        },
                         [](const auto&) {}},
              stmt.node);
 }
@@ -156,12 +163,12 @@ std::string Lowerer::names_of(Kind kind, const char* before) const {
 }
 
 void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
-  if (std::any_of(widths_.begin(), widths_.end(),
-                  [&](const Width& w) { return w.name == name.name; }))
+  const bool own = !library_call_;  // names of the library meet none of the program
+  if (own && std::any_of(widths_.begin(), widths_.end(),
+                         [&](const Width& w) { return w.name == name.name; }))
     fail("E2116", fmt::format("'{}' is the width and has no value", name.name), name.span, "",
          "choose another name; finite networks get their width on the command line");
-  if (functions_.contains(name.name) || models_.contains(name.name) ||
-      builtins().contains(name.name) || unary_functions().contains(name.name))
+  if (own && (functions_.contains(name.name) || of_the_language(name.name)))
     fail("E2117", fmt::format("'{}' is a function already", name.name), name.span, "",
          "choose another name");
   Scope& scope = locals_ ? *locals_ : globals_;
@@ -178,7 +185,8 @@ void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
 /// where `grad` asks for the derivative by it.
 Value Lowerer::named(Value value, Span name) {
   const auto* t = value.as<Tensor>();
-  return t && opaque_names_.contains(name.begin) ? opaque(std::move(value)) : value;
+  return t && !library_call_ && opaque_names_.contains(name.begin) ? opaque(std::move(value))
+                                                                   : value;
 }
 
 /// For those who read the program later: this is what the text calls the value.
@@ -189,8 +197,8 @@ void Lowerer::record_name(const std::string& name, const Value& value, Span span
       record_name(fmt::format("{}.{}", name, k + 1), blocks->parts[k], span, kind);
   const auto* t = value.as<Tensor>();
   if (!t) return;
-  program_.names.push_back(
-      {name, t->node, 0, span, context_, static_cast<std::uint32_t>(program_.steps.size()), kind});
+  program_.names.push_back({name, t->node, 0, library_call_.value_or(span), context_,
+                            static_cast<std::uint32_t>(program_.steps.size()), kind});
   if (kind != ir::NamedValue::Kind::kData) named_.insert(t->node);
 }
 
@@ -343,7 +351,11 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
       const Value v = evaluate(*arg.value);
       if (!v.as<Interval>())
         fail("E2320", "'rows' is a range", arg.value->span, "", "for instance rows = 0..32");
-      options.rows = {v.as<Interval>()->begin, v.as<Interval>()->end};
+      const auto [begin, step, count] = *v.as<Interval>();
+      if (step != 1)
+        fail("E2320", "'rows' is a range without 'by'", arg.value->span, "",
+             "read all rows, then select: X[0..32 by 2]");
+      options.rows = {begin, begin + count};
     } else if (name == "standardize")
       options.standardize = flag(arg);
     else if (name == "flatten" && !csv)
@@ -709,22 +721,14 @@ Value Lowerer::declare(const ast::Param& s, const ast::Identifier& name, const A
 }
 
 void Lowerer::on(const ast::Function& s, Span span) {
-  check_top_level("functions are declared", span);
+  check_top_level("functions and models are declared", span);
   check_new_function(s.name);
   check_arguments(s.params);
-  functions_[s.name.name] = &s;
-}
-
-void Lowerer::on(const ast::Model& s, Span span) {
-  check_top_level("models are declared", span);
-  check_new_function(s.name);
-  check_arguments(s.params);
-  models_[s.name.name] = &s;
+  functions_[s.name.name] = {&s};
 }
 
 void Lowerer::check_new_function(const ast::Identifier& name) const {
-  if (models_.contains(name.name) || functions_.contains(name.name) ||
-      builtins().contains(name.name) || unary_functions().contains(name.name) ||
+  if (functions_.contains(name.name) || of_the_language(name.name) ||
       globals_.contains(name.name) ||
       std::any_of(widths_.begin(), widths_.end(),
                   [&](const Width& w) { return w.name == name.name; }))
@@ -732,11 +736,11 @@ void Lowerer::check_new_function(const ast::Identifier& name) const {
          "choose another name");
 }
 
-void Lowerer::check_arguments(const std::vector<ast::Identifier>& names) const {
-  for (std::size_t k = 0; k < names.size(); ++k)
+void Lowerer::check_arguments(const std::vector<ast::Argument>& arguments) const {
+  for (std::size_t k = 0; k < arguments.size(); ++k)
     for (std::size_t j = 0; j < k; ++j)
-      if (names[j].name == names[k].name)
-        fail("E2118", fmt::format("two arguments are named '{}'", names[k].name), names[k].span, "",
+      if (const auto& name = arguments[k].name; arguments[j].name.name == name.name)
+        fail("E2118", fmt::format("two arguments are named '{}'", name.name), name.span, "",
              "choose another name");
 }
 
@@ -777,12 +781,7 @@ void Lowerer::on(const ast::Return& s, Span) {
 }
 
 void Lowerer::on(const ast::For& s, Span) {
-  const Value range = evaluate(*s.range);
-  if (range.as<Poison>()) throw Rejection{{}, true};
-  const auto* interval = range.as<Interval>();
-  if (!interval)
-    fail("E2321", "a loop runs over a range", s.range->span, "this is " + describe(range),
-         "write: for t in 0..10 { .. }");
+  const Items items = items_of(evaluate(*s.range), s.range->span);
   Scope& scope = locals_ ? *locals_ : globals_;
   if (const auto it = scope.find(s.variable.name);
       it != scope.end() && it->second.kind != Kind::kLocal)
@@ -792,19 +791,22 @@ void Lowerer::on(const ast::For& s, Span) {
              : fmt::format("'{}' is declared already and cannot be a loop variable",
                            s.variable.name),
          s.variable.span, "", "choose another name");
-  if (interval->end > interval->begin &&
-      static_cast<std::uint64_t>(interval->end - interval->begin) > kMaxWork)
+  if (items.count > kMaxWork)
     fail("E2604", "the loop is too long", s.range->span,
-         fmt::format("{} iterations, at most {} are unrolled", interval->end - interval->begin,
-                     kMaxWork));
+         fmt::format("{} iterations, at most {} are unrolled", items.count, kMaxWork));
   const std::uint32_t outer_context = context_;
-  for (std::int64_t i = interval->begin; i < interval->end; ++i) {
+  for (std::size_t i = 0; i < items.count; ++i) {
     count_work(s.range->span);
-    bind(s.variable, {Number{static_cast<double>(i), 0}}, Kind::kLoop);
-    loops_.emplace_back(s.variable.name, i);
+    build(s.range->span);
+    Value value = items.value(i);
+    const auto* number = value.as<Number>();
+    const std::string shown = number && number->power == 0 ? fmt::format("{}", number->value)
+                                                           : fmt::format("{}", items.index(i));
+    bind(s.variable, std::move(value), Kind::kLoop);
+    loops_.emplace_back(s.variable.name + (items.positions ? " index" : ""), items.index(i));
     const std::string outer = program_.contexts[outer_context];
     program_.contexts.push_back(outer + (outer.empty() ? "" : ", ") +
-                                fmt::format("{} = {}", s.variable.name, i));
+                                fmt::format("{} = {}", s.variable.name, shown));
     context_ = static_cast<std::uint32_t>(program_.contexts.size() - 1);
     block(s.body);
     loops_.pop_back();
@@ -813,6 +815,105 @@ void Lowerer::on(const ast::For& s, Span) {
   context_ = outer_context;
   if (const auto it = scope.find(s.variable.name); it != scope.end())
     it->second.kind = Kind::kLocal;  // free to be used again
+}
+
+/// A range; or a list, an array of matrices or any other array, along its first axis.
+Lowerer::Items Lowerer::items_of(const Value& range, Span span) {
+  if (range.as<Poison>()) throw Rejection{{}, true};
+  if (const auto* interval = range.as<Interval>()) {
+    const auto at = [in = *interval](std::size_t i) {
+      return in.begin + in.step * static_cast<std::int64_t>(i);
+    };
+    return {static_cast<std::size_t>(interval->count),
+            [at](std::size_t i) {
+              return Value{Number{static_cast<double>(at(i)), 0}};
+            },
+            at};
+  }
+  std::vector<Value> values;
+  if (const auto* list = range.as<List>()) {
+    values = list->items;
+  } else if (const auto* array = range.as<MatrixArray>()) {
+    const auto count = static_cast<std::size_t>(array->dims[0]), own = array->items.size() / count;
+    for (std::size_t i = 0; i < count; ++i) {
+      if (array->dims.size() == 1) {
+        values.push_back({array->items[i]});
+        continue;
+      }
+      const auto first = array->items.begin() + static_cast<std::ptrdiff_t>(i * own);
+      values.push_back({MatrixArray{{array->dims.begin() + 1, array->dims.end()},
+                                    {first, first + static_cast<std::ptrdiff_t>(own)}}});
+    }
+  } else if (const auto* t = range.as<Tensor>(); t && !t->axes.empty() && !t->axes[0].width) {
+    const Axes inner(t->axes.begin() + 1, t->axes.end());
+    for (std::int64_t i = 0; i < t->axes[0].size; ++i) {
+      const NodeId item = build(span).reshape(builder_.gather(t->node, 0, {i}), finite_dims(inner));
+      const auto* known = inner.empty() ? builder_.constant_values(item) : nullptr;
+      values.push_back(known ? Value{Number{(*known)[0], 0}} : Value{Tensor{item, inner}});
+    }
+  } else {
+    fail("E2321", "a loop runs over a range or an array", span, "this is " + describe(range),
+         "write: for t in 0..10 { .. }, or for x in [0.1, 0.2] { .. }");
+  }
+  // Integers that tell the iterations apart number them; else their positions do.
+  std::set<std::int64_t> integers;
+  for (const Value& v : values)
+    if (const auto* x = v.as<Number>();
+        x && x->power == 0 && x->value == std::round(x->value) && std::abs(x->value) < 1e15)
+      integers.insert(static_cast<std::int64_t>(x->value));
+  const bool positions = integers.size() != values.size();
+  const std::size_t count = values.size();
+  const auto items = std::make_shared<const std::vector<Value>>(std::move(values));
+  return {count, [items](std::size_t i) { return (*items)[i]; },
+          [items, positions](std::size_t i) {
+            return positions ? static_cast<std::int64_t>(i)
+                             : static_cast<std::int64_t>((*items)[i].as<Number>()->value);
+          },
+          positions};
+}
+
+/// A condition of the text, which must be known before the run.
+bool Lowerer::holds(const ast::Expr& condition, const char* what, const char* help) {
+  const Value v = evaluate(condition);
+  if (v.as<Poison>()) throw Rejection{{}, true};
+  if (const auto* flag = v.as<Flag>()) return flag->value;
+  if (const auto* x = v.as<Number>(); x && x->power == 0) return x->value != 0;
+  const Tensor t = tensor(v, condition.span);
+  const auto* values = builder_.constant_values(t.node);
+  if (!values)
+    fail("E2331", fmt::format("{} must be known before the run", what), condition.span,
+         "this depends on random values, parameters or the width", help);
+  if (values->size() != 1)
+    fail("E2331", fmt::format("{} is one number", what), condition.span,
+         "this has shape " + text(t.axes),
+         "all of them: min(..) of the comparison, any of them: max(..)");
+  return (*values)[0] != 0;
+}
+
+void Lowerer::on(const ast::If& s, Span) {
+  for (const auto& [condition, body] : s.branches)
+    if (!condition ||
+        holds(*condition, "the condition of 'if'",
+              "a choice by a value of the run is an expression: where(condition, a, b)"))
+      return block(body);
+}
+
+void Lowerer::on(const ast::Assert& s, Span) {
+  if (holds(*s.condition, "what 'assert' checks",
+            "values of the run are checked by: expect a == b within tolerance"))
+    return;
+  std::string message = "the assertion does not hold", label;
+  if (s.text) {
+    const Value v = evaluate(*s.text);
+    if (!v.as<Text>())
+      fail("E2304", "the message of 'assert' is a text", s.text->span, "this is " + describe(v),
+           "for instance: assert T > 0, \"there are no steps\"");
+    message = v.as<Text>()->value;
+  }
+  if (const auto* comparison = std::get_if<ast::Binary>(&s.condition->node))
+    label = fmt::format("{} and {}", describe(evaluate(*comparison->left)),
+                        describe(evaluate(*comparison->right)));
+  fail("E2608", std::move(message), s.condition->span, std::move(label));
 }
 
 // ---- parametrisations
@@ -1076,11 +1177,25 @@ void Lowerer::check_defined(const Tensor& t, Span span) const {
 void Lowerer::finish_reports() {
   for (const auto& report : program_.reports) {
     std::size_t product = 1;
+    std::vector<std::vector<std::int64_t>> orders;  // of first appearance
     for (std::size_t k = 0; k < report.index_names.size(); ++k) {
-      std::set<std::int64_t> values;
-      for (const auto& entry : report.entries) values.insert(entry.index[k]);
-      product *= values.size();
+      std::set<std::int64_t> seen;
+      orders.emplace_back();
+      for (const auto& entry : report.entries)
+        if (seen.insert(entry.index[k]).second) orders.back().push_back(entry.index[k]);
+      product *= seen.size();
     }
+    bool in_order = true;  // the same inner order in each outer iteration
+    for (std::size_t e = 0; e < report.entries.size() && product == report.entries.size(); ++e) {
+      std::size_t rest = e;
+      for (std::size_t k = orders.size(); k-- > 0; rest /= orders[k].size())
+        in_order = in_order && report.entries[e].index[k] == orders[k][rest % orders[k].size()];
+    }
+    if (!in_order)
+      errors_.push_back(
+          Diagnostic::error("E2607", "a report in nested loops needs one order of the inner loop")
+              .at(report.span)
+              .with_help("let the inner loop run over the same values in the same order"));
     if (!report.index_names.empty() && product != report.entries.size())
       errors_.push_back(
           Diagnostic::error("E2607", "a report in nested loops needs a rectangular index set")

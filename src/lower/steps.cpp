@@ -68,9 +68,12 @@ Value Lowerer::updated(const Value& current, const Value& change, Span span) {
     return {materialise(*arithmetic(ast::BinaryOp::kAdd, {*m}, change, span).as<Matrix>(), span)};
   if (const auto* array = current.as<MatrixArray>()) {
     MatrixArray out{array->dims, {}};
-    for (std::size_t k = 0; k < array->items.size(); ++k)
-      out.items.push_back(
-          *updated({array->items[k]}, {change.as<MatrixArray>()->items[k]}, span).as<Matrix>());
+    for (std::size_t k = 0; k < array->items.size(); ++k) {
+      const Matrix& own = change.as<MatrixArray>()->items[k];
+      out.items.push_back(own.terms.empty()
+                              ? array->items[k]
+                              : *updated({array->items[k]}, {own}, span).as<Matrix>());
+    }
     return {out};
   }
   return elementwise(Fn::kAdd, {current, change}, span);

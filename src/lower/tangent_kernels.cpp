@@ -84,12 +84,13 @@ Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
   if (call.args.size() < 2 || call.args.size() > 3 || !call.named.empty())
     fail("E2109", fmt::format("'{}' takes a model and one or two arrays of samples", what), span,
          "", fmt::format("its form: {0}(f, X) or {0}(f, X, X2)", what));
-  const auto* model = std::get_if<ast::Name>(&call.args[0]->node);
-  if (!model || !(models_.contains(model->name) || functions_.contains(model->name)))
+  const Value given = evaluate(*call.args[0]);
+  const auto* model = given.as<Callable>();
+  if (!model || !model->definition)
     fail("E2131", fmt::format("the first argument of '{}' is the name of a model", what),
          call.args[0]->span, "", fmt::format("model f(x) {{ .. return .. }}, then {}(f, X)", what));
-  if (const auto f = functions_.find(model->name);
-      (f != functions_.end() ? f->second->params : models_.at(model->name)->params).size() != 1)
+  const auto& params = model->definition->text->params;
+  if (params.empty() || (params.size() > 1 && !params[1].otherwise))
     fail("E2131", fmt::format("'{}' takes a model of one argument, the samples", what),
          call.args[0]->span);
   const auto samples = [&](std::size_t k) {
@@ -108,7 +109,7 @@ Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
   out.columns = y.axes[0].size;
   std::vector<Tensor> sides{x};
   if (y.node != x.node) sides.push_back(y);
-  if (joint_model(model->name, sides, span, out)) return out;
+  if (joint_model(*model, sides, span, out)) return out;
 
   // One sample as a batch of one: models are written for leading batch axes.
   Axes one = x.axes;
@@ -123,7 +124,7 @@ Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
   };
   out.first = with_one(x);
   out.second = with_one(y);
-  const std::vector<Value> results = call_with(model->name, {Value{sample}}, span);
+  const std::vector<Value> results = call_with(*model, {Value{sample}}, span);
   const Tensor first = finite(results[0], span, "the first value of the model");
   if (ir::size_of(finite_dims(first.axes)) != 1)
     fail("E2131", fmt::format("'{}' needs one output for each sample", what), span,
@@ -140,7 +141,7 @@ Tensor Lowerer::placeholder(const Axes& axes) {
 }
 
 /// Fills `out` if the model mixes samples; else leaves it and what has been recorded so far alone.
-bool Lowerer::joint_model(const std::string& model, const std::vector<Tensor>& sides, Span span,
+bool Lowerer::joint_model(const Callable& model, const std::vector<Tensor>& sides, Span span,
                           SampleModel& out) {
   ir::Builder& b = build(span);
   const auto names = program_.names.size(), predictions = program_.predictions.size(),

@@ -57,8 +57,9 @@ struct Text {
 struct Flag {
   bool value;
 };
+/// begin, begin + step, .., `count` of them.
 struct Interval {
-  std::int64_t begin, end;
+  std::int64_t begin, step, count;
 };
 struct Value;
 struct List {
@@ -71,11 +72,19 @@ struct Blocks {
   std::vector<std::size_t> widths;
   std::vector<Value> parts;
 };
+struct Definition;
+/// A function or model as a value: of the program, or of the language if `definition` is null.
+struct Callable {
+  std::string name;
+  const Definition* definition = nullptr;
+};
 /// A name whose definition failed: errors that follow from it are not reported again.
 struct Poison {};
 
 struct Value {
-  std::variant<Number, Tensor, Matrix, MatrixArray, Text, Flag, Interval, List, Blocks, Poison> v;
+  std::variant<Number, Tensor, Matrix, MatrixArray, Text, Flag, Interval, List, Blocks, Callable,
+               Poison>
+      v;
   template <class T>
   [[nodiscard]] const T* as() const {
     return std::get_if<T>(&v);

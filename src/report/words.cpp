@@ -73,9 +73,12 @@ std::string describe(const ReportResult& r) {
   for (std::size_t k = 0; k < r.index_names.size(); ++k) {
     const auto& values = r.index_values[k];
     out += fmt::format("{}{} in ", k ? ", " : out.empty() ? "for " : " for ", r.index_names[k]);
-    const bool range =
-        values.back() - values.front() + 1 == static_cast<std::int64_t>(values.size());
-    out += range ? fmt::format("{}..{}", values.front(), values.back() + 1)
+    const std::int64_t step = values.size() > 1 ? values[1] - values[0] : 1;
+    bool range = step != 0;
+    for (std::size_t i = 0; i < values.size(); ++i)
+      range = range && values[i] == values[0] + step * static_cast<std::int64_t>(i);
+    out += range ? fmt::format("{}..{}", values.front(), values.back() + (step > 0 ? 1 : -1)) +
+                       (step == 1 ? "" : fmt::format(" by {}", step))
                  : fmt::format("[{}]", fmt::join(values, ", "));
   }
   return out;

@@ -161,11 +161,21 @@ class Layout {
   [[nodiscard]] bool line_is_empty() const { return line_.code.empty() && line_.comment.empty(); }
 
   void newline() {
+    if (before_else()) return;
     if (line_is_empty()) {
       blank_ = true;
     } else {
       end_line();
     }
+  }
+
+  /// True for the line end between a `}` and its `else`, which stand on one line.
+  [[nodiscard]] bool before_else() const {
+    std::size_t next = at_;
+    while (tokens_[next].kind == TokenKind::kNewline) ++next;
+    std::size_t last = at_;
+    while (last > 0 && tokens_[last].kind == TokenKind::kNewline) --last;
+    return tokens_[next].kind == TokenKind::kElse && tokens_[last].kind == TokenKind::kRightBrace;
   }
 
   void end_line() {

@@ -32,9 +32,13 @@ enum class TokenKind : std::uint8_t {
   kReport,
   kExpect,
   kReturn,
+  kIf,
+  kAssert,
   // keywords inside a statement
   kIn,
   kWithin,
+  kBy,
+  kElse,
   kTrue,
   kFalse,
   // operators and brackets
@@ -81,7 +85,7 @@ struct Token {
   return kind >= TokenKind::kWidth && kind <= TokenKind::kFalse;
 }
 [[nodiscard]] constexpr bool begins_statement(TokenKind kind) {
-  return kind >= TokenKind::kWidth && kind <= TokenKind::kReturn;
+  return kind >= TokenKind::kWidth && kind <= TokenKind::kAssert;
 }
 [[nodiscard]] constexpr bool opens(TokenKind kind) {
   return kind == TokenKind::kLeftParen || kind == TokenKind::kLeftSquare ||

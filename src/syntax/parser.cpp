@@ -83,19 +83,17 @@ std::string_view help_for_foreign_word(std::string_view word) {
     std::string_view word, help;
   };
   static constexpr auto kEntries = std::to_array<Entry>({
-      {"if", "a choice by a condition is an expression: where(condition, a, b)"},
-      {"else", "a choice by a condition is an expression: where(condition, a, b)"},
-      {"elif", "a choice by a condition is an expression: where(condition, a, b)"},
+      {"elif", "write 'else if condition { .. }'"},
+      {"elseif", "write 'else if condition { .. }'"},
       {"while", "loops run over a range known in advance: for i in a..b { .. }"},
       {"repeat", "loops run over a range known in advance: for i in a..b { .. }"},
-      {"def", "write 'fn phi(z) = expression' or 'model f(x) { .. }'"},
-      {"function", "write 'fn phi(z) = expression' or 'model f(x) { .. }'"},
-      {"func", "write 'fn phi(z) = expression' or 'model f(x) { .. }'"},
+      {"def", "write 'fn phi(z) = expression' or 'fn f(x) { .. return .. }'"},
+      {"function", "write 'fn phi(z) = expression' or 'fn f(x) { .. return .. }'"},
+      {"func", "write 'fn phi(z) = expression' or 'fn f(x) { .. return .. }'"},
       {"lambda", "write 'fn phi(z) = expression'"},
       {"let", "a value is named by 'name = expression', a constant by 'const name = expression'"},
       {"var", "a value is named by 'name = expression', a constant by 'const name = expression'"},
       {"print", "results leave a program through 'report'"},
-      {"assert", "write 'expect a == b within tolerance'"},
       {"import", "a program is one file"},
       {"include", "a program is one file"},
       {"class", "models are declared with 'model f(x) { .. }'"},
@@ -404,8 +402,10 @@ class Parser {
       case TokenKind::kRandom: return param(false);
       case TokenKind::kParametrization: return parametrization();
       case TokenKind::kFn: return function();
-      case TokenKind::kModel: return model();
+      case TokenKind::kModel: return function();
       case TokenKind::kFor: return loop();
+      case TokenKind::kIf: return conditional();
+      case TokenKind::kAssert: return assertion();
       case TokenKind::kStep: return step();
       case TokenKind::kReport: return report();
       case TokenKind::kExpect: return expectation();
@@ -418,9 +418,17 @@ class Parser {
   Statement no_statement() {
     const bool brace = kind() == TokenKind::kLeftBrace;
     if (closes_nothing()) return {};
+    if (at_pair(TokenKind::kSlash, TokenKind::kSlash) ||
+        at_pair(TokenKind::kSlash, TokenKind::kStar)) {
+      advance();
+      foreign_pair("a comment starts with '#'");
+      return {};
+    }
     fail(make_error("E1013", here(), fmt::format("expected a statement, found {}", found()),
                     "no statement begins like this",
-                    brace ? "braces hold the bodies of 'for' and 'model'" : ""));
+                    brace ? "braces hold the bodies of 'for', 'if', 'fn' and 'model'"
+                    : kind() == TokenKind::kElse ? "'else' stands behind the '}' of its 'if'"
+                                                 : ""));
     return {};
   }
 
@@ -520,52 +528,92 @@ class Parser {
     return ast::Parametrization{std::move(value)};
   }
 
+  /// fn f(x) = .., fn f(x) { .. }, model f(x) { .. }.
   Statement function() {
-    advance();
+    const Token keyword = advance();
+    const bool model = keyword.kind == TokenKind::kModel;
     ast::Function function;
-    function.name = identifier("the name of a function");
-    function.params = parameters("of a function");
-    expect(TokenKind::kEqual, "before the body of a function",
-           "a function is one expression, fn phi(z) = tanh(z)^2; statements need a 'model'");
-    function.body = expression();
+    function.name = identifier(model ? "the name of a model" : "the name of a function");
+    function.params = parameters(model ? "of a model" : "of a function");
+    function.one_line = !model && kind() != TokenKind::kLeftBrace;
+    if (function.one_line) {
+      expect(TokenKind::kEqual, "before the body of a function",
+             "a function is fn phi(z) = tanh(z)^2, or fn phi(z) { .. return .. }");
+      ast::Return value;
+      value.values.push_back(expression());
+      const Span span = value.values[0]->span;
+      function.body.push_back({std::move(value), span});
+      return function;
+    }
+    const bool outer = std::exchange(in_model_, true);
+    function.body = block(keyword);
+    in_model_ = outer;
     return function;
   }
 
-  Statement model() {
-    const Token keyword = advance();
-    ast::Model model;
-    model.name = identifier("the name of a model");
-    model.params = parameters("of a model");
-    const bool outer = std::exchange(in_model_, true);
-    model.body = block(keyword);
-    in_model_ = outer;
-    return model;
-  }
-
-  std::vector<ast::Identifier> parameters(std::string_view owner) {
-    std::vector<ast::Identifier> names;
+  std::vector<ast::Argument> parameters(std::string_view owner) {
+    std::vector<ast::Argument> out;
     if (kind() != TokenKind::kLeftParen) {
       expect(TokenKind::kLeftParen, fmt::format("before the arguments {}", owner));
-      return names;
+      return out;
     }
-    bracketed(TokenKind::kRightParen,
-              [&] { names.push_back(identifier("the name of an argument")); });
-    return names;
+    bracketed(TokenKind::kRightParen, [&] {
+      ast::Argument argument{identifier("the name of an argument"), nullptr};
+      if (accept(TokenKind::kEqual)) {
+        argument.otherwise = range().expr;
+      } else if (!out.empty() && out.back().otherwise && !failed()) {
+        complain(make_error(
+            "E1033", argument.name.span, "an argument without a default behind one that has one",
+            "calls could not leave the one before out", "put the arguments with defaults last"));
+      }
+      out.push_back(std::move(argument));
+    });
+    return out;
   }
 
   Statement loop() {
-    static constexpr std::string_view kForm = "the form is: for i in a..b { .. }";
+    static constexpr std::string_view kForm =
+        "the form is: for i in a..b { .. }, or for x in array { .. }";
     const Token keyword = advance();
     ast::For loop;
     loop.variable = identifier("the name of a loop variable");
     expect(TokenKind::kIn, "after the loop variable", kForm);
     loop.range = range().expr;
-    if (!std::holds_alternative<ast::Range>(loop.range->node)) {
-      complain(make_error("E1026", loop.range->span, "a loop runs over a range", "not a range a..b",
-                          "0..5 means 0, 1, 2, 3, 4"));
+    if (std::holds_alternative<ast::Number>(loop.range->node)) {
+      complain(make_error("E1026", loop.range->span, "a loop runs over a range or an array",
+                          "not a range a..b", "0..5 means 0, 1, 2, 3, 4"));
     }
     loop.body = block(keyword);
     return loop;
+  }
+
+  Statement conditional() {
+    ast::If choice;
+    for (Token keyword = advance();;) {
+      ast::ExprPtr condition = expression();
+      choice.branches.push_back({std::move(condition), block(keyword)});
+      if (failed() || !find_else()) return choice;
+      keyword = advance();
+      if (accept(TokenKind::kIf)) continue;
+      choice.branches.push_back({nullptr, block(keyword)});
+      return choice;
+    }
+  }
+
+  /// Goes to the `else` behind a body, in the same line or a later one, if there is one.
+  bool find_else() {
+    std::size_t i = at_;
+    while (tokens_[i].kind == TokenKind::kNewline) ++i;
+    if (tokens_[i].kind != TokenKind::kElse) return false;
+    at_ = i;
+    return true;
+  }
+
+  Statement assertion() {
+    advance();
+    ast::Assert assertion{expression(), nullptr};
+    if (accept(TokenKind::kComma)) assertion.text = expression();
+    return assertion;
   }
 
   Statement step() {
@@ -723,7 +771,8 @@ class Parser {
       case TokenKind::kLeftParen:
         return "a product is written with '*'; a new statement needs a new line or ';'";
       case TokenKind::kLeftBrace:
-        return "braces hold the bodies of 'for' and 'model', and maps inside parentheses";
+        return "braces hold the bodies of 'for', 'if', 'fn' and 'model', and maps inside "
+               "parentheses";
       case TokenKind::kEqual: return "a line assigns once";
       default: return begins_statement(kind()) ? "a new statement needs a new line or ';'" : "";
     }
@@ -1019,7 +1068,7 @@ class Parser {
     return grow(std::move(map), span_from(open.span.begin), height);
   }
 
-  /// a, or a..b.
+  /// a, a..b, or a..b by c.
   Tree range() {
     Tree begin = binary(Level::kComparison);
     if (kind() != TokenKind::kDotDot) return begin;
@@ -1028,7 +1077,7 @@ class Parser {
     return end_of_range(std::move(begin), binary(Level::kSum), first);
   }
 
-  /// a, a..b, a.., ..b or .., as indices may be.
+  /// a, a..b, a.., ..b or .., as indices may be, with or without a step.
   Tree open_range() {
     const std::uint32_t first = token().span.begin;
     Tree begin{nullptr, 1};
@@ -1036,13 +1085,18 @@ class Parser {
     if (kind() != TokenKind::kDotDot) return begin;
     advance();
     Tree end{nullptr, 1};
-    if (kind() != TokenKind::kComma && kind() != TokenKind::kRightSquare) end = binary(Level::kSum);
+    if (kind() != TokenKind::kComma && kind() != TokenKind::kRightSquare &&
+        kind() != TokenKind::kBy)
+      end = binary(Level::kSum);
     return end_of_range(std::move(begin), std::move(end), first);
   }
 
   Tree end_of_range(Tree begin, Tree end, std::uint32_t first) {
-    const int height = std::max(begin.height, end.height);
-    return grow(ast::Range{std::move(begin.expr), std::move(end.expr)}, span_from(first), height);
+    Tree step{nullptr, 1};
+    if (accept(TokenKind::kBy)) step = binary(Level::kSum);
+    const int height = std::max({begin.height, end.height, step.height});
+    return grow(ast::Range{std::move(begin.expr), std::move(end.expr), std::move(step.expr)},
+                span_from(first), height);
   }
 
   /// Reads `open item, item, .. closer` from its opening bracket on, a comma behind the last item
@@ -1136,6 +1190,8 @@ class Parser {
     if (kind() == TokenKind::kLeftBrace) return "maps stand inside the parentheses of a call";
     if (begins_line() && begins_statement(kind()))
       return "the comma at the end of the line before continues it here";
+    if (kind() == TokenKind::kIf || kind() == TokenKind::kElse)
+      return "inside an expression a choice is where(condition, a, b)";
     if (is_keyword(kind())) return "keywords cannot be used as names";
     return "";
   }

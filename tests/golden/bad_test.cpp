@@ -171,7 +171,6 @@ TEST(BadPrograms, CoverEveryCode) {
   const std::set<std::string> unreachable{
       "E1032",                    // takes a text of 4 GiB
       "E2314",                    // the parser says E1010 before
-      "E2321",                    // the parser says E1026 before
       "E5001",                    // the program itself cannot be read: tests of the command line
       "E5203", "E5206", "W5501",  // take an evaluation that has begun: checkpoint_test
   };

@@ -22,6 +22,37 @@ namespace {
 
 constexpr auto kCorpus = std::to_array<std::string_view>({
     R"(width n
+const depth = 3
+data X = [[1, 2], [0, 1], [2, -1], [1, 1]]
+param U : [n, 2] ~ normal(0, 1/2), lr = n
+param W : [3, n, n] ~ normal(0, 1/n)
+param v : [n] ~ normal(0, 1), lr = n
+half = depth / 2
+fn normed(x, eps = 1e-5, centred = true) {
+  if centred { x = x - E(x) }
+  return x / sqrt(E(x^2) + eps)
+}
+fn block(x, phi, c = half) = normed(x, centred = false) + c * phi(x)
+model net(x, act = tanh) {
+  h = U @ x
+  for l in depth - 1..-1 by -1 {
+    if l == 0 { h = act(W[l] @ h) } else if mod(l, 2) == 1 { h = block(W[l] @ h, act) } else { h = block(W[l] @ h, relu, c = 2) }
+  }
+  return v @ h / n, h
+}
+assert depth > 1, "too shallow"
+for lr in [0.5, 0.1] {
+  for t in 0..4 by 2 {
+    out, h = net(X[t..t + 2])
+    if t > 0 { report out, E(h[0]^2) }
+    step sgd(mse(out, [1, -1]), lr = lr, only = (W[0], W[1..], U))
+  }
+}
+for M in W { report E((M @ v)^2) }
+for row in X { report row }
+report X[.. by -1], X[0..4 by 3]
+)",
+    R"(width n
 const T = 3
 const eta = 0.5
 data X = [[1, 2, 3], [0, 1, -1], [2, 0, 1], [1, 1, 1]]

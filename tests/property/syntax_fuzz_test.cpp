@@ -15,7 +15,7 @@
 namespace tplimit {
 namespace {
 
-constexpr std::array<std::string_view, 4> kSeeds = {
+constexpr std::array<std::string_view, 5> kSeeds = {
     R"(# a three-hidden-layer tanh MLP in muP
 width n
 const T = 20
@@ -39,6 +39,21 @@ for t in 0..T {
     K = gram(z), min_eig(gram(z))
   step sgd(loss, lr = 0.5, only = (U, v), scale = {W: n^2, U: n})
 }
+)",
+    R"(fn f(x, c = 1, p = (1, 2)) {
+  # chosen before the run
+  if c == 1 { return x } else if c < 0 { return -x }
+  else {
+    y = phi(x)
+    return y
+  }
+}
+model g(x, act = tanh) { assert x > 0, "text"; return act(x) }
+for i in 9..-1 by -2 { report f(i, c = 2), X[.. by -1], X[0..4 by 2, ..5 by 3] }
+for x in [1, 2] { if x > 1 { report x } }
+if a { b = 1 }
+
+else { b = 2 }
 )",
     R"(width n; random W : [n, n] ~ normal(0, 1/n)
 random x : [n] ~ normal(0, 1)
@@ -64,7 +79,11 @@ for i in 0..n-1 { for j in i..3 {
     "two\r\n)[0]\r\n",
 };
 
-constexpr std::array<std::string_view, 40> kFragments = {
+constexpr std::array<std::string_view, 44> kFragments = {
+    "if a { ",
+    "} else ",
+    " by -1",
+    "assert ",
     "(",
     ")",
     "[",

@@ -61,8 +61,8 @@ struct Binary {
   Span op_span;
 };
 struct Range {
-  ExprPtr begin, end;
-};  ///< a..b, half-open; only in `for`, slices and `rows =`
+  ExprPtr begin, end, step;
+};  ///< a..b or a..b by c, half-open; only in `for`, slices and arguments.  `step` may be null
 struct Index {
   ExprPtr base;
   std::vector<ExprPtr> items;
@@ -130,15 +130,17 @@ struct Assign {
   std::vector<Identifier> targets;
   std::vector<ExprPtr> values;
 };
+struct Argument {
+  Identifier name;
+  ExprPtr otherwise;  ///< its value where a call gives none; null if every call must
+};
+/// model f(x, c = 1) { .. return .. }, and `fn` alike; fn phi(z) = expr is fn phi(z) { return expr
+/// }.
 struct Function {
   Identifier name;
-  std::vector<Identifier> params;
-  ExprPtr body;
-};  ///< fn phi(z) = expr
-struct Model {
-  Identifier name;
-  std::vector<Identifier> params;
+  std::vector<Argument> params;
   std::vector<Stmt> body;
+  bool one_line = false;  ///< written with '='
 };
 struct Return {
   std::vector<ExprPtr> values;
@@ -148,6 +150,16 @@ struct For {
   ExprPtr range;
   std::vector<Stmt> body;
 };
+struct If {
+  struct Branch {
+    ExprPtr condition;  ///< null: else
+    std::vector<Stmt> body;
+  };
+  std::vector<Branch> branches;
+};  ///< if c { .. } else if d { .. } else { .. }
+struct Assert {
+  ExprPtr condition, text;
+};  ///< assert c, "text"; `text` may be null
 struct Step {
   std::vector<ExprPtr> updates;
 };  ///< each a Call: sgd(loss, lr = ..)
@@ -172,8 +184,8 @@ struct Parametrization {
 };  ///< parametrization mup | abc(a = .., ..)
 
 struct Stmt {
-  std::variant<Width, Const, Data, Param, Assign, Function, Model, Return, For, Step, Update,
-               Report, Expect, Parametrization>
+  std::variant<Width, Const, Data, Param, Assign, Function, Return, For, If, Step, Update, Report,
+               Expect, Assert, Parametrization>
       node;
   Span span;
 };

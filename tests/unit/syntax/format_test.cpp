@@ -24,6 +24,13 @@ std::string canonical(const std::string& text) {
   return canonical_text(Source("t.tp", text), {0, static_cast<std::uint32_t>(text.size())});
 }
 
+TEST(Format, KeepsElseBehindItsBrace) {
+  EXPECT_EQ(formatted("if a{\nb=1\n}\n\nelse if c{d=1}\nelse{\ne=f(x,c=1)\n}"),
+            "if a {\n  b = 1\n} else if c { d = 1 } else {\n  e = f(x, c = 1)\n}\n");
+  EXPECT_EQ(formatted("for i in 9..-1 by  -2{ assert  i>0,\"t\" }"),
+            "for i in 9..-1 by -2 { assert i > 0, \"t\" }\n");
+}
+
 TEST(Format, PutsOneBlankAroundOperators) {
   EXPECT_EQ(formatted("a=b+c*d-e/f@g"), "a = b + c * d - e / f @ g\n");
   EXPECT_EQ(formatted("a  =  b<=c"), "a = b <= c\n");

@@ -20,6 +20,9 @@ std::string text_of(const ast::Identifier& identifier) { return identifier.name;
 std::string text_of(const ast::NamedArgument& argument) {
   return argument.name.name + "=" + text_of(argument.value);
 }
+std::string text_of(const ast::Argument& a) {
+  return a.otherwise ? fmt::format("{}={}", a.name.name, text_of(a.otherwise)) : a.name.name;
+}
 std::string text_of(const ast::MapEntry& entry) {
   return text_of(entry.key) + ":" + text_of(entry.value);
 }
@@ -71,7 +74,8 @@ struct ExprText {
     return fmt::format("({} {} {})", sign_of(e.op), text_of(e.left), text_of(e.right));
   }
   std::string operator()(const ast::Range& e) const {
-    return fmt::format("(.. {} {})", text_of(e.begin), text_of(e.end));
+    return fmt::format("(.. {} {}{})", text_of(e.begin), text_of(e.end),
+                       e.step ? " " + text_of(e.step) : "");
   }
   std::string operator()(const ast::Index& e) const {
     return fmt::format("{}[{}]", text_of(e.base), joined(e.items));
@@ -109,10 +113,20 @@ struct StmtText {
     return fmt::format("<{}> = {}", joined(s.targets), joined(s.values));
   }
   std::string operator()(const ast::Function& s) const {
-    return fmt::format("fn {} <{}> {}", s.name.name, joined(s.params), text_of(s.body));
-  }
-  std::string operator()(const ast::Model& s) const {
+    if (s.one_line)
+      return fmt::format("fn {} <{}> {}", s.name.name, joined(s.params),
+                         text_of(std::get<ast::Return>(s.body[0].node).values[0]));
     return fmt::format("model {} <{}> {{{}}}", s.name.name, joined(s.params), text_of(s.body));
+  }
+  std::string operator()(const ast::If& s) const {
+    std::string out;
+    for (const auto& [condition, body] : s.branches)
+      out += fmt::format("{}{} {{{}}}", out.empty() ? "if " : " else ",
+                         condition ? text_of(condition) : "", text_of(body));
+    return out;
+  }
+  std::string operator()(const ast::Assert& s) const {
+    return fmt::format("assert {} {}", text_of(s.condition), s.text ? text_of(s.text) : "");
   }
   std::string operator()(const ast::Return& s) const {
     return fmt::format("return {}", joined(s.values));
@@ -342,6 +356,11 @@ TEST(ParseStatement, ReadsModelsAndLoops) {
   EXPECT_EQ(parsed("model f(x, y) {\n  h = x\n\n  return h, y\n}\n"),
             "model f <x y> {<h> = x; return h y}");
   EXPECT_EQ(parsed("model f() { return 1 }"), "model f <> {return 1}");
+  EXPECT_EQ(parsed("fn f(x, c = 1) { return c }"), "model f <x c=1> {return c}");
+  EXPECT_EQ(parsed("if a { b = 1 }\n\nelse if c { } else { d = 2 }"),
+            "if a {<b> = 1} else c {} else  {<d> = 2}");
+  EXPECT_EQ(parsed("assert a < b, \"t\""), "assert (< a b) \"t\"");
+  EXPECT_EQ(parsed("for i in 9..-1 by -2 { }"), "for i (.. 9 (- 1) (- 2)) {}");
   EXPECT_EQ(parsed("for l in 0..2 { z = tanh(W[l] @ z) }"),
             "for l (.. 0 2) {<z> = tanh((@ W[l] z))}");
   EXPECT_EQ(parsed("for i in a+1..b { for j in 0..i { s = 1; t = 2 }; u = 3 }"),
@@ -451,7 +470,7 @@ TEST(ParseError, NamesWhatItExpected) {
   EXPECT_EQ(only_error("expect a == b").message,
             "expected 'within' before the tolerance of 'expect', found the end of the file");
   EXPECT_EQ(only_error("width 3\n").message, "expected the name of a width, found '3'");
-  EXPECT_EQ(only_error("fn f(z) { z }").code, "E1011");
+  EXPECT_EQ(only_error("fn f(z) { z }").code, "E1013");
   EXPECT_EQ(only_error("step sgd(a, scale = {W = 1})").message,
             "expected ':' after the key of a map, found '='");
 }
@@ -557,11 +576,19 @@ TEST(ParseError, KnowsOperatorsOfOtherLanguages) {
 }
 
 TEST(ParseError, KnowsWordsOfOtherLanguages) {
-  EXPECT_EQ(errors("if x > 3 {\n  a = 1\n} \nb = 2"), Errors{"1:1 E1029"});
+  EXPECT_EQ(errors("if x > 3 {\n  a = 1\n}\nelif y { }\nb = 2"), Errors{"4:1 E1029"});
   EXPECT_EQ(errors("while (x) { }"), Errors{"1:1 E1029"});
   EXPECT_EQ(errors("let a = 3"), Errors{"1:1 E1029"});
   EXPECT_EQ(errors("print(a)"), Errors{"1:1 E1029"});
-  EXPECT_EQ(errors("if = 3\nprint = if"), Errors{}) << "they are ordinary names";
+  EXPECT_EQ(errors("let = 3\nprint = let"), Errors{}) << "they are ordinary names";
+}
+
+TEST(ParseError, OfBranches) {
+  EXPECT_EQ(errors("if a\n  b = 1\n}"), Errors{"1:5 E1016"});
+  EXPECT_EQ(errors("else { }"), Errors{"1:1 E1013"});
+  EXPECT_EQ(errors("a = if b"), Errors{"1:5 E1010"});
+  EXPECT_EQ(errors("// text\na = 1"), Errors{"1:1 E1028"});
+  EXPECT_EQ(errors("fn f(a = 1, b) = 2"), Errors{"1:13 E1033"});
 }
 
 TEST(ParseError, ReportsNumbersOutOfRange) {
