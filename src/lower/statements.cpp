@@ -160,8 +160,7 @@ void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
                   [&](const Width& w) { return w.name == name.name; }))
     fail("E2116", fmt::format("'{}' is the width and has no value", name.name), name.span, "",
          "choose another name; finite networks get their width on the command line");
-  if (functions_.contains(name.name) || models_.contains(name.name) ||
-      builtins().contains(name.name) || unary_functions().contains(name.name))
+  if (functions_.contains(name.name) || models_.contains(name.name) || reserved(name.name))
     fail("E2117", fmt::format("'{}' is a function already", name.name), name.span, "",
          "choose another name");
   Scope& scope = locals_ ? *locals_ : globals_;
@@ -723,8 +722,7 @@ void Lowerer::on(const ast::Model& s, Span span) {
 }
 
 void Lowerer::check_new_function(const ast::Identifier& name) const {
-  if (models_.contains(name.name) || functions_.contains(name.name) ||
-      builtins().contains(name.name) || unary_functions().contains(name.name) ||
+  if (models_.contains(name.name) || functions_.contains(name.name) || reserved(name.name) ||
       globals_.contains(name.name) ||
       std::any_of(widths_.begin(), widths_.end(),
                   [&](const Width& w) { return w.name == name.name; }))
