@@ -13,6 +13,8 @@ tplimit_test(flow_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/flow_test.cpp)
 tplimit_test(optimisers_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/optimisers_test.cpp)
+tplimit_test(classification_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/classification_test.cpp)
 tplimit_test(long_training_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/long_training_test.cpp)
 tplimit_test(graded_test LABEL numeric LINK tplimit::driver

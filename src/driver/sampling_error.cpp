@@ -64,6 +64,7 @@ int degree_of(const Program& program, const Node& node, const std::vector<int>& 
                         [&](const Samples&) { return kNoPolynomial; },
                         [&](const Histogram&) { return kNoPolynomial; },
                         [&](const ReduceMax&) { return function(); },
+                        [&](const LogSumExp&) { return function(); },
                         [&](const Cholesky&) { return function(); },
                         [&](const Eigvals&) { return function(); },
                         [&](const TrainingOperator&) { return function(); },

@@ -84,6 +84,7 @@ class Planner {
                           [&](const Average&) { pend(id); },
                           [&](const ReduceSum&) { rowwise(); },
                           [&](const ReduceMax&) { rowwise(); },
+                          [&](const LogSumExp&) { rowwise(); },
                           [&](const Gather&) { rowwise(); },
                           [&](const ScatterAdd&) { rowwise(); },
                           [&](const Permute&) { rowwise(); },

@@ -225,6 +225,21 @@ class Compiler {
     return x;
   }
 
+  /// An operation along the axis of a bound symbol.
+  template <class T>
+  Block along(T op, const Symbol& s, Block x) {
+    const auto it = std::find(x.axes.begin(), x.axes.end(), s);
+    TPLIMIT_CHECK(it != x.axes.end(), "an operation along an axis");
+    op.axis = static_cast<std::int32_t>(it - x.axes.begin());
+    x.node = b_.add(op, {x.node});
+    x.axes.erase(it);
+    return x;
+  }
+
+  static bool is_function(const Expr& e, Fn fn) {
+    return e->kind == Kind::kFunction && e->order == 0 && e->map.fn == fn;
+  }
+
   /// sum over `summed`, and the mean if asked for, of a b: one product of matrices.
   Block contraction(Block a, Block c, const std::vector<Symbol>& summed, bool average) {
     const auto has = [](const std::vector<Symbol>& in, const Symbol& s) {
@@ -277,19 +292,17 @@ class Compiler {
       case Kind::kAdd: return folded(Fn::kAdd, e->args);
       case Kind::kMul: return folded(Fn::kMul, e->args);
       case Kind::kPower: return pointwise({Fn::kPower, e->number}, {compile(e->args[0])});
-      case Kind::kFunction: return function(e->map, e->order, compile(e->args[0]));
+      case Kind::kFunction:
+        if (const Expr& sum = e->args[0]; is_function(e, Fn::kLog) && sum->kind == Kind::kSum &&
+                                          is_function(sum->args[0], Fn::kExp))
+          return along(LogSumExp{}, sum->bound, compile(sum->args[0]->args[0]));
+        return function(e->map, e->order, compile(e->args[0]));
       case Kind::kCall: {
         std::vector<Block> args;
         for (const Expr& a : e->args) args.push_back(compile(a));
         return pointwise(e->map, args);
       }
-      case Kind::kMax: {
-        Block x = compile(e->args[0]);
-        const auto it = std::find(x.axes.begin(), x.axes.end(), e->bound);
-        x.node = b_.add(ReduceMax{static_cast<std::int32_t>(it - x.axes.begin())}, {x.node});
-        x.axes.erase(it);
-        return x;
-      }
+      case Kind::kMax: return along(ReduceMax{}, e->bound, compile(e->args[0]));
       case Kind::kSum: {
         std::vector<Symbol> summed{e->bound};
         Expr body = e->args[0];

@@ -615,6 +615,12 @@ class Derivation {
                   c_.fresh(in_[operand(0)].type.dims[static_cast<std::size_t>(r.axis)]);
               return c_.maximum(s, formula(operand(0), inserted(indices, r.axis, s)));
             },
+            [&](const LogSumExp& r) {
+              const Symbol s =
+                  c_.fresh(in_[operand(0)].type.dims[static_cast<std::size_t>(r.axis)]);
+              const Expr x = formula(operand(0), inserted(indices, r.axis, s));
+              return c_.function({Fn::kLog, 0}, 0, c_.sum(s, c_.function({Fn::kExp, 0}, 0, x)));
+            },
             [&](const Gather& g) {
               Indices at = indices;
               auto& own = at[static_cast<std::size_t>(g.axis)];

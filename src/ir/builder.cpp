@@ -378,6 +378,13 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
     const Type type = infer_type(op, {&this->type(in[0])});
     return zeros(type.width, type.dims);
   }
+  if (const auto* l = std::get_if<LogSumExp>(&op)) {
+    const std::int64_t count = type(in[0]).dims[static_cast<std::size_t>(l->axis)];
+    if (count > 1 && !is_zero(in[0])) return std::nullopt;
+    const Type out = infer_type(op, {&type(in[0])});
+    if (count == 1) return reshape(in[0], out.dims);
+    return expand(constant(std::log(static_cast<double>(count)), out.dims), out.width, out.dims);
+  }
   if (std::holds_alternative<MatMul>(op))
     return is_zero(in[1]) ? std::optional(in[1]) : std::nullopt;
   if (std::holds_alternative<ScaleMatrix>(op))

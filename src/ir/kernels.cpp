@@ -172,6 +172,25 @@ void reduce(bool maximum, std::int32_t axis, const Dims& dims, const View& in, M
     }
 }
 
+/// The largest entry is taken out, so that no exponential overflows.
+void log_sum_exp(std::int32_t axis, const Dims& dims, const View& in, MutableView out) {
+  reduce(true, axis, dims, in, out);
+  const AxisSplit split(dims, axis);
+  std::vector<double> sum(static_cast<std::size_t>(out.rows));
+  for (std::int64_t o = 0; o < split.outer; ++o)
+    for (std::int64_t q = 0; q < split.inner; ++q) {
+      double* largest = column(out, o * split.inner + q);
+      std::fill(sum.begin(), sum.end(), 0.0);
+      for (std::int64_t k = 0; k < split.size; ++k) {
+        const double* x = column(in, (o * split.size + k) * split.inner + q);
+        for (Index i = 0; i < out.rows; ++i)
+          sum[static_cast<std::size_t>(i)] += std::exp(x[i] - largest[i]);
+      }
+      for (Index i = 0; i < out.rows; ++i)  // inf - inf is no number
+        if (!std::isinf(largest[i])) largest[i] += std::log(sum[static_cast<std::size_t>(i)]);
+    }
+}
+
 void eigenvalues(const Dims& dims, const View& in, MutableView out) {
   const Index k = dims.back();
   const Index batch = size_of(dims) / (k * k);
@@ -292,6 +311,7 @@ void evaluate_rows(const Node& node, const std::vector<const Type*>& types,
           [&](const Contract& op) { evaluate_contract(op, types, in, out); },
           [&](const ReduceSum& op) { reduce(false, op.axis, types[0]->dims, in[0], out); },
           [&](const ReduceMax& op) { reduce(true, op.axis, types[0]->dims, in[0], out); },
+          [&](const LogSumExp& op) { log_sum_exp(op.axis, types[0]->dims, in[0], out); },
           [&](const Gather& op) {
             const AxisSplit split(types[0]->dims, op.axis);
             Index to = 0;

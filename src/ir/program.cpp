@@ -24,6 +24,7 @@ const char* op_name(const Op& op) {
                  [](const Average&) { return "average"; },
                  [](const ReduceSum&) { return "reduce_sum"; },
                  [](const ReduceMax&) { return "reduce_max"; },
+                 [](const LogSumExp&) { return "log_sum_exp"; },
                  [](const Gather&) { return "gather"; },
                  [](const ScatterAdd&) { return "scatter_add"; },
                  [](const Permute&) { return "permute"; },
@@ -168,6 +169,7 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
           },
           [&](const ReduceSum& r) { return reduced(r.axis); },
           [&](const ReduceMax& r) { return reduced(r.axis); },
+          [&](const LogSumExp& r) { return reduced(r.axis); },
           [&](const Gather& g) {
             Type type = tensor(0);
             auto& size = type.dims[static_cast<std::size_t>(axis_in(g.axis, type.dims))];

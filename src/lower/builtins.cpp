@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <numeric>
+#include <utility>
 
 #include "lower/lowerer.hpp"
 #include "tplimit/ir/functions.hpp"
@@ -28,10 +29,21 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
   static const std::unordered_map<std::string, Builtin> table{
       {"E", {"E(x)", 1, 1, {}, &Lowerer::builtin_average}},
       {"gram", {"gram(x) or gram(x, y)", 1, 2, {}, &Lowerer::builtin_gram}},
-      {"mean", {"mean(x) or mean(x, axis = k)", 1, 1, {"axis"}, &Lowerer::builtin_mean}},
-      {"sum", {"sum(x) or sum(x, axis = k)", 1, 1, {"axis"}, &Lowerer::builtin_sum}},
-      {"max", {"max(x), max(x, axis = k) or max(x, y)", 1, 2, {"axis"}, &Lowerer::builtin_max}},
-      {"min", {"min(x), min(x, axis = k) or min(x, y)", 1, 2, {"axis"}, &Lowerer::builtin_min}},
+      {"mean",
+       {"mean(x) or mean(x, axis = k)", 1, 1, {"axis", "keepdims"}, &Lowerer::builtin_mean}},
+      {"sum", {"sum(x) or sum(x, axis = k)", 1, 1, {"axis", "keepdims"}, &Lowerer::builtin_sum}},
+      {"max",
+       {"max(x), max(x, axis = k) or max(x, y)",
+        1,
+        2,
+        {"axis", "keepdims"},
+        &Lowerer::builtin_max}},
+      {"min",
+       {"min(x), min(x, axis = k) or min(x, y)",
+        1,
+        2,
+        {"axis", "keepdims"},
+        &Lowerer::builtin_min}},
       {"clip", {"clip(x, low, high)", 3, 3, {}, &Lowerer::builtin_clip}},
       {"where", {"where(condition, a, b)", 3, 3, {}, &Lowerer::builtin_where}},
       {"mod", {"mod(x, y)", 2, 2, {}, &Lowerer::builtin_mod}},
@@ -78,8 +90,53 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
         5,
         {"lr", "steps", "time", "reg"},
         &Lowerer::builtin_predict_gd_covariance}},
-      {"largest_rate", {"largest_rate(Theta)", 1, 1, {}, &Lowerer::builtin_largest_rate}}};
+      {"largest_rate", {"largest_rate(Theta)", 1, 1, {}, &Lowerer::builtin_largest_rate}},
+      {"logsumexp",
+       {"logsumexp(x) or logsumexp(x, axis = k)",
+        1,
+        1,
+        {"axis", "keepdims"},
+        &Lowerer::builtin_logsumexp,
+        true}},
+      {"softmax",
+       {"softmax(x) or softmax(x, axis = k)", 1, 1, {"axis"}, &Lowerer::builtin_softmax, true}},
+      {"log_softmax",
+       {"log_softmax(x) or log_softmax(x, axis = k)",
+        1,
+        1,
+        {"axis"},
+        &Lowerer::builtin_log_softmax,
+        true}},
+      {"cross_entropy",
+       {"cross_entropy(logits, labels)", 2, 2, {}, &Lowerer::builtin_cross_entropy, true}},
+      {"logistic",
+       {"logistic(f, y), a loss; the function of x is sigmoid(x)",
+        2,
+        2,
+        {},
+        &Lowerer::builtin_logistic,
+        true}},
+      {"hinge", {"hinge(f, y)", 2, 2, {}, &Lowerer::builtin_hinge, true}},
+      {"huber",
+       {"huber(f, y) or huber(f, y, delta = d)", 2, 2, {"delta"}, &Lowerer::builtin_huber, true}},
+      {"accuracy", {"accuracy(logits, labels)", 2, 2, {}, &Lowerer::builtin_accuracy, true}},
+      {"argmax",
+       {"argmax(x) or argmax(x, axis = k)", 1, 1, {"axis"}, &Lowerer::builtin_argmax, true}},
+      {"reshape", {"reshape(x, a, b, ..)", 1, 17, {}, &Lowerer::builtin_reshape, true}},
+      {"transpose",
+       {"transpose(x) or transpose(x, 1, 0, 2)", 1, 17, {}, &Lowerer::builtin_transpose, true}},
+      {"permute", {"permute(x, 1, 0, 2)", 2, 17, {}, &Lowerer::builtin_transpose, true}},
+      {"zeros_like", {"zeros_like(x)", 1, 1, {}, &Lowerer::builtin_zeros_like, true}},
+      {"ones_like", {"ones_like(x)", 1, 1, {}, &Lowerer::builtin_ones_like, true}},
+      {"eye", {"eye(size)", 1, 1, {}, &Lowerer::builtin_eye, true}},
+      {"cumsum",
+       {"cumsum(x) or cumsum(x, axis = k)", 1, 1, {"axis"}, &Lowerer::builtin_cumsum, true}}};
   return table;
+}
+
+bool Lowerer::reserved(const std::string& name) {
+  const auto it = builtins().find(name);
+  return it != builtins().end() ? !it->second.replaceable : unary_functions().contains(name);
 }
 
 /// In where(t > 0, 1 / t, 0), t a number, the branch that is not taken may be undefined: the other
@@ -103,7 +160,7 @@ std::vector<Value> Lowerer::positional_values(const ast::Call& call, const std::
 
 Lowerer::Arguments Lowerer::arguments(const ast::Call& call, const std::string& name, Span span,
                                       const Builtin& builtin) {
-  const auto& [form, least, most, names, lower] = builtin;
+  const auto& [form, least, most, names, lower, replaceable] = builtin;
   Arguments a{call, name, span, form, {}, {}, {}};
   if (call.args.size() < least || call.args.size() > most)
     fail("E2109",
@@ -200,29 +257,76 @@ Value Lowerer::builtin_gram(Arguments& a) {
   return {Tensor{build(a.span).contract(x.node, y.node, batch, 0, true), finite_axes(dims)}};
 }
 
-Tensor Lowerer::reduce_axis(const Tensor& x, std::size_t axis, bool maximum) {
-  std::size_t finite_axis = 0;
-  for (std::size_t k = 0; k < axis; ++k) finite_axis += x.axes[k].width ? 0u : 1u;
+/// The last axis, if none is given.
+std::size_t Lowerer::axis_or_last(Arguments& a, const Tensor& x) {
+  const char* name = a.name.c_str();
+  if (x.axes.empty())
+    fail("E2212", fmt::format("'{}' works along an axis, and there is none", name), a.spans[0],
+         "this is a scalar");
+  if (const auto axis = axis_argument(a, x)) return *axis;
+  if (x.axes.back().width)
+    fail("E2213",
+         fmt::format("'{}' works along a finite axis, and the last one is the width", name),
+         a.spans[0], "this has shape " + text(x.axes),
+         fmt::format("name another axis: {}(.., axis = 0)", name));
+  return x.axes.size() - 1;
+}
+
+std::int32_t Lowerer::finite_position(const Axes& axes, std::size_t axis) {
+  return static_cast<std::int32_t>(std::count_if(axes.begin(),
+                                                 axes.begin() + static_cast<std::ptrdiff_t>(axis),
+                                                 [](const Axis& k) { return !k.width; }));
+}
+
+Tensor Lowerer::reduce_axis(const Tensor& x, std::size_t axis, Reduction how) {
   Tensor out = x;
   out.axes.erase(out.axes.begin() + static_cast<std::ptrdiff_t>(axis));
-  const auto k = static_cast<std::int32_t>(finite_axis);
-  out.node =
-      maximum ? builder_.add(ir::ReduceMax{k}, {x.node}) : builder_.add(ir::ReduceSum{k}, {x.node});
+  const std::int32_t k = finite_position(x.axes, axis);
+  switch (how) {
+    case Reduction::kSum: out.node = builder_.add(ir::ReduceSum{k}, {x.node}); break;
+    case Reduction::kMax: out.node = builder_.add(ir::ReduceMax{k}, {x.node}); break;
+    case Reduction::kLogSumExp: out.node = builder_.add(ir::LogSumExp{k}, {x.node}); break;
+  }
   return out;
 }
 
-Tensor Lowerer::reduce(const Tensor& x, std::optional<std::size_t> axis, bool maximum) {
-  if (axis) return reduce_axis(x, *axis, maximum);
+Tensor Lowerer::reduce(const Tensor& x, std::optional<std::size_t> axis, Reduction how) {
+  if (axis) return reduce_axis(x, *axis, how);
   Tensor out = x;
   for (std::size_t k = out.axes.size(); k-- > 0;)
-    if (!out.axes[k].width) out = reduce_axis(out, k, maximum);
+    if (!out.axes[k].width) out = reduce_axis(out, k, how);
   return out;
+}
+
+/// With `keepdims = true`, the axes along which x was reduced stay, of size 1.
+Tensor Lowerer::keeping(Arguments& a, const Tensor& x, std::optional<std::size_t> axis,
+                        Tensor reduced) {
+  const auto it = a.named.find("keepdims");
+  if (it == a.named.end()) return reduced;
+  const auto* flag = it->second.first.as<Flag>();
+  if (!flag)
+    fail("E2304", "'keepdims' is true or false", it->second.second,
+         "this is " + describe(it->second.first));
+  if (!flag->value) return reduced;
+  reduced.axes = x.axes;
+  for (std::size_t k = 0; k < reduced.axes.size(); ++k)
+    if (!reduced.axes[k].width && k == axis.value_or(k)) reduced.axes[k].size = 1;
+  reduced.node = builder_.reshape(reduced.node, finite_dims(reduced.axes));
+  return reduced;
+}
+
+/// A reduced value beside x again: one entry along the axis.
+NodeId Lowerer::along(const Tensor& reduced, const Tensor& x, std::size_t axis) {
+  Dims dims = finite_dims(x.axes);
+  dims[static_cast<std::size_t>(finite_position(x.axes, axis))] = 1;
+  return builder_.reshape(reduced.node, dims);
 }
 
 Value Lowerer::builtin_sum(Arguments& a) {
   const Tensor x = tensor(a.positional[0], a.spans[0]);
+  const auto axis = axis_argument(a, x);
   build(a.span);
-  return {reduce(x, axis_argument(a, x), false)};
+  return {keeping(a, x, axis, reduce(x, axis, Reduction::kSum))};
 }
 
 Value Lowerer::builtin_mean(Arguments& a) {
@@ -230,25 +334,26 @@ Value Lowerer::builtin_mean(Arguments& a) {
   const auto axis = axis_argument(a, x);
   const std::int64_t count = axis ? x.axes[*axis].size : ir::size_of(finite_dims(x.axes));
   build(a.span);
-  const Tensor sum = reduce(x, axis, false);
-  return {Tensor{builder_.scale(1.0 / static_cast<double>(count), 0, sum.node), sum.axes}};
+  const Tensor sum = reduce(x, axis, Reduction::kSum);
+  return {keeping(a, x, axis,
+                  {builder_.scale(1.0 / static_cast<double>(count), 0, sum.node), sum.axes})};
 }
 
 Value Lowerer::builtin_max(Arguments& a) {
   if (a.positional.size() == 2) return coordinatewise(a, Fn::kMax);
   const Tensor x = tensor(a.positional[0], a.spans[0]);
+  const auto axis = axis_argument(a, x);
   build(a.span);
-  return {reduce(x, axis_argument(a, x), true)};
+  return {keeping(a, x, axis, reduce(x, axis, Reduction::kMax))};
 }
 
 Value Lowerer::builtin_min(Arguments& a) {
   if (a.positional.size() == 2) return coordinatewise(a, Fn::kMin);
-  Tensor x = tensor(a.positional[0], a.spans[0]);
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
   build(a.span);
   const auto axis = axis_argument(a, x);
-  x.node = builder_.negate(x.node);
-  x = reduce(x, axis, true);
-  return {Tensor{builder_.negate(x.node), x.axes}};
+  const Tensor largest = reduce({builder_.negate(x.node), x.axes}, axis, Reduction::kMax);
+  return {keeping(a, x, axis, {builder_.negate(largest.node), largest.axes})};
 }
 
 Value Lowerer::builtin_clip(Arguments& a) {
@@ -286,15 +391,193 @@ Value Lowerer::builtin_mse(Arguments& a) {
     fail("E2202", "mse compares values of one shape", a.span,
          fmt::format("{} and {}", text(f.axes), text(y.axes)));
   build(a.span);
+  return mean_over_samples(a, f, builder_.map(Fn::kPower, {builder_.minus(f.node, y.node)}, 2),
+                           0.5);
+}
+
+/// A loss: the mean over samples of factor times terms for the entries of f.  They add over the
+/// last axis of
+/// [.., k], k outputs; that of [k] is the samples of one output, unless it is of `classes`.
+Value Lowerer::mean_over_samples(Arguments& a, const Tensor& f, NodeId terms, double factor,
+                                 bool classes) {
   program_.predictions.push_back({canonical_text(source_, a.spans[0]), f.node, 0, a.spans[0],
                                   context_, static_cast<std::uint32_t>(program_.steps.size())});
-  Tensor square{builder_.map(Fn::kPower, {builder_.minus(f.node, y.node)}, 2), f.axes};
-  // [.., k] with k outputs: squared errors add over outputs, the mean is over samples.
   std::int64_t samples = 1;
   for (std::size_t k = 0; k < f.axes.size(); ++k)
-    if (f.axes.size() == 1 || k + 1 < f.axes.size()) samples *= f.axes[k].size;
-  return {Tensor{builder_.scale(0.5 / static_cast<double>(samples), 0,
-                                reduce(square, std::nullopt, false).node),
+    if ((f.axes.size() == 1 && !classes) || k + 1 < f.axes.size()) samples *= f.axes[k].size;
+  const Tensor all{terms, f.axes};
+  return {Tensor{builder_.scale(factor / static_cast<double>(samples), 0,
+                                reduce(all, std::nullopt, Reduction::kSum).node),
+                 {}}};
+}
+
+// ---- classification
+// --------------------------------------------------------------------------------
+
+Value Lowerer::builtin_logsumexp(Arguments& a) {
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  const std::size_t axis = axis_or_last(a, x);
+  build(a.span);
+  return {keeping(a, x, axis, reduce(x, axis, Reduction::kLogSumExp))};
+}
+
+Tensor Lowerer::log_softmax(const Tensor& x, std::size_t axis) {
+  const NodeId sum = along(reduce(x, axis, Reduction::kLogSumExp), x, axis);
+  return {builder_.minus(x.node, sum), x.axes};
+}
+
+Value Lowerer::builtin_log_softmax(Arguments& a) {
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  const std::size_t axis = axis_or_last(a, x);
+  build(a.span);
+  return {log_softmax(x, axis)};
+}
+
+Value Lowerer::builtin_softmax(Arguments& a) {
+  const Tensor logarithm = *builtin_log_softmax(a).as<Tensor>();
+  return {Tensor{builder_.map(Fn::kExp, {logarithm.node}), logarithm.axes}};
+}
+
+/// The second argument as rows of probabilities beside logits [.., k].
+Tensor Lowerer::targets(Arguments& a, const Tensor& logits) {
+  const Tensor y = finite(a.positional[1], a.spans[1], a.name.c_str());
+  const auto* values = builder_.constant_values(y.node);
+  const std::int64_t classes = logits.axes.back().size;
+  if (y.axes == logits.axes) {
+    for (std::size_t row = 0; values && row < values->size();
+         row += static_cast<std::size_t>(classes)) {
+      const auto begin = values->begin() + static_cast<std::ptrdiff_t>(row), end = begin + classes;
+      const double sum = std::accumulate(begin, end, 0.0);
+      if (std::any_of(begin, end, [](double p) { return p < 0; }) || std::abs(sum - 1) > 1e-6)
+        fail(
+            "E2218", "these are no probabilities of classes", a.spans[1],
+            fmt::format("a row of {} has the entries {:.4g}, and the sum {:.4g}", text(y.axes),
+                        fmt::join(begin, begin + std::min<std::int64_t>(classes, 4), ", "), sum),
+            "rows of probabilities are >= 0 and add up to 1; for one output f with labels -1 and 1 "
+            "there are logistic(f, y) and hinge(f, y)");
+    }
+    return y;
+  }
+  if (y.axes != Axes(logits.axes.begin(), logits.axes.end() - 1))
+    fail("E2202", fmt::format("shapes do not fit together in {}", a.name), a.span,
+         fmt::format("logits of shape {} and labels of shape {}", text(logits.axes), text(y.axes)),
+         "the last axis of the logits is that of classes; labels are class indices, without this "
+         "axis, or rows of probabilities");
+  if (!values)
+    fail("E2310", "labels must be known before the run", a.spans[1], "this is computed by the run",
+         "rows of probabilities, of the shape of the logits, may be computed");
+  Arguments one_hot{a.call,
+                    "one_hot",
+                    a.span,
+                    a.form,
+                    {{y}, {Number{static_cast<double>(classes), 0}}},
+                    {a.spans[1], a.spans[1]},
+                    {}};
+  const NodeId rows = builtin_one_hot(one_hot).as<Tensor>()->node;
+  return {builder_.reshape(rows, finite_dims(logits.axes)), logits.axes};
+}
+
+namespace {
+constexpr const char* kNoClasses = "logits have a last axis of classes, [.., k]";
+}
+
+Value Lowerer::builtin_cross_entropy(Arguments& a) {
+  const Tensor f = finite(a.positional[0], a.spans[0], "cross_entropy");
+  if (f.axes.empty()) fail("E2204", kNoClasses, a.spans[0], "this is a scalar");
+  const Tensor y = targets(a, f);
+  build(a.span);
+  const Tensor logarithm = log_softmax(f, f.axes.size() - 1);
+  return mean_over_samples(a, f, builder_.times(y.node, logarithm.node), -1, true);
+}
+
+/// y f of labels -1 and 1.
+Tensor Lowerer::margin(Arguments& a) {
+  const char* name = a.name.c_str();
+  const Tensor f = finite(a.positional[0], a.spans[0], name),
+               y = finite(a.positional[1], a.spans[1], name);
+  if (f.axes != y.axes)
+    fail("E2202", fmt::format("{} compares values of one shape", name), a.span,
+         fmt::format("{} and {}", text(f.axes), text(y.axes)));
+  if (const auto* values = builder_.constant_values(y.node))
+    if (std::find(values->begin(), values->end(), 0.0) != values->end())
+      fail("E2218", fmt::format("'{}' takes labels -1 and 1", name), a.spans[1], "one of them is 0",
+           "2 * y - 1 makes them of labels 0 and 1");
+  return {build(a.span).times(y.node, f.node), f.axes};
+}
+
+Value Lowerer::builtin_logistic(Arguments& a) {
+  const Tensor m = margin(a);
+  return mean_over_samples(a, finite(a.positional[0], a.spans[0], "logistic"),
+                           builder_.map(Fn::kSoftplus, {builder_.negate(m.node)}));
+}
+
+Value Lowerer::builtin_hinge(Arguments& a) {
+  const Tensor m = margin(a);
+  return mean_over_samples(a, finite(a.positional[0], a.spans[0], "hinge"),
+                           builder_.map(Fn::kRelu, {builder_.minus(builder_.constant(1), m.node)}));
+}
+
+/// c (r - c / 2) with c = clip(r, -delta, delta): r^2 / 2 for |r| < delta, of slope delta beyond.
+Value Lowerer::builtin_huber(Arguments& a) {
+  const Tensor f = finite(a.positional[0], a.spans[0], "huber"),
+               y = finite(a.positional[1], a.spans[1], "huber");
+  if (f.axes != y.axes)
+    fail("E2202", "huber compares values of one shape", a.span,
+         fmt::format("{} and {}", text(f.axes), text(y.axes)));
+  double delta = 1;
+  if (const auto it = a.named.find("delta"); it != a.named.end()) {
+    delta = plain_number(it->second.first, it->second.second, "delta");
+    if (!(delta > 0) || std::isinf(delta))
+      fail("E2215", "delta must be positive and finite", it->second.second,
+           fmt::format("this is {}", delta), "without a limit it is mse(f, y)");
+  }
+  build(a.span);
+  const NodeId r = builder_.minus(f.node, y.node),
+               c = builder_.map(Fn::kMin, {builder_.map(Fn::kMax, {r, builder_.constant(-delta)}),
+                                           builder_.constant(delta)});
+  return mean_over_samples(a, f, builder_.times(c, builder_.minus(r, builder_.scale(0.5, 0, c))));
+}
+
+/// The first of the largest entries: k - 1 - max_j [x_j is largest] (k - 1 - j).
+Tensor Lowerer::largest(const Tensor& x, std::size_t axis) {
+  const Tensor top = reduce(x, axis, Reduction::kMax);
+  const std::int64_t count = x.axes[axis].size;
+  std::vector<double> left;
+  for (std::int64_t j = 0; j < count; ++j) left.push_back(static_cast<double>(count - 1 - j));
+  Dims dims(finite_dims(x.axes).size() - static_cast<std::size_t>(finite_position(x.axes, axis)),
+            1);
+  dims[0] = count;
+  const NodeId is_top = builder_.map(Fn::kEqual, {x.node, along(top, x, axis)}),
+               weighted = builder_.times(is_top, builder_.constant(std::move(left), dims));
+  const Tensor best = reduce({weighted, x.axes}, axis, Reduction::kMax);
+  return {builder_.minus(builder_.constant(static_cast<double>(count - 1)), best.node), best.axes};
+}
+
+Value Lowerer::builtin_argmax(Arguments& a) {
+  const Tensor x = finite(a.positional[0], a.spans[0], "argmax");
+  const std::size_t axis = axis_or_last(a, x);
+  build(a.span);
+  return {largest(x, axis)};
+}
+
+Value Lowerer::builtin_accuracy(Arguments& a) {
+  const Tensor f = finite(a.positional[0], a.spans[0], "accuracy"),
+               y = finite(a.positional[1], a.spans[1], "accuracy");
+  if (f.axes == y.axes && f.axes.size() < 2) {  // one output: signs
+    const Tensor m = margin(a);
+    const Tensor right{builder_.map(Fn::kLess, {builder_.constant(0), m.node}), m.axes};
+    return {Tensor{builder_.scale(1.0 / static_cast<double>(ir::size_of(finite_dims(m.axes))), 0,
+                                  reduce(right, std::nullopt, Reduction::kSum).node),
+                   {}}};
+  }
+  if (f.axes.empty()) fail("E2204", kNoClasses, a.spans[0], "this is a scalar");
+  const Tensor rows = targets(a, f);
+  build(a.span);
+  const std::size_t last = f.axes.size() - 1;
+  const Tensor guess = largest(f, last), label = largest(rows, last);
+  const Tensor right{builder_.map(Fn::kEqual, {guess.node, label.node}), guess.axes};
+  return {Tensor{builder_.scale(1.0 / static_cast<double>(ir::size_of(finite_dims(guess.axes))), 0,
+                                reduce(right, std::nullopt, Reduction::kSum).node),
                  {}}};
 }
 
@@ -354,6 +637,130 @@ Value Lowerer::builtin_size(Arguments& a) {
 Value Lowerer::builtin_zeros(Arguments& a) { return filled(a, 0); }
 Value Lowerer::builtin_ones(Arguments& a) { return filled(a, 1); }
 
+Tensor Lowerer::filled_like(Arguments& a, double value) {
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  const Dims dims = finite_dims(x.axes);
+  const NodeId constant = build(a.span).constant(value, dims);
+  return {builder_.expand(constant, has_width(x.axes), dims), x.axes};
+}
+Value Lowerer::builtin_zeros_like(Arguments& a) { return {filled_like(a, 0)}; }
+Value Lowerer::builtin_ones_like(Arguments& a) { return {filled_like(a, 1)}; }
+
+/// 1 on the diagonal, and below it if asked for.
+NodeId Lowerer::matrix_of(std::int64_t size, bool below) {
+  std::vector<double> out;
+  for (std::int64_t i = 0; i < size; ++i)
+    for (std::int64_t j = 0; j < size; ++j) out.push_back(i == j || (below && j < i) ? 1 : 0);
+  return builder_.constant(std::move(out), {size, size});
+}
+
+Value Lowerer::builtin_eye(Arguments& a) {
+  if (width_of(a.positional[0]))
+    fail("E2207", "a matrix with two width axes is not written out", a.spans[0], "",
+         "the identity is W @ x -> x: leave it out");
+  const std::int64_t size = integer(a.positional[0], a.spans[0], "a size");
+  if (size < 1)
+    fail("E2215", "a size must be at least 1", a.spans[0], fmt::format("this is {}", size));
+  check_size({size, size}, a.span);
+  build(a.span);
+  return {Tensor{matrix_of(size, false), finite_axes({size, size})}};
+}
+
+/// [m, k] times the axis of x, of size k, which is then of size m.
+Tensor Lowerer::contract_axis(NodeId matrix, const Tensor& x, std::size_t axis) {
+  const std::int32_t own = finite_position(x.axes, axis),
+                     rank = static_cast<std::int32_t>(finite_dims(x.axes).size());
+  std::vector<std::int32_t> order, back;  // the axis last, and in its place again
+  for (std::int32_t k = 0; k < rank; ++k) {
+    if (k != own) order.push_back(k);
+    back.push_back(k < own ? k : k == own ? rank - 1 : k - 1);
+  }
+  order.push_back(own);
+  Tensor out = x;
+  out.axes[axis].size = builder_.type(matrix).dims[0];
+  out.node = builder_.permute(
+      builder_.contract(builder_.permute(x.node, order), matrix, 0, 1, false), back);
+  return out;
+}
+
+Value Lowerer::builtin_cumsum(Arguments& a) {
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  const std::size_t axis = axis_or_last(a, x);
+  const std::int64_t size = x.axes[axis].size;
+  check_size({size, size}, a.span);
+  build(a.span);
+  return {contract_axis(matrix_of(size, true), x, axis)};
+}
+
+/// The width axis stays where it is among the entries: what stands before it and behind it is
+/// reshaped by itself.
+Value Lowerer::builtin_reshape(Arguments& a) {
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  Axes axes;
+  std::optional<std::size_t> open;
+  const auto part = [](const Axes& of, bool before) {  // entries before or behind the width
+    std::int64_t size = 1;
+    bool met = false;
+    for (const Axis& k : of) {
+      met = met || k.width;
+      if (!k.width && met != before) size *= k.size;
+    }
+    return size;
+  };
+  for (std::size_t k = 1; k < a.positional.size(); ++k) {
+    if (width_of(a.positional[k])) {
+      if (has_width(axes)) fail("E2207", "a value has at most one width axis", a.spans[k]);
+      axes.push_back({true, 0});
+      continue;
+    }
+    const std::int64_t size = integer(a.positional[k], a.spans[k], "a size");
+    if (size != -1 && size < 1)
+      fail("E2215", "a size must be at least 1", a.spans[k], fmt::format("this is {}", size),
+           "-1, for one axis, is what is left");
+    if (size == -1 && std::exchange(open, axes.size()))
+      fail("E2215", "only one size may be -1", a.spans[k]);
+    axes.push_back({false, size == -1 ? 1 : size});
+  }
+  const auto whole = [&](const Axes& of) { return ir::size_of(finite_dims(of)); };
+  if (open && whole(x.axes) % whole(axes) == 0) axes[*open].size = whole(x.axes) / whole(axes);
+  if (whole(axes) != whole(x.axes) || has_width(axes) != has_width(x.axes))
+    fail("E2202", "a reshape keeps the number of entries", a.span,
+         fmt::format("{} to {}", text(x.axes), text(axes)),
+         has_width(axes) != has_width(x.axes) ? "the width axis stays: reshape(x, a, n)" : "");
+  if (part(axes, true) != part(x.axes, true))
+    fail("E2202", "a reshape does not move the width axis", a.span,
+         fmt::format("{} to {}", text(x.axes), text(axes)),
+         "as many entries before it as there were; transpose(x, 1, 0) changes the order of axes");
+  return {Tensor{build(a.span).reshape(x.node, finite_dims(axes)), axes}};
+}
+
+Value Lowerer::builtin_transpose(Arguments& a) {
+  if (a.positional.size() == 1) return transpose(a.positional[0], a.spans[0]);
+  const Tensor x = tensor(a.positional[0], a.spans[0]);
+  const auto rank = static_cast<std::int64_t>(x.axes.size());
+  std::vector<std::size_t> order;
+  for (std::size_t k = 1; k < a.positional.size(); ++k) {
+    const std::int64_t given = integer(a.positional[k], a.spans[k], "an axis");
+    const auto axis = static_cast<std::size_t>(given < 0 ? given + rank : given);
+    if (given < -rank || given >= rank)
+      fail("E2212", fmt::format("axis {} does not exist", given), a.spans[k],
+           "the value has shape " + text(x.axes));
+    if (std::find(order.begin(), order.end(), axis) != order.end())
+      fail("E2212", fmt::format("axis {} stands twice", given), a.spans[k]);
+    order.push_back(axis);
+  }
+  if (order.size() != x.axes.size())
+    fail("E2212", fmt::format("'{}' takes the order of all axes", a.name), a.span,
+         "the value has shape " + text(x.axes), "two axes of a vector: transpose(x, 1, 0)");
+  Axes axes;
+  std::vector<std::int32_t> finite;
+  for (const std::size_t axis : order) {
+    axes.push_back(x.axes[axis]);
+    if (!x.axes[axis].width) finite.push_back(finite_position(x.axes, axis));
+  }
+  return {Tensor{build(a.span).permute(x.node, std::move(finite)), axes}};
+}
+
 Value Lowerer::builtin_stack(Arguments& a) {
   if (a.positional[0].as<Matrix>()) {
     MatrixArray out{{static_cast<std::int64_t>(a.positional.size())}, {}};
@@ -372,9 +779,11 @@ Value Lowerer::builtin_concat(Arguments& a) {
   Tensor out = tensor(a.positional[0], a.spans[0]);
   const std::size_t axis = axis_argument(a, out).value_or(0);
   if (out.axes.empty() || out.axes[axis].width)
-    fail("E2213", "concat joins along a finite axis", a.spans[0],
-         "this has shape " + text(out.axes),
-         out.axes.size() > 1 ? "choose another one: axis = 1" : "stack(x, y) makes a new axis");
+    fail(
+        "E2213", "concat joins along a finite axis", a.spans[0], "this has shape " + text(out.axes),
+        out.axes.size() > 1 ? "choose another one: axis = 1"
+                            : "stack(x, y) makes a new axis; a layer on both is a matrix for each: "
+                              "U @ x + V @ y, the blocks of one on their concatenation");
   std::size_t finite_axis = 0;
   for (std::size_t k = 0; k < axis; ++k) finite_axis += out.axes[k].width ? 0u : 1u;
   parts.push_back(out.node);
@@ -416,12 +825,15 @@ Value Lowerer::builtin_permutation(Arguments& a) {
 }
 
 Value Lowerer::builtin_one_hot(Arguments& a) {
-  const std::vector<std::int64_t> labels = integers(a.positional[0], a.spans[0], "a label");
+  Dims dims;
+  const std::vector<std::int64_t> labels = integers(a.positional[0], a.spans[0], "a label", &dims);
   const std::int64_t classes = integer(a.positional[1], a.spans[1], "the number of classes");
   if (classes < 1)
     fail("E2215", "the number of classes must be at least 1", a.spans[1],
          fmt::format("this is {}", classes));
-  check_size({static_cast<std::int64_t>(labels.size()), classes}, a.span);
+  if (dims.empty()) dims = {1};
+  dims.push_back(classes);
+  check_size(dims, a.span);
   std::vector<double> out;
   for (const auto label : labels) {
     if (label < 0 || label >= classes)
@@ -429,7 +841,6 @@ Value Lowerer::builtin_one_hot(Arguments& a) {
            "labels count from 0");
     for (std::int64_t c = 0; c < classes; ++c) out.push_back(c == label ? 1 : 0);
   }
-  const Dims dims{static_cast<std::int64_t>(labels.size()), classes};
   return {Tensor{build(a.span).constant(std::move(out), dims), finite_axes(dims)}};
 }
 
@@ -460,19 +871,18 @@ Value Lowerer::builtin_min_eig(Arguments& a) {
 Value Lowerer::builtin_trace(Arguments& a) {
   const Tensor x = square_matrix(a);
   const std::int64_t k = x.axes.back().size;
-  std::vector<double> identity(static_cast<std::size_t>(k * k), 0.0);
-  for (std::int64_t i = 0; i < k; ++i) identity[static_cast<std::size_t>(i * k + i)] = 1;
   build(a.span);
-  Tensor out{builder_.times(x.node, builder_.constant(std::move(identity), {k, k})), x.axes};
-  out = reduce_axis(out, out.axes.size() - 1, false);
-  return {reduce_axis(out, out.axes.size() - 1, false)};
+  Tensor out{builder_.times(x.node, matrix_of(k, false)), x.axes};
+  out = reduce_axis(out, out.axes.size() - 1, Reduction::kSum);
+  return {reduce_axis(out, out.axes.size() - 1, Reduction::kSum)};
 }
 
 Value Lowerer::builtin_norm(Arguments& a) {
   const Tensor x = finite(a.positional[0], a.spans[0], "norm");
   build(a.span);
   const Tensor square{builder_.map(Fn::kPower, {x.node}, 2), x.axes};
-  return {Tensor{builder_.map(Fn::kSqrt, {reduce(square, std::nullopt, false).node}), {}}};
+  return {
+      Tensor{builder_.map(Fn::kSqrt, {reduce(square, std::nullopt, Reduction::kSum).node}), {}}};
 }
 
 Value Lowerer::builtin_samples(Arguments& a) {
@@ -698,7 +1108,12 @@ Value Lowerer::builtin_grad(Arguments& a) {
       target.as<MatrixArray>() ? target.as<MatrixArray>()->items.size() : 1;
   if (nodes.size() != expected)
     fail("E2502", "a gradient is taken with respect to a named value", a.spans[1],
-         "this is " + describe(target), "name a parameter, a random value or a variable");
+         "this is " + describe(target),
+         target.as<Number>()
+             ? fmt::format("a number known before the run is no variable: declare "
+                           "param s : [] ~ normal({}, 0), which starts at this value",
+                           target.as<Number>()->value)
+             : "name a parameter, a random value or a variable");
   if (const auto* name = std::get_if<ast::Name>(&a.call.args[1]->node);
       name && target.as<Tensor>()) {
     const ir::Op& op = builder_.node(nodes[0]).op;

@@ -151,7 +151,8 @@ std::int64_t Lowerer::integer(const Value& v, Span span, const char* what) {
   return static_cast<std::int64_t>(x);
 }
 
-std::vector<std::int64_t> Lowerer::integers(const Value& v, Span span, const char* what) {
+std::vector<std::int64_t> Lowerer::integers(const Value& v, Span span, const char* what,
+                                            Dims* shape) {
   if (v.as<Number>()) return {integer(v, span, what)};
   const Tensor t = tensor(v, span);
   const auto* values = builder_.constant_values(t.node);
@@ -159,7 +160,8 @@ std::vector<std::int64_t> Lowerer::integers(const Value& v, Span span, const cha
     fail("E2310", fmt::format("{} must be known before the run", what), span,
          "this is computed by the run",
          "it decides the shape of values, and shapes are fixed before anything runs");
-  if (t.axes.size() > 1)
+  if (shape) *shape = finite_dims(t.axes);
+  if (t.axes.size() > 1 && !shape)
     fail("E2310", fmt::format("{} is an integer, or there is a list of them", what), span,
          "this has shape " + text(t.axes));
   std::vector<std::int64_t> out;
@@ -288,6 +290,7 @@ Value Lowerer::evaluate_name(const std::string& name, Span span) {
   std::sort(known.begin(), known.end());
   std::string help = did_you_mean(name, known);
   if (help.empty() && name == "n" && !width_declared_) help = "declare the width first: width n";
+  if (name == "None") help = "None makes a new axis where it is an index by itself: x[.., None]";
   fail("E2103", fmt::format("unknown name '{}'", name), span, "", help);
 }
 
@@ -426,6 +429,13 @@ Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span
           Fn::kDiv, {builder_.constant(1), scalar(b, span, "the divisor of a width matrix")});
       return scaled_matrix(*ma, factor);
     }
+    if (op == BinaryOp::kPow || op == BinaryOp::kMul)
+      fail("E2312", "width matrices have no entries to square or multiply", span,
+           fmt::format("{} and {}", describe(a), describe(b)),
+           fmt::format("the sum of the squared entries of W, divided by {0}, is E((W @ g)^2) with "
+                       "random g : [{0}] ~ normal(0, 1), in the limit; an L2 penalty is the option "
+                       "weight_decay of a step",
+                       program_.width_name));
     fail("E2312", "this operation is not defined for width matrices", span,
          fmt::format("{} and {}", describe(a), describe(b)),
          "matrices can be added, scaled by numbers, transposed and applied to vectors: W @ x");
@@ -515,6 +525,9 @@ Value Lowerer::matmul(const Value& a, const Value& x, Span span, Span a_span, Sp
   if (a.as<Blocks>() || x.as<Blocks>()) return block_product(a, x, span, a_span, x_span);
   if (a.as<MatrixArray>() || x.as<MatrixArray>())
     array_not_indexed(a.as<MatrixArray>() ? a_span : x_span, "write W[0] @ x");
+  if (const auto* vector = a.as<Tensor>();
+      x.as<Matrix>() && vector && !vector->axes.empty() && vector->axes.back().width)
+    return matmul(transpose(x, x_span), a, span, x_span, a_span);  // x' W = (W' x)'
   if (x.as<Matrix>())
     fail("E2313", "'@' takes a vector on its right", x_span, describe(x),
          "apply matrices one after the other: W @ (V @ x); '@' groups to the right");
@@ -530,19 +543,52 @@ Value Lowerer::matmul(const Value& a, const Value& x, Span span, Span a_span, Sp
   const Tensor left = tensor(a, a_span);
   if (left.axes.empty())
     fail("E2204", "'@' contracts last axes, but this is a scalar", a_span, "", "use * for scalars");
+  // [m, k] @ [.., k, n]: the width has no entries to be contracted with, the axis before it has.
+  if (right.axes.size() > 1 && right.axes.back().width && !has_width(left.axes) &&
+      left.axes.back() == right.axes[right.axes.size() - 2]) {
+    build(span);
+    if (left.axes.size() < 3) {
+      const std::int64_t rows = left.axes.size() == 2 ? left.axes[0].size : 1;
+      const std::size_t axis = right.axes.size() - 2;
+      Tensor out =
+          contract_axis(builder_.reshape(left.node, {rows, left.axes.back().size}), right, axis);
+      check_size(finite_dims(out.axes), span);
+      if (left.axes.size() == 1) {
+        out.axes.erase(out.axes.begin() + static_cast<std::ptrdiff_t>(axis));
+        out.node = builder_.reshape(out.node, finite_dims(out.axes));
+      }
+      return {out};
+    }
+    // [b.., m, k] @ [b.., k, n]: a matrix for each sample.
+    if (std::equal(left.axes.begin(), left.axes.end() - 2, right.axes.begin(),
+                   right.axes.end() - 2)) {
+      Tensor out = right;
+      out.axes[out.axes.size() - 2] = left.axes[left.axes.size() - 2];
+      check_size(finite_dims(out.axes), span);
+      out.node = builder_.contract(left.node, right.node, static_cast<int>(left.axes.size()) - 2, 1,
+                                   false);
+      return {out};
+    }
+  }
   if (left.axes.size() > 2)
     fail("E2206", "the left side of '@' has more than two axes", a_span,
-         "this has shape " + text(left.axes), "index it first, or use einsum");
+         "this has shape " + text(left.axes),
+         "index it first, or use einsum: einsum(\"pst,ptn->psn\", A, x) for a matrix of each "
+         "sample");
   const Axis &inner_left = left.axes.back(), &inner_right = right.axes.back();
   if (inner_left != inner_right)
-    fail("E2205", "sizes differ in '@'", span,
-         fmt::format("last axes of {} and {} are contracted", text(left.axes), text(right.axes)),
-         right.axes.size() > 1 && right.axes[right.axes.size() - 2] == inner_left
-             ? "'@' contracts the last axes of both sides: transpose the right side with ' (or "
-               "drop its ')"
-         : left.axes.size() == 2 && left.axes[0] == inner_right
-             ? "'@' contracts the last axes of both sides: transpose the left side with '"
-             : "'@' contracts the last axes of both sides");
+    fail(
+        "E2205", "sizes differ in '@'", span,
+        fmt::format("last axes of {} and {} are contracted", text(left.axes), text(right.axes)),
+        right.axes.back().width && !has_width(left.axes)
+            ? "a finite matrix [m, k] acts on the axis before the width of [.., k, n]; another one "
+              "is moved there by transpose(x, ..)"
+        : right.axes.size() > 1 && right.axes[right.axes.size() - 2] == inner_left
+            ? "'@' contracts the last axes of both sides: transpose the right side with ' (or "
+              "drop its ')"
+        : left.axes.size() == 2 && left.axes[0] == inner_right
+            ? "'@' contracts the last axes of both sides: transpose the left side with '"
+            : "'@' contracts the last axes of both sides");
   Axes axes(right.axes.begin(), right.axes.end() - 1);
   axes.insert(axes.end(), left.axes.begin(), left.axes.end() - 1);
   if (std::count_if(axes.begin(), axes.end(), [](const Axis& k) { return k.width; }) > 1)
@@ -614,13 +660,16 @@ Lowerer::Selection Lowerer::selection(const ast::Expr& item, std::int64_t size) 
       fail("E2209", "the slice is empty", item.span, fmt::format("{}..{} has no entry", begin, end),
            down ? "ranges are half-open: a..b by -1 has the entries a to b + 1"
                 : "ranges are half-open: a..b has the entries a to b - 1");
-    Selection s{{}, false};
+    Selection s{{}, false, {}};
     for (std::int64_t i = begin; down ? i > end : i < end; i += step) s.positions.push_back(i);
+    s.shape = {static_cast<std::int64_t>(s.positions.size())};
     return s;
   }
   const Value v = evaluate(item);
   const bool single = v.as<Number>() || (v.as<Tensor>() && v.as<Tensor>()->axes.empty());
-  Selection s{integers(v, item.span, "an index"), single};
+  Dims shape;
+  std::vector<std::int64_t> positions = integers(v, item.span, "an index", &shape);
+  Selection s{std::move(positions), single, std::move(shape)};
   for (auto& i : s.positions) {
     if (i < 0) i += size;
     if (i < 0 || i >= size)
@@ -628,6 +677,12 @@ Lowerer::Selection Lowerer::selection(const ast::Expr& item, std::int64_t size) 
            entries);
   }
   return s;
+}
+
+/// x[.., None], unless the program has a value of this name.
+bool Lowerer::is_new_axis(const ast::Expr& item) {
+  const auto* name = std::get_if<ast::Name>(&item.node);
+  return name && name->name == "None" && !find_or_null("None");
 }
 
 Value Lowerer::evaluate_index(const ast::Index& index, Span span) {
@@ -674,10 +729,9 @@ Value Lowerer::index_value(Value base, const ast::Index& index, Span span) {
             items.push_back(
                 now.items[static_cast<std::size_t>((o * now.dims[axis] + p) * inner + q)]);
       now.items = std::move(items);
-      if (s.single)
-        now.dims.erase(now.dims.begin() + static_cast<std::ptrdiff_t>(axis));
-      else
-        now.dims[axis++] = static_cast<std::int64_t>(s.positions.size());
+      const auto at = now.dims.begin() + static_cast<std::ptrdiff_t>(axis);
+      now.dims.insert(now.dims.erase(at), s.shape.begin(), s.shape.end());
+      axis += s.shape.size();
     }
     if (now.dims.empty()) return {now.items[0]};
     return {now};
@@ -690,6 +744,12 @@ Value Lowerer::index_value(Value base, const ast::Index& index, Span span) {
   const Axes whole = t.axes;
   std::size_t axis = 0, finite_axis = 0;
   for (const auto& item : index.items) {
+    if (is_new_axis(*item)) {
+      t.axes.insert(t.axes.begin() + static_cast<std::ptrdiff_t>(axis++), {false, 1});
+      t.node = build(span).reshape(t.node, finite_dims(t.axes));
+      ++finite_axis;
+      continue;
+    }
     if (axis >= t.axes.size())
       fail("E2211", "too many indices", item->span,
            whole.empty() ? "the value is a scalar" : "the value has shape " + text(whole));
@@ -705,13 +765,12 @@ Value Lowerer::index_value(Value base, const ast::Index& index, Span span) {
     const Selection s = select(*item, t.axes[axis].size);
     ir::Builder& b = build(span);
     t.node = b.gather(t.node, static_cast<int>(finite_axis), s.positions);
-    if (s.single) {
-      t.axes.erase(t.axes.begin() + static_cast<std::ptrdiff_t>(axis));
-      t.node = b.reshape(t.node, finite_dims(t.axes));
-    } else {
-      t.axes[axis++].size = static_cast<std::int64_t>(s.positions.size());
-      ++finite_axis;
-    }
+    const Axes own = finite_axes(s.shape);
+    const auto at = t.axes.begin() + static_cast<std::ptrdiff_t>(axis);
+    t.axes.insert(t.axes.erase(at), own.begin(), own.end());
+    t.node = b.reshape(t.node, finite_dims(t.axes));
+    axis += own.size();
+    finite_axis += own.size();
     check_size(finite_dims(t.axes), item->span);
   }
   return {t};
@@ -829,10 +888,7 @@ void Lowerer::unknown_function(const std::string& name, Span span) {
   if (const Binding* binding = find_or_null(name))
     fail("E2107", fmt::format("'{}' is no function", name), span,
          "this is " + describe(binding->value), "a product is written with '*'");
-  static const std::set<std::string> later{"softmax", "solve", "align", "project", "predict_gd"};
-  if (name == "softmax")
-    fail("E2105", "'softmax' is not available in this version", span, "",
-         "over all entries it is exp(x) / sum(exp(x))");
+  static const std::set<std::string> later{"solve", "align", "project"};
   if (later.contains(name))
     fail("E2105", fmt::format("'{}' is not available in this version", name), span);
   static const std::set<std::string> statements{"csv", "npy", "npz", "idx", "normal"};
@@ -853,7 +909,6 @@ void Lowerer::unknown_function(const std::string& name, Span span) {
       {"dot", "products are written v @ x"},
       {"matmul", "products are written W @ x"},
       {"inner", "products are written v @ x"},
-      {"transpose", "the transpose is written W'"},
       {"pow", "powers are written x^a"},
       {"avg", "E(x) averages over the coordinates, mean(x) over finite axes"},
       {"average", "E(x) averages over the coordinates, mean(x) over finite axes"},
@@ -862,11 +917,11 @@ void Lowerer::unknown_function(const std::string& name, Span span) {
       {"std", "write sqrt(E(x^2) - E(x)^2)"},
       {"cov", "gram(x, y) has the entries E(x y)"},
       {"ln", "the natural logarithm is log(x)"},
-      {"logistic", "it is called sigmoid"},
       {"swish", "it is called silu"},
       {"heaviside", "it is called step"},
       {"mse_loss", "mse(output, target) is half the mean squared error"},
-      {"cross_entropy", "write it with exp, log and one_hot"},
+      {"nll_loss", "cross_entropy(logits, labels) takes the logits themselves"},
+      {"smooth_l1_loss", "huber(f, y) with delta = 1 is the same"},
       {"tr", "it is called trace"},
       {"eig", "eigvals(K) takes symmetric matrices"},
       {"eigh", "eigvals(K) takes symmetric matrices"},
@@ -877,7 +932,11 @@ void Lowerer::unknown_function(const std::string& name, Span span) {
       {"maximum", "it is called max(x, y)"},
       {"minimum", "it is called min(x, y)"},
       {"range", "ranges are written a..b or a..b by c"},
-      {"reshape", "there is no reshape: index, stack or use einsum"},
+      {"view", "it is called reshape"},
+      {"unsqueeze", "a new axis is written x[.., None]"},
+      {"expand_dims", "a new axis is written x[.., None]"},
+      {"squeeze", "index the axis: x[0], x[.., 0]"},
+      {"cat", "it is called concat"},
       {"randn", "write: random x : [n] ~ normal(0, 1)"},
       {"if", "write where(condition, a, b)"}};
   if (const auto it = elsewhere.find(name); it != elsewhere.end())

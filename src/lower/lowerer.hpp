@@ -291,9 +291,11 @@ class Lowerer {
   struct Selection {
     std::vector<std::int64_t> positions;
     bool single;
+    Dims shape;  ///< what stands in the place of the axis
   };
   Selection selection(const ast::Expr& item, std::int64_t size);
   std::int64_t step_of(const ast::Range& range);  ///< E2332
+  bool is_new_axis(const ast::Expr& item);
   Value index_value(Value base, const ast::Index& index, Span span);
 
   // ---- conversions (each fails with a message that says what was expected)
@@ -303,7 +305,9 @@ class Lowerer {
   Number number(const Value& v, Span span, const char* what);
   double plain_number(const Value& v, Span span, const char* what);
   std::int64_t integer(const Value& v, Span span, const char* what);
-  std::vector<std::int64_t> integers(const Value& v, Span span, const char* what);
+  /// `shape`: receives that of the list, which may then have any number of axes.
+  std::vector<std::int64_t> integers(const Value& v, Span span, const char* what,
+                                     Dims* shape = nullptr);
   Tensor list_tensor(const List& list, Span span, const std::vector<Span>& items = {});
   [[nodiscard]] bool computed(const Value& v) const;  ///< not known before the run
 
@@ -327,13 +331,18 @@ class Lowerer {
     std::size_t least, most;  ///< how many arguments
     std::vector<const char*> options;
     Value (Lowerer::*lower)(Arguments&);
+    bool replaceable =
+        false;  ///< what the language can write: a definition of the program goes first
   };
   static const std::unordered_map<std::string, Builtin>& builtins();
+  [[nodiscard]] static bool reserved(const std::string& name);  ///< no value or model may have it
   static const std::unordered_map<std::string, ir::Fn>& unary_functions();
   std::vector<Value> positional_values(const ast::Call& call, const std::string& name);
   Arguments arguments(const ast::Call& call, const std::string& name, Span span,
                       const Builtin& builtin);
   std::optional<std::size_t> axis_argument(Arguments& a, const Tensor& x);
+  std::size_t axis_or_last(Arguments& a, const Tensor& x);
+  Tensor keeping(Arguments& a, const Tensor& x, std::optional<std::size_t> axis, Tensor reduced);
   void separate_operands(Arguments& a);
   Value coordinatewise(Arguments& a, ir::Fn fn);
   Value builtin_unary(const ast::Call& call, const std::string& name, Span span, ir::Fn fn);
@@ -349,6 +358,21 @@ class Lowerer {
   Value builtin_floor(Arguments& a);
   Value builtin_mse(Arguments& a);
   Value builtin_size(Arguments& a);
+  Value builtin_logsumexp(Arguments& a);
+  Value builtin_softmax(Arguments& a);
+  Value builtin_log_softmax(Arguments& a);
+  Value builtin_cross_entropy(Arguments& a);
+  Value builtin_logistic(Arguments& a);
+  Value builtin_hinge(Arguments& a);
+  Value builtin_huber(Arguments& a);
+  Value builtin_accuracy(Arguments& a);
+  Value builtin_argmax(Arguments& a);
+  Value builtin_reshape(Arguments& a);
+  Value builtin_transpose(Arguments& a);
+  Value builtin_zeros_like(Arguments& a);
+  Value builtin_ones_like(Arguments& a);
+  Value builtin_eye(Arguments& a);
+  Value builtin_cumsum(Arguments& a);
   Value builtin_zeros(Arguments& a);
   Value builtin_ones(Arguments& a);
   Value filled(Arguments& a, double value);
@@ -383,8 +407,21 @@ class Lowerer {
   Value builtin_predict_gd_covariance(Arguments& a);
   Value builtin_largest_rate(Arguments& a);
   Tensor square_matrix(Arguments& a);
-  Tensor reduce(const Tensor& x, std::optional<std::size_t> axis, bool maximum);
-  Tensor reduce_axis(const Tensor& x, std::size_t axis, bool maximum);
+  /// ReduceSum, ReduceMax or LogSumExp along an axis; of the first two, along all finite axes.
+  enum class Reduction { kSum, kMax, kLogSumExp };
+  Tensor reduce(const Tensor& x, std::optional<std::size_t> axis, Reduction how);
+  Tensor reduce_axis(const Tensor& x, std::size_t axis, Reduction how);
+  [[nodiscard]] static std::int32_t finite_position(const Axes& axes, std::size_t axis);
+  NodeId along(const Tensor& reduced, const Tensor& x, std::size_t axis);
+  Tensor log_softmax(const Tensor& x, std::size_t axis);
+  Tensor largest(const Tensor& x, std::size_t axis);
+  Tensor targets(Arguments& a, const Tensor& logits);
+  Value mean_over_samples(Arguments& a, const Tensor& f, NodeId terms, double factor = 1,
+                          bool classes = false);
+  Tensor margin(Arguments& a);
+  Tensor filled_like(Arguments& a, double value);
+  NodeId matrix_of(std::int64_t size, bool below);
+  Tensor contract_axis(NodeId matrix, const Tensor& x, std::size_t axis);
 
   ir::Builder& build(Span span) {
     builder_.set_origin(library_call_.value_or(span), context_);

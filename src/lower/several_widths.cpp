@@ -166,6 +166,11 @@ Value Lowerer::block_product(const Value& a, const Value& x, Span span, Span a_s
       out = arithmetic(ast::BinaryOp::kAdd, out, terms[k], span);
     return out;
   };
+  const bool vector = left ? left->widths.size() == 1 : a.as<Tensor>() && is_wide(a);
+  if (vector && right && right->widths.size() == 2)  // x' W = (W' x)'
+    return block_product(block_transpose(*right, x_span), a, span, x_span, a_span);
+  if (vector && x.as<Matrix>())
+    fail("E2205", "sizes differ in '@'", span, fmt::format("{} and {}", describe(a), describe(x)));
   if (right && right->widths.size() == 2)
     fail("E2313", "'@' takes a vector on its right", x_span, describe(x),
          "apply matrices one after the other: W @ (V @ x); '@' groups to the right");
@@ -248,6 +253,7 @@ std::optional<Value> Lowerer::block_call(const ast::Call& call, const std::strin
   if (!parts) return one(values);
   if (name == "outer" && values.size() == 2 && is_wide(values[0]) && is_wide(values[1]))
     return block_outer(values[0], values[1], span, one);
+  if (name == "transpose" && values.size() == 1) return transpose(values[0], span);
   Value out = *part_by_part(values, span, one);
   const Blocks& blocks = *out.as<Blocks>();
   if (is_wide(blocks.parts[0])) return out;

@@ -168,7 +168,7 @@ void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
                          [&](const Width& w) { return w.name == name.name; }))
     fail("E2116", fmt::format("'{}' is the width and has no value", name.name), name.span, "",
          "choose another name; finite networks get their width on the command line");
-  if (own && (functions_.contains(name.name) || of_the_language(name.name)))
+  if (own && (functions_.contains(name.name) || reserved(name.name)))
     fail("E2117", fmt::format("'{}' is a function already", name.name), name.span, "",
          "choose another name");
   Scope& scope = locals_ ? *locals_ : globals_;
@@ -728,8 +728,7 @@ void Lowerer::on(const ast::Function& s, Span span) {
 }
 
 void Lowerer::check_new_function(const ast::Identifier& name) const {
-  if (functions_.contains(name.name) || of_the_language(name.name) ||
-      globals_.contains(name.name) ||
+  if (functions_.contains(name.name) || reserved(name.name) || globals_.contains(name.name) ||
       std::any_of(widths_.begin(), widths_.end(),
                   [&](const Width& w) { return w.name == name.name; }))
     fail("E2117", fmt::format("'{}' is defined already", name.name), name.span, "",

@@ -124,7 +124,20 @@ Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
   };
   out.first = with_one(x);
   out.second = with_one(y);
-  const std::vector<Value> results = call_with(*model, {Value{sample}}, span);
+  const std::vector<Value> results = [&] {
+    try {
+      return call_with(*model, {Value{sample}}, span);
+    } catch (Rejection& r) {
+      if (!r.silent && x.axes.size() == 1)
+        r.diagnostic.notes.push_back(
+            {fmt::format(
+                 "the first axis of this is that of samples: {0} of them, without features; "
+                 "one sample of {0} features is [[..]]",
+                 out.rows),
+             call.args[1]->span});
+      throw;
+    }
+  }();
   const Tensor first = finite(results[0], span, "the first value of the model");
   if (ir::size_of(finite_dims(first.axes)) != 1)
     fail("E2131", fmt::format("'{}' needs one output for each sample", what), span,

@@ -179,6 +179,7 @@ Field MomentEngine::field_step(NodeId id, const Node& node) {
                  [&](const Constant&) { return unknown(); },
                  [&](const Average&) { return unknown(); },
                  [&](const ReduceMax&) { return unknown(); },
+                 [&](const LogSumExp&) { return unknown(); },
                  [&](const Stop&) { return unknown(); },
                  [&](const Parameter&) { return unknown(); },
                  [&](const Change&) { return unknown(); },

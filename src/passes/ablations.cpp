@@ -248,6 +248,7 @@ class Linearisation : Rewriting {
             [&](const Change&) { return of(0); },
             [&](const ReduceSum&) { return other(); },
             [&](const ReduceMax&) { return other(); },
+            [&](const LogSumExp&) { return other(); },
             [&](const ScatterAdd&) { return other(); },
             [&](const Cholesky&) { return other(); },
             [&](const Eigvals&) { return other(); },

@@ -169,6 +169,9 @@ class Batch {
   NodeId make(ReduceMax op, const Node&, const std::vector<NodeId>& in) {
     return ++op.axis, b_.add(op, in);
   }
+  NodeId make(LogSumExp op, const Node&, const std::vector<NodeId>& in) {
+    return ++op.axis, b_.add(op, in);
+  }
   NodeId make(Gather op, const Node&, const std::vector<NodeId>& in) {
     return ++op.axis, b_.add(op, in);
   }
@@ -299,6 +302,9 @@ class RowAxis {
     return reduced(op.axis, node);
   }
   [[nodiscard]] int follow(const ReduceMax& op, const Node& node) const {
+    return reduced(op.axis, node);
+  }
+  [[nodiscard]] int follow(const LogSumExp& op, const Node& node) const {
     return reduced(op.axis, node);
   }
   [[nodiscard]] int follow(const Gather& op, const Node& node) const {

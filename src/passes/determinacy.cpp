@@ -270,6 +270,7 @@ class Determinacy {
                      }
                    },
                    [&](const ReduceMax& max) { reached(ReduceSum{max.axis}); },
+                   [&](const LogSumExp& op) { reached(ReduceSum{op.axis}); },
                    [&](const Average&) { same(); },
                    [&](const Scale&) { same(); },
                    [&](const Stop&) { same(); },
@@ -350,6 +351,7 @@ class Determinacy {
                                  [](const Constant&) { return false; },
                                  [](const StandardNormal&) { return false; },
                                  [](const Average&) { return false; },
+                                 [](const LogSumExp&) { return false; },
                                  [](const ScatterAdd&) { return false; },
                                  [](const Parameter&) { return false; },
                                  [](const Change&) { return false; },

@@ -70,6 +70,7 @@ std::vector<std::uint8_t> degrees(const Program& program, const std::vector<Node
             [](const StandardNormal&) -> std::uint8_t { return 2; },
             [](const GaussianMatrix&) -> std::uint8_t { return 2; },
             [](const ReduceMax&) -> std::uint8_t { return 2; },
+            [](const LogSumExp&) -> std::uint8_t { return 2; },
             [](const Cholesky&) -> std::uint8_t { return 2; },
             [](const Eigvals&) -> std::uint8_t { return 2; },
             [](const TrainingOperator&) -> std::uint8_t { return 2; },

@@ -11,6 +11,7 @@
 #include "tplimit/math/normals.hpp"
 #include "tplimit/passes/faults.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
+#include "tplimit/passes/gradient.hpp"
 #include "tplimit/passes/powers.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
@@ -920,6 +921,45 @@ class Grading {
   Series visit(const Parameter& op, const Node& node) { return each_order(op, node); }
   Series visit(const Change& op, const Node& node) { return each_order(op, node); }
   Series visit(const ReduceMax& op, const Node& node) { return leading_only(op, node); }
+  /// y(x0 + d) = y(x0) + p d + O(d^2), p the softmax of x0; x0 = 0 where the argument vanishes.
+  Series visit(const LogSumExp& op, const Node& node) {
+    const Series& x = operand(node, 0);
+    if (!x.terms.empty() && x.terms[0].order > 0) {
+      reject("E3103", "the argument of 'logsumexp' explodes",
+             fmt::format("it grows like {}", power_of_width(x.terms[0].order, in_.width_name)),
+             "scale the initial variance, the multiplier or the learning rate by a power of the "
+             "width");
+      return {};
+    }
+    const bool leads = !x.terms.empty() && x.terms[0].order == 0;
+    const Type& type = in_[node.in[0]].type;
+    const NodeId x0 = leads ? x.terms[0].out : b_.zeros(type.width, type.dims),
+                 y0 = b_.add(op, {x0});
+    Term value{0, y0, {}, {}};
+    if (leads) {
+      value.scalar = even(x.terms[0].scalar);
+      value.vector = even(x.terms[0].vector);
+      value.holds = x.terms[0].holds;
+    }
+    const std::size_t first = leads ? 1 : 0;
+    std::vector<Term> terms{value};
+    const NodeId p =
+        x.terms.size() > first ? shares_of_exponentials(b_, x0, y0, op.axis) : NodeId{};
+    for (std::size_t k = first; k < x.terms.size(); ++k) {
+      const Term& d = x.terms[k];
+      terms.push_back({d.order, b_.sum(b_.times(p, d.out), op.axis),
+                       product(value.scalar, d.scalar), product(value.vector, d.vector),
+                       d.holds | value.holds, d.linear & ~value.holds});
+    }
+    Series out;
+    // What is dropped may cancel a term of its size: no symmetry is left.
+    if (const auto size = parts_.size(x.dropped); size && *size >= 0)
+      drop(out, parts_.without_parity(x.dropped), x.culprit);
+    inherit(out, x, parts_.one(value.part()));
+    const Sum small = parts_.plus(kept(x, first), x.dropped);
+    drop(out, parts_.times(parts_.one(value.part()), parts_.times(small, small)), current_);
+    return gather(std::move(terms), node.type, std::move(out));
+  }
   Series visit(const Cholesky& op, const Node& node) { return leading_only(op, node); }
   Series visit(const Eigvals& op, const Node& node) { return leading_only(op, node); }
   Series visit(const TrainingOperator& op, const Node& node) { return leading_only(op, node); }

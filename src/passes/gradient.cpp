@@ -170,6 +170,11 @@ class Reverse {
               accumulate(node.in[0], b_.times(shares_of_maximum(b_, node.in[0], id, r.axis),
                                               spread(b_, dy, r.axis, dims)));
             },
+            [&](const LogSumExp& r) {
+              const Dims dims = b_.type(node.in[0]).dims;
+              accumulate(node.in[0], b_.times(shares_of_exponentials(b_, node.in[0], id, r.axis),
+                                              spread(b_, dy, r.axis, dims)));
+            },
             [&](const Gather& gather) {
               const std::int64_t size =
                   b_.type(node.in[0]).dims[static_cast<std::size_t>(gather.axis)];
@@ -342,6 +347,10 @@ class Reverse {
 
 }  // namespace
 
+NodeId shares_of_exponentials(Builder& b, NodeId x, NodeId y, int axis) {
+  return b.map(Fn::kExp, {b.minus(x, spread(b, y, axis, Dims(b.type(x).dims)))});
+}
+
 Result<NodeId> tangent(Builder& b, const Node& node, const std::vector<NodeId>& in, NodeId y,
                        const std::vector<NodeId>& moves) {
   NodeId sum;
@@ -356,58 +365,63 @@ Result<NodeId> tangent(Builder& b, const Node& node, const std::vector<NodeId>& 
   const auto impossible = [&] {
     TPLIMIT_CHECK(false, "a tensor computed from others, got {}", op_name(node.op));
   };
-  std::visit(overloaded{
-                 [&](const Map& m) {
-                   for (std::size_t k = 0; k < in.size(); ++k)
-                     if (moves[k].valid()) add(times_partial(b, m, in, y, k, moves[k]));
-                 },
-                 [&](const Contract& c) {
-                   if (moves[0].valid()) add(b.add(c, {moves[0], in[1]}));
-                   if (moves[1].valid()) add(b.add(c, {in[0], moves[1]}));
-                 },
-                 [&](const MatMul& m) {
-                   if (moves[0].valid()) add(b.matmul(moves[0], in[1], m.transposed));
-                   if (moves[1].valid()) add(b.matmul(in[0], moves[1], m.transposed));
-                 },
-                 [&](const ReduceMax& r) {
-                   if (moves[0].valid())
-                     add(b.sum(b.times(shares_of_maximum(b, in[0], y, r.axis), moves[0]), r.axis));
-                 },
-                 [&](const Concat& c) {
-                   std::vector<NodeId> parts;
-                   for (std::size_t k = 0; k < in.size(); ++k) {
-                     const Type type = b.type(in[k]);
-                     parts.push_back(moves[k].valid() ? moves[k] : b.zeros(type.width, type.dims));
-                   }
-                   add(b.add(c, std::move(parts)));
-                 },
-                 [&](const Parameter&) { add(moves[0]); },
-                 [&](const Change&) { add(moves[0]); },
-                 [&](const Stop&) {},
-                 [&](const Scale& op) { linear(op); },
-                 [&](const Average& op) { linear(op); },
-                 [&](const ReduceSum& op) { linear(op); },
-                 [&](const Gather& op) { linear(op); },
-                 [&](const ScatterAdd& op) { linear(op); },
-                 [&](const Permute& op) { linear(op); },
-                 [&](const Reshape& op) { linear(op); },
-                 [&](const Expand& op) { linear(op); },
-                 [&](const Cholesky&) { refuse("a random output"); },
-                 [&](const Eigvals&) { refuse("eigvals"); },
-                 [&](const TrainingOperator&) { refuse("predict_gd"); },
-                 [&](const Samples&) { refuse("samples"); },
-                 [&](const Histogram&) { refuse("hist"); },
-                 [&](const Constant&) { impossible(); },
-                 [&](const StandardNormal&) { impossible(); },
-                 [&](const GaussianMatrix&) { impossible(); },
-                 [&](const ScaleMatrix&) { impossible(); },
-                 [&](const UpdateMatrix&) { impossible(); },
-                 [&](const AddVersion&) { impossible(); },
-                 [&](const OuterSum&) { impossible(); },
-                 [&](const MatrixEntries&) { impossible(); },
-                 [&](const AddEntries&) { impossible(); },
-             },
-             node.op);
+  std::visit(
+      overloaded{
+          [&](const Map& m) {
+            for (std::size_t k = 0; k < in.size(); ++k)
+              if (moves[k].valid()) add(times_partial(b, m, in, y, k, moves[k]));
+          },
+          [&](const Contract& c) {
+            if (moves[0].valid()) add(b.add(c, {moves[0], in[1]}));
+            if (moves[1].valid()) add(b.add(c, {in[0], moves[1]}));
+          },
+          [&](const MatMul& m) {
+            if (moves[0].valid()) add(b.matmul(moves[0], in[1], m.transposed));
+            if (moves[1].valid()) add(b.matmul(in[0], moves[1], m.transposed));
+          },
+          [&](const ReduceMax& r) {
+            if (moves[0].valid())
+              add(b.sum(b.times(shares_of_maximum(b, in[0], y, r.axis), moves[0]), r.axis));
+          },
+          [&](const LogSumExp& r) {
+            if (moves[0].valid())
+              add(b.sum(b.times(shares_of_exponentials(b, in[0], y, r.axis), moves[0]), r.axis));
+          },
+          [&](const Concat& c) {
+            std::vector<NodeId> parts;
+            for (std::size_t k = 0; k < in.size(); ++k) {
+              const Type type = b.type(in[k]);
+              parts.push_back(moves[k].valid() ? moves[k] : b.zeros(type.width, type.dims));
+            }
+            add(b.add(c, std::move(parts)));
+          },
+          [&](const Parameter&) { add(moves[0]); },
+          [&](const Change&) { add(moves[0]); },
+          [&](const Stop&) {},
+          [&](const Scale& op) { linear(op); },
+          [&](const Average& op) { linear(op); },
+          [&](const ReduceSum& op) { linear(op); },
+          [&](const Gather& op) { linear(op); },
+          [&](const ScatterAdd& op) { linear(op); },
+          [&](const Permute& op) { linear(op); },
+          [&](const Reshape& op) { linear(op); },
+          [&](const Expand& op) { linear(op); },
+          [&](const Cholesky&) { refuse("a random output"); },
+          [&](const Eigvals&) { refuse("eigvals"); },
+          [&](const TrainingOperator&) { refuse("predict_gd"); },
+          [&](const Samples&) { refuse("samples"); },
+          [&](const Histogram&) { refuse("hist"); },
+          [&](const Constant&) { impossible(); },
+          [&](const StandardNormal&) { impossible(); },
+          [&](const GaussianMatrix&) { impossible(); },
+          [&](const ScaleMatrix&) { impossible(); },
+          [&](const UpdateMatrix&) { impossible(); },
+          [&](const AddVersion&) { impossible(); },
+          [&](const OuterSum&) { impossible(); },
+          [&](const MatrixEntries&) { impossible(); },
+          [&](const AddEntries&) { impossible(); },
+      },
+      node.op);
   if (error) return *error;
   return sum;
 }

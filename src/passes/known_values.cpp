@@ -226,11 +226,14 @@ class KnownValues {
   Entries visit(const Average&, const Node& node) const { return of(node.in[0]); }
   Entries visit(const ReduceSum& op, const Node& node) const { return sum(op, node); }
   Entries visit(const ScatterAdd& op, const Node& node) const { return sum(op, node); }
-  Entries visit(const ReduceMax& op, const Node& node) const {
+  Entries visit(const ReduceMax& op, const Node& node) const { return along_axis(op, node); }
+  Entries visit(const LogSumExp& op, const Node& node) const { return along_axis(op, node); }
+  template <class T>
+  Entries along_axis(const T& op, const Node& node) const {
     Entries out = sum(ReduceSum{op.axis}, node);
-    const std::vector<double> largest = evaluated(op, node, {&entries_[node.in[0].value].value});
-    for (std::size_t i = 0; i < largest.size(); ++i)
-      if (!std::isnan(out.value[i])) out.value[i] = largest[i];
+    const std::vector<double> values = evaluated(op, node, {&entries_[node.in[0].value].value});
+    for (std::size_t i = 0; i < values.size(); ++i)
+      if (!std::isnan(out.value[i])) out.value[i] = values[i];
     return out;
   }
   Entries visit(const Gather& op, const Node& node) const { return linear(op, node); }

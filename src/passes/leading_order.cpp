@@ -234,6 +234,7 @@ class Analysis {
                    // Sums, copies and other orders of what they have.
                    [&](const ReduceSum&) { any_operand(); },
                    [&](const ReduceMax&) { any_operand(); },
+                   [&](const LogSumExp&) { any_operand(); },
                    [&](const Gather&) { any_operand(); },
                    [&](const ScatterAdd&) { any_operand(); },
                    [&](const Permute&) { any_operand(); },
@@ -672,6 +673,11 @@ class Analysis {
                        if (order(id).size() && order(id).lead != lead)
                          to.zero = to.zero_moves = true;  // these columns are 0 beside the others
                    },
+                   [&](const LogSumExp&) {  // of zeros: log k
+                     to.zero = to.other = any(&Atoms::zero) || any(&Atoms::other);
+                     to.zero_moves = to.other_moves =
+                         any(&Atoms::zero_moves) || any(&Atoms::other_moves);
+                   },
                    // Sums, copies and other orders.
                    [&](const Scale&) { copy_all(); },
                    [&](const ReduceSum&) { copy_all(); },
@@ -849,6 +855,31 @@ class Analysis {
     if (!node.type.width && to.dropped) follow({operand(node, 0).out}, {});
     no_parity(to);
     to.positive = false;
+    return to;
+  }
+  /// Smooth, and moved by no more than its argument: what is left out stays of its size.
+  Order visit(const LogSumExp& op, const Node& node) {
+    const Order& x = operand(node, 0);
+    if (x.lead && *x.lead > 0) {
+      reject("E3103", "the argument of 'logsumexp' explodes",
+             fmt::format("it grows like {}", power(*x.lead)),
+             "scale the initial variance, the multiplier or the learning rate by a power of the "
+             "width",
+             growth_of(node.in[0]), "it exceeds size 1 here");
+      return {};
+    }
+    Order to{.lead = Exponent(0)};
+    inherit(to, x, Exponent(0));
+    to.spike = x.spike;
+    if (x.lead && *x.lead == 0) {
+      to.odd = x.odd;
+      to.mixed = x.mixed;
+      no_parity(to);
+      to.out = builder_.add(op, {x.out});
+    } else {
+      drop(to, x.lead, current_);
+      to.out = builder_.add(op, {zero_like(in_[node.in[0]].type)});
+    }
     return to;
   }
   Order visit(const Gather& op, const Node& node) { return same_size(op, node); }

@@ -102,6 +102,7 @@ ProbabilitySpaces probability_spaces(const Program& program) {
                    [&](const Average&) { joined(); },
                    [&](const ReduceSum&) { joined(); },
                    [&](const ReduceMax&) { joined(); },
+                   [&](const LogSumExp&) { joined(); },
                    [&](const Gather&) { joined(); },
                    [&](const ScatterAdd&) { joined(); },
                    [&](const Permute&) { joined(); },

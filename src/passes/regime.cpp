@@ -315,6 +315,10 @@ class Counting {
               return out;
             },
             [&](const ReduceMax&) { return parts_.without_parity(of(node, 0)); },
+            // log(1 + e^x) of as many: the same sizes and symmetries.
+            [&](const LogSumExp&) {
+              return parts_.map({Fn::kSoftplus, 0}, of(node, 0));
+            },
             [&](const Eigvals&) { return parts_.without_parity(of(node, 0)); },
             [&](const TrainingOperator&) {
               return parts_.general({of(node, 0), of(node, 1)});

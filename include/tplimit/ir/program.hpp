@@ -175,6 +175,13 @@ struct ReduceMax {
   [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
   friend bool operator==(const ReduceMax&, const ReduceMax&) = default;
 };
+/// log sum exp along a finite axis.
+struct LogSumExp {
+  std::int32_t axis;
+  [[nodiscard]] auto fields() const { return std::tie(axis); }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
+  friend bool operator==(const LogSumExp&, const LogSumExp&) = default;
+};
 struct Gather {
   std::int32_t axis;
   Shared<std::int64_t> indices;
@@ -348,8 +355,8 @@ struct UnknownOperation {
 
 using Op =
     std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum, ReduceMax,
-                 Gather, ScatterAdd, Permute, Reshape, Expand, Concat, Stop, Parameter, Change,
-                 MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix, AddVersion, OuterSum,
+                 LogSumExp, Gather, ScatterAdd, Permute, Reshape, Expand, Concat, Stop, Parameter,
+                 Change, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix, AddVersion, OuterSum,
                  MatrixEntries, AddEntries, Cholesky, Eigvals, TrainingOperator, Samples, Histogram
 #ifdef TPLIMIT_UNKNOWN_OPERATION
                  ,

@@ -41,4 +41,7 @@ Result<ir::NodeId> tangent(ir::Builder& builder, const ir::Node& node,
                            const std::vector<ir::NodeId>& in, ir::NodeId y,
                            const std::vector<ir::NodeId>& moves);
 
+/// exp(x - y), the derivative of y = LogSumExp of x along the axis: at most 1, whatever x is.
+ir::NodeId shares_of_exponentials(ir::Builder& builder, ir::NodeId x, ir::NodeId y, int axis);
+
 }  // namespace tplimit

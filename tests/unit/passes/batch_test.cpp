@@ -81,6 +81,7 @@ TEST(Batched, GivesWhatEachInputGives) {
       b.sum(outer, 0),
       b.sum(outer, 1),
       b.add(ReduceMax{1}, {b.map(Fn::kSin, {outer})}),
+      b.add(LogSumExp{1}, {b.map(Fn::kSin, {outer})}),
       b.gather(outer, 1, {2, 0}),
       b.add(ScatterAdd{0, 4, indices({3, 0, 3})}, {outer}),
       b.permute(b.reshape(outer, {3, 3, 1}), {2, 1, 0}),

@@ -75,6 +75,8 @@ TEST(Gradient, AgreesWithDifferences) {
   losses.push_back(whole(b.contract(outer, weights, 0, 1, false)));
   losses.push_back(whole(b.contract(p, weights, 0, 0, false)));
   losses.push_back(whole(b.add(ReduceMax{1}, {outer})));
+  losses.push_back(whole(b.add(LogSumExp{0}, {outer})));
+  losses.push_back(whole(b.add(LogSumExp{1}, {outer})));
   losses.push_back(whole(b.sum(outer, 1)));
   losses.push_back(whole(b.gather(outer, 0, {2, 2, 0})));
   losses.push_back(whole(b.add(ScatterAdd{1, 4, indices({3, 0, 3})}, {outer})));
@@ -118,6 +120,25 @@ TEST(Gradient, ConventionsAtKinksTiesAndStops) {
       EXPECT_EQ(s.value(d, at), none);
     }
   }
+}
+
+/// d/dp of the softmax: diag(s) - s s', and it stays finite where exp(p) does not.
+TEST(Gradient, OfLogSumExpIsTheSoftmaxAndMayBeTakenAgain) {
+  Finite s;
+  Builder& b = s.b;
+  const NodeId first = s.gradient_of(b.add(LogSumExp{0}, {s.p}));
+  const std::vector<double> at{0.8, -0.6, 1.3};
+  double sum = 0;
+  for (const double x : at) sum += std::exp(x);
+  for (std::size_t i = 0; i < 3; ++i) {
+    const double own = std::exp(at[i]) / sum;
+    EXPECT_NEAR(s.value(first, at)[i], own, 1e-15);
+    const NodeId second =
+        s.gradient_of(b.reshape(b.gather(first, 0, {static_cast<std::int64_t>(i)}), {}));
+    for (std::size_t j = 0; j < 3; ++j)
+      EXPECT_NEAR(s.value(second, at)[j], (i == j ? own : 0) - own * std::exp(at[j]) / sum, 1e-15);
+  }
+  EXPECT_EQ(s.value(first, {900, 900, -900}), (std::vector<double>{0.5, 0.5, 0}));
 }
 
 TEST(Gradient, MayBeTakenAgain) {
@@ -233,6 +254,7 @@ TEST(Tangent, IsTheGradientInADirection) {
       {Contract{0, 0, false}, {p, q}},
       {ReduceSum{0}, {p}},
       {ReduceMax{0}, {p}},
+      {LogSumExp{0}, {p}},
       {Scale{-2, 0}, {p}},
       {Expand{false, {2, 3}}, {p}},
       {Reshape{{1, 3}}, {p}},
