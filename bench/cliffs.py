@@ -32,6 +32,13 @@ CASES = [
     ("NNGP, NTK: residual net of relu, erf, tanh, 8 inputs", "residual_mixed", ["run"]),
     ("prediction: relu NTK, 500 and 500 inputs", "predict", ["run"]),
     ("gated units from rows of one array", "gated", ["run"]),
+    ("check: transformer, 12 layers, 16 positions, 50 steps", "transformer", ["check"]),
+    ("particles: residual net, 16 blocks, 5 steps", "residual", ["run", "--engine", "particles"]),
+    ("particles: the same, not residual", "deep_plain", ["run", "--engine", "particles"]),
+    ("particles: decoder, 2 blocks, 2 steps", "decoder", ["run", "--engine", "particles"]),
+    ("the same, engine chosen", "decoder", ["run"]),
+    ("GAN, batches of 3 and 2, 6 rounds, particles", "gan", ["run", "--engine", "particles"]),
+    ("the same, engine chosen", "gan", ["run"]),
     ("training, 10 steps", "lazy_training", ["run", "--particles", "4096"]),
     ("the same with --lazy", "lazy_training", ["run", "--particles", "4096", "--lazy"]),
 ]

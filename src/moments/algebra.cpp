@@ -17,6 +17,14 @@ void accumulate(double& a, double b) {
   a = std::abs(sum) <= kCancelled * std::max(std::abs(a), std::abs(b)) ? 0.0 : sum;
 }
 
+/// Counted unless it is refused, and cheap.
+std::optional<Sparse> charged_product(RunContext& context, const Sparse& a, const Sparse& b) {
+  constexpr double kProduct = 200;  // of two monomials, which is then sorted in
+  if (a.size() * b.size() <= kMostProducts)
+    context.charge(kProduct * static_cast<double>(a.size() * b.size()));
+  return product(a, b);
+}
+
 /// weights * y of constants.
 std::vector<double> combined_constants(const Matrix& weights, const Field& y) {
   std::vector<double> sum(static_cast<std::size_t>(weights.rows()), 0.0);
@@ -281,12 +289,12 @@ std::shared_ptr<const Polynomials> FieldAlgebra::polynomials(const Field& x) {
         const std::vector<double>& c = *functions_.polynomial(f.f);
         Sparse value;
         for (std::size_t j = c.size(); j-- > 0;) {
-          auto next = product(value, g);
+          auto next = charged_product(context_, value, g);
           if (!next) return nullptr;
           next->push_back({Monomial{}, c[j]});
           value = collected(std::move(*next));
         }
-        auto next = product(whole, value);
+        auto next = charged_product(context_, whole, value);
         if (!next) return nullptr;
         whole = std::move(*next);
       }
@@ -353,7 +361,7 @@ Field FieldAlgebra::times(const Field& x, const Field& y) {
     if (const auto q = polynomials(y)) {
       Polynomials columns;
       for (std::size_t i = 0; i < p->size(); ++i) {
-        auto own = product((*p)[i], (*q)[i]);
+        auto own = charged_product(context_, (*p)[i], (*q)[i]);
         if (!own) throw Unknown{"a polynomial of too high a degree or with too many terms", {}};
         columns.push_back(std::move(*own));
       }

@@ -126,7 +126,8 @@ Moment Expectations::polynomial_cross(const Field& x, const Field& y) {
       const Sparse &a = (*p)[at(i)], &b = (*q)[at(j)];
       if (a.size() * b.size() > 20 * kMostProducts)
         throw Unknown{"a polynomial with too many terms", {}};
-      context_.charge(4.0 * static_cast<double>(a.size() * b.size()));
+      constexpr double kExpectation = 40;  // of a product of two monomials
+      context_.charge(kExpectation * static_cast<double>(a.size() * b.size()));
       bool fits = true;
       long double sum = 0;  // terms of high degree cancel
       for (const auto& [m, c] : a)

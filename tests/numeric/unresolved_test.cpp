@@ -97,6 +97,61 @@ TEST(Unresolved, WhatLinearAlgebraProvesIsExact) {
   EXPECT_NEAR(limit.reports[1].value[0], 2, 1e-12);
 }
 
+std::string residual(const std::string& branch, int steps) {
+  return fmt::format(R"(width n
+data X = [[0.5, -1], [1, 0.3]]
+param U : [n, 2] ~ normal(0, 1/2), lr = n
+param W : [8, n, n] ~ normal(0, 1/n)
+param v : [n] ~ normal(0, 1), lr = n
+fn phi(z) = {}
+model f(x) {{
+  z = U @ x
+  for l in 0..8 {{ z = z + phi(W[l] @ z) / sqrt(8) }}
+  return v @ z / n, z
+}}
+for t in 0..{} {{
+  out, z = f(X)
+  step sgd(mse(out, [1, -1]), lr = 0.2)
+}}
+out, z = f(X)
+report out, gram(z)
+)",
+                     branch, steps);
+}
+
+// One space for all layers.
+TEST(Unresolved, LinearResidualNetsAreExact) {
+  EvaluateOptions exact;
+  exact.engine = Engine::kExact;
+  const LimitResult known = limit_of(residual("z", 3), exact),
+                    found = limit_of(residual("z", 3), particles(1024, 2));
+  for (std::size_t k = 0; k < known.reports.size(); ++k)
+    for (std::size_t j = 0; j < known.reports[k].value.size(); ++j) {
+      EXPECT_NEAR(found.reports[k].value[j], known.reports[k].value[j], 1e-11);
+      EXPECT_LT(found.reports[k].error[j], 1e-10);
+    }
+}
+
+// .. and errors are what values are off by where it proves nothing.
+TEST(Unresolved, ResidualNetsAreOffByTheirErrors) {
+  EvaluateOptions quadrature;
+  quadrature.engine = Engine::kMoments;
+  const LimitResult known = limit_of(residual("erf(z)", 0), quadrature);
+  double squares = 0, count = 0;
+  for (std::uint64_t seed = 0; seed < 8; ++seed) {
+    const LimitResult found = limit_of(residual("erf(z)", 0), particles(1024, 8, seed));
+    for (std::size_t j = 0; j < known.reports[1].value.size(); ++j) {
+      const double error = found.reports[1].error[j],
+                   off = (found.reports[1].value[j] - known.reports[1].value[j]) / error;
+      EXPECT_LT(error, 0.01 * std::abs(known.reports[1].value[0]));
+      EXPECT_LT(std::abs(off), 8) << "seed " << seed;
+      squares += off * off;
+      ++count;
+    }
+  }
+  EXPECT_LT(squares / count, 4);
+}
+
 TEST(Unresolved, RoundingIsAnError) {
   const LimitResult limit =
       limit_of(kOne + "report E(sign(x)^2), E(where(x > 0, x^2, x * x))\n", particles(512));

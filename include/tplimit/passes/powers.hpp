@@ -99,7 +99,15 @@ class PartSums {
   std::vector<std::vector<Part>> sums_;
   std::map<std::vector<std::tuple<std::uint64_t, Parity, Parity, std::int64_t, std::int64_t>>, Id>
       ids_;
-  std::map<std::tuple<int, Id, Id>, Id> binary_;
+  struct Operands {
+    std::size_t operator()(const std::tuple<int, Id, Id>& key) const {
+      const auto& [operation, a, b] = key;
+      return ((std::uint64_t{a} << 32 | b) + static_cast<std::uint64_t>(operation)) *
+                 0x9e3779b97f4a7c15ULL >>
+             16;
+    }
+  };
+  std::unordered_map<std::tuple<int, Id, Id>, Id, Operands> binary_;
   std::map<std::tuple<int, double, Id>, Id> maps_;
   std::map<std::tuple<Id, std::int64_t, std::int64_t>, Id> shifts_;
 };

@@ -62,6 +62,23 @@ for t in 0..3 {
 out, z = f(X)
 report last = out, some = samples(z, 2), bars = hist(z, low = -1, high = 1, bins = 4)
 )"},
+                                     {"residual", R"(width n
+data X = [[1, 0.5], [-0.3, 1]]
+param U : [n, 2] ~ normal(0, 1 / 2), lr = n
+param W : [6, n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0, 1), lr = n
+model f(x) {
+  z = U @ x
+  for l in 0..6 { z = z + tanh(W[l] @ z) / 2 }
+  return v @ z / n
+}
+for t in 0..2 {
+  out = f(X)
+  report out
+  step sgd(mse(out, [1, -1]), lr = 0.3)
+}
+report last = f(X)
+)"},
                                      {"tied", R"(width n
 random x : [3, n] ~ normal(0, [[1, 0.5, 0], [0.5, 1, 0.2], [0, 0.2, 1]])
 param W : [n, n] ~ normal(0, 1 / n)
