@@ -41,6 +41,8 @@ tplimit_output_test(std 0 "std rmsnorm attention")
 tplimit_output_test(std_layout 0 "fmt --check ../../../lib/std.tp")
 tplimit_output_test(compare_given 0 "compare kernel_regime.tp --widths 64,256,1024 --seeds 32 --given out=1")
 tplimit_output_test(compare_draws 5 "compare kernel_regime.tp --widths 64,256,1024 --seeds 8 --draws 16")
+tplimit_output_test(compare_random_scalar 0 "compare random_scalar.tp --widths 64,256,1024 --seeds 64")
+tplimit_output_test(kernels_of_random_scalars 0 "run kernel_of_bias.tp")
 add_test(NAME compare_limit COMMAND ${CMAKE_COMMAND} -DTPLIMIT=$<TARGET_FILE:tplimit_cli> -DFOLDER=${CMAKE_CURRENT_SOURCE_DIR}/golden/cli
   -DSCRATCH=${CMAKE_CURRENT_BINARY_DIR}/compare_limit -P ${CMAKE_CURRENT_SOURCE_DIR}/golden/compare_limit.cmake)
 set_tests_properties(compare_limit PROPERTIES LABELS golden TIMEOUT 120)

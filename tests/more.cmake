@@ -19,6 +19,8 @@ tplimit_test(long_training_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/long_training_test.cpp)
 tplimit_test(graded_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/graded_test.cpp)
+tplimit_test(scores_test LABEL numeric LINK tplimit::driver tplimit::report
+  SOURCES numeric/scores_test.cpp)
 tplimit_test(kernel_regime_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/kernel_regime_test.cpp)
 tplimit_test(widths_test LABEL numeric LINK tplimit::driver

@@ -239,15 +239,23 @@ int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics&
   return code;
 }
 
+/// What --draws draws anew beside random outputs.
+enum class Scalars {
+  kFixed,  ///< networks of every width and seed share those of --seed
+  kDrawn,
+};
+
 /// One evaluation, or one for each draw of what is random in the limit.
 Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Options& options,
                                                 Checkpoint* checkpoint, ProgressBar& bar,
-                                                double share, int draws) {
+                                                double share, int draws, Scalars scalars) {
   std::vector<LimitResult> out;
   EvaluateOptions evaluation = options.evaluate;
   evaluation.checkpoint = checkpoint;
   for (int draw = 0; draw < draws; ++draw) {
-    const Loaded own = draw == 0 ? first : load(options, static_cast<std::uint64_t>(draw));
+    const Loaded own = draw == 0 || scalars == Scalars::kFixed
+                           ? first
+                           : load(options, static_cast<std::uint64_t>(draw));
     if (!own.module) return own.module.errors();
     evaluation.draw = static_cast<std::uint64_t>(draw);
     evaluation.progress = bar.stage(
@@ -283,6 +291,10 @@ std::variant<LimitResult, std::string> read_limit(const std::string& file, const
     return std::string("it is a mean over draws of random scalars; networks have those of --seed");
   limit->warnings = module.warnings;
   if (!limit->random_outputs) return read;
+  if (module.program.has_random_scalars)
+    return std::string(
+        "run --draws averages over random scalars as well, compare over random outputs only: leave "
+        "--limit out");
   if (limit->draws == 1)
     return fmt::format("it is conditional on one draw of the random outputs: run --draws {} --out",
                        options.draws);
@@ -303,7 +315,8 @@ int run(const Options& options) {
   if (!checkpoint) return reject(checkpoint.errors(), first.source);
   Result<std::vector<LimitResult>> results = [&] {
     ProgressBar bar(show_progress(options));
-    return evaluate_draws(first, options, address(*checkpoint), bar, 1.0, options.draws);
+    return evaluate_draws(first, options, address(*checkpoint), bar, 1.0, options.draws,
+                          Scalars::kDrawn);
   }();
   if (!results)
     return conclude(*checkpoint, reject(results.errors(), first.source), results.errors());
@@ -368,13 +381,13 @@ int compare(const Options& options) {
     ProgressBar bar(show_progress(options));
     Result<LimitResult> result = [&]() -> Result<LimitResult> {
       if (known) return std::move(*known);
-      Result<std::vector<LimitResult>> one =
-          evaluate_draws(loaded, options, address(*checkpoint), bar, limit_cost / total, 1);
+      Result<std::vector<LimitResult>> one = evaluate_draws(
+          loaded, options, address(*checkpoint), bar, limit_cost / total, 1, Scalars::kFixed);
       if (!one) return one.errors();
       if (!(*one)[0].random_outputs) return std::move((*one)[0]);
       // Networks have outputs of their own: their mean is set beside the mean over draws.
-      Result<std::vector<LimitResult>> all =
-          evaluate_draws(loaded, options, address(*checkpoint), bar, 0, options.draws);
+      Result<std::vector<LimitResult>> all = evaluate_draws(loaded, options, address(*checkpoint),
+                                                            bar, 0, options.draws, Scalars::kFixed);
       if (!all) return all.errors();
       return mean_over_draws(average_draws(std::move(*all)));
     }();

@@ -62,27 +62,35 @@ Result<Module> conditioned(Module module, const GradedOptions::Given& given) {
   const auto parts =
       b.type(f).width ? std::nullopt : readouts_of(b, f, readout_candidates(program));
   if (!parts) return refused(fmt::format("'{}' is not linear in an initial vector", given.name));
-  const auto rows = [&](NodeId slope) {
-    return b.reshape(slope, {size, size_of(b.type(slope).dims) / size});
-  };
-  NodeId covariance;
-  for (const auto& [source, slope] : parts->slopes) {
-    const NodeId own = b.scale(1, 1, b.contract(rows(slope), rows(slope), 0, 1, true));
-    covariance = covariance.valid() ? b.plus(covariance, own) : own;
+  NodeId total;
+  for (const SourceSlope& slope : parts->slopes) {
+    const NodeId own = b.scale(1, 1, covariance(b, slope, slope));
+    total = total.valid() ? b.plus(total, own) : own;
   }
   std::vector<double> unit(static_cast<std::size_t>(size * size), 0.0);
   for (std::int64_t k = 0; k < size; ++k) unit[static_cast<std::size_t>(k * size + k)] = 1;
   const NodeId inverse =
       b.add(TrainingOperator{1, std::numeric_limits<double>::infinity(), 0, false},
-            {covariance, b.constant(std::move(unit), {size, size})});
+            {total, b.constant(std::move(unit), {size, size})});
   const NodeId missing =
       b.reshape(b.minus(b.constant(std::move(values), program[f].type.dims), f), {size});
   const NodeId weights = b.reshape(b.contract(inverse, missing, 0, 1, false), {1, size});
   std::map<NodeId, NodeId> moved;
-  for (const auto& [source, slope] : parts->slopes)
-    moved[source] =
-        b.plus(source, b.reshape(b.contract(b.permute(rows(slope), {1, 0}), weights, 0, 1, false),
-                                 b.type(source).dims));
+  for (const SourceSlope& slope : parts->slopes) {
+    NodeId& to = moved[slope.source] = slope.source;
+    for (const SourceSlope::Term& t : slope.terms) {
+      const NodeId rows = b.permute(t.d, {1, 0});
+      const auto weighted = [&] { return b.contract(rows, weights, 0, 1, false); };  // [m, 1]
+      if (!t.x.valid())
+        to = b.plus(to, b.reshape(weighted(), b.type(slope.source).dims));
+      else if (!t.own)  // entries of W have the covariance d x' / n with f
+        to = b.add(UpdateMatrix{},
+                   {to, b.constant(1), b.reshape(weighted(), b.type(t.x).dims), t.x});
+      else
+        to = b.add(UpdateMatrix{},
+                   {to, b.constant(1), b.times(b.reshape(weights, {size, 1}), t.d), t.x});
+    }
+  }
   const auto follow = [&](NodeId& id) { id = substituted(b, id, moved); };
   for (Report& report : program.reports)
     for (auto& entry : report.entries) follow(entry.value);

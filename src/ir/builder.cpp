@@ -385,8 +385,12 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
     if (count == 1) return reshape(in[0], out.dims);
     return expand(constant(std::log(static_cast<double>(count)), out.dims), out.width, out.dims);
   }
-  if (std::holds_alternative<MatMul>(op))
-    return is_zero(in[1]) ? std::optional(in[1]) : std::nullopt;
+  if (std::holds_alternative<MatMul>(op)) {
+    if (is_zero(in[1])) return in[1];
+    for (NodeId w = in[0]; std::holds_alternative<ScaleMatrix>(node(w).op); w = node(w).in[0])
+      if (is_zero(node(w).in[1])) return zeros(true, type(in[1]).dims);
+    return std::nullopt;
+  }
   if (std::holds_alternative<ScaleMatrix>(op))
     return is_constant(*this, in[1], 1) ? std::optional(in[0]) : std::nullopt;
   if (std::holds_alternative<AddVersion>(op))

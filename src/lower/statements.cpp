@@ -6,6 +6,7 @@
 #include "lower/lowerer.hpp"
 #include "tplimit/data/table.hpp"
 #include "tplimit/math/normals.hpp"
+#include "tplimit/passes/batch.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
 #include "tplimit/syntax/parser.hpp"
@@ -31,6 +32,25 @@ Lowerer::Lowerer(const Source& source, const LowerOptions& options,
       builder_(program_),
       opaque_names_(std::move(differentiated)) {}
 
+namespace {
+
+/// Declared values without a width axis, as they were drawn from the seed.
+std::vector<NodeId> random_scalars(const ir::Program& program) {
+  std::vector<NodeId> out;
+  for (const ir::Variable& variable : program.variables) {
+    const auto first =
+        std::find_if(program.names.begin(), program.names.end(), [&](const ir::NamedValue& named) {
+          return named.kind == ir::NamedValue::Kind::kVersion && named.name == variable.name;
+        });
+    if (first == program.names.end() || variable.variance_factor == 0) continue;
+    const ir::Type& type = program[first->value].type;
+    if (!type.width && !type.matrix) out.push_back(first->value);
+  }
+  return out;
+}
+
+}  // namespace
+
 Result<Lowered> Lowerer::run(const ast::Program& program) {
   for (const auto& stmt : program.statements) {
     statement(stmt);
@@ -55,6 +75,10 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
     errors_.push_back(Diagnostic::error("E2601", "the program reports nothing")
                           .with_help("add a line such as: report E(x)"));
   if (!errors_.empty()) return errors_;
+  const std::vector<NodeId> outputs = ir::outputs_of(program_), drawn = random_scalars(program_);
+  program_.has_random_scalars = std::any_of(outputs.begin(), outputs.end(), [&](NodeId output) {
+    return depends_on(builder_, output, drawn);
+  });
   return Lowered{std::move(program_), std::move(warnings_), std::move(kernels_)};
 }
 
@@ -573,14 +597,12 @@ Value Lowerer::initial_value(const ast::Param& s, const std::string& name, const
   NodeId deviated;
   if (const auto* v = variance.as<Number>()) {
     deviated = b.scale(1, v->power / 2, b.times(b.constant(std::sqrt(v->value)), z));
-    if (widths == 0 && v->value != 0) program_.has_random_scalars = true;
   } else {
     const Tensor sigma = finite(variance, variance_span, "a variance");
     const auto* values = builder_.constant_values(sigma.node);
     if (!values)
       fail("E2127", "a variance must be known before the run", variance_span,
            "this is computed by the run", "draw with variance 1 and multiply");
-    if (widths == 0) program_.has_random_scalars = true;
     const auto k = dims.empty() ? 0 : dims.back();
     if (sigma.axes.size() == 2 && !dims.empty() && finite_dims(sigma.axes) == Dims{k, k} &&
         finite_dims(sigma.axes) != dims) {

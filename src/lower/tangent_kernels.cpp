@@ -286,7 +286,8 @@ Value Lowerer::builtin_nngp(const ast::Call& call, Span span) {
     sum = sum.valid() ? b.plus(sum, kernel) : kernel;
     rest = part->at_zero;
   };
-  const std::vector<NodeId> gaussians = readout_candidates(b.program());
+  std::vector<NodeId> gaussians = readout_candidates(b.program());
+  std::erase_if(gaussians, [&](NodeId source) { return b.type(source).matrix; });
   for (const NodeId source : gaussians) take(source, std::nullopt);
   for (const auto& [name, variable] : variables_)
     if (const Tensor* t = globals_.at(name).value.as<Tensor>();

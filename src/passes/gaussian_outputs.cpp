@@ -83,10 +83,16 @@ std::vector<std::uint8_t> degrees(const Program& program, const std::vector<Node
 
 }  // namespace
 
+namespace {
+bool is_source(const Op& op) {
+  return std::holds_alternative<StandardNormal>(op) || std::holds_alternative<GaussianMatrix>(op);
+}
+}  // namespace
+
 std::vector<NodeId> readout_candidates(const Program& program) {
   std::vector<std::pair<std::uint32_t, NodeId>> found;  // the first value that is not affine in it
   for (std::uint32_t k = 0; k < program.size(); ++k) {
-    if (!std::holds_alternative<StandardNormal>(program[{k}].op)) continue;
+    if (!is_source(program[{k}].op)) continue;
     const auto degree =
         degrees(program, {NodeId{k}}, {static_cast<std::uint32_t>(program.size() - 1)});
     found.emplace_back(
@@ -95,7 +101,9 @@ std::vector<NodeId> readout_candidates(const Program& program) {
   }
   std::sort(found.begin(), found.end(), std::greater<>());
   std::vector<NodeId> out;
-  for (const auto& [first, id] : found) out.push_back(id);
+  for (const bool matrices : {false, true})
+    for (const auto& [first, id] : found)
+      if (program[id].type.matrix == matrices) out.push_back(id);
   return out;
 }
 
@@ -103,13 +111,30 @@ bool linear_in(const Builder& b, NodeId f, const std::vector<NodeId>& sources) {
   return degrees(b.program(), sources, f).back() == 1;
 }
 
+namespace {
+NodeId zero_of(Builder& b, NodeId source) {
+  const Type type = b.type(source);
+  return type.matrix ? b.add(ScaleMatrix{}, {source, b.constant(0)})
+                     : b.zeros(type.width, type.dims);
+}
+}  // namespace
+
 std::optional<LinearPart> linear_part(Builder& b, NodeId f, NodeId source) {
   if (!linear_in(b, f, {source})) return std::nullopt;
   Result<std::vector<Derivative>> d = gradient(b, f, {source});
-  if (!d || !(*d)[0].tensor.valid() || depends_on(b, (*d)[0].tensor, {source})) return std::nullopt;
-  const Type type = b.type(source);
-  return LinearPart{std::move((*d)[0]),
-                    substituted(b, f, {{source, b.zeros(type.width, type.dims)}})};
+  if (!d) return std::nullopt;
+  const Derivative& slope = (*d)[0];
+  const auto constant = [&](NodeId id) { return id.valid() && !depends_on(b, id, {source}); };
+  const bool matrix = b.type(source).matrix;
+  if (matrix ? slope.outer.empty() || !std::all_of(slope.outer.begin(), slope.outer.end(),
+                                                   [&](const OuterTerm& t) {
+                                                     return constant(t.coefficient) &&
+                                                            constant(t.d) && constant(t.x);
+                                                   })
+             : !constant(slope.tensor))
+    return std::nullopt;
+  const NodeId zero = zero_of(b, source);
+  return LinearPart{std::move((*d)[0]), substituted(b, f, {{source, zero}})};
 }
 
 std::optional<ReadoutParts> readouts_of(Builder& b, NodeId f,
@@ -120,25 +145,60 @@ std::optional<ReadoutParts> readouts_of(Builder& b, NodeId f,
   const auto weight = b.add(Parameter{0}, {b.constant(1, dims)});
   NodeId scalar = b.sum(b.reshape(b.times(weight, f), {size}), 0);
   ReadoutParts out{{}, f};
-  std::vector<NodeId> sources, slopes;
+  std::vector<LinearPart> parts;
   for (const NodeId source : candidates) {
-    const auto part = linear_part(b, scalar, source);
+    auto part = linear_part(b, scalar, source);
     if (!part) continue;
-    sources.push_back(source);
-    slopes.push_back(part->slope.tensor);
     scalar = part->at_zero;
-    const Type type = b.type(source);
-    out.rest = substituted(b, out.rest, {{source, b.zeros(true, type.dims)}});
+    out.rest = substituted(b, out.rest, {{source, zero_of(b, source)}});
+    out.slopes.push_back({source, size, {}});
+    parts.push_back(std::move(*part));
   }
-  if (slopes.empty()) return std::nullopt;
+  if (parts.empty()) return std::nullopt;
   std::vector<double> unit(static_cast<std::size_t>(size * size), 0.0);
   for (std::int64_t k = 0; k < size; ++k) unit[static_cast<std::size_t>(k * size + k)] = 1;
   Dims rows = dims;
   rows.insert(rows.begin(), size);
-  const std::vector<NodeId> jacobians =
-      batched(b, slopes, size, {{weight, b.constant(std::move(unit), rows)}});
-  for (std::size_t k = 0; k < sources.size(); ++k)
-    out.slopes.emplace_back(sources[k], jacobians[k]);
+  const NodeId units = b.constant(std::move(unit), rows);
+  const auto row_by_row = [&](NodeId x) {
+    const std::int64_t each = size_of(b.type(x).dims);
+    return b.reshape(batched(b, {x}, size, {{weight, units}})[0], {size, each});
+  };
+  for (std::size_t k = 0; k < parts.size(); ++k) {
+    const Derivative& slope = parts[k].slope;
+    std::vector<SourceSlope::Term>& terms = out.slopes[k].terms;
+    if (slope.tensor.valid()) terms.push_back({row_by_row(slope.tensor)});
+    for (const OuterTerm& t : slope.outer) {
+      const bool own = depends_on(b, t.x, {weight});
+      terms.push_back({row_by_row(b.times(t.coefficient, t.d)),
+                       own ? row_by_row(t.x) : b.reshape(t.x, {size_of(b.type(t.x).dims)}), own});
+    }
+  }
+  return out;
+}
+
+NodeId covariance(Builder& b, const SourceSlope& a, const SourceSlope& c) {
+  NodeId out;
+  const auto add = [&](NodeId term) { out = out.valid() ? b.plus(out, term) : term; };
+  for (const SourceSlope::Term& s : a.terms)
+    for (const SourceSlope::Term& t : c.terms) {
+      if (!s.x.valid()) {
+        add(b.contract(s.d, t.d, 0, 1, true));
+        continue;
+      }
+      // sum over m, l of E(d_m d_l) E(x_m x_l)
+      const std::int64_t m = b.type(s.d).dims[1], l = b.type(t.d).dims[1];
+      const auto lined_up = [&](NodeId x, bool own, std::int64_t size) {
+        return b.reshape(x, {own ? size_of(b.type(x).dims) : size});
+      };
+      const NodeId d = b.reshape(
+                       b.contract(lined_up(s.d, true, m), lined_up(t.d, true, l), 0, 0, true),
+                       {a.size, m, c.size, l}),
+                   x = b.reshape(
+                       b.contract(lined_up(s.x, s.own, m), lined_up(t.x, t.own, l), 0, 0, true),
+                       {s.own ? a.size : 1, m, t.own ? c.size : 1, l});
+      add(b.sum(b.sum(b.times(d, x), 3), 1));
+    }
   return out;
 }
 
@@ -153,11 +213,9 @@ struct GaussianOutput {
 std::optional<GaussianOutput> split(Builder& b, NodeId f, const std::vector<NodeId>& candidates) {
   const auto parts = readouts_of(b, f, candidates);
   if (!parts) return std::nullopt;
-  const std::int64_t size = size_of(b.type(f).dims);
   GaussianOutput out{{}, parts->rest};
-  for (const auto& [source, slope] : parts->slopes) {
-    const NodeId row = b.reshape(slope, {size, size_of(b.type(slope).dims) / size});
-    const NodeId own = b.scale(1, 1, b.contract(row, row, 0, 1, true));  // a sum over n coordinates
+  for (const SourceSlope& slope : parts->slopes) {
+    const NodeId own = b.scale(1, 1, covariance(b, slope, slope));  // a sum over n coordinates
     out.covariance = out.covariance.valid() ? b.plus(out.covariance, own) : own;
   }
   return out;

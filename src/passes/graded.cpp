@@ -61,7 +61,7 @@ class Grading {
     series_.resize(in_.size());
     find_given();
     for (const NodeId source : readout_candidates(in_))
-      readout_sources_.push_back(std::get<StandardNormal>(in_[source].op).source);
+      readout_sources_.push_back(source_at(in_[source].op));
     // What is given comes before all else that is random.
     for (const bool first : {true, false})
       for (std::uint32_t k = 0; k < in_.size() && !error_; ++k) {
@@ -345,6 +345,13 @@ class Grading {
     return gather(std::move(terms), type, std::move(rest));
   }
 
+  struct Readout {
+    std::vector<SourceSlope> blocks;  ///< of all random numbers so far; of a vector one
+    NodeId covariance;                ///< [count, count]
+    std::int64_t count = 0;
+    std::int64_t given = 0;  ///< of them, the first ones
+  };
+
   // ---- means over coordinates
   /// Means of terms, each for itself: what is odd under a sign flip has mean 0 and leaves a random
   /// number of relative size n^(-1/2).
@@ -361,9 +368,7 @@ class Grading {
         means.push_back({t.order, t.out, t.scalar, {}});
         drop(rest, parts_.one({fluctuation, 0, whole, {}}), current_);
       } else if (const NodeId drawn =
-                     (t.linear & t.vector.odd) && !(top && fluctuation < *top - options_.depth)
-                         ? random_number(t.out)
-                         : NodeId{};
+                     top && fluctuation < *top - options_.depth ? NodeId{} : random_number(t);
                  drawn.valid()) {
         means.push_back({fluctuation, drawn, whole, {}});
         // Its covariance E J J' fluctuates as well.
@@ -376,27 +381,36 @@ class Grading {
     return gather(std::move(means), type, std::move(rest));
   }
 
-  /// sqrt(n) E(J r), r a readout that J does not depend on: N(0, E J J'), jointly with all others
-  /// of the same readout.
-  NodeId random_number(NodeId mean) {
+  static SourceId source_at(const Op& op) {
+    const auto* matrix = std::get_if<GaussianMatrix>(&op);
+    return matrix ? matrix->source : std::get<StandardNormal>(op).source;
+  }
+  /// sqrt(n) times a mean that is linear in one source: of a readout r, E(J r), or of a matrix W,
+  /// E(u W x), where J, or u and x, do not depend on it.  Given all else it is Gaussian, N(0, E J
+  /// J') or N(0, E u u' E x x'), jointly with all others of the same source.
+  NodeId random_number(const Term& t) {
+    const NodeId mean = t.out;
+    std::vector<NodeId> candidates;
+    for (const SourceId source : readout_sources_) {
+      const auto it = normals_.find(source);
+      if (it == normals_.end()) continue;
+      const bool odd = source.value < 64 && (t.vector.odd >> source.value & 1) != 0;
+      if (b_.type(it->second).matrix ? odd : (t.linear & t.vector.odd) != 0)
+        candidates.push_back(it->second);
+    }
+    if (candidates.empty()) return {};
     if (const auto it = drawn_.find(mean); it != drawn_.end()) return it->second;
     const Type type = b_.type(mean);
     NodeId out;
-    std::vector<NodeId> candidates;
-    for (const SourceId source : readout_sources_)
-      if (const auto it = normals_.find(source); it != normals_.end())
-        candidates.push_back(it->second);
     if (const auto parts = readouts_of(b_, b_.scale(1, 1, mean), candidates);
-        parts && b_.is_zero(parts->rest)) {
-      for (const auto& [source, slope] : parts->slopes) {
-        const std::int64_t size = size_of(type.dims),
-                           width = size_of(b_.type(slope).dims) / std::max<std::int64_t>(1, size);
-        const NodeId rows = b_.reshape(slope, {size, width});
+        parts && b_.is_zero(parts->rest) && independent(parts->slopes)) {
+      for (const SourceSlope& slope : parts->slopes) {
+        const NodeId source = slope.source;
+        const std::int64_t size = slope.size;
         Readout& readout = readouts_[source];
         const bool first = target_.valid() && behind_target_[current_.value] && !given_.valid() &&
                            readout.count == 0 && parts->slopes.size() == 1;
-        readout.rows = readout.rows.valid() ? b_.add(Concat{0}, {readout.rows, rows}) : rows;
-        readout.count += size;
+        append(readout, slope);
         if (first) {
           readout.given = size;
           out = given_number(type);
@@ -404,20 +418,18 @@ class Grading {
         }
         random_outputs_ = true;
         std::vector<double> normals(static_cast<std::size_t>(readout.count));
-        const std::string& name =
-            out_.sources[std::get<StandardNormal>(b_.node(source).op).source.value].name;
+        const std::string& name = out_.sources[source_at(b_.node(source).op).value].name;
         plain_normals(mix_key(mix_key(mix_key(kOutputWord, options_.seed), options_.draw),
                               hash_text(name.data(), name.size())),
                       0, normals);
         std::fill_n(normals.begin(), readout.given, 0.0);
-        const NodeId covariance = b_.contract(readout.rows, readout.rows, 0, 1, true);
-        const NodeId factor = b_.add(Cholesky{}, {covariance});
+        const NodeId factor = b_.add(Cholesky{}, {readout.covariance});
         NodeId values =
             b_.contract(factor, b_.constant(std::move(normals), {readout.count}), 0, 1, false);
         if (readout.given > 0) {
           std::vector<std::int64_t> known(static_cast<std::size_t>(readout.given));
           std::iota(known.begin(), known.end(), 0);
-          const NodeId across = b_.gather(covariance, 1, known),
+          const NodeId across = b_.gather(readout.covariance, 1, known),
                        among = b_.gather(across, 0, known);
           const NodeId regression =
               b_.add(TrainingOperator{1, std::numeric_limits<double>::infinity(), 0, false},
@@ -433,6 +445,69 @@ class Grading {
     }
     drawn_[mean] = out;
     return out;
+  }
+  /// Numbers of different sources are independent if these have an order in which slopes depend on
+  /// later ones only: given all but the first source, its numbers are Gaussian whatever the others.
+  /// Numbers r1 tanh(r2) and tanh(r1) r2 have none, and are correlated.
+  bool independent(const std::vector<SourceSlope>& slopes) {
+    std::map<NodeId, std::set<NodeId>> behind = behind_slopes_;
+    for (const SourceSlope& slope : slopes)
+      for (const SourceSlope::Term& t : slope.terms)
+        for (const NodeId x : {t.d, t.x})
+          if (x.valid()) collect_sources(x, behind[slope.source]);
+    for (const SourceSlope& slope : slopes) {
+      std::vector<NodeId> stack{slope.source};
+      std::set<NodeId> seen;
+      while (!stack.empty()) {
+        const auto it = behind.find(stack.back());
+        stack.pop_back();
+        if (it == behind.end()) continue;
+        for (const NodeId next : it->second) {
+          if (next == slope.source) return false;
+          if (seen.insert(next).second) stack.push_back(next);
+        }
+      }
+    }
+    behind_slopes_ = std::move(behind);
+    return true;
+  }
+  /// Those that the coordinates of x are computed from; what is finite is a number.
+  void collect_sources(NodeId x, std::set<NodeId>& to) const {
+    std::vector<NodeId> stack{x};
+    std::set<NodeId> seen;
+    while (!stack.empty()) {
+      const NodeId id = stack.back();
+      stack.pop_back();
+      const Node& node = b_.node(id);
+      if ((!node.type.width && !node.type.matrix) || !seen.insert(id).second) continue;
+      if (std::holds_alternative<StandardNormal>(node.op) ||
+          std::holds_alternative<GaussianMatrix>(node.op))
+        to.insert(id);
+      stack.insert(stack.end(), node.in.begin(), node.in.end());
+    }
+  }
+  void append(Readout& readout, const SourceSlope& slope) {
+    if (!slope.terms[0].x.valid()) {  // a vector: rows below each other
+      const NodeId rows = slope.terms[0].d;
+      if (readout.blocks.empty())
+        readout.blocks = {slope};
+      else
+        readout.blocks[0].terms[0].d = b_.add(Concat{0}, {readout.blocks[0].terms[0].d, rows});
+      readout.count += slope.size;
+      readout.blocks[0].size = readout.count;
+      readout.covariance = covariance(b_, readout.blocks[0], readout.blocks[0]);
+      return;
+    }
+    readout.covariance = readout.blocks.empty() ? covariance(b_, slope, slope) : [&] {
+      std::vector<NodeId> across;
+      for (const SourceSlope& other : readout.blocks)
+        across.push_back(covariance(b_, slope, other));
+      const NodeId below = b_.add(Concat{1}, across);
+      return b_.add(Concat{0}, {b_.add(Concat{1}, {readout.covariance, b_.permute(below, {1, 0})}),
+                                b_.add(Concat{1}, {below, covariance(b_, slope, slope)})});
+    }();
+    readout.blocks.push_back(slope);
+    readout.count += slope.size;
   }
 
   // ---- operations
@@ -1042,7 +1117,7 @@ class Grading {
                   overloaded{
                       [](const Parameter&) {},
                       [&](const GaussianMatrix& g) {
-                        m = {b_.add(g, {}), 0, g.source, {}};
+                        m = {normals_[g.source] = b_.add(g, {}), 0, g.source, {}};
                       },
                       [&](const ScaleMatrix&) { scale(m, operand(node, 1)); },
                       [&](const UpdateMatrix&) {
@@ -1178,7 +1253,8 @@ class Grading {
       Diagnostic d = faults::depends_on_dropped(
           what, span, power_of_width(*size, in_.width_name), iteration,
           "carried are terms down to n^(-1/2) of the largest, and random numbers that are linear "
-          "in a Gaussian readout; training in the kernel regime also follows ntk and predict_gd");
+          "in a Gaussian readout or matrix; training in the kernel regime also follows ntk and "
+          "predict_gd");
       const Node& culprit = in_[x.culprit];
       const auto* c = std::get_if<Contract>(&culprit.op);
       const bool fluctuation = std::holds_alternative<Average>(culprit.op) ||
@@ -1282,18 +1358,14 @@ class Grading {
   PartSums parts_;
   std::vector<Series> series_;
   std::map<NodeId, Matrix> matrices_;
-  struct Readout {
-    NodeId rows;  ///< J of all random numbers so far [count, ..]
-    std::int64_t count = 0;
-    std::int64_t given = 0;  ///< of them, the first ones
-  };
   NodeId target_, given_;  ///< the value that is given (in_); the number that stands for it
   std::vector<bool> behind_target_;
   std::optional<std::vector<double>> beside_;
   std::vector<SourceId>
       readout_sources_;  ///< in one order for the whole program, so that outputs have a joint law
   std::map<SourceId, NodeId> normals_;
-  std::map<NodeId, Readout> readouts_;  ///< by source
+  std::map<NodeId, Readout> readouts_;                ///< by source
+  std::map<NodeId, std::set<NodeId>> behind_slopes_;  ///< sources that the slopes of one depend on
   std::map<NodeId, NodeId> drawn_;
   bool random_outputs_ = false;
   std::vector<Decision> decisions_;

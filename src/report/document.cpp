@@ -220,18 +220,26 @@ Document titled(const ProgramInfo& program, std::string_view what, std::vector<s
 }
 
 /// "" where the limit is one number for each report.
-std::string condition(const ProgramInfo& program, bool random_outputs, std::uint64_t seed,
-                      int draws) {
-  if (!program.random_scalars && !random_outputs) return "";
-  const char* what = !random_outputs          ? "random scalars"
-                     : program.random_scalars ? "random scalars and outputs"
-                                              : "random outputs";
+std::string condition(bool random_scalars, bool random_outputs, std::uint64_t seed, int draws) {
+  if (!random_scalars && !random_outputs) return "";
+  const char* what = !random_outputs  ? "random scalars"
+                     : random_scalars ? "random scalars and outputs"
+                                      : "random outputs";
   if (draws > 1)
     return fmt::format(
         "mean over {} draws of the {} from --seed {}, its standard error in parentheses; spread: "
         "their standard deviation",
         draws, what, seed);
   return fmt::format("conditional on the {} drawn from --seed {}", what, seed);
+}
+
+/// Draws are of random outputs, which each network has of its own; random scalars are those of
+/// --seed.
+std::string condition_of_comparison(bool random_scalars, const LimitResult& limit) {
+  const std::uint64_t seed = limit.engine.seed;
+  if (limit.draws == 1) return condition(random_scalars, limit.random_outputs, seed, 1);
+  const std::string fixed = condition(random_scalars, false, seed, 1);
+  return (fixed.empty() ? "" : fixed + "\n") + condition(false, true, seed, limit.draws);
 }
 
 std::string memory_text(double bytes) {
@@ -397,8 +405,9 @@ Section section_of(const ReportResult& r, const std::optional<Convergence>& c,
 
 Document document_of(const LimitResult& limit, const ProgramInfo& program) {
   const EngineInfo& engine = limit.engine;
-  Document out = titled(program, "limit of infinite width, " + particles_text(engine), {},
-                        condition(program, limit.random_outputs, engine.seed, limit.draws));
+  Document out =
+      titled(program, "limit of infinite width, " + particles_text(engine), {},
+             condition(program.random_scalars, limit.random_outputs, engine.seed, limit.draws));
   add_reports(out, limit.reports);
   add_checks(out, limit, program.source);
   std::string end = resources(limit.time_s, limit.peak_memory_bytes, engine.largest_rank);
@@ -428,7 +437,7 @@ Document document_of(const SimulationResult& networks, const ProgramInfo& progra
                   networks.width, words::matrices(networks),
                   networks.engine.single_precision ? " in single precision" : "",
                   networks.engine.seed),
-      std::move(lines), condition(program, false, networks.engine.seed, 1));
+      std::move(lines), condition(program.random_scalars, false, networks.engine.seed, 1));
   add_reports(out, networks.reports);
   out.add({Paragraph{
       {resources(networks.time_s, networks.peak_memory_bytes, networks.engine.largest_rank)}}});
@@ -451,7 +460,7 @@ Document document_of(const Comparison& all, const ProgramInfo& program, ShownEnt
                                 plural(all.networks[0].seeds, "seed"), widths));
   Document out =
       titled(program, "limit of infinite width against finite networks", std::move(lines),
-             condition(program, all.limit.random_outputs, all.limit.engine.seed, all.limit.draws));
+             condition_of_comparison(program.random_scalars, all.limit));
   for (std::size_t k = 0; k < all.reports.size(); ++k)
     out.sections.push_back(section_of(all.limit.reports[k], all.reports[k], all, shown));
   if (std::any_of(all.limit.reports.begin(), all.limit.reports.end(), has_unresolved))

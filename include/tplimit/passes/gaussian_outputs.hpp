@@ -12,7 +12,8 @@ namespace tplimit {
 /// that holds almost everywhere proves nothing.
 bool linear_in(const ir::Builder& builder, ir::NodeId f, const std::vector<ir::NodeId>& sources);
 
-/// f = <slope, source> + at_zero, a finite scalar f that is linear in `source`.
+/// f = <slope, source> + at_zero, a finite scalar f that is linear in `source`, a vector or a
+/// matrix.
 struct LinearPart {
   Derivative slope;    ///< does not depend on the source
   ir::NodeId at_zero;  ///< f with the source replaced by zeros
@@ -21,18 +22,33 @@ struct LinearPart {
 /// not, though its derivative is 0 almost everywhere).  Appends nodes.
 std::optional<LinearPart> linear_part(ir::Builder& builder, ir::NodeId f, ir::NodeId source);
 
-/// A finite f [d..] that is linear in initial vectors r: f = rest + sum over r of <J_r, r>, a sum
-/// over coordinates.
+/// How N finite numbers f depend on one Gaussian source that they are linear in: on a vector r [k]
+/// by sum_m d_m . r_m, on a matrix W by sum over terms and m of d_m . W x_m, all sums over
+/// coordinates.
+struct SourceSlope {
+  struct Term {
+    ir::NodeId d;      ///< [N, m] with a width axis
+    ir::NodeId x{};    ///< of a matrix: [m], or [N, m], with a width axis
+    bool own = false;  ///< x is another one for each of the N
+  };
+  ir::NodeId source;  ///< StandardNormal or GaussianMatrix
+  std::int64_t size;  ///< N
+  std::vector<Term> terms;
+};
+/// [N, M]: 1/n times the covariance of the numbers that a and b stand for, entries of vectors of
+/// variance 1 and of matrices of variance 1/n.  Appends nodes.
+ir::NodeId covariance(ir::Builder& builder, const SourceSlope& a, const SourceSlope& b);
+
+/// A finite f [d..] that is linear in Gaussian sources: f = rest + what its slopes say.
 struct ReadoutParts {
-  std::vector<std::pair<ir::NodeId, ir::NodeId>>
-      slopes;       ///< StandardNormal node r, J_r [size of f, dims of r..] with a width axis
-  ir::NodeId rest;  ///< f at r = 0
+  std::vector<SourceSlope> slopes;  ///< of f flattened
+  ir::NodeId rest;                  ///< f where these sources are 0
 };
 /// Empty if f is linear in none of the candidates, which are tried in this order.  Appends nodes.
 std::optional<ReadoutParts> readouts_of(ir::Builder& builder, ir::NodeId f,
                                         const std::vector<ir::NodeId>& candidates);
-/// The initial vectors of the program, those first of which other than affine functions are taken
-/// last: readouts, wherever they are declared.
+/// The initial vectors of the program, then its Gaussian matrices; of each kind those first of
+/// which other than affine functions are taken last: readouts, wherever they are declared.
 std::vector<ir::NodeId> readout_candidates(const ir::Program& program);
 
 /// A program with some reports f [d..] replaced by what they tend to in law.

@@ -168,8 +168,9 @@ TEST(Readouts, SplitALinearOutputExactly) {
   const test::Network network(program, n);
   for (std::size_t i = 0; i < 2; ++i) {
     double sum = network[parts->rest][i];
-    for (const auto& [source, slope] : parts->slopes)
-      for (std::size_t a = 0; a < 5; ++a) sum += network[slope][i * 5 + a] * network[source][a];
+    for (const SourceSlope& slope : parts->slopes)
+      for (std::size_t a = 0; a < 5; ++a)
+        sum += network[slope.terms[0].d][i * 5 + a] * network[slope.source][a];
     EXPECT_NEAR(sum, network[f][i], 1e-14);
     EXPECT_NEAR(network[parts->rest][i], network[rest][i], 1e-14);
   }
