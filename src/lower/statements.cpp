@@ -828,7 +828,7 @@ void Lowerer::check_once(const std::vector<ast::NamedArgument>& options) const {
 // ---- control
 // ---------------------------------------------------------------------------------------
 
-void Lowerer::on(const ast::Assign& s, Span) {
+void Lowerer::on(const ast::Assign& s, Span whole) {
   std::vector<Value> values;
   for (const auto& e : s.values)
     for (Value& v : evaluate_many(*e)) values.push_back(std::move(v));
@@ -839,6 +839,12 @@ void Lowerer::on(const ast::Assign& s, Span) {
          s.values.front()->span.to(s.values.back()->span), "",
          values.size() > s.targets.size() ? "name every value that the model returns"
                                           : "write as many names as there are values");
+  // New versions of parameters, written out: one step.
+  if (!locals_ &&
+      std::any_of(s.targets.begin(), s.targets.end(), [&](const ast::Identifier& target) {
+        return !variables_named(target.name).empty();
+      }))
+    program_.steps.push_back({std::exchange(differentiated_, {}), whole, context_});
   for (std::size_t k = 0; k < values.size(); ++k) {
     const Span span = s.values[std::min(k, s.values.size() - 1)]->span;
     record_name(s.targets[k].name, values[k], span, ir::NamedValue::Kind::kValue);

@@ -409,6 +409,7 @@ class Counting {
   }
 
   // ---- what is reported
+  static constexpr std::uint32_t kNoStep = 0xffffffff;
   struct Step {  ///< the forward pass between two steps
     std::vector<NodeId> predictions, losses;
     std::vector<bool>
@@ -418,7 +419,11 @@ class Counting {
   void find_effects();
   [[nodiscard]] StepSize sizes(NodeId id) const;
   std::vector<Feature> features() const;
-  std::optional<Diagnostic> growth();
+  void find_growth();
+  [[nodiscard]] std::optional<Diagnostic> growth() const;
+  [[nodiscard]] bool is_output(std::uint32_t k) const;  ///< of a forward pass
+  /// What comes later has powers that mean nothing.
+  [[nodiscard]] bool counts(std::uint32_t step) const { return step <= last_step_; }
 
   const Program& in_;
   const Versions& versions_;
@@ -438,8 +443,9 @@ class Counting {
   std::vector<bool> feature_;
   std::vector<std::vector<NodeId>> outputs_;  ///< predictions by step
   std::vector<VariableEffect> effects_;
-  NodeId grown_by_updates_;  ///< what growth() has found, unless it is large at the start
-  static constexpr std::uint32_t kNoStep = 0xffffffff;
+  NodeId growing_;                     ///< the first that grows with n
+  std::uint32_t last_step_ = kNoStep;  ///< with which stability ends
+  NodeId grown_by_updates_;            ///< what growth() has found, unless it is large at the start
 };
 
 /// Values that predictions are computed from, step by step, ending at versions of variables.
@@ -485,7 +491,7 @@ void Counting::find_effects() {
   // Users of each node within forward passes, to follow n^-1 behind a product.
   std::vector<std::vector<NodeId>> users(in_.size());
   for (std::uint32_t k = 0; k < in_.size(); ++k)
-    if (step_of_[k] != kNoStep)
+    if (step_of_[k] != kNoStep && counts(step_of_[k]))
       for (const NodeId in : in_.nodes[k].in) users[in.value].push_back({k});
   const auto behind = [&](NodeId id) {  // through scales, selections and sums of entries
     Exponent power = 0;
@@ -589,7 +595,7 @@ std::vector<Feature> Counting::features() const {
   std::vector<std::vector<std::uint32_t>> contexts;
   const auto add = [&](const NamedValue& named, bool prediction) {
     const Node& node = in_[named.value];
-    if (node.type.matrix || (!prediction && !node.type.width) ||
+    if (node.type.matrix || (!prediction && !node.type.width) || !counts(named.step) ||
         (trained_ && step_of_[named.value.value] == kNoStep))
       return;
     const std::size_t occurrence =
@@ -652,34 +658,44 @@ std::vector<Feature> Counting::features() const {
   return out;
 }
 
+bool Counting::is_output(std::uint32_t k) const {
+  const auto& outputs = outputs_[step_of_[k]];
+  return std::find(outputs.begin(), outputs.end(), NodeId{k}) != outputs.end();
+}
+
 /// Where stability ends first: an argument of a function or matrix, or a prediction, that grows
 /// with n.
-std::optional<Diagnostic> Counting::growth() {
+void Counting::find_growth() {
   for (std::uint32_t k = 0; k < in_.size(); ++k) {
-    const NodeId id{k};
-    if (step_of_[k] == kNoStep) continue;
-    const std::uint32_t s = step_of_[k];
-    const bool output = std::find(outputs_[s].begin(), outputs_[s].end(), id) != outputs_[s].end();
-    if (!output && !feature_[k]) continue;
+    if (step_of_[k] == kNoStep || !(feature_[k] || is_output(k))) continue;
     const auto size = parts_.size(sums_[k]);
     if (!size || *size <= 0) continue;
-    const std::string when =
-        s == 0 ? " at the start" : fmt::format(" after {} step{}", s, s == 1 ? "" : "s");
+    growing_ = {k};
+    last_step_ = std::max(step_of_[k], 1u);
     const auto start = parts_.size_caused_by(sums_[k], 0, true);
-    if (!(start && *start > 0)) grown_by_updates_ = id;
-    return Diagnostic::warning(
-               "W5310", output ? "the output grows with the width" : "features grow with the width")
-        .at(in_[id].span)
-        .with_label(fmt::format("of size {}{}", power_of_width(*size, in_.width_name), when));
+    if (!(start && *start > 0)) grown_by_updates_ = growing_;
+    return;
   }
-  return std::nullopt;
+}
+
+std::optional<Diagnostic> Counting::growth() const {
+  if (!growing_.valid()) return std::nullopt;
+  const std::uint32_t k = growing_.value, s = step_of_[k];
+  const std::string when =
+      s == 0 ? " at the start" : fmt::format(" after {} step{}", s, s == 1 ? "" : "s");
+  return Diagnostic::warning("W5310", is_output(k) ? "the output grows with the width"
+                                                   : "features grow with the width")
+      .at(in_[growing_].span)
+      .with_label(fmt::format("of size {}{}",
+                              power_of_width(*parts_.size(sums_[k]), in_.width_name), when));
 }
 
 RegimeReport Counting::report() {
   find_forward_passes();
+  find_growth();
   find_effects();
   RegimeReport out;
-  out.steps = static_cast<int>(in_.steps.size());
+  out.steps = static_cast<int>(std::min<std::size_t>(in_.steps.size(), last_step_));
   out.features = features();
   out.effects = effects_;
   for (const Report& report : in_.reports) {
@@ -694,9 +710,8 @@ RegimeReport Counting::report() {
   if (!trained_) return out;
   std::optional<Exponent> output_change, feature_change;
   for (std::uint32_t k = 0; k < in_.size(); ++k) {
-    if (step_of_[k] == kNoStep) continue;
-    const bool output = std::find(outputs_[step_of_[k]].begin(), outputs_[step_of_[k]].end(),
-                                  NodeId{k}) != outputs_[step_of_[k]].end();
+    if (step_of_[k] == kNoStep || !counts(step_of_[k])) continue;
+    const bool output = is_output(k);
     if (!output && !feature_[k]) continue;
     for (const Part& p : parts_[sums_[k]])
       if (p.causes)

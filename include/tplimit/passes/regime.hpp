@@ -53,7 +53,7 @@ struct Fix {
 struct RegimeReport {
   Regime regime = Regime::kUntrained;
   bool maximal = false;  ///< every trained variable moves its layer by order 1
-  int steps = 0;         ///< steps counted
+  int steps = 0;         ///< steps counted: up to the first after which something grows with n
   std::vector<Feature> features;
   std::vector<VariableEffect> effects;
   std::vector<std::optional<Exponent>>
