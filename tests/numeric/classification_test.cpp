@@ -158,7 +158,7 @@ report trained = f(X), p = softmax(f(X)), accuracy(f(X), y)
   EXPECT_NEAR(report(limit, "loss").value[0], std::log(3.0), 1e-12);
   EXPECT_LT(report(limit, "loss").value[3], 1.0);
   EXPECT_EQ(report(limit, "accuracy(f(X), y)").value[0], 1);
-  const SimulationResult networks = networks_of(text, 1024, 16, Matrices::kStored);
+  const SimulationResult networks = networks_of(text, 1024, 16, Matrices::kDense);
   for (const char* name : {"loss", "trained", "p"})
     for (std::size_t k = 0; k < report(limit, name).value.size(); ++k)
       EXPECT_NEAR(report(networks, name).value[k], report(limit, name).value[k],

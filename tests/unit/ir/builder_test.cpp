@@ -142,6 +142,7 @@ std::vector<NodeId> different_nodes(const Sample& s, Builder& b) {
       b.add(OuterSum{}, {c, x, y}),
       b.add(OuterSum{}, {c, y, x}),
       b.map(Fn::kTanh, {b.add(OuterSum{}, {c, x, y})}),
+      b.add(MatrixEntries{}, {W}),
       b.add(AddEntries{}, {W, c, b.add(OuterSum{}, {c, x, y})}),
       b.add(Eigvals{}, {square}),
       b.add(Cholesky{}, {square}),

@@ -145,8 +145,10 @@ TEST(StandardLibrary, IsWhatItsFormulasSay) {
               "report r = [0, 1, 2], p = [[1, 0, 0], [1, 1, 0], [1, 1, 1]], "
               "q = (X[0..2] + X[1..3]) / 2\n");
   expect_same("h = tanh(U @ X)\nreport p = gram(attention(h, h, h, causal_mask(3)))\n",
-              "h = tanh(U @ X)\nw = causal_mask(3) * exp(gram(h, h))\n"
-              "report p = gram(h' @ (w / (ones(1, 3) @ w)))\n");
+              "h = tanh(U @ X)\nw = causal_mask(3) * softmax(gram(h, h))\n"
+              "report p = gram((w / sum(w, axis = -1, keepdims = true)) @ h)\n");
+  expect_same("h = stack(U @ X, U @ (2 * X))\nreport p = gram(attention(h, h, h, ones(3, 3)))[1]\n",
+              "h = U @ (2 * X)\nreport p = gram(attention(h, h, h, ones(3, 3)))\n");
 }
 
 TEST(StandardLibrary, ConvolvesWithStridePaddingAndAroundTheEdge) {

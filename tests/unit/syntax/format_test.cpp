@@ -45,6 +45,7 @@ TEST(Format, KeepsPowersRangesTransposesAndSignsTight) {
   EXPECT_EQ(formatted("a = - b - - c + (- d)"), "a = -b - -c + (-d)\n");
   EXPECT_EQ(formatted("a = 2*-x - +y"), "a = 2 * -x - +y\n");
   EXPECT_EQ(formatted("model f(x) { return - x }"), "model f(x) { return -x }\n");
+  EXPECT_EQ(formatted("model f(x)=- x"), "model f(x) = -x\n");
 }
 
 TEST(Format, PutsNoBlankInsideBrackets) {
