@@ -1,6 +1,9 @@
 #include <algorithm>
 #include <cmath>
+#include <functional>
+#include <map>
 #include <numeric>
+#include <optional>
 #include <utility>
 
 #include "lower/lowerer.hpp"
@@ -877,9 +880,59 @@ Value Lowerer::builtin_trace(Arguments& a) {
   return {reduce_axis(out, out.axes.size() - 1, Reduction::kSum)};
 }
 
+/// Outer products whose sum the matrix is, if the multiples of Gaussian matrices in it cancel, as
+/// in gradients and in differences of versions.
+std::optional<Matrix> Lowerer::as_outer_products(const Matrix& m) {
+  Matrix out;
+  std::map<std::uint32_t, NodeId> gaussian;  // what multiplies a source
+  bool known = true;
+  const std::function<void(NodeId, NodeId)> expand = [&](NodeId w, NodeId c) {
+    const ir::Node node = builder_.node(w);
+    const auto outer = [&](NodeId factor, NodeId d, NodeId x) {
+      out.terms.push_back({builder_.times(c, factor), {}, false, d, x});
+    };
+    if (std::holds_alternative<ir::GaussianMatrix>(node.op)) {
+      NodeId& sum = gaussian[w.value];
+      sum = sum.valid() ? builder_.plus(sum, c) : c;
+    } else if (std::holds_alternative<ir::Parameter>(node.op)) {
+      expand(node.in[0], c);
+    } else if (std::holds_alternative<ir::ScaleMatrix>(node.op)) {
+      expand(node.in[0], builder_.times(c, node.in[1]));
+    } else if (std::holds_alternative<ir::AddVersion>(node.op)) {
+      expand(node.in[0], c);
+      expand(node.in[2], builder_.times(c, node.in[1]));
+    } else if (std::holds_alternative<ir::UpdateMatrix>(node.op)) {
+      expand(node.in[0], c);
+      for (std::size_t k = 1; k + 2 < node.in.size(); k += 3)  // which divides by n
+        outer(builder_.scale(1, -1, node.in[k]), node.in[k + 1], node.in[k + 2]);
+    } else {
+      known = false;
+    }
+  };
+  for (const MatrixTerm& t : m.terms)
+    if (t.w.valid())
+      expand(t.w, t.coefficient);
+    else
+      out.terms.push_back(t);
+  for (const auto& [source, factor] : gaussian) known = known && builder_.is_zero(factor);
+  for (const MatrixTerm& t : m.terms) known = known && !t.transposed;
+  return known ? std::optional(out) : std::nullopt;
+}
+
+/// The root of the sum of squares of all entries, coordinates among them.
 Value Lowerer::builtin_norm(Arguments& a) {
-  const Tensor x = finite(a.positional[0], a.spans[0], "norm");
   build(a.span);
+  const auto root = [&](const Value& x) {
+    return Value{Tensor{builder_.map(Fn::kSqrt, {inner_product(x, x)}), {}}};
+  };
+  if (const auto* m = a.positional[0].as<Matrix>()) {
+    if (const auto outer = as_outer_products(*m)) return root({*outer});
+    fail("E2303", "the norm of a Gaussian matrix cannot be taken", a.spans[0],
+         "it has multiples of random entries",
+         "norm(W - W0) and norm(grad(loss, W)) can: they are sums of outer products");
+  }
+  if (const auto* t = a.positional[0].as<Tensor>(); t && has_width(t->axes)) return root({*t});
+  const Tensor x = finite(a.positional[0], a.spans[0], "norm");
   const Tensor square{builder_.map(Fn::kPower, {x.node}, 2), x.axes};
   return {
       Tensor{builder_.map(Fn::kSqrt, {reduce(square, std::nullopt, Reduction::kSum).node}), {}}};

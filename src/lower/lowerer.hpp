@@ -131,6 +131,10 @@ class Lowerer {
   void check_defined(const Tensor& t, Span span) const;
 
   // ---- declarations
+  NodeId standard_normal(const std::string& name, Span name_span, const Axes& axes, Span span);
+  Value of_other_law(const ast::Call& law, const std::string& name, Span name_span,
+                     const Axes& axes, Span span);
+  Value variance_of(const ast::Call& law);
   Value initial_value(const ast::Param& s, const std::string& name, const Axes& axes, Span span);
   Value declare(const ast::Param& s, const ast::Identifier& name, const Axes& axes,
                 const Value& rate, std::optional<Role> role, Span span);
@@ -385,6 +389,7 @@ class Lowerer {
   Value builtin_eigvals(Arguments& a);
   Value builtin_min_eig(Arguments& a);
   Value builtin_trace(Arguments& a);
+  std::optional<Matrix> as_outer_products(const Matrix& m);
   Value builtin_norm(Arguments& a);
   Value builtin_samples(Arguments& a);
   Value builtin_hist(Arguments& a);

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <numeric>
 #include <tuple>
+#include <unordered_map>
 
 #include "lower/lowerer.hpp"
 #include "tplimit/passes/batch.hpp"
@@ -226,7 +227,17 @@ const Lowerer::Optimiser& Lowerer::optimiser_named(const ast::Identifier& name) 
     if (o.name == name.name) return o;
     names.push_back(o.name);
   }
+  static const std::unordered_map<std::string, const char*> idioms{
+      {"momentum", "write: step sgd(loss, lr = .., momentum = 0.9)"},
+      {"sgdm", "write: step sgd(loss, lr = .., momentum = 0.9)"},
+      {"nesterov", "write: step sgd(loss, lr = .., momentum = 0.9, nesterov = true)"},
+      {"gd", "write: step sgd(loss, lr = ..): the loss says which samples it is of"},
+      {"signum", "write: step lion(loss, lr = .., betas = (0.9, 0.9)), or signsgd"},
+      {"adagrad",
+       "entrywise optimisers with averages: adam, rmsprop; a sum of all squares is not there"},
+  };
   std::string help = did_you_mean(name.name, names);
+  if (const auto idiom = idioms.find(name.name); idiom != idioms.end()) help = idiom->second;
   if (help.empty())
     help = fmt::format("write: step {}; there are {}", Optimiser::all()[0].form(),
                        fmt::join(names, ", "));

@@ -259,6 +259,13 @@ std::optional<Value> Lowerer::block_call(const ast::Call& call, const std::strin
   if (is_wide(blocks.parts[0])) return out;
   // Sums over coordinates became one number for each part.
   if (name == "samples") return blocks.parts[0];
+  if (name == "norm") {
+    Value squares{Number{0, 0}};
+    for (const Value& part : blocks.parts)
+      squares =
+          arithmetic(ast::BinaryOp::kAdd, squares, elementwise(Fn::kPower, {part}, span, 2), span);
+    return elementwise(Fn::kSqrt, {squares}, span);
+  }
   TPLIMIT_CHECK(name == "E" || name == "gram" || name == "hist", "'{}' of a value of width '{}'",
                 name, widths_[blocks.widths[0]].name);
   Value sum = blocks.parts[0];

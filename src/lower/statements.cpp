@@ -528,15 +528,77 @@ Eigen::MatrixXd root_of(const Eigen::MatrixXd& covariance) {
 }
 }  // namespace
 
+/// Of vectors; finite random values are drawn here.
+NodeId Lowerer::standard_normal(const std::string& name, Span name_span, const Axes& axes,
+                                Span span) {
+  ir::Builder& b = build(span);
+  const Dims dims = finite_dims(axes);
+  if (has_width(axes)) {
+    program_.sources.push_back({name, false, dims, name_span});
+    return b.add(ir::StandardNormal{{static_cast<std::uint32_t>(program_.sources.size() - 1)}}, {});
+  }
+  std::vector<double> values(static_cast<std::size_t>(ir::size_of(dims)));
+  std::uint64_t key = mix_key(mix_key(kRandomScalarKey, options_.seed), options_.draw);
+  key = mix_key(key, hash_text(name.data(), name.size()));
+  plain_normals(key, 0, values);
+  return b.constant(std::move(values), dims);
+}
+
+/// Functions of a standard normal z: erf(z / sqrt(2)) is uniform between -1 and 1.
+Value Lowerer::of_other_law(const ast::Call& law, const std::string& name, Span name_span,
+                            const Axes& axes, Span span) {
+  const bool uniform = law.callee.name == "uniform";
+  if (std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; }) == 2)
+    fail("E2125", fmt::format("entries of a width matrix are normal, not {}", law.callee.name),
+         law.callee.span, "",
+         "the limit is that of every law with mean 0 and the same variance: write normal(0, ..); "
+         "uniform(-a, a) has variance a^2/3");
+  if (law.args.size() != (uniform ? 2 : 0) || !law.named.empty())
+    fail("E2125", uniform ? "uniform takes its bounds" : "sign takes nothing", law.callee.span, "",
+         uniform ? "write: ~ uniform(low, high)" : "write: ~ sign(), which is -1 or 1");
+  ir::Builder& b = build(span);
+  const NodeId z = standard_normal(name, name_span, axes, span);
+  if (!uniform) return {Tensor{b.map(Fn::kSign, {z}), axes}};
+  const Value low = evaluate(*law.args[0]), high = evaluate(*law.args[1]);
+  const auto *least = low.as<Number>(), *most = high.as<Number>();
+  if (least && most && least->power == most->power && least->value > most->value)
+    fail("E2126", "the bounds of a uniform law stand in the wrong order", law.args[0]->span);
+  const auto half = [&](ast::BinaryOp op) {
+    const Tensor out = tensor(
+        arithmetic(ast::BinaryOp::kMul, arithmetic(op, high, low, span), {Number{0.5, 0}}, span),
+        law.args[0]->span);
+    if (!fits(out.axes, axes))
+      fail("E2128", "the bounds do not fit the shape", law.args[0]->span,
+           fmt::format("shape {} for {}", text(out.axes), text(axes)));
+    return out;
+  };
+  const Tensor unit{b.map(Fn::kErf, {b.times(b.constant(std::sqrt(0.5)), z)}), axes};
+  return {combine(
+      Fn::kAdd,
+      {half(ast::BinaryOp::kAdd), combine(Fn::kMul, {half(ast::BinaryOp::kSub), unit}, span)},
+      span)};
+}
+
+/// Of a law that initial_value has read.
+Value Lowerer::variance_of(const ast::Call& law) {
+  if (law.callee.name == "sign") return {Number{1, 0}};
+  const Value last = evaluate(*law.args[1]);
+  if (law.callee.name == "normal") return last;
+  const Span span = law.callee.span;
+  const Value range = arithmetic(ast::BinaryOp::kSub, last, evaluate(*law.args[0]), span);
+  return arithmetic(ast::BinaryOp::kDiv, arithmetic(ast::BinaryOp::kMul, range, range, span),
+                    {Number{12, 0}}, span);
+}
+
 Value Lowerer::initial_value(const ast::Param& s, const std::string& name, const Axes& axes,
                              Span span) {
   const auto* law = s.law ? std::get_if<ast::Call>(&s.law->node) : nullptr;
-  if (!law)
-    fail("E2125", fmt::format("'{}' has no law", s.name.name), s.name.span, "",
-         "write: ~ normal(mean, variance)");
+  constexpr const char* kLaws = "write: ~ normal(mean, variance), uniform(low, high) or sign()";
+  if (!law) fail("E2125", fmt::format("'{}' has no law", s.name.name), s.name.span, "", kLaws);
+  if (law->callee.name == "uniform" || law->callee.name == "sign")
+    return of_other_law(*law, name, s.name.span, axes, span);
   if (law->callee.name != "normal")
-    fail("E2125", fmt::format("unknown law '{}'", law->callee.name), law->callee.span, "",
-         "write: ~ normal(mean, variance)");
+    fail("E2125", fmt::format("unknown law '{}'", law->callee.name), law->callee.span, "", kLaws);
   if (law->args.size() != 2 || !law->named.empty())
     fail("E2125", "normal takes a mean and a variance", s.law->span, "",
          "write: ~ normal(mean, variance)");
@@ -582,18 +644,8 @@ Value Lowerer::initial_value(const ast::Param& s, const std::string& name, const
     return {array};
   }
 
-  // Vectors, and finite random values: mean + deviation * z, z standard normal.
-  NodeId z;
-  if (widths == 1) {
-    program_.sources.push_back({name, false, dims, s.name.span});
-    z = b.add(ir::StandardNormal{{static_cast<std::uint32_t>(program_.sources.size() - 1)}}, {});
-  } else {
-    std::vector<double> values(static_cast<std::size_t>(ir::size_of(dims)));
-    std::uint64_t key = mix_key(mix_key(kRandomScalarKey, options_.seed), options_.draw);
-    key = mix_key(key, hash_text(name.data(), name.size()));
-    plain_normals(key, 0, values);
-    z = b.constant(std::move(values), dims);
-  }
+  // Vectors, and finite random values: mean + deviation * z.
+  const NodeId z = standard_normal(name, s.name.span, axes, span);
   NodeId deviated;
   if (const auto* v = variance.as<Number>()) {
     deviated = b.scale(1, v->power / 2, b.times(b.constant(std::sqrt(v->value)), z));
@@ -712,8 +764,8 @@ Value Lowerer::declare(const ast::Param& s, const ast::Identifier& name, const A
     known.rate = r->power;
     known.rate_factor = r->value;
   }
-  const Value law = evaluate(*std::get<ast::Call>(s.law->node).args[1]);
-  if (const auto* v = law.as<Number>()) {
+  const Value variance = variance_of(std::get<ast::Call>(s.law->node));
+  if (const auto* v = variance.as<Number>()) {
     known.variance = v->power;
     known.variance_factor = v->value;
   }
@@ -734,8 +786,8 @@ Value Lowerer::declare(const ast::Param& s, const ast::Identifier& name, const A
     program_.variables.push_back(known);
   }
   if (widths == 0) {
-    const Tensor variance = tensor(evaluate(*std::get<ast::Call>(s.law->node).args[1]), span);
-    if (fits(variance.axes, axes)) variable.deviation = build(span).map(Fn::kSqrt, {variance.node});
+    const Tensor own = tensor(variance, span);
+    if (fits(own.axes, axes)) variable.deviation = build(span).map(Fn::kSqrt, {own.node});
   }
   variables_[name.name] = std::move(variable);
   variable_order_.push_back(name.name);

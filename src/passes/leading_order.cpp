@@ -1180,7 +1180,7 @@ class Analysis {
   static Diagnostic entries_vanish(const Node& node) {
     return Diagnostic::warning("W5304", "weight decay of a width matrix vanishes in the limit")
         .at(node.span)
-        .with_label("its entries, of size n^(-1/2), vanish beside those of the gradient")
+        .with_label("what it adds, entries of size n^(-1/2), vanishes on the way")
         .with_help("adamw shrinks the matrix instead, in the limit as well");
   }
 

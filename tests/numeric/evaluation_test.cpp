@@ -412,5 +412,62 @@ TEST(Powers, EquivalentParametrisationsHaveOneLimit) {
   }
 }
 
+// Moments of laws that are functions of a normal; the mean of the squared output over a readout.
+TEST(Laws, HaveTheirMoments) {
+  const auto r = limit_of(R"(width n
+random u : [n] ~ uniform(-1, 3)
+random s : [n] ~ sign()
+random t : [2, n] ~ uniform(0, 1)
+param v : [n] ~ normal(0, 1 / n)
+model f(x) = v @ (u * s * x)
+report E(u), E(u^2), E(u^3), E(s), E(s^2), E(s * u), E(t), nngp(f, [[1], [2]])
+)",
+                          particles(64, 2))
+                     .reports;
+  const std::vector<std::vector<double>> expected{
+      {1}, {7.0 / 3}, {5}, {0}, {1}, {0}, {0.5, 0.5}, {7.0 / 3, 14.0 / 3, 14.0 / 3, 28.0 / 3}};
+  ASSERT_EQ(r.size(), expected.size());
+  for (std::size_t k = 0; k < r.size(); ++k)
+    for (std::size_t j = 0; j < r[k].value.size(); ++j)
+      EXPECT_NEAR(r[k].value[j], expected[k][j], 1e-12) << r[k].name;
+}
+
+TEST(Norms, OfSeveralWidthsAreOverAllCoordinates) {
+  const auto r = limit_of(R"(width n, m = 2 n
+random y : [3, m] ~ normal(0, 1)
+report norm(y) / sqrt(n)
+)",
+                          particles(64, 2));
+  EXPECT_NEAR(r.reports[0].value[0], std::sqrt(6.0), 1e-12);
+}
+
+// One step: the change of W is the rate times its gradient; c W - c W0 is a change, too.
+TEST(Norms, OfMatricesAreThoseOfTheirOuterProducts) {
+  const std::string text = R"(width n
+data X = [[1, 0.5], [-0.3, 1]]
+data y = [1, -1]
+param U : [n, 2] ~ normal(0, 1), lr = n
+param W : [n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0, 1), lr = n
+W0 = W
+loss = mse(v @ tanh(W @ tanh(U @ X)) / n, y)
+g = norm(grad(loss, W))
+u = norm(grad(loss, U)) * sqrt(n)
+step sgd(loss, lr = 0.3)
+report norm(W - W0) / 0.3, g, norm(0.5 * W - 0.5 * W0) / 0.15, u
+step sgd(mse(v @ tanh(W @ tanh(U @ X)) / n, y), lr = 0.3)
+report norm(W - W0)
+)";
+  const auto limit = limit_of(text, particles(1024));
+  const auto networks = networks_of(text, 1024, 16, Matrices::kDense, 0);
+  for (const std::size_t k : {0u, 2u})
+    EXPECT_NEAR(limit.reports[k].value[0], limit.reports[1].value[0], 1e-10);
+  for (std::size_t k = 0; k < limit.reports.size(); ++k)
+    EXPECT_NEAR(
+        limit.reports[k].value[0], networks.reports[k].value[0],
+        4 * std::hypot(limit.reports[k].error[0], networks.reports[k].error[0]) + 2.0 / 1024)
+        << limit.reports[k].name;
+}
+
 }  // namespace
 }  // namespace tplimit::test

@@ -147,8 +147,6 @@ TEST(StandardLibrary, IsWhatItsFormulasSay) {
   expect_same("h = tanh(U @ X)\nreport p = gram(attention(h, h, h, causal_mask(3)))\n",
               "h = tanh(U @ X)\nw = causal_mask(3) * softmax(gram(h, h))\n"
               "report p = gram((w / sum(w, axis = -1, keepdims = true)) @ h)\n");
-  expect_same("h = stack(U @ X, U @ (2 * X))\nreport p = gram(attention(h, h, h, ones(3, 3)))[1]\n",
-              "h = U @ (2 * X)\nreport p = gram(attention(h, h, h, ones(3, 3)))\n");
 }
 
 TEST(StandardLibrary, ConvolvesWithStridePaddingAndAroundTheEdge) {
