@@ -422,7 +422,7 @@ param v : [n] ~ normal(0, 1 / n)
 model f(x) = v @ (u * s * x)
 report E(u), E(u^2), E(u^3), E(s), E(s^2), E(s * u), E(t), nngp(f, [[1], [2]])
 )",
-                          particles(64, 2))
+                          {})
                      .reports;
   const std::vector<std::vector<double>> expected{
       {1}, {7.0 / 3}, {5}, {0}, {1}, {0}, {0.5, 0.5}, {7.0 / 3, 14.0 / 3, 14.0 / 3, 28.0 / 3}};
