@@ -52,5 +52,5 @@ add_test(NAME memory_estimates COMMAND ${CMAKE_COMMAND} -DTPLIMIT=$<TARGET_FILE:
 set_tests_properties(memory_estimates PROPERTIES LABELS numeric TIMEOUT 300 RUN_SERIAL ON)
 
 # More directions than coordinates: bases that span everything.
-add_test(NAME narrow_lazy_network COMMAND tplimit_cli simulate ${PROJECT_SOURCE_DIR}/programs/mlp_mup.tp --width 300 --matrices lazy --seeds 2 --quiet)
+add_test(NAME narrow_lazy_network COMMAND tplimit_cli simulate ${PROJECT_SOURCE_DIR}/programs/start/mlp_mup.tp --width 300 --matrices lazy --seeds 2 --quiet)
 set_tests_properties(narrow_lazy_network PROPERTIES LABELS golden TIMEOUT 60)

@@ -201,7 +201,7 @@ std::string own_program(const std::string& options, const char* name = "everythi
 }
 
 std::string joined_randomisations() {
-  return "run " + program("mlp_relu_minibatch", "--particles 4k --randomisations 3");
+  return "run " + program("training/mlp_relu_minibatch", "--particles 4k --randomisations 3");
 }
 
 INSTANTIATE_TEST_SUITE_P(
@@ -215,11 +215,12 @@ INSTANTIATE_TEST_SUITE_P(
              "run " + own_program("--particles 200 --randomisations 2", "entries.tp")},
         Case{"JoinedRandomisations", joined_randomisations()},
         Case{"SharedWeights",
-             "run " + program("rnn_tied", "--particles 8k --randomisations 2 --engine particles")},
-        Case{"Tolerance", "run " + program("netsor_transpose", "--particles 1k --tol 1e-3")},
-        Case{"TwoWidths", "run " + program("two_widths", "--particles 4k")},
-        Case{"WithoutParticles", "run " + program("kernels", "")},
-        Case{"RandomOutputs", "run " + program("ntk_training", "--draws 2 --particles 4k")},
+             "run " + program("architectures/rnn_tied",
+                              "--particles 8k --randomisations 2 --engine particles")},
+        Case{"Tolerance", "run " + program("start/netsor_transpose", "--particles 1k --tol 1e-3")},
+        Case{"TwoWidths", "run " + program("architectures/two_widths", "--particles 4k")},
+        Case{"WithoutParticles", "run " + program("kernels/kernels", "")},
+        Case{"RandomOutputs", "run " + program("kernels/ntk_training", "--draws 2 --particles 4k")},
         Case{"Simulate", "simulate " + own_program("--width 100 --seeds 5")},
         Case{"SimulateOneNetwork",
              "simulate " + own_program("--width 3000 --seeds 1 --matrices lazy")},
@@ -366,7 +367,8 @@ TEST(FailingRank, EndsTheJobWhenItIsKilled) {
 
 TEST(Checkpoint, OfAJobThatLostARankIsUsedByTheNext) {
   const std::string arguments =
-      "run " + program("rnn_tied", "--particles 32k --randomisations 16 --engine particles");
+      "run " +
+      program("architectures/rnn_tied", "--particles 32k --randomisations 16 --engine particles");
   const Outcome unbroken = outcome_of(2, arguments);
   const fs::path folder = scratch() / "checkpoint";
   bool resumed = false;

@@ -148,8 +148,9 @@ for t in 0..2 {
 
 TEST(Formulas, OfRecurrentResidualAndTiedNetworksEvaluateToTheirLimits) {
   for (const std::string& text :
-       {program_text("rnn_tied.tp"), program_text("tied_autoencoder.tp"),
-        program_text("netsor_tied.tp"), program_text("two_widths.tp"), std::string(kResidual),
+       {program_text("architectures/rnn_tied.tp"),
+        program_text("architectures/tied_autoencoder.tp"), program_text("start/netsor_tied.tp"),
+        program_text("architectures/two_widths.tp"), std::string(kResidual),
         one_sample_a_step("tanh(z)", "1", 6), one_sample_a_step("relu(z)", "0.5", 4),
         one_sample_a_step("abs(z)", "0.3", 3)}) {
     SCOPED_TRACE(text);

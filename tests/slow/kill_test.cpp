@@ -145,16 +145,17 @@ TEST_P(Kill, LosesNothing) {
 
 INSTANTIATE_TEST_SUITE_P(
     Commands, Kill,
-    ::testing::Values("run mlp_mup.tp --set T=3 --engine particles --particles 2048 "
-                      "--randomisations 4",  // joined
-                                             // runs,
-                                             // too
-                      "run mlp_relu_minibatch.tp --engine particles --particles 16384 "
-                      "--randomisations 4",
-                      "run tied_autoencoder.tp --particles 4096 --tol 3e-5",
-                      "simulate tied_autoencoder.tp --width 2048 --seeds 6 --matrices dense",
-                      "simulate mlp_mup.tp --set T=4 --width 4096 --seeds 4 --matrices lazy",
-                      "compare rnn_tied.tp --widths 512,1024 --seeds 16 --particles 8192"));
+    ::testing::Values(
+        "run start/mlp_mup.tp --set T=3 --engine particles --particles 2048 "
+        "--randomisations 4",  // joined
+                               // runs,
+                               // too
+        "run training/mlp_relu_minibatch.tp --engine particles --particles 16384 "
+        "--randomisations 4",
+        "run architectures/tied_autoencoder.tp --particles 4096 --tol 3e-5",
+        "simulate architectures/tied_autoencoder.tp --width 2048 --seeds 6 --matrices dense",
+        "simulate start/mlp_mup.tp --set T=4 --width 4096 --seeds 4 --matrices lazy",
+        "compare architectures/rnn_tied.tp --widths 512,1024 --seeds 16 --particles 8192"));
 
 }  // namespace
 }  // namespace tplimit
