@@ -151,7 +151,7 @@ ParticleLimit::ParticleLimit(const Program& program, const ProbabilitySpaces& sp
 /// Matching all normals of a space with each other costs the square of their number, and a residual
 /// stream is one space for all layers.  Where many matrices share a space, normals that nothing but
 /// functions like tanh receive are matched within their own matrix and side.  Errors are then up to
-/// 1.8 times as large, which from about 12 residual blocks on is the better bargain
+/// 1.8 times as large: a bargain for 16 residual blocks and more, below it was not measured
 /// (docs/decisions/0019).
 std::vector<Realisation::Apart> ParticleLimit::choose_apart() const {
   constexpr std::int64_t kMostSides = 24;  // of matrices, that share a space as a whole
