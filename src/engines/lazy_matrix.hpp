@@ -33,6 +33,10 @@ class LazyMatrix final : public WidthMatrix {
   /// rows: of all ranks.  capacity[side]: most directions of W (0) and W' (1).
   LazyMatrix(const Executor& executor, std::int64_t rows, const LazySettings& settings,
              NormalSpace& input, NormalSpace& output, std::array<std::int64_t, 2> capacity);
+  /// Qx (0) or Qd (1).
+  [[nodiscard]] const Panel& directions(std::size_t side) const {
+    return sides_[side].q.directions();
+  }
   MatrixVersion initial() override { return {}; }
   void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t x_node,
              std::uint64_t dimension, Block& y) override;
@@ -72,9 +76,6 @@ class LazyMatrix final : public WidthMatrix {
     std::unordered_map<std::uint32_t, Matrix> known;  ///< node -> <Q, x>
   };
 
-  [[nodiscard]] const Panel& directions(std::size_t side) const {
-    return sides_[side].q.directions();
-  }
   /// <Q, x> with Q extended so that x lies in its span (up to rank_tol).  `also`: <also, x> comes
   /// from the same sweep.
   Matrix reveal(int side, const Block& x, std::uint32_t node, std::uint64_t dimension,

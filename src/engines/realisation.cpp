@@ -7,6 +7,7 @@
 #include "engines/dense_matrix.hpp"
 #include "engines/lazy_matrix.hpp"
 #include "tplimit/math/normals.hpp"
+#include "tplimit/passes/direct_uses.hpp"
 
 namespace tplimit::engines {
 
@@ -41,18 +42,34 @@ WidthMatrix& Realisation::matrix(SourceId source) {
 }
 
 void Realisation::make_spaces(NormalLaw law) {
-  for (std::uint32_t k = 0; k < of_program_.count; ++k) {
-    std::vector<std::uint64_t> keys;
-    for (const std::uint64_t key : settings_.keys)
-      keys.push_back(mix_key(mix_key(key, kSpaceWord), k));
-    spaces_.emplace_back(executor_, settings_.rows, law, std::move(keys));
-  }
+  for (std::uint32_t k = 0; k < of_program_.count; ++k)
+    spaces_.emplace_back(executor_, settings_.rows, law, keys_of_space(k));
 }
 
-std::unique_ptr<WidthMatrix> Realisation::make_lazy(SourceId source, const LazySettings& lazy) {
-  return std::make_unique<LazyMatrix>(
-      executor_, settings_.rows, lazy, spaces_[of_program_.input_of_source[source.value]],
-      spaces_[of_program_.output_of_source[source.value]], of_program_.directions[source.value]);
+std::vector<std::uint64_t> Realisation::keys_of_space(std::uint32_t number) const {
+  std::vector<std::uint64_t> out;
+  for (const std::uint64_t key : settings_.keys)
+    out.push_back(mix_key(mix_key(key, kSpaceWord), number));
+  return out;
+}
+
+std::unique_ptr<WidthMatrix> Realisation::make_lazy(SourceId source, const LazySettings& lazy,
+                                                    const Apart& apart) {
+  const std::array common{of_program_.output_of_source[source.value],
+                          of_program_.input_of_source[source.value]};
+  const auto space = [&](std::uint32_t side) -> NormalSpace& {
+    if (!apart.normals[side]) return spaces_[common[side]];
+    return apart_
+        .try_emplace(2 * source.value + side, executor_, settings_.rows, lazy.law,
+                     keys_of_space(common[side]))
+        .first->second;
+  };
+  auto out = std::make_unique<LazyMatrix>(executor_, settings_.rows, lazy, space(1), space(0),
+                                          of_program_.directions[source.value]);
+  for (const std::uint32_t side : {0u, 1u})
+    if (apart.normals[side] && !apart.directions[side])
+      spaces_[common[side]].watch(out->directions(1 - side));
+  return out;
 }
 
 std::uint64_t Realisation::key_of(SourceId source, std::uint64_t purpose) const {
@@ -67,7 +84,9 @@ void Realisation::forget(NodeId node) {
 
 bool Realisation::matching_stopped() const {
   return std::any_of(spaces_.begin(), spaces_.end(),
-                     [](const NormalSpace& space) { return space.matching_stopped(); });
+                     [](const NormalSpace& space) { return space.matching_stopped(); }) ||
+         std::any_of(apart_.begin(), apart_.end(),
+                     [](const auto& apart) { return apart.second.matching_stopped(); });
 }
 
 std::vector<std::array<std::int64_t, 2>> Realisation::ranks() const {
@@ -97,6 +116,7 @@ void Realisation::save(Writer& out) const {
   }
   const std::vector<const Panel*> known = panels();
   for (const NormalSpace& space : spaces_) space.save(out, known);
+  for (const auto& [side, space] : apart_) space.save(out, known);
 }
 
 void Realisation::load(Reader& in) {
@@ -105,11 +125,13 @@ void Realisation::load(Reader& in) {
     if (in.value<bool>()) matrix({s}).load(in);
   const std::vector<const Panel*> known = panels();
   for (NormalSpace& space : spaces_) space.load(in, known);
+  for (auto& [side, space] : apart_) space.load(in, known);
 }
 
 std::vector<const Panel*> Realisation::panels() const {
   std::vector<const Panel*> out;
   for (const NormalSpace& space : spaces_) out.push_back(&space.ones());
+  for (const auto& [side, space] : apart_) out.push_back(&space.ones());
   for (const Panel& columns : drawn_) out.push_back(&columns);
   for (const auto& m : matrices_)
     if (m)
@@ -123,6 +145,32 @@ ParticleLimit::ParticleLimit(const Program& program, const ProbabilitySpaces& sp
                              const RunSettings& settings, const Executor& executor)
     : Realisation(program, spaces, settings, executor) {
   make_spaces(NormalLaw::kMatched);
+  apart_sides_ = choose_apart();
+}
+
+/// Matching all normals of a space with each other costs the square of their number, and a residual
+/// stream is one space for all layers.  Where many matrices share a space, normals that nothing but
+/// functions like tanh receive are matched within their own matrix and side.  Errors are then up to
+/// 1.8 times as large: a bargain for 16 residual blocks and more, below it was not measured
+/// (docs/decisions/0019).
+std::vector<Realisation::Apart> ParticleLimit::choose_apart() const {
+  constexpr std::int64_t kMostSides = 24;  // of matrices, that share a space as a whole
+  const auto sources = static_cast<std::uint32_t>(program_.sources.size());
+  std::vector<Apart> out(sources);
+  std::vector<std::int64_t> sides(of_program_.count, 0);
+  for (std::uint32_t s = 0; s < sources; ++s)
+    if (program_.sources[s].matrix)
+      ++sides[of_program_.input_of_source[s]], ++sides[of_program_.output_of_source[s]];
+  const DirectUses uses = direct_uses(program_);
+  for (std::uint32_t s = 0; s < sources; ++s) {
+    if (!program_.sources[s].matrix) continue;
+    const std::array space{of_program_.output_of_source[s], of_program_.input_of_source[s]};
+    for (const std::size_t side : {0u, 1u}) {
+      out[s].normals[side] = sides[space[side]] > kMostSides && !uses.products[s][side];
+      out[s].directions[side] = !uses.operands[s][1 - side];
+    }
+  }
+  return out;
 }
 
 Block ParticleLimit::draw(NodeId normal) {
@@ -156,7 +204,8 @@ std::unique_ptr<WidthMatrix> ParticleLimit::make_matrix(SourceId source) {
   return make_lazy(source,
                    {NormalLaw::kMatched, settings_.rank_tol, settings_.single_precision,
                     key_of(source, kMatrixWord), settings_.matrices == Matrices::kStored ? 0 : 0.5,
-                    settings_.matrices != Matrices::kLazy});
+                    settings_.matrices != Matrices::kLazy},
+                   apart_sides_[source.value]);
 }
 
 // ---- networks
@@ -202,7 +251,8 @@ RevealedNetwork::RevealedNetwork(const Program& program, const ProbabilitySpaces
 std::unique_ptr<WidthMatrix> RevealedNetwork::make_matrix(SourceId source) {
   return make_lazy(source,
                    {NormalLaw::kExact, settings_.single_precision ? kRoundingSingle : kRounding,
-                    settings_.single_precision, 0, INFINITY});
+                    settings_.single_precision, 0, INFINITY},
+                   {});
 }
 
 StoredNetwork::StoredNetwork(const Program& program, const ProbabilitySpaces& spaces,

@@ -3,6 +3,7 @@
 #include <array>
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -80,8 +81,16 @@ class Realisation {
 
   /// One space of normals with this law per probability space of the program.
   void make_spaces(NormalLaw law);
+  /// Which normals of a matrix are matched among themselves and with the opposite basis alone.
+  struct Apart {
+    std::array<bool, 2> normals{};     ///< those of W x, of W' d
+    std::array<bool, 2> directions{};  ///< the basis opposite to such normals, Qd, Qx, as well
+  };
   [[nodiscard]] std::unique_ptr<WidthMatrix> make_lazy(ir::SourceId source,
-                                                       const LazySettings& lazy);
+                                                       const LazySettings& lazy,
+                                                       const Apart& apart);
+  /// Of the space with this number.
+  [[nodiscard]] std::vector<std::uint64_t> keys_of_space(std::uint32_t number) const;
   /// Of the random numbers of a source: by its name.
   [[nodiscard]] std::uint64_t key_of(ir::SourceId source, std::uint64_t purpose) const;
 
@@ -89,8 +98,9 @@ class Realisation {
   const ProbabilitySpaces& of_program_;
   const RunSettings& settings_;
   const Executor& executor_;
-  std::deque<NormalSpace> spaces_;
-  std::deque<Panel> drawn_;  ///< columns that `spaces_` match later ones against
+  std::deque<NormalSpace> spaces_;              ///< per probability space
+  std::map<std::uint32_t, NormalSpace> apart_;  ///< 2 source + side -> normals of that alone
+  std::deque<Panel> drawn_;                     ///< columns that `spaces_` match later ones against
 
  private:
   /// All that normal spaces may refer to, in an order that does not depend on when it came.
@@ -113,6 +123,9 @@ class ParticleLimit final : public Realisation {
 
  private:
   [[nodiscard]] std::unique_ptr<WidthMatrix> make_matrix(ir::SourceId source) override;
+  [[nodiscard]] std::vector<Apart> choose_apart() const;
+
+  std::vector<Apart> apart_sides_;  ///< per source
 };
 
 /// One network, on one rank.  Its vectors are the same whatever its matrices are kept as.

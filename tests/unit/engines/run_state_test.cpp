@@ -65,11 +65,11 @@ report last = out, some = samples(z, 2), bars = hist(z, low = -1, high = 1, bins
                                      {"residual", R"(width n
 data X = [[1, 0.5], [-0.3, 1]]
 param U : [n, 2] ~ normal(0, 1 / 2), lr = n
-param W : [6, n, n] ~ normal(0, 1 / n)
+param W : [14, n, n] ~ normal(0, 1 / n)
 param v : [n] ~ normal(0, 1), lr = n
 model f(x) {
   z = U @ x
-  for l in 0..6 { z = z + tanh(W[l] @ z) / 2 }
+  for l in 0..14 { z = z + tanh(W[l] @ z) / 2 }
   return v @ z / n
 }
 for t in 0..2 {

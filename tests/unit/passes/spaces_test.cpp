@@ -6,6 +6,7 @@
 #include <gtest/gtest.h>
 
 #include "tests/unit/passes/programs.hpp"
+#include "tplimit/passes/direct_uses.hpp"
 #include "tplimit/passes/faults.hpp"
 #include "tplimit/passes/powers.hpp"
 #include "tplimit/passes/regime.hpp"
@@ -52,6 +53,51 @@ report E(tanh(W @ x)^2), E(y^2)
   EXPECT_EQ(spaces.dimensions[spaces.of_node[y.value]], 1u);
   EXPECT_EQ(spaces.directions[W.value][0], 3);
   EXPECT_EQ(spaces.directions[W.value][1], 0);
+}
+
+/// Of W in a program with h = W @ x and what follows.
+struct UsesOfW {
+  std::array<bool, 2> products, operands;
+};
+UsesOfW uses_of_w(const std::string& rest) {
+  const Program program = cleaned(R"(width n
+random W : [n, n] ~ normal(0, 1 / n)
+random V : [n, n] ~ normal(0, 1 / n)
+random x : [2, n] ~ normal(0, 1)
+random z : [2, n] ~ normal(0, 1)
+h = W @ x
+)" + rest + "\n");
+  const DirectUses uses = direct_uses(program);
+  for (std::size_t s = 0; s < program.sources.size(); ++s)
+    if (program.sources[s].name == "W") return {uses.products[s], uses.operands[s]};
+  ADD_FAILURE() << "no W in " << rest;
+  return {};
+}
+
+TEST(DirectUses, OfProducts) {
+  using Sides = std::array<bool, 2>;
+  for (const char* apart :
+       {"report E(tanh(h))", "report E(z * relu(h + z))", "report gram(sin(2 * h), z)",
+        "report E((V @ gelu(h / sqrt(E(z[0]^2))))^2)", "report E(exp(mean(h, axis = 0)))"})
+    EXPECT_EQ(uses_of_w(apart).products, (Sides{false, false})) << apart;
+  for (const char* direct :
+       {"report E(h[0] * z[0])", "report gram(h)", "report E(h^2)", "report E(max(h, 2 * z))",
+        "report E((V @ h)^2)", "report E((z + h / 2) * tanh(z))", "report E(h * sigmoid(h))",
+        "report E(tanh(h)), gram(sum(h, axis = 0), z[0])", "report E(where(z > 0, h, z)^2)"})
+    EXPECT_EQ(uses_of_w(direct).products, (Sides{true, false})) << direct;
+  EXPECT_EQ(uses_of_w("report gram(W' @ tanh(h), x)").products, (Sides{false, true}));
+}
+
+TEST(DirectUses, OfOperands) {
+  using Sides = std::array<bool, 2>;
+  EXPECT_EQ(uses_of_w("report E(tanh(h))").operands, (Sides{true, false}));
+  EXPECT_EQ(uses_of_w("report E(tanh(h) * (V' @ tanh(W' @ tanh(z))))").operands,
+            (Sides{true, false}));
+  EXPECT_EQ(uses_of_w("report E(tanh(h) * tanh(W' @ (z + tanh(z))))").operands,
+            (Sides{true, true}));
+  // A derivative times what it multiplies.
+  EXPECT_EQ(uses_of_w("report E(tanh(h) * tanh(W' @ (tanh(z) * h)))").operands,
+            (Sides{true, false}));
 }
 
 TEST(ProbabilitySpaces, ATransposedProductComesBack) {
