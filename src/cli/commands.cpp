@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <iterator>
 #include <string_view>
@@ -15,13 +16,16 @@
 
 #include "cli/interruption.hpp"
 #include "cli/progress_bar.hpp"
+#include "tplimit/explain/page.hpp"
 #include "tplimit/lower/library.hpp"
 #include "tplimit/passes/theory_checks.hpp"
 #include "tplimit/report/comparison.hpp"
+#include "tplimit/report/html.hpp"
 #include "tplimit/report/json.hpp"
 #include "tplimit/report/npz.hpp"
 #include "tplimit/report/regime.hpp"
 #include "tplimit/report/text.hpp"
+#include "tplimit/report/vega.hpp"
 #include "tplimit/support/output_file.hpp"
 #include "tplimit/syntax/parser.hpp"
 
@@ -80,13 +84,26 @@ Loaded load(const Options& options, std::uint64_t draw = 0) {
   return loaded;
 }
 
+std::vector<ReportForm> forms_of(const ir::Program& program) {
+  std::vector<ReportForm> out;
+  for (const ir::Report& report : program.reports) {
+    ReportForm& form = out.emplace_back();
+    if (report.entries.empty()) continue;
+    const ir::Op& op = program[report.entries[0].value].op;
+    form.eigenvalues = std::holds_alternative<ir::Eigvals>(op);
+    if (const auto* own = std::get_if<ir::Histogram>(&op)) form.bins = Bins{own->low, own->high};
+  }
+  return out;
+}
+
 ProgramInfo info(const Module& module, const Options& options) {
   ProgramInfo out{module.source,
                   module.sha256,
                   module.constants,
                   module.program.has_random_scalars,
                   to_string(module.ablations),
-                  fmt::format("{:016x}", ir::fingerprint(module.program))};
+                  fmt::format("{:016x}", ir::fingerprint(module.program)),
+                  forms_of(module.program)};
   if (const auto& given = options.evaluate.given)
     out.constants.emplace_back(given->name + " (given)",
                                fmt::format("{}", fmt::join(given->values, ",")));
@@ -95,6 +112,19 @@ ProgramInfo info(const Module& module, const Options& options) {
 
 TextOptions text_options(const Options& options) {
   TextOptions text{options.full};
+  const auto value = [](const char* name) {
+    const char* own = std::getenv(name);
+    return std::string_view(own ? own : "");
+  };
+  if (isatty(STDOUT_FILENO) && value("TERM") != "dumb") {
+    text.colours = value("NO_COLOR").empty();
+    // The first of these that is set decides, as for setlocale.
+    std::string_view locale;
+    for (const char* name : {"LC_ALL", "LC_CTYPE", "LANG"})
+      if (locale.empty()) locale = value(name);
+    for (const char* name : {"UTF-8", "utf-8", "UTF8", "utf8"})
+      text.sparklines = text.sparklines || locale.find(name) != std::string_view::npos;
+  }
   winsize size{};
   if (isatty(STDOUT_FILENO) && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0)
     text.columns = std::clamp<std::size_t>(size.ws_col, 80, 160);
@@ -112,46 +142,6 @@ std::string write_results(const std::string& file, const Results& results,
   if constexpr (requires { write_npz(file, results, program); })
     if (file.ends_with(".npz")) return write_npz(file, results, program);
   return write_file(file, to_json(results, program));
-}
-
-/// The file first: a reader of the text that goes away early must not prevent it.
-template <class Results>
-int deliver(const Results& results, const ProgramInfo& program, const Diagnostics& warnings,
-            const Options& options, int code) {
-  if (!options.quiet) fmt::print(stderr, "{}", render(warnings, program.source));
-  if (!options.out.empty() && is_first(options))
-    if (const std::string failure = write_results(options.out, results, program); !failure.empty())
-      code = complain(failure);
-  if (!options.quiet) fmt::print("{}", to_text(results, program, text_options(options)));
-  return code;
-}
-
-int exit_code(const LimitResult& limit) {
-  const auto any = [&](ExpectStatus status) {
-    return std::any_of(limit.expectations.begin(), limit.expectations.end(),
-                       [&](const auto& e) { return e.status == status; });
-  };
-  if (limit.tolerance_missed)
-    complain(fmt::format(
-        "the tolerance {:g} was missed: with {} particles the largest error is {:.2g}",
-        limit.engine.tolerance.value_or(0), limit.engine.particles, limit.largest_error));
-  if (any(ExpectStatus::kFailed)) return kFailed;
-  if (limit.tolerance_missed) return kToleranceMissed;
-  return any(ExpectStatus::kUndecided) ? kUndecided : kDone;
-}
-
-int exit_code(const Comparison& comparison) {
-  const int limit = exit_code(comparison.limit);
-  if (limit == kFailed || comparison.verdict == Verdict::kDisagrees) return kFailed;
-  return limit == kDone && comparison.verdict == Verdict::kInconclusive ? kUndecided : limit;
-}
-
-/// "" or why the command need not start.  The first rank writes, so it alone must be able to; all
-/// must know.
-std::string output_fault(const Options& options) {
-  std::string fault =
-      options.out.empty() || !is_first(options) ? "" : why_not_writable(options.out);
-  return as_on_first_rank(*options.evaluate.ranks, fault) ? fault : "rank 0 cannot write";
 }
 
 /// All that determines numbers, in words.  The program's own part covers data, --set and ablations.
@@ -186,7 +176,7 @@ std::vector<std::pair<std::string, std::string>> identity(std::string_view comma
     if (options.draws > 1) add("--draws", options.draws);
     if (!options.limit.empty()) add("--limit", options.limit);
   }
-  if (command != "run") {
+  if (command == "simulate" || command == "compare") {
     if (command == "simulate")
       add("--width", s.width);
     else
@@ -194,6 +184,69 @@ std::vector<std::pair<std::string, std::string>> identity(std::string_view comma
     add("--seeds", s.seeds);
   }
   return out;
+}
+
+/// The results, how to repeat them, the program.
+std::string write_page(document::Document page, std::string_view command, const Module& module,
+                       const Diagnostics& warnings, const Options& options) {
+  std::vector<std::pair<std::string, std::string>> settings{{"command line", options.command_line},
+                                                            {"tplimit", version()}};
+  for (auto& setting : identity(command, options, module)) settings.push_back(std::move(setting));
+  page.append(provenance(info(module, options), settings, render(warnings, module.source)));
+  return write_file(options.html, to_html(page));
+}
+
+/// The files first: a reader of the text that goes away early must not prevent it.
+template <class Results>
+int deliver(std::string_view command, const Results& results, const Module& module,
+            const Diagnostics& warnings, const Options& options, int code) {
+  const ProgramInfo program = info(module, options);
+  if (!options.quiet) fmt::print(stderr, "{}", render(warnings, program.source));
+  if (!options.out.empty() && is_first(options))
+    if (const std::string failure = write_results(options.out, results, program); !failure.empty())
+      code = complain(failure);
+  if (!options.html.empty() && is_first(options))
+    if (const std::string failure =
+            write_page(document_of(results, program), command, module, warnings, options);
+        !failure.empty())
+      code = complain(failure);
+  if (!options.plot.empty() && is_first(options))
+    if (const std::string failure =
+            write_file(options.plot, to_vega_lite(document_of(results, program)));
+        !failure.empty())
+      code = complain(failure);
+  if (!options.quiet) fmt::print("{}", to_text(results, program, text_options(options)));
+  return code;
+}
+
+int exit_code(const LimitResult& limit) {
+  const auto any = [&](ExpectStatus status) {
+    return std::any_of(limit.expectations.begin(), limit.expectations.end(),
+                       [&](const auto& e) { return e.status == status; });
+  };
+  if (limit.tolerance_missed)
+    complain(fmt::format(
+        "the tolerance {:g} was missed: with {} particles the largest error is {:.2g}",
+        limit.engine.tolerance.value_or(0), limit.engine.particles, limit.largest_error));
+  if (any(ExpectStatus::kFailed)) return kFailed;
+  if (limit.tolerance_missed) return kToleranceMissed;
+  return any(ExpectStatus::kUndecided) ? kUndecided : kDone;
+}
+
+int exit_code(const Comparison& comparison) {
+  const int limit = exit_code(comparison.limit);
+  if (limit == kFailed || comparison.verdict == Verdict::kDisagrees) return kFailed;
+  return limit == kDone && comparison.verdict == Verdict::kInconclusive ? kUndecided : limit;
+}
+
+/// "" or why the command need not start.  The first rank writes, so it alone must be able to; all
+/// must know.
+std::string output_fault(const Options& options) {
+  std::string fault;
+  if (is_first(options))
+    for (const std::string& file : {options.out, options.html, options.plot})
+      if (fault.empty() && !file.empty()) fault = why_not_writable(file);
+  return as_on_first_rank(*options.evaluate.ranks, fault) ? fault : "rank 0 cannot write";
 }
 
 /// Of --checkpoint, if it is given.
@@ -321,8 +374,8 @@ int run(const Options& options) {
   if (!results)
     return conclude(*checkpoint, reject(results.errors(), first.source), results.errors());
   const LimitResult limit = average_draws(std::move(*results));
-  return conclude(*checkpoint, deliver(limit, info(*first.module, options), limit.warnings, options,
-                                       exit_code(limit)));
+  return conclude(*checkpoint,
+                  deliver("run", limit, *first.module, limit.warnings, options, exit_code(limit)));
 }
 
 int simulate(const Options& options) {
@@ -340,7 +393,7 @@ int simulate(const Options& options) {
   }();
   if (!networks)
     return conclude(*checkpoint, reject(networks.errors(), loaded.source), networks.errors());
-  return conclude(*checkpoint, deliver(*networks, info(*loaded.module, options), networks->warnings,
+  return conclude(*checkpoint, deliver("simulate", *networks, *loaded.module, networks->warnings,
                                        options, kDone));
 }
 
@@ -405,7 +458,7 @@ int compare(const Options& options) {
   if (!limit) return conclude(*checkpoint, reject(limit.errors(), loaded.source), limit.errors());
   Comparison comparison = tplimit::compare(std::move(*limit), std::move(networks));
   comparison.show_corrections = options.fit_corrections;
-  return conclude(*checkpoint, deliver(comparison, info(*loaded.module, options),
+  return conclude(*checkpoint, deliver("compare", comparison, *loaded.module,
                                        comparison.limit.warnings, options, exit_code(comparison)));
 }
 
@@ -425,7 +478,7 @@ int check(const Options& options) {
                       : counted.regime == Regime::kTrivial || counted.regime == Regime::kKernel
                           ? kNoFeatures
                           : kDone;
-  if (!options.quiet) {
+  if (!options.quiet || !options.html.empty()) {
     Diagnostics warnings = module.warnings;
     if (orders)
       // Not what vanishes: the table says it.
@@ -433,7 +486,7 @@ int check(const Options& options) {
     const Diagnostics hypotheses = theory_checks(module.program);
     warnings.insert(warnings.end(), hypotheses.begin(), hypotheses.end());
     if (counted.unstable && orders) warnings.push_back(*counted.unstable);
-    fmt::print(stderr, "{}", render(warnings, loaded.source));
+    if (!options.quiet) fmt::print(stderr, "{}", render(warnings, loaded.source));
     document::Document document;
     document.add({document::Heading{
         1, fmt::format("{}: {} instructions, Gaussian matrices and vectors: {}, expectations: {}",
@@ -442,13 +495,21 @@ int check(const Options& options) {
     if (orders) {
       const Result<std::vector<ReportMethod>> methods = tplimit::methods(module, options.evaluate);
       if (!methods) {
-        fmt::print("{}\n", to_text(document));
+        if (!options.quiet) fmt::print("{}\n", to_text(document));
         return reject(methods.errors(), module.source);
       }
       document.append(document_of(*orders, *methods, module.source));
     }
     document.append(document_of(counted, *module.written, module.source));
-    fmt::print("{}", to_text(document));
+    if (!options.quiet) fmt::print("{}", to_text(document, text_options(options)));
+    if (!options.html.empty()) {
+      // What stops the limit is no result: it stands among the warnings.
+      if (!orders) warnings.insert(warnings.end(), orders.errors().begin(), orders.errors().end());
+      if (const std::string failure =
+              write_page(std::move(document), "check", module, warnings, options);
+          !failure.empty())
+        return complain(failure);
+    }
   }
   if (orders) return verdict;
   // What has no limit, or none that is carried yet, is still counted.
@@ -476,8 +537,23 @@ int explain(const Options& options) {
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
   const Module& module = *loaded.module;
-  if (options.parametrization)
-    return deliver_text(to_text(parametrizations(regime(module, false), *module.written)), options);
+  // The page first, as with files of results.
+  const auto deliver_page = [&](document::Document page, const std::string& heading) {
+    if (options.html.empty() || !is_first(options)) return kDone;
+    if (!heading.empty())
+      page.sections.insert(page.sections.begin(),
+                           document::Section{{document::Heading{1, heading}}});
+    const std::string failure =
+        write_page(std::move(page), "explain", module, theory_checks(module.program), options);
+    return failure.empty() ? kDone : static_cast<ExitCode>(complain(failure));
+  };
+  if (options.parametrization) {
+    const document::Document forms = parametrizations(regime(module, false), *module.written);
+    if (const int code = deliver_page(forms, loaded.source.name() + ": parametrisations");
+        code != kDone)
+      return code;
+    return deliver_text(to_text(forms), options);
+  }
 
   Result<LimitFormulas> limit = limit_formulas(module, options.evaluate);
   if (!limit) return reject(limit.errors(), loaded.source);
@@ -497,6 +573,11 @@ int explain(const Options& options) {
   if (!options.quiet)
     fmt::print(stderr, "{}", render(theory_checks(module.program), loaded.source));
   const std::string title = loaded.source.name();
+  if (!options.html.empty())
+    if (const int code =
+            deliver_page(explain::to_document(limit->formulas, view, numbers, title), "");
+        code != kDone)
+      return code;
   switch (options.format) {
     case Format::kText:
       return deliver_text(to_text(limit->formulas, view, numbers, title), options);

@@ -48,6 +48,9 @@ struct Options {
   int draws = 1;                     ///< run, compare
   std::string limit;                 ///< compare: a result of run --out; empty: computed
   std::string out;                   ///< JSON file, or .npz; empty: none
+  std::string html;                  ///< page; empty: none
+  std::string plot;                  ///< Vega-Lite; empty: none
+  std::string command_line;          ///< as it was given, for pages
   std::string checkpoint;            ///< folder; empty: none
   double checkpoint_interval = 60;   ///< seconds
   bool quiet = false, full = false;

@@ -132,6 +132,12 @@ void add_passes(CLI::App& app, Options& o) {
   app.add_flag("--time-passes", o.passes->times, "Print the time of each pass to standard error");
 }
 
+void add_page(CLI::App& app, Options& o) {
+  app.add_option("--html", o.html,
+                 "Write a page with charts, settings and the program, which opens offline")
+      ->type_name("FILE");
+}
+
 void add_running(CLI::App& app, Options& o) {
   app.add_option("--decouple", o.ablations.decouple,
                  "Ablation: products with the transpose of this matrix use an independent copy; "
@@ -155,9 +161,15 @@ void add_running(CLI::App& app, Options& o) {
   app.add_option("--out", o.out,
                  "Write all numbers to this JSON file, or as NumPy arrays to FILE.npz")
       ->type_name("FILE");
+  add_page(app, o);
   app.add_flag("--quiet", o.quiet, "Print errors only");
   app.add_flag("--full", o.full, "Print every number of large arrays");
   add_passes(app, o);
+}
+
+void add_plot(CLI::App& app, Options& o) {
+  app.add_option("--plot", o.plot, "Write the charts as a Vega-Lite specification with its data")
+      ->type_name("FILE");
 }
 
 void add_checkpoint(CLI::App& app, Options& o) {
@@ -222,6 +234,7 @@ CLI::App& add_run(CLI::App& app, Options& o) {
   add(own, "--draws", "K", o.draws,
       "Average over K draws of the random scalars and show their spread", small_count(1));
   add_running(own, o);
+  add_plot(own, o);
   add_checkpoint(own, o);
   return own;
 }
@@ -233,6 +246,7 @@ CLI::App& add_simulate(CLI::App& app, Options& o) {
   own.get_option("--width")->required();
   add_networks(own, o, 1, 1);
   add_running(own, o);
+  add_plot(own, o);
   add_checkpoint(own, o);
   return own;
 }
@@ -260,6 +274,7 @@ CLI::App& add_compare(CLI::App& app, Options& o) {
                             "--merge-rows", "--draws"})
     known->excludes(own.get_option(other));
   add_running(own, o);
+  add_plot(own, o);
   add_checkpoint(own, o);
   return own;
 }
@@ -271,6 +286,7 @@ CLI::App& add_check(CLI::App& app, Options& o) {
   add_engine(own, o);
   own.add_option("--out", o.out, "Write sizes, verdict and advice to this JSON file")
       ->type_name("FILE");
+  add_page(own, o);
   own.add_flag("--quiet", o.quiet, "Print errors only");
   add_passes(own, o);
   return own;
@@ -345,6 +361,8 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
     o->simulate.memory_bytes = o->evaluate.memory_bytes;
     o->evaluate.ranks = o->simulate.ranks = &ranks;
   }
+  for (Options* o : {&for_run, &for_simulate, &for_compare, &for_explain, &for_check})
+    o->command_line = fmt::format("tplimit {}", fmt::join(argv + 1, argv + argc, " "));
   for (Options* o : {&for_run, &for_simulate, &for_compare, &for_explain, &for_check})
     o->lower.memory_bytes =
         o->evaluate.memory_bytes > 0 ? o->evaluate.memory_bytes : 0.8 * ranks.memory();

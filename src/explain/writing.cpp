@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tplimit/explain/closed_forms.hpp"
+#include "tplimit/explain/page.hpp"
 #include "tplimit/ir/functions.hpp"
 #include "tplimit/report/document.hpp"
 #include "tplimit/report/text.hpp"
@@ -818,11 +819,14 @@ document::Formulas numbers_block(Writer& writer, const std::vector<Number>& numb
   return out;
 }
 
-/// All text is in the markup of `style`.
+/// What is LaTeX in a document.
+enum class Markup : std::uint8_t { kNothing, kFormulas, kAll };
+
 document::Document document_of(Formulas& f, const View& view, const std::vector<Number>& numbers,
-                               const std::string& title, Style style) {
+                               const std::string& title, Markup markup) {
   using namespace document;
-  const bool latex = style == Style::kLatex;
+  const bool latex = markup == Markup::kAll, formulas = markup != Markup::kNothing;
+  const Style style = formulas ? Style::kLatex : Style::kText;
   const auto in_style = [&](const std::string& text) {
     return latex ? Writer::escaped(text) : text;
   };
@@ -832,18 +836,19 @@ document::Document document_of(Formulas& f, const View& view, const std::vector<
       1, (latex ? "\\texttt{" + in_style(title) + "}" : title) + ": the limit of infinite width"}});
   // Titles of LaTeX keep a distance of their own.
   auto& head = latex ? out.sections.back() : out.add({});
-  head.blocks.emplace_back(Paragraph{legend(f, style)});
+  head.blocks.emplace_back(Paragraph{legend(f, style), Tone::kNone, formulas});
   std::string last;
   for (explain::Section& s : composition.sections()) {
     if (s.heading != last) out.add({Heading{2, in_style(last = s.heading)}});
     auto& blocks = out.sections.back().blocks;
     if (!s.part.empty()) blocks.emplace_back(Heading{3, s.part});
-    blocks.emplace_back(document::Formulas{std::move(s.lines), false, s.notes_are_latex});
+    blocks.emplace_back(document::Formulas{std::move(s.lines), false, s.notes_are_latex, formulas});
   }
   if (!numbers.empty()) {
     auto& blocks = (latex ? out.sections.back() : out.add({})).blocks;
     blocks.emplace_back(Heading{2, latex ? "Numbers" : "numbers"});
     blocks.emplace_back(numbers_block(composition.writer(), numbers));
+    std::get<document::Formulas>(blocks.back()).latex = formulas;
     const bool partial =
         std::any_of(numbers.begin(), numbers.end(), [](const Number& n) { return !n.possible; });
     if (!latex && partial)
@@ -852,10 +857,11 @@ document::Document document_of(Formulas& f, const View& view, const std::vector<
           2});
   }
   Paragraph tables;
+  tables.has_markup = formulas;
   for (const auto& [values, number] : composition.writer().tables())
     tables.lines.push_back(
-        latex ? fmt::format("$\\pi_{{{}}} = ({})$", number, fmt::join(values, ", "))
-              : fmt::format("pi{} = [{}]", number, fmt::join(values, ", ")));
+        formulas ? fmt::format("$\\pi_{{{}}} = ({})$", number, fmt::join(values, ", "))
+                 : fmt::format("pi{} = [{}]", number, fmt::join(values, ", ")));
   if (!tables.lines.empty()) out.add({std::move(tables)});
   return out;
 }
@@ -903,7 +909,12 @@ std::string latex_of(const document::Block& block) {
 
 std::string to_text(Formulas& f, const View& view, const std::vector<Number>& numbers,
                     const std::string& title) {
-  return tplimit::to_text(document_of(f, view, numbers, title, Style::kText));
+  return tplimit::to_text(document_of(f, view, numbers, title, Markup::kNothing));
+}
+
+document::Document to_document(Formulas& f, const View& view, const std::vector<Number>& numbers,
+                               const std::string& title) {
+  return document_of(f, view, numbers, title, Markup::kFormulas);
 }
 
 std::string to_latex(Formulas& f, const View& view, const std::vector<Number>& numbers,
@@ -911,7 +922,7 @@ std::string to_latex(Formulas& f, const View& view, const std::vector<Number>& n
   std::string out =
       "\\documentclass{article}\n\\usepackage[margin=2cm]{geometry}\n\\usepackage{amsmath,amssymb}"
       "\n\\allowdisplaybreaks\n\\begin{document}\n";
-  const document::Document document = document_of(f, view, numbers, title, Style::kLatex);
+  const document::Document document = document_of(f, view, numbers, title, Markup::kAll);
   for (std::size_t k = 0; k < document.sections.size(); ++k) {
     if (k > 0) out += "\n";
     for (const document::Block& block : document.sections[k].blocks) out += latex_of(block);

@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "report/charts.hpp"
 #include "report/words.hpp"
 #include "tplimit/report/numbers.hpp"
 
@@ -120,8 +121,13 @@ Heading heading_of(const ReportResult& r) {
   return out;
 }
 
+ReportForm form_of(const ProgramInfo& program, std::size_t report) {
+  return report < program.forms.size() ? program.forms[report] : ReportForm{};
+}
+
 /// A section for each array and for scalars that stand together.
-void add_reports(Document& out, const std::vector<ReportResult>& reports) {
+void add_reports(Document& out, const std::vector<ReportResult>& reports,
+                 const ProgramInfo& program) {
   std::size_t name_width = 0;
   for (const ReportResult& r : reports)
     if (r.shape.empty()) name_width = std::max(name_width, count_columns(r.name));
@@ -135,9 +141,12 @@ void add_reports(Document& out, const std::vector<ReportResult>& reports) {
         own.remarks.insert(own.remarks.begin(), "spread " + words::spread_text(r, 0));
       std::get<Scalars>(out.sections.back().blocks[0]).scalars.push_back(std::move(own));
     } else {
+      const auto report = static_cast<std::size_t>(&r - reports.data());
       Section& section = out.add({heading_of(r), Series{&r, false}});
       if (!r.spread.empty())
         section.blocks.push_back(Series{&r, true, fmt::format("spread of {} over draws", r.name)});
+      section.blocks.push_back(
+          Drawing{[&r, form = form_of(program, report)] { return chart::charts_of(r, form); }});
     }
     in_scalars = scalar;
   }
@@ -377,12 +386,26 @@ std::string overall_text(const Comparison& all) {
   return out;
 }
 
+Tone tone_of(Verdict verdict) {
+  switch (verdict) {
+    case Verdict::kAgrees: return Tone::kGood;
+    case Verdict::kInconclusive: return Tone::kOpen;
+    case Verdict::kDisagrees: return Tone::kBad;
+  }
+  return Tone::kNone;
+}
+
 Section section_of(const ReportResult& r, const std::optional<Convergence>& c,
-                   const Comparison& all, ShownEntries which) {
+                   const Comparison& all, const ProgramInfo& program, ShownEntries which) {
   Section out{{heading_of(r)}};
+  const auto report = static_cast<std::size_t>(&r - all.limit.reports.data());
+  const Drawing drawing{[&all, report, form = form_of(program, report)] {
+    return chart::charts_of(all, report, form);
+  }};
   if (!c) {
     out.blocks.emplace_back(
         Note{"not compared: draws of coordinates differ from network to network"});
+    out.blocks.emplace_back(drawing);
     return out;
   }
   const std::vector<std::size_t> shown = representatives(r, which.beside, which.all);
@@ -393,11 +416,12 @@ Section section_of(const ReportResult& r, const std::optional<Convergence>& c,
         width_table(r, *c, {at(begin), at(end)}, all.networks, end == shown.size()));
   }
   if (all.show_corrections) out.blocks.emplace_back(corrections_table(r, *c, shown));
-  Note verdict{fmt::format("{}: {}", word(c->verdict), c->reason)};
+  Note verdict{fmt::format("{}: {}", word(c->verdict), c->reason), 4, tone_of(c->verdict)};
   if (c->bias_slope)
     verdict.text +=
         fmt::format("; bias slope {:.2f} +- {:.2f}", c->bias_slope->slope, c->bias_slope->error);
   out.blocks.emplace_back(std::move(verdict));
+  out.blocks.emplace_back(drawing);
   return out;
 }
 
@@ -408,7 +432,7 @@ Document document_of(const LimitResult& limit, const ProgramInfo& program) {
   Document out =
       titled(program, "limit of infinite width, " + particles_text(engine), {},
              condition(program.random_scalars, limit.random_outputs, engine.seed, limit.draws));
-  add_reports(out, limit.reports);
+  add_reports(out, limit.reports, program);
   add_checks(out, limit, program.source);
   std::string end = resources(limit.time_s, limit.peak_memory_bytes, engine.largest_rank);
   if (engine.stored_matrices > 0)
@@ -438,7 +462,7 @@ Document document_of(const SimulationResult& networks, const ProgramInfo& progra
                   networks.engine.single_precision ? " in single precision" : "",
                   networks.engine.seed),
       std::move(lines), condition(program.random_scalars, false, networks.engine.seed, 1));
-  add_reports(out, networks.reports);
+  add_reports(out, networks.reports, program);
   out.add({Paragraph{
       {resources(networks.time_s, networks.peak_memory_bytes, networks.engine.largest_rank)}}});
   return out;
@@ -462,7 +486,7 @@ Document document_of(const Comparison& all, const ProgramInfo& program, ShownEnt
       titled(program, "limit of infinite width against finite networks", std::move(lines),
              condition_of_comparison(program.random_scalars, all.limit));
   for (std::size_t k = 0; k < all.reports.size(); ++k)
-    out.sections.push_back(section_of(all.limit.reports[k], all.reports[k], all, shown));
+    out.sections.push_back(section_of(all.limit.reports[k], all.reports[k], all, program, shown));
   if (std::any_of(all.limit.reports.begin(), all.limit.reports.end(), has_unresolved))
     out.add({Paragraph{{kUnresolvedNote}}});
   if (all.show_corrections) out.add({corrections_note()});
@@ -475,7 +499,23 @@ Document document_of(const Comparison& all, const ProgramInfo& program, ShownEnt
       {Paragraph{{fmt::format("overall: {}; expected slopes: sd -0.5{}, bias |mean - limit| -1{}",
                               overall_text(all), random ? " (0 where the limit is random)" : "",
                               vanishes ? ", rms of what vanishes as counted" : ""),
-                  fmt::format("time {}, memory {}", time_text(time_s), memory_text(bytes))}}});
+                  fmt::format("time {}, memory {}", time_text(time_s), memory_text(bytes))},
+                 tone_of(all.verdict)}});
+  return out;
+}
+
+Document provenance(const ProgramInfo& program,
+                    const std::vector<std::pair<std::string, std::string>>& settings,
+                    const std::string& warnings) {
+  Document out;
+  if (!warnings.empty()) out.add({Heading{2, "Warnings"}, Listing{warnings}});
+  Column names{{"setting"}, {}}, values{{"value"}, {}};
+  for (const auto& [name, value] : settings) {
+    names.cells.push_back(name);
+    values.cells.push_back(value);
+  }
+  out.add({Heading{2, "Settings"}, Table{{std::move(names), std::move(values)}}});
+  out.add({Heading{2, "Program", {program.source.name()}}, Listing{program.source.text(), true}});
   return out;
 }
 

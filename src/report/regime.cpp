@@ -183,7 +183,10 @@ Document document_of(const RegimeReport& report, const ir::Program& program, con
     out.add(
         {Paragraph{{"The output is random (Gaussian) at the start, not a constant: its limit "
                     "is conditional on its value."}}});
-  out.add({Paragraph{{fmt::format("verdict: {}", verdict(report))}}});
+  const Tone tone = report.regime == Regime::kFeatures   ? Tone::kGood
+                    : report.regime == Regime::kUnstable ? Tone::kBad
+                                                         : Tone::kOpen;
+  out.add({Paragraph{{fmt::format("verdict: {}", verdict(report))}, tone}});
   if (std::vector<std::string> lines = advice(report, program); !lines.empty())
     out.add({Paragraph{{"muP needs"}}, Items{std::move(lines)}});
   return out;

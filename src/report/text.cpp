@@ -1,6 +1,8 @@
 #include "tplimit/report/text.hpp"
 
 #include <algorithm>
+#include <array>
+#include <cmath>
 #include <optional>
 #include <string_view>
 
@@ -116,6 +118,51 @@ std::string text_of(const Series& series, const TextOptions& options, bool& cut)
   }
 }
 
+/// One character for each of up to `most` rows: ▁ for the smallest number, █ for the largest, · for
+/// none.
+std::string sparkline(const ReportResult& r, std::size_t column, std::size_t columns,
+                      std::size_t most) {
+  static constexpr std::array kBlocks{"▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"};
+  const std::size_t rows = r.value.size() / columns, shown = std::min(rows, most);
+  std::vector<double> values;
+  double low = INFINITY, high = -INFINITY;
+  for (std::size_t k = 0; k < shown; ++k) {
+    const std::size_t row = shown > 1 ? k * (rows - 1) / (shown - 1) : 0;
+    values.push_back(r.value[row * columns + column]);
+    if (!std::isfinite(values.back())) continue;
+    low = std::min(low, values.back());
+    high = std::max(high, values.back());
+  }
+  std::string out;
+  for (const double x : values) {
+    const double part = high > low ? (x - low) / (high - low) : 0;
+    out += std::isfinite(x) ? kBlocks.at(static_cast<std::size_t>(std::lround(part * 7))) : "·";
+  }
+  return out;
+}
+
+/// Of the first columns of a series over iterations.
+std::string sparklines(const Series& series, const TextOptions& options) {
+  constexpr std::size_t kLeastRows = 3, kMostLines = 4, kMargin = 20;
+  const std::size_t rows = series.rows(), columns = series.columns();
+  if (!options.sparklines || series.spread || rows < kLeastRows || columns == 0 ||
+      series.report->index_names.empty())
+    return "";
+  std::string out;
+  for (std::size_t column = 0; column < std::min(columns, kMostLines); ++column)
+    out += fmt::format("    {}{}{}\n",
+                       sparkline(*series.report, column, columns, options.columns - kMargin),
+                       columns > 1 ? "   " : "", series.heading(column));
+  return out;
+}
+
+/// As terminals understand it.
+std::string coloured(std::string text, Tone tone, const TextOptions& options) {
+  if (!options.colours || tone == Tone::kNone) return text;
+  const int code = tone == Tone::kGood ? 32 : tone == Tone::kOpen ? 33 : 31;
+  return fmt::format("\033[{}m{}\033[0m", code, text);
+}
+
 // ---- formulas
 // --------------------------------------------------------------------------------------
 
@@ -169,12 +216,15 @@ class Renderer {
     for (const std::string& remark : heading.remarks) out += "   " + remark;
     return out + '\n';
   }
-  static std::string text(const Paragraph& paragraph) {
+  std::string text(const Paragraph& paragraph) const {
     std::string out;
-    for (const std::string& line : paragraph.lines) out += line + '\n';
+    for (const std::string& line : paragraph.lines)
+      out += coloured(line, out.empty() ? paragraph.tone : Tone::kNone, options_) + '\n';
     return out;
   }
-  static std::string text(const Note& note) { return blanks(note.indent) + note.text + '\n'; }
+  std::string text(const Note& note) const {
+    return blanks(note.indent) + coloured(note.text, note.tone, options_) + '\n';
+  }
   std::string text(const OmissionNote& note) const {
     return cut_ ? fmt::format("{}  {}\n", kGap, note.text) : "";
   }
@@ -193,14 +243,23 @@ class Renderer {
     return out;
   }
   static std::string text(const Table& table) { return tplimit::text_of(table); }
-  std::string text(const Series& series) { return tplimit::text_of(series, options_, cut_); }
-  static std::string text(const Check& check) {
+  std::string text(const Series& series) {
+    return sparklines(series, options_) + tplimit::text_of(series, options_, cut_);
+  }
+  std::string text(const Check& check) const {
     const bool failed = check.status == ExpectStatus::kFailed;
-    return fmt::format("{:<9}  {}: {}\n           {}\n",
-                       failed ? "FAIL" : words::word(check.status), check.place, check.text,
+    const Tone tone = failed                                     ? Tone::kBad
+                      : check.status == ExpectStatus::kUndecided ? Tone::kOpen
+                                                                 : Tone::kGood;
+    const std::string word = failed ? "FAIL" : words::word(check.status);
+    constexpr std::size_t kWord = 9;
+    return fmt::format("{}{}  {}: {}\n           {}\n", coloured(word, tone, options_),
+                       blanks(kWord - std::min(kWord, word.size())), check.place, check.text,
                        check.finding);
   }
   std::string text(const Formulas& block) const { return tplimit::text_of(block, part_ ? 4 : 2); }
+  static std::string text(const Drawing&) { return ""; }
+  static std::string text(const Listing&) { return ""; }
 
   const TextOptions& options_;
   bool cut_ = false;   ///< something of a series was left out

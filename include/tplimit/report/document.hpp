@@ -1,11 +1,13 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <string>
 #include <utility>
 #include <variant>
 #include <vector>
 
+#include "tplimit/report/chart.hpp"
 #include "tplimit/report/comparison.hpp"
 #include "tplimit/report/program_info.hpp"
 #include "tplimit/report/results.hpp"
@@ -23,15 +25,21 @@ struct Heading {
   std::vector<std::string> remarks{};  ///< beside it: "3 x 3", "closed form"
 };
 
+/// What a verdict says of what it judges, for colours.
+enum class Tone { kNone, kGood, kOpen, kBad };
+
 /// Sentences, a line each.
 struct Paragraph {
   std::vector<std::string> lines;
+  Tone tone = Tone::kNone;  ///< of the first line
+  bool has_markup = false;  ///< formulas between $ are LaTeX
 };
 
 /// A remark on what stands above it.
 struct Note {
   std::string text;
   std::size_t indent = 4;  ///< in text
+  Tone tone = Tone::kNone;
 };
 
 /// Said only where a renderer has left out a part of a series.
@@ -106,10 +114,23 @@ struct Formulas {
   std::vector<Formula> formulas;
   bool numbers = false;
   bool notes_are_markup = false;  ///< notes are written in the markup that the formulas are in
+  bool latex = false;             ///< the formulas are LaTeX, not plain text
+};
+
+/// Charts of what stands above; made when a renderer asks for them, of what must outlive the
+/// document.  Text has none.
+struct Drawing {
+  std::function<std::vector<chart::Chart>()> charts;
+};
+
+/// A text as it stands, where pages show it.
+struct Listing {
+  std::string text;
+  bool program = false;  ///< in the language of programs
 };
 
 using Block = std::variant<Heading, Paragraph, Note, OmissionNote, Items, Scalars, Table, Series,
-                           Check, Formulas>;
+                           Check, Formulas, Drawing, Listing>;
 
 /// Blocks that belong together; text has an empty line between sections.
 struct Section {
@@ -144,5 +165,11 @@ struct ShownEntries {
 /// the first, middle and last entries; the rms deviation over all entries; the verdict.
 document::Document document_of(const Comparison& comparison, const ProgramInfo& program,
                                ShownEntries shown = {});
+
+/// What a page says beside results: warnings, all that is needed to repeat the run (names and
+/// values), the program.
+document::Document provenance(const ProgramInfo& program,
+                              const std::vector<std::pair<std::string, std::string>>& settings,
+                              const std::string& warnings);
 
 }  // namespace tplimit

@@ -16,6 +16,8 @@ struct TextOptions {
   bool full =
       false;  ///< every number; else large arrays show their first and last rows and columns
   std::size_t columns = 110;  ///< tables are cut to fit, unless `full`
+  bool colours = false;       ///< of verdicts, by escape sequences of terminals
+  bool sparklines = false;    ///< a small picture above each series, in UTF-8
 };
 
 std::string to_text(const document::Document& document, const TextOptions& options = {});
