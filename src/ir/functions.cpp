@@ -1,9 +1,11 @@
 #include "tplimit/ir/functions.hpp"
 
+#include <algorithm>
 #include <array>
 #include <cmath>
 #include <cstdlib>
 #include <numbers>
+#include <set>
 
 #include "tplimit/math/vector_functions.hpp"
 #include "tplimit/support/check.hpp"
@@ -607,10 +609,79 @@ bool is_piecewise_constant(const Op& op) {
   return map && function(map->fn).traits.constant_on_pieces;
 }
 
+namespace {
+
+/// m / (sqrt(v) + eps) with m = sum_k a_k g_k and v = sum_k b_k g_k^2, b_k > 0, as optimisers have
+/// it: |m| <= sqrt(v sum_k a_k^2 / b_k) (Cauchy and Schwarz).
+class BoundedRatio {
+ public:
+  BoundedRatio(const Program& program, NodeId m, NodeId v) : program_(program) {
+    bounded_ = root(v);
+    if (bounded_) linear(m);
+  }
+  [[nodiscard]] bool bounded() const { return bounded_; }
+
+ private:
+  [[nodiscard]] const Map* map(NodeId id, Fn fn) const {
+    const auto* m = std::get_if<Map>(&program_[id].op);
+    return m && m->fn == fn ? m : nullptr;
+  }
+  [[nodiscard]] NodeId in(NodeId id, std::size_t k) const { return program_[id].in[k]; }
+  [[nodiscard]] bool number(NodeId id) const { return !program_[id].type.width; }
+  [[nodiscard]] bool positive(NodeId id) const {
+    const auto* c = std::get_if<Constant>(&program_[id].op);
+    return c && std::all_of(c->values->begin(), c->values->end(), [](double x) { return x >= 0; });
+  }
+  /// sqrt(v) plus what is not negative.
+  bool root(NodeId id) {
+    if (map(id, Fn::kAdd))
+      return (positive(in(id, 0)) && root(in(id, 1))) || (positive(in(id, 1)) && root(in(id, 0)));
+    return map(id, Fn::kSqrt) && squares(in(id, 0));
+  }
+  /// Sums of squares, and of what is not negative.
+  bool squares(NodeId id) {
+    if (map(id, Fn::kAdd)) return squares(in(id, 0)) && squares(in(id, 1));
+    if (const auto* s = std::get_if<Scale>(&program_[id].op))
+      return s->factor > 0 && squares(in(id, 0));
+    if (map(id, Fn::kMul) && in(id, 0) != in(id, 1))
+      return (positive(in(id, 0)) && squares(in(id, 1))) ||
+             (positive(in(id, 1)) && squares(in(id, 0)));
+    if (map(id, Fn::kDiv)) return positive(in(id, 1)) && squares(in(id, 0));
+    if (map(id, Fn::kMul)) return squared_.insert(in(id, 0)).second || true;
+    if (const Map* power = map(id, Fn::kPower); power && power->parameter == 2)
+      return squared_.insert(in(id, 0)).second || true;
+    return positive(id);
+  }
+  void linear(NodeId id) {
+    if (!bounded_ || squared_.contains(id)) return;
+    if (map(id, Fn::kAdd) || map(id, Fn::kSub)) {
+      linear(in(id, 0));
+      linear(in(id, 1));
+    } else if (std::holds_alternative<Scale>(program_[id].op) ||
+               (map(id, Fn::kDiv) && number(in(id, 1)))) {
+      linear(in(id, 0));
+    } else if (map(id, Fn::kMul) && number(in(id, 0))) {
+      linear(in(id, 1));
+    } else if (map(id, Fn::kMul) && number(in(id, 1))) {
+      linear(in(id, 0));
+    } else {
+      bounded_ = false;
+    }
+  }
+
+  const Program& program_;
+  std::set<NodeId> squared_;
+  bool bounded_ = false;
+};
+
+}  // namespace
+
 bool may_have_heavy_tails(const Program& program, const Node& node) {
   const auto* m = std::get_if<Map>(&node.op);
   if (!m || !node.type.width) return false;
-  return traits_of(*m).heavy_tails || (m->fn == Fn::kDiv && program[node.in[1]].type.width);
+  if (m->fn == Fn::kDiv && program[node.in[1]].type.width)
+    return !BoundedRatio(program, node.in[0], node.in[1]).bounded();
+  return traits_of(*m).heavy_tails;
 }
 
 bool is_bounded(const Op& op) {
