@@ -339,6 +339,37 @@ TEST(Optimisers, HaveLimitsWhereDecayOfEntriesVanishes) {
   }
 }
 
+// m / (sqrt(v) + eps) is bounded: behind it products of gates have the errors that runs show.
+TEST(Optimisers, BringNoHeavyTails) {
+  const std::string text = R"(width n
+data X = [[1, 0.5, -1], [-0.3, 1, 0.4], [0.7, -0.6, 0.1]]
+parametrization mup
+param U : input [n, 1] ~ normal(0, 1)
+param W : hidden [2, n, n] ~ normal(0, 1)
+param v : output [n] ~ normal(0, 1)
+model f(x) {
+  h = tanh(U @ x[.., 0][.., None])
+  for s in 0..2 {
+    z = sigmoid(W[0] @ h)
+    h = (1 - z) * tanh(z * (W[1] @ h)) + z * h
+  }
+  return v @ h
+}
+for t in 0..3 { step adam(mse(f(X), [-2, 0.7, -0.6]), lr = 0.05) }
+report mse(f(X), [-2, 0.7, -0.6])
+)";
+  double sum = 0, squares = 0, claimed = 0;
+  for (const std::uint64_t seed : {1u, 2u, 3u, 4u}) {
+    EvaluateOptions options = particles(512);
+    options.seed = seed;
+    const LimitResult r = limit_of(text, options);
+    sum += r.reports[0].value[0] / 4;
+    squares += r.reports[0].value[0] * r.reports[0].value[0] / 4;
+    claimed = std::max(claimed, r.reports[0].error[0]);
+  }
+  EXPECT_LT(claimed, 15 * std::sqrt(squares - sum * sum));
+}
+
 TEST(Optimisers, ClipByTheNormOfAllGradients) {
   const auto text = [](const std::string& option) {
     return fmt::format(R"(width n
