@@ -130,7 +130,10 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
       {"ones_like", {"ones_like(x)", 1, 1, {}, &Lowerer::builtin_ones_like, true}},
       {"eye", {"eye(size)", 1, 1, {}, &Lowerer::builtin_eye, true}},
       {"cumsum",
-       {"cumsum(x) or cumsum(x, axis = k)", 1, 1, {"axis"}, &Lowerer::builtin_cumsum, true}}};
+       {"cumsum(x) or cumsum(x, axis = k)", 1, 1, {"axis"}, &Lowerer::builtin_cumsum, true}},
+      {"solve", {"solve(A, b)", 2, 2, {}, &Lowerer::builtin_solve, true}},
+      {"inverse", {"inverse(A)", 1, 1, {}, &Lowerer::builtin_inverse, true}},
+      {"logdet", {"logdet(A)", 1, 1, {}, &Lowerer::builtin_logdet, true}}};
   return table;
 }
 

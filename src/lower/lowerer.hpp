@@ -382,6 +382,9 @@ class Lowerer {
   Value builtin_averaged(Arguments& a);
   Value builtin_permutation(Arguments& a);
   Value builtin_one_hot(Arguments& a);
+  Value builtin_solve(Arguments& a);
+  Value builtin_inverse(Arguments& a);
+  Value builtin_logdet(Arguments& a);
   Value builtin_eigvals(Arguments& a);
   Value builtin_min_eig(Arguments& a);
   Value builtin_trace(Arguments& a);

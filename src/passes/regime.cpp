@@ -323,6 +323,10 @@ class Counting {
             [&](const TrainingOperator&) {
               return parts_.general({of(node, 0), of(node, 1)});
             },
+            [&](const Solve&) { return parts_.times(of(node, 1), parts_.inverse(of(node, 0))); },
+            [&](const LogDet&) {
+              return parts_.map({Fn::kLog, 0}, of(node, 0));
+            },
             [&](const Samples&) { return parts_.without_parity(of(node, 0)); },
             [&](const Histogram&) { return parts_.comparison(of(node, 0), 0); },
             [&](const GaussianMatrix&) -> Sum { return 0; },
