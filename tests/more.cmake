@@ -27,6 +27,10 @@ tplimit_test(widths_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/widths_test.cpp)
 tplimit_test(networks_test LABEL numeric LINK tplimit::driver tplimit::report
   SOURCES numeric/networks_test.cpp)
+tplimit_test(model_kernels_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/model_kernels_test.cpp)
+tplimit_test(linear_algebra_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/linear_algebra_test.cpp)
 tplimit_test(kernels_test LABEL numeric LINK tplimit::driver Boost::headers
   SOURCES numeric/kernels_test.cpp)
 tplimit_test(unusual_programs_test LABEL property LINK tplimit::driver tplimit::math

@@ -33,6 +33,12 @@ Diagnostic diagnose(const Program& program, const RunFailure& failure) {
     d.help =
         "a smaller learning rate or initial variance often helps; log and sqrt need positive "
         "arguments";
+    if (std::holds_alternative<Solve>(node.op) || std::holds_alternative<LogDet>(node.op)) {
+      d.message = "a matrix that is inverted, or of which logdet is taken, is singular";
+      if (std::holds_alternative<LogDet>(node.op)) d.message += ", or its determinant negative";
+      d.label = "up to rounding; first seen here";
+      d.help = "equal or dependent samples make kernels singular: add a multiple of eye(P)";
+    }
   }
   if (node.context)
     d.notes.push_back({"in the iteration " + program.contexts[node.context], node.span});

@@ -68,6 +68,8 @@ int degree_of(const Program& program, const Node& node, const std::vector<int>& 
                         [&](const Cholesky&) { return function(); },
                         [&](const Eigvals&) { return function(); },
                         [&](const TrainingOperator&) { return function(); },
+                        [&](const Solve&) { return of(0) == 0 ? of(1) : function(); },
+                        [&](const LogDet&) { return function(); },
                         // Linear: sums, copies, other orders of entries.
                         [&](const Scale&) { return most; },
                         [&](const ReduceSum&) { return most; },

@@ -121,6 +121,8 @@ class Planner {
                           [&](const Cholesky&) { rowwise(); },
                           [&](const Eigvals&) { rowwise(); },
                           [&](const TrainingOperator&) { rowwise(); },
+                          [&](const Solve&) { rowwise(); },
+                          [&](const LogDet&) { rowwise(); },
                           [&](const Samples&) { alone(Plan::TakeSamples{id}); },
                           [&](const Histogram&) { pend(id); }},
                node.op);

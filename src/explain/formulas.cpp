@@ -378,7 +378,8 @@ class Derivation {
 
   static bool is_operation(const Op& op) {
     return std::holds_alternative<Eigvals>(op) || std::holds_alternative<TrainingOperator>(op) ||
-           std::holds_alternative<Cholesky>(op) || std::holds_alternative<Samples>(op) ||
+           std::holds_alternative<Cholesky>(op) || std::holds_alternative<Solve>(op) ||
+           std::holds_alternative<LogDet>(op) || std::holds_alternative<Samples>(op) ||
            std::holds_alternative<Histogram>(op);
   }
 
@@ -663,6 +664,8 @@ class Derivation {
             [&](const Cholesky&) { return defined(); },
             [&](const Eigvals&) { return defined(); },
             [&](const TrainingOperator&) { return defined(); },
+            [&](const Solve&) { return defined(); },
+            [&](const LogDet&) { return defined(); },
             [&](const Samples&) { return defined(); },
             [&](const Histogram&) { return defined(); },
         },

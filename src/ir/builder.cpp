@@ -440,6 +440,10 @@ std::optional<NodeId> Builder::fold(const Op& op, const std::vector<NodeId>& in,
   std::vector<double> out(static_cast<std::size_t>(size_of(type.dims)));
   Node node{op, type, in, span_, context_};
   evaluate_rows(node, types, views, {out.data(), 1, 1});
+  // A singular matrix stays, so that errors can name it.
+  if ((std::holds_alternative<Solve>(op) || std::holds_alternative<LogDet>(op)) &&
+      std::any_of(out.begin(), out.end(), [](double x) { return std::isnan(x); }))
+    return std::nullopt;
   return constant(std::move(out), type.dims);
 }
 

@@ -262,6 +262,60 @@ void training_operator(const TrainingOperator& t, Index p, Index q, const View& 
       theta_x * (solver.eigenvectors() * h.asDiagonal() * solver.eigenvectors().transpose());
 }
 
+/// LU of a square matrix, its rows divided by powers of 2 first: how near it is to a singular one
+/// does not depend on the units of its rows.
+struct Factored {
+  explicit Factored(const RowMajor& a) : shift(a.rows()) {
+    Eigen::MatrixXd scaled = a;
+    if (!scaled.allFinite()) return;
+    for (Index i = 0; i < a.rows(); ++i) {
+      const double largest = scaled.row(i).cwiseAbs().maxCoeff();
+      if (largest == 0) return;
+      shift(i) = std::ilogb(largest);
+      for (Index j = 0; j < a.cols(); ++j) scaled(i, j) = std::ldexp(scaled(i, j), -shift(i));
+    }
+    lu.compute(scaled);
+    // As for TrainingOperator: what rounding leaves of a singular matrix.
+    regular =
+        lu.rcond() > 10 * static_cast<double>(a.rows()) * std::numeric_limits<double>::epsilon();
+  }
+  Eigen::PartialPivLU<Eigen::MatrixXd> lu;
+  Eigen::VectorXi shift;
+  bool regular = false;
+};
+
+void solve(const Dims& dims, const View& matrix, const View& right, MutableView out) {
+  const Index k = dims[dims.size() - 2], m = dims.back();
+  for (Index p = 0; p < size_of(dims) / (k * m); ++p) {
+    const Factored a(RowMajor(matrix.data + p * k * k, k, k));
+    Eigen::Map<RowMajorMatrix> x(out.data + p * k * m, k, m);
+    if (!a.regular) {
+      x.setConstant(std::numeric_limits<double>::quiet_NaN());
+      continue;
+    }
+    Eigen::MatrixXd y = RowMajor(right.data + p * k * m, k, m);
+    for (Index i = 0; i < k; ++i)
+      for (Index j = 0; j < m; ++j) y(i, j) = std::ldexp(y(i, j), -a.shift(i));
+    x = a.lu.solve(y);
+  }
+}
+
+void log_determinants(const Dims& dims, const View& in, MutableView out) {
+  const Index k = dims.back();
+  for (Index p = 0; p < size_of(dims) / (k * k); ++p) {
+    const Factored a(RowMajor(in.data + p * k * k, k, k));
+    double sum = std::numeric_limits<double>::quiet_NaN();
+    if (a.regular) {
+      const auto diagonal = a.lu.matrixLU().diagonal().array();
+      const bool negative =
+          ((diagonal < 0).count() % 2 != 0) != (a.lu.permutationP().determinant() < 0);
+      if (!negative)
+        sum = diagonal.abs().log().sum() + std::log(2.0) * static_cast<double>(a.shift.sum());
+    }
+    out.data[p] = sum;
+  }
+}
+
 }  // namespace
 
 bool is_average(const Op& op) {
@@ -372,6 +426,8 @@ void evaluate_rows(const Node& node, const std::vector<const Type*>& types,
           [&](const TrainingOperator& t) {
             training_operator(t, types[0]->dims[0], types[1]->dims[0], in[0], in[1], out);
           },
+          [&](const Solve&) { solve(type.dims, in[0], in[1], out); },
+          [&](const LogDet&) { log_determinants(types[0]->dims, in[0], out); },
           [&](const Constant&) { impossible(); },
           [&](const StandardNormal&) { impossible(); },
           [&](const Average&) { impossible(); },

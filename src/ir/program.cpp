@@ -45,6 +45,8 @@ const char* op_name(const Op& op) {
                  [](const Cholesky&) { return "cholesky"; },
                  [](const Eigvals&) { return "eigvals"; },
                  [](const TrainingOperator&) { return "training_operator"; },
+                 [](const Solve&) { return "solve"; },
+                 [](const LogDet&) { return "logdet"; },
                  [](const Samples&) { return "samples"; },
                  [](const Histogram&) { return "histogram"; }},
       op);
@@ -114,6 +116,13 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
   const auto tensor = [&](std::size_t k) -> const Type& {
     TPLIMIT_CHECK(k < in.size() && !in[k]->matrix, "operand {} of {} is a tensor", k, op_name(op));
     return *in[k];
+  };
+  const auto square = [&](std::size_t k) -> const Type& {  // [.., k, k]
+    const Type& type = tensor(k);
+    TPLIMIT_CHECK(
+        !type.width && type.dims.size() >= 2 && type.dims.back() == type.dims[type.dims.size() - 2],
+        "operand {} of {} is a finite square matrix", k, op_name(op));
+    return type;
   };
   const auto matrix = [&]() -> Type {
     TPLIMIT_CHECK(!in.empty() && in[0]->matrix && !in[0]->entries,
@@ -260,10 +269,7 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
             return tensor(0);
           },
           [&](const Eigvals&) {
-            Type type = tensor(0);
-            TPLIMIT_CHECK(!type.width && type.dims.size() >= 2 &&
-                              type.dims.back() == type.dims[type.dims.size() - 2],
-                          "eigenvalues of a finite square matrix");
+            Type type = square(0);
             type.dims.pop_back();
             return type;
           },
@@ -274,6 +280,18 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
                               across.dims[1] == kernel.dims[0],
                           "a kernel of the training samples, and one of other samples with these");
             return across;
+          },
+          [&](const Solve&) {
+            const Type a = square(0), y = tensor(1);
+            TPLIMIT_CHECK(!y.width && y.dims.size() == a.dims.size() &&
+                              std::equal(a.dims.begin(), a.dims.end() - 1, y.dims.begin()),
+                          "right sides of a finite square matrix");
+            return y;
+          },
+          [&](const LogDet&) {
+            Type type = square(0);
+            type.dims.resize(type.dims.size() - 2);
+            return type;
           },
           [&](const Samples& s) {
             Type type = tensor(0);

@@ -85,13 +85,13 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
         "with neither after convergence",
         3,
         3,
-        {"lr", "steps", "time", "reg"},
+        {"lr", "steps", "time", "reg", "noise"},
         &Lowerer::builtin_predict_gd}},
       {"predict_gd_covariance",
        {"predict_gd_covariance(Theta, Theta_x, K, K_x, K_xx, lr = rate, steps = k)",
         5,
         5,
-        {"lr", "steps", "time", "reg"},
+        {"lr", "steps", "time", "reg", "noise"},
         &Lowerer::builtin_predict_gd_covariance}},
       {"largest_rate", {"largest_rate(Theta)", 1, 1, {}, &Lowerer::builtin_largest_rate}},
       {"logsumexp",
@@ -133,7 +133,10 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
       {"ones_like", {"ones_like(x)", 1, 1, {}, &Lowerer::builtin_ones_like, true}},
       {"eye", {"eye(size)", 1, 1, {}, &Lowerer::builtin_eye, true}},
       {"cumsum",
-       {"cumsum(x) or cumsum(x, axis = k)", 1, 1, {"axis"}, &Lowerer::builtin_cumsum, true}}};
+       {"cumsum(x) or cumsum(x, axis = k)", 1, 1, {"axis"}, &Lowerer::builtin_cumsum, true}},
+      {"solve", {"solve(A, b)", 2, 2, {}, &Lowerer::builtin_solve, true}},
+      {"inverse", {"inverse(A)", 1, 1, {}, &Lowerer::builtin_inverse, true}},
+      {"logdet", {"logdet(A)", 1, 1, {}, &Lowerer::builtin_logdet, true}}};
   return table;
 }
 
@@ -1178,10 +1181,14 @@ Value Lowerer::builtin_grad(Arguments& a) {
       throw Rejection{{}, true};
     }
   }
+  const bool of_kernel = differentiates_kernel(loss, nodes, {}, a.span);
   build(a.span);
   differentiated_.push_back(loss);
   Result<std::vector<Derivative>> result = gradient(builder_, loss, nodes);
   if (!result) throw not_differentiable(result.errors()[0], a.span);
+  if (of_kernel)
+    for (const Derivative& d : *result)
+      if (d.tensor.valid()) kernel_nodes_.push_back(d.tensor);
   return as_value(target, result->data());
 }
 

@@ -386,6 +386,9 @@ class Lowerer {
   Value builtin_averaged(Arguments& a);
   Value builtin_permutation(Arguments& a);
   Value builtin_one_hot(Arguments& a);
+  Value builtin_solve(Arguments& a);
+  Value builtin_inverse(Arguments& a);
+  Value builtin_logdet(Arguments& a);
   Value builtin_eigvals(Arguments& a);
   Value builtin_min_eig(Arguments& a);
   Value builtin_trace(Arguments& a);
@@ -407,6 +410,10 @@ class Lowerer {
                                        const std::vector<Derivative>& derivatives);
   Value builtin_ntk(const ast::Call& call, Span span);
   Value builtin_nngp(const ast::Call& call, Span span);
+  Tensor recorded(Tensor kernel);
+  bool differentiates_kernel(NodeId loss, const std::vector<NodeId>& targets,
+                             const std::vector<NodeId>& fixed, Span span) const;
+  NodeId with_noise(Arguments& a, const Tensor& kernel);
   Tensor training_operator(Arguments& a, Tensor& kernel, Tensor& across);
   Value builtin_predict_gd(Arguments& a);
   Value builtin_predict_gd_covariance(Arguments& a);
@@ -471,6 +478,7 @@ class Lowerer {
   std::optional<Parametrization> parametrization_;
   std::vector<NodeId>
       differentiated_;  ///< by grad since the last step: losses of updates written by hand
+  std::vector<NodeId> kernel_nodes_;  ///< what ntk and nngp returned, and derivatives of it
 };
 
 /// The nearest known name within edit distance 2, as a help line; empty if there is none.

@@ -202,6 +202,7 @@ Lowerer::Parts Lowerer::gradients(NodeId loss, const Parts& at, Span span, bool 
   for (const auto& [name, version] : at)
     for (const NodeId id : version_nodes(version)) targets.push_back(id);
   fixed.insert(fixed.end(), targets.begin(), targets.end());
+  (void)differentiates_kernel(loss, targets, fixed, span);
   build(span);
   std::vector<std::pair<NodeId, NodeId>> cotangents;
   const Result<std::vector<Derivative>> derivatives =

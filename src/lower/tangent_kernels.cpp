@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "lower/lowerer.hpp"
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/passes/batch.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
 
@@ -65,9 +66,13 @@ NodeId inner_products(ir::Builder& b, NodeId x, std::int64_t s, NodeId y, std::i
 /// side is this sample batched over X or X2.  Where a model mixes samples (batch normalisation), it
 /// is sum_p w_p f(X)[p] + sum_q w_q f(X2)[q], and a side is the batch of the unit vectors w: the
 /// whole Jacobian.  The samples are placeholders until then, so that samples which are parameters,
-/// or computed from some, are no parameters of the model.
+/// or computed from some, are no parameters of the model.  Of k outputs for each sample, the scalar
+/// is their sum with weights, and a side is batched over the unit vectors of weights as well: row
+/// p k + i is output i of sample p.
 struct Lowerer::SampleModel {
   NodeId output;
+  std::int64_t outputs = 1;          ///< k
+  NodeId weights;                    ///< of the outputs of one sample, if k > 1
   NodeId sample;                     ///< what takes a value for each row: one sample, or w
   NodeId first, second;              ///< the values that it takes, [P, ..] and [Q, ..]
   std::map<NodeId, NodeId> samples;  ///< placeholders of all samples and these
@@ -75,7 +80,38 @@ struct Lowerer::SampleModel {
   std::vector<NodeId> batch(ir::Builder& b, std::vector<NodeId> values, bool left) const {
     if (!samples.empty()) values = substituted(b, values, samples);
     if (auto error = unbatchable(b, values, {sample})) throw Rejection{*error, false};
-    return batched(b, values, left ? rows : columns, {{sample, left ? first : second}});
+    if (weights.valid())
+      values = batched(b, values, outputs, {{weights, unit_vectors(b, outputs)}});
+    values = batched(b, values, samples_of(left), {{sample, left ? first : second}});
+    if (!weights.valid()) return values;
+    for (NodeId& x : values) {  // [P, k, ..] -> [P k, ..]
+      Dims dims = b.type(x).dims;
+      dims[1] *= dims[0];
+      dims.erase(dims.begin());
+      x = b.reshape(x, std::move(dims));
+    }
+    return values;
+  }
+  [[nodiscard]] std::int64_t samples_of(bool left) const {
+    return (left ? rows : columns) / (weights.valid() ? outputs : 1);
+  }
+  /// count rows of the unit matrix, from `start` on.
+  static NodeId unit_vectors(ir::Builder& b, std::int64_t total, std::int64_t start,
+                             std::int64_t count) {
+    std::vector<double> unit(static_cast<std::size_t>(count * total), 0.0);
+    for (std::int64_t k = 0; k < count; ++k)
+      unit[static_cast<std::size_t>(k * total + start + k)] = 1;
+    return b.constant(std::move(unit), {count, total});
+  }
+  static NodeId unit_vectors(ir::Builder& b, std::int64_t total) {
+    return unit_vectors(b, total, 0, total);
+  }
+  /// [P k, Q k] -> [P, Q, k, k], or [P, Q].
+  [[nodiscard]] Tensor kernel(ir::Builder& b, NodeId pairs) const {
+    if (outputs == 1) return {pairs, {{false, rows}, {false, columns}}};
+    const std::int64_t p = rows / outputs, q = columns / outputs;
+    return {b.permute(b.reshape(pairs, {p, outputs, q, outputs}), {0, 2, 1, 3}),
+            {{false, p}, {false, q}, {false, outputs}, {false, outputs}}};
   }
 };
 
@@ -139,11 +175,21 @@ Lowerer::SampleModel Lowerer::sample_model(const ast::Call& call, Span span) {
     }
   }();
   const Tensor first = finite(results[0], span, "the first value of the model");
-  if (ir::size_of(finite_dims(first.axes)) != 1)
-    fail("E2131", fmt::format("'{}' needs one output for each sample", what), span,
+  out.outputs = ir::size_of(finite_dims(first.axes));
+  build(span);
+  if (out.outputs == 1) {
+    out.output = b.reshape(first.node, {});
+    return out;
+  }
+  if (first.axes.size() != 2 || first.axes[0].size != 1)
+    fail("E2131", fmt::format("'{}' needs one output for each sample, or k of them", what), span,
          fmt::format("for one sample the model's first value has shape {}", text(first.axes)),
-         "select one: model g(x) { return f(x)[.., 0] }");
-  out.output = build(span).reshape(first.node, {});
+         "for samples [P, ..] it has the shape [P] or [P, k]");
+  out.rows *= out.outputs;
+  out.columns *= out.outputs;
+  check_size({out.rows, out.columns}, span);
+  out.weights = placeholder({{false, out.outputs}}).node;
+  out.output = b.contract(out.weights, b.reshape(first.node, {out.outputs}), 0, 1, false);
   return out;
 }
 
@@ -159,7 +205,8 @@ bool Lowerer::joint_model(const Callable& model, const std::vector<Tensor>& side
   ir::Builder& b = build(span);
   const auto names = program_.names.size(), predictions = program_.predictions.size(),
              warnings = warnings_.size();
-  std::vector<NodeId> placeholders, outputs;  // [P, ..], [P]
+  std::vector<NodeId> placeholders, outputs;  // [P, ..], [P k]
+  std::int64_t each = 1;                      // outputs of a sample
   bool mixes = false;
   for (const Tensor& x : sides) {
     build(span);
@@ -168,14 +215,15 @@ bool Lowerer::joint_model(const Callable& model, const std::vector<Tensor>& side
     try {
       const Tensor f =
           finite(call_with(model, {Value{all}}, span)[0], span, "the first value of the model");
-      const std::int64_t size = x.axes[0].size;
-      if (f.axes.empty() || f.axes[0].size != size || ir::size_of(finite_dims(f.axes)) != size)
-        break;
-      outputs.push_back(build(span).reshape(f.node, {size}));
+      const std::int64_t count = ir::size_of(finite_dims(f.axes));
+      if (f.axes.empty() || f.axes.size() > 2 || f.axes[0].size != x.axes[0].size) break;
+      each = count / x.axes[0].size;
+      outputs.push_back(build(span).reshape(f.node, finite_dims(f.axes)));
     } catch (const Rejection&) {
       break;  // a model of one sample: it says so below
     }
     mixes = mixes || mixes_rows(b, outputs.back(), placeholders.back());
+    outputs.back() = b.reshape(outputs.back(), {each * x.axes[0].size});
   }
   if (!mixes) {
     program_.names.resize(names);
@@ -184,32 +232,29 @@ bool Lowerer::joint_model(const Callable& model, const std::vector<Tensor>& side
     return false;
   }
   if (outputs.size() != sides.size())
-    fail("E2131", "the model mixes samples, and does not give one output for each of them", span,
-         "", "the first value for samples [P, ..] has the shape [P]");
+    fail("E2131", "the model mixes samples, and does not give k outputs for each of them", span, "",
+         "the first value for samples [P, ..] has the shape [P] or [P, k]");
   std::int64_t total = 0;
   for (const NodeId f : outputs) total += b.type(f).dims[0];
   check_size({total, total}, span);
   build(span);
   const NodeId weights = placeholder({{false, total}}).node;
-  const auto unit_vectors = [&](std::int64_t first, std::int64_t count) {
-    std::vector<double> unit(static_cast<std::size_t>(count * total), 0.0);
-    for (std::int64_t k = 0; k < count; ++k)
-      unit[static_cast<std::size_t>(k * total + first + k)] = 1;
-    return b.constant(std::move(unit), {count, total});
-  };
   std::int64_t first = 0;
   for (std::size_t k = 0; k < sides.size(); ++k) {
-    const std::int64_t count = sides[k].axes[0].size;
+    const std::int64_t count = each * sides[k].axes[0].size;
     std::vector<std::int64_t> own(static_cast<std::size_t>(count));
     std::iota(own.begin(), own.end(), first);
     const NodeId part = b.sum(b.times(b.gather(weights, 0, own), outputs[k]), 0);
     out.output = k == 0 ? part : b.plus(out.output, part);
     out.samples[placeholders[k]] = sides[k].node;
-    (k == 0 ? out.first : out.second) = unit_vectors(first, count);
+    (k == 0 ? out.first : out.second) = SampleModel::unit_vectors(b, total, first, count);
     first += count;
   }
   if (sides.size() == 1) out.second = out.first;
   out.sample = weights;
+  out.outputs = each;
+  out.rows *= each;
+  out.columns *= each;
   return true;
 }
 
@@ -268,7 +313,7 @@ Value Lowerer::builtin_ntk(const ast::Call& call, Span span) {
   if (!sum.valid())
     fail("E2328", "the model depends on no parameter", call.args[0]->span, "",
          "a value that is trained is declared with param");
-  return {Tensor{sum, {{false, f.rows}, {false, f.columns}}}};
+  return {recorded(f.kernel(b, sum))};
 }
 
 /// The covariance of the Gaussian limit of f(x): f is linear in centred Gaussian readouts r that
@@ -310,11 +355,74 @@ Value Lowerer::builtin_nngp(const ast::Call& call, Span span) {
   } catch (const Rejection&) {
     // Only the kernel can be batched: comparisons keep to it.
   }
-  return {Tensor{sum, {{false, f.rows}, {false, f.columns}}}};
+  return {recorded(f.kernel(b, sum))};
+}
+
+Tensor Lowerer::recorded(Tensor kernel) {
+  kernel_nodes_.push_back(kernel.node);
+  return kernel;
+}
+
+/// Kernels stand for their limits, averages over coordinates.  By what all coordinates share, the
+/// derivative of an average of a function that jumps has a part that the derivative almost
+/// everywhere lacks: E2501.  Returns whether the loss depends on a target through a kernel.
+bool Lowerer::differentiates_kernel(NodeId loss, const std::vector<NodeId>& targets,
+                                    const std::vector<NodeId>& fixed, Span span) const {
+  if (kernel_nodes_.empty()) return false;
+  std::vector<char> active(loss.value + 1, 0), stops = active, used = active, inside = active;
+  const auto mark = [&](std::vector<char>& marks, NodeId id) {
+    if (id <= loss) marks[id.value] = 1;
+  };
+  for (const NodeId id : fixed) mark(stops, id);
+  for (const NodeId t : targets)
+    if (!builder_.type(t).width && !builder_.type(t).matrix) mark(active, t);
+  for (std::uint32_t k = 0; k <= loss.value; ++k) {
+    const ir::Node& node = builder_.node({k});
+    if (stops[k] || std::holds_alternative<ir::Stop>(node.op)) continue;
+    for (const NodeId in : node.in) active[k] |= active[in.value];
+  }
+  for (const NodeId id : kernel_nodes_) mark(inside, id);
+  mark(used, loss);
+  bool found = false;
+  for (std::uint32_t k = loss.value + 1; k-- > 0;) {
+    if (!used[k] || !active[k]) continue;
+    const ir::Node& node = builder_.node({k});
+    found = found || inside[k];
+    const auto* m = std::get_if<ir::Map>(&node.op);
+    if (inside[k] && node.type.width && m && ir::first_delta(*m) == 1)
+      throw Rejection{
+          Diagnostic::error("E2501", "the limit of a kernel has another derivative here")
+              .at(span)
+              .with_label(fmt::format("the kernel averages '{}', which jumps", written(m->fn)))
+              .with_help("kernels of smooth activations (tanh, erf, gelu) can be differentiated, "
+                         "nngp of relu once; stop(..) keeps a kernel constant"),
+          false};
+    for (const NodeId in : node.in) {
+      used[in.value] = 1;
+      inside[in.value] |= inside[k];
+    }
+  }
+  return found;
 }
 
 // ---- training under a fixed kernel
 // -------------------------------------------------------------------
+
+/// Of targets with independent noise: its variance stands on the diagonal.
+NodeId Lowerer::with_noise(Arguments& a, const Tensor& kernel) {
+  const auto it = a.named.find("noise");
+  if (it == a.named.end()) return kernel.node;
+  const auto& [value, where] = it->second;
+  if (a.named.contains("reg"))
+    fail("E2133", "'reg' and 'noise' exclude each other", where, "",
+         "reg = r adds r tr(Theta) / P to the diagonal, noise = v adds v");
+  if (const auto* n = value.as<Number>(); n && !(n->value >= 0))
+    fail("E2133", "'noise' is negative or not a number", where,
+         fmt::format("this is {}", n->value));
+  const NodeId variance = scalar(value, where, "the variance of noise");
+  ir::Builder& b = build(a.span);
+  return b.plus(kernel.node, b.times(variance, matrix_of(kernel.axes[0].size, false)));
+}
 
 /// A_t = Theta_x Theta^-1 (1 - G_t) [Q, P]; the loss is mse, so the rate per sample is lr / P.
 Tensor Lowerer::training_operator(Arguments& a, Tensor& kernel, Tensor& across) {
@@ -350,9 +458,10 @@ Tensor Lowerer::training_operator(Arguments& a, Tensor& kernel, Tensor& across) 
          "lr = rate; only the limit of long training does not depend on it");
   if (std::isinf(lr) || std::isinf(ridge))
     fail("E2133", "a rate or a regularisation is infinite", a.span);
+  const NodeId theta = with_noise(a, kernel);
   return {build(a.span).add(ir::TrainingOperator{lr / static_cast<double>(kernel.axes[0].size),
                                                  time, ridge, flow},
-                            {kernel.node, across.node}),
+                            {theta, across.node}),
           across.axes};
 }
 
@@ -372,7 +481,8 @@ Value Lowerer::builtin_predict_gd(Arguments& a) {
       axes}};
 }
 
-/// K_xx + A K A' - A K_x' - K_x A', K the covariance of the initial outputs.
+/// K_xx + A K A' - A K_x' - K_x A', K the covariance of the initial outputs, and of the noise that
+/// each network of the ensemble has in its targets: with Theta = K, of the posterior.
 Value Lowerer::builtin_predict_gd_covariance(Arguments& a) {
   Tensor kernel, across;
   const Tensor op = training_operator(a, kernel, across);
@@ -383,7 +493,7 @@ Value Lowerer::builtin_predict_gd_covariance(Arguments& a) {
            fmt::format("{}, expected {}", text(x.axes), text(axes)));
     return x.node;
   };
-  const NodeId k = given(2, kernel.axes), k_x = given(3, across.axes),
+  const NodeId k = with_noise(a, {given(2, kernel.axes), kernel.axes}), k_x = given(3, across.axes),
                k_xx = given(4, {across.axes[0], across.axes[0]});
   ir::Builder& b = build(a.span);
   const auto product = [&](NodeId x, NodeId y) { return b.contract(x, y, 0, 1, false); };  // x y'

@@ -102,6 +102,7 @@ class MomentEngine {
   bool bound_error(const ir::Node& node, MomentValue& out, const RowFunction& evaluate_at) const;
   void bound_error_by_differences(const ir::Node& node, MomentValue& out,
                                   const RowFunction& evaluate_at) const;
+  bool bound_error_of_equations(const ir::Node& node, MomentValue& out) const;
 
   // ---- values with coordinates, and matrices
   std::shared_ptr<MatrixVersion> matrix_step(const ir::Node& node);

@@ -193,6 +193,8 @@ Field MomentEngine::field_step(NodeId id, const Node& node) {
                  [&](const Cholesky&) { return unknown(); },
                  [&](const Eigvals&) { return unknown(); },
                  [&](const TrainingOperator&) { return unknown(); },
+                 [&](const Solve&) { return unknown(); },
+                 [&](const LogDet&) { return unknown(); },
                  [&](const Samples&) { return unknown(); },
                  [&](const Histogram&) { return unknown(); }},
       node.op);

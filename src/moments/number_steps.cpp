@@ -5,6 +5,8 @@
 #include <limits>
 #include <numeric>
 
+#include <Eigen/LU>
+
 #include "tplimit/ir/kernels.hpp"
 
 namespace tplimit::moments {
@@ -277,6 +279,43 @@ bool MomentEngine::bound_error(const Node& node, MomentValue& out,
   return true;
 }
 
+/// With |dA| <= E, M = |A^-1| E and r = ||M||, by rows, below 1: |d(A^-1 Y)| <= (1 - M)^-1 v, v =
+/// |A^-1| (E |X| + |dY|), and |d log det A| <= tr M + k r^2 / (2 (1 - r)).
+bool MomentEngine::bound_error_of_equations(const Node& node, MomentValue& out) const {
+  const bool solve = std::holds_alternative<Solve>(node.op);
+  if (!solve && !std::holds_alternative<LogDet>(node.op)) return false;
+  using Eigen::Index;
+  using Rows = Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor>;
+  const MomentValue& a = finite_[node.in[0].value];
+  const Index k = program_[node.in[0]].type.dims.back(), m = solve ? node.type.dims.back() : 1;
+  out.error.assign(out.value.size(), 0.0);
+  const auto errors = [](const MomentValue& x, Index first, Index rows, Index columns) {
+    Rows e(rows, columns);
+    for (Index j = 0; j < e.size(); ++j)
+      e.data()[j] = x.error_at(static_cast<std::size_t>(first + j));
+    return e;
+  };
+  for (Index p = 0; p < static_cast<Index>(a.value.size()) / (k * k); ++p) {
+    const Rows inverse = Eigen::Map<const Rows>(a.value.data() + p * k * k, k, k)
+                             .partialPivLu()
+                             .inverse()
+                             .cwiseAbs();
+    const Rows moved = inverse * errors(a, p * k * k, k, k);
+    const double r = moved.rowwise().sum().maxCoeff();
+    Rows bound = Rows::Constant(solve ? k : 1, m, std::numeric_limits<double>::infinity());
+    if (r < 1 && solve) {
+      const Rows x = Eigen::Map<const Rows>(out.value.data() + p * k * m, k, m).cwiseAbs();
+      bound = moved * x + inverse * errors(finite_[node.in[1].value], p * k * m, k, m);
+      const Eigen::RowVectorXd more = r / (1 - r) * bound.colwise().maxCoeff();
+      bound.rowwise() += more;
+    } else if (r < 1) {
+      bound(0, 0) = moved.trace() + static_cast<double>(k) * r * r / (2 * (1 - r));
+    }
+    std::copy_n(bound.data(), bound.size(), out.error.data() + p * bound.size());
+  }
+  return true;
+}
+
 /// sum_k |f(.., x_k + e_k, ..) - f(x)| over the operands x_k; of a bilinear f at |x_k|, so that
 /// errors of opposite signs do not cancel.
 void MomentEngine::bound_error_by_differences(const Node& node, MomentValue& out,
@@ -286,6 +325,7 @@ void MomentEngine::bound_error_by_differences(const Node& node, MomentValue& out
     out.error = {std::numeric_limits<double>::infinity()};
     return;
   }
+  if (bound_error_of_equations(node, out)) return;
   out.error.assign(out.value.size(), 0.0);
   std::vector<std::vector<double>> in;
   for (const NodeId k : node.in) in.push_back(finite_[k.value].value);

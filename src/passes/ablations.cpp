@@ -253,6 +253,8 @@ class Linearisation : Rewriting {
             [&](const Cholesky&) { return other(); },
             [&](const Eigvals&) { return other(); },
             [&](const TrainingOperator&) { return other(); },
+            [&](const Solve&) { return other(); },
+            [&](const LogDet&) { return other(); },
             [&](const Samples&) { return other(); },
             [&](const Histogram&) { return other(); },
         },

@@ -95,6 +95,17 @@ class Batch {
   NodeId make(const Eigvals& op, const Node&, const std::vector<NodeId>& in) {
     return b_.add(op, in);
   }
+  NodeId make(const LogDet& op, const Node&, const std::vector<NodeId>& in) {
+    return b_.add(op, in);
+  }
+  /// One matrix for all samples: their right sides stand side by side.
+  NodeId make(const Solve& op, const Node& node, const std::vector<NodeId>& in) {
+    if (batched_.at(node.in[0]) || node.type.dims.size() != 2)
+      return b_.add(op, {lead(node.in[0]), lead(node.in[1])});
+    const std::int64_t k = node.type.dims[0], m = node.type.dims[1];
+    const NodeId columns = b_.reshape(b_.permute(in[1], {1, 0, 2}), {k, size_ * m});
+    return b_.permute(b_.reshape(b_.add(op, {in[0], columns}), {k, size_, m}), {1, 0, 2});
+  }
   NodeId make(const Samples& op, const Node&, const std::vector<NodeId>& in) {
     return b_.add(op, in);
   }
@@ -333,6 +344,14 @@ class RowAxis {
   }
   [[nodiscard]] int follow(const Eigvals&, const Node& node) const {
     return in(node, 0) < rank(node.in[0]) - 2 ? in(node, 0) : kMixed;
+  }
+  [[nodiscard]] int follow(const LogDet&, const Node& node) const {
+    return in(node, 0) < rank(node.in[0]) - 2 ? in(node, 0) : kMixed;
+  }
+  [[nodiscard]] int follow(const Solve&, const Node& node) const {
+    const int a = in(node, 0), y = in(node, 1), batch = rank(node.in[0]) - 2;
+    if (a >= batch || y == batch) return kMixed;
+    return agreed(a, y);
   }
   [[nodiscard]] int follow(const TrainingOperator&, const Node& node) const {
     return in(node, 0) == kNone && in(node, 1) == 0 ? 0 : kMixed;

@@ -296,6 +296,8 @@ class Determinacy {
                    [&](const Cholesky&) { all(); },
                    [&](const Eigvals&) { all(); },
                    [&](const TrainingOperator&) { all(); },
+                   [&](const Solve&) { all(); },
+                   [&](const LogDet&) { all(); },
                    [&](const Samples&) { all(); },
                    [&](const Histogram&) { all(); },
                },
@@ -366,6 +368,8 @@ class Determinacy {
                                  [](const Cholesky&) { return false; },
                                  [](const Eigvals&) { return false; },
                                  [](const TrainingOperator&) { return false; },
+                                 [](const Solve&) { return false; },
+                                 [](const LogDet&) { return false; },
                                  [](const Samples&) { return false; },
                                  [](const Histogram&) { return false; }},
                       node.op);

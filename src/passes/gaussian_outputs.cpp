@@ -74,6 +74,8 @@ std::vector<std::uint8_t> degrees(const Program& program, const std::vector<Node
             [](const Cholesky&) -> std::uint8_t { return 2; },
             [](const Eigvals&) -> std::uint8_t { return 2; },
             [](const TrainingOperator&) -> std::uint8_t { return 2; },
+            [&](const Solve&) -> std::uint8_t { return of(0) == 0 ? of(1) : 2; },
+            [](const LogDet&) -> std::uint8_t { return 2; },
             [](const Samples&) -> std::uint8_t { return 2; },
             [](const Histogram&) -> std::uint8_t { return 2; }},
         node.op);

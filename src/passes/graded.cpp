@@ -896,6 +896,39 @@ class Grading {
     if (*x.spike > 0 && op.fn == Fn::kExp) drop_spikes(out, x, -*parts_.size(x.dropped));
     return *x.spike;
   }
+  /// phi(n^e x0 + d) = n^(k e) (phi(x0) + phi'(x0) n^-e d + ..), y0 = phi(x0), along(d) = phi'(x0)
+  /// d; without a degree k, e = 0.  Functions of matrices count as `op` does.
+  template <class Along>
+  Series expanded(const Map& op, const Series& x, const Type& type, NodeId y0, Along along) {
+    const FunctionTraits traits = traits_of(op);
+    const Exponent top = x.terms[0].order, degree = traits.degree.value_or(0), start = degree * top;
+    Series out;
+    const Sum image = parts_.map(op, parts_.one({top, 0, x.terms[0].scalar, x.terms[0].vector}));
+    const Part value = parts_[image].empty() ? Part{start, 0, {}, {}} : parts_[image].front();
+    std::vector<Term> terms{{start, y0, value.scalar, value.vector, x.terms[0].holds, 0}};
+    const Part slope = PartSums::image(op, {top, 0, x.terms[0].scalar, x.terms[0].vector}, 1,
+                                       start - top),
+               curvature = PartSums::image(op, {top, 0, x.terms[0].scalar, x.terms[0].vector}, 2,
+                                           start - top - top);
+    for (std::size_t k = 1; k < x.terms.size(); ++k)
+      terms.push_back({x.terms[k].order + slope.order, along(x.terms[k].out),
+                       product(slope.scalar, x.terms[k].scalar),
+                       product(slope.vector, x.terms[k].vector),
+                       x.terms[k].holds | x.terms[0].holds, x.terms[k].linear & ~x.terms[0].holds});
+    if (op.fn == Fn::kStep || op.fn == Fn::kSign) drop_jumps(out, slope, x);
+    // What is dropped may cancel a term of its size: no symmetry is left.
+    if (const auto size = parts_.size(x.dropped); size && *size >= top)
+      drop(out, parts_.without_parity(parts_.shifted(parts_.one(value), *size - top)), x.culprit);
+    drop(out, parts_.times(parts_.one(slope), x.dropped), x.culprit);
+    const Sum small = parts_.plus(kept(x, 1), x.dropped);
+    drop(out, parts_.times(parts_.one(curvature), parts_.times(small, small)), current_);
+    if (x.spike) {  // phi(x0 + d) - phi(x0), d of any size: like d max(x0, d)^(k - 1)
+      const Exponent largest = std::max(*x.spike, top);
+      if (traits.degree) drop_spikes(out, x, (degree - 1) * largest);
+      out.spike = traits.degree ? *x.spike + (degree - 1) * largest : spike_of(op, x, out);
+    }
+    return gather(std::move(terms), type, std::move(out));
+  }
   Series unary(const Map& op, const Series& x, const Type& type) {
     const FunctionTraits traits = traits_of(op);
     Series out;
@@ -919,36 +952,9 @@ class Grading {
       return {};
     }
     if (top && (traits.degree || *top == 0)) {
-      // phi(n^e x0 + d) = n^(k e) (phi(x0) + phi'(x0) n^-e d + ..); without a degree e = 0.
-      const Exponent degree = traits.degree.value_or(0), start = degree * *top;
       const NodeId x0 = x.terms[0].out, y0 = b_.map(op.fn, {x0}, op.parameter);
-      const Sum image = parts_.map(op, parts_.one({*top, 0, x.terms[0].scalar, x.terms[0].vector}));
-      const Part value = parts_[image].empty() ? Part{start, 0, {}, {}} : parts_[image].front();
-      std::vector<Term> terms{{start, y0, value.scalar, value.vector, x.terms[0].holds, 0}};
-      const Part slope = PartSums::image(op, {*top, 0, x.terms[0].scalar, x.terms[0].vector}, 1,
-                                         start - *top),
-                 curvature = PartSums::image(op, {*top, 0, x.terms[0].scalar, x.terms[0].vector}, 2,
-                                             start - *top - *top);
       const NodeId derivative = x.terms.size() > 1 ? derivative_of(b_, op, x0, y0) : NodeId{};
-      for (std::size_t k = 1; k < x.terms.size(); ++k)
-        terms.push_back(
-            {x.terms[k].order + slope.order, b_.times(derivative, x.terms[k].out),
-             product(slope.scalar, x.terms[k].scalar), product(slope.vector, x.terms[k].vector),
-             x.terms[k].holds | x.terms[0].holds, x.terms[k].linear & ~x.terms[0].holds});
-      if (op.fn == Fn::kStep || op.fn == Fn::kSign) drop_jumps(out, slope, x);
-      // What is dropped may cancel a term of its size: no symmetry is left.
-      if (const auto size = parts_.size(x.dropped); size && *size >= *top)
-        drop(out, parts_.without_parity(parts_.shifted(parts_.one(value), *size - *top)),
-             x.culprit);
-      drop(out, parts_.times(parts_.one(slope), x.dropped), x.culprit);
-      const Sum small = parts_.plus(kept(x, 1), x.dropped);
-      drop(out, parts_.times(parts_.one(curvature), parts_.times(small, small)), current_);
-      if (x.spike) {  // phi(x0 + d) - phi(x0), d of any size: like d max(x0, d)^(k - 1)
-        const Exponent largest = std::max(*x.spike, *top);
-        if (traits.degree) drop_spikes(out, x, (degree - 1) * largest);
-        out.spike = traits.degree ? *x.spike + (degree - 1) * largest : spike_of(op, x, out);
-      }
-      return gather(std::move(terms), type, std::move(out));
+      return expanded(op, x, type, y0, [&](NodeId d) { return b_.times(derivative, d); });
     }
     // phi(0) + phi'(0) d + ..
     std::vector<Term> terms{
@@ -1038,6 +1044,34 @@ class Grading {
   Series visit(const Cholesky& op, const Node& node) { return leading_only(op, node); }
   Series visit(const Eigvals& op, const Node& node) { return leading_only(op, node); }
   Series visit(const TrainingOperator& op, const Node& node) { return leading_only(op, node); }
+  Series visit(const Solve&, const Node& node) {
+    const Series& a = operand(node, 0);
+    if (a.terms.empty()) {
+      reject("E3104", "a matrix of linear equations vanishes in the limit",
+             "the limit has no solution here",
+             "the theory covers matrices with a limit that can be inverted");
+      return {};
+    }
+    const NodeId inverse = matrix_inverse(b_, a.terms[0].out);
+    const Series inverses =
+        expanded({Fn::kPower, -1}, a, in_[node.in[0]].type, inverse, [&](NodeId d) {
+          return b_.negate(matrix_product(b_, matrix_product(b_, inverse, d), inverse));
+        });
+    return bilinear(inverses, operand(node, 1), node.type,
+                    [&](NodeId x, NodeId y) { return matrix_product(b_, x, y); });
+  }
+  Series visit(const LogDet& op, const Node& node) {
+    const Series& a = operand(node, 0);
+    if (a.terms.empty() || a.terms[0].order != 0) {
+      reject("E3105", "'logdet' needs a matrix of size 1", "",
+             "scale the matrix by a power of the width first");
+      return {};
+    }
+    const NodeId a0 = a.terms[0].out;
+    const NodeId inverse = a.terms.size() > 1 ? matrix_inverse(b_, a0) : NodeId{};
+    return expanded({Fn::kLog, 0}, a, node.type, b_.add(op, {a0}),
+                    [&](NodeId d) { return log_determinant_move(b_, inverse, d); });
+  }
   Series visit(const Samples& op, const Node& node) { return leading_only(op, node); }
   Series visit(const Histogram& op, const Node& node) { return leading_only(op, node); }
   // Matrices are followed by matrix_step.

@@ -28,6 +28,20 @@ NodeId shares_of_maximum(Builder& b, NodeId x, NodeId y, int axis) {
   return b.map(Fn::kDiv, {largest, spread(b, b.sum(largest, axis), axis, dims)});
 }
 
+/// [.., i, j] -> [.., j, i].
+NodeId transposed(Builder& b, NodeId x) {
+  std::vector<std::int32_t> axes(b.type(x).dims.size());
+  std::iota(axes.begin(), axes.end(), 0);
+  std::swap(axes.back(), axes[axes.size() - 2]);
+  return b.permute(x, std::move(axes));
+}
+/// A number for each matrix [.., k, k] beside it.
+NodeId beside_matrices(Builder& b, NodeId x) {
+  Dims dims = b.type(x).dims;
+  dims.insert(dims.end(), 2, 1);
+  return b.reshape(x, dims);
+}
+
 Diagnostic not_differentiable(const Node& node, const char* what) {
   return Diagnostic::error("E2501", fmt::format("{} has no derivative here", what))
       .at(node.span)
@@ -246,6 +260,16 @@ class Reverse {
             [&](const Cholesky&) { refuse("a random output"); },
             [&](const Eigvals&) { refuse("eigvals"); },
             [&](const TrainingOperator&) { refuse("predict_gd"); },
+            [&](const Solve& s) {  // dY = A^-T dX, dA = -dY X'
+              const NodeId back = b_.add(s, {transposed(b_, node.in[0]), dy});
+              accumulate(node.in[1], back);
+              if (active(node.in[0]))
+                accumulate(node.in[0], b_.negate(matrix_product(b_, back, transposed(b_, id))));
+            },
+            [&](const LogDet&) {
+              accumulate(node.in[0], b_.times(beside_matrices(b_, dy),
+                                              transposed(b_, matrix_inverse(b_, node.in[0]))));
+            },
             [&](const Samples&) { refuse("samples"); },
             [&](const Histogram&) { refuse("hist"); },
         },
@@ -351,6 +375,22 @@ NodeId shares_of_exponentials(Builder& b, NodeId x, NodeId y, int axis) {
   return b.map(Fn::kExp, {b.minus(x, spread(b, y, axis, Dims(b.type(x).dims)))});
 }
 
+NodeId matrix_product(Builder& b, NodeId x, NodeId y) {
+  return b.contract(x, transposed(b, y), static_cast<int>(b.type(x).dims.size()) - 2, 1, false);
+}
+NodeId matrix_inverse(Builder& b, NodeId a) {
+  const Dims dims = b.type(a).dims;
+  const std::int64_t k = dims.back();
+  std::vector<double> unit(static_cast<std::size_t>(k * k), 0.0);
+  for (std::int64_t i = 0; i < k; ++i) unit[static_cast<std::size_t>(i * k + i)] = 1;
+  return b.add(Solve{}, {a, b.expand(b.constant(std::move(unit), {k, k}), false, dims)});
+}
+NodeId log_determinant_move(Builder& b, NodeId inverse, NodeId move) {
+  const NodeId product = b.times(transposed(b, inverse), move);
+  const int last = static_cast<int>(b.type(product).dims.size()) - 1;
+  return b.sum(b.sum(product, last), last - 1);
+}
+
 Result<NodeId> tangent(Builder& b, const Node& node, const std::vector<NodeId>& in, NodeId y,
                        const std::vector<NodeId>& moves) {
   NodeId sum;
@@ -409,6 +449,13 @@ Result<NodeId> tangent(Builder& b, const Node& node, const std::vector<NodeId>& 
           [&](const Cholesky&) { refuse("a random output"); },
           [&](const Eigvals&) { refuse("eigvals"); },
           [&](const TrainingOperator&) { refuse("predict_gd"); },
+          [&](const Solve& s) {  // A^-1 (dY - dA X)
+            if (moves[1].valid()) add(b.add(s, {in[0], moves[1]}));
+            if (moves[0].valid()) add(b.negate(b.add(s, {in[0], matrix_product(b, moves[0], y)})));
+          },
+          [&](const LogDet&) {
+            if (moves[0].valid()) add(log_determinant_move(b, matrix_inverse(b, in[0]), moves[0]));
+          },
           [&](const Samples&) { refuse("samples"); },
           [&](const Histogram&) { refuse("hist"); },
           [&](const Constant&) { impossible(); },

@@ -268,6 +268,12 @@ class KnownValues {
     return node.type.dims.size() == 1 ? whole(node) : nothing(node);
   }
   Entries visit(const TrainingOperator&, const Node& node) const { return whole(node); }
+  Entries visit(const Solve&, const Node& node) const {
+    return node.type.dims.size() == 2 ? whole(node) : nothing(node);
+  }
+  Entries visit(const LogDet&, const Node& node) const {
+    return node.type.dims.empty() ? whole(node) : nothing(node);
+  }
   Entries visit(const Samples&, const Node& node) const { return nothing(node); }
   Entries visit(const Histogram&, const Node& node) const { return nothing(node); }
   Entries visit(const StandardNormal&, const Node& node) const { return nothing(node); }

@@ -249,6 +249,8 @@ class Analysis {
                    [&](const Cholesky&) { number(); },
                    [&](const Eigvals&) { number(); },
                    [&](const TrainingOperator&) { number(); },
+                   [&](const Solve&) { number(); },
+                   [&](const LogDet&) { number(); },
                    [&](const Samples&) { number(); },
                    [&](const Histogram&) { number(); },
                    [&](const GaussianMatrix&) { number(); },
@@ -359,6 +361,15 @@ class Analysis {
     // from them.
   }
 
+  /// Of 1/b, b not 0.
+  static Order inverse(const Order& b) {
+    Order out = b;
+    out.lead = -*b.lead;
+    if (b.dropped) out.dropped = *b.dropped - 2 * *b.lead;
+    if (b.spike) out.spike = std::min(*b.spike - 2 * *b.lead, -*b.lead);
+    return out;
+  }
+
   Order visit(const Map& op, const Node& node) {
     if (node.in.size() == 1) return unary(op, node);
     switch (op.fn) {
@@ -387,11 +398,7 @@ class Analysis {
                  "this is 0 in the limit");
           return {};
         }
-        Order inverse = b;
-        inverse.lead = -*b.lead;
-        if (b.dropped) inverse.dropped = *b.dropped - 2 * *b.lead;
-        if (b.spike) inverse.spike = std::min(*b.spike - 2 * *b.lead, -*b.lead);
-        Order to = product(a, inverse);
+        Order to = product(a, inverse(b));
         // An odd divisor passes through 0: the average of a/b need not exist, and symmetry proves
         // nothing about it.
         if (b.odd & ~b.mixed) no_parity(to);
@@ -696,6 +703,8 @@ class Analysis {
                    [&](const Cholesky&) { none(); },
                    [&](const Eigvals&) { none(); },
                    [&](const TrainingOperator&) { none(); },
+                   [&](const Solve&) { none(); },
+                   [&](const LogDet&) { none(); },
                    [&](const Samples&) { none(); },
                    [&](const Histogram&) { none(); },
                    [&](const GaussianMatrix&) { none(); },
@@ -1043,6 +1052,33 @@ class Analysis {
     no_parity(to);
     to.positive = false;
     to.out = builder_.add(op, kept);
+    return to;
+  }
+  Order visit(const Solve& op, const Node& node) {
+    const Order &a = operand(node, 0), &y = operand(node, 1);
+    if (!a.lead) {
+      reject("E3104", "a matrix of linear equations vanishes in the limit",
+             "the limit has no solution here",
+             "the theory covers matrices with a limit that can be inverted", node.in[0],
+             "this is 0 in the limit");
+      return {};
+    }
+    Order to = product(y, inverse(a));
+    to.positive = false;
+    to.out = builder_.add(op, {a.out, y.out});
+    return to;
+  }
+  Order visit(const LogDet& op, const Node& node) {
+    Order to = operand(node, 0);
+    if (!to.lead || *to.lead != 0) {
+      reject("E3105", "'logdet' needs a matrix of size 1",
+             to.lead ? fmt::format("it has size {}", power(*to.lead)) : "it is 0 in the limit",
+             "scale the matrix by a power of the width first");
+      return {};
+    }
+    no_parity(to);
+    to.positive = false;
+    to.out = builder_.add(op, {to.out});
     return to;
   }
   Order visit(const Samples& op, const Node& node) {

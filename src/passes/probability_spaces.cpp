@@ -115,6 +115,8 @@ ProbabilitySpaces probability_spaces(const Program& program) {
                    [&](const Cholesky&) { joined(); },
                    [&](const Eigvals&) { joined(); },
                    [&](const TrainingOperator&) { joined(); },
+                   [&](const Solve&) { joined(); },
+                   [&](const LogDet&) { joined(); },
                    [&](const Samples&) { joined(); },
                    [&](const Histogram&) { joined(); },
                },

@@ -323,6 +323,10 @@ class Counting {
             [&](const TrainingOperator&) {
               return parts_.general({of(node, 0), of(node, 1)});
             },
+            [&](const Solve&) { return parts_.times(of(node, 1), parts_.inverse(of(node, 0))); },
+            [&](const LogDet&) {
+              return parts_.map({Fn::kLog, 0}, of(node, 0));
+            },
             [&](const Samples&) { return parts_.without_parity(of(node, 0)); },
             [&](const Histogram&) { return parts_.comparison(of(node, 0), 0); },
             [&](const GaussianMatrix&) -> Sum { return 0; },
@@ -493,14 +497,22 @@ void Counting::find_effects() {
   for (std::uint32_t k = 0; k < in_.size(); ++k)
     if (step_of_[k] != kNoStep && counts(step_of_[k]))
       for (const NodeId in : in_.nodes[k].in) users[in.value].push_back({k});
-  const auto behind = [&](NodeId id) {  // through scales, selections and sums of entries
+  // Scales, selections, sums of entries, and behind these what powers may have been moved past:
+  // sums with other terms, products with finite layers.
+  const auto passes = [&](NodeId user, bool alone) {
+    const Node& node = in_[user];
+    const auto* m = std::get_if<Map>(&node.op);
+    const auto* c = std::get_if<Contract>(&node.op);
+    if (node.in.size() == 1) return alone && !m && !std::holds_alternative<Average>(node.op);
+    return !alone && ((m && (m->fn == Fn::kAdd || m->fn == Fn::kSub)) || (c && !c->average));
+  };
+  const auto behind = [&](NodeId id) {
     Exponent power = 0;
     for (;;) {
       NodeId next;
-      for (const NodeId user : users[id.value])
-        if (in_[user].in.size() == 1 && !std::holds_alternative<Map>(in_[user].op) &&
-            !std::holds_alternative<Average>(in_[user].op))
-          next = user;
+      for (const bool alone : {false, true})
+        for (const NodeId user : users[id.value])
+          if (passes(user, alone)) next = user;
       if (!next.valid()) return power;
       if (const auto* s = std::get_if<Scale>(&in_[next].op)) power += s->power;
       id = next;

@@ -328,6 +328,19 @@ struct TrainingOperator {
   [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
   friend bool operator==(const TrainingOperator&, const TrainingOperator&) = default;
 };
+/// (A [.., k, k], Y [.., k, m]) -> A^-1 Y, equal leading axes; NaN where A is singular, up to
+/// rounding.
+struct Solve {
+  [[nodiscard]] auto fields() const { return std::tie(); }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
+  friend bool operator==(const Solve&, const Solve&) = default;
+};
+/// A [.., k, k] -> log det A [..]; NaN where A is singular, up to rounding, or det A < 0.
+struct LogDet {
+  [[nodiscard]] auto fields() const { return std::tie(); }
+  [[nodiscard]] OpTraits traits() const { return {.rowwise = true}; }
+  friend bool operator==(const LogDet&, const LogDet&) = default;
+};
 /// The first `count` coordinates, as a last axis.
 struct Samples {
   std::int64_t count;
@@ -353,16 +366,16 @@ struct UnknownOperation {
 };
 #endif
 
-using Op =
-    std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum, ReduceMax,
-                 LogSumExp, Gather, ScatterAdd, Permute, Reshape, Expand, Concat, Stop, Parameter,
-                 Change, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix, AddVersion, OuterSum,
-                 MatrixEntries, AddEntries, Cholesky, Eigvals, TrainingOperator, Samples, Histogram
+using Op = std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum,
+                        ReduceMax, LogSumExp, Gather, ScatterAdd, Permute, Reshape, Expand, Concat,
+                        Stop, Parameter, Change, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix,
+                        AddVersion, OuterSum, MatrixEntries, AddEntries, Cholesky, Eigvals,
+                        TrainingOperator, Solve, LogDet, Samples, Histogram
 #ifdef TPLIMIT_UNKNOWN_OPERATION
-                 ,
-                 UnknownOperation
+                        ,
+                        UnknownOperation
 #endif
-                 >;
+                        >;
 
 [[nodiscard]] const char* op_name(const Op& op);
 /// What makes a new version of a matrix by adding something to an old one.

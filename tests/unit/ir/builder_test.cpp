@@ -150,6 +150,8 @@ std::vector<NodeId> different_nodes(const Sample& s, Builder& b) {
       b.add(TrainingOperator{1, 2, 0, true}, {square, square}),
       b.add(TrainingOperator{1, 3, 0, false}, {square, square}),
       b.add(TrainingOperator{1, 2, 1, false}, {square, square}),
+      b.add(Solve{}, {square, square}),
+      b.add(LogDet{}, {square}),
       b.add(Samples{2}, {x}),
       b.add(Samples{3}, {x}),
       b.add(Histogram{-1, 1, 4}, {x}),
@@ -247,6 +249,16 @@ TEST(Constants, AreFoldedByEveryFiniteOperation) {
       {b.add(TrainingOperator{0.5, 2, 0, false},
              {b.constant({1, 0, 0, 2}, {2, 2}), b.constant({1, 2}, {1, 2})}),
        {0.75, 1}},
+      {b.add(Solve{}, {b.constant({1, 2, 3, 4}, {2, 2}), b.constant({5, 1, 6, 0}, {2, 2})}),
+       {-4, -2, 4.5, 1.5}},
+      {b.add(Solve{}, {b.constant({2, 0, 0, 1, 0, 1, 4, 0}, {2, 2, 2}),
+                       b.constant({6, 5, 3, 8}, {2, 2, 1})}),
+       {3, 5, 2, 3}},
+      // The units of its rows make no matrix singular.
+      {b.add(Solve{}, {b.constant({1e-200, 0, 0, 1e200}, {2, 2}), b.constant({1, 1}, {2, 1})}),
+       {1e200, 1e-200}},
+      {b.add(LogDet{}, {b.constant({0, 1, 4, 0, 0, 2, 3, 1, 0}, {3, 3})}), {std::log(6.0)}},
+      {b.add(LogDet{}, {b.constant({1e-200, 0, 0, 1e-200}, {2, 2})}), {-400 * std::log(10.0)}},
   };
   for (const auto& [id, expected] : folded) {
     const Numbers got = s.values(id);
@@ -255,6 +267,20 @@ TEST(Constants, AreFoldedByEveryFiniteOperation) {
       EXPECT_NEAR(got[k], expected[k], 1e-14) << "node " << id.value;
   }
   verify(s.program);
+}
+
+TEST(Constants, OfSingularMatricesStayForErrorsToNameThem) {
+  Sample s;
+  Builder& b = s.b;
+  for (const double last : {4.0, 4.0 * (1 + 1e-15)}) {
+    const NodeId a = b.constant({1, 2, 2, last}, {2, 2});
+    EXPECT_TRUE(std::holds_alternative<Solve>(s.op(b.add(Solve{}, {a, a}))));
+    EXPECT_TRUE(std::holds_alternative<LogDet>(s.op(b.add(LogDet{}, {a}))));
+  }
+  EXPECT_TRUE(std::holds_alternative<LogDet>(
+      s.op(b.add(LogDet{}, {b.constant({0, 1, 1, 0}, {2, 2})}))));  // det < 0
+  EXPECT_TRUE(std::holds_alternative<Constant>(
+      s.op(b.add(LogDet{}, {b.constant({1, 2, 2, 4 * (1 + 1e-9)}, {2, 2})}))));
 }
 
 TEST(Constants, AreNotFoldedIntoPowersOfTheWidthOrParameters) {

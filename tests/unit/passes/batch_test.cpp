@@ -69,6 +69,7 @@ TEST(Batched, GivesWhatEachInputGives) {
   const auto indices = [](std::vector<std::int64_t> v) {
     return std::make_shared<const std::vector<std::int64_t>>(std::move(v));
   };
+  const NodeId regular = b.plus(outer, b.constant({40, 0, 0, 0, 50, 0, 0, 0, 60}, {3, 3}));
   const std::vector<NodeId> finite{
       s.a,
       b.average(z),
@@ -91,6 +92,10 @@ TEST(Batched, GivesWhatEachInputGives) {
       b.add(Stop{}, {b.scale(2, 1, s.a)}),
       b.map(Fn::kWhere, {b.map(Fn::kLess, {s.a, b.constant(2.0)}), s.a, b.constant(9.0)}),
       b.add(Eigvals{}, {outer}),
+      b.add(LogDet{}, {regular}),
+      b.add(Solve{}, {regular, outer}),
+      b.add(Solve{}, {regular, b.constant({1, 2, 3, 4, 5, 6}, {3, 2})}),
+      b.add(Solve{}, {b.constant({2, 1, 0, 1, 3, 0, 0, 1, 4}, {3, 3}), outer}),
   };
   for (std::size_t k = 0; k < finite.size(); ++k) {
     SCOPED_TRACE(op_name(b.node(finite[k]).op));

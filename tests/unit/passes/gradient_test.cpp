@@ -1,6 +1,7 @@
 /// Derivatives: their text, closed forms, and finite differences.
 
 #include <cmath>
+#include <map>
 #include <string>
 #include <vector>
 
@@ -77,6 +78,16 @@ TEST(Gradient, AgreesWithDifferences) {
   losses.push_back(whole(b.add(ReduceMax{1}, {outer})));
   losses.push_back(whole(b.add(LogSumExp{0}, {outer})));
   losses.push_back(whole(b.add(LogSumExp{1}, {outer})));
+  const NodeId regular = b.plus(b.times(outer, b.constant({1, 2, -1, 0.5, 1, 3, 1, 1, 1}, {3, 3})),
+                                b.constant({3, 0, 1, 0, 4, 0, 0, 1, 5}, {3, 3}));
+  losses.push_back(whole(b.add(Solve{}, {regular, weights})));
+  losses.push_back(whole(b.add(Solve{}, {regular, b.map(Fn::kSin, {outer})})));
+  losses.push_back(whole(b.add(LogDet{}, {regular})));
+  losses.push_back(whole(b.add(
+      Concat{0},
+      {p,
+       b.add(LogDet{}, {b.add(Concat{0}, {b.reshape(regular, {1, 3, 3}),
+                                          b.reshape(b.times(regular, regular), {1, 3, 3})})})})));
   losses.push_back(whole(b.sum(outer, 1)));
   losses.push_back(whole(b.gather(outer, 0, {2, 2, 0})));
   losses.push_back(whole(b.add(ScatterAdd{1, 4, indices({3, 0, 3})}, {outer})));
@@ -246,6 +257,13 @@ TEST(Tangent, IsTheGradientInADirection) {
   Builder& b = s.b;
   const NodeId move = b.constant({0.4, -1, 2}, {3}), p = s.p,
                q = b.constant({0.5, 1.5, -0.25}, {3});
+  // Two matrices that depend on p, and how they move with it.
+  const NodeId matrix = b.plus(b.contract(p, q, 0, 0, false),
+                               b.constant({3, 0, 1, 0, 4, 0, 0, 1, 5}, {3, 3})),
+               matrix2 = b.contract(q, p, 0, 0, false);
+  const std::map<NodeId, NodeId> moves_of{{p, move},
+                                          {matrix, b.contract(move, q, 0, 0, false)},
+                                          {matrix2, b.contract(q, move, 0, 0, false)}};
   const std::vector<std::pair<Op, std::vector<NodeId>>> operations{
       {Map{Fn::kTanh, 0}, {p}},
       {Map{Fn::kMul, 0}, {p, q}},
@@ -261,13 +279,18 @@ TEST(Tangent, IsTheGradientInADirection) {
       {Expand{false, {2, 3}}, {p}},
       {Reshape{{1, 3}}, {p}},
       {Concat{0}, {p, q}},
+      {Solve{}, {matrix, b.constant({1, 2, 3, 4, 5, 6}, {3, 2})}},
+      {Solve{}, {b.constant({3, 0, 1, 0, 4, 0, 0, 1, 5}, {3, 3}), matrix}},
+      {Solve{}, {matrix, matrix2}},
+      {LogDet{}, {matrix}},
   };
   const std::vector<double> at{0.8, -0.6, 1.3};
   for (const auto& [op, in] : operations) {
     SCOPED_TRACE(op_name(op));
     const NodeId y = b.add(op, in);
     std::vector<NodeId> moves;
-    for (const NodeId operand : in) moves.push_back(operand == p ? move : NodeId{});
+    for (const NodeId operand : in)
+      moves.push_back(moves_of.contains(operand) ? moves_of.at(operand) : NodeId{});
     const auto t = tangent(b, b.node(y), in, y, moves);
     ASSERT_TRUE(t.ok());
     ASSERT_TRUE(t->valid());
