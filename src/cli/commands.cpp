@@ -110,13 +110,19 @@ ProgramInfo info(const Module& module, const Options& options) {
   return out;
 }
 
+constexpr std::array kRankVariables{"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
+
 TextOptions text_options(const Options& options) {
   TextOptions text{options.full};
   const auto value = [](const char* name) {
     const char* own = std::getenv(name);
     return std::string_view(own ? own : "");
   };
-  if (isatty(STDOUT_FILENO) && value("TERM") != "dumb") {
+  // mpirun gives its processes a terminal of its own, whatever it writes to.
+  const bool under_mpirun = std::any_of(kRankVariables.begin(), kRankVariables.end(),
+                                        [](const char* n) { return std::getenv(n); });
+  const bool terminal = isatty(STDOUT_FILENO) != 0 && !under_mpirun;
+  if (terminal && value("TERM") != "dumb") {
     text.colours = value("NO_COLOR").empty();
     // The first of these that is set decides, as for setlocale.
     std::string_view locale;
@@ -126,7 +132,7 @@ TextOptions text_options(const Options& options) {
       text.sparklines = text.sparklines || locale.find(name) != std::string_view::npos;
   }
   winsize size{};
-  if (isatty(STDOUT_FILENO) && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0)
+  if (terminal && ioctl(STDOUT_FILENO, TIOCGWINSZ, &size) == 0 && size.ws_col > 0)
     text.columns = std::clamp<std::size_t>(size.ws_col, 80, 160);
   return text;
 }

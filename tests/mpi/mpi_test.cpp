@@ -92,7 +92,7 @@ class Command {
     std::vector<pid_t> found;
     std::istringstream children(read(fmt::format("/proc/{0}/task/{0}/children", pid_)));
     for (pid_t child = 0; children >> child;)
-      if (read(fmt::format("/proc/{}/comm", child)) == "tplimit\n") found.push_back(child);
+      if (read(fmt::format("/proc/{}/comm", child)) == "tplimit_mpi\n") found.push_back(child);
     return found;
   }
 

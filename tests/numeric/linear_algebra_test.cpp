@@ -80,9 +80,11 @@ TEST(LinearAlgebra, CountsPowersOfTheWidth) {
 TEST(LinearAlgebra, IsExpandedToFirstOrder) {
   const std::string head = kGram + "data A = [[1, 0], [0, 2]]\n";
   // -A^-1 K A^-1 y and tr(A^-1 K).
-  expect_near(values(head + "report n * (solve(A + K / n, [1, 2]) - solve(A, [1, 2]))\n"), {-3, -2},
+  expect_near(
+      values(head + "report sqrt(n) * (solve(A + K / sqrt(n), [1, 2]) - solve(A, [1, 2]))\n"),
+      {-3, -2}, 1e-12);
+  expect_near(values(head + "report sqrt(n) * (logdet(A + K / sqrt(n)) - logdet(A))\n"), {3.5},
               1e-12);
-  expect_near(values(head + "report n * (logdet(A + K / n) - logdet(A))\n"), {3.5}, 1e-12);
   // A readout of size n^(-1/2) beside a number of size 1.
   const std::string readout = kGram + "random r : [n] ~ normal(0, 1)\nf = r @ tanh(x)[0] / n\n";
   EXPECT_EQ(code_of(readout + "report n * (solve(eye(2) + f, [1, 2]) - [1, 2])\n").substr(0, 2),

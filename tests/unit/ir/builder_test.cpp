@@ -264,7 +264,8 @@ TEST(Constants, AreFoldedByEveryFiniteOperation) {
     const Numbers got = s.values(id);
     ASSERT_EQ(got.size(), expected.size()) << op_name(s.op(id)) << " of node " << id.value;
     for (std::size_t k = 0; k < got.size(); ++k)
-      EXPECT_NEAR(got[k], expected[k], 1e-14) << "node " << id.value;
+      EXPECT_NEAR(got[k], expected[k], 1e-14 * std::max(1.0, std::abs(expected[k])))
+          << "node " << id.value;
   }
   verify(s.program);
 }
