@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <string>
 #include <utility>
 
@@ -136,15 +137,36 @@ std::string greek_help(std::string_view code_point) {
   return found == kGreek.end() ? std::string() : fmt::format("write it out: '{}'", found->name);
 }
 
+/// What to write instead of a point, by the letters behind it: members and methods of arrays.
+std::string_view help_for_member(std::string_view word) {
+  if (word == "T" || word == "t" || word == "mT" || word == "transpose" || word == "permute")
+    return "a transpose is written x', another order of axes transpose(x, 1, 0, 2)";
+  if (word == "shape" || word == "size") return "the entries along an axis are size(x, 0)";
+  if (word == "detach" || word == "data") return "a constant for gradients is stop(x)";
+  if (word == "backward" || word == "step" || word == "zero_grad")
+    return "step sgd(loss, lr = ..) takes the gradient of a loss and moves the parameters";
+  if (!word.empty())
+    return "functions stand alone, as relu(x), and so does what acts on a value: sum(x, axis = 0)";
+  return "a transpose is written x', a range a..b";
+}
+
+constexpr std::string_view kOneAxis =
+    "'..' is one whole axis: of x [a, b], x[.., None] is [a, 1, b] and x[.., .., None] [a, b, 1]";
+
 /// What to write instead of an ASCII character that other languages use.
-std::string_view help_for(char c) {
-  switch (c) {
+std::string_view help_for(std::string_view rest) {
+  switch (rest[0]) {
     case '%': return "the remainder of a division is mod(a, b); a comment starts with '#'";
     case '!': return "'not equal' is written '!='";
     case '&':
     case '|':
     case '?': return "a choice by a condition is where(condition, a, b)";
-    case '.': return "a transpose is written x', a range a..b";
+    case '.': {
+      const auto end = std::find_if_not(rest.begin() + 1, rest.end(), [](unsigned char c) {
+        return std::isalnum(c) != 0 || c == '_';
+      });
+      return help_for_member(std::string_view(rest.begin() + 1, end));
+    }
     case '\\':
       return "a line that ends inside parentheses or behind a comma continues on the next one";
     case '$': return "a name stands by itself";
@@ -393,10 +415,12 @@ class Lexer {
   void lex_unexpected() {
     const char c = text_[at_];
     const bool visible = c > ' ' && c < 0x7F;
+    const bool after_range = c == '.' && at_ >= 2 && text_.substr(at_ - 2, 2) == "..";
     const std::string message = visible ? fmt::format("unexpected character '{}'", c)
                                         : fmt::format("unexpected control character 0x{:02X}",
                                                       static_cast<unsigned char>(c));
-    error("E1001", span(at_, at_ + 1), message, "", std::string(help_for(c)));
+    error("E1001", span(at_, at_ + 1), message, "",
+          std::string(after_range ? kOneAxis : help_for(text_.substr(at_))));
     push_next(TokenKind::kInvalid, 1);
   }
 

@@ -716,7 +716,10 @@ class Parser {
       const std::string_view keyword = similar_keyword(name);
       fail(make_error("E1013", word.span,
                       fmt::format("no statement begins with '{}'", abbreviated(name)), "",
-                      keyword.empty() ? "" : fmt::format("did you mean '{}'?", keyword)));
+                      !keyword.empty() ? fmt::format("did you mean '{}'?", keyword)
+                      : text({word.span.end, word.span.end + 1}) == "."
+                          ? "methods are no statements: step sgd(loss, lr = ..) moves parameters"
+                          : ""));
     } else {
       fail(make_error("E1013", target.span, "an expression alone does nothing", "",
                       "give it a name (name = ..) or report it (report ..)"));
@@ -1185,6 +1188,7 @@ class Parser {
   [[nodiscard]] std::string_view help_for_missing_expression() const {
     if (kind() == TokenKind::kNewline)
       return "a line ends a statement, unless it ends inside parentheses or behind a comma";
+    if (kind() == TokenKind::kColon) return "a slice is a..b, and a whole axis '..'";
     if (previous_kind() == TokenKind::kDotDot)
       return "only indices may leave an end of a range out";
     if (kind() == TokenKind::kLeftBrace) return "maps stand inside the parentheses of a call";
