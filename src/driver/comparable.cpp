@@ -7,6 +7,7 @@
 #include "driver/limits.hpp"
 #include "tplimit/passes/batch.hpp"
 #include "tplimit/passes/faults.hpp"
+#include "tplimit/passes/matrix_algebra.hpp"
 
 namespace tplimit {
 
@@ -67,11 +68,9 @@ Result<Module> conditioned(Module module, const GradedOptions::Given& given) {
     const NodeId own = b.scale(1, 1, covariance(b, slope, slope));
     total = total.valid() ? b.plus(total, own) : own;
   }
-  std::vector<double> unit(static_cast<std::size_t>(size * size), 0.0);
-  for (std::int64_t k = 0; k < size; ++k) unit[static_cast<std::size_t>(k * size + k)] = 1;
   const NodeId inverse =
       b.add(TrainingOperator{1, std::numeric_limits<double>::infinity(), 0, false},
-            {total, b.constant(std::move(unit), {size, size})});
+            {total, identity_matrix(b, size)});
   const NodeId missing =
       b.reshape(b.minus(b.constant(std::move(values), program[f].type.dims), f), {size});
   const NodeId weights = b.reshape(b.contract(inverse, missing, 0, 1, false), {1, size});

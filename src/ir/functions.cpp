@@ -628,32 +628,34 @@ class BoundedRatio {
   }
   [[nodiscard]] NodeId in(NodeId id, std::size_t k) const { return program_[id].in[k]; }
   [[nodiscard]] bool number(NodeId id) const { return !program_[id].type.width; }
-  [[nodiscard]] bool positive(NodeId id) const {
+  [[nodiscard]] bool not_negative(NodeId id) const {
     const auto* c = std::get_if<Constant>(&program_[id].op);
     return c && std::all_of(c->values->begin(), c->values->end(), [](double x) { return x >= 0; });
   }
   /// sqrt(v) plus what is not negative.
   bool root(NodeId id) {
     if (map(id, Fn::kAdd))
-      return (positive(in(id, 0)) && root(in(id, 1))) || (positive(in(id, 1)) && root(in(id, 0)));
+      return (not_negative(in(id, 0)) && root(in(id, 1))) ||
+             (not_negative(in(id, 1)) && root(in(id, 0)));
     return map(id, Fn::kSqrt) && squares(in(id, 0));
   }
   /// Sums of squares, and of what is not negative.
   bool squares(NodeId id) {
+    if (!seen_.insert(id).second) return true;  // else the search has ended
     if (map(id, Fn::kAdd)) return squares(in(id, 0)) && squares(in(id, 1));
     if (const auto* s = std::get_if<Scale>(&program_[id].op))
       return s->factor > 0 && squares(in(id, 0));
     if (map(id, Fn::kMul) && in(id, 0) != in(id, 1))
-      return (positive(in(id, 0)) && squares(in(id, 1))) ||
-             (positive(in(id, 1)) && squares(in(id, 0)));
-    if (map(id, Fn::kDiv)) return positive(in(id, 1)) && squares(in(id, 0));
-    if (map(id, Fn::kMul)) return squared_.insert(in(id, 0)).second || true;
-    if (const Map* power = map(id, Fn::kPower); power && power->parameter == 2)
-      return squared_.insert(in(id, 0)).second || true;
-    return positive(id);
+      return (not_negative(in(id, 0)) && squares(in(id, 1))) ||
+             (not_negative(in(id, 1)) && squares(in(id, 0)));
+    if (map(id, Fn::kDiv)) return not_negative(in(id, 1)) && squares(in(id, 0));
+    const Map* power = map(id, Fn::kPower);
+    if (!map(id, Fn::kMul) && !(power && power->parameter == 2)) return not_negative(id);
+    squared_.insert(in(id, 0));
+    return true;
   }
   void linear(NodeId id) {
-    if (!bounded_ || squared_.contains(id)) return;
+    if (!bounded_ || squared_.contains(id) || !added_.insert(id).second) return;
     if (map(id, Fn::kAdd) || map(id, Fn::kSub)) {
       linear(in(id, 0));
       linear(in(id, 1));
@@ -670,7 +672,7 @@ class BoundedRatio {
   }
 
   const Program& program_;
-  std::set<NodeId> squared_;
+  std::set<NodeId> squared_, seen_, added_;
   bool bounded_ = false;
 };
 

@@ -9,6 +9,7 @@
 #include "lower/lowerer.hpp"
 #include "tplimit/ir/functions.hpp"
 #include "tplimit/math/normals.hpp"
+#include "tplimit/passes/matrix_algebra.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/syntax/parser.hpp"
 
@@ -390,20 +391,27 @@ Value Lowerer::coordinatewise(Arguments& a, Fn fn) {
   return elementwise(fn, a.positional, a.span);
 }
 
-Value Lowerer::builtin_mse(Arguments& a) {
-  const Tensor f = finite(a.positional[0], a.spans[0], "mse"),
-               y = finite(a.positional[1], a.spans[1], "mse");
+/// Two finite values of one shape.
+std::pair<Tensor, Tensor> Lowerer::compared(Arguments& a) {
+  const char* name = a.name.c_str();
+  Tensor f = finite(a.positional[0], a.spans[0], name),
+         y = finite(a.positional[1], a.spans[1], name);
   if (f.axes != y.axes)
-    fail("E2202", "mse compares values of one shape", a.span,
+    fail("E2202", fmt::format("{} compares values of one shape", name), a.span,
          fmt::format("{} and {}", text(f.axes), text(y.axes)));
+  return {std::move(f), std::move(y)};
+}
+
+Value Lowerer::builtin_mse(Arguments& a) {
+  const auto [f, y] = compared(a);
   build(a.span);
   return mean_over_samples(a, f, builder_.map(Fn::kPower, {builder_.minus(f.node, y.node)}, 2),
                            0.5);
 }
 
 /// A loss: the mean over samples of factor times terms for the entries of f.  They add over the
-/// last axis of
-/// [.., k], k outputs; that of [k] is the samples of one output, unless it is of `classes`.
+/// last axis of [.., k], k outputs; that of [k] is the samples of one output, unless it is of
+/// `classes`.
 Value Lowerer::mean_over_samples(Arguments& a, const Tensor& f, NodeId terms, double factor,
                                  bool classes) {
   program_.predictions.push_back({canonical_text(source_, a.spans[0]), f.node, 0, a.spans[0],
@@ -498,16 +506,11 @@ Value Lowerer::builtin_cross_entropy(Arguments& a) {
 
 /// y f of labels -1 and 1.
 Tensor Lowerer::margin(Arguments& a) {
-  const char* name = a.name.c_str();
-  const Tensor f = finite(a.positional[0], a.spans[0], name),
-               y = finite(a.positional[1], a.spans[1], name);
-  if (f.axes != y.axes)
-    fail("E2202", fmt::format("{} compares values of one shape", name), a.span,
-         fmt::format("{} and {}", text(f.axes), text(y.axes)));
+  const auto [f, y] = compared(a);
   if (const auto* values = builder_.constant_values(y.node))
     if (std::find(values->begin(), values->end(), 0.0) != values->end())
-      fail("E2218", fmt::format("'{}' takes labels -1 and 1", name), a.spans[1], "one of them is 0",
-           "2 * y - 1 makes them of labels 0 and 1");
+      fail("E2218", fmt::format("'{}' takes labels -1 and 1", a.name), a.spans[1],
+           "one of them is 0", "2 * y - 1 makes them of labels 0 and 1");
   return {build(a.span).times(y.node, f.node), f.axes};
 }
 
@@ -525,11 +528,7 @@ Value Lowerer::builtin_hinge(Arguments& a) {
 
 /// c (r - c / 2) with c = clip(r, -delta, delta): r^2 / 2 for |r| < delta, of slope delta beyond.
 Value Lowerer::builtin_huber(Arguments& a) {
-  const Tensor f = finite(a.positional[0], a.spans[0], "huber"),
-               y = finite(a.positional[1], a.spans[1], "huber");
-  if (f.axes != y.axes)
-    fail("E2202", "huber compares values of one shape", a.span,
-         fmt::format("{} and {}", text(f.axes), text(y.axes)));
+  const auto [f, y] = compared(a);
   double delta = 1;
   if (const auto it = a.named.find("delta"); it != a.named.end()) {
     delta = plain_number(it->second.first, it->second.second, "delta");
@@ -566,25 +565,25 @@ Value Lowerer::builtin_argmax(Arguments& a) {
   return {largest(x, axis)};
 }
 
+/// The share of right guesses, by classes or, of one output, by signs.
 Value Lowerer::builtin_accuracy(Arguments& a) {
   const Tensor f = finite(a.positional[0], a.spans[0], "accuracy"),
                y = finite(a.positional[1], a.spans[1], "accuracy");
-  if (f.axes == y.axes && f.axes.size() < 2) {  // one output: signs
+  Tensor right;
+  if (f.axes == y.axes && f.axes.size() < 2) {
     const Tensor m = margin(a);
-    const Tensor right{builder_.map(Fn::kLess, {builder_.constant(0), m.node}), m.axes};
-    return {Tensor{builder_.scale(1.0 / static_cast<double>(ir::size_of(finite_dims(m.axes))), 0,
-                                  reduce(right, std::nullopt, Reduction::kSum).node),
-                   {}}};
+    right = {builder_.map(Fn::kLess, {builder_.constant(0), m.node}), m.axes};
+  } else {
+    if (f.axes.empty()) fail("E2204", kNoClasses, a.spans[0], "this is a scalar");
+    const Tensor rows = targets(a, f);
+    build(a.span);
+    const std::size_t last = f.axes.size() - 1;
+    const Tensor guess = largest(f, last), label = largest(rows, last);
+    right = {builder_.map(Fn::kEqual, {guess.node, label.node}), guess.axes};
   }
-  if (f.axes.empty()) fail("E2204", kNoClasses, a.spans[0], "this is a scalar");
-  const Tensor rows = targets(a, f);
-  build(a.span);
-  const std::size_t last = f.axes.size() - 1;
-  const Tensor guess = largest(f, last), label = largest(rows, last);
-  const Tensor right{builder_.map(Fn::kEqual, {guess.node, label.node}), guess.axes};
-  return {Tensor{builder_.scale(1.0 / static_cast<double>(ir::size_of(finite_dims(guess.axes))), 0,
-                                reduce(right, std::nullopt, Reduction::kSum).node),
-                 {}}};
+  const double count = static_cast<double>(ir::size_of(finite_dims(right.axes)));
+  return {
+      Tensor{builder_.scale(1 / count, 0, reduce(right, std::nullopt, Reduction::kSum).node), {}}};
 }
 
 Value Lowerer::filled(Arguments& a, double value) {
@@ -652,11 +651,11 @@ Tensor Lowerer::filled_like(Arguments& a, double value) {
 Value Lowerer::builtin_zeros_like(Arguments& a) { return {filled_like(a, 0)}; }
 Value Lowerer::builtin_ones_like(Arguments& a) { return {filled_like(a, 1)}; }
 
-/// 1 on the diagonal, and below it if asked for.
-NodeId Lowerer::matrix_of(std::int64_t size, bool below) {
+/// 1 on the diagonal and below it.
+NodeId Lowerer::ones_up_to_diagonal(std::int64_t size) {
   std::vector<double> out;
   for (std::int64_t i = 0; i < size; ++i)
-    for (std::int64_t j = 0; j < size; ++j) out.push_back(i == j || (below && j < i) ? 1 : 0);
+    for (std::int64_t j = 0; j < size; ++j) out.push_back(j <= i ? 1 : 0);
   return builder_.constant(std::move(out), {size, size});
 }
 
@@ -669,7 +668,7 @@ Value Lowerer::builtin_eye(Arguments& a) {
     fail("E2215", "a size must be at least 1", a.spans[0], fmt::format("this is {}", size));
   check_size({size, size}, a.span);
   build(a.span);
-  return {Tensor{matrix_of(size, false), finite_axes({size, size})}};
+  return {Tensor{identity_matrix(build(a.span), size), finite_axes({size, size})}};
 }
 
 /// [m, k] times the axis of x, of size k, which is then of size m.
@@ -695,7 +694,7 @@ Value Lowerer::builtin_cumsum(Arguments& a) {
   const std::int64_t size = x.axes[axis].size;
   check_size({size, size}, a.span);
   build(a.span);
-  return {contract_axis(matrix_of(size, true), x, axis)};
+  return {contract_axis(ones_up_to_diagonal(size), x, axis)};
 }
 
 /// The width axis stays where it is among the entries: what stands before it and behind it is
@@ -878,7 +877,7 @@ Value Lowerer::builtin_trace(Arguments& a) {
   const Tensor x = square_matrix(a);
   const std::int64_t k = x.axes.back().size;
   build(a.span);
-  Tensor out{builder_.times(x.node, matrix_of(k, false)), x.axes};
+  Tensor out{builder_.times(x.node, identity_matrix(builder_, k)), x.axes};
   out = reduce_axis(out, out.axes.size() - 1, Reduction::kSum);
   return {reduce_axis(out, out.axes.size() - 1, Reduction::kSum)};
 }

@@ -1,5 +1,5 @@
 #include "lower/lowerer.hpp"
-#include "tplimit/passes/gradient.hpp"
+#include "tplimit/passes/matrix_algebra.hpp"
 
 // solve, inverse, logdet of finite matrices.
 namespace tplimit::lowering {

@@ -360,6 +360,7 @@ class Lowerer {
   Value builtin_where(Arguments& a);
   Value builtin_mod(Arguments& a);
   Value builtin_floor(Arguments& a);
+  std::pair<Tensor, Tensor> compared(Arguments& a);
   Value builtin_mse(Arguments& a);
   Value builtin_size(Arguments& a);
   Value builtin_logsumexp(Arguments& a);
@@ -432,7 +433,7 @@ class Lowerer {
                           bool classes = false);
   Tensor margin(Arguments& a);
   Tensor filled_like(Arguments& a, double value);
-  NodeId matrix_of(std::int64_t size, bool below);
+  NodeId ones_up_to_diagonal(std::int64_t size);
   Tensor contract_axis(NodeId matrix, const Tensor& x, std::size_t axis);
 
   ir::Builder& build(Span span) {

@@ -7,6 +7,7 @@
 
 #include "lower/lowerer.hpp"
 #include "tplimit/passes/batch.hpp"
+#include "tplimit/passes/matrix_algebra.hpp"
 #include "tplimit/syntax/parser.hpp"
 
 // The optimisers of `step`: a table, the reading of their options, and what they do.
@@ -722,9 +723,7 @@ Value Lowerer::orthogonalised_update(const Descent& d, const std::string& name, 
   const auto joined = [&](std::vector<NodeId> parts) {
     return b.add(ir::Concat{0}, std::move(parts));
   };
-  const auto product = [&](NodeId x, NodeId y) {  // of finite square matrices
-    return b.contract(x, b.permute(y, {1, 0}), 0, 1, false);
-  };
+  const auto product = [&](NodeId x, NodeId y) { return matrix_product(b, x, y); };
   const auto one = [&](const Matrix& m, const Matrix& g, std::vector<MatrixTerm>& sum) {
     for (MatrixTerm& t : sum) t.coefficient = times(momentum, t.coefficient);
     const std::size_t old = sum.size();
@@ -742,9 +741,7 @@ Value Lowerer::orthogonalised_update(const Descent& d, const std::string& name, 
     const NodeId A = joined(left), B = joined(right), S = b.contract(A, A, 0, 0, true),
                  T = b.contract(B, B, 0, 0, true);
     const auto rank = b.type(A).dims[0];
-    std::vector<double> unit(static_cast<std::size_t>(rank * rank), 0.0);
-    for (std::int64_t k = 0; k < rank; ++k) unit[static_cast<std::size_t>(k * (rank + 1))] = 1;
-    NodeId x = b.map(Fn::kDiv, {b.constant(std::move(unit), {rank, rank}),
+    NodeId x = b.map(Fn::kDiv, {identity_matrix(b, rank),
                                 b.map(Fn::kSqrt, {b.sum(b.sum(b.times(S, T), 0), 0)})});
     for (int k = 0; k < steps; ++k) {
       const NodeId square = product(product(x, T), product(b.permute(x, {1, 0}), S)),

@@ -7,6 +7,7 @@
 #include "tplimit/ir/functions.hpp"
 #include "tplimit/passes/batch.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
+#include "tplimit/passes/matrix_algebra.hpp"
 
 // ntk(f, X, X2) and nngp(f, X, X2): written out as averages of gradients of one sample, batched
 // over all samples.
@@ -81,7 +82,7 @@ struct Lowerer::SampleModel {
     if (!samples.empty()) values = substituted(b, values, samples);
     if (auto error = unbatchable(b, values, {sample})) throw Rejection{*error, false};
     if (weights.valid())
-      values = batched(b, values, outputs, {{weights, unit_vectors(b, outputs)}});
+      values = batched(b, values, outputs, {{weights, identity_matrix(b, outputs)}});
     values = batched(b, values, samples_of(left), {{sample, left ? first : second}});
     if (!weights.valid()) return values;
     for (NodeId& x : values) {  // [P, k, ..] -> [P k, ..]
@@ -102,9 +103,6 @@ struct Lowerer::SampleModel {
     for (std::int64_t k = 0; k < count; ++k)
       unit[static_cast<std::size_t>(k * total + start + k)] = 1;
     return b.constant(std::move(unit), {count, total});
-  }
-  static NodeId unit_vectors(ir::Builder& b, std::int64_t total) {
-    return unit_vectors(b, total, 0, total);
   }
   /// [P k, Q k] -> [P, Q, k, k], or [P, Q].
   [[nodiscard]] Tensor kernel(ir::Builder& b, NodeId pairs) const {
@@ -421,7 +419,7 @@ NodeId Lowerer::with_noise(Arguments& a, const Tensor& kernel) {
          fmt::format("this is {}", n->value));
   const NodeId variance = scalar(value, where, "the variance of noise");
   ir::Builder& b = build(a.span);
-  return b.plus(kernel.node, b.times(variance, matrix_of(kernel.axes[0].size, false)));
+  return b.plus(kernel.node, b.times(variance, identity_matrix(b, kernel.axes[0].size)));
 }
 
 /// A_t = Theta_x Theta^-1 (1 - G_t) [Q, P]; the loss is mse, so the rate per sample is lr / P.

@@ -3,6 +3,7 @@
 
 #include "tplimit/passes/batch.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
+#include "tplimit/passes/matrix_algebra.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/support/overloaded.hpp"
 
@@ -83,12 +84,16 @@ std::vector<std::uint8_t> degrees(const Program& program, const std::vector<Node
   return out;
 }
 
-}  // namespace
-
-namespace {
 bool is_source(const Op& op) {
   return std::holds_alternative<StandardNormal>(op) || std::holds_alternative<GaussianMatrix>(op);
 }
+
+NodeId zero_of(Builder& b, NodeId source) {
+  const Type type = b.type(source);
+  return type.matrix ? b.add(ScaleMatrix{}, {source, b.constant(0)})
+                     : b.zeros(type.width, type.dims);
+}
+
 }  // namespace
 
 std::vector<NodeId> readout_candidates(const Program& program) {
@@ -112,14 +117,6 @@ std::vector<NodeId> readout_candidates(const Program& program) {
 bool linear_in(const Builder& b, NodeId f, const std::vector<NodeId>& sources) {
   return degrees(b.program(), sources, f).back() == 1;
 }
-
-namespace {
-NodeId zero_of(Builder& b, NodeId source) {
-  const Type type = b.type(source);
-  return type.matrix ? b.add(ScaleMatrix{}, {source, b.constant(0)})
-                     : b.zeros(type.width, type.dims);
-}
-}  // namespace
 
 std::optional<LinearPart> linear_part(Builder& b, NodeId f, NodeId source) {
   if (!linear_in(b, f, {source})) return std::nullopt;
@@ -157,11 +154,9 @@ std::optional<ReadoutParts> readouts_of(Builder& b, NodeId f,
     parts.push_back(std::move(*part));
   }
   if (parts.empty()) return std::nullopt;
-  std::vector<double> unit(static_cast<std::size_t>(size * size), 0.0);
-  for (std::int64_t k = 0; k < size; ++k) unit[static_cast<std::size_t>(k * size + k)] = 1;
   Dims rows = dims;
   rows.insert(rows.begin(), size);
-  const NodeId units = b.constant(std::move(unit), rows);
+  const NodeId units = b.reshape(identity_matrix(b, size), rows);
   const auto row_by_row = [&](NodeId x) {
     const std::int64_t each = size_of(b.type(x).dims);
     return b.reshape(batched(b, {x}, size, {{weight, units}})[0], {size, each});

@@ -12,6 +12,7 @@
 #include "tplimit/passes/faults.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
 #include "tplimit/passes/gradient.hpp"
+#include "tplimit/passes/matrix_algebra.hpp"
 #include "tplimit/passes/powers.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"

@@ -4,6 +4,7 @@
 #include <numeric>
 
 #include "tplimit/ir/functions.hpp"
+#include "tplimit/passes/matrix_algebra.hpp"
 #include "tplimit/support/overloaded.hpp"
 
 namespace tplimit {
@@ -28,13 +29,6 @@ NodeId shares_of_maximum(Builder& b, NodeId x, NodeId y, int axis) {
   return b.map(Fn::kDiv, {largest, spread(b, b.sum(largest, axis), axis, dims)});
 }
 
-/// [.., i, j] -> [.., j, i].
-NodeId transposed(Builder& b, NodeId x) {
-  std::vector<std::int32_t> axes(b.type(x).dims.size());
-  std::iota(axes.begin(), axes.end(), 0);
-  std::swap(axes.back(), axes[axes.size() - 2]);
-  return b.permute(x, std::move(axes));
-}
 /// A number for each matrix [.., k, k] beside it.
 NodeId beside_matrices(Builder& b, NodeId x) {
   Dims dims = b.type(x).dims;
@@ -373,22 +367,6 @@ class Reverse {
 
 NodeId shares_of_exponentials(Builder& b, NodeId x, NodeId y, int axis) {
   return b.map(Fn::kExp, {b.minus(x, spread(b, y, axis, Dims(b.type(x).dims)))});
-}
-
-NodeId matrix_product(Builder& b, NodeId x, NodeId y) {
-  return b.contract(x, transposed(b, y), static_cast<int>(b.type(x).dims.size()) - 2, 1, false);
-}
-NodeId matrix_inverse(Builder& b, NodeId a) {
-  const Dims dims = b.type(a).dims;
-  const std::int64_t k = dims.back();
-  std::vector<double> unit(static_cast<std::size_t>(k * k), 0.0);
-  for (std::int64_t i = 0; i < k; ++i) unit[static_cast<std::size_t>(i * k + i)] = 1;
-  return b.add(Solve{}, {a, b.expand(b.constant(std::move(unit), {k, k}), false, dims)});
-}
-NodeId log_determinant_move(Builder& b, NodeId inverse, NodeId move) {
-  const NodeId product = b.times(transposed(b, inverse), move);
-  const int last = static_cast<int>(b.type(product).dims.size()) - 1;
-  return b.sum(b.sum(product, last), last - 1);
 }
 
 Result<NodeId> tangent(Builder& b, const Node& node, const std::vector<NodeId>& in, NodeId y,

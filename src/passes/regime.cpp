@@ -125,7 +125,12 @@ class Counting {
   [[nodiscard]] std::optional<Exponent> size(NodeId id) const {
     return parts_.size(sums_[id.value]);
   }
-  [[nodiscard]] NodeId grown_by_updates() const { return grown_by_updates_; }
+  /// What grows first, unless it is large at the start.
+  [[nodiscard]] NodeId grown_by_updates() const {
+    if (!growing_.valid()) return {};
+    const auto start = parts_.size_caused_by(sums_[growing_.value], 0, true);
+    return start && *start > 0 ? NodeId{} : growing_;
+  }
   /// Of the part that the updates of the watched variable are needed for.
   [[nodiscard]] std::optional<Exponent> size_by_watched(NodeId id) const {
     return parts_.size_caused_by(sums_[id.value], kWatched, false);
@@ -449,7 +454,6 @@ class Counting {
   std::vector<VariableEffect> effects_;
   NodeId growing_;                     ///< the first that grows with n
   std::uint32_t last_step_ = kNoStep;  ///< with which stability ends
-  NodeId grown_by_updates_;            ///< what growth() has found, unless it is large at the start
 };
 
 /// Values that predictions are computed from, step by step, ending at versions of variables.
@@ -684,8 +688,6 @@ void Counting::find_growth() {
     if (!size || *size <= 0) continue;
     growing_ = {k};
     last_step_ = std::max(step_of_[k], 1u);
-    const auto start = parts_.size_caused_by(sums_[k], 0, true);
-    if (!(start && *start > 0)) grown_by_updates_ = growing_;
     return;
   }
 }

@@ -19,10 +19,7 @@ using ::testing::HasSubstr;
 
 /// All reports of a program without randomness.
 std::vector<double> values(const std::string& text) {
-  const LimitResult r = limit_of("width n\n" + text, {});
-  std::vector<double> out;
-  for (const auto& one : r.reports) out.insert(out.end(), one.value.begin(), one.value.end());
-  return out;
+  return all_values(limit_of("width n\n" + text, {}));
 }
 double value(const std::string& expression, const std::string& before = "") {
   return values(before + "\nreport r = " + expression + "\n").at(0);

@@ -19,12 +19,6 @@ std::vector<double> values(const std::string& program, const EvaluateOptions& op
                            std::size_t k = 0) {
   return limit_of(program, options).reports[k].value;
 }
-std::string code_of(const std::string& program) {
-  const Module module = parsed(program);
-  const auto result = evaluate(module, {});
-  return result ? "" : result.errors()[0].code;
-}
-
 // ---- arguments whose leading part cancels
 TEST(Kinks, TheNextTermDecidesWhereTheLeadingOneCancels) {
   for (const auto& [text, right] : std::vector<std::pair<std::string, double>>{

@@ -15,21 +15,7 @@ namespace {
 using Numbers = std::vector<double>;
 
 Numbers values(const std::string& program, const EvaluateOptions& options = {}) {
-  Numbers out;
-  for (const ReportResult& r : limit_of(program, options).reports)
-    out.insert(out.end(), r.value.begin(), r.value.end());
-  return out;
-}
-void expect_near(const Numbers& found, const Numbers& expected, double within) {
-  ASSERT_EQ(found.size(), expected.size());
-  for (std::size_t k = 0; k < found.size(); ++k)
-    EXPECT_NEAR(found[k], expected[k], within) << "entry " << k;
-}
-std::string code_of(const std::string& program) {
-  auto module = parse(Source("test.tp", program));
-  if (!module) return module.errors()[0].code;
-  auto result = evaluate(*module, {});
-  return result ? "a number" : result.errors()[0].code;
+  return all_values(limit_of(program, options));
 }
 
 const std::string kGram = "width n\nrandom x : [2, n] ~ normal(0, [[2, 1], [1, 3]])\nK = gram(x)\n";

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include <fmt/format.h>
+#include <gtest/gtest.h>
 
 #include "tplimit/driver/driver.hpp"
 
@@ -86,6 +87,26 @@ inline std::size_t report_index(const std::vector<ReportResult>& reports, const 
 template <class R>
 const ReportResult& report(const R& result, const std::string& name) {
   return result.reports[report_index(result.reports, name)];
+}
+/// All numbers of all reports.
+inline std::vector<double> all_values(const LimitResult& r) {
+  std::vector<double> out;
+  for (const ReportResult& one : r.reports)
+    out.insert(out.end(), one.value.begin(), one.value.end());
+  return out;
+}
+/// Of the first error of a program, in its text or in its limit; "" if there is none.
+inline std::string code_of(const std::string& text, const EvaluateOptions& options = {}) {
+  const auto module = parse(Source("test.tp", text));
+  if (!module) return module.errors()[0].code;
+  const auto result = evaluate(*module, options);
+  return result ? "" : result.errors()[0].code;
+}
+inline void expect_near(const std::vector<double>& found, const std::vector<double>& expected,
+                        double within) {
+  ASSERT_EQ(found.size(), expected.size());
+  for (std::size_t k = 0; k < found.size(); ++k)
+    EXPECT_NEAR(found[k], expected[k], within) << "entry " << k;
 }
 /// The last entry of a report in a loop: its last `count` numbers.
 inline std::vector<double> last(const std::vector<double>& values, std::size_t count) {

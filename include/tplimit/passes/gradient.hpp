@@ -44,11 +44,4 @@ Result<ir::NodeId> tangent(ir::Builder& builder, const ir::Node& node,
 /// exp(x - y), the derivative of y = LogSumExp of x along the axis: at most 1, whatever x is.
 ir::NodeId shares_of_exponentials(ir::Builder& builder, ir::NodeId x, ir::NodeId y, int axis);
 
-/// Of matrices [.., k, l] and [.., l, m] of equal leading axes.
-[[nodiscard]] ir::NodeId matrix_product(ir::Builder& b, ir::NodeId x, ir::NodeId y);
-/// A^-1 of A [.., k, k].
-[[nodiscard]] ir::NodeId matrix_inverse(ir::Builder& b, ir::NodeId a);
-/// By how much log det A moves with A: tr(A^-1 dA).
-[[nodiscard]] ir::NodeId log_determinant_move(ir::Builder& b, ir::NodeId inverse, ir::NodeId move);
-
 }  // namespace tplimit
