@@ -888,7 +888,10 @@ void Lowerer::unknown_function(const std::string& name, Span span) {
   if (const Binding* binding = find_or_null(name))
     fail("E2107", fmt::format("'{}' is no function", name), span,
          "this is " + describe(binding->value), "a product is written with '*'");
-  static const std::set<std::string> later{"solve", "align", "project"};
+  if (defined_.contains(name) && !functions_.contains(name))
+    fail("E2107", fmt::format("'{}' is defined further down", name), span, "",
+         "put functions and models above what calls them");
+  static const std::set<std::string> later{"project"};
   if (later.contains(name))
     fail("E2105", fmt::format("'{}' is not available in this version", name), span);
   static const std::set<std::string> statements{"csv", "npy", "npz", "idx", "normal"};

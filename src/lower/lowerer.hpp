@@ -451,6 +451,7 @@ class Lowerer {
   Scope globals_;
   Scope* locals_ = nullptr;  ///< scope of the model being inlined; null outside
   std::unordered_map<std::string, Definition> functions_;
+  std::set<std::string> defined_;  ///< functions and models anywhere in the text
   std::unordered_map<std::string, Variable> variables_;
   std::vector<std::string> variable_order_;
   std::vector<std::pair<std::string, std::int64_t>> loops_;  ///< of reports: names, indices

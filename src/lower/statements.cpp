@@ -52,6 +52,8 @@ std::vector<NodeId> random_scalars(const ir::Program& program) {
 }  // namespace
 
 Result<Lowered> Lowerer::run(const ast::Program& program) {
+  for (const auto& stmt : program.statements)
+    if (const auto* f = std::get_if<ast::Function>(&stmt.node)) defined_.insert(f->name.name);
   for (const auto& stmt : program.statements) {
     statement(stmt);
     if (errors_.size() >= kMaxErrors) break;
@@ -1080,7 +1082,7 @@ void Lowerer::on(const ast::Parametrization& s, Span span) {
 /// The role of a parameter, checked against its shape.
 std::optional<Role> Lowerer::role_of(const ast::Param& s, const Axes& axes, const Value& rate) {
   if (s.role.empty()) {
-    if (parametrization_ && s.trained)
+    if (parametrization_ && s.trained && has_width(axes))  // a temperature is as it is written
       fail("E2143",
            fmt::format("'{}' has no role in the parametrization '{}'", s.name.name,
                        parametrization_->name),

@@ -226,6 +226,11 @@ TEST(Parametrizations, AllHaveNamesAndKnowAllRoles) {
   EXPECT_FALSE(role_from("middle"));
 }
 
+TEST(Parametrizations, LeaveFiniteParametersWithoutARoleAsTheyAre) {
+  const std::string text = "param s : [] ~ normal(2, 0)\nstep adam(s^2, lr = 0.1)\nreport s\n";
+  EXPECT_EQ(ir_of("width n\nparametrization mup\n" + text), ir_of("width n\n" + text));
+}
+
 TEST(Parametrizations, ForwardPassesAreStable) {
   // With entries of size n^-(a+b): input O(1), hidden n^(-1/2), output not above n^(-1/2), or,
   // where the sum over n coordinates is not cancelled, n^-1.
