@@ -299,9 +299,7 @@ class Run {
     const StoredEntries<T> arrays(executor_, settings_.rows);
     MatrixVersion own =
         realisation_->matrix(a.matrix).with_own_entries(versions_[program_[a.node].in[0].value]);
-    auto& copy = versions_[a.node.value].entries;
-    copy = arrays.zeros();
-    arrays.add(*copy, 1, *own.entries);
+    versions_[a.node.value].entries = arrays.owned(std::move(own.entries));
   }
 
   void update(const Plan::Update& a, const Plan::Step& step) {

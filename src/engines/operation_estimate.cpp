@@ -66,7 +66,7 @@ double estimate_operations(const Schedule& schedule, std::int64_t particles) {
                      return out * static_cast<double>(particles);
                    },
                    [](const Plan::Combine&) { return 0.0; },
-                   [&](const Plan::CopyEntries&) { return 1.0 * static_cast<double>(particles); },
+                   [&](const Plan::CopyEntries&) { return static_cast<double>(particles); },
                    [&](const Plan::Draw& a) { return columns(a.node); },
                    [](const Plan::Initialise&) { return 0.0; },
                    [&](const Plan::Product& a) {

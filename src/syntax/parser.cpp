@@ -535,8 +535,7 @@ class Parser {
     ast::Function function;
     function.name = identifier(model ? "the name of a model" : "the name of a function");
     function.params = parameters(model ? "of a model" : "of a function");
-    function.one_line = kind() == TokenKind::kEqual || (!model && kind() != TokenKind::kLeftBrace);
-    if (function.one_line) {
+    if (kind() == TokenKind::kEqual || (!model && kind() != TokenKind::kLeftBrace)) {
       expect(TokenKind::kEqual, "before the body of a function",
              "a function is fn phi(z) = tanh(z)^2, or fn phi(z) { .. return .. }");
       ast::Return value;

@@ -140,7 +140,6 @@ struct Function {
   Identifier name;
   std::vector<Argument> params;
   std::vector<Stmt> body;
-  bool one_line = false;  ///< written with '='
 };
 struct Return {
   std::vector<ExprPtr> values;

@@ -113,9 +113,9 @@ struct StmtText {
     return fmt::format("<{}> = {}", joined(s.targets), joined(s.values));
   }
   std::string operator()(const ast::Function& s) const {
-    if (s.one_line)
-      return fmt::format("fn {} <{}> {}", s.name.name, joined(s.params),
-                         text_of(std::get<ast::Return>(s.body[0].node).values[0]));
+    const auto* value = s.body.empty() ? nullptr : std::get_if<ast::Return>(&s.body[0].node);
+    if (value && value->values.size() == 1)  // of `= value` as of `{ return value }`
+      return fmt::format("fn {} <{}> {}", s.name.name, joined(s.params), text_of(value->values[0]));
     return fmt::format("model {} <{}> {{{}}}", s.name.name, joined(s.params), text_of(s.body));
   }
   std::string operator()(const ast::If& s) const {
@@ -355,8 +355,8 @@ TEST(ParseStatement, ReadsAssignmentsAndUpdates) {
 TEST(ParseStatement, ReadsModelsAndLoops) {
   EXPECT_EQ(parsed("model f(x, y) {\n  h = x\n\n  return h, y\n}\n"),
             "model f <x y> {<h> = x; return h y}");
-  EXPECT_EQ(parsed("model f() { return 1 }"), "model f <> {return 1}");
-  EXPECT_EQ(parsed("fn f(x, c = 1) { return c }"), "model f <x c=1> {return c}");
+  EXPECT_EQ(parsed("model f() { return 1 }"), "fn f <> 1");
+  EXPECT_EQ(parsed("fn f(x, c = 1) { return c }"), "fn f <x c=1> c");
   EXPECT_EQ(parsed("if a { b = 1 }\n\nelse if c { } else { d = 2 }"),
             "if a {<b> = 1} else c {} else  {<d> = 2}");
   EXPECT_EQ(parsed("assert a < b, \"t\""), "assert (< a b) \"t\"");
@@ -395,8 +395,7 @@ TEST(ParseStatement, AcceptsBlankLinesCommentsAndBothLineEnds) {
   EXPECT_EQ(parsed(""), "");
   EXPECT_EQ(parsed("\n\n# only a comment"), "");
   EXPECT_EQ(parsed("\r\na = 1 # one\r\n\r\nb = 2"), "<a> = 1; <b> = 2");
-  EXPECT_EQ(parsed("model f(x) { # head\n  # inside\n  return x\n  # end\n}"),
-            "model f <x> {return x}");
+  EXPECT_EQ(parsed("model f(x) { # head\n  # inside\n  return x\n  # end\n}"), "fn f <x> x");
 }
 
 TEST(ParseStatement, ReadsTheProgramOfTheDesign) {
