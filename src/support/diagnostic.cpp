@@ -65,8 +65,8 @@ Columns window_around(std::size_t caret, std::size_t length) {
 /// Columns of the part of `span` that lies on its first line.
 Columns columns_of(Span span, const Source& source) {
   const Location where = source.locate(span.begin);
-  const std::string_view line = source.line(where.line);
-  const std::size_t line_begin = source.line_begin(where.line);
+  const std::string_view line = source.line_at(span.begin);
+  const std::size_t line_begin = source.line_begin_at(span.begin);
   const auto in_line = [&](std::size_t offset) {
     return std::min(std::max(offset, line_begin) - line_begin, line.size());
   };
@@ -78,7 +78,7 @@ Columns columns_of(Span span, const Source& source) {
 /// The line of `span` behind its number, and below it carets under the span with the label.
 std::string quote(Span span, std::string_view label, const Source& source) {
   const std::size_t line_number = source.line_of(span.begin);
-  const std::string_view line = source.line(line_number);
+  const std::string_view line = source.line_at(span.begin);
   const Columns marked = columns_of(span, source);
   const std::size_t length = count_columns(line);
   const Columns window = window_around(marked.begin, length);
@@ -109,7 +109,7 @@ std::string quote(Span span, std::string_view label, const Source& source) {
 
 /// "file:line:column: ", or "file: " without a place.
 std::string place(Span span, bool located, const Source& source) {
-  const std::string name = printable(source.name());
+  const std::string name = printable(located ? source.part_at(span.begin).name : source.name());
   if (!located) return name + ": ";
   const Location where = source.locate(span.begin);
   return fmt::format("{}:{}:{}: ", name, where.line, where.column);

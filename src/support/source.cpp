@@ -1,9 +1,8 @@
 #include "tplimit/support/source.hpp"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
-
-#include "tplimit/support/check.hpp"
 
 namespace tplimit {
 namespace {
@@ -57,11 +56,31 @@ std::size_t count_columns(std::string_view text) {
   return columns;
 }
 
-Source::Source(std::string name, std::string text)
-    : name_(std::move(name)), text_(std::move(text)), line_begins_{0} {
-  for (std::size_t i = text_.find('\n'); i != std::string::npos; i = text_.find('\n', i + 1)) {
+Source::Source(std::string name, std::string text) : text_(std::move(text)) {
+  parts_.push_back({std::move(name), 0, text_.size(), 0});
+  add_lines(0);
+}
+
+void Source::add_lines(std::size_t begin) {
+  line_begins_.push_back(begin);
+  for (std::size_t i = text_.find('\n', begin); i != std::string::npos; i = text_.find('\n', i + 1))
     line_begins_.push_back(i + 1);
-  }
+}
+
+std::size_t Source::append(std::string name, std::string_view text) {
+  text_ += '\n';  // so that the offset behind the last part's end is none of this one
+  const std::size_t begin = text_.size();
+  text_ += text;
+  parts_.push_back({std::move(name), begin, text_.size(), line_begins_.size()});
+  add_lines(begin);
+  return parts_.size() - 1;
+}
+
+const Source::Part& Source::part_at(std::size_t offset) const {
+  const auto after =
+      std::upper_bound(parts_.begin() + 1, parts_.end(), offset,
+                       [](std::size_t at, const Part& part) { return at < part.begin; });
+  return *std::prev(after);
 }
 
 std::string_view Source::text(Span span) const {
@@ -71,23 +90,24 @@ std::string_view Source::text(Span span) const {
 }
 
 Location Source::locate(std::size_t offset) const {
-  const std::size_t number = line_of(offset);
   // Offsets inside the line end belong to the column right behind the line.
   const std::string_view before =
-      line(number).substr(0, std::min(offset, text_.size()) - line_begin(number));
-  return {number, count_columns(before) + 1};
+      line_at(offset).substr(0, std::min(offset, text_.size()) - line_begin_at(offset));
+  return {line_of(offset), count_columns(before) + 1};
+}
+
+std::size_t Source::line_index(std::size_t offset) const {
+  const auto after = std::upper_bound(line_begins_.begin(), line_begins_.end(), offset);
+  return static_cast<std::size_t>(after - line_begins_.begin()) - 1;
 }
 
 std::size_t Source::line_of(std::size_t offset) const {
-  const auto after = std::upper_bound(line_begins_.begin(), line_begins_.end(), offset);
-  return static_cast<std::size_t>(after - line_begins_.begin());
+  return line_index(offset) - part_at(offset).first_line + 1;
 }
 
-std::string_view Source::line(std::size_t number) const {
-  TPLIMIT_CHECK(number >= 1 && number <= line_begins_.size(), "a line from 1 to {}, not {}",
-                line_begins_.size(), number);
-  const std::size_t begin = line_begins_[number - 1];
-  const std::size_t end = number < line_begins_.size() ? line_begins_[number] - 1 : text_.size();
+std::string_view Source::line_at(std::size_t offset) const {
+  const std::size_t index = line_index(offset), begin = line_begins_[index];
+  const std::size_t end = std::min(text_.find('\n', begin), part_at(offset).end);
   std::string_view line = std::string_view(text_).substr(begin, end - begin);
   if (line.ends_with('\r')) line.remove_suffix(1);
   return line;

@@ -1244,7 +1244,7 @@ Diagnostics merged(Diagnostics lexical, Diagnostics grammatical, const Source& s
   std::ranges::move(grammatical, std::back_inserter(all));
   std::ranges::stable_sort(all, {}, [](const Diagnostic& error) { return error.span.begin; });
   const auto repeated = std::ranges::unique(
-      all, {}, [&](const Diagnostic& error) { return source.line_of(error.span.begin); });
+      all, {}, [&](const Diagnostic& error) { return source.line_begin_at(error.span.begin); });
   all.erase(repeated.begin(), repeated.end());
   if (all.size() > kMaxErrors) all.resize(kMaxErrors);
   return all;

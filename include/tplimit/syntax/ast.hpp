@@ -140,6 +140,8 @@ struct Function {
   Identifier name;
   std::vector<Argument> params;
   std::vector<Stmt> body;
+  std::string
+      space{};  ///< "lib." if it is of a file imported as lib: where its names are looked up
 };
 struct Return {
   std::vector<ExprPtr> values;
@@ -182,9 +184,17 @@ struct Parametrization {
   ExprPtr value;
 };  ///< parametrization mup | abc(a = .., ..)
 
+/// import "PATH" [as name]: the declarations of another file, `x` under the name `name.x`.
+struct Import {
+  String path;
+  Span path_span;
+  std::string space;  ///< "name.", behind that of the file itself
+  std::vector<Stmt> statements;
+};
+
 struct Stmt {
   std::variant<Width, Const, Data, Param, Assign, Function, Return, For, If, Step, Update, Report,
-               Expect, Assert, Parametrization>
+               Expect, Assert, Parametrization, Import>
       node;
   Span span;
 };

@@ -60,14 +60,36 @@ TEST(Source, LocatesOffsetsPastTheEndAtTheEnd) {
 
 TEST(Source, GivesLinesWithoutTheirEnds) {
   const Source source("s.tp", "one\r\ntwo\n\nfour");
-  EXPECT_EQ(source.line(1), "one");
-  EXPECT_EQ(source.line(2), "two");
-  EXPECT_EQ(source.line(3), "");
-  EXPECT_EQ(source.line(4), "four");
-  EXPECT_EQ(source.line_begin(4), 10u);
+  EXPECT_EQ(source.line_at(0), "one");
+  EXPECT_EQ(source.line_at(4), "one");
+  EXPECT_EQ(source.line_at(5), "two");
+  EXPECT_EQ(source.line_at(9), "");
+  EXPECT_EQ(source.line_at(10), "four");
+  EXPECT_EQ(source.line_at(1000), "four");
+  EXPECT_EQ(source.line_begin_at(12), 10u);
   EXPECT_EQ(source.locate(4).column, 4u) << "CR LF is one line end";
-  EXPECT_THROW((void)source.line(0), InternalError);
-  EXPECT_THROW((void)source.line(5), InternalError);
+}
+
+TEST(Source, KeepsImportedFilesBehindTheProgram) {
+  for (const std::string text : {"ab\ncd", "ab\ncd\n"}) {
+    Source source("s.tp", text);
+    const std::size_t k = source.append("lib/t.tp", "x\nyz");
+    source.link(0, "t.tp", k);
+    const Source::Part& part = source.parts()[k];
+    EXPECT_EQ(source.text(source.parts()[0]), text);
+    EXPECT_EQ(source.text(part), "x\nyz");
+    EXPECT_EQ(source.part_at(text.size()).name, "s.tp") << "the end of the program is its own";
+    EXPECT_EQ(source.part_at(part.begin).name, "lib/t.tp");
+    EXPECT_EQ(source.part_at(10000).name, "lib/t.tp");
+    EXPECT_EQ(source.line_of(text.size()), text.size() == 5 ? 2u : 3u);
+    EXPECT_EQ(source.line_at(text.size()), text.size() == 5 ? "cd" : "");
+    EXPECT_EQ(source.line_of(part.begin), 1u);
+    EXPECT_EQ(source.line_at(part.begin), "x");
+    EXPECT_EQ(source.locate(part.begin + 3).line, 2u);
+    EXPECT_EQ(source.locate(part.begin + 3).column, 2u);
+    EXPECT_EQ(source.line_at(part.begin + 3), "yz");
+    EXPECT_EQ(source.parts()[0].imports.at("t.tp"), k);
+  }
 }
 
 TEST(Source, ClampsSpansToTheText) {
@@ -81,7 +103,7 @@ TEST(Source, ClampsSpansToTheText) {
 TEST(Source, IsOneEmptyLineWithoutText) {
   const Source source;
   EXPECT_EQ(source.name(), "<none>");
-  EXPECT_EQ(source.line(1), "");
+  EXPECT_EQ(source.line_at(0), "");
   EXPECT_EQ(source.locate(0).line, 1u);
   EXPECT_EQ(source.locate(0).column, 1u);
 }
