@@ -64,13 +64,14 @@ struct Loaded {
 
 Loaded load_here(const Options& options, std::uint64_t draw) {
   const std::filesystem::path file = options.files.at(0);
-  Result<Source> source = read_source(file);
-  if (!source) return {Source(file.string(), ""), source.errors()};
+  Result<Source> read = read_source(file);
+  if (!read) return {Source(file.string(), ""), read.errors()};
+  Source source = with_imports(std::move(*read), file.parent_path());
   LowerOptions lower = options.lower;
   lower.base_directory = file.parent_path();
   lower.draw = draw;
-  Result<Module> module = parse(*source, lower, options.ablations, options.evaluate.observe);
-  return {std::move(*source), std::move(module)};
+  Result<Module> module = parse(source, lower, options.ablations, options.evaluate.observe);
+  return {std::move(source), std::move(module)};
 }
 
 /// On every rank the same.
@@ -554,7 +555,9 @@ int explain(const Options& options) {
     return failure.empty() ? kDone : static_cast<ExitCode>(complain(failure));
   };
   if (options.parametrization) {
-    const document::Document forms = parametrizations(regime(module, false), *module.written);
+    const document::Document forms = parametrizations(
+        regime(module, false), *module.written,
+        options.base_width.width > 0 ? std::optional(options.base_width) : std::nullopt);
     if (const int code = deliver_page(forms, loaded.source.name() + ": parametrisations");
         code != kDone)
       return code;

@@ -7,6 +7,7 @@
 
 #include "cli/pass_log.hpp"
 #include "tplimit/driver/driver.hpp"
+#include "tplimit/report/regime.hpp"
 
 /// What the subcommands do: results to standard output, diagnostics to standard error, exit code
 /// returned.
@@ -56,6 +57,7 @@ struct Options {
   bool quiet = false, full = false;
   std::shared_ptr<PassLog> passes = std::make_shared<PassLog>();
   bool parametrization = false, numbers = false;  ///< explain
+  BaseWidth base_width{0, 0};                     ///< of --parametrization; 0: none
   Format format = Format::kText;
   explain::Selection selection;
   bool in_place = false, only_check = false;  ///< fmt

@@ -298,6 +298,14 @@ CLI::App& add_explain(CLI::App& app, Options& o) {
   own.add_flag(
       "--parametrization", o.parametrization,
       "Instead: variance, multiplier and rates of every parameter, in three equivalent forms");
+  add(own, "--width", "N", o.base_width.width,
+      "With --parametrization: factors for this width on what is right at --base-width",
+      count(1, kWidest));
+  add(own, "--base-width", "N", o.base_width.base, "The width that was tuned", count(1, kWidest));
+  own.get_option("--width")
+      ->needs(own.get_option("--base-width"))
+      ->needs(own.get_option("--parametrization"));
+  own.get_option("--base-width")->needs(own.get_option("--width"));
   add(own, "--format", "NAME", o.format, "text, latex (a document) or json; default text",
       parse_format);
   own.add_option("--vector", o.selection.names,

@@ -2,6 +2,7 @@
 
 #include <array>
 #include <fstream>
+#include <map>
 
 #include <fmt/format.h>
 
@@ -43,6 +44,25 @@ Result<Source> read_source(const std::filesystem::path& file) {
   return Source(file.string(), std::move(text));
 }
 
+Source with_imports(Source source, const std::filesystem::path& folder) {
+  std::map<std::string, std::size_t> known;  // parts by the path of their file
+  for (std::size_t at = 0; at < source.parts().size(); ++at) {
+    const std::filesystem::path from =
+        at == 0 ? folder : std::filesystem::path(source.parts()[at].name).parent_path();
+    for (std::string& path : imported_paths(source.text(source.parts()[at]))) {
+      const std::string file = (from / path).lexically_normal().string();
+      auto it = known.find(file);
+      if (it == known.end()) {
+        const Result<Source> text = read_source(file);
+        if (!text) continue;
+        it = known.emplace(file, source.append(file, text->text())).first;
+      }
+      source.link(at, std::move(path), it->second);
+    }
+  }
+  return source;
+}
+
 Result<Module> parse(Source source, const LowerOptions& options, const Ablations& ablations,
                      const Observer& observer) {
   const Stages stage(observer);
@@ -78,7 +98,7 @@ Result<Module> parse_file(const std::filesystem::path& file, LowerOptions option
   auto source = read_source(file);
   if (!source) return source.errors();
   options.base_directory = file.parent_path();
-  return parse(std::move(*source), options);
+  return parse(with_imports(std::move(*source), options.base_directory), options);
 }
 
 std::string fingerprint(const Module& module) {
@@ -170,7 +190,11 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
   if (!limit) return limit.errors();
   Result<LimitResult> result =
       Stages(options.observe)("evaluate", [&] { return within_tolerance(*limit, options); });
-  if (!result) return result;
+  if (!result) {  // with what the limit was warned of: it may be the reason
+    Diagnostics all = result.errors();
+    all.insert(all.end(), limit->warnings.begin(), limit->warnings.end());
+    return all;
+  }
   result->warnings.insert(result->warnings.begin(), module.warnings.begin(), module.warnings.end());
   for (std::size_t k = 0; k < result->reports.size(); ++k)
     if (const ReportOrder& counted = limit->reports.at(k);

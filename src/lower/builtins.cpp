@@ -54,6 +54,7 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
       {"floor", {nullptr, 1, 1, {}, &Lowerer::builtin_floor}},
       {"mse", {"mse(output, target)", 2, 2, {}, &Lowerer::builtin_mse}},
       {"size", {"size(x, axis)", 2, 2, {}, &Lowerer::builtin_size}},
+      {"ndim", {nullptr, 1, 1, {}, &Lowerer::builtin_ndim, true}},
       {"zeros", {"zeros(a, b, ..)", 0, 16, {}, &Lowerer::builtin_zeros}},
       {"ones", {"ones(a, b, ..)", 0, 16, {}, &Lowerer::builtin_ones}},
       {"stack", {"stack(x, y, ..)", 1, kAny, {}, &Lowerer::builtin_stack}},
@@ -78,7 +79,12 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
         &Lowerer::builtin_hist}},
       {"outer", {"outer(d, x)", 2, 2, {}, &Lowerer::builtin_outer}},
       {"einsum", {"einsum(\"pk,k->p\", a, b)", 2, 17, {}, &Lowerer::builtin_einsum}},
-      {"grad", {"grad(loss, theta)", 2, 2, {}, &Lowerer::builtin_grad}},
+      {"grad",
+       {"grad(loss, theta) or grad(loss, theta, through = true)",
+        2,
+        2,
+        {"through"},
+        &Lowerer::builtin_grad}},
       {"permutation", {"permutation(size, seed)", 2, 2, {}, &Lowerer::builtin_permutation}},
       {"one_hot", {"one_hot(labels, classes)", 2, 2, {}, &Lowerer::builtin_one_hot}},
       {"predict_gd",
@@ -305,16 +311,21 @@ Tensor Lowerer::reduce(const Tensor& x, std::optional<std::size_t> axis, Reducti
   return out;
 }
 
+/// The value of an option that is true or false.
+bool Lowerer::flag(const Arguments& a, const char* name, bool otherwise) const {
+  const auto it = a.named.find(name);
+  if (it == a.named.end()) return otherwise;
+  const auto* value = it->second.first.as<Flag>();
+  if (!value)
+    fail("E2304", fmt::format("'{}' is true or false", name), it->second.second,
+         "this is " + describe(it->second.first));
+  return value->value;
+}
+
 /// With `keepdims = true`, the axes along which x was reduced stay, of size 1.
 Tensor Lowerer::keeping(Arguments& a, const Tensor& x, std::optional<std::size_t> axis,
                         Tensor reduced) {
-  const auto it = a.named.find("keepdims");
-  if (it == a.named.end()) return reduced;
-  const auto* flag = it->second.first.as<Flag>();
-  if (!flag)
-    fail("E2304", "'keepdims' is true or false", it->second.second,
-         "this is " + describe(it->second.first));
-  if (!flag->value) return reduced;
+  if (!flag(a, "keepdims", false)) return reduced;
   reduced.axes = x.axes;
   for (std::size_t k = 0; k < reduced.axes.size(); ++k)
     if (!reduced.axes[k].width && k == axis.value_or(k)) reduced.axes[k].size = 1;
@@ -600,7 +611,8 @@ Value Lowerer::filled(Arguments& a, double value) {
     } else {
       const std::int64_t size = integer(a.positional[k], a.spans[k], "a size");
       if (size < 1)
-        fail("E2215", "a size must be at least 1", a.spans[k], fmt::format("this is {}", size));
+        fail("E2215", "a size must be at least 1", a.spans[k], fmt::format("this is {}", size),
+             "what concat joins to may be an empty list: h = [], h = concat(h, [x])");
       axes.push_back({false, size});
     }
   }
@@ -613,8 +625,7 @@ Value Lowerer::filled(Arguments& a, double value) {
                          : out;
 }
 /// Entries along an axis: a number, or the width.
-Value Lowerer::builtin_size(Arguments& a) {
-  const Value& x = a.positional[0];
+std::pair<Axes, std::vector<std::size_t>> Lowerer::axes_of(const Value& x, Span span) {
   if (x.as<Poison>()) throw Rejection{{}, true};
   Axes axes;
   std::vector<std::size_t> widths;  // of several, in order
@@ -624,7 +635,16 @@ Value Lowerer::builtin_size(Arguments& a) {
   if (part.as<MatrixArray>() || part.as<Matrix>())
     axes.insert(axes.end(), 2, Axis{true, 0});
   else
-    axes = tensor(part, a.spans[0]).axes;
+    axes = tensor(part, span).axes;
+  return {axes, widths};
+}
+
+Value Lowerer::builtin_ndim(Arguments& a) {
+  return {Number{static_cast<double>(axes_of(a.positional[0], a.spans[0]).first.size()), 0}};
+}
+
+Value Lowerer::builtin_size(Arguments& a) {
+  const auto [axes, widths] = axes_of(a.positional[0], a.spans[0]);
   std::int64_t axis = integer(a.positional[1], a.spans[1], "an axis");
   const auto rank = static_cast<std::int64_t>(axes.size());
   if (axis < -rank || axis >= rank)
@@ -780,6 +800,11 @@ Value Lowerer::builtin_stack(Arguments& a) {
 }
 
 Value Lowerer::builtin_concat(Arguments& a) {
+  for (std::size_t k = a.positional.size(); k-- > 0 && a.positional.size() > 1;)
+    if (const auto* list = a.positional[k].as<List>(); list && list->items.empty()) {
+      a.positional.erase(a.positional.begin() + static_cast<std::ptrdiff_t>(k));  // h = [] at first
+      a.spans.erase(a.spans.begin() + static_cast<std::ptrdiff_t>(k));
+    }
   std::vector<NodeId> parts;
   Tensor out = tensor(a.positional[0], a.spans[0]);
   const std::size_t axis = axis_argument(a, out).value_or(0);
@@ -1161,6 +1186,15 @@ Value Lowerer::builtin_grad(Arguments& a) {
   const std::vector<NodeId> nodes = version_nodes(target);
   const std::size_t expected =
       target.as<MatrixArray>() ? target.as<MatrixArray>()->items.size() : 1;
+  const auto* name = std::get_if<ast::Name>(&a.call.args[1]->node);
+  const Binding* binding = name ? find_or_null(name->name) : nullptr;
+  const auto keep_apart = [&] {  // once more, with this value as a variable of its own
+    met_ = binding->span.begin;
+    throw Rejection{{}, true};
+  };
+  if (nodes.size() != expected && binding && target.as<Matrix>() &&
+      !opaque_names_.contains(binding->span.begin))
+    keep_apart();
   if (nodes.size() != expected)
     fail("E2502", "a gradient is taken with respect to a named value", a.spans[1],
          "this is " + describe(target),
@@ -1169,21 +1203,25 @@ Value Lowerer::builtin_grad(Arguments& a) {
                            "param s : [] ~ normal({}, 0), which starts at this value",
                            target.as<Number>()->value)
              : "name a parameter, a random value or a variable");
-  if (const auto* name = std::get_if<ast::Name>(&a.call.args[1]->node);
-      name && target.as<Tensor>()) {
+  if (binding && target.as<Tensor>()) {
     const ir::Op& op = builder_.node(nodes[0]).op;
-    const Binding* binding = find_or_null(name->name);
-    if (binding && binding->kind != Kind::kParam && !opaque_names_.contains(binding->span.begin) &&
+    if (binding->kind != Kind::kParam && !opaque_names_.contains(binding->span.begin) &&
         (std::holds_alternative<ir::Constant>(op) || std::holds_alternative<ir::Scale>(op) ||
-         std::holds_alternative<ir::Expand>(op))) {
-      met_ = binding->span.begin;
-      throw Rejection{{}, true};
-    }
+         std::holds_alternative<ir::Expand>(op)))
+      keep_apart();
   }
-  const bool of_kernel = differentiates_kernel(loss, nodes, {}, a.span);
+  // Parameters are constants where the loss has the variable in it at their side, as X in the loss
+  // of a network trained on X; a variable that is behind updates only is meant through them.
+  std::vector<NodeId> fixed;
+  if (!flag(a, "through", false)) {
+    const std::unordered_set<std::uint32_t> seen = behind(loss);
+    if (std::any_of(nodes.begin(), nodes.end(), [&](NodeId id) { return seen.contains(id.value); }))
+      fixed = current_versions();
+  }
+  const bool of_kernel = differentiates_kernel(loss, nodes, fixed, a.span);
   build(a.span);
   differentiated_.push_back(loss);
-  Result<std::vector<Derivative>> result = gradient(builder_, loss, nodes);
+  Result<std::vector<Derivative>> result = gradient(builder_, loss, nodes, fixed);
   if (!result) throw not_differentiable(result.errors()[0], a.span);
   if (of_kernel)
     for (const Derivative& d : *result)

@@ -207,13 +207,13 @@ Lowerer::Binding* Lowerer::find_or_null(const std::string& name) {
   if (locals_) {
     if (const auto it = locals_->find(name); it != locals_->end()) return &it->second;
     if (library_call_) return nullptr;
-    const auto it = globals_.find(name);
+    const auto it = declared(globals_, name);
     if (it == globals_.end()) return nullptr;
     // A model depends on parameters and its arguments, and on nothing else that a run computes.
     const bool script = it->second.kind == Kind::kLocal || it->second.kind == Kind::kLoop;
     return script && !known_before_run(it->second.value) ? nullptr : &it->second;
   }
-  const auto it = globals_.find(name);
+  const auto it = declared(globals_, name);
   return it == globals_.end() ? nullptr : &it->second;
 }
 
@@ -239,8 +239,8 @@ std::optional<Callable> Lowerer::callable(const std::string& name) {
     if (const auto* f = binding->value.as<Callable>()) return *f;
     if (binding->value.as<Poison>()) throw Rejection{{}, true};
   }
-  if (const auto it = functions_.find(name); it != functions_.end() && !library_call_)
-    return Callable{name, &it->second};
+  if (const auto it = declared(functions_, name); it != functions_.end() && !library_call_)
+    return Callable{it->first, &it->second};
   if (of_the_language(name)) return Callable{name};
   if (const auto it = library().find(name); it != library().end())
     return Callable{name, &it->second};
@@ -275,7 +275,7 @@ Value Lowerer::evaluate_name(const std::string& name, Span span) {
   if (name == "pi") return {Number{3.14159265358979323846, 0}};
   if (name == "inf") return {Number{std::numeric_limits<double>::infinity(), 0}};
   if (auto f = callable(name)) return {std::move(*f)};
-  if (locals_ && globals_.contains(name))
+  if (locals_ && declared(globals_, name) != globals_.end())
     fail("E2102", fmt::format("'{}' is not visible inside a model", name), span,
          "this is computed by the run",
          "a model sees parameters and what is known before the run (constants, data, and what is "
@@ -543,6 +543,9 @@ Value Lowerer::matmul(const Value& a, const Value& x, Span span, Span a_span, Sp
   const Tensor left = tensor(a, a_span);
   if (left.axes.empty())
     fail("E2204", "'@' contracts last axes, but this is a scalar", a_span, "", "use * for scalars");
+  if (left.axes.back().width && right.axes.size() == 2 && right.axes[0].width &&
+      !right.axes[1].width)
+    return matmul(transpose(x, x_span), a, span, x_span, a_span);  // h @ V is V' @ h
   // [m, k] @ [.., k, n]: the width has no entries to be contracted with, the axis before it has.
   if (right.axes.size() > 1 && right.axes.back().width && !has_width(left.axes) &&
       left.axes.back() == right.axes[right.axes.size() - 2]) {
@@ -569,6 +572,18 @@ Value Lowerer::matmul(const Value& a, const Value& x, Span span, Span a_span, Sp
                                    false);
       return {out};
     }
+  }
+  if (left.axes.size() > 2 && left.axes.back().width && right.axes.back().width &&
+      axes_after_width(left.axes) == 0) {  // rows of readouts in several axes
+    const Axes rows(left.axes.begin(), left.axes.end() - 1);
+    const Tensor flat{build(span).reshape(left.node, {ir::size_of(finite_dims(rows))}),
+                      {Axis{false, ir::size_of(finite_dims(rows))}, left.axes.back()}};
+    Tensor out = *matmul({flat}, x, span, a_span, x_span).as<Tensor>();
+    out.axes.pop_back();
+    out.axes.insert(out.axes.end(), rows.begin(), rows.end());
+    check_size(finite_dims(out.axes), span);
+    out.node = builder_.reshape(out.node, finite_dims(out.axes));
+    return {out};
   }
   if (left.axes.size() > 2)
     fail("E2206", "the left side of '@' has more than two axes", a_span,
@@ -888,7 +903,7 @@ void Lowerer::unknown_function(const std::string& name, Span span) {
   if (const Binding* binding = find_or_null(name))
     fail("E2107", fmt::format("'{}' is no function", name), span,
          "this is " + describe(binding->value), "a product is written with '*'");
-  if (defined_.contains(name) && !functions_.contains(name))
+  if (declared(defined_, name) != defined_.end() && declared(functions_, name) == functions_.end())
     fail("E2107", fmt::format("'{}' is defined further down", name), span, "",
          "put functions and models above what calls them");
   static const std::set<std::string> later{"project"};
@@ -1006,8 +1021,10 @@ std::vector<Value> Lowerer::call_with(const Callable& f, std::vector<std::option
   const auto context = context_;
   const std::optional<Span> outside = library_call_;
   library_call_ = f.definition->library ? std::optional(outside.value_or(span)) : std::nullopt;
+  std::string outer_space = std::exchange(space_, text.space);
   const auto restore = [&] {
     locals_ = outer;
+    space_ = std::move(outer_space);
     library_call_ = outside;
     --call_depth_;
     loops_.resize(loops);

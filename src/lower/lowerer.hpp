@@ -119,6 +119,7 @@ class Lowerer {
   void on(const ast::Report& s, Span span);
   void on(const ast::Expect& s, Span span);
   void on(const ast::Parametrization& s, Span span);
+  void on(const ast::Import& s, Span span);
   void poison_targets(const ast::Stmt& stmt);
   [[nodiscard]] std::string names_of(Kind kind, const char* before) const;
   void bind(const ast::Identifier& name, Value value, Kind kind);
@@ -265,6 +266,13 @@ class Lowerer {
   Value elementwise(ir::Fn fn, const std::vector<Value>& in, Span span, double parameter = 0);
   Tensor combine(ir::Fn fn, const std::vector<Tensor>& in, Span span, double parameter = 0);
   Value scaled_matrix(const Matrix& m, NodeId factor);
+  /// What `name` stands for among declarations: that of the file at hand, else the program's.
+  template <class Map>
+  auto declared(Map& map, const std::string& name) const {
+    if (!space_.empty())
+      if (const auto it = map.find(space_ + name); it != map.end()) return it;
+    return map.find(name);
+  }
   Binding* find_or_null(const std::string& name);
   [[nodiscard]] bool known_before_run(const Value& v) const;
 
@@ -346,6 +354,7 @@ class Lowerer {
                       const Builtin& builtin);
   std::optional<std::size_t> axis_argument(Arguments& a, const Tensor& x);
   std::size_t axis_or_last(Arguments& a, const Tensor& x);
+  [[nodiscard]] bool flag(const Arguments& a, const char* name, bool otherwise) const;
   Tensor keeping(Arguments& a, const Tensor& x, std::optional<std::size_t> axis, Tensor reduced);
   void separate_operands(Arguments& a);
   Value coordinatewise(Arguments& a, ir::Fn fn);
@@ -362,6 +371,8 @@ class Lowerer {
   Value builtin_floor(Arguments& a);
   std::pair<Tensor, Tensor> compared(Arguments& a);
   Value builtin_mse(Arguments& a);
+  std::pair<Axes, std::vector<std::size_t>> axes_of(const Value& x, Span span);
+  Value builtin_ndim(Arguments& a);
   Value builtin_size(Arguments& a);
   Value builtin_logsumexp(Arguments& a);
   Value builtin_softmax(Arguments& a);
@@ -457,6 +468,7 @@ class Lowerer {
   std::vector<std::pair<std::string, std::int64_t>> loops_;  ///< of reports: names, indices
   std::uint32_t context_ = 0;
   std::set<NodeId> named_;  ///< values and versions that the text has named so far
+  std::string space_;       ///< "lib." within a file that is imported as lib
   int call_depth_ = 0;
   /// The call that led into the standard library: all that happens there, happens at this place.
   std::optional<Span> library_call_;

@@ -26,6 +26,21 @@ bool is_wide(const Value& v) {
 
 void Lowerer::on(const ast::Width& s, Span span) {
   check_top_level("the width is declared", span);
+  if (width_declared_ && !space_.empty()) {  // of an imported file: those of the program
+    const auto same = [&](const ast::Width::Item& item) {
+      const auto it = std::find_if(widths_.begin(), widths_.end(),
+                                   [&](const Width& w) { return w.name == item.name.name; });
+      if (it == widths_.end()) return false;
+      if (!item.value) return it == widths_.begin();
+      const Value value = evaluate(*item.value);
+      const auto* n = value.as<Number>();
+      return n && n->power == 1 && n->value == static_cast<double>(it->units);
+    };
+    if (!std::all_of(s.items.begin(), s.items.end(), same))
+      fail("E2118", "the program has other widths", span, "",
+           "an imported file declares the widths of the program, or leaves them out");
+    return;
+  }
   if (width_declared_)
     fail("E2118", "the width is declared already", span, "",
          "declare all widths in one statement: width n, m = 2 n");

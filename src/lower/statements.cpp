@@ -210,9 +210,9 @@ void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
 /// A value under its name. What the builder would fold or merge into later operations, it may not
 /// where `grad` asks for the derivative by it.
 Value Lowerer::named(Value value, Span name) {
-  const auto* t = value.as<Tensor>();
-  return t && !library_call_ && opaque_names_.contains(name.begin) ? opaque(std::move(value))
-                                                                   : value;
+  if (library_call_ || !opaque_names_.contains(name.begin)) return value;
+  if (const auto* m = value.as<Matrix>()) value = {materialise(*m, name)};
+  return value.as<Tensor>() || value.as<Matrix>() ? opaque(std::move(value)) : value;
 }
 
 /// For those who read the program later: this is what the text calls the value.
@@ -406,7 +406,12 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
          call.callee.span, "",
          expected == 1 ? "name the target column: target = \"..\"" : "write: data X, y = ..");
 
-  std::filesystem::path path = options_.base_directory / file->value;
+  // Of an imported file, relative to it.
+  const Source::Part& part = source_.part_at(call.callee.span.begin);
+  const bool imported = &part != source_.parts().data();
+  std::filesystem::path path =
+      (imported ? std::filesystem::path(part.name).parent_path() : options_.base_directory) /
+      file->value;
   std::string reader = call.callee.name;
   for (const auto& [name, replacement] : options_.data_files)
     for (const auto& own : s.names)
@@ -801,6 +806,18 @@ void Lowerer::on(const ast::Function& s, Span span) {
   check_new_function(s.name);
   check_arguments(s.params);
   functions_[s.name.name] = {&s};
+}
+
+void Lowerer::on(const ast::Import& s, Span span) {
+  check_top_level("files are imported", span);
+  for (const ast::Stmt& stmt : s.statements)
+    if (const auto* f = std::get_if<ast::Function>(&stmt.node)) defined_.insert(f->name.name);
+  std::string outer = std::exchange(space_, s.space);
+  for (const ast::Stmt& stmt : s.statements) {
+    statement(stmt);
+    if (errors_.size() >= kMaxErrors || met_) break;
+  }
+  space_ = std::move(outer);
 }
 
 void Lowerer::check_new_function(const ast::Identifier& name) const {

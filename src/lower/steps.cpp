@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <map>
 
 #include "lower/lowerer.hpp"
 #include "tplimit/passes/batch.hpp"
@@ -13,9 +14,29 @@ using ir::Fn;
 // ---- updates
 // ---------------------------------------------------------------------------------------
 
-/// A sum of versions of W and of outer products as one new version of W.
-Matrix Lowerer::materialise(const Matrix& m, Span span) {
+/// A sum of versions of W and of outer products as one new version of W.  Versions of another
+/// matrix, such as an average of gradients that began at 0, are outer products here.
+Matrix Lowerer::materialise(const Matrix& whole, Span span) {
   ir::Builder& b = build(span);
+  std::map<std::uint32_t, Matrix> by_source;
+  for (const MatrixTerm& t : whole.terms)
+    if (t.w.valid()) by_source[source_of(program_, t.w).value].terms.push_back(t);
+  Matrix m = whole;
+  const auto expand = [&](std::uint32_t source) {
+    const std::optional<Matrix> outer = as_outer_products(by_source.at(source));
+    if (!outer || by_source.size() == 1) return;
+    by_source.erase(source);
+    std::erase_if(m.terms, [&](const MatrixTerm& t) {
+      return t.w.valid() && source_of(program_, t.w).value == source;
+    });
+    m.terms.insert(m.terms.end(), outer->terms.begin(), outer->terms.end());
+  };
+  // The first last: where all are sums of outer products, it is the one that is updated.
+  for (std::size_t k = whole.terms.size(); k-- > 0;)
+    if (whole.terms[k].w.valid())
+      if (const auto source = source_of(program_, whole.terms[k].w).value;
+          by_source.contains(source))
+        expand(source);
   std::vector<std::pair<NodeId, NodeId>> versions;  // with their factors, each once
   std::vector<NodeId> update;
   for (const MatrixTerm& t : m.terms) {

@@ -1185,18 +1185,49 @@ class Analysis {
     return x.lead && *x.lead == 0 ? x.out : zero_like(in_[id].type);
   }
 
-  /// The first node behind the roots whose value is the entries of a matrix.
-  static const Node* entries_of_matrices(const Program& program, const std::vector<NodeId>& roots) {
+  /// The first node behind the roots of which `is(node)` holds.
+  template <class Is>
+  static const Node* first_behind(const Program& program, const std::vector<NodeId>& roots, Is is) {
     std::vector<bool> needed(program.size(), false);
     for (const NodeId id : roots) needed[id.value] = true;
     const Node* first = nullptr;
     for (std::size_t k = program.size(); k-- > 0;) {
       if (!needed[k]) continue;
       const Node& node = program.nodes[k];
-      if (std::holds_alternative<MatrixEntries>(node.op)) first = &node;
+      if (is(node)) first = &node;
       for (const NodeId in : node.in) needed[in.value] = true;
     }
     return first;
+  }
+  /// One whose value is the entries of a matrix.
+  static const Node* entries_of_matrices(const Program& program, const std::vector<NodeId>& roots) {
+    return first_behind(program, roots, [](const Node& node) {
+      return std::holds_alternative<MatrixEntries>(node.op);
+    });
+  }
+  /// sqrt(v) + eps of an entrywise optimiser, where eps alone is left.
+  const Node* lonely_eps(const std::vector<NodeId>& roots) {
+    return first_behind(in_, roots, [&](const Node& node) {
+      const auto* sum = std::get_if<Map>(&node.op);
+      if (!sum || sum->fn != Fn::kAdd) return false;
+      const auto* root = std::get_if<Map>(&in_[node.in[0]].op);
+      const auto &a = order(node.in[0]).lead, &b = order(node.in[1]).lead;
+      return root && root->fn == Fn::kSqrt && is_scaled_constant(node.in[1]) && a && b && *a < *b;
+    });
+  }
+  [[nodiscard]] bool is_scaled_constant(NodeId id) const {
+    while (std::holds_alternative<Scale>(in_[id].op)) id = in_[id].in[0];
+    return std::holds_alternative<Constant>(in_[id].op);
+  }
+  Diagnostic eps_decides(const Node& node) {
+    return Diagnostic::warning("W5305", "'eps' alone is left of sqrt(v) + eps in the limit")
+        .at(node.span)
+        .with_label(fmt::format("sqrt(v), of the size of the gradient, is {} beside eps of size {}",
+                                power(*order(node.in[0]).lead), power(*order(node.in[1]).lead)))
+        .with_help(
+            "as written, updates become those of plain descent with rate lr / eps; give eps the "
+            "power of the gradient, eps = 1e-8 / n or eps = {U: 1e-8 / n}, and the rate of each "
+            "`param` that of its entries, or write `parametrization mup`");
   }
   /// In a limit, entries of a Gaussian matrix are no function of its products.
   static Diagnostic entries_stay(const Program& limit, const Node& node) {
@@ -1230,6 +1261,7 @@ class Analysis {
       return Refusal<NoLeadingOrder>{NoLeadingOrder::kOther, {entries_stay(in_, *node)}};
     if (const Node* node = entries_of_matrices(in_, wanted))
       result.warnings.push_back(entries_vanish(*node));
+    if (const Node* node = lonely_eps(wanted)) result.warnings.push_back(eps_decides(*node));
     const auto refuse = [&](NodeId id, Diagnostic error) {
       if (errors.empty())
         reason_ = explodes(order(id)) ? NoLeadingOrder::kOther : NoLeadingOrder::kDroppedTerms;

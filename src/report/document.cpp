@@ -191,7 +191,8 @@ void add_checks(Document& out, const LimitResult& limit, const Source& source) {
     };
     const auto side = [&](double x) { return x == 0 ? std::string("0") : without_error(show(x)); };
     Check check{
-        e.status, fmt::format("{}:{}", source.name(), source.line_of(e.span.begin)),
+        e.status,
+        fmt::format("{}:{}", source.part_at(e.span.begin).name, source.line_of(e.span.begin)),
         one_line(source.text(e.span)),
         fmt::format("left {}, right {}, difference {}{}", side(e.left), side(e.right),
                     show(e.left - e.right),
@@ -515,7 +516,9 @@ Document provenance(const ProgramInfo& program,
     values.cells.push_back(value);
   }
   out.add({Heading{2, "Settings"}, Table{{std::move(names), std::move(values)}}});
-  out.add({Heading{2, "Program", {program.source.name()}}, Listing{program.source.text(), true}});
+  for (const Source::Part& part : program.source.parts())
+    out.add({Heading{2, "Program", {part.name}},
+             Listing{std::string(program.source.text(part)), true}});
   return out;
 }
 

@@ -435,4 +435,36 @@ std::string to_json(const Comparison& all, const ProgramInfo& program) {
   return to_string(out);
 }
 
+std::string to_json(const CoordinateCheck& check, const ProgramInfo& program) {
+  const auto estimate = [](const Estimate& e) {
+    return Json{{"value", number(e.value)}, {"stderr", number(e.error)}};
+  };
+  Json values = Json::array();
+  for (const CoordinateSize& v : check.values) {
+    Json steps = Json::array();
+    for (std::size_t k = 0; k < v.steps.size(); ++k) {
+      Json sizes = Json::array();
+      for (const Estimate& e : v.sizes[k]) sizes.push_back(estimate(e));
+      const auto& fit = v.slopes[k];
+      steps.push_back(
+          {{"step", v.steps[k]},
+           {"counted",
+            v.is_counted[k] && v.counted[k] ? Json(to_double(*v.counted[k])) : Json(nullptr)},
+           {"sizes", std::move(sizes)},
+           {"slope", fit ? Json{{"value", fit->slope}, {"stderr", fit->error}} : Json(nullptr)},
+           {"limit", v.limit[k] ? estimate(*v.limit[k]) : Json(nullptr)},
+           {"growth", to_string(growth(v, k))}});
+    }
+    values.push_back({{"name", v.name},
+                      {"line", program.source.line_of(v.span.begin)},
+                      {"steps", std::move(steps)}});
+  }
+  Json out = head(program);
+  out["coordcheck"] = {{"widths", check.widths},
+                       {"seeds", check.seeds},
+                       {"steps", check.steps},
+                       {"values", std::move(values)}};
+  return to_string(out);
+}
+
 }  // namespace tplimit

@@ -1,6 +1,7 @@
 #include "tplimit/report/regime.hpp"
 
 #include <algorithm>
+#include <cmath>
 
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
@@ -71,9 +72,10 @@ Document document_of(const LeadingOrder& limit, const std::vector<ReportMethod>&
     const ReportMethod& m = methods[k];
     if (m.why.empty()) continue;
     const Location where = source.locate(m.culprit.begin);
-    out.add({Paragraph{{fmt::format("{}: {}, for {}:{}:{}{}: {}", limit.reports[k].name,
-                                    to_string(m.method), source.name(), where.line, where.column,
-                                    m.iteration.empty() ? "" : " (" + m.iteration + ")", m.why)}}});
+    out.add({Paragraph{
+        {fmt::format("{}: {}, for {}:{}:{}{}: {}", limit.reports[k].name, to_string(m.method),
+                     source.part_at(m.culprit.begin).name, where.line, where.column,
+                     m.iteration.empty() ? "" : " (" + m.iteration + ")", m.why)}}});
   }
   return out;
 }
@@ -246,7 +248,34 @@ std::string to_json(const RegimeReport& report, const ir::Program& program, cons
   return out.dump(2) + "\n";
 }
 
-Document parametrizations(const RegimeReport& report, const ir::Program& program) {
+namespace {
+
+/// Where W = n^-a w, w ~ n^-b, rate n^-c: as powers of n.  (0, b, c) -> (t, b - t, c - 2 t), of
+/// Adam c - t.
+struct Powers {
+  Exponent multiplier, variance, sgd;
+  std::optional<Exponent> adam;
+
+  Powers(const ir::Variable& v, const std::optional<Exponent>& entry, Exponent t)
+      : multiplier(-t), variance(*v.variance + 2 * t), sgd(*v.rate + 2 * t) {
+    if (entry) adam = *entry + t;
+  }
+};
+
+/// Variables with a plain variance and rate that are trained.
+std::vector<const VariableEffect*> plain(const RegimeReport& report, const ir::Program& program) {
+  std::vector<const VariableEffect*> out;
+  for (const VariableEffect& e : report.effects) {
+    const ir::Variable& v = program.variables[e.variable];
+    if (v.trained && v.variance && v.rate) out.push_back(&e);
+  }
+  return out;
+}
+
+}  // namespace
+
+Document parametrizations(const RegimeReport& report, const ir::Program& program,
+                          const std::optional<BaseWidth>& base) {
   const std::string& width = program.width_name;
   Document out;
   struct Form {
@@ -257,19 +286,36 @@ Document parametrizations(const RegimeReport& report, const ir::Program& program
       {"multiplier 1", [](Exponent, Exponent) { return Exponent(0); }},
       {"variance without powers of the width", [](Exponent b, Exponent) { return b; }},
       {"SGD rate without powers of the width", [](Exponent, Exponent c) { return c / 2; }}};
+  const std::vector<const VariableEffect*> effects = plain(report, program);
   for (const Form& form : forms) {
     std::vector<Row> rows{{"parameter", "role", "multiplier", "variance", "SGD rate", "Adam rate"}};
-    for (const VariableEffect& e : report.effects) {
-      const ir::Variable& v = program.variables[e.variable];
-      if (!v.trained || !v.variance || !v.rate) continue;
-      // W = n^-a w: (0, b, c) -> (t, b - t, c - 2 t), for Adam c - t.
-      const Exponent b = -*v.variance / 2, c = -*v.rate, t = form.shift(b, c);
-      rows.push_back({v.name, v.role, power_of_width(-t, width),
-                      number(v.variance_factor, -2 * (b - t), width),
-                      number(v.rate_factor, -(c - 2 * t), width),
-                      e.entry ? power_of_width(*e.entry + t, width) : "-"});
+    for (const VariableEffect* e : effects) {
+      const ir::Variable& v = program.variables[e->variable];
+      const Powers p(v, e->entry, form.shift(-*v.variance / 2, -*v.rate));
+      rows.push_back({v.name, v.role, power_of_width(p.multiplier, width),
+                      number(v.variance_factor, p.variance, width),
+                      number(v.rate_factor, p.sgd, width),
+                      p.adam ? power_of_width(*p.adam, width) : "-"});
     }
     if (rows.size() > 1) out.add({Heading{2, form.title}, table(rows)});
+  }
+  if (base && !effects.empty()) {
+    const double ratio = static_cast<double>(base->width) / static_cast<double>(base->base);
+    const auto factor = [&](Exponent power) {
+      return fmt::format("{:.6g}", std::pow(ratio, to_double(power)));
+    };
+    std::vector<Row> rows{{"parameter", "standard deviation", "SGD rate", "Adam rate"}};
+    for (const VariableEffect* e : effects) {
+      const ir::Variable& v = program.variables[e->variable];
+      const Powers p(v, e->entry, 0);
+      rows.push_back(
+          {v.name, factor(p.variance / 2), factor(p.sgd), p.adam ? factor(*p.adam) : "-"});
+    }
+    out.add({Heading{2, fmt::format("width {}: factors on what is right at width {}", base->width,
+                                    base->base)},
+             table(rows),
+             Paragraph{{"Multipliers are those of the program: where it divides by n, so does the "
+                        "wider network."}}});
   }
   out.add({Paragraph{{out.sections.empty()
                           ? "no parameter with a plain variance and rate is trained"

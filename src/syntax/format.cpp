@@ -278,7 +278,7 @@ void align_comments(std::vector<Line>& lines) {
 }  // namespace
 
 Result<std::string> format_source(const Source& source) {
-  const auto program = parse_syntax(source);
+  const auto program = parse_syntax(source, false);
   if (!program) return program.errors();
   const syntax::Lexed lexed = syntax::lex(source.text());
   std::vector<Line> lines = Layout(source.text(), lexed.tokens).lines();

@@ -35,6 +35,7 @@ constexpr auto kSpellings = std::to_array<std::string_view>({
     "return",
     "if",
     "assert",
+    "import",
     "in",
     "within",
     "by",
@@ -177,13 +178,13 @@ std::string_view help_for(std::string_view rest) {
 
 class Lexer {
  public:
-  explicit Lexer(std::string_view text) : text_(text) {
+  Lexer(std::string_view text, std::size_t begin) : text_(text), at_(begin) {
     // Source texts average four bytes per token; one allocation too large is cheaper than growing.
-    out_.tokens.reserve(text.size() / 3 + 2);
+    out_.tokens.reserve((text.size() - begin) / 3 + 2);
   }
 
   Lexed run() {
-    if (text_.starts_with("\xEF\xBB\xBF")) at_ = 3;  // byte order mark
+    if (text_.substr(at_).starts_with("\xEF\xBB\xBF")) at_ += 3;  // byte order mark
     while (at_ < text_.size()) lex_token();
     push(TokenKind::kEnd, at_);
     return std::move(out_);
@@ -198,10 +199,31 @@ class Lexer {
     return text_.substr(begin, at_ - begin);
   }
 
-  void push(TokenKind kind, std::size_t begin) { out_.tokens.push_back({kind, span(begin, at_)}); }
+  void push(TokenKind kind, std::size_t begin) {
+    out_.tokens.push_back({kind, span(begin, at_)});
+    note_import();
+  }
   void push_next(TokenKind kind, std::size_t length) {
     at_ += length;
     push(kind, at_ - length);
+  }
+
+  /// What `import "PATH"` and `import "PATH" as NAME` allow to stand before a point.
+  void note_import() {
+    const std::vector<Token>& t = out_.tokens;
+    const std::size_t n = t.size();
+    const auto word = [&](std::size_t k) {
+      return text_.substr(t[k].span.begin, t[k].span.end - t[k].span.begin);
+    };
+    if (n >= 2 && t[n - 2].kind == TokenKind::kImport && t[n - 1].kind == TokenKind::kString) {
+      std::string_view path = word(n - 1).substr(1);
+      if (path.ends_with('"')) path.remove_suffix(1);
+      imports_.push_back(name_of_import(path));
+    } else if (n >= 4 && t[n - 4].kind == TokenKind::kImport &&
+               t[n - 3].kind == TokenKind::kString && word(n - 2) == "as" &&
+               t[n - 1].kind == TokenKind::kIdentifier) {
+      imports_.back() = word(n - 1);
+    }
   }
 
   static Span span(std::size_t begin, std::size_t end) {
@@ -263,7 +285,14 @@ class Lexer {
   void lex_word() {
     const std::size_t begin = at_;
     while (is_word(peek())) ++at_;
-    if (is_ascii(peek())) {
+    if (peek() == '.' && is_letter(peek(1))) {
+      if (std::ranges::find(imports_, from(begin)) == imports_.end())
+        error("E1001", span(at_, at_ + 1), "unexpected character '.'", "",
+              std::string(help_for(text_.substr(at_))));
+      while (peek() == '.' && is_letter(peek(1)))
+        for (++at_; is_word(peek());) ++at_;
+      push(TokenKind::kIdentifier, begin);
+    } else if (is_ascii(peek())) {
       push(word_kind(from(begin)), begin);
     } else {
       lex_foreign_word(begin);
@@ -425,7 +454,8 @@ class Lexer {
   }
 
   std::string_view text_;
-  std::size_t at_ = 0;
+  std::size_t at_;
+  std::vector<std::string_view> imports_;
   bool error_on_line_ = false;
   Lexed out_;
 };
@@ -434,7 +464,17 @@ class Lexer {
 
 std::string_view spelling(TokenKind kind) { return kSpellings[static_cast<std::size_t>(kind)]; }
 
-Lexed lex(std::string_view text) { return Lexer(text).run(); }
+Lexed lex(std::string_view text, std::size_t begin) { return Lexer(text, begin).run(); }
+
+std::string_view name_of_import(std::string_view path) {
+  path.remove_prefix(path.find_last_of("/\\") + 1);  // npos + 1 is 0
+  return path.substr(0, path.rfind('.'));
+}
+
+bool is_name(std::string_view text) {
+  return !text.empty() && is_letter(text[0]) && std::ranges::all_of(text, is_word) &&
+         word_kind(text) == TokenKind::kIdentifier;
+}
 
 std::string_view abbreviated(std::string_view text) {
   constexpr std::size_t kMaxColumns = 40;

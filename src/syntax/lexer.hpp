@@ -34,6 +34,7 @@ enum class TokenKind : std::uint8_t {
   kReturn,
   kIf,
   kAssert,
+  kImport,
   // keywords inside a statement
   kIn,
   kWithin,
@@ -85,7 +86,7 @@ struct Token {
   return kind >= TokenKind::kWidth && kind <= TokenKind::kFalse;
 }
 [[nodiscard]] constexpr bool begins_statement(TokenKind kind) {
-  return kind >= TokenKind::kWidth && kind <= TokenKind::kAssert;
+  return kind >= TokenKind::kWidth && kind <= TokenKind::kImport;
 }
 [[nodiscard]] constexpr bool opens(TokenKind kind) {
   return kind == TokenKind::kLeftParen || kind == TokenKind::kLeftSquare ||
@@ -108,9 +109,13 @@ struct Lexed {
 
 inline constexpr std::size_t kMaxLexicalErrors = 20;
 
-/// Splits any bytes into tokens.  Bad tokens are recorded in `errors` and replaced by what was
-/// probably meant, or by kInvalid.  Cost: O(bytes).
-[[nodiscard]] Lexed lex(std::string_view text);
+/// Splits any bytes into tokens, from `begin` on.  Bad tokens are recorded in `errors` and replaced
+/// by what was probably meant, or by kInvalid.  Cost: O(bytes).
+[[nodiscard]] Lexed lex(std::string_view text, std::size_t begin = 0);
+
+/// The name under which `import PATH` declares: that of the file, without folder and ending.
+[[nodiscard]] std::string_view name_of_import(std::string_view path);
+[[nodiscard]] bool is_name(std::string_view text);  ///< an identifier, and no keyword
 
 /// `text` as quoted in a message: cut after 40 columns.
 [[nodiscard]] std::string_view abbreviated(std::string_view text);

@@ -94,8 +94,8 @@ std::string_view help_for_foreign_word(std::string_view word) {
       {"let", "a value is named by 'name = expression', a constant by 'const name = expression'"},
       {"var", "a value is named by 'name = expression', a constant by 'const name = expression'"},
       {"print", "results leave a program through 'report'"},
-      {"import", "a program is one file"},
-      {"include", "a program is one file"},
+      {"include", "write: import \"file.tp\", and file.f(x) for what it declares"},
+      {"from", "write: import \"file.tp\", and file.f(x) for what it declares"},
       {"class", "models are declared with 'model f(x) { .. }'"},
   });
   const auto found = std::ranges::find(kEntries, word, &Entry::word);
@@ -137,6 +137,24 @@ Diagnostic make_error(const char* code, Span span, std::string message, std::str
       .with_help(std::move(help));
 }
 
+char escaped(char c) {
+  if (c == 'n') return '\n';
+  if (c == 't') return '\t';
+  return c;
+}
+
+/// Value of a string token; the lexer has checked its escapes.
+std::string unescaped(std::string_view token) {
+  std::string value;
+  token.remove_prefix(1);
+  if (token.ends_with('"')) token.remove_suffix(1);
+  for (std::size_t i = 0; i < token.size(); ++i) {
+    const bool escape = token[i] == '\\' && i + 1 < token.size();
+    value += escape ? escaped(token[++i]) : token[i];
+  }
+  return value;
+}
+
 /// An expression and the height of its tree.
 struct Tree {
   ast::ExprPtr expr;
@@ -157,8 +175,8 @@ using Statement = decltype(ast::Stmt::node);
 /// resumes behind its line (`recover`).
 class Parser {
  public:
-  Parser(const Source& source, std::vector<Token> tokens)
-      : source_(source), tokens_(std::move(tokens)) {}
+  Parser(const Source& source, std::vector<Token> tokens, std::size_t begin)
+      : source_(source), tokens_(std::move(tokens)), last_end_(static_cast<std::uint32_t>(begin)) {}
 
   ast::Program program() {
     ast::Program program;
@@ -406,6 +424,7 @@ class Parser {
       case TokenKind::kFor: return loop();
       case TokenKind::kIf: return conditional();
       case TokenKind::kAssert: return assertion();
+      case TokenKind::kImport: return import_file();
       case TokenKind::kStep: return step();
       case TokenKind::kReport: return report();
       case TokenKind::kExpect: return expectation();
@@ -613,6 +632,31 @@ class Parser {
     ast::Assert assertion{expression(), nullptr};
     if (accept(TokenKind::kComma)) assertion.text = expression();
     return assertion;
+  }
+
+  Statement import_file() {
+    static constexpr std::string_view kForm =
+        "write: import \"blocks.tp\", and blocks.f(x) for what it declares; or import "
+        "\"blocks.tp\" "
+        "as b";
+    advance();
+    ast::Import import;
+    import.path_span = here();
+    if (kind() != TokenKind::kString) {
+      expect(TokenKind::kString, "behind 'import'", kForm);
+      return import;
+    }
+    import.path.value = unescaped(text(advance().span));
+    const bool named = kind() == TokenKind::kIdentifier && text(token().span) == "as";
+    if (named) advance();
+    const std::string name = named ? identifier("a name for the imported file").name
+                                   : std::string(syntax::name_of_import(import.path.value));
+    if (!failed() && !syntax::is_name(name))
+      fail(make_error("E1034", import.path_span,
+                      fmt::format("'{}' is no name for what the file declares", name), "",
+                      fmt::format("write: import \"{}\" as NAME", import.path.value)));
+    import.space = name + '.';
+    return import;
   }
 
   Statement step() {
@@ -977,24 +1021,6 @@ class Parser {
     return make_tree(ast::Number{value}, token.span);
   }
 
-  /// Value of a string token; the lexer has checked its escapes.
-  static std::string unescaped(std::string_view token) {
-    std::string value;
-    token.remove_prefix(1);
-    if (token.ends_with('"')) token.remove_suffix(1);
-    for (std::size_t i = 0; i < token.size(); ++i) {
-      const bool escape = token[i] == '\\' && i + 1 < token.size();
-      value += escape ? escaped(token[++i]) : token[i];
-    }
-    return value;
-  }
-
-  static char escaped(char c) {
-    if (c == 'n') return '\n';
-    if (c == 't') return '\t';
-    return c;
-  }
-
   Tree call() {
     const std::uint32_t begin = token().span.begin;
     ast::Call call;
@@ -1227,7 +1253,7 @@ class Parser {
   const Source& source_;
   std::vector<Token> tokens_;  // without comments; kEnd last
   std::size_t at_ = 0;
-  std::uint32_t last_end_ = 0;  // end of the last token consumed
+  std::uint32_t last_end_;  // end of the last token consumed
   int open_brackets_ = 0;
   int nesting_ = 0;
   bool in_model_ = false;
@@ -1250,19 +1276,100 @@ Diagnostics merged(Diagnostics lexical, Diagnostics grammatical, const Source& s
   return all;
 }
 
+/// Declared names of an imported file under that of the file; all else it may not do.
+void qualify(std::vector<ast::Stmt>& statements, const std::string& space, Diagnostics& errors) {
+  const auto rename = [&](ast::Identifier& name) { name.name = space + name.name; };
+  for (ast::Stmt& stmt : statements) {
+    if (auto* constant = std::get_if<ast::Const>(&stmt.node)) {
+      rename(constant->name);
+    } else if (auto* data = std::get_if<ast::Data>(&stmt.node)) {
+      for (ast::Identifier& name : data->names) rename(name);
+    } else if (auto* param = std::get_if<ast::Param>(&stmt.node)) {
+      rename(param->name);
+    } else if (auto* assign = std::get_if<ast::Assign>(&stmt.node)) {
+      for (ast::Identifier& name : assign->targets) rename(name);
+    } else if (auto* function = std::get_if<ast::Function>(&stmt.node)) {
+      rename(function->name);
+      function->space = space;
+    } else if (!std::holds_alternative<ast::Width>(stmt.node) &&
+               !std::holds_alternative<ast::Import>(stmt.node) &&
+               !std::holds_alternative<ast::Assert>(stmt.node)) {
+      errors.push_back(make_error("E1037", stmt.span, "an imported file declares, and does no more",
+                                  "this is not imported",
+                                  "functions, models, constants, data, parameters and values are; "
+                                  "steps, loops and reports belong into the program"));
+    }
+  }
+}
+
+/// Parts of a source, each with the files that it imports in the places of their statements.
+class FileReader {
+ public:
+  FileReader(const Source& source, bool follow) : source_(source), follow_(follow) {}
+
+  ast::Program read(std::size_t at, const std::string& space) {
+    open_.push_back(at);
+    const Source::Part& part = source_.parts()[at];
+    syntax::Lexed lexed =
+        syntax::lex(std::string_view(source_.text()).substr(0, part.end), part.begin);
+    std::erase_if(lexed.tokens,
+                  [](const Token& token) { return token.kind == TokenKind::kComment; });
+    Parser parser(source_, std::move(lexed.tokens), part.begin);
+    ast::Program program = parser.program();
+    std::ranges::move(merged(std::move(lexed.errors), parser.take_errors(), source_),
+                      std::back_inserter(errors));
+    for (ast::Stmt& stmt : program.statements)
+      if (auto* import = std::get_if<ast::Import>(&stmt.node); import && follow_ && errors.empty())
+        follow(*import, part, space);
+    if (!space.empty() && errors.empty()) qualify(program.statements, space, errors);
+    open_.pop_back();
+    return program;
+  }
+
+  Diagnostics errors;
+
+ private:
+  void follow(ast::Import& import, const Source::Part& part, const std::string& space) {
+    const auto it = part.imports.find(import.path.value);
+    if (it == part.imports.end()) {
+      errors.push_back(make_error("E1035", import.path_span,
+                                  fmt::format("cannot read '{}'", import.path.value), "",
+                                  "paths are relative to the file that imports"));
+    } else if (std::ranges::find(open_, it->second) != open_.end()) {
+      errors.push_back(make_error("E1036", import.path_span, "files import each other in a circle",
+                                  fmt::format("'{}' leads back here", import.path.value),
+                                  "put what both need into a third file"));
+    } else {
+      import.space = space + import.space;
+      import.statements = read(it->second, import.space).statements;
+    }
+  }
+
+  const Source& source_;
+  const bool follow_;
+  std::vector<std::size_t> open_;
+};
+
 }  // namespace
 
-Result<ast::Program> parse_syntax(const Source& source) {
+Result<ast::Program> parse_syntax(const Source& source, bool imports) {
   // Spans are 32 bits wide.
   if (source.text().size() >= std::numeric_limits<std::uint32_t>::max())
     return Diagnostic::error("E1032", "a program may have at most 4 GiB of text");
-  syntax::Lexed lexed = syntax::lex(source.text());
-  std::erase_if(lexed.tokens, [](const Token& token) { return token.kind == TokenKind::kComment; });
-  Parser parser(source, std::move(lexed.tokens));
-  ast::Program program = parser.program();
-  Diagnostics errors = merged(std::move(lexed.errors), parser.take_errors(), source);
-  if (!errors.empty()) return errors;
+  FileReader reader(source, imports);
+  ast::Program program = reader.read(0, "");
+  if (!reader.errors.empty()) return reader.errors;
   return program;
+}
+
+std::vector<std::string> imported_paths(std::string_view text) {
+  std::vector<std::string> out;
+  const std::vector<Token> tokens = syntax::lex(text).tokens;
+  for (std::size_t k = 1; k < tokens.size(); ++k)
+    if (tokens[k - 1].kind == TokenKind::kImport && tokens[k].kind == TokenKind::kString)
+      out.push_back(
+          unescaped(text.substr(tokens[k].span.begin, tokens[k].span.end - tokens[k].span.begin)));
+  return out;
 }
 
 }  // namespace tplimit

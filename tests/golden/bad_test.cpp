@@ -106,7 +106,7 @@ std::string expectations_of(const LimitResult& result, const Source& source) {
 /// Everything the user would be told.
 std::string told_about(const std::string& name, const std::string& text) {
   const Run run = options_of(text);
-  const Source source(name, text);
+  const Source source = with_imports(Source(name, text), "");
   auto module = parse(source, run.lower, run.ablations);
   if (!module) return render(module.errors(), source);
   if (run.check) {

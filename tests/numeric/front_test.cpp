@@ -379,6 +379,85 @@ TEST(Finite, ZeroTimesWhatIsNotFiniteIsNotZero) {
     EXPECT_EQ(error_of(head + "report " + value + "\n"), "") << value;
 }
 
+// ---- several files
+
+TEST(Imports, AreTheSameProgramAsTheirText) {
+  const std::string body = R"(data X = [[1, 0.5], [-0.3, 1]]
+param U : [n, 2] ~ normal(0, 1 / 2), lr = n
+param v : [n] ~ normal(0, 1), lr = n
+fn phi(x, a = slope) = where(x > 0, x, a * x)
+model f(x) = v @ phi(U @ x) / n
+)";
+  const auto run = [](const std::string& u, const std::string& f) {
+    return fmt::format(
+        "for t in 0..3 {{\n  out = {1}({0}X)\n  report out\n"
+        "  step sgd(mse(out, [1, -1]), lr = 0.3, only = ({0}U, {0}v))\n}}\n"
+        "report norm({0}U), {0}slope\n",
+        u, f);
+  };
+  const std::string plain = "width n\nconst slope = 0.1\n" + body + run("", "f");
+  // phi is found where it is defined, and so is slope; the program's own slope is another one.
+  Source source("test.tp", "width n\nconst slope = 7\nimport \"net.tp\" as a\n" + run("a.", "a.f"));
+  source.link(0, "net.tp",
+              source.append("net.tp",
+                            "width n\nimport \"lib/slope.tp\"\nconst slope = "
+                            "slope.slope\n" +
+                                body));
+  source.link(1, "lib/slope.tp", source.append("lib/slope.tp", "const slope = 0.1\n"));
+  const auto imported = parse(source, {});
+  ASSERT_TRUE(imported) << render(imported.errors(), source);
+  EvaluateOptions options;
+  options.particles = 2048;
+  options.randomisations = 4;
+  const LimitResult a = test::limit_of(*imported, options), b = limit_of(plain);
+  ASSERT_EQ(a.reports.size(), b.reports.size());
+  for (std::size_t k = 0; k < a.reports.size(); ++k)
+    expect_equal(a.reports[k].value, b.reports[k].value, 1e-12);
+  // Constants of imported files can be set.
+  LowerOptions set;
+  set.constants = {{"a.slope", "0.5"}};
+  const auto changed = parse(source, set);
+  ASSERT_TRUE(changed) << render(changed.errors(), source);
+  EXPECT_EQ(values(test::limit_of(*changed, options), "a.slope"), std::vector<double>{0.5});
+}
+
+// ---- matrices as values
+
+const std::string kMatrices =
+    "width n\nparam U : [n, 2] ~ normal(0, 1 / 2)\nparam W : [n, n] ~ normal(0, 1 / n)\n"
+    "param v : [n] ~ normal(0, 1)\ndata X = [[1, 0.5], [-0.3, 1]]\ndata y = [1, -1]\n";
+
+TEST(Matrices, GradientsByMultiplesAreByTheValueThatIsNamed) {
+  const LimitResult r = limit_of(kMatrices +
+                                 "V = 0.5 * W\nloss = mse(v @ tanh(V @ tanh(U @ X)) / n, y)\n"
+                                 "other = mse(v @ tanh(0.5 * W @ tanh(U @ X)) / n, y)\n"
+                                 "report a = norm(grad(loss, V)), b = 2 * norm(grad(other, W))\n"
+                                 "S = W - 0.1 * grad(other, W)\n"
+                                 "deep = mse(v @ tanh(S @ tanh(U @ X)) / n, y)\n"
+                                 "report c = norm(grad(deep, S))\n");
+  expect_equal(values(r, "a"), values(r, "b"), 1e-9);
+  EXPECT_GT(values(r, "c")[0], 0);
+}
+
+TEST(Matrices, AveragesOfGradientsMayBeParameters) {
+  const std::string by_hand =
+      kMatrices +
+      "param m : [n, n] ~ normal(0, 0)\nfor t in 0..4 {\n  f = v @ tanh(W @ tanh(U @ X)) / n\n"
+      "  report f\n  g = grad(mse(f, y), W)\n  m = 0.9 * m + g\n  W = W - 3 * m\n}\n";
+  const std::string as_optimiser =
+      kMatrices +
+      "for t in 0..4 {\n  f = v @ tanh(W @ tanh(U @ X)) / n\n  report f\n"
+      "  step sgd(mse(f, y), lr = 3, momentum = 0.9, only = (W))\n}\n";
+  expect_equal(values(limit_of(by_hand), "f"), values(limit_of(as_optimiser), "f"), 1e-9);
+}
+
+TEST(Matrices, RowsTimesAMatrixOfReadouts) {
+  const LimitResult r = limit_of(kMatrices +
+                                 "param V : [n, 3] ~ normal(0, 1)\nh = tanh(U @ X)\n"
+                                 "report a = mean((h @ V)^2) / n, b = mean((V' @ h)^2) / n\n");
+  expect_equal(values(r, "a"), values(r, "b"), 0);
+}
+
 // ---- sources without end
 
 TEST(Sources, DevicesAreNoPrograms) {

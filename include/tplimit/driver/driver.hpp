@@ -16,6 +16,7 @@
 #include "tplimit/passes/graded.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/passes/regime.hpp"
+#include "tplimit/report/coordinates.hpp"
 #include "tplimit/report/results.hpp"
 
 /// tplimit as a library: parse, evaluate, simulate.  Nothing here prints, exits or reads the
@@ -44,8 +45,12 @@ struct StageSeen {
 /// Called after each pass of the pipeline, in order.
 using Observer = std::function<void(const StageSeen&)>;
 
-/// Reads and checks a program: syntax, names, shapes, data files.  `options.base_directory` is
-/// where data paths start.
+/// The text with those of the files that it imports, and that they import, behind it.  Paths are
+/// relative to the file that imports, those of the program to `folder`.  A file that cannot be read
+/// is left out, which `parse` reports (E1035).
+Source with_imports(Source source, const std::filesystem::path& folder);
+/// Reads and checks a program, `with_imports` if it has any: syntax, names, shapes, data files.
+/// `options.base_directory` is where data paths start.
 Result<Module> parse(Source source, const LowerOptions& options = {},
                      const Ablations& ablations = {}, const Observer& observer = {});
 /// The text of a program; E5001 if the file cannot be read.
@@ -167,6 +172,14 @@ Result<LeadingOrder> check(const Module& module, const Observer& observer = {});
 /// Sizes of all values in powers of n, and the regime that follows; `every_share`: see
 /// count_powers.
 RegimeReport regime(const Module& module, bool every_share = true);
+
+/// Sizes of all named values over the first `steps` steps: of networks of these widths, as counted,
+/// and in the limit, where values stay bounded and have one.  Steps after which networks are no
+/// longer finite are left out.  Errors: E4202; E4101 where not even the start is finite.
+Result<CoordinateCheck> coordinate_check(const Module& module, int steps,
+                                         const std::vector<std::int64_t>& widths,
+                                         const SimulateOptions& networks,
+                                         const EvaluateOptions& limit = {});
 
 /// The limit of a program, value by value, as formulas.
 struct LimitFormulas {

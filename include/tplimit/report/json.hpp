@@ -4,6 +4,7 @@
 #include <variant>
 
 #include "tplimit/report/comparison.hpp"
+#include "tplimit/report/coordinates.hpp"
 #include "tplimit/report/results.hpp"
 #include "tplimit/report/text.hpp"
 
@@ -20,6 +21,7 @@ std::string to_json(const SimulationResult& networks, const ProgramInfo& program
                     bool arrays = true);
 /// That of the limit, and "compare".
 std::string to_json(const Comparison& comparison, const ProgramInfo& program);
+std::string to_json(const CoordinateCheck& check, const ProgramInfo& program);
 
 /// The limit that to_json wrote, of the program `program`; `networks` has its reports.  Else why it
 /// cannot stand for that limit.  No warnings.

@@ -1,5 +1,7 @@
 #pragma once
 
+#include <cstdint>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,6 +28,11 @@ std::string to_json(const RegimeReport& report, const ir::Program& program, cons
 
 /// Initial variance, multiplier and rates of every parameter in the three equivalent forms W = n^-a
 /// w, w ~ n^-b N(0, s^2): a = 0, b = 0, and an SGD rate without n.
-document::Document parametrizations(const RegimeReport& report, const ir::Program& program);
+/// `base`: then also as factors, for a width, on what is right at a smaller one.
+struct BaseWidth {
+  std::int64_t width, base;
+};
+document::Document parametrizations(const RegimeReport& report, const ir::Program& program,
+                                    const std::optional<BaseWidth>& base = {});
 
 }  // namespace tplimit

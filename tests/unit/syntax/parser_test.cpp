@@ -128,6 +128,9 @@ struct StmtText {
   std::string operator()(const ast::Assert& s) const {
     return fmt::format("assert {} {}", text_of(s.condition), s.text ? text_of(s.text) : "");
   }
+  std::string operator()(const ast::Import& s) const {
+    return fmt::format("import {} as {}", s.path.value, s.space);
+  }
   std::string operator()(const ast::Return& s) const {
     return fmt::format("return {}", joined(s.values));
   }
@@ -164,7 +167,7 @@ std::string text_of(const std::vector<ast::Stmt>& body) {
 /// The statements of a program, or its rendered errors.
 std::string parsed(const std::string& text) {
   const Source source("t.tp", text);
-  const auto program = parse_syntax(source);
+  const auto program = parse_syntax(source, false);
   return program ? text_of(program->statements) : render(program.errors(), source);
 }
 
@@ -618,6 +621,15 @@ TEST(ParseError, StopsAfterTwenty) {
 
 // ---- limits
 // ---------------------------------------------------------------------------------------
+
+// ---- several files
+
+TEST(ParseImports, ReadsPathsAndNames) {
+  EXPECT_EQ(parsed("import \"lib/blocks.tp\""), "import lib/blocks.tp as blocks.");
+  EXPECT_EQ(parsed("import \"my-net.tp\" as net"), "import my-net.tp as net.");
+  EXPECT_EQ(imported_paths("import \"a.tp\"\nx = 1\nimport \"b/c.tp\" as d\n"),
+            (std::vector<std::string>{"a.tp", "b/c.tp"}));
+}
 
 TEST(ParseLimits, AllowsTwoHundredLevels) {
   EXPECT_EQ(expression(repeated("(", 200) + "a" + repeated(")", 200)), "a");
