@@ -54,8 +54,18 @@ std::vector<NodeId> random_scalars(const ir::Program& program) {
 Result<Lowered> Lowerer::run(const ast::Program& program) {
   for (const auto& stmt : program.statements)
     if (const auto* f = std::get_if<ast::Function>(&stmt.node)) defined_.insert(f->name.name);
-  for (const auto& stmt : program.statements) {
-    statement(stmt);
+  // Files that are imported first may declare matrices: they know the width.
+  const auto& all = program.statements;
+  const auto is_width = [](const ast::Stmt& s) {
+    return std::holds_alternative<ast::Width>(s.node);
+  };
+  const auto width = std::find_if(all.begin(), all.end(), is_width);
+  const bool early = width != all.end() && std::any_of(all.begin(), width, [](const ast::Stmt& s) {
+                       return std::holds_alternative<ast::Import>(s.node);
+                     });
+  if (early) statement(*width);
+  for (auto stmt = all.begin(); stmt != all.end(); ++stmt) {
+    if (!early || stmt != width) statement(*stmt);
     if (errors_.size() >= kMaxErrors) break;
     if (met_) return errors_;
   }

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <functional>
+#include <map>
 
 #include "tplimit/passes/batch.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
@@ -94,6 +95,30 @@ NodeId zero_of(Builder& b, NodeId source) {
                      : b.zeros(type.width, type.dims);
 }
 
+/// f without a source that it is linear in.  Zero times what is not known to be finite is zero
+/// here: the slope has the same factor, and is evaluated.
+NodeId at_zero(Builder& b, NodeId f, NodeId source) {
+  for (std::map<NodeId, NodeId> zeros{{source, zero_of(b, source)}};;) {
+    const auto first = static_cast<std::uint32_t>(b.program().size());
+    f = substituted(b, f, zeros);
+    zeros.clear();
+    for (std::uint32_t k = first; k < b.program().size(); ++k) {
+      const Node& node = b.node({k});
+      const auto* m = std::get_if<Map>(&node.op);
+      const auto zero = [&](std::size_t j) { return b.is_zero(node.in[j]); };
+      const bool product = (m && m->fn == Fn::kMul) || std::holds_alternative<Contract>(node.op);
+      const bool from_left = product || (m && m->fn == Fn::kDiv),
+                 from_right = product || std::holds_alternative<MatMul>(node.op);
+      if ((from_left && zero(0)) || (from_right && zero(1))) zeros.emplace(NodeId{k}, NodeId{});
+    }
+    if (zeros.empty()) return f;
+    for (auto& [product, zero] : zeros) {
+      const Type type = b.type(product);
+      zero = b.zeros(type.width, type.dims);
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<NodeId> readout_candidates(const Program& program) {
@@ -132,8 +157,7 @@ std::optional<LinearPart> linear_part(Builder& b, NodeId f, NodeId source) {
                                                    })
              : !constant(slope.tensor))
     return std::nullopt;
-  const NodeId zero = zero_of(b, source);
-  return LinearPart{std::move((*d)[0]), substituted(b, f, {{source, zero}})};
+  return LinearPart{std::move((*d)[0]), at_zero(b, f, source)};
 }
 
 std::optional<ReadoutParts> readouts_of(Builder& b, NodeId f,
@@ -149,7 +173,7 @@ std::optional<ReadoutParts> readouts_of(Builder& b, NodeId f,
     auto part = linear_part(b, scalar, source);
     if (!part) continue;
     scalar = part->at_zero;
-    out.rest = substituted(b, out.rest, {{source, zero_of(b, source)}});
+    out.rest = at_zero(b, out.rest, source);
     out.slopes.push_back({source, size, {}});
     parts.push_back(std::move(*part));
   }

@@ -439,6 +439,26 @@ TEST(Matrices, GradientsByMultiplesAreByTheValueThatIsNamed) {
   EXPECT_GT(values(r, "c")[0], 0);
 }
 
+// X is what the network was trained on, Z the same numbers that it was not: parameters are
+// constants for both, as in automatic differentiation after a step.
+TEST(Gradient, ByDataKeepsTrainedParametersFixed) {
+  const std::string text =
+      kMatrices +
+      "data Z = [[1, 0.5], [-0.3, 1]]\nmodel f(x) = v @ tanh(W @ tanh(U @ x)) / n\n"
+      "for t in 0..3 {\n"
+      "  report at_x = grad(sum(f(X)), X), at_z = grad(sum(f(Z)), Z)\n"
+      "  report all = grad(sum(f(X)), X, through = true)\n"
+      "  step sgd(mse(f(X), y), lr = 0.5, scale = {U: n, v: n})\n}\n"
+      "eta = 0.1\ntheta = v - eta * n * grad(mse(f(X), y), v)\n"
+      "report rate = grad(mse(theta @ tanh(W @ tanh(U @ X)) / n, y), eta)\n";
+  const LimitResult r = limit_of(text);
+  expect_equal(values(r, "at_x"), values(r, "at_z"), 1e-12);
+  const std::vector<double> fixed = values(r, "at_x"), all = values(r, "all");
+  EXPECT_NEAR(all[1], fixed[1], 1e-12) << "before the first step there is nothing else";
+  EXPECT_GT(std::abs(all[all.size() - 1] - fixed[fixed.size() - 1]), 1e-3);
+  EXPECT_LT(values(r, "rate")[0], 0);
+}
+
 TEST(Matrices, AveragesOfGradientsMayBeParameters) {
   const std::string by_hand =
       kMatrices +

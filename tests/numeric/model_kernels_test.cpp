@@ -145,5 +145,20 @@ report {}
   EXPECT_EQ(code_of(program("relu", 0.5, "grad(stop(ntk(f, x))[0, 1], x)")), "");
 }
 
+// Zero readouts leave 0 / sqrt(E(h^2) + eps), which is 0, though no value before the run says so.
+TEST(ModelKernels, OfNormalisedFeatures) {
+  const auto r = test::limit_of(
+      test::parsed("width n\ndata X = [[1, 0.5], [0.3, 1]]\nparam U : [n, 2] ~ normal(0, 1)\n"
+                   "param v : [n] ~ normal(0, 1)\n"
+                   "model f(x) = v @ layernorm(U @ x, 0) / sqrt(n)\n"
+                   "model g(x) = v @ (rmsnorm(U @ x, 0) + 1) / sqrt(n)\n"
+                   "report a = nngp(f, X), b = nngp(g, X), c = ntk(f, X)\n"),
+      {});
+  const double correlation = 0.8 / std::sqrt(1.25 * 1.09);
+  EXPECT_NEAR(report(r, "a").value[1], correlation, 1e-12);
+  EXPECT_NEAR(report(r, "a").value[0], 1, 1e-12);
+  EXPECT_NEAR(report(r, "b").value[1], 1 + correlation, 1e-12);
+}
+
 }  // namespace
 }  // namespace tplimit::test
