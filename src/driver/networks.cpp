@@ -61,7 +61,10 @@ class Networks {
     const bool entrywise =
         std::any_of(program_.nodes.begin(), program_.nodes.end(),
                     [](const Node& node) { return std::holds_alternative<AddEntries>(node.op); });
-    if (!entrywise && (4 * directions < width || memory() > limit()))
+    const bool normal =
+        std::all_of(program_.sources.begin(), program_.sources.end(),
+                    [](const GaussianSource& s) { return s.law == EntryLaw::kNormal; });
+    if (!entrywise && normal && (4 * directions < width || memory() > limit()))
       settings.realisation = RealisationKind::kRevealedNetwork;
   }
   Networks(const Networks&) = delete;  // the schedule points to the program

@@ -10,11 +10,11 @@ namespace tplimit::engines {
 template <class T>
 class DenseMatrix final : public WidthMatrix {
  public:
-  DenseMatrix(const Executor& executor, std::int64_t width, std::uint64_t key)
-      : arrays_(executor, width), key_(key) {}
+  DenseMatrix(const Executor& executor, std::int64_t width, std::uint64_t key, ir::EntryLaw law)
+      : arrays_(executor, width), key_(key), law_(law) {}
   MatrixVersion initial() override {
     MatrixVersion w;
-    w.entries = arrays_.normals(key_);
+    w.entries = arrays_.drawn(key_, law_);
     return w;
   }
   void apply(const MatrixVersion& w, bool transposed, const Block& x, std::uint32_t, std::uint64_t,
@@ -44,6 +44,7 @@ class DenseMatrix final : public WidthMatrix {
  private:
   StoredEntries<T> arrays_;
   std::uint64_t key_;
+  ir::EntryLaw law_;
 };
 
 }  // namespace tplimit::engines

@@ -249,6 +249,11 @@ RevealedNetwork::RevealedNetwork(const Program& program, const ProbabilitySpaces
 }
 
 std::unique_ptr<WidthMatrix> RevealedNetwork::make_matrix(SourceId source) {
+  if (const GaussianSource& own = program_.sources[source.value]; own.law != EntryLaw::kNormal)
+    throw EvaluationStop{"E4204", "entries that are not normal need stored matrices",
+                         "'" + own.name +
+                             "' is not normal, and only a normal matrix can be revealed product by "
+                             "product"};
   return make_lazy(source,
                    {NormalLaw::kExact, settings_.single_precision ? kRoundingSingle : kRounding,
                     settings_.single_precision, 0, INFINITY},
@@ -261,9 +266,10 @@ StoredNetwork::StoredNetwork(const Program& program, const ProbabilitySpaces& sp
 
 std::unique_ptr<WidthMatrix> StoredNetwork::make_matrix(SourceId source) {
   const std::uint64_t key = key_of(source, kMatrixWord);
+  const EntryLaw law = program_.sources[source.value].law;
   if (settings_.single_precision)
-    return std::make_unique<DenseMatrix<float>>(executor_, settings_.rows, key);
-  return std::make_unique<DenseMatrix<double>>(executor_, settings_.rows, key);
+    return std::make_unique<DenseMatrix<float>>(executor_, settings_.rows, key, law);
+  return std::make_unique<DenseMatrix<double>>(executor_, settings_.rows, key, law);
 }
 
 std::unique_ptr<Realisation> make_realisation(const Program& program,

@@ -103,7 +103,7 @@ std::shared_ptr<Slabs> StoredEntries<T>::zeros() const {
 }
 
 template <class T>
-std::shared_ptr<Slabs> StoredEntries<T>::normals(std::uint64_t key) const {
+std::shared_ptr<Slabs> StoredEntries<T>::drawn(std::uint64_t key, ir::EntryLaw law) const {
   std::shared_ptr<Slabs> out = uninitialised();
   const double s = 1 / std::sqrt(static_cast<double>(n_));
   // Column j is stream j; normals are made faster by the hundred than by the slab.
@@ -118,6 +118,10 @@ std::shared_ptr<Slabs> StoredEntries<T>::normals(std::uint64_t key) const {
                       {normals.data(), static_cast<std::size_t>(rows)});
       else
         std::fill(normals.begin(), normals.end(), 0.0);
+      if (law == ir::EntryLaw::kUniform)  // sqrt(12) (Phi(z) - 1/2)
+        for (double& z : normals) z = std::sqrt(3.0) * std::erf(z * std::sqrt(0.5));
+      else if (law == ir::EntryLaw::kSign)
+        for (double& z : normals) z = j < n_ ? std::copysign(1.0, z) : 0;
       for (Index p = first; p < last; ++p) {
         T* to = slab(*out, p) + j * h;
         for (Index i = 0; i < h; ++i)

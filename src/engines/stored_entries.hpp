@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "engines/tall.hpp"
+#include "tplimit/ir/program.hpp"
 
 namespace tplimit::engines {
 
@@ -39,7 +40,7 @@ class StoredEntries {
   [[nodiscard]] std::shared_ptr<Slabs> uninitialised() const;
   [[nodiscard]] std::shared_ptr<Slabs> zeros() const;
   /// I.i.d. N(0, 1/n).  Entry (i, j) follows from the key, i and j alone.
-  [[nodiscard]] std::shared_ptr<Slabs> normals(std::uint64_t key) const;
+  [[nodiscard]] std::shared_ptr<Slabs> drawn(std::uint64_t key, ir::EntryLaw law) const;
   /// Slab p: kSlabRows<T> rows, column-major.
   [[nodiscard]] T* slab(const Slabs& e, std::int64_t p) const;
   /// f(first, last) for groups of slabs, f(p) for all slabs, in parallel.

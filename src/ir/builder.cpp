@@ -493,6 +493,7 @@ std::uint64_t fingerprint(const Program& program) {
   for (const GaussianSource& source : program.sources) {
     h.word(hash_text(source.name.data(), source.name.size()));
     h.word(source.matrix);
+    if (source.law != EntryLaw::kNormal) h.word(static_cast<std::uint64_t>(source.law));
     h.numbers(source.dims);
   }
   return h.value();

@@ -135,6 +135,8 @@ class Lowerer {
   NodeId standard_normal(const std::string& name, Span name_span, const Axes& axes, Span span);
   Value of_other_law(const ast::Call& law, const std::string& name, Span name_span,
                      const Axes& axes, Span span);
+  Value width_matrix(const std::string& name, Span span, const Axes& axes, Number mean,
+                     Number variance, ir::EntryLaw law);
   Value variance_of(const ast::Call& law);
   Value initial_value(const ast::Param& s, const std::string& name, const Axes& axes, Span span);
   Value declare(const ast::Param& s, const ast::Identifier& name, const Axes& axes,

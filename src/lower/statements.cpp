@@ -562,18 +562,52 @@ NodeId Lowerer::standard_normal(const std::string& name, Span name_span, const A
 }
 
 /// Functions of a standard normal z: erf(z / sqrt(2)) is uniform between -1 and 1.
+/// A matrix, or an array of them, by mean and variance of its entries.
+Value Lowerer::width_matrix(const std::string& name, Span span, const Axes& axes, Number mean,
+                            Number variance, ir::EntryLaw law) {
+  ir::Builder& b = builder_;
+  const Dims dims = finite_dims(axes);
+  // sigma^2 = c n^p: entries of size sqrt(c) n^((p+1)/2) times those of N(0, 1/n).
+  const NodeId size = b.scale(1, (variance.power + 1) / 2, b.constant(std::sqrt(variance.value)));
+  const auto one = [&](const std::string& own) {
+    program_.sources.push_back({own, true, {}, span, law});
+    NodeId w =
+        b.add(ir::GaussianMatrix{{static_cast<std::uint32_t>(program_.sources.size() - 1)}}, {});
+    w = b.add(ir::ScaleMatrix{}, {w, size});
+    if (mean.value != 0) {  // mean m = (m n) 1 1' / n
+      const NodeId ones = b.expand(b.constant(1), true, {});
+      w = b.add(ir::UpdateMatrix{},
+                {w, b.scale(1, mean.power + 1, b.constant(mean.value)), ones, ones});
+    }
+    return Matrix{{MatrixTerm{b.constant(1), w, false, {}, {}}}};
+  };
+  if (dims.empty()) return {one(name)};
+  if (ir::size_of(dims) > kMaxMatrices)
+    fail("E2215", "too many matrices in one array", span,
+         fmt::format("{} of them, at most {}", ir::size_of(dims), kMaxMatrices));
+  MatrixArray array{dims, {}};
+  for (std::int64_t k = 0; k < ir::size_of(dims); ++k)
+    array.items.push_back(one(fmt::format("{}[{}]", name, k)));
+  return {array};
+}
+
 Value Lowerer::of_other_law(const ast::Call& law, const std::string& name, Span name_span,
                             const Axes& axes, Span span) {
   const bool uniform = law.callee.name == "uniform";
-  if (std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; }) == 2)
-    fail("E2125", fmt::format("entries of a width matrix are normal, not {}", law.callee.name),
-         law.callee.span, "",
-         "the limit is that of every law with mean 0 and the same variance: write normal(0, ..); "
-         "uniform(-a, a) has variance a^2/3");
   if (law.args.size() != (uniform ? 2 : 0) || !law.named.empty())
     fail("E2125", uniform ? "uniform takes its bounds" : "sign takes nothing", law.callee.span, "",
          uniform ? "write: ~ uniform(low, high)" : "write: ~ sign(), which is -1 or 1");
   ir::Builder& b = build(span);
+  if (std::count_if(axes.begin(), axes.end(), [](const Axis& a) { return a.width; }) == 2) {
+    if (!uniform) return width_matrix(name, name_span, axes, {0, 0}, {1, 0}, ir::EntryLaw::kSign);
+    const Number least = number(evaluate(*law.args[0]), law.args[0]->span, "a bound"),
+                 most = number(evaluate(*law.args[1]), law.args[1]->span, "a bound");
+    if (least.power != most.power || least.value > most.value)
+      fail("E2126", "the bounds of a uniform law stand in the wrong order", law.args[0]->span);
+    const double range = most.value - least.value;
+    return width_matrix(name, name_span, axes, {(least.value + most.value) / 2, most.power},
+                        {range * range / 12, 2 * most.power}, ir::EntryLaw::kUniform);
+  }
   const NodeId z = standard_normal(name, name_span, axes, span);
   if (!uniform) return {Tensor{b.map(Fn::kSign, {z}), axes}};
   const Value low = evaluate(*law.args[0]), high = evaluate(*law.args[1]);
@@ -637,28 +671,7 @@ Value Lowerer::initial_value(const ast::Param& s, const std::string& name, const
            "this is computed by the run", "draw with variance 1/n and multiply");
     const Number v = number(variance, variance_span, "the variance of a width matrix");
     const Number m = number(mean, mean_span, "the mean of a width matrix");
-    // sigma^2 = c n^p: entries of size sqrt(c) n^((p+1)/2) times those of N(0, 1/n).
-    const NodeId size = b.scale(1, (v.power + 1) / 2, b.constant(std::sqrt(v.value)));
-    const auto one = [&](const std::string& own) {
-      program_.sources.push_back({own, true, {}, s.name.span});
-      NodeId w =
-          b.add(ir::GaussianMatrix{{static_cast<std::uint32_t>(program_.sources.size() - 1)}}, {});
-      w = b.add(ir::ScaleMatrix{}, {w, size});
-      if (m.value != 0) {  // mean m = (m n) 1 1' / n
-        const NodeId ones = b.expand(b.constant(1), true, {});
-        w = b.add(ir::UpdateMatrix{},
-                  {w, b.scale(1, m.power + 1, b.constant(m.value)), ones, ones});
-      }
-      return Matrix{{MatrixTerm{b.constant(1), w, false, {}, {}}}};
-    };
-    if (dims.empty()) return {one(name)};
-    if (ir::size_of(dims) > kMaxMatrices)
-      fail("E2215", "too many matrices in one array", s.axes_span,
-           fmt::format("{} of them, at most {}", ir::size_of(dims), kMaxMatrices));
-    MatrixArray array{dims, {}};
-    for (std::int64_t k = 0; k < ir::size_of(dims); ++k)
-      array.items.push_back(one(fmt::format("{}[{}]", name, k)));
-    return {array};
+    return width_matrix(name, s.name.span, axes, m, v, ir::EntryLaw::kNormal);
   }
 
   // Vectors, and finite random values: mean + deviation * z.

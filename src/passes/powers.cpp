@@ -100,9 +100,12 @@ PartSums::Id PartSums::intern(std::vector<Part> parts) {
   for (Part& p : parts)
     if (p.causes & kWatched) p.causes = kWatched;
   // Largest first, so that a part is met after all that may cover it.
-  std::sort(parts.begin(), parts.end(), [](const Part& a, const Part& b) {
+  const auto larger = [](Exponent a, Exponent b) {  // of small fractions: rational's own is slow
+    return a.numerator() * b.denominator() > b.numerator() * a.denominator();
+  };
+  std::sort(parts.begin(), parts.end(), [&](const Part& a, const Part& b) {
     return a.order != b.order
-               ? a.order > b.order
+               ? larger(a.order, b.order)
                : std::tie(a.causes, a.scalar, a.vector) < std::tie(b.causes, b.scalar, b.vector);
   });
   parts.erase(std::unique(parts.begin(), parts.end()), parts.end());
@@ -113,17 +116,16 @@ PartSums::Id PartSums::intern(std::vector<Part> parts) {
   // is nearest, which bounds them from above.
   std::vector<Part> kept;
   for (const Part& p : parts) {
+    if (std::any_of(kept.begin(), kept.end(), [&](const Part& q) {
+          return q.causes == p.causes && covers(q.scalar, p.scalar) && covers(q.vector, p.vector);
+        }))
+      continue;
     std::size_t sizes = 0, alike = 0;
     std::optional<Exponent> last;
     Part* nearest = nullptr;
     int least = 0;
-    bool covered = false;
     for (Part& q : kept) {
       if (q.causes != p.causes) continue;
-      if (covers(q.scalar, p.scalar) && covers(q.vector, p.vector)) {
-        covered = true;
-        break;
-      }
       if (!last || q.order != *last) {
         last = q.order;
         ++sizes;
@@ -138,7 +140,6 @@ PartSums::Id PartSums::intern(std::vector<Part> parts) {
         least = lost;
       }
     }
-    if (covered) continue;
     if (sizes > limits_.sizes || (nearest && nearest->order == p.order && alike >= limits_.alike)) {
       nearest->scalar = joint(nearest->scalar, p.scalar);
       nearest->vector = joint(nearest->vector, p.vector);

@@ -154,5 +154,29 @@ TEST(SinglePrecision, ChangesResultsByMuchLessThanTheSeedDoes) {
   }
 }
 
+// The fourth moment of a row sum of W, entries of mean 0, variance 1/n and kurtosis k, is 3 + (k -
+// 3) / n: 9/5 of a uniform entry, 1 of a sign.  The limit is that of normal ones.
+TEST(EntryLaws, NetworksDrawWhatIsWritten) {
+  for (const auto& [law, kurtosis] : std::vector<std::pair<std::string, double>>{
+           {"normal(0, 1)", 3}, {"uniform(-sqrt(3), sqrt(3))", 1.8}, {"sign()", 1}}) {
+    SCOPED_TRACE(law);
+    const std::string text = "width n\nrandom W : [n, n] ~ " + law +
+                             "\nh = W @ ones(n) / sqrt(n)\nreport a = E(h^2), b = E(h^4)\n";
+    const SimulationResult networks = test::networks_of(text, 2, 4000, Matrices::kAuto);
+    for (const auto& [name, expected] :
+         std::vector<std::pair<std::string, double>>{{"a", 1}, {"b", 3 + (kurtosis - 3) / 2}}) {
+      const ReportResult& r = test::report(networks, name);
+      EXPECT_NEAR(r.value[0], expected, 4.5 * r.error[0] + 1e-12) << name;
+    }
+    EXPECT_NEAR(test::report(test::limit_of(text, {}), "b").value[0], 3, 1e-12);
+    const Module module = test::parsed(text);
+    SimulateOptions lazy;
+    lazy.width = 64;
+    lazy.matrices = Matrices::kLazy;
+    const auto result = simulate(module, lazy);
+    EXPECT_EQ(result ? "" : result.errors()[0].code, kurtosis == 3 ? "" : "E4204");
+  }
+}
+
 }  // namespace
 }  // namespace tplimit

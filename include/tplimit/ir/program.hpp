@@ -404,11 +404,16 @@ struct Node {
       0;  ///< which loop iteration (Program::contexts); no part of a node's identity
 };
 
+/// Of the entries of a matrix, which have mean 0 and variance 1/n.  Limits are those of every law;
+/// finite networks draw this one.
+enum class EntryLaw : std::uint8_t { kNormal, kUniform, kSign };
+
 struct GaussianSource {
   std::string name;
   bool matrix = false;
   Dims dims;
   Span span;
+  EntryLaw law = EntryLaw::kNormal;
 };
 
 /// One `report` item; inside loops it has one entry per iteration.
