@@ -55,3 +55,8 @@ tplimit_test(compare_networks_test LABEL numeric LINK tplimit::driver tplimit::r
   SOURCES numeric/compare_networks_test.cpp)
 tplimit_test(budget_test LABEL numeric LINK tplimit::driver tplimit::moments
   SOURCES numeric/budget_test.cpp)
+# Against data that tests/numeric/references makes without tplimit.
+tplimit_test(reference_networks_test LABEL numeric LINK tplimit::driver nlohmann_json::nlohmann_json
+  SOURCES numeric/reference_networks_test.cpp)
+tplimit_test(reference_kernels_test LABEL numeric LINK tplimit::driver nlohmann_json::nlohmann_json
+  SOURCES numeric/reference_kernels_test.cpp)
