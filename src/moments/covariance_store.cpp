@@ -219,6 +219,7 @@ const PairCovariance& CovarianceStore::pair_covariance(int p, int q) {
   const auto find = [&]() -> PairCovariance {
     PairCovariance out;
     const GaussianBlock &x = block(p), &y = block(q);
+    std::vector<int> terms_of_x(x.parts.size()), terms_of_y(y.parts.size());
     for (std::size_t k = 0; k < x.parts.size(); ++k)
       for (std::size_t l = 0; l < y.parts.size(); ++l) {
         const LinearPart &a = x.parts[k], &b = y.parts[l];
@@ -248,7 +249,17 @@ const PairCovariance& CovarianceStore::pair_covariance(int p, int q) {
           return {};
         }
         out.pairs = out.pairs ? PairMatrix::sum(out.pairs, own, 1) : own;
+        ++terms_of_x[k];
+        ++terms_of_y[l];
       }
+    // A sum has the sides of its terms: the variances of the blocks, where every part stands in one
+    // term, and parts of one block are independent.
+    const auto whole = [&](int own, const std::vector<int>& terms) {
+      return std::all_of(terms.begin(), terms.end(), [](int count) { return count == 1; }) &&
+             (terms.size() == 1 || pair_covariance(own, own).pairs);
+    };
+    if (out.pairs && p != q && !(whole(p, terms_of_x) && whole(q, terms_of_y)))
+      out.pairs = PairMatrix::with_sides(out.pairs, nullptr, nullptr);
     return out;
   };
   PairCovariance out = find();

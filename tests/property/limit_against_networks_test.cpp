@@ -58,6 +58,70 @@ TEST(MomentsAgainstParticles, RandomProgramsAgree) {
   EXPECT_GT(known, 100u * static_cast<std::size_t>(seeds_factor()));
 }
 
+/// Features of two or three layers whose arguments are sums of what others contain too: inputs,
+/// what matrices that are used again and again make of earlier features.  Moments between all of
+/// them, one by one and as Gram matrices.
+std::string shared_features(Dice& dice) {
+  std::string text =
+      "width n\nrandom x : [3, n] ~ normal(0, 1)\n"
+      "random W : [n, n] ~ normal(0, 1 / n)\nrandom V : [n, n] ~ normal(0, 0.5 / n)\n";
+  const std::vector<std::string> maps{"relu", "erf",  "tanh",       "gelu", "sin",
+                                      "abs",  "step", "leaky_relu", "cos",  "identity"};
+  std::vector<std::string> arguments{"x[0]", "x[1]", "x[2]"}, features;
+  const auto weight = [&] { return fmt::format("{:.2f}", dice.uniform(-1.2, 1.2)); };
+  for (int k = 0; k < 7; ++k) {
+    std::string u;
+    const int terms = 1 + static_cast<int>(dice.below(3));
+    for (int j = 0; j < terms; ++j)
+      u += (j ? " + " : "") + weight() + " * " + arguments[dice.below(arguments.size())];
+    const std::string& map = maps[dice.below(maps.size())];
+    text += fmt::format("u{0} = {1}\nf{0} = {2}\n", k, u,
+                        map == "identity" ? fmt::format("u{}", k) : fmt::format("{}(u{})", map, k));
+    features.push_back(fmt::format("f{}", k));
+    arguments.push_back(fmt::format("u{}", k));
+    arguments.push_back(fmt::format("({} @ f{})", dice.below(2) ? "W" : "V", k));
+  }
+  std::string all = features[0];
+  for (std::size_t k = 1; k < features.size(); ++k) all += ", " + features[k];
+  text += "report G = gram(stack(" + all + "))\n";
+  text += "report H = gram(stack(f0, f1, f2), stack(f4, f5, f6))\n";
+  for (int k = 0; k < 8; ++k) {
+    const std::string &a = features[dice.below(features.size())],
+                      &b = features[dice.below(features.size())];
+    text += fmt::format(
+        "report s{0} = E({1} * {2}), r{0} = E(({1} + 0.5 * {2})^2), g{0} = "
+        "gram({1}[None], {2}[None])\n",
+        k, a, b);
+  }
+  return text;
+}
+
+TEST(MomentsAgainstParticles, FeaturesThatShareTermsAgree) {
+  const auto programs = static_cast<std::uint64_t>(60 * seeds_factor());
+  std::size_t known = 0;
+  for (std::uint64_t seed = 0; seed < programs; ++seed) {
+    Dice dice(7000 + seed);
+    const std::string text = shared_features(dice);
+    SCOPED_TRACE(fmt::format("seed {}\n{}", seed, text));
+    const Module module = parsed(text);
+    const LimitResult sampled = limit_of(module, particles(4096, 16, seed));
+    EvaluateOptions automatic;
+    automatic.particles = 64;
+    automatic.randomisations = 2;
+    const LimitResult found = limit_of(module, automatic);
+    for (std::size_t k = 0; k < found.reports.size(); ++k) {
+      if (found.reports[k].method > Method::kQuadrature) continue;
+      for (std::size_t j = 0; j < found.reports[k].value.size(); ++j) {
+        ++known;
+        EXPECT_NEAR(found.reports[k].value[j], sampled.reports[k].value[j],
+                    6 * sampled.reports[k].error[j] + found.reports[k].error[j] + 1e-9)
+            << found.reports[k].name << ' ' << j;
+      }
+    }
+  }
+  EXPECT_GT(known, 2000u * static_cast<std::size_t>(seeds_factor()));
+}
+
 /// Standardised differences of the limit from networks extrapolated in the width, each within 5;
 /// none if training is chaotic.
 std::vector<double> scores_of(const std::string& text, std::uint64_t seed) {
