@@ -68,26 +68,24 @@ std::string shared_features(Dice& dice) {
   const std::vector<std::string> maps{"relu", "erf",  "tanh",       "gelu", "sin",
                                       "abs",  "step", "leaky_relu", "cos",  "identity"};
   std::vector<std::string> arguments{"x[0]", "x[1]", "x[2]"}, features;
-  const auto weight = [&] { return fmt::format("{:.2f}", dice.uniform(-1.2, 1.2)); };
   for (int k = 0; k < 7; ++k) {
     std::string u;
-    const int terms = 1 + static_cast<int>(dice.below(3));
+    const int terms = 1 + dice.below(3);
     for (int j = 0; j < terms; ++j)
-      u += (j ? " + " : "") + weight() + " * " + arguments[dice.below(arguments.size())];
-    const std::string& map = maps[dice.below(maps.size())];
+      u += (j ? " + " : "") + dice.number(-1.2, 1.2) + " * " + dice.pick(arguments);
+    const std::string& map = dice.pick(maps);
     text += fmt::format("u{0} = {1}\nf{0} = {2}\n", k, u,
                         map == "identity" ? fmt::format("u{}", k) : fmt::format("{}(u{})", map, k));
     features.push_back(fmt::format("f{}", k));
     arguments.push_back(fmt::format("u{}", k));
-    arguments.push_back(fmt::format("({} @ f{})", dice.below(2) ? "W" : "V", k));
+    arguments.push_back(fmt::format("({} @ f{})", dice.pick({"W", "V"}), k));
   }
   std::string all = features[0];
   for (std::size_t k = 1; k < features.size(); ++k) all += ", " + features[k];
   text += "report G = gram(stack(" + all + "))\n";
   text += "report H = gram(stack(f0, f1, f2), stack(f4, f5, f6))\n";
   for (int k = 0; k < 8; ++k) {
-    const std::string &a = features[dice.below(features.size())],
-                      &b = features[dice.below(features.size())];
+    const std::string &a = dice.pick(features), &b = dice.pick(features);
     text += fmt::format(
         "report s{0} = E({1} * {2}), r{0} = E(({1} + 0.5 * {2})^2), g{0} = "
         "gram({1}[None], {2}[None])\n",
