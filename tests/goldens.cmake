@@ -43,6 +43,14 @@ tplimit_output_test(compare_given 0 "compare kernel_regime.tp --widths 64,256,10
 tplimit_output_test(compare_draws 5 "compare kernel_regime.tp --widths 64,256,1024 --seeds 8 --draws 16")
 tplimit_output_test(compare_random_scalar 0 "compare random_scalar.tp --widths 64,256,1024 --seeds 64")
 tplimit_output_test(kernels_of_random_scalars 0 "run kernel_of_bias.tp")
+tplimit_output_test(sweep 0 "sweep sweep.tp --over eta=0.1,0.5,2 --over parametrization=mup,ntk,standard --best loss --particles 1024 --randomisations 4")
+tplimit_output_test(sweep_compare 0 "sweep linear.tp --over eta=0.2,0.3 --widths 16,64,256 --seeds 16 --best out --highest")
+tplimit_output_test(extrapolate 0 "extrapolate depth.tp --in L=4,8,16,32")
+tplimit_output_test(extrapolate_falling 0 "extrapolate linear.tp --in eta=0.4,0.2,0.1 --order 2")
+tplimit_output_test(compare_against 0 "compare linear.tp --against linear_16.npz --against linear_64.npz --against linear_256.csv")
+add_test(NAME sweep_rows COMMAND ${CMAKE_COMMAND} -DTPLIMIT=$<TARGET_FILE:tplimit_cli> -DFOLDER=${CMAKE_CURRENT_SOURCE_DIR}/golden/cli
+  -DSCRATCH=${CMAKE_CURRENT_BINARY_DIR}/sweep_rows -P ${CMAKE_CURRENT_SOURCE_DIR}/golden/sweep_rows.cmake)
+set_tests_properties(sweep_rows PROPERTIES LABELS golden TIMEOUT 120)
 add_test(NAME compare_limit COMMAND ${CMAKE_COMMAND} -DTPLIMIT=$<TARGET_FILE:tplimit_cli> -DFOLDER=${CMAKE_CURRENT_SOURCE_DIR}/golden/cli
   -DSCRATCH=${CMAKE_CURRENT_BINARY_DIR}/compare_limit -P ${CMAKE_CURRENT_SOURCE_DIR}/golden/compare_limit.cmake)
 set_tests_properties(compare_limit PROPERTIES LABELS golden TIMEOUT 120)

@@ -1,4 +1,4 @@
-#include "cli/commands.hpp"
+#include "cli/shared.hpp"
 
 #include <sys/ioctl.h>
 #include <unistd.h>
@@ -16,6 +16,7 @@
 
 #include "cli/interruption.hpp"
 #include "cli/progress_bar.hpp"
+#include "tplimit/driver/measurements.hpp"
 #include "tplimit/explain/page.hpp"
 #include "tplimit/lower/library.hpp"
 #include "tplimit/passes/theory_checks.hpp"
@@ -30,7 +31,6 @@
 #include "tplimit/syntax/parser.hpp"
 
 namespace tplimit::cli {
-namespace {
 
 // ---- in and out
 // ------------------------------------------------------------------------------------
@@ -46,21 +46,16 @@ bool any_of(const Diagnostics& errors, std::initializer_list<std::string_view> c
   });
 }
 
-/// Shows why there is no result.  A file that cannot be read and an option out of range are
-/// mistakes of the command line.
 int reject(const Diagnostics& errors, const Source& source) {
   fmt::print(stderr, "{}", render(errors, source));
   if (any_of(errors, {"E5206"})) return kInterrupted;
-  return any_of(errors, {"E5001", "E5101", "E2701", "E5201", "E5202", "E5203", "E5204", "E5205"})
+  return any_of(errors, {"E5001", "E5101", "E2701", "E5201", "E5202", "E5203", "E5204", "E5205",
+                         "E5301", "E5302", "E5303", "E5304", "E5305"})
              ? kUsage
              : kRejected;
 }
 
-/// A program and the text that diagnostics quote, also when it was rejected.
-struct Loaded {
-  Source source;
-  Result<Module> module;
-};
+namespace {
 
 Loaded load_here(const Options& options, std::uint64_t draw) {
   const std::filesystem::path file = options.files.at(0);
@@ -74,8 +69,9 @@ Loaded load_here(const Options& options, std::uint64_t draw) {
   return {std::move(source), std::move(module)};
 }
 
-/// On every rank the same.
-Loaded load(const Options& options, std::uint64_t draw = 0) {
+}  // namespace
+
+Loaded load(const Options& options, std::uint64_t draw) {
   Loaded loaded = load_here(options, draw);
   const std::string errors = loaded.module ? "" : render(loaded.module.errors(), loaded.source);
   if (!as_on_first_rank(*options.evaluate.ranks,
@@ -84,6 +80,8 @@ Loaded load(const Options& options, std::uint64_t draw = 0) {
                                   errors.empty() ? "" : "\n", errors));
   return loaded;
 }
+
+namespace {
 
 std::vector<ReportForm> forms_of(const ir::Program& program) {
   std::vector<ReportForm> out;
@@ -96,6 +94,8 @@ std::vector<ReportForm> forms_of(const ir::Program& program) {
   }
   return out;
 }
+
+}  // namespace
 
 ProgramInfo info(const Module& module, const Options& options) {
   ProgramInfo out{module.source,
@@ -111,9 +111,8 @@ ProgramInfo info(const Module& module, const Options& options) {
   return out;
 }
 
-constexpr std::array kRankVariables{"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
-
 TextOptions text_options(const Options& options) {
+  constexpr std::array kRankVariables{"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
   TextOptions text{options.full};
   const auto value = [](const char* name) {
     const char* own = std::getenv(name);
@@ -143,15 +142,6 @@ bool show_progress(const Options& options) {
   return is_first(options) && isatty(STDERR_FILENO) != 0;
 }
 
-template <class Results>
-std::string write_results(const std::string& file, const Results& results,
-                          const ProgramInfo& program) {
-  if constexpr (requires { write_npz(file, results, program); })
-    if (file.ends_with(".npz")) return write_npz(file, results, program);
-  return write_file(file, to_json(results, program));
-}
-
-/// All that determines numbers, in words.  The program's own part covers data, --set and ablations.
 std::vector<std::pair<std::string, std::string>> identity(std::string_view command,
                                                           const Options& options,
                                                           const Module& module) {
@@ -183,7 +173,11 @@ std::vector<std::pair<std::string, std::string>> identity(std::string_view comma
     if (options.draws > 1) add("--draws", options.draws);
     if (!options.limit.empty()) add("--limit", options.limit);
   }
-  if (command == "simulate" || command == "compare") {
+  for (const auto& [name, values] : options.over)
+    add(fmt::format("{} {}", command == "sweep" ? "--over" : "--in", name),
+        fmt::format("{}", fmt::join(values, ",")));
+  if (command == "extrapolate") add("--order", options.order);
+  if (command == "simulate" || !options.widths.empty()) {
     if (command == "simulate")
       add("--width", s.width);
     else
@@ -193,7 +187,6 @@ std::vector<std::pair<std::string, std::string>> identity(std::string_view comma
   return out;
 }
 
-/// The results, how to repeat them, the program.
 std::string write_page(document::Document page, std::string_view command, const Module& module,
                        const Diagnostics& warnings, const Options& options) {
   std::vector<std::pair<std::string, std::string>> settings{{"command line", options.command_line},
@@ -203,28 +196,7 @@ std::string write_page(document::Document page, std::string_view command, const 
   return write_file(options.html, to_html(page));
 }
 
-/// The files first: a reader of the text that goes away early must not prevent it.
-template <class Results>
-int deliver(std::string_view command, const Results& results, const Module& module,
-            const Diagnostics& warnings, const Options& options, int code) {
-  const ProgramInfo program = info(module, options);
-  if (!options.quiet) fmt::print(stderr, "{}", render(warnings, program.source));
-  if (!options.out.empty() && is_first(options))
-    if (const std::string failure = write_results(options.out, results, program); !failure.empty())
-      code = complain(failure);
-  if (!options.html.empty() && is_first(options))
-    if (const std::string failure =
-            write_page(document_of(results, program), command, module, warnings, options);
-        !failure.empty())
-      code = complain(failure);
-  if (!options.plot.empty() && is_first(options))
-    if (const std::string failure =
-            write_file(options.plot, to_vega_lite(document_of(results, program)));
-        !failure.empty())
-      code = complain(failure);
-  if (!options.quiet) fmt::print("{}", to_text(results, program, text_options(options)));
-  return code;
-}
+namespace {
 
 int exit_code(const LimitResult& limit) {
   const auto any = [&](ExpectStatus status) {
@@ -246,8 +218,8 @@ int exit_code(const Comparison& comparison) {
   return limit == kDone && comparison.verdict == Verdict::kInconclusive ? kUndecided : limit;
 }
 
-/// "" or why the command need not start.  The first rank writes, so it alone must be able to; all
-/// must know.
+}  // namespace
+
 std::string output_fault(const Options& options) {
   std::string fault;
   if (is_first(options))
@@ -256,7 +228,6 @@ std::string output_fault(const Options& options) {
   return as_on_first_rank(*options.evaluate.ranks, fault) ? fault : "rank 0 cannot write";
 }
 
-/// Of --checkpoint, if it is given.
 Result<std::optional<Checkpoint>> open_checkpoint(std::string_view command, const Options& options,
                                                   const Loaded& loaded) {
   if (options.checkpoint.empty()) return std::optional<Checkpoint>();
@@ -286,9 +257,7 @@ Checkpoint* address(std::optional<Checkpoint>& checkpoint) {
   return checkpoint ? &*checkpoint : nullptr;
 }
 
-/// The checkpoint stays while the same command, started again, could need it: interrupted, out of
-/// memory, results not written.
-int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics& errors = {}) {
+int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics& errors) {
   if (!checkpoint) return code;
   const bool undelivered =
       std::fflush(stdout) != 0 || std::ferror(stdout) || (errors.empty() && code == kUsage);
@@ -298,6 +267,8 @@ int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics&
     checkpoint->remove();
   return code;
 }
+
+namespace {
 
 /// What --draws draws anew beside random outputs.
 enum class Scalars {
@@ -332,6 +303,74 @@ Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Optio
     }
   }
   return out;
+}
+
+}  // namespace
+
+Result<LimitResult> evaluate_run(const Loaded& first, const Options& options,
+                                 Checkpoint* checkpoint, ProgressBar& bar, double share) {
+  Result<std::vector<LimitResult>> results =
+      evaluate_draws(first, options, checkpoint, bar, share, options.draws, Scalars::kDrawn);
+  if (!results) return results.errors();
+  return average_draws(std::move(*results));
+}
+
+Result<Module> networks_module(const Loaded& loaded, const Options& options) {
+  const auto& given = options.evaluate.given;
+  return given ? conditioned(*loaded.module, *given) : Result<Module>(comparable(*loaded.module));
+}
+
+Result<LimitResult> evaluate_limit(const Loaded& loaded, const Options& options,
+                                   Checkpoint* checkpoint, ProgressBar& bar, double share) {
+  Result<std::vector<LimitResult>> one =
+      evaluate_draws(loaded, options, checkpoint, bar, share, 1, Scalars::kFixed);
+  if (!one) return one.errors();
+  if (!(*one)[0].random_outputs) return std::move((*one)[0]);
+  // Networks have outputs of their own: their mean is set beside the mean over draws.
+  Result<std::vector<LimitResult>> all =
+      evaluate_draws(loaded, options, checkpoint, bar, 0, options.draws, Scalars::kFixed);
+  if (!all) return all.errors();
+  return mean_over_draws(average_draws(std::move(*all)));
+}
+
+Result<Comparison> evaluate_compare(const Loaded& loaded, const Options& options,
+                                    const Result<Module>& networks_of,
+                                    std::optional<LimitResult> known, Checkpoint* checkpoint,
+                                    ProgressBar& bar, double share) {
+  // Rough costs for the progress bar: lazy matrices make wide networks linear in the width.
+  const double limit_cost =
+      256.0 * static_cast<double>(options.evaluate.particles.value_or(kDefaultParticles)) *
+      options.evaluate.randomisations;
+  double total = limit_cost;
+  for (const std::int64_t width : options.widths)
+    total += static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) *
+             options.simulate.seeds;
+
+  Result<LimitResult> limit =
+      known ? Result<LimitResult>(std::move(*known))
+            : evaluate_limit(loaded, options, checkpoint, bar, share * limit_cost / total);
+  if (!limit) return limit.errors();
+  if (!networks_of) return networks_of.errors();
+  SimulateOptions simulation = options.simulate;
+  simulation.checkpoint = checkpoint;
+  simulation.progress = bar.stage("networks", share * (1 - limit_cost / total));
+  Result<std::vector<SimulationResult>> networks =
+      tplimit::simulate(*networks_of, simulation, options.widths);
+  if (!networks) return networks.errors();
+  return tplimit::compare(std::move(*limit), std::move(*networks));
+}
+
+namespace {
+
+/// The limit beside networks of other code.
+Result<Comparison> evaluate_against(const Loaded& loaded, const Options& options,
+                                    std::optional<LimitResult> known,
+                                    std::vector<SimulationResult> networks, Checkpoint* checkpoint,
+                                    ProgressBar& bar) {
+  Result<LimitResult> limit = known ? Result<LimitResult>(std::move(*known))
+                                    : evaluate_limit(loaded, options, checkpoint, bar, 1.0);
+  if (!limit) return limit.errors();
+  return tplimit::compare(std::move(*limit), std::move(networks));
 }
 
 /// Of --limit, or why it cannot be used.
@@ -373,16 +412,13 @@ int run(const Options& options) {
   if (!first.module) return reject(first.module.errors(), first.source);
   Result<std::optional<Checkpoint>> checkpoint = open_checkpoint("run", options, first);
   if (!checkpoint) return reject(checkpoint.errors(), first.source);
-  Result<std::vector<LimitResult>> results = [&] {
+  const Result<LimitResult> limit = [&] {
     ProgressBar bar(show_progress(options));
-    return evaluate_draws(first, options, address(*checkpoint), bar, 1.0, options.draws,
-                          Scalars::kDrawn);
+    return evaluate_run(first, options, address(*checkpoint), bar, 1.0);
   }();
-  if (!results)
-    return conclude(*checkpoint, reject(results.errors(), first.source), results.errors());
-  const LimitResult limit = average_draws(std::move(*results));
-  return conclude(*checkpoint,
-                  deliver("run", limit, *first.module, limit.warnings, options, exit_code(limit)));
+  if (!limit) return conclude(*checkpoint, reject(limit.errors(), first.source), limit.errors());
+  return conclude(*checkpoint, deliver("run", *limit, *first.module, limit->warnings, options,
+                                       exit_code(*limit)));
 }
 
 int simulate(const Options& options) {
@@ -405,7 +441,10 @@ int simulate(const Options& options) {
 }
 
 int compare(const Options& options) {
-  if (options.fit_corrections && options.widths.size() < 2)
+  const bool measured = !options.against.empty();
+  if (options.widths.empty() && !measured)
+    return complain("compare needs --widths N,N,.., or --against FILE with measurements");
+  if (options.fit_corrections && options.widths.size() < 2 && !measured)
     return complain("--fit-corrections needs two widths or more");
   if (options.out.ends_with(".npz"))
     return complain("compare writes JSON: name another file than an .npz archive");
@@ -413,18 +452,17 @@ int compare(const Options& options) {
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
 
-  // Rough costs for the progress bar: lazy matrices make wide networks linear in the width.
-  const double limit_cost =
-      256.0 * static_cast<double>(options.evaluate.particles.value_or(kDefaultParticles)) *
-      options.evaluate.randomisations;
-  double total = limit_cost;
-  for (const std::int64_t width : options.widths)
-    total += static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) *
-             options.simulate.seeds;
-
-  const auto& given = options.evaluate.given;
-  const Result<Module> networks_of =
-      given ? conditioned(*loaded.module, *given) : Result<Module>(comparable(*loaded.module));
+  const Result<Module> networks_of = networks_module(loaded, options);
+  std::vector<SimulationResult> networks;
+  if (measured) {
+    if (!networks_of) return reject(networks_of.errors(), loaded.source);
+    Result<std::vector<SimulationResult>> read = read_measurements(
+        {options.against.begin(), options.against.end()}, *loaded.module, *networks_of);
+    if (!read) return reject(read.errors(), loaded.source);
+    if (options.fit_corrections && read->size() < 2)
+      return complain("--fit-corrections needs two widths or more");
+    networks = std::move(*read);
+  }
   std::optional<LimitResult> known;
   if (!options.limit.empty()) {
     std::variant<LimitResult, std::string> read =
@@ -436,34 +474,17 @@ int compare(const Options& options) {
   }
   Result<std::optional<Checkpoint>> checkpoint = open_checkpoint("compare", options, loaded);
   if (!checkpoint) return reject(checkpoint.errors(), loaded.source);
-  std::vector<SimulationResult> networks;
-  Result<LimitResult> limit = [&]() -> Result<LimitResult> {
+  Result<Comparison> compared = [&] {
     ProgressBar bar(show_progress(options));
-    Result<LimitResult> result = [&]() -> Result<LimitResult> {
-      if (known) return std::move(*known);
-      Result<std::vector<LimitResult>> one = evaluate_draws(
-          loaded, options, address(*checkpoint), bar, limit_cost / total, 1, Scalars::kFixed);
-      if (!one) return one.errors();
-      if (!(*one)[0].random_outputs) return std::move((*one)[0]);
-      // Networks have outputs of their own: their mean is set beside the mean over draws.
-      Result<std::vector<LimitResult>> all = evaluate_draws(loaded, options, address(*checkpoint),
-                                                            bar, 0, options.draws, Scalars::kFixed);
-      if (!all) return all.errors();
-      return mean_over_draws(average_draws(std::move(*all)));
-    }();
-    if (!result) return result;
-    if (!networks_of) return networks_of.errors();
-    SimulateOptions simulation = options.simulate;
-    simulation.checkpoint = address(*checkpoint);
-    simulation.progress = bar.stage("networks", 1 - limit_cost / total);
-    Result<std::vector<SimulationResult>> all =
-        tplimit::simulate(*networks_of, simulation, options.widths);
-    if (!all) return all.errors();
-    networks = std::move(*all);
-    return result;
+    if (measured)
+      return evaluate_against(loaded, options, std::move(known), std::move(networks),
+                              address(*checkpoint), bar);
+    return evaluate_compare(loaded, options, networks_of, std::move(known), address(*checkpoint),
+                            bar, 1.0);
   }();
-  if (!limit) return conclude(*checkpoint, reject(limit.errors(), loaded.source), limit.errors());
-  Comparison comparison = tplimit::compare(std::move(*limit), std::move(networks));
+  if (!compared)
+    return conclude(*checkpoint, reject(compared.errors(), loaded.source), compared.errors());
+  Comparison& comparison = *compared;
   comparison.show_corrections = options.fit_corrections;
   return conclude(*checkpoint, deliver("compare", comparison, *loaded.module,
                                        comparison.limit.warnings, options, exit_code(comparison)));

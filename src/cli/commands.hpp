@@ -46,6 +46,13 @@ struct Options {
   SimulateOptions simulate;
   std::vector<std::int64_t> widths;  ///< compare
   bool fit_corrections = false;      ///< compare
+  std::vector<std::pair<std::string, std::vector<std::string>>>
+      over;                          ///< sweep, extrapolate: constants and the values they take
+  std::string best;                  ///< sweep: a report; empty: none
+  bool highest = false;              ///< sweep: the largest is the best
+  int coordinate_steps = 4;          ///< coordcheck
+  int order = 1;                     ///< extrapolate: the leading power of 1/constant
+  std::vector<std::string> against;  ///< compare: files of measurements; empty: own networks
   int draws = 1;                     ///< run, compare
   std::string limit;                 ///< compare: a result of run --out; empty: computed
   std::string out;                   ///< JSON file, or .npz; empty: none
@@ -66,6 +73,9 @@ struct Options {
 int run(const Options& options);
 int simulate(const Options& options);
 int compare(const Options& options);
+int sweep(const Options& options);
+int extrapolate(const Options& options);
+int coordcheck(const Options& options);
 int check(const Options& options);
 int explain(const Options& options);
 int format(const Options& options);

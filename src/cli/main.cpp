@@ -1,5 +1,7 @@
 #include <malloc.h>
 
+#include <algorithm>
+#include <array>
 #include <cstdio>
 #include <exception>
 #include <limits>
@@ -227,8 +229,7 @@ void add_networks(CLI::App& app, Options& o, int seeds, int least_seeds) {
       small_count(least_seeds));
 }
 
-CLI::App& add_run(CLI::App& app, Options& o) {
-  CLI::App& own = *app.add_subcommand("run", "Compute the limit of infinite width");
+void add_run_options(CLI::App& own, Options& o) {
   add_program(own, o);
   add_limit(own, o, 1);
   add(own, "--draws", "K", o.draws,
@@ -236,6 +237,59 @@ CLI::App& add_run(CLI::App& app, Options& o) {
   add_running(own, o);
   add_plot(own, o);
   add_checkpoint(own, o);
+}
+
+CLI::App& add_run(CLI::App& app, Options& o) {
+  CLI::App& own = *app.add_subcommand("run", "Compute the limit of infinite width");
+  add_run_options(own, o);
+  return own;
+}
+
+/// Constants that take several values.
+void add_variation(CLI::App& own, const std::string& name, Options& o, const std::string& help) {
+  const auto take = [name, &o](const std::vector<std::string>& texts) {
+    for (const std::string& text : texts) {
+      auto axis = parse_values(name, text);
+      for (const auto& [earlier, values] : o.over)
+        if (earlier == axis.first)
+          throw CLI::ValidationError(name, fmt::format("'{}' is given twice", earlier));
+      o.over.push_back(std::move(axis));
+    }
+  };
+  own.add_option_function<std::vector<std::string>>(name, take, help)
+      ->type_name("NAME=VALUE,..")
+      ->allow_extra_args(false)
+      ->required();
+}
+
+CLI::App& add_sweep(CLI::App& app, Options& o) {
+  CLI::App& own = *app.add_subcommand(
+      "sweep", "Compute the limit for all combinations of values of some constants");
+  add_run_options(own, o);
+  add_variation(
+      own, "--over", o,
+      "A constant, or parametrization, and its values, as in eta=0.1,0.3; may be repeated");
+  own.add_option("--best", o.best, "Name the combination with the lowest value of this report")
+      ->type_name("REPORT");
+  own.add_flag("--highest", o.highest, "With --best: the highest value");
+  add(own, "--widths", "N,N,..", o.widths, "Networks of these widths beside the limit, as compare",
+      parse_widths);
+  add_networks(own, o, 8, 2);
+  own.get_option("--seeds")->needs(own.get_option("--widths"));
+  own.parse_complete_callback([&own, &o] {  // as compare
+    if (!o.widths.empty() && own.get_option("--draws")->empty()) o.draws = 64;
+  });
+  return own;
+}
+
+CLI::App& add_extrapolate(CLI::App& app, Options& o) {
+  CLI::App& own = *app.add_subcommand(
+      "extrapolate", "Compute the limit as a constant grows, or shrinks to 0, too");
+  add_run_options(own, o);
+  add_variation(own, "--in", o,
+                "A constant and its values, as in L=8,16,32 (to infinity) or dt=0.1,0.05 (to 0)");
+  add(own, "--order", "P", o.order,
+      "The leading power of 1/constant, or of a constant that shrinks; default 1", small_count(1));
   return own;
 }
 
@@ -257,7 +311,13 @@ CLI::App& add_compare(CLI::App& app, Options& o) {
   add_program(own, o);
   add(own, "--widths", "N,N,..", o.widths, "Widths of the networks, as in 128,512,2048",
       parse_widths);
-  own.get_option("--widths")->required();
+  CLI::Option* against =
+      own.add_option(
+             "--against", o.against,
+             "Instead of own networks: values that other code measured (.json, .npz, .csv); "
+             "may be repeated")
+          ->type_name("FILE")
+          ->allow_extra_args(false);
   own.add_flag("--fit-corrections", o.fit_corrections,
                "Show limit, coefficient of 1/n and n-scaled variance that the widths give");
   add_networks(own, o, 8, 2);
@@ -266,6 +326,8 @@ CLI::App& add_compare(CLI::App& app, Options& o) {
   add(own, "--draws", "K", o.draws,
       "Draws of random outputs of the limit, over which it is averaged; default 64",
       small_count(2));
+  for (const char* other : {"--widths", "--seeds", "--given"})
+    against->excludes(own.get_option(other));
   CLI::Option* known =
       own.add_option("--limit", o.limit,
                      "Take the limit from this result of run --out of the same program and data")
@@ -276,6 +338,22 @@ CLI::App& add_compare(CLI::App& app, Options& o) {
   add_running(own, o);
   add_plot(own, o);
   add_checkpoint(own, o);
+  return own;
+}
+
+CLI::App& add_coordcheck(CLI::App& app, Options& o) {
+  CLI::App& own = *app.add_subcommand(
+      "coordcheck",
+      "Sizes of all named values over the first steps, at several widths, beside what is counted");
+  add_program(own, o);
+  add(own, "--widths", "N,N,..", o.widths, "Widths of the networks; default 128,512,2048",
+      parse_widths);
+  o.widths = {128, 512, 2048};
+  add(own, "--steps", "T", o.coordinate_steps, "Steps of training; default 4", small_count(0));
+  add_networks(own, o, 4, 2);
+  add_limit(own, o, 2);
+  add_running(own, o);
+  add_plot(own, o);
   return own;
 }
 
@@ -335,6 +413,22 @@ CLI::App& add_library(CLI::App& app, Options& o) {
   return own;
 }
 
+struct Command {
+  CLI::App& (*declare)(CLI::App&, Options&);
+  int (*run)(const Options&);
+  bool shared;  ///< between the ranks of a job
+};
+constexpr std::array kCommands{Command{add_run, run, true},
+                               Command{add_simulate, simulate, true},
+                               Command{add_compare, compare, true},
+                               Command{add_sweep, sweep, true},
+                               Command{add_extrapolate, extrapolate, true},
+                               Command{add_coordcheck, coordcheck, true},
+                               Command{add_check, check, false},
+                               Command{add_explain, explain, true},
+                               Command{add_format, format, false},
+                               Command{add_library, library, false}};
+
 /// Parses, then runs the one command that was named.
 int dispatch(int argc, char** argv, const Communicator& ranks) {
   CLI::App app(
@@ -345,14 +439,9 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
   app.failure_message([](const CLI::App*, const CLI::Error& error) {
     return fmt::format("tplimit: {}\nRun with --help for more information.\n", error.what());
   });
-  Options for_run, for_simulate, for_compare, for_check, for_explain, for_format, for_library;
-  const CLI::App& run_app = add_run(app, for_run);
-  const CLI::App& simulate_app = add_simulate(app, for_simulate);
-  const CLI::App& compare_app = add_compare(app, for_compare);
-  const CLI::App& check_app = add_check(app, for_check);
-  const CLI::App& explain_app = add_explain(app, for_explain);
-  (void)add_format(app, for_format);
-  const CLI::App& library_app = add_library(app, for_library);
+  std::array<Options, kCommands.size()> all;
+  std::array<CLI::App*, kCommands.size()> apps{};
+  for (std::size_t k = 0; k < kCommands.size(); ++k) apps[k] = &kCommands[k].declare(app, all[k]);
 
   if (!as_on_first_rank(ranks, fmt::format("{}", fmt::join(argv + 1, argv + argc, "\n"))))
     throw RanksDiffer("its command line is not that of rank 0");
@@ -361,32 +450,25 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kDone : kUsage;
   }
-  for (Options* o : {&for_run, &for_simulate, &for_compare, &for_explain}) {
-    o->evaluate.seed = o->simulate.seed = o->lower.seed;
-    o->simulate.threads = o->evaluate.threads;
-    o->evaluate.single_precision = o->simulate.single_precision;
-    o->simulate.matrices = o->evaluate.matrices;
-    o->simulate.memory_bytes = o->evaluate.memory_bytes;
-    o->evaluate.ranks = o->simulate.ranks = &ranks;
-  }
-  for (Options* o : {&for_run, &for_simulate, &for_compare, &for_explain, &for_check})
-    o->command_line = fmt::format("tplimit {}", fmt::join(argv + 1, argv + argc, " "));
-  for (Options* o : {&for_run, &for_simulate, &for_compare, &for_explain, &for_check})
-    o->lower.memory_bytes =
-        o->evaluate.memory_bytes > 0 ? o->evaluate.memory_bytes : 0.8 * ranks.memory();
-  const auto observed = [&](int (*command)(const Options&), Options& o) {
-    if (ranks.rank() == 0) o.evaluate.observe = o.simulate.observe = o.passes->observer();
-    const int code = command(o);
-    o.passes->finish();
-    return code;
-  };
-  if (run_app) return observed(run, for_run);
-  if (simulate_app) return observed(simulate, for_simulate);
-  if (compare_app) return observed(compare, for_compare);
-  if (explain_app) return observed(explain, for_explain);
-  if (ranks.rank() > 0) return kDone;  // nothing to share
-  if (library_app) return library(for_library);
-  return check_app ? observed(check, for_check) : format(for_format);
+  const auto named = static_cast<std::size_t>(
+      std::find_if(apps.begin(), apps.end(), [](const CLI::App* own) { return own->parsed(); }) -
+      apps.begin());
+  const Command& command = kCommands.at(named);
+  Options& o = all[named];
+  o.evaluate.seed = o.simulate.seed = o.lower.seed;
+  o.simulate.threads = o.evaluate.threads;
+  o.evaluate.single_precision = o.simulate.single_precision;
+  o.simulate.matrices = o.evaluate.matrices;
+  o.simulate.memory_bytes = o.evaluate.memory_bytes;
+  o.evaluate.ranks = o.simulate.ranks = &ranks;
+  o.command_line = fmt::format("tplimit {}", fmt::join(argv + 1, argv + argc, " "));
+  o.lower.memory_bytes =
+      o.evaluate.memory_bytes > 0 ? o.evaluate.memory_bytes : 0.8 * ranks.memory();
+  if (ranks.rank() > 0 && !command.shared) return kDone;
+  if (ranks.rank() == 0) o.evaluate.observe = o.simulate.observe = o.passes->observer();
+  const int code = command.run(o);
+  o.passes->finish();
+  return code;
 }
 
 }  // namespace

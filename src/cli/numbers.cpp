@@ -98,4 +98,25 @@ std::pair<std::string, std::string> parse_assignment(const std::string& option,
   return {text.substr(0, sign), text.substr(sign + 1)};
 }
 
+std::pair<std::string, std::vector<std::string>> parse_values(const std::string& option,
+                                                              const std::string& text) {
+  const auto [name, list] = parse_assignment(option, text);
+  std::pair<std::string, std::vector<std::string>> out{name, {""}};
+  int depth = 0;
+  for (const char c : list) {
+    depth += c == '(' || c == '[' ? 1 : c == ')' || c == ']' ? -1 : 0;
+    if (c == ',' && depth == 0)
+      out.second.emplace_back();
+    else
+      out.second.back() += c;
+  }
+  for (std::size_t k = 0; k < out.second.size(); ++k) {
+    if (out.second[k].empty()) reject(option, text, "of the form NAME=VALUE,VALUE,..");
+    if (std::find(out.second.begin(), out.second.begin() + static_cast<std::ptrdiff_t>(k),
+                  out.second[k]) != out.second.begin() + static_cast<std::ptrdiff_t>(k))
+      throw CLI::ValidationError(option, fmt::format("value {} stands twice", out.second[k]));
+  }
+  return out;
+}
+
 }  // namespace tplimit::cli

@@ -31,4 +31,8 @@ std::uint64_t parse_seed(const std::string& option, const std::string& text);
 std::pair<std::string, std::string> parse_assignment(const std::string& option,
                                                      const std::string& text);
 
+/// "NAME=VALUE,VALUE,.."; commas within brackets separate no values.
+std::pair<std::string, std::vector<std::string>> parse_values(const std::string& option,
+                                                              const std::string& text);
+
 }  // namespace tplimit::cli

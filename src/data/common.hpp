@@ -49,9 +49,16 @@ inline std::string display_name(const std::filesystem::path& file) {
   return printable(file.string(), 1000);
 }
 
-/// A regular file, read by position.
+/// A regular file, or bytes that stand for one, read by position.
 class File {
  public:
+  static File of_bytes(std::string name, std::string bytes) {
+    File file;
+    file.name_ = std::move(name);
+    file.size_ = bytes.size();
+    file.bytes_ = std::move(bytes);
+    return file;
+  }
   /// Errors: E5101.
   static Result<File> open(const std::filesystem::path& path) {
     File file;
@@ -81,6 +88,10 @@ class File {
   /// Fills `bytes` from `position` on; false if the file has no such bytes.
   [[nodiscard]] bool read(std::uint64_t position, char* bytes, std::size_t count) {
     if (position > size_ || count > size_ - position) return false;
+    if (!bytes_.empty()) {
+      bytes_.copy(bytes, count, static_cast<std::size_t>(position));
+      return true;
+    }
     stream_.clear();
     stream_.seekg(static_cast<std::streamoff>(position));
     stream_.read(bytes, static_cast<std::streamsize>(count));
@@ -95,12 +106,13 @@ class File {
  private:
   std::string name_;
   std::uint64_t size_ = 0;
+  std::string bytes_;  ///< of those; empty: of a file
   std::ifstream stream_;
 };
 
 /// Runs a reader; running out of memory becomes E5101.
-template <class Reader>
-Result<DataSet> within_memory(const std::filesystem::path& path, const Reader& reader) {
+template <class Out = DataSet, class Reader>
+Result<Out> within_memory(const std::filesystem::path& path, const Reader& reader) {
   const auto too_large = [&] {
     return file_error("E5101", fmt::format("{}: does not fit into memory", display_name(path)),
                       "read fewer samples with rows = a..b");
@@ -410,5 +422,8 @@ inline std::string archive_hint(std::string_view start) {
     return "it is a zip or npz archive: unpack it first and name the array file";
   return {};
 }
+
+/// The array of an npy file that stands in memory; a number has no axes.  Errors: as read_npy.
+Result<Array> array_in_npy(std::string name, std::string bytes);
 
 }  // namespace tplimit::data_files

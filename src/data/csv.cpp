@@ -214,6 +214,11 @@ class Reader {
   Reader(const std::string& name, std::string_view content, const DataOptions& options)
       : name_(name), options_(options), records_(content) {}
 
+  Result<std::vector<std::string>> names() {
+    if (auto error = read_header()) return *error;
+    return header_;
+  }
+
   Result<DataSet> read() {
     if (auto error = read_header()) return *error;
     auto chosen = choose_columns(name_, header_, options_);
@@ -363,7 +368,9 @@ class Reader {
   std::vector<double> targets_;
 };
 
-Result<DataSet> read(const std::filesystem::path& path, const DataOptions& options) {
+/// `with(reader)` for what the file holds.
+template <class Out, class With>
+Result<Out> read(const std::filesystem::path& path, const DataOptions& options, const With& with) {
   auto opened = data_files::File::open(path);
   if (!opened) return opened.errors();
   data_files::File file = std::move(opened).value();
@@ -382,13 +389,22 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
                       std::move(help));
   }
   if (content.starts_with("\xEF\xBB\xBF")) content.remove_prefix(3);  // byte order mark
-  return Reader(name, content, options).read();
+  Reader reader(name, content, options);
+  return with(reader);
 }
 
 }  // namespace
 
 Result<DataSet> read_csv(const std::filesystem::path& file, const DataOptions& options) {
-  return data_files::within_memory(file, [&] { return read(file, options); });
+  return data_files::within_memory<DataSet>(file, [&] {
+    return read<DataSet>(file, options, [](Reader& reader) { return reader.read(); });
+  });
+}
+
+Result<std::vector<std::string>> csv_columns(const std::filesystem::path& file) {
+  using Names = std::vector<std::string>;
+  return data_files::within_memory<Names>(
+      file, [&] { return read<Names>(file, {}, [](Reader& reader) { return reader.names(); }); });
 }
 
 }  // namespace tplimit

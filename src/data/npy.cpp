@@ -107,10 +107,8 @@ std::optional<Element> element_of(std::string_view descr) {
   }
 }
 
-Result<DataSet> read(const std::filesystem::path& path, const DataOptions& options) {
-  auto opened = File::open(path);
-  if (!opened) return opened.errors();
-  File file = std::move(opened).value();
+/// What the header says.
+Result<data_files::Layout> read_layout(File& file) {
   const auto malformed = [&](std::string_view what,
                              std::string help = "write it again with numpy.save") {
     return data_files::file_error(
@@ -179,11 +177,31 @@ Result<DataSet> read(const std::filesystem::path& path, const DataOptions& optio
     return malformed(
         fmt::format("its header is not understood: {}", data_files::printable(text, 80)));
   }
-  return data_files::read_array(
-      file, {*shape, *element, header_begin + length, *fortran_order, "E5111"}, options);
+  return data_files::Layout{*shape, *element, header_begin + length, *fortran_order, "E5111"};
+}
+
+Result<DataSet> read(const std::filesystem::path& path, const DataOptions& options) {
+  auto opened = File::open(path);
+  if (!opened) return opened.errors();
+  File file = std::move(opened).value();
+  const auto layout = read_layout(file);
+  if (!layout) return layout.errors();
+  return data_files::read_array(file, *layout, options);
 }
 
 }  // namespace
+
+Result<Array> data_files::array_in_npy(std::string name, std::string bytes) {
+  File file = File::of_bytes(std::move(name), std::move(bytes));
+  auto layout = read_layout(file);
+  if (!layout) return layout.errors();
+  const bool number = layout->shape.empty();
+  if (number) layout->shape = {1};
+  Result<DataSet> read = read_array(file, *layout, {});
+  if (!read) return read.errors();
+  if (number) read->features.shape.clear();
+  return std::move(read->features);
+}
 
 Result<DataSet> read_npy(const std::filesystem::path& file, const DataOptions& options) {
   return data_files::within_memory(file, [&] { return read(file, options); });

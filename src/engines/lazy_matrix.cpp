@@ -214,7 +214,7 @@ Block LazyMatrix::columns_of_all_ranks(const Panel& panel) const {
 ///     = N + Qd (Xb - N' Qd)' / M + (Xf - N Qx + Qd <N' Qd, Qx>) Qx' / M.
 /// (Xf is orthogonal to the Qd, and Xb to the Qx, that were there before.)
 void LazyMatrix::store() {
-  gaussian_ = arrays_.normals(settings_.key);
+  gaussian_ = arrays_.drawn(settings_.key, ir::EntryLaw::kNormal);
   const Block qx = columns_of_all_ranks(directions(0)), qd = columns_of_all_ranks(directions(1)),
               xf = columns_of_all_ranks(sides_[0].f), xb = columns_of_all_ranks(sides_[1].f);
   Block right(rows_, qd.columns()), left(rows_, qx.columns());

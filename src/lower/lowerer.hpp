@@ -144,6 +144,13 @@ class Lowerer {
   std::vector<Value> read_data(const ast::Call& call, const ast::Data& s);
   Value opaque(Value value);
   Value named(Value value, Span name);
+  struct SetValue {
+    std::string text;  ///< as on the command line
+    ast::ExprPtr value;
+  };
+  std::optional<SetValue> set_on_command_line(const std::string& name, Span place);
+  static void blame(Rejection& rejection, const SetValue& set, Span place);
+  void choose_parametrization(const ast::Expr& value);
   std::optional<Role> role_of(const ast::Param& s, const Axes& axes, const Value& rate);
   [[nodiscard]] Abc effective(Role role, bool has_width, bool first, bool entrywise) const;
   Value rate_of(const Variable& variable, Span span, bool entrywise = false);

@@ -72,9 +72,13 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
   for (const auto& [name, value] : options_.constants)
     if (!used_constants_.contains(name) && errors_.empty())
       errors_.push_back(
-          Diagnostic::error("E2114",
-                            fmt::format("--set {}: the program has no constant '{}'", name, name))
-              .with_help(names_of(Kind::kConst, "its constants: ")));
+          name == "parametrization"
+              ? Diagnostic::error("E2114", "--set parametrization: the program chooses none")
+                    .with_help("write for example: parametrization mup, above the first parameter, "
+                               "and a role for every parameter")
+              : Diagnostic::error(
+                    "E2114", fmt::format("--set {}: the program has no constant '{}'", name, name))
+                    .with_help(names_of(Kind::kConst, "its constants: ")));
   for (const auto& [name, value] : options_.data_files)
     if (!used_data_.contains(name) && errors_.empty())
       errors_.push_back(
@@ -299,24 +303,35 @@ void Lowerer::rebind(const ast::Identifier& name, Value value, Span span) {
 // ---- declarations
 // ----------------------------------------------------------------------------------
 
+/// What --set gives in place of what the program says; `place`: where it says that.
+std::optional<Lowerer::SetValue> Lowerer::set_on_command_line(const std::string& name, Span place) {
+  const auto set = std::find_if(options_.constants.rbegin(), options_.constants.rend(),
+                                [&](const auto& c) { return c.first == name; });
+  if (set == options_.constants.rend()) return std::nullopt;
+  used_constants_.insert(name);
+  const Source given("--set", "const value = " + set->second);
+  auto parsed = parse_syntax(given);
+  if (!parsed || parsed->statements.size() != 1)
+    fail("E2121", fmt::format("--set {}={} is not an expression", name, set->second), place,
+         "this is set on the command line");
+  return SetValue{fmt::format("--set {}={}", name, set->second),
+                  std::move(std::get<ast::Const>(parsed->statements[0].node).value)};
+}
+
+/// A fault of what --set gives is shown at the place in the program.
+void Lowerer::blame(Rejection& rejection, const SetValue& set, Span place) {
+  rejection.diagnostic.span = place;
+  rejection.diagnostic.message = fmt::format("{}: {}", set.text, rejection.diagnostic.message);
+}
+
 void Lowerer::on(const ast::Const& s, Span span) {
   check_top_level("constants are declared", span, ", or write an assignment without 'const'");
   Value value;
-  const auto set = std::find_if(options_.constants.rbegin(), options_.constants.rend(),
-                                [&](const auto& c) { return c.first == s.name.name; });
-  if (set != options_.constants.rend()) {
-    used_constants_.insert(s.name.name);
-    const Source given("--set", "const value = " + set->second);
-    auto parsed = parse_syntax(given);
-    if (!parsed || parsed->statements.size() != 1)
-      fail("E2121", fmt::format("--set {}={} is not an expression", s.name.name, set->second),
-           s.name.span, "this constant is set on the command line");
+  if (const auto set = set_on_command_line(s.name.name, s.name.span)) {
     try {
-      value = evaluate(*std::get<ast::Const>(parsed->statements[0].node).value);
+      value = evaluate(*set->value);
     } catch (Rejection& r) {
-      r.diagnostic.span = s.name.span;
-      r.diagnostic.message =
-          fmt::format("--set {}={}: {}", s.name.name, set->second, r.diagnostic.message);
+      blame(r, *set, s.name.span);
       throw;
     }
   } else {
@@ -1057,20 +1072,36 @@ void Lowerer::on(const ast::Parametrization& s, Span span) {
   if (parameter != variable_order_.end())
     fail("E2140", "the parametrization stands before the first parameter", span,
          fmt::format("'{}' is declared above", *parameter), "move this line up");
+  const auto set = set_on_command_line("parametrization", s.value->span);
+  if (!set) {
+    choose_parametrization(*s.value);
+    return;
+  }
+  try {
+    choose_parametrization(*set->value);
+  } catch (Rejection& r) {
+    blame(r, *set, s.value->span);
+    throw;
+  }
+}
+
+void Lowerer::choose_parametrization(const ast::Expr& value) {
   const auto known = [&] {
     return fmt::format("known: {}, or abc(a = .., b = .., c = ..), abcd(.., d = ..)",
                        fmt::join(known_parametrizations(), ", "));
   };
-  if (const auto* name = std::get_if<ast::Name>(&s.value->node)) {
+  if (const auto* name = std::get_if<ast::Name>(&value.node)) {
     parametrization_ = known_parametrization(name->name, false);
     if (!parametrization_) {
       std::string help = did_you_mean(name->name, known_parametrizations());
-      fail("E2141", fmt::format("unknown parametrization '{}'", name->name), s.value->span, "",
+      fail("E2141", fmt::format("unknown parametrization '{}'", name->name), value.span, "",
            help.empty() ? known() : help);
     }
     return;
   }
-  const auto& call = std::get<ast::Call>(s.value->node);
+  if (!std::holds_alternative<ast::Call>(value.node))
+    fail("E2141", "a parametrization is a name or a call", value.span, "", known());
+  const auto& call = std::get<ast::Call>(value.node);
   const bool entrywise = call.callee.name == "abcd";
   const char* letters = entrywise ? "abcd" : "abc";
   const char* form = entrywise ? "for instance abcd(a = (0, 0, 1), b = (0, 1/2, 0), c = (0, 1, 0), "
@@ -1114,8 +1145,8 @@ void Lowerer::on(const ast::Parametrization& s, Span span) {
     }
   }
   if (given.size() != std::string(letters).size())
-    fail("E2142", entrywise ? "abcd needs a, b, c and d" : "abc needs a, b and c", s.value->span,
-         "", form);
+    fail("E2142", entrywise ? "abcd needs a, b, c and d" : "abc needs a, b and c", value.span, "",
+         form);
   parametrization_ = out;
 }
 

@@ -420,6 +420,7 @@ std::vector<Chart> charts_of(const ReportResult& r, const ReportForm& form) {
 std::vector<Chart> charts_of(const Comparison& all, std::size_t report, const ReportForm& form) {
   const ReportResult& r = all.limit.reports[report];
   if (all.networks.empty() || r.value.empty()) return {};
+  if (all.networks.back().runs[report].empty()) return charts_of(r, form);  // not measured
   if (!r.shape.empty() && (form.bins || r.method == Method::kSamples))
     return {histogram(all, report, form.bins)};
   std::vector<Chart> out;

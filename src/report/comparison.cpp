@@ -75,6 +75,9 @@ Comparison compare(LimitResult limit, std::vector<SimulationResult> networks) {
     const ReportResult& report = limit.reports[k];
     out.reports.emplace_back();
     if (report.method == Method::kSamples) continue;
+    if (std::any_of(networks.begin(), networks.end(),
+                    [&](const SimulationResult& width) { return width.runs.at(k).empty(); }))
+      continue;
     TPLIMIT_CHECK(report.error.size() == report.value.size(), "an error for every number of '{}'",
                   report.name);
     std::vector<WidthSamples> samples;

@@ -137,4 +137,9 @@ Document document_of(const CoordinateCheck& check, const ProgramInfo& program) {
   return out;
 }
 
+std::string to_text(const CoordinateCheck& check, const ProgramInfo& program,
+                    const TextOptions& options) {
+  return to_text(document_of(check, program), options);
+}
+
 }  // namespace tplimit

@@ -396,6 +396,16 @@ Tone tone_of(Verdict verdict) {
   return Tone::kNone;
 }
 
+/// How many networks of other code, of which widths.
+std::string measured_text(const std::vector<SimulationResult>& networks) {
+  std::string out;
+  for (const SimulationResult& width : networks)
+    out +=
+        fmt::format("{}{} of width {}", out.empty() ? "networks, measured by other code: " : ", ",
+                    plural(width.seeds, "seed"), width.width);
+  return out;
+}
+
 Section section_of(const ReportResult& r, const std::optional<Convergence>& c,
                    const Comparison& all, const ProgramInfo& program, ShownEntries which) {
   Section out{{heading_of(r)}};
@@ -404,8 +414,10 @@ Section section_of(const ReportResult& r, const std::optional<Convergence>& c,
     return chart::charts_of(all, report, form);
   }};
   if (!c) {
+    const bool draws = r.method == Method::kSamples;
     out.blocks.emplace_back(
-        Note{"not compared: draws of coordinates differ from network to network"});
+        Note{draws ? "not compared: draws of coordinates differ from network to network"
+                   : "not measured"});
     out.blocks.emplace_back(drawing);
     return out;
   }
@@ -480,7 +492,9 @@ Document document_of(const Comparison& all, const ProgramInfo& program, ShownEnt
                     width.engine.single_precision ? " in single precision" : "");
   }
   std::vector<std::string> lines{fmt::format("limit: {}", particles_text(all.limit.engine))};
-  if (!all.networks.empty())
+  if (!all.networks.empty() && words::measured(all.networks[0]))
+    lines.push_back(measured_text(all.networks));
+  else if (!all.networks.empty())
     lines.push_back(fmt::format("networks: {} at each width ({})",
                                 plural(all.networks[0].seeds, "seed"), widths));
   Document out =

@@ -7,6 +7,8 @@
 #include <nlohmann/json.hpp>
 
 #include "report/words.hpp"
+#include "tplimit/report/extrapolation.hpp"
+#include "tplimit/report/sweep.hpp"
 
 namespace tplimit {
 namespace {
@@ -180,6 +182,12 @@ void finish(Json& out, const Diagnostics& warnings, const Source& source, double
   out["peak_memory_bytes"] = static_cast<std::uint64_t>(bytes);
 }
 
+Json complete_json(const LimitResult& limit, const ProgramInfo& program, bool arrays = true) {
+  Json out = limit_json(limit, program, arrays);
+  finish(out, limit.warnings, program.source, limit.time_s, limit.peak_memory_bytes);
+  return out;
+}
+
 Json slope_json(const std::optional<SlopeFit>& fit) {
   if (!fit) return nullptr;
   return {{"slope", number(fit->slope)}, {"error", number(fit->error)}};
@@ -228,9 +236,7 @@ Json convergence_json(const ReportResult& r, const Convergence& c, const Compari
 const char* version() { return TPLIMIT_VERSION; }
 
 std::string to_json(const LimitResult& limit, const ProgramInfo& program, bool arrays) {
-  Json out = limit_json(limit, program, arrays);
-  finish(out, limit.warnings, program.source, limit.time_s, limit.peak_memory_bytes);
-  return to_string(out);
+  return to_string(complete_json(limit, program, arrays));
 }
 
 namespace {
@@ -414,7 +420,9 @@ std::string to_json(const SimulationResult& networks, const ProgramInfo& program
   return to_string(out);
 }
 
-std::string to_json(const Comparison& all, const ProgramInfo& program) {
+namespace {
+
+Json comparison_json(const Comparison& all, const ProgramInfo& program) {
   Json out = limit_json(all.limit, program);
   Json networks = Json::array(), reports = Json::array();
   double time_s = all.limit.time_s, bytes = all.limit.peak_memory_bytes;
@@ -432,6 +440,96 @@ std::string to_json(const Comparison& all, const ProgramInfo& program) {
       reports.push_back(convergence_json(all.limit.reports[k], *all.reports[k], all));
   out["compare"] = {{"verdict", word(all.verdict)}, {"networks", networks}, {"reports", reports}};
   finish(out, all.limit.warnings, program.source, time_s, bytes);
+  return out;
+}
+
+/// What `run` or `compare` writes for one combination, or why it was refused.
+Json row_json(const SweepRow& row, const std::vector<SweepAxis>& axes) {
+  Json set = Json::object();
+  for (std::size_t k = 0; k < axes.size(); ++k) set[axes[k].name] = row.values[k];
+  Json out{{"set", std::move(set)}, {"errors", nullptr}, {"result", nullptr}};
+  if (const Diagnostics* errors = row.refusal())
+    out["errors"] = warnings_json(*errors, row.program.source);
+  else if (const Comparison* compared = row.comparison())
+    out["result"] = comparison_json(*compared, row.program);
+  else
+    out["result"] = complete_json(*row.limit(), row.program);
+  return out;
+}
+
+}  // namespace
+
+std::string to_json(const Comparison& all, const ProgramInfo& program) {
+  return to_string(comparison_json(all, program));
+}
+
+std::string to_json(const Sweep& sweep, const ProgramInfo& program) {
+  Json out = head(program), own = Json::object();
+  own["over"] = Json::array();
+  for (const SweepAxis& axis : sweep.axes)
+    own["over"].push_back({{"name", axis.name}, {"values", axis.values}});
+  own["best"] = nullptr;
+  if (sweep.goal)
+    if (const auto best = best_of(sweep))
+      own["best"] = {{"report", sweep.goal->report},
+                     {"highest", sweep.goal->highest},
+                     {"row", best->best},
+                     {"ties", best->ties},
+                     {"errors_known", best->errors_known}};
+  own["rows"] = Json::array();
+  for (const SweepRow& row : sweep.rows) own["rows"].push_back(row_json(row, sweep.axes));
+  out["sweep"] = std::move(own);
+  out["time_s"] = number(sweep.time_s);
+  return to_string(out);
+}
+
+namespace {
+
+Json estimate_json(const std::optional<Estimate>& x) {
+  if (!x) return nullptr;
+  return {{"value", number(x->value)}, {"stderr", number(x->error)}};
+}
+
+Json entry_json(const ExtrapolatedEntry& entry) {
+  const auto list = [](const std::vector<double>& values) {
+    Json out = Json::array();
+    for (const double x : values) out.push_back(number(x));
+    return out;
+  };
+  const Extrapolation& x = entry.limit;
+  Json out{{"label", entry.label},
+           {"values", list(entry.values)},
+           {"stderr", entry.errors.empty() ? Json(nullptr) : list(entry.errors)},
+           {"value", number(x.value)},
+           {"sampling_error", x.sampling_error ? number(*x.sampling_error) : Json(nullptr)},
+           {"extrapolation_error", number(x.extrapolation_error)},
+           {"order_seen", estimate_json(x.order)},
+           {"order_agrees", x.order_agrees},
+           {"slope", nullptr}};
+  if (entry.power) {
+    out["slope"] = estimate_json(entry.power->slope);
+    out["slope"]["chi2_per_dof"] =
+        entry.power->chi2_per_dof ? number(*entry.power->chi2_per_dof) : Json(nullptr);
+  }
+  return out;
+}
+
+}  // namespace
+
+std::string to_json(const ExtrapolationResult& result, const ProgramInfo& program) {
+  Json out = head(program), reports = Json::array();
+  for (const ExtrapolatedReport& report : result.reports) {
+    Json entries = Json::array();
+    for (const ExtrapolatedEntry& entry : report.entries) entries.push_back(entry_json(entry));
+    reports.push_back({{"name", report.name}, {"entries", std::move(entries)}});
+  }
+  out["extrapolate"] = {{"constant", result.constant},
+                        {"values", result.texts},
+                        {"step", (result.growing ? "1/" : "") + result.constant},
+                        {"order", result.order},
+                        {"reports", std::move(reports)},
+                        {"left_out", result.left_out}};
+  out["time_s"] = number(result.time_s);
   return to_string(out);
 }
 

@@ -31,11 +31,18 @@ inline const char* word(ExpectStatus status) {
   return "?";
 }
 
+/// Of other code than this (driver/measurements.hpp).
+inline bool measured(const SimulationResult& networks) {
+  return networks.engine.name == "measurements";
+}
+
 inline const char* precision(const SimulationResult& networks) {
+  if (measured(networks)) return "unknown";
   return networks.engine.single_precision ? "single" : "double";
 }
 
 inline const char* matrices(const SimulationResult& networks) {
+  if (measured(networks)) return "measured";
   return networks.dense ? "dense" : "lazy";
 }
 

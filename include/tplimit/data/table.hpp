@@ -64,6 +64,18 @@ Result<DataSet> read_csv(const std::filesystem::path& file, const DataOptions& o
 /// (objects, records, complex, strings, float16).
 Result<DataSet> read_npy(const std::filesystem::path& file, const DataOptions& options);
 
+/// The names of the columns of a csv file.  Errors: E5101 to E5103.
+Result<std::vector<std::string>> csv_columns(const std::filesystem::path& file);
+
+struct NamedArray {
+  std::string name;
+  Array array;
+};
+/// NumPy .npz archives, stored or deflated: all arrays, as read_npy takes them; a number has no
+/// axes. Other members are passed over.  Errors: E5101; E5105, E5111, E5112 of an array; E5114 not
+/// a zip archive, truncated, damaged, encrypted, or otherwise compressed.
+Result<std::vector<NamedArray>> read_npz(const std::filesystem::path& file);
+
 /// IDX (the MNIST format): types 0x08, 0x09, 0x0B, 0x0C, 0x0D, 0x0E, big-endian.
 /// Errors: E5101, E5105, E5107, E5108; E5113 not an idx file, truncated, longer than its header
 /// says, or without values.

@@ -13,7 +13,7 @@ struct Comparison {
   LimitResult limit;
   std::vector<SimulationResult> networks;  ///< one per width, ascending
   std::vector<std::optional<Convergence>>
-      reports;  ///< one per report of the limit; none for draws of coordinates
+      reports;  ///< one per report of the limit; none for draws, and without runs
   Verdict verdict = Verdict::kInconclusive;  ///< over all reports
   bool show_corrections = false;             ///< in text and JSON: the Corrections of every entry
 };

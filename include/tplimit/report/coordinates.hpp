@@ -9,6 +9,7 @@
 #include "tplimit/report/document.hpp"
 #include "tplimit/report/program_info.hpp"
 #include "tplimit/report/results.hpp"
+#include "tplimit/report/text.hpp"
 #include "tplimit/support/exponent.hpp"
 
 /// Coordinate check: how large every named value is over the first steps at several widths, beside
@@ -45,5 +46,7 @@ Growth growth(const CoordinateSize& value, std::size_t step);
 [[nodiscard]] const char* to_string(Growth growth);  ///< "faster than counted"; kUnknown: ""
 
 document::Document document_of(const CoordinateCheck& check, const ProgramInfo& program);
+std::string to_text(const CoordinateCheck& check, const ProgramInfo& program,
+                    const TextOptions& options = {});
 
 }  // namespace tplimit

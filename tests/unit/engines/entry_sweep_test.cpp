@@ -62,7 +62,7 @@ TYPED_TEST(EntrySweeps, DoWhatAnOptimiserDoesEntryByEntry) {
     const Matrix dm = normals(n, 2, 1), xm = normals(n, 2, 2), tanh = dm.array().tanh().matrix();
     std::map<std::uint32_t, Block> blocks;
     std::map<std::uint32_t, std::shared_ptr<Slabs>> entries;
-    entries[w0.value] = arrays.normals(7);
+    entries[w0.value] = arrays.drawn(7, ir::EntryLaw::kNormal);
     const Matrix start = entries_of(arrays, *entries[w0.value], n);
     int sweeps = 0;
     for (const Plan::Step& step : schedule.plan.steps) {
