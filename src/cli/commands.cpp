@@ -97,6 +97,11 @@ std::vector<ReportForm> forms_of(const ir::Program& program) {
 
 }  // namespace
 
+void fit_widths(std::vector<std::int64_t>& widths, const Module& module) {
+  const std::int64_t units = module.program.width_units;
+  for (std::int64_t& width : widths) width = (width + units - 1) / units * units;
+}
+
 ProgramInfo info(const Module& module, const Options& options) {
   ProgramInfo out{module.source,
                   module.sha256,
@@ -421,10 +426,16 @@ int run(const Options& options) {
                                        exit_code(*limit)));
 }
 
-int simulate(const Options& options) {
+int simulate(const Options& given) {
+  Options options = given;
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
+  if (options.simulate.width == 0) {
+    std::vector<std::int64_t> usual{512};
+    fit_widths(usual, *loaded.module);
+    options.simulate.width = usual[0];
+  }
   Result<std::optional<Checkpoint>> checkpoint = open_checkpoint("simulate", options, loaded);
   if (!checkpoint) return reject(checkpoint.errors(), loaded.source);
   const Result<SimulationResult> networks = [&] {
@@ -440,10 +451,10 @@ int simulate(const Options& options) {
                                        options, kDone));
 }
 
-int compare(const Options& options) {
-  const bool measured = !options.against.empty();
-  if (options.widths.empty() && !measured)
-    return complain("compare needs --widths N,N,.., or --against FILE with measurements");
+int compare(const Options& given) {
+  Options options = given;
+  const bool measured = !options.against.empty(), usual = options.widths.empty() && !measured;
+  if (usual) options.widths = kUsualWidths;
   if (options.fit_corrections && options.widths.size() < 2 && !measured)
     return complain("--fit-corrections needs two widths or more");
   if (options.out.ends_with(".npz"))
@@ -451,6 +462,7 @@ int compare(const Options& options) {
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
+  if (usual) fit_widths(options.widths, *loaded.module);
 
   const Result<Module> networks_of = networks_module(loaded, options);
   std::vector<SimulationResult> networks;

@@ -59,6 +59,7 @@ struct Options {
   std::string html;                  ///< page; empty: none
   std::string plot;                  ///< Vega-Lite; empty: none
   std::string command_line;          ///< as it was given, for pages
+  std::string folder;                ///< gallery; empty: the entry's name
   std::string checkpoint;            ///< folder; empty: none
   double checkpoint_interval = 60;   ///< seconds
   bool quiet = false, full = false;
@@ -70,12 +71,16 @@ struct Options {
   bool in_place = false, only_check = false;  ///< fmt
 };
 
+/// Parses the words behind `tplimit`, then runs the one command that they name.
+int dispatch(const std::vector<std::string>& words, const Communicator& ranks);
+
 int run(const Options& options);
 int simulate(const Options& options);
 int compare(const Options& options);
 int sweep(const Options& options);
 int extrapolate(const Options& options);
 int coordcheck(const Options& options);
+int gallery(const Options& options);
 int check(const Options& options);
 int explain(const Options& options);
 int format(const Options& options);

@@ -11,10 +11,11 @@
 #include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
-#include "cli/commands.hpp"
 #include "cli/numbers.hpp"
+#include "cli/shared.hpp"
 #include "parallel/session.hpp"
 #include "tplimit/report/json.hpp"
+#include "tplimit/support/similar.hpp"
 
 namespace tplimit::cli {
 namespace {
@@ -296,8 +297,8 @@ CLI::App& add_extrapolate(CLI::App& app, Options& o) {
 CLI::App& add_simulate(CLI::App& app, Options& o) {
   CLI::App& own = *app.add_subcommand("simulate", "Run finite networks of one width");
   add_program(own, o);
-  add(own, "--width", "N", o.simulate.width, "Width of the networks", count(1, kWidest));
-  own.get_option("--width")->required();
+  add(own, "--width", "N", o.simulate.width, "Width of the networks; default 512",
+      count(1, kWidest));
   add_networks(own, o, 1, 1);
   add_running(own, o);
   add_plot(own, o);
@@ -309,7 +310,7 @@ CLI::App& add_compare(CLI::App& app, Options& o) {
   CLI::App& own =
       *app.add_subcommand("compare", "Set finite networks beside the limit: do they tend to it?");
   add_program(own, o);
-  add(own, "--widths", "N,N,..", o.widths, "Widths of the networks, as in 128,512,2048",
+  add(own, "--widths", "N,N,..", o.widths, "Widths of the networks; default 128,512,2048",
       parse_widths);
   CLI::Option* against =
       own.add_option(
@@ -348,7 +349,6 @@ CLI::App& add_coordcheck(CLI::App& app, Options& o) {
   add_program(own, o);
   add(own, "--widths", "N,N,..", o.widths, "Widths of the networks; default 128,512,2048",
       parse_widths);
-  o.widths = {128, 512, 2048};
   add(own, "--steps", "T", o.coordinate_steps, "Steps of training; default 4", small_count(0));
   add_networks(own, o, 4, 2);
   add_limit(own, o, 2);
@@ -418,6 +418,16 @@ struct Command {
   int (*run)(const Options&);
   bool shared;  ///< between the ranks of a job
 };
+CLI::App& add_gallery(CLI::App& app, Options& o) {
+  CLI::App& own = *app.add_subcommand(
+      "gallery", "List results of the literature, or compute one and write its page");
+  own.add_option("NAME", o.files, "The entry; none: list them")->expected(0, 1)->type_name("");
+  own.add_option("--folder", o.folder, "Where the program and its pages go; default NAME")
+      ->type_name("FOLDER");
+  own.add_flag("--quiet", o.quiet, "Print the results of its commands only");
+  return own;
+}
+
 constexpr std::array kCommands{Command{add_run, run, true},
                                Command{add_simulate, simulate, true},
                                Command{add_compare, compare, true},
@@ -427,10 +437,40 @@ constexpr std::array kCommands{Command{add_run, run, true},
                                Command{add_check, check, false},
                                Command{add_explain, explain, true},
                                Command{add_format, format, false},
+                               Command{add_gallery, gallery, true},
                                Command{add_library, library, false}};
 
-/// Parses, then runs the one command that was named.
-int dispatch(int argc, char** argv, const Communicator& ranks) {
+/// A command or an option that there is none of, in a sentence; CLI11 takes the value of an unknown
+/// option for a second FILE.
+std::string unknown_word(const std::vector<std::string>& words,
+                         const std::vector<CLI::App*>& apps) {
+  const auto said = [](std::string fault, const std::string& word,
+                       const std::vector<std::string>& known) {
+    const std::string near = did_you_mean(word, known);
+    return fault +
+           (near.empty() ? fmt::format(": there are {}", fmt::join(known, ", ")) : ": " + near);
+  };
+  if (words.empty() || words[0].starts_with('-')) return "";
+  std::vector<std::string> names;
+  for (const CLI::App* app : apps) {
+    names.push_back(app->get_name());
+    if (app->get_name() != words[0]) continue;
+    std::vector<std::string> options;
+    for (const CLI::Option* option : app->get_options())
+      for (const std::string& name : option->get_lnames()) options.push_back("--" + name);
+    for (const std::string& word : words)
+      if (const std::string name = word.substr(0, word.find('='));
+          name.size() > 2 && name.starts_with("--") &&
+          std::find(options.begin(), options.end(), name) == options.end())
+        return said(fmt::format("{} has no option '{}'", words[0], name), name, options);
+    return "";
+  }
+  return said(fmt::format("there is no command '{}'", words[0]), words[0], names);
+}
+
+}  // namespace
+
+int dispatch(const std::vector<std::string>& words, const Communicator& ranks) {
   CLI::App app(
       "Infinite-width limits of neural networks, with error bars, and finite networks beside them",
       "tplimit");
@@ -440,13 +480,20 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
     return fmt::format("tplimit: {}\nRun with --help for more information.\n", error.what());
   });
   std::array<Options, kCommands.size()> all;
-  std::array<CLI::App*, kCommands.size()> apps{};
-  for (std::size_t k = 0; k < kCommands.size(); ++k) apps[k] = &kCommands[k].declare(app, all[k]);
+  std::vector<CLI::App*> apps;
+  for (std::size_t k = 0; k < kCommands.size(); ++k)
+    apps.push_back(&kCommands[k].declare(app, all[k]));
 
-  if (!as_on_first_rank(ranks, fmt::format("{}", fmt::join(argv + 1, argv + argc, "\n"))))
+  if (!as_on_first_rank(ranks, fmt::format("{}", fmt::join(words, "\n"))))
     throw RanksDiffer("its command line is not that of rank 0");
+  if (words.empty()) {
+    fmt::print("{}", app.help());
+    return kUsage;
+  }
+  if (const std::string unknown = unknown_word(words, apps); !unknown.empty())
+    return complain(unknown);
   try {
-    app.parse(argc, argv);
+    app.parse(std::vector<std::string>(words.rbegin(), words.rend()));  // it takes the last first
   } catch (const CLI::ParseError& error) {
     return app.exit(error) == 0 ? kDone : kUsage;
   }
@@ -461,7 +508,7 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
   o.simulate.matrices = o.evaluate.matrices;
   o.simulate.memory_bytes = o.evaluate.memory_bytes;
   o.evaluate.ranks = o.simulate.ranks = &ranks;
-  o.command_line = fmt::format("tplimit {}", fmt::join(argv + 1, argv + argc, " "));
+  o.command_line = fmt::format("tplimit {}", fmt::join(words, " "));
   o.lower.memory_bytes =
       o.evaluate.memory_bytes > 0 ? o.evaluate.memory_bytes : 0.8 * ranks.memory();
   if (ranks.rank() > 0 && !command.shared) return kDone;
@@ -471,7 +518,6 @@ int dispatch(int argc, char** argv, const Communicator& ranks) {
   return code;
 }
 
-}  // namespace
 }  // namespace tplimit::cli
 
 int main(int argc, char** argv) {
@@ -484,7 +530,7 @@ int main(int argc, char** argv) {
 #endif
   tplimit::Session session(&argc, &argv);
   try {
-    const int code = dispatch(argc, argv, session.ranks());
+    const int code = dispatch({argv + 1, argv + argc}, session.ranks());
     if (std::fflush(stdout) == 0 && !std::ferror(stdout)) return session.finish(code);
     fmt::print(stderr, "tplimit: cannot write to standard output\n");
     return session.finish(kUsage);

@@ -36,6 +36,10 @@ struct Loaded {
 /// On every rank the same.
 Loaded load(const Options& options, std::uint64_t draw = 0);
 
+/// Where the command line names none; then up to what the ratios of several widths need.
+inline const std::vector<std::int64_t> kUsualWidths{128, 512, 2048};
+void fit_widths(std::vector<std::int64_t>& widths, const Module& module);
+
 ProgramInfo info(const Module& module, const Options& options);
 TextOptions text_options(const Options& options);
 bool is_first(const Options& options);

@@ -177,32 +177,6 @@ std::vector<std::int64_t> Lowerer::integers(const Value& v, Span span, const cha
 // ---- names
 // -----------------------------------------------------------------------------------------
 
-std::string did_you_mean(std::string_view name, const std::vector<std::string>& known) {
-  const auto distance = [](std::string_view a, std::string_view b) {
-    std::vector<std::size_t> row(b.size() + 1);
-    std::iota(row.begin(), row.end(), std::size_t{0});
-    for (std::size_t i = 1; i <= a.size(); ++i) {
-      std::size_t diagonal = std::exchange(row[0], i);
-      for (std::size_t j = 1; j <= b.size(); ++j) {
-        const std::size_t substitute = diagonal + (a[i - 1] != b[j - 1] ? 1 : 0);
-        diagonal = row[j];
-        row[j] = std::min({row[j] + 1, row[j - 1] + 1, substitute});
-      }
-    }
-    return row[b.size()];
-  };
-  std::string best;
-  std::size_t least = name.size() <= 2 ? 1 : 2;
-  for (const auto& candidate : known) {
-    const std::size_t d = distance(name, candidate);
-    if (d < least + (best.empty() ? 1 : 0) && d < name.size()) {
-      best = candidate;
-      least = d;
-    }
-  }
-  return best.empty() ? "" : fmt::format("did you mean '{}'?", best);
-}
-
 Lowerer::Binding* Lowerer::find_or_null(const std::string& name) {
   if (locals_) {
     if (const auto it = locals_->find(name); it != locals_->end()) return &it->second;

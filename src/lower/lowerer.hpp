@@ -14,6 +14,7 @@
 #include "tplimit/lower/lower.hpp"
 #include "tplimit/lower/parametrization.hpp"
 #include "tplimit/passes/gradient.hpp"
+#include "tplimit/support/similar.hpp"
 
 namespace tplimit::lowering {
 
@@ -503,8 +504,5 @@ class Lowerer {
       differentiated_;  ///< by grad since the last step: losses of updates written by hand
   std::vector<NodeId> kernel_nodes_;  ///< what ntk and nngp returned, and derivatives of it
 };
-
-/// The nearest known name within edit distance 2, as a help line; empty if there is none.
-std::string did_you_mean(std::string_view name, const std::vector<std::string>& known);
 
 }  // namespace tplimit::lowering

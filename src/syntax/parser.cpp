@@ -17,6 +17,7 @@
 #include <fmt/format.h>
 
 #include "syntax/lexer.hpp"
+#include "tplimit/support/similar.hpp"
 
 namespace tplimit {
 namespace {
@@ -100,21 +101,6 @@ std::string_view help_for_foreign_word(std::string_view word) {
   });
   const auto found = std::ranges::find(kEntries, word, &Entry::word);
   return found == kEntries.end() ? std::string_view() : found->help;
-}
-
-/// Insertions, deletions and substitutions that lead from `a` to `b`.
-std::size_t edit_distance(std::string_view a, std::string_view b) {
-  std::vector<std::size_t> row(b.size() + 1);
-  std::iota(row.begin(), row.end(), std::size_t{0});
-  for (std::size_t i = 1; i <= a.size(); ++i) {
-    std::size_t diagonal = std::exchange(row[0], i);
-    for (std::size_t j = 1; j <= b.size(); ++j) {
-      const std::size_t substituted = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
-      diagonal = row[j];
-      row[j] = std::min({row[j] + 1, row[j - 1] + 1, substituted});
-    }
-  }
-  return row.back();
 }
 
 /// The keyword that begins a statement and that `word` probably misspells, or "".

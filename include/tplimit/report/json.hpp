@@ -12,7 +12,7 @@
 /// NaN or infinity: null.
 namespace tplimit {
 
-/// Of this library, such as "0.1.0".
+/// Of this library, such as "0.2.0".
 const char* version();
 
 /// Without `arrays` values and errors are null: they stand elsewhere.

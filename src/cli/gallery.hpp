@@ -1,0 +1,14 @@
+#pragma once
+
+#include <span>
+#include <string_view>
+
+namespace tplimit::cli {
+
+/// A program of programs/papers ("papers/NAME.tp") or a file that one of them reads ("data/..").
+struct GalleryFile {
+  std::string_view path, text;
+};
+std::span<const GalleryFile> gallery_files();
+
+}  // namespace tplimit::cli

@@ -1,0 +1,38 @@
+#include "tplimit/support/similar.hpp"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+#include <fmt/format.h>
+
+namespace tplimit {
+
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::size_t diagonal = std::exchange(row[0], i);
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t substituted = diagonal + (a[i - 1] == b[j - 1] ? 0 : 1);
+      diagonal = row[j];
+      row[j] = std::min({row[j] + 1, row[j - 1] + 1, substituted});
+    }
+  }
+  return row.back();
+}
+
+std::string did_you_mean(std::string_view name, const std::vector<std::string>& known) {
+  std::string best;
+  std::size_t least = name.size() <= 2 ? 1 : 2;
+  for (const auto& candidate : known) {
+    const std::size_t d = edit_distance(name, candidate);
+    if (d < least + (best.empty() ? 1 : 0) && d < name.size()) {
+      best = candidate;
+      least = d;
+    }
+  }
+  return best.empty() ? "" : fmt::format("did you mean '{}'?", best);
+}
+
+}  // namespace tplimit
