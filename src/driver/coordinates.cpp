@@ -27,8 +27,8 @@ struct Sizes {
   Program program;
   std::vector<CoordinateSize> values;  ///< one for each report, without numbers
 };
-Sizes sizes_of(const Program& written, const RegimeReport& counted, int steps) {
-  Sizes out{written, {}};
+Sizes sizes_of(const Program& program, const RegimeReport& counted, int steps) {
+  Sizes out{program, {}};
   out.program.reports.clear();
   out.program.expectations.clear();
   Builder b(out.program);
@@ -115,14 +115,15 @@ Result<CoordinateCheck> coordinate_check(const Module& module, int steps,
                                          const SimulateOptions& networks,
                                          const EvaluateOptions& limit) {
   const RegimeReport counted = regime(module, false);
-  const int trained = static_cast<int>(module.written->steps.size());
+  const Program followed = with_last_pass(*module.written);
+  const int trained = static_cast<int>(followed.steps.size());
   CoordinateCheck out;
   out.widths = widths;
   out.seeds = networks.seeds;
   out.warnings = module.warnings;
   out.steps = std::min(steps, trained);
   for (;; --out.steps) {
-    Sizes sizes = sizes_of(*module.written, counted, out.steps);
+    Sizes sizes = sizes_of(followed, counted, out.steps);
     const Result<std::vector<SimulationResult>> runs =
         simulate(with_program(module, sizes.program), networks, widths);
     if (!runs) {  // what explodes ends in numbers that no longer fit: the steps before it

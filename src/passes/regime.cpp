@@ -799,8 +799,8 @@ std::vector<Fix> find_fixes(const Program& program, const Versions& versions,
   return out;
 }
 
-/// The forward pass before the last step once more after it, so that what the step does is counted.
-/// Where the program itself has the same values there, they are the same nodes.
+}  // namespace
+
 Program with_last_pass(Program program) {
   if (program.steps.empty()) return program;
   const auto steps = static_cast<std::uint32_t>(program.steps.size());
@@ -863,8 +863,6 @@ Program with_last_pass(Program program) {
     program.predictions.push_back({"", now[loss.value], 0, {}, 0, steps});
   return program;
 }
-
-}  // namespace
 
 RegimeReport count_powers(const Program& written, bool every_share) {
   const Program program = with_last_pass(written);

@@ -13,7 +13,7 @@ constexpr std::ptrdiff_t kFewVariables = 8;
 
 /// Sizes of one value of the text at one step, as powers of n; empty: exactly 0.
 struct StepSize {
-  ir::NodeId node;
+  ir::NodeId node;  ///< of with_last_pass(program)
   std::optional<Exponent> value;
   std::optional<Exponent> change;  ///< of what the updates of parameters add to it
   std::vector<std::optional<Exponent>>
@@ -64,6 +64,10 @@ struct RegimeReport {
   std::vector<Fix>
       fixes;  ///< smallest change that makes it maximal; empty if it is, or none was found
 };
+
+/// The forward pass before the last step once more after it, so that what the step does is counted.
+/// Where the program itself has the same values there, they are the same nodes.
+[[nodiscard]] ir::Program with_last_pass(ir::Program program);
 
 /// Factors n^power put on initial values and rates, by variable.
 struct Adjustment {
