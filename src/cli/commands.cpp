@@ -50,7 +50,7 @@ bool any_of(const Diagnostics& errors, std::initializer_list<std::string_view> c
 /// mistakes of the command line.
 int reject(const Diagnostics& errors, const Source& source) {
   fmt::print(stderr, "{}", render(errors, source));
-  if (any_of(errors, {"E5206"})) return kInterrupted;
+  if (any_of(errors, {"E5206", "E5207"})) return kInterrupted;
   return any_of(errors, {"E5001", "E5101", "E2701", "E5201", "E5202", "E5203", "E5204", "E5205"})
              ? kUsage
              : kRejected;
@@ -85,30 +85,8 @@ Loaded load(const Options& options, std::uint64_t draw = 0) {
   return loaded;
 }
 
-std::vector<ReportForm> forms_of(const ir::Program& program) {
-  std::vector<ReportForm> out;
-  for (const ir::Report& report : program.reports) {
-    ReportForm& form = out.emplace_back();
-    if (report.entries.empty()) continue;
-    const ir::Op& op = program[report.entries[0].value].op;
-    form.eigenvalues = std::holds_alternative<ir::Eigvals>(op);
-    if (const auto* own = std::get_if<ir::Histogram>(&op)) form.bins = Bins{own->low, own->high};
-  }
-  return out;
-}
-
 ProgramInfo info(const Module& module, const Options& options) {
-  ProgramInfo out{module.source,
-                  module.sha256,
-                  module.constants,
-                  module.program.has_random_scalars,
-                  to_string(module.ablations),
-                  fmt::format("{:016x}", ir::fingerprint(module.program)),
-                  forms_of(module.program)};
-  if (const auto& given = options.evaluate.given)
-    out.constants.emplace_back(given->name + " (given)",
-                               fmt::format("{}", fmt::join(given->values, ",")));
-  return out;
+  return program_info(module, options.evaluate);
 }
 
 constexpr std::array kRankVariables{"OMPI_COMM_WORLD_RANK", "PMIX_RANK", "PMI_RANK"};
@@ -260,13 +238,9 @@ std::string output_fault(const Options& options) {
 Result<std::optional<Checkpoint>> open_checkpoint(std::string_view command, const Options& options,
                                                   const Loaded& loaded) {
   if (options.checkpoint.empty()) return std::optional<Checkpoint>();
-  // A signal reaches ranks at different instructions: it ends the job, and what is finished is
-  // kept.
-  const bool alone = options.evaluate.ranks->size() == 1;
   CheckpointOptions own{options.checkpoint,
                         options.checkpoint_interval,
                         identity(command, options, *loaded.module),
-                        alone ? &stop_on_signals() : nullptr,
                         {},
                         options.evaluate.ranks};
   if (!options.quiet)
@@ -282,10 +256,6 @@ Result<std::optional<Checkpoint>> open_checkpoint(std::string_view command, cons
   return std::optional<Checkpoint>(std::move(*opened));
 }
 
-Checkpoint* address(std::optional<Checkpoint>& checkpoint) {
-  return checkpoint ? &*checkpoint : nullptr;
-}
-
 /// The checkpoint stays while the same command, started again, could need it: interrupted, out of
 /// memory, results not written.
 int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics& errors = {}) {
@@ -299,39 +269,16 @@ int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics&
   return code;
 }
 
-/// What --draws draws anew beside random outputs.
-enum class Scalars {
-  kFixed,  ///< networks of every width and seed share those of --seed
-  kDrawn,
-};
-
-/// One evaluation, or one for each draw of what is random in the limit.
-Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Options& options,
-                                                Checkpoint* checkpoint, ProgressBar& bar,
-                                                double share, int draws, Scalars scalars) {
-  std::vector<LimitResult> out;
-  EvaluateOptions evaluation = options.evaluate;
-  evaluation.checkpoint = checkpoint;
-  for (int draw = 0; draw < draws; ++draw) {
-    const Loaded own = draw == 0 || scalars == Scalars::kFixed
-                           ? first
-                           : load(options, static_cast<std::uint64_t>(draw));
-    if (!own.module) return own.module.errors();
-    evaluation.draw = static_cast<std::uint64_t>(draw);
-    evaluation.progress = bar.stage(
-        draws > 1 ? fmt::format("draw {} of {}", draw + 1, draws) : "limit", share / draws);
-    Result<LimitResult> result = evaluate(*own.module, evaluation);
-    if (!result) return result.errors();
-    out.push_back(std::move(*result));
-    if (draws > 1 && !own.module->program.has_random_scalars && !out.back().random_outputs) {
-      if (!options.quiet)
-        fmt::print(
-            stderr,
-            "tplimit: nothing is random in the limit, so draws change nothing: one is evaluated\n");
-      break;
-    }
-  }
-  return out;
+/// Keeps in the checkpoint, if there is one, what is done until a signal.  Without one there is
+/// nothing to save, and the signal ends the process.
+template <class Own>
+Own kept(Own options, std::optional<Checkpoint>& checkpoint) {
+  if (!checkpoint) return options;
+  options.checkpoint = &*checkpoint;
+  // A signal reaches ranks at different instructions: it ends the job, and what is finished is
+  // kept.
+  if (options.ranks->size() == 1) options.stop = &stop_on_signals();
+  return options;
 }
 
 /// Of --limit, or why it cannot be used.
@@ -375,11 +322,19 @@ int run(const Options& options) {
   if (!checkpoint) return reject(checkpoint.errors(), first.source);
   Result<std::vector<LimitResult>> results = [&] {
     ProgressBar bar(show_progress(options));
-    return evaluate_draws(first, options, address(*checkpoint), bar, 1.0, options.draws,
-                          Scalars::kDrawn);
+    EvaluateOptions evaluation = kept(options.evaluate, *checkpoint);
+    evaluation.progress = bar.stage("limit", 1);
+    const auto drawn = [&](std::uint64_t draw) {
+      return draw == 0 ? first.module : load(options, draw).module;
+    };
+    return evaluate_draws(drawn, std::move(evaluation), options.draws);
   }();
   if (!results)
     return conclude(*checkpoint, reject(results.errors(), first.source), results.errors());
+  if (results->size() < static_cast<std::size_t>(options.draws) && !options.quiet)
+    fmt::print(
+        stderr,
+        "tplimit: nothing is random in the limit, so draws change nothing: one is evaluated\n");
   const LimitResult limit = average_draws(std::move(*results));
   return conclude(*checkpoint,
                   deliver("run", limit, *first.module, limit.warnings, options, exit_code(limit)));
@@ -393,8 +348,7 @@ int simulate(const Options& options) {
   if (!checkpoint) return reject(checkpoint.errors(), loaded.source);
   const Result<SimulationResult> networks = [&] {
     ProgressBar bar(show_progress(options));
-    SimulateOptions simulation = options.simulate;
-    simulation.checkpoint = address(*checkpoint);
+    SimulateOptions simulation = kept(options.simulate, *checkpoint);
     simulation.progress = bar.stage(fmt::format("width {}", simulation.width), 1);
     return tplimit::simulate(*loaded.module, simulation);
   }();
@@ -422,51 +376,37 @@ int compare(const Options& options) {
     total += static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) *
              options.simulate.seeds;
 
-  const auto& given = options.evaluate.given;
-  const Result<Module> networks_of =
-      given ? conditioned(*loaded.module, *given) : Result<Module>(comparable(*loaded.module));
-  std::optional<LimitResult> known;
+  CompareOptions own{options.evaluate, options.simulate, options.widths, options.draws};
   if (!options.limit.empty()) {
+    const auto& given = options.evaluate.given;
+    const Result<Module> networks_of =
+        given ? conditioned(*loaded.module, *given) : Result<Module>(comparable(*loaded.module));
     std::variant<LimitResult, std::string> read =
         read_limit(options.limit, *loaded.module,
                    networks_of ? networks_of->program : loaded.module->program, options);
     if (const auto* fault = std::get_if<std::string>(&read))
       return complain(fmt::format("--limit '{}': {}", options.limit, *fault));
-    known = std::move(std::get<LimitResult>(read));
+    own.limit = std::move(std::get<LimitResult>(read));
   }
   Result<std::optional<Checkpoint>> checkpoint = open_checkpoint("compare", options, loaded);
   if (!checkpoint) return reject(checkpoint.errors(), loaded.source);
-  std::vector<SimulationResult> networks;
-  Result<LimitResult> limit = [&]() -> Result<LimitResult> {
+  own.evaluate = kept(std::move(own.evaluate), *checkpoint);
+  own.simulate = kept(std::move(own.simulate), *checkpoint);
+  Result<Comparison> comparison = [&] {
     ProgressBar bar(show_progress(options));
-    Result<LimitResult> result = [&]() -> Result<LimitResult> {
-      if (known) return std::move(*known);
-      Result<std::vector<LimitResult>> one = evaluate_draws(
-          loaded, options, address(*checkpoint), bar, limit_cost / total, 1, Scalars::kFixed);
-      if (!one) return one.errors();
-      if (!(*one)[0].random_outputs) return std::move((*one)[0]);
-      // Networks have outputs of their own: their mean is set beside the mean over draws.
-      Result<std::vector<LimitResult>> all = evaluate_draws(loaded, options, address(*checkpoint),
-                                                            bar, 0, options.draws, Scalars::kFixed);
-      if (!all) return all.errors();
-      return mean_over_draws(average_draws(std::move(*all)));
-    }();
-    if (!result) return result;
-    if (!networks_of) return networks_of.errors();
-    SimulateOptions simulation = options.simulate;
-    simulation.checkpoint = address(*checkpoint);
-    simulation.progress = bar.stage("networks", 1 - limit_cost / total);
-    Result<std::vector<SimulationResult>> all =
-        tplimit::simulate(*networks_of, simulation, options.widths);
-    if (!all) return all.errors();
-    networks = std::move(*all);
-    return result;
+    own.evaluate.progress = bar.stage("limit", limit_cost / total);
+    own.simulate.progress = [&, stage = Progress()](double done) mutable {
+      if (!stage) stage = bar.stage("networks", 1 - limit_cost / total);
+      stage(done);
+    };
+    return tplimit::compare(*loaded.module, own);
   }();
-  if (!limit) return conclude(*checkpoint, reject(limit.errors(), loaded.source), limit.errors());
-  Comparison comparison = tplimit::compare(std::move(*limit), std::move(networks));
-  comparison.show_corrections = options.fit_corrections;
-  return conclude(*checkpoint, deliver("compare", comparison, *loaded.module,
-                                       comparison.limit.warnings, options, exit_code(comparison)));
+  if (!comparison)
+    return conclude(*checkpoint, reject(comparison.errors(), loaded.source), comparison.errors());
+  comparison->show_corrections = options.fit_corrections;
+  return conclude(*checkpoint,
+                  deliver("compare", *comparison, *loaded.module, comparison->limit.warnings,
+                          options, exit_code(*comparison)));
 }
 
 int check(const Options& options) {
