@@ -4,7 +4,7 @@ target_compile_options(tplimit_options INTERFACE
   -Wall -Wextra -Wpedantic -Wshadow -Wconversion -Wsign-conversion -Wold-style-cast -Wno-missing-field-initializers
   -Wno-maybe-uninitialized -Wno-uninitialized -Wno-restrict  # g++ 12 cries wolf: AVX-512 headers (PR 105593), std::string (PR 105651)
   -ffp-contract=off  # results must not depend on which products a compiler fuses
-  $<$<BOOL:${TPLIMIT_NATIVE}>:-march=native>
+  $<IF:$<BOOL:${TPLIMIT_ARCH}>,-march=${TPLIMIT_ARCH},$<$<BOOL:${TPLIMIT_NATIVE}>:-march=native>>
   $<$<BOOL:${TPLIMIT_WARNINGS_AS_ERRORS}>:-Werror>)
 target_compile_definitions(tplimit_options INTERFACE EIGEN_DONT_PARALLELIZE EIGEN_MAX_ALIGN_BYTES=64)
 set(TPLIMIT_MODULES "" CACHE INTERNAL "")

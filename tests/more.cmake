@@ -47,6 +47,8 @@ tplimit_test(unresolved_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/unresolved_test.cpp)
 tplimit_test(lost_states_test LABEL unit LINK tplimit::driver
   SOURCES unit/driver/lost_states_test.cpp)
+tplimit_test(stop_test LABEL unit LINK tplimit::driver tplimit::parallel TBB::tbb
+  SOURCES unit/driver/stop_test.cpp)
 tplimit_test(counting_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/counting_test.cpp)
 tplimit_test(compare_words_test LABEL numeric LINK tplimit::report

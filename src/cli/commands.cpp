@@ -48,7 +48,7 @@ bool any_of(const Diagnostics& errors, std::initializer_list<std::string_view> c
 
 int reject(const Diagnostics& errors, const Source& source) {
   fmt::print(stderr, "{}", render(errors, source));
-  if (any_of(errors, {"E5206"})) return kInterrupted;
+  if (any_of(errors, {"E5206", "E5207"})) return kInterrupted;
   return any_of(errors, {"E5001", "E5101", "E2701", "E5201", "E5202", "E5203", "E5204", "E5205",
                          "E5301", "E5302", "E5303", "E5304", "E5305"})
              ? kUsage
@@ -81,39 +81,13 @@ Loaded load(const Options& options, std::uint64_t draw) {
   return loaded;
 }
 
-namespace {
-
-std::vector<ReportForm> forms_of(const ir::Program& program) {
-  std::vector<ReportForm> out;
-  for (const ir::Report& report : program.reports) {
-    ReportForm& form = out.emplace_back();
-    if (report.entries.empty()) continue;
-    const ir::Op& op = program[report.entries[0].value].op;
-    form.eigenvalues = std::holds_alternative<ir::Eigvals>(op);
-    if (const auto* own = std::get_if<ir::Histogram>(&op)) form.bins = Bins{own->low, own->high};
-  }
-  return out;
-}
-
-}  // namespace
-
 void fit_widths(std::vector<std::int64_t>& widths, const Module& module) {
   const std::int64_t units = module.program.width_units;
   for (std::int64_t& width : widths) width = (width + units - 1) / units * units;
 }
 
 ProgramInfo info(const Module& module, const Options& options) {
-  ProgramInfo out{module.source,
-                  module.sha256,
-                  module.constants,
-                  module.program.has_random_scalars,
-                  to_string(module.ablations),
-                  fmt::format("{:016x}", ir::fingerprint(module.program)),
-                  forms_of(module.program)};
-  if (const auto& given = options.evaluate.given)
-    out.constants.emplace_back(given->name + " (given)",
-                               fmt::format("{}", fmt::join(given->values, ",")));
-  return out;
+  return program_info(module, options.evaluate);
 }
 
 TextOptions text_options(const Options& options) {
@@ -236,13 +210,9 @@ std::string output_fault(const Options& options) {
 Result<std::optional<Checkpoint>> open_checkpoint(std::string_view command, const Options& options,
                                                   const Loaded& loaded) {
   if (options.checkpoint.empty()) return std::optional<Checkpoint>();
-  // A signal reaches ranks at different instructions: it ends the job, and what is finished is
-  // kept.
-  const bool alone = options.evaluate.ranks->size() == 1;
   CheckpointOptions own{options.checkpoint,
                         options.checkpoint_interval,
                         identity(command, options, *loaded.module),
-                        alone ? &stop_on_signals() : nullptr,
                         {},
                         options.evaluate.ranks};
   if (!options.quiet)
@@ -258,10 +228,6 @@ Result<std::optional<Checkpoint>> open_checkpoint(std::string_view command, cons
   return std::optional<Checkpoint>(std::move(*opened));
 }
 
-Checkpoint* address(std::optional<Checkpoint>& checkpoint) {
-  return checkpoint ? &*checkpoint : nullptr;
-}
-
 int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics& errors) {
   if (!checkpoint) return code;
   const bool undelivered =
@@ -275,73 +241,42 @@ int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics&
 
 namespace {
 
-/// What --draws draws anew beside random outputs.
-enum class Scalars {
-  kFixed,  ///< networks of every width and seed share those of --seed
-  kDrawn,
-};
-
-/// One evaluation, or one for each draw of what is random in the limit.
-Result<std::vector<LimitResult>> evaluate_draws(const Loaded& first, const Options& options,
-                                                Checkpoint* checkpoint, ProgressBar& bar,
-                                                double share, int draws, Scalars scalars) {
-  std::vector<LimitResult> out;
-  EvaluateOptions evaluation = options.evaluate;
-  evaluation.checkpoint = checkpoint;
-  for (int draw = 0; draw < draws; ++draw) {
-    const Loaded own = draw == 0 || scalars == Scalars::kFixed
-                           ? first
-                           : load(options, static_cast<std::uint64_t>(draw));
-    if (!own.module) return own.module.errors();
-    evaluation.draw = static_cast<std::uint64_t>(draw);
-    evaluation.progress = bar.stage(
-        draws > 1 ? fmt::format("draw {} of {}", draw + 1, draws) : "limit", share / draws);
-    Result<LimitResult> result = evaluate(*own.module, evaluation);
-    if (!result) return result.errors();
-    out.push_back(std::move(*result));
-    if (draws > 1 && !own.module->program.has_random_scalars && !out.back().random_outputs) {
-      if (!options.quiet)
-        fmt::print(
-            stderr,
-            "tplimit: nothing is random in the limit, so draws change nothing: one is evaluated\n");
-      break;
-    }
-  }
-  return out;
+/// Keeps in the checkpoint, if there is one, what is done until a signal.  Without one there is
+/// nothing to save, and the signal ends the process.
+template <class Own>
+Own kept(Own options, std::optional<Checkpoint>& checkpoint) {
+  if (!checkpoint) return options;
+  options.checkpoint = &*checkpoint;
+  // A signal reaches ranks at different instructions: it ends the job, and what is finished is
+  // kept.
+  if (options.ranks->size() == 1) options.stop = &stop_on_signals();
+  return options;
 }
 
 }  // namespace
 
 Result<LimitResult> evaluate_run(const Loaded& first, const Options& options,
-                                 Checkpoint* checkpoint, ProgressBar& bar, double share) {
+                                 std::optional<Checkpoint>& checkpoint, ProgressBar& bar,
+                                 double share) {
+  EvaluateOptions evaluation = kept(options.evaluate, checkpoint);
+  evaluation.progress = bar.stage("limit", share);
+  const auto drawn = [&](std::uint64_t draw) {
+    return draw == 0 ? first.module : load(options, draw).module;
+  };
   Result<std::vector<LimitResult>> results =
-      evaluate_draws(first, options, checkpoint, bar, share, options.draws, Scalars::kDrawn);
+      evaluate_draws(drawn, std::move(evaluation), options.draws);
   if (!results) return results.errors();
+  if (results->size() < static_cast<std::size_t>(options.draws) && !options.quiet)
+    fmt::print(
+        stderr,
+        "tplimit: nothing is random in the limit, so draws change nothing: one is evaluated\n");
   return average_draws(std::move(*results));
 }
 
-Result<Module> networks_module(const Loaded& loaded, const Options& options) {
-  const auto& given = options.evaluate.given;
-  return given ? conditioned(*loaded.module, *given) : Result<Module>(comparable(*loaded.module));
-}
-
-Result<LimitResult> evaluate_limit(const Loaded& loaded, const Options& options,
-                                   Checkpoint* checkpoint, ProgressBar& bar, double share) {
-  Result<std::vector<LimitResult>> one =
-      evaluate_draws(loaded, options, checkpoint, bar, share, 1, Scalars::kFixed);
-  if (!one) return one.errors();
-  if (!(*one)[0].random_outputs) return std::move((*one)[0]);
-  // Networks have outputs of their own: their mean is set beside the mean over draws.
-  Result<std::vector<LimitResult>> all =
-      evaluate_draws(loaded, options, checkpoint, bar, 0, options.draws, Scalars::kFixed);
-  if (!all) return all.errors();
-  return mean_over_draws(average_draws(std::move(*all)));
-}
-
 Result<Comparison> evaluate_compare(const Loaded& loaded, const Options& options,
-                                    const Result<Module>& networks_of,
-                                    std::optional<LimitResult> known, Checkpoint* checkpoint,
-                                    ProgressBar& bar, double share) {
+                                    std::optional<Checkpoint>& checkpoint, ProgressBar& bar,
+                                    double share, std::optional<LimitResult> known,
+                                    std::optional<std::vector<SimulationResult>> networks) {
   // Rough costs for the progress bar: lazy matrices make wide networks linear in the width.
   const double limit_cost =
       256.0 * static_cast<double>(options.evaluate.particles.value_or(kDefaultParticles)) *
@@ -350,33 +285,21 @@ Result<Comparison> evaluate_compare(const Loaded& loaded, const Options& options
   for (const std::int64_t width : options.widths)
     total += static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) *
              options.simulate.seeds;
-
-  Result<LimitResult> limit =
-      known ? Result<LimitResult>(std::move(*known))
-            : evaluate_limit(loaded, options, checkpoint, bar, share * limit_cost / total);
-  if (!limit) return limit.errors();
-  if (!networks_of) return networks_of.errors();
-  SimulateOptions simulation = options.simulate;
-  simulation.checkpoint = checkpoint;
-  simulation.progress = bar.stage("networks", share * (1 - limit_cost / total));
-  Result<std::vector<SimulationResult>> networks =
-      tplimit::simulate(*networks_of, simulation, options.widths);
-  if (!networks) return networks.errors();
-  return tplimit::compare(std::move(*limit), std::move(*networks));
+  CompareOptions own{kept(options.evaluate, checkpoint),
+                     kept(options.simulate, checkpoint),
+                     options.widths,
+                     options.draws,
+                     std::move(known),
+                     std::move(networks)};
+  own.evaluate.progress = bar.stage("limit", share * limit_cost / total);
+  own.simulate.progress = [&, stage = Progress()](double done) mutable {
+    if (!stage) stage = bar.stage("networks", share * (1 - limit_cost / total));
+    stage(done);
+  };
+  return tplimit::compare(*loaded.module, own);
 }
 
 namespace {
-
-/// The limit beside networks of other code.
-Result<Comparison> evaluate_against(const Loaded& loaded, const Options& options,
-                                    std::optional<LimitResult> known,
-                                    std::vector<SimulationResult> networks, Checkpoint* checkpoint,
-                                    ProgressBar& bar) {
-  Result<LimitResult> limit = known ? Result<LimitResult>(std::move(*known))
-                                    : evaluate_limit(loaded, options, checkpoint, bar, 1.0);
-  if (!limit) return limit.errors();
-  return tplimit::compare(std::move(*limit), std::move(networks));
-}
 
 /// Of --limit, or why it cannot be used.
 std::variant<LimitResult, std::string> read_limit(const std::string& file, const Module& module,
@@ -419,7 +342,7 @@ int run(const Options& options) {
   if (!checkpoint) return reject(checkpoint.errors(), first.source);
   const Result<LimitResult> limit = [&] {
     ProgressBar bar(show_progress(options));
-    return evaluate_run(first, options, address(*checkpoint), bar, 1.0);
+    return evaluate_run(first, options, *checkpoint, bar, 1.0);
   }();
   if (!limit) return conclude(*checkpoint, reject(limit.errors(), first.source), limit.errors());
   return conclude(*checkpoint, deliver("run", *limit, *first.module, limit->warnings, options,
@@ -440,8 +363,7 @@ int simulate(const Options& given) {
   if (!checkpoint) return reject(checkpoint.errors(), loaded.source);
   const Result<SimulationResult> networks = [&] {
     ProgressBar bar(show_progress(options));
-    SimulateOptions simulation = options.simulate;
-    simulation.checkpoint = address(*checkpoint);
+    SimulateOptions simulation = kept(options.simulate, *checkpoint);
     simulation.progress = bar.stage(fmt::format("width {}", simulation.width), 1);
     return tplimit::simulate(*loaded.module, simulation);
   }();
@@ -464,8 +386,10 @@ int compare(const Options& given) {
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
   if (usual) fit_widths(options.widths, *loaded.module);
 
-  const Result<Module> networks_of = networks_module(loaded, options);
-  std::vector<SimulationResult> networks;
+  const auto& conditions = options.evaluate.given;
+  const Result<Module> networks_of = conditions ? conditioned(*loaded.module, *conditions)
+                                                : Result<Module>(comparable(*loaded.module));
+  std::optional<std::vector<SimulationResult>> networks;
   if (measured) {
     if (!networks_of) return reject(networks_of.errors(), loaded.source);
     Result<std::vector<SimulationResult>> read = read_measurements(
@@ -486,20 +410,17 @@ int compare(const Options& given) {
   }
   Result<std::optional<Checkpoint>> checkpoint = open_checkpoint("compare", options, loaded);
   if (!checkpoint) return reject(checkpoint.errors(), loaded.source);
-  Result<Comparison> compared = [&] {
+  Result<Comparison> comparison = [&] {
     ProgressBar bar(show_progress(options));
-    if (measured)
-      return evaluate_against(loaded, options, std::move(known), std::move(networks),
-                              address(*checkpoint), bar);
-    return evaluate_compare(loaded, options, networks_of, std::move(known), address(*checkpoint),
-                            bar, 1.0);
+    return evaluate_compare(loaded, options, *checkpoint, bar, 1.0, std::move(known),
+                            std::move(networks));
   }();
-  if (!compared)
-    return conclude(*checkpoint, reject(compared.errors(), loaded.source), compared.errors());
-  Comparison& comparison = *compared;
-  comparison.show_corrections = options.fit_corrections;
-  return conclude(*checkpoint, deliver("compare", comparison, *loaded.module,
-                                       comparison.limit.warnings, options, exit_code(comparison)));
+  if (!comparison)
+    return conclude(*checkpoint, reject(comparison.errors(), loaded.source), comparison.errors());
+  comparison->show_corrections = options.fit_corrections;
+  return conclude(*checkpoint,
+                  deliver("compare", *comparison, *loaded.module, comparison->limit.warnings,
+                          options, exit_code(*comparison)));
 }
 
 int check(const Options& options) {

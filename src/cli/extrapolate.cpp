@@ -31,10 +31,10 @@ int extrapolate(const Options& options) {
     for (const std::string& text : texts) {
       const Options own = with_constants(options, {text});
       const Loaded loaded = load(own);
-      Result<LimitResult> limit = loaded.module
-                                      ? evaluate_run(loaded, own, address(*checkpoint), bar,
-                                                     1.0 / static_cast<double>(texts.size()))
-                                      : Result<LimitResult>(loaded.module.errors());
+      Result<LimitResult> limit =
+          loaded.module
+              ? evaluate_run(loaded, own, *checkpoint, bar, 1.0 / static_cast<double>(texts.size()))
+              : Result<LimitResult>(loaded.module.errors());
       if (!limit) {
         complain(fmt::format("with {} = {}:", constant, text));
         return conclude(*checkpoint, reject(limit.errors(), first.source), limit.errors());

@@ -58,24 +58,20 @@ std::string output_fault(const Options& options);
 
 /// As `run` finds it: with --draws the mean over draws.  `share`: of the bar.
 Result<LimitResult> evaluate_run(const Loaded& first, const Options& options,
-                                 Checkpoint* checkpoint, ProgressBar& bar, double share);
-/// The limit that `compare` sets beside networks.
-Result<LimitResult> evaluate_limit(const Loaded& loaded, const Options& options,
-                                   Checkpoint* checkpoint, ProgressBar& bar, double share);
-/// The program whose networks tend to that limit.
-Result<Module> networks_module(const Loaded& loaded, const Options& options);
-/// As `compare` finds it; `known`: the limit, where it need not be computed.
+                                 std::optional<Checkpoint>& checkpoint, ProgressBar& bar,
+                                 double share);
+/// As `compare` finds it; `known`: the limit, `networks`: measurements, where they need not be
+/// computed.
 Result<Comparison> evaluate_compare(const Loaded& loaded, const Options& options,
-                                    const Result<Module>& networks_of,
-                                    std::optional<LimitResult> known, Checkpoint* checkpoint,
-                                    ProgressBar& bar, double share);
+                                    std::optional<Checkpoint>& checkpoint, ProgressBar& bar,
+                                    double share, std::optional<LimitResult> known = {},
+                                    std::optional<std::vector<SimulationResult>> networks = {});
 
 // ---- checkpoints
 
 /// Of --checkpoint, if it is given.
 Result<std::optional<Checkpoint>> open_checkpoint(std::string_view command, const Options& options,
                                                   const Loaded& loaded);
-Checkpoint* address(std::optional<Checkpoint>& checkpoint);
 /// The checkpoint stays while the same command, started again, could need it: interrupted, out of
 /// memory, results not written.
 int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics& errors = {});

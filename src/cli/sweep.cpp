@@ -97,10 +97,9 @@ int sweep(const Options& options) {
           row.outcome = result.errors();
       };
       if (own.widths.empty())
-        keep(evaluate_run(loaded, own, address(*checkpoint), bar, share));
+        keep(evaluate_run(loaded, own, *checkpoint, bar, share));
       else
-        keep(evaluate_compare(loaded, own, networks_module(loaded, own), std::nullopt,
-                              address(*checkpoint), bar, share));
+        keep(evaluate_compare(loaded, own, *checkpoint, bar, share));
       if (const Diagnostics* why = row.refusal(); why && any_of(*why, {"E5206", "E2701"}))
         return conclude(*checkpoint, reject(*why, base.source), *why);
     }

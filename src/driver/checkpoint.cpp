@@ -12,8 +12,7 @@ Checkpoint::~Checkpoint() = default;
 
 Result<Checkpoint> Checkpoint::open(CheckpointOptions options) {
   auto runs = RunStore::open({std::move(options.folder), options.interval_s, version(),
-                              std::move(options.identity), options.stop, std::move(options.warn),
-                              options.ranks});
+                              std::move(options.identity), std::move(options.warn), options.ranks});
   if (!runs) return runs.errors();
   return Checkpoint(std::move(*runs));
 }

@@ -206,10 +206,14 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
 Result<std::vector<ReportMethod>> methods(const Module& module, const EvaluateOptions& options) {
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
-  const LimitEvaluation evaluation(*limit, options, true);
-  std::vector<ReportMethod> out;
-  for (const Report& report : limit->program.reports) out.push_back(evaluation.method_of(report));
-  return out;
+  try {
+    const LimitEvaluation evaluation(*limit, options, true);
+    std::vector<ReportMethod> out;
+    for (const Report& report : limit->program.reports) out.push_back(evaluation.method_of(report));
+    return out;
+  } catch (const Stopped&) {
+    return stopped(options.checkpoint);
+  }
 }
 
 Result<SimulationResult> simulate(const Module& module, const SimulateOptions& options) {
@@ -229,7 +233,11 @@ Result<std::vector<SimulationResult>> simulate(const Module& module, const Simul
     programs.push_back(
         stage("at-width", [&] { return at_width(module.program, static_cast<double>(rows)); }));
   }
-  return stage("simulate", [&] { return run_networks(module, options, widths, programs); });
+  try {
+    return stage("simulate", [&] { return run_networks(module, options, widths, programs); });
+  } catch (const Stopped&) {
+    return stopped(options.checkpoint);
+  }
 }
 
 }  // namespace tplimit

@@ -100,7 +100,9 @@ Diagnostic does_not_fall() {
 
 }  // namespace
 
-Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOptions& options) {
+namespace {
+
+Result<LimitResult> refined(const LeadingOrder& limit, const EvaluateOptions& options) {
   const auto start = Clock::now();
   verify(limit.program);
   if (const auto unknown = unknown_report(limit.program, options.tolerance_on)) return *unknown;
@@ -166,6 +168,16 @@ Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOp
   result->time_s = seconds_since(start);
   result->peak_memory_bytes = peak_memory();
   return std::move(*result);
+}
+
+}  // namespace
+
+Result<LimitResult> within_tolerance(const LeadingOrder& limit, const EvaluateOptions& options) {
+  try {
+    return refined(limit, options);
+  } catch (const Stopped&) {
+    return stopped(options.checkpoint);
+  }
 }
 
 }  // namespace tplimit

@@ -20,7 +20,7 @@ using engines::RunFailure;
 using engines::Schedule;
 
 void LimitEvaluation::find_moments(bool only_methods) {
-  executor_.emplace(threads_, *options_.ranks);
+  executor_.emplace(threads_, *options_.ranks, stop_of(options_));
   if (options_.engine == Engine::kParticles && !may_be_infinite()) return;
   moments_.emplace(program_, outputs_, *executor_, options_.merge_rows);
   std::vector<NodeId> margins;

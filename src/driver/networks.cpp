@@ -36,7 +36,8 @@ class Networks {
         program_(program),
         wanted_(outputs_of(program_)),
         schedule_(engines::make_schedule(program_, wanted_)),
-        executor_(thread_count(options.threads, *options.ranks)) {
+        executor_(thread_count(options.threads, *options.ranks), single_process(),
+                  stop_of(options)) {
     set_ = {&schedule_,
             options.seeds,
             {},

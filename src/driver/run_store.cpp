@@ -56,8 +56,9 @@ std::uint64_t key_of(std::uint64_t program, const Schedule& schedule, const RunS
 /// The state of one run in its file.
 class RunStore::State final : public RunState {
  public:
-  State(RunStore& store, std::uint64_t key)
-      : store_(store), key_(key), begun_(now_s()), due_(store.first_due(begun_)) {}
+  State(RunStore& store, std::uint64_t key, const std::atomic<bool>* stop)
+      : store_(store), key_(key), stop_(stop), begun_(now_s()), due_(store.first_due(begun_)) {}
+  [[nodiscard]] bool stop_asked() const { return stop_ && *stop_; }
 
   void resume(const std::function<void(Reader&)>& load) override {
     std::ifstream file(store_.state_file(key_), std::ios::binary);
@@ -69,7 +70,7 @@ class RunStore::State final : public RunState {
   }
 
   Request request() override {
-    if (store_.stop_asked()) return Request::kSaveAndStop;
+    if (stop_asked()) return Request::kSaveAndStop;
     const double now = now_s();
     store_.write_results_if_due(now);
     return now >= due_ ? Request::kSave : Request::kGoOn;
@@ -86,7 +87,7 @@ class RunStore::State final : public RunState {
     if (failure.empty()) {
       begun_ = start;
       store_.state_written();
-    } else if (store_.stop_asked()) {
+    } else if (stop_asked()) {
       store_.last_state_lost_ = true;
     }
     store_.state_writing_s_ = end - start;
@@ -99,6 +100,7 @@ class RunStore::State final : public RunState {
  private:
   RunStore& store_;
   std::uint64_t key_;
+  const std::atomic<bool>* stop_;
   double begun_, due_;
 };
 
@@ -219,7 +221,8 @@ void RunStore::record(std::uint64_t key, Finished finished, double begun) {
 
 std::variant<RunResult, RunFailure> RunStore::run(std::uint64_t program, const Schedule& schedule,
                                                   const RunSettings& settings,
-                                                  const Executor& executor) {
+                                                  const Executor& executor,
+                                                  const std::atomic<bool>* stop) {
   const std::uint64_t key = key_of(program, schedule, settings);
   if (executor.ranks().size() > 1) return run_together(key, schedule, settings, executor);
   if (!keeps_folder()) return run_program(schedule, settings, executor);
@@ -230,8 +233,8 @@ std::variant<RunResult, RunFailure> RunStore::run(std::uint64_t program, const S
       return done->second.result;
     }
   }
-  if (stop_asked()) return RunFailure{engines::interrupted(), {}};
-  State state(*this, key);
+  State state(*this, key, stop);
+  if (state.stop_asked()) return RunFailure{engines::interrupted(), {}};
   const double before = executor.operations();
   auto outcome = run_program(schedule, settings, executor, &state);
   if (const auto* result = std::get_if<RunResult>(&outcome))

@@ -28,7 +28,6 @@ class RunStore {
     std::string version;  ///< of tplimit
     Identity
         identity;  ///< of the evaluation: names and values, to be the same in the later process
-    const std::atomic<bool>* stop = nullptr;        ///< true: save and end
     std::function<void(const Diagnostic&)> warn;    ///< W5501, from any thread
     const Communicator* ranks = &single_process();  ///< the first keeps the folder, for all
   };
@@ -39,16 +38,16 @@ class RunStore {
   RunStore& operator=(const RunStore&) = delete;
 
   /// As run_program, if it has not been done; `program` is the fingerprint of the schedule's.  The
-  /// executor counts what earlier processes did, too; no other run may use it meanwhile.
-  /// Thread-safe for runs with different keys.
+  /// executor counts what earlier processes did, too; no other run may use it meanwhile.  `stop`
+  /// (may be null) true: saves and ends.  Thread-safe for runs with different keys.
   std::variant<engines::RunResult, engines::RunFailure> run(std::uint64_t program,
                                                             const engines::Schedule& schedule,
                                                             const engines::RunSettings& settings,
-                                                            const Executor& executor);
+                                                            const Executor& executor,
+                                                            const std::atomic<bool>* stop);
 
   /// Runs that an earlier process left: finished, in progress.
   [[nodiscard]] std::pair<std::size_t, std::size_t> found() const { return found_; }
-  [[nodiscard]] bool stop_asked() const { return options_.stop && *options_.stop; }
   /// Writes the results; E5206.
   Diagnostic interrupted();
   /// Writes results that have not been written; false if that failed.

@@ -22,6 +22,11 @@ int thread_count(int asked, const Communicator& ranks) {
   return asked > 0 ? asked : ranks.threads();
 }
 
+Diagnostic stopped(Checkpoint* checkpoint) {
+  if (checkpoint) return checkpoint->runs().interrupted();
+  return Diagnostic::error("E5207", "stopped, as was asked for; nothing is kept");
+}
+
 Diagnostic diagnose(const Program& program, const RunFailure& failure) {
   const Node& node = program[failure.node];
   Diagnostic d = Diagnostic::error(failure.stop.code, failure.stop.message)
@@ -66,22 +71,23 @@ std::vector<RunOutcome> run_some(const RunSet& set, const std::function<bool(std
   for (std::int64_t k = 0; k < set.count; ++k)
     if (mine(k)) todo.push_back(k);
   std::vector<RunOutcome> out(static_cast<std::size_t>(set.count));
-  std::atomic<bool> stop = false;
+  std::atomic<bool> failed = false;
   const std::uint64_t program = set.checkpoint ? fingerprint(*set.schedule->program) : 0;
-  const Executor alone(1);
-  const Executor& outer = set.side_by_side ? *set.executor : alone;
+  const int threads = set.executor->threads();
+  const Executor outer(set.side_by_side ? threads : 1);
   outer.parallel(static_cast<std::int64_t>(todo.size()), [&](std::int64_t j) {
-    if (stop) return;
+    if (failed) return;
     const std::int64_t k = todo[static_cast<std::size_t>(j)];
-    const Executor single(1);  // of its own, to count its operations
-    const Executor& inner = set.side_by_side ? single : *set.executor;
+    // Of its own, to count its operations.  A checkpoint stops runs where they can be saved.
+    const Executor inner(set.side_by_side ? 1 : threads, set.executor->ranks(),
+                         set.checkpoint ? nullptr : set.executor->stop());
     const RunSettings own_settings = set.settings_of(k);
-    auto outcome = set.checkpoint
-                       ? set.checkpoint->runs().run(program, *set.schedule, own_settings, inner)
-                       : engines::run_program(*set.schedule, own_settings, inner);
-    if (std::holds_alternative<RunFailure>(outcome)) stop = true;
+    auto outcome = set.checkpoint ? set.checkpoint->runs().run(program, *set.schedule, own_settings,
+                                                               inner, set.executor->stop())
+                                  : engines::run_program(*set.schedule, own_settings, inner);
+    if (std::holds_alternative<RunFailure>(outcome)) failed = true;
     std::visit([&](auto& own) { out[static_cast<std::size_t>(k)] = std::move(own); }, outcome);
-    if (set.side_by_side) set.executor->count(single.operations());
+    set.executor->count(inner.operations());
     progress.finished();
   });
   engines::Buffer::release_pool();
@@ -92,13 +98,13 @@ RunOf<std::vector<RunResult>> results_of(const RunSet& set, std::vector<RunOutco
   for (std::size_t k = 0; k < outcomes.size(); ++k) {
     auto* failure = std::get_if<RunFailure>(&outcomes[k]);
     if (!failure) continue;
-    if (failure->stop.why == Why::kInterrupted) return set.checkpoint->runs().interrupted();
     if (failure->stop.why == Why::kNotFinite || failure->stop.why == Why::kOnAnotherRank) {
       RunSettings own = set.settings_of(static_cast<std::int64_t>(k));
       own.trace = true;
       auto traced = engines::run_program(*set.schedule, own, *set.executor);
       if (auto* earlier = std::get_if<RunFailure>(&traced)) *failure = *earlier;
     }
+    if (failure->stop.why == Why::kInterrupted) throw Stopped{};
     return Refusal<Shortage>{
         failure->stop.why == Why::kTooManyDirections ? Shortage::kParticles : Shortage::kNone,
         {diagnose(*set.schedule->program, *failure)}};

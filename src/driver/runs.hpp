@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -39,6 +40,15 @@ class ProgressCounter {
   std::mutex mutex_;
 };
 
+/// Of options of evaluations and of networks.  Ranks that stopped at different places would wait
+/// for each other.
+template <class Options>
+const std::atomic<bool>* stop_of(const Options& options) {
+  return options.ranks->size() == 1 ? options.stop : nullptr;
+}
+/// E5206 where a checkpoint keeps what was done, else E5207.
+Diagnostic stopped(Checkpoint* checkpoint);
+
 /// Turns a stop of an engine into a diagnostic: which line, which iteration, which report is lost.
 Diagnostic diagnose(const ir::Program& program, const engines::RunFailure& failure);
 
@@ -76,7 +86,7 @@ template <class T>
 using RunOf = RefusableResult<T, Shortage>;
 
 /// All results, or what went wrong in the first run that failed: it is repeated in trace mode to
-/// find where the first bad number appears.
+/// find where the first bad number appears.  Throws Stopped if that is what went wrong.
 RunOf<std::vector<engines::RunResult>> results_of(const RunSet& set,
                                                   std::vector<RunOutcome> outcomes);
 

@@ -49,6 +49,7 @@ class Run {
         const Plan::Step& step = steps[k];
         current_ = step.last();
         if (state && k > first && step.next) save_if_asked(*state, *step.next);
+        executor_.poll();
         execute(step);
         if (traced_) check_everything(current_);
       }
@@ -58,6 +59,8 @@ class Run {
       }
     } catch (EvaluationStop& stop) {
       return RunFailure{std::move(stop), current_};
+    } catch (const Stopped&) {
+      return RunFailure{interrupted(), current_};
     }
     RunResult result;
     for (const NodeId id : s_.wanted) {

@@ -39,7 +39,7 @@ struct RunFailure {
 /// Particles are spread over the ranks of the executor; results are the
 /// same on all of them.  (Networks are run by one rank each.) With a `state`, goes on from it if it
 /// holds one, and saves there what is asked for; the result has the same bits.  E5206 if asked to
-/// stop.
+/// stop, by the state or by the executor.
 std::variant<RunResult, RunFailure> run_program(const Schedule& schedule,
                                                 const RunSettings& settings,
                                                 const Executor& executor,

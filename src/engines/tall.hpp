@@ -141,6 +141,7 @@ Matrix sum_over_chunks(const Executor& executor, std::int64_t chunks, Eigen::Ind
     TreeSum sum;
     const std::int64_t end = std::min(chunks, (g + 1) * group);
     for (std::int64_t c = g * group; c < end; c += leaf) {
+      executor.poll();
       Matrix part = Matrix::Zero(rows, cols);
       for (std::int64_t own = c; own < std::min(end, c + leaf); ++own) partial(own, part);
       sum.add(std::move(part));

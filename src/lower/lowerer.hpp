@@ -143,6 +143,8 @@ class Lowerer {
   Value declare(const ast::Param& s, const ast::Identifier& name, const Axes& axes,
                 const Value& rate, std::optional<Role> role, Span span);
   std::vector<Value> read_data(const ast::Call& call, const ast::Data& s);
+  Value read_literal(const ast::Data& s, Span span);
+  Value data_of(Array array, Span span);
   Value opaque(Value value);
   Value named(Value value, Span name);
   struct SetValue {

@@ -49,6 +49,22 @@ std::vector<NodeId> random_scalars(const ir::Program& program) {
   return out;
 }
 
+/// Of a file that replaces another, by the ending of its name.
+std::string reader_of(const std::filesystem::path& path, std::string otherwise) {
+  const std::string ending = path.extension().string();
+  return ending == ".csv" || ending == ".npy" ? ending.substr(1)
+         : ending == ".idx" || path.string().find("ubyte") != std::string::npos
+             ? "idx"
+             : std::move(otherwise);
+}
+
+Result<DataSet> read_file(const std::string& reader, const std::filesystem::path& path,
+                          const DataOptions& options) {
+  return reader == "csv"   ? read_csv(path, options)
+         : reader == "npy" ? read_npy(path, options)
+                           : read_idx(path, options);
+}
+
 }  // namespace
 
 Result<Lowered> Lowerer::run(const ast::Program& program) {
@@ -82,9 +98,15 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
   for (const auto& [name, value] : options_.data_files)
     if (!used_data_.contains(name) && errors_.empty())
       errors_.push_back(
+          Diagnostic::error("E2115",
+                            fmt::format("--data {}: the program has no data '{}'", name, name))
+              .with_help(names_of(Kind::kData, "its data: ")));
+  for (const auto& [name, array] : options_.data_arrays)
+    if (!used_data_.contains(name) && errors_.empty())
+      errors_.push_back(
           Diagnostic::error(
               "E2115",
-              fmt::format("--data {}: the program reads no data '{}' from a file", name, name))
+              fmt::format("an array is given for '{}', but the program has no such data", name))
               .with_help(names_of(Kind::kData, "its data: ")));
   if (errors_.empty()) finish_reports();
   if (errors_.empty() && program_.reports.empty() && program_.expectations.empty())
@@ -348,23 +370,66 @@ void Lowerer::on(const ast::Const& s, Span span) {
 
 void Lowerer::on(const ast::Data& s, Span span) {
   check_top_level("data are declared", span);
+  const auto array_of = [&](const ast::Identifier& name) -> const Array* {
+    const auto it = options_.data_arrays.find(name.name);
+    return it == options_.data_arrays.end() ? nullptr : &it->second;
+  };
+  const bool all_given = std::all_of(s.names.begin(), s.names.end(),
+                                     [&](const auto& name) { return array_of(name) != nullptr; });
+  const auto bind_data = [&](const ast::Identifier& name, const auto& otherwise) {
+    const Array* given = array_of(name);
+    if (given) used_data_.insert(name.name);
+    bind(name, given ? data_of(*given, name.span) : otherwise(), Kind::kData);
+  };
+  if (all_given) {  // no file is read
+    for (const auto& name : s.names) bind_data(name, [] { return Value{}; });
+    return;
+  }
   if (const auto* call = std::get_if<ast::Call>(&s.value->node)) {
     if (call->callee.name == "csv" || call->callee.name == "npy" || call->callee.name == "idx" ||
         call->callee.name == "npz") {
       std::vector<Value> values = read_data(*call, s);
       for (std::size_t k = 0; k < s.names.size(); ++k)
-        bind(s.names[k], std::move(values[k]), Kind::kData);
+        bind_data(s.names[k], [&] { return std::move(values[k]); });
       return;
     }
   }
   if (s.names.size() != 1)
     fail("E2123", "a literal gives one value", span, "", "write one data statement per name");
+  bind(s.names[0], read_literal(s, span), Kind::kData);
+}
+
+/// Of what stands in the program, or in the file that --data names instead.
+Value Lowerer::read_literal(const ast::Data& s, Span span) {
   const Tensor t = tensor(evaluate(*s.value), s.value->span);
   if (!builder_.constant_values(t.node))
     fail("E2122", "data are numbers", s.value->span,
          "this depends on random values, parameters or the width");
   check_data(*builder_.constant_values(t.node), s.value->span);
-  bind(s.names[0], {t}, Kind::kData);
+  const auto file = std::find_if(options_.data_files.begin(), options_.data_files.end(),
+                                 [&](const auto& own) { return own.first == s.names[0].name; });
+  if (file == options_.data_files.end()) return {t};
+  used_data_.insert(file->first);
+  const std::filesystem::path path = file->second;
+  Result<DataSet> read = read_file(reader_of(path, "npy"), path, {});
+  if (!read) throw Rejection{Diagnostic(read.errors()[0]).at(s.value->span), false};
+  Array& array = read->features;
+  // A csv file of one column, for a list.
+  if (t.axes.size() == 1 && array.shape.size() == 2 && array.shape[1] == 1) array.shape.pop_back();
+  return data_of(std::move(array), span);
+}
+
+Value Lowerer::data_of(Array array, Span span) {
+  std::size_t count = 1;
+  for (const std::int64_t extent : array.shape) {
+    if (extent < 1) fail("E2124", "data without values", span, "an axis of extent 0");
+    count *= static_cast<std::size_t>(extent);
+  }
+  TPLIMIT_CHECK(count == array.values.size(), "an array of {} values has shape for {}",
+                array.values.size(), count);
+  check_data(array.values, span);
+  const Dims dims(array.shape.begin(), array.shape.end());
+  return {Tensor{build(span).constant(std::move(array.values), dims), finite_axes(dims)}};
 }
 
 std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s) {
@@ -443,18 +508,12 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
       if (own.name == name) {
         path = replacement;
         used_data_.insert(name);
-        reader = path.extension() == ".csv"   ? "csv"
-                 : path.extension() == ".npy" ? "npy"
-                 : path.string().find("ubyte") != std::string::npos || path.extension() == ".idx"
-                     ? "idx"
-                     : reader;
+        reader = reader_of(path, reader);
       }
   if (reader == "npz")
     fail("E2105", "npz archives are not available in this version", call.callee.span, "",
          "save one array per file with numpy.save and read it with npy(..)");
-  Result<DataSet> read = reader == "csv"   ? read_csv(path, options)
-                         : reader == "npy" ? read_npy(path, options)
-                                           : read_idx(path, options);
+  Result<DataSet> read = read_file(reader, path, options);
   const auto located = [&](Diagnostic d) {
     d.span = call.args[0]->span;
     d.located = true;
@@ -463,13 +522,8 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
   if (!read) throw Rejection{located(read.errors()[0]), false};
   for (const auto& w : read->warnings) warnings_.push_back(located(w));
   std::vector<Value> out;
-  const auto add = [&](Array& array) {
-    check_data(array.values, call.args[0]->span);
-    const Dims dims(array.shape.begin(), array.shape.end());
-    out.push_back({Tensor{build(span).constant(std::move(array.values), dims), finite_axes(dims)}});
-  };
-  add(read->features);
-  if (read->target) add(*read->target);
+  out.push_back(data_of(std::move(read->features), span));
+  if (read->target) out.push_back(data_of(std::move(*read->target), span));
   TPLIMIT_CHECK(out.size() == expected, "a data reader returns the target that was asked for");
   return out;
 }

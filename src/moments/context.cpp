@@ -27,6 +27,7 @@ bool RunContext::out_of_evaluations() {
 }
 
 void RunContext::charge(double more) {
+  executor.poll();
   operations += more;
   if (operations > budget.operations)
     throw Unknown{fmt::format("not decided within {:.0e} operations", budget.operations), {}};

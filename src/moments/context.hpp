@@ -32,7 +32,7 @@ inline constexpr double kTermOperations = 100;  ///< of any term, at least
 struct RunContext {
   explicit RunContext(const Executor& threads) : executor(threads) {}
 
-  /// Counts operations of algebra; throws Unknown beyond the budget.
+  /// Counts operations of algebra; throws Unknown beyond the budget, Stopped if that is asked for.
   void charge(double more);
   /// Whether quadratures are rough from now on.
   bool out_of_evaluations();

@@ -33,20 +33,33 @@ class Handover {
 };
 #endif
 
+/// Thrown where work was asked to stop.
+struct Stopped {};
+
 /// Runs f(i) for i in 0..count on up to `threads` threads.  What f computes may not depend on the
-/// thread. The caller works too and never waits for a thread that has not begun: a busy machine
+/// thread. Between two of them it looks at `stop`: everything long passes here, so that it ends
+/// soon. The caller works too and never waits for a thread that has not begun: a busy machine
 /// slows a run down in proportion only. Rows of blocks are spread over `ranks` (tall.hpp).
 class Executor {
  public:
-  explicit Executor(int threads, const Communicator& ranks = single_process())
-      : threads_(threads < 1 ? 1 : threads), ranks_(ranks), arena_(threads_) {}
+  explicit Executor(int threads, const Communicator& ranks = single_process(),
+                    const std::atomic<bool>* stop = nullptr)
+      : threads_(threads < 1 ? 1 : threads), ranks_(ranks), stop_(stop), arena_(threads_) {}
   [[nodiscard]] int threads() const { return threads_; }
   [[nodiscard]] const Communicator& ranks() const { return ranks_; }
+  [[nodiscard]] const std::atomic<bool>* stop() const { return stop_; }
+  /// Throws Stopped if that is asked for.
+  void poll() const {
+    if (stop_ && stop_->load(std::memory_order_relaxed)) throw Stopped{};
+  }
 
   template <class F>
   void parallel(std::int64_t count, F&& f) const {
     if (threads_ == 1 || count < 2) {
-      for (std::int64_t i = 0; i < count; ++i) f(i);
+      for (std::int64_t i = 0; i < count; ++i) {
+        poll();
+        f(i);
+      }
       return;
     }
     Handover handover;
@@ -56,7 +69,10 @@ class Executor {
           tbb::blocked_range<std::int64_t>(0, count, 1),
           [&](const auto& range) {
             handover.begin();
-            for (std::int64_t i = range.begin(); i < range.end(); ++i) f(i);
+            for (std::int64_t i = range.begin(); i < range.end(); ++i) {
+              poll();
+              f(i);
+            }
             handover.end();
           },
           tbb::simple_partitioner());
@@ -72,6 +88,7 @@ class Executor {
   mutable std::atomic<double> operations_ = 0;
   int threads_;
   const Communicator& ranks_;
+  const std::atomic<bool>* stop_;
   mutable tbb::task_arena arena_;
 };
 

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <filesystem>
 #include <functional>
@@ -22,8 +21,6 @@ struct CheckpointOptions {
   /// What determines the numbers, in words: names and values.  A checkpoint is only resumed where
   /// all of them are the same.
   std::vector<std::pair<std::string, std::string>> identity;
-  const std::atomic<bool>* stop =
-      nullptr;  ///< true: evaluations write their state soon and end with E5206
   std::function<void(const Diagnostic&)>
       warn;  ///< W5501, a state cannot be written; never concurrently
   /// Several ranks: the first keeps the folder, for all; of runs that are spread over ranks, only

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <filesystem>
 #include <functional>
 #include <map>
@@ -16,7 +17,9 @@
 #include "tplimit/passes/graded.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/passes/regime.hpp"
+#include "tplimit/report/comparison.hpp"
 #include "tplimit/report/coordinates.hpp"
+#include "tplimit/report/program_info.hpp"
 #include "tplimit/report/results.hpp"
 
 /// tplimit as a library: parse, evaluate, simulate.  Nothing here prints, exits or reads the
@@ -109,7 +112,9 @@ struct EvaluateOptions {
       0;  ///< of each rank: refuse to use more; 0: 80 % of its share of the machine's memory
   const Communicator* ranks = &single_process();  ///< over which particles are spread; all call
                                                   ///< with the same module and options
-  Checkpoint* checkpoint = nullptr;  ///< keeps what has been done; E5206 if it asks to stop
+  Checkpoint* checkpoint = nullptr;               ///< keeps what has been done
+  const std::atomic<bool>* stop = nullptr;  ///< true: ends soon with E5207, or with a checkpoint,
+                                            ///< once that is written, E5206; of one process only
   Progress progress;
   Observer observe;
 };
@@ -145,6 +150,7 @@ struct SimulateOptions {
   double memory_bytes = 0;
   const Communicator* ranks = &single_process();  ///< over which networks are spread
   Checkpoint* checkpoint = nullptr;
+  const std::atomic<bool>* stop = nullptr;
   Progress progress;
   Observer observe;
 };
@@ -155,6 +161,26 @@ Result<SimulationResult> simulate(const Module& module, const SimulateOptions& o
 /// only at the end.
 Result<std::vector<SimulationResult>> simulate(const Module& module, const SimulateOptions& options,
                                                const std::vector<std::int64_t>& widths);
+
+/// Evaluations of draws 0, 1, .. of what is random in the limit; one where nothing is.  `drawn(k)`:
+/// the module of draw k, which differ in random scalars.  Errors: those of evaluate.
+Result<std::vector<LimitResult>> evaluate_draws(
+    const std::function<Result<Module>(std::uint64_t draw)>& drawn, EvaluateOptions options,
+    int draws);
+
+struct CompareOptions {
+  EvaluateOptions evaluate;
+  SimulateOptions simulate{.seeds = 8};  ///< `width` is ignored
+  std::vector<std::int64_t> widths;
+  int draws = 64;                      ///< of random outputs, over which the limit is averaged
+  std::optional<LimitResult> limit{};  ///< known already
+  std::optional<std::vector<SimulationResult>> networks{};  ///< instead of own ones
+};
+/// The limit, networks, and whether they belong together.  Errors: those of evaluate and simulate.
+Result<Comparison> compare(const Module& module, const CompareOptions& options);
+
+/// What results are written with.
+ProgramInfo program_info(const Module& module, const EvaluateOptions& options = {});
 
 /// The module whose networks report what `evaluate` does: where the limit of a report f is
 /// Gaussian, (f - mean) (f - mean)' instead of f; its average over networks tends to the

@@ -2,10 +2,12 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "tplimit/data/table.hpp"
 #include "tplimit/ir/program.hpp"
 #include "tplimit/support/diagnostic.hpp"
 #include "tplimit/syntax/ast.hpp"
@@ -16,8 +18,9 @@ struct LowerOptions {
   std::filesystem::path base_directory;                         ///< data paths are relative to this
   std::vector<std::pair<std::string, std::string>> constants;   ///< --set NAME=VALUE
   std::vector<std::pair<std::string, std::string>> data_files;  ///< --data NAME=FILE
-  std::uint64_t seed = 0;   ///< of random scalars and permutations' own seeds
-  std::uint64_t draw = 0;   ///< which draw of the random scalars
+  std::map<std::string, Array> data_arrays{};  ///< instead of the data of these names, as they are
+  std::uint64_t seed = 0;                      ///< of random scalars and permutations' own seeds
+  std::uint64_t draw = 0;                      ///< which draw of the random scalars
   double memory_bytes = 0;  ///< for the unrolled program; 0: 80 % of the machine's memory
 };
 

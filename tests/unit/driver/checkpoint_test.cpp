@@ -43,7 +43,6 @@ class Checkpoints : public ::testing::Test {
     return {base_ / "ck",
             0,
             {{"program", "f00"}, {"--particles", std::move(particles)}},
-            &stop_,
             [this](const Diagnostic& d) { warnings_.push_back(d); }};
   }
   /// "" if the checkpoint can be opened, else what the user is told, without the name of the base
@@ -60,6 +59,7 @@ class Checkpoints : public ::testing::Test {
     EvaluateOptions own = test::particles(512, 6);  // a run takes milliseconds
     own.threads = threads;
     own.checkpoint = &checkpoint;
+    own.stop = &stop_;
     own.progress = std::move(progress);
     return evaluate(module_, own);
   }
@@ -143,8 +143,8 @@ TEST_F(Checkpoints, HoldAllThatIsFinished) {
   auto checkpoint = Checkpoint::open(options());
   ASSERT_TRUE(checkpoint.ok());
   EXPECT_EQ(checkpoint->found().in_progress, 0u);
-  stop_ = true;  // nothing more can be run
-  const auto again = evaluate_with(*checkpoint);
+  // Nothing more can be run after the first.
+  const auto again = evaluate_with(*checkpoint, [this](double) { stop_ = true; });
   ASSERT_TRUE(again.ok());
   EXPECT_EQ(values(*again), first);
 }
@@ -305,6 +305,7 @@ TEST_F(Checkpoints, ServeNetworksToo) {
   SimulateOptions own;
   own.width = 64;
   own.seeds = 5;
+  own.stop = &stop_;
   for (const Matrices kind : {Matrices::kDense, Matrices::kLazy}) {
     own.matrices = kind;
     own.checkpoint = nullptr;

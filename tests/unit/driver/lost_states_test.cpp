@@ -61,7 +61,7 @@ TEST(LostStates, AreCountedInTheFolder) {
   namespace fs = std::filesystem;
   const fs::path folder =
       fs::temp_directory_path() / fmt::format("tplimit_lost_states_{}", ::getpid());
-  const auto open = [&] { return RunStore::open({folder, 60, "test", {}, nullptr, {}}); };
+  const auto open = [&] { return RunStore::open({folder, 60, "test", {}, {}}); };
   const auto bytes = [&] {
     return std::string(
         std::istreambuf_iterator<char>(std::ifstream(folder / "results", std::ios::binary).rdbuf()),

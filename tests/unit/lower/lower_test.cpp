@@ -1,5 +1,6 @@
 /// From text to IR, and what is said where there is none.
 
+#include <limits>
 #include <string>
 #include <vector>
 
@@ -44,6 +45,53 @@ TEST(Lower, VectorsAndMeans) {
 TEST(Lower, NameOfTheWidthIsThatOfTheText) {
   const std::string text = ir_of("width m\nrandom x : [m] ~ normal(0, 1)\nreport r = E(x^2)\n");
   EXPECT_NE(text.find("%0 [m] = standard_normal x\n"), std::string::npos) << text;
+}
+
+/// Constants of the report `X`, or the errors.
+std::string data_of(const std::string& text, LowerOptions options) {
+  options.base_directory = TPLIMIT_SOURCE_DIR "/tests/golden/bad/data";
+  const auto found = lowered(text + "report X\n", options);
+  if (!found) return render(found.errors(), Source("test.tp", text));
+  return to_text(found->program);
+}
+
+TEST(Lower, ArraysInsteadOfData) {
+  LowerOptions options;
+  options.data_arrays = {{"X", {{2, 1}, {0.1, -7}}}};
+  const std::string expected = data_of("data X = [[0.1], [-7]]\n", {});
+  EXPECT_NE(expected.find("{0.1, -7}"), std::string::npos) << expected;
+  EXPECT_EQ(data_of("data X = [1, 2, 3]\n", options), expected);
+  EXPECT_EQ(data_of("data X = npy(\"none.npy\", rows = 0..9)\n", options), expected)
+      << "the file need not exist";
+  options.data_arrays["y"] = {{1}, {3}};
+  EXPECT_EQ(data_of("data X, y = csv(\"none.csv\", target = \"b\")\n", options), expected);
+}
+
+TEST(Lower, ArraysThatCannotBeData) {
+  const auto message = [](const Array& array, const std::string& name = "X") {
+    LowerOptions options;
+    options.data_arrays = {{name, array}};
+    return data_of("data X = [1, 2]\n", options);
+  };
+  EXPECT_EQ(message({{1}, {3}}, "Z"),
+            "test.tp: error[E2115]: an array is given for 'Z', but the program has no such data\n"
+            "help: its data: X\n");
+  EXPECT_NE(message({{2}, {1, std::numeric_limits<double>::quiet_NaN()}})
+                .find("test.tp:1:6: error[E2124]"),
+            std::string::npos);
+  EXPECT_NE(message({{2, 0}, {}}).find("error[E2124]: data without values"), std::string::npos);
+}
+
+TEST(Lower, FilesInsteadOfLiterals) {
+  const std::string folder = TPLIMIT_SOURCE_DIR "/tests/golden/bad/data/";
+  LowerOptions options;
+  options.data_files = {{"X", folder + "good.npy"}};
+  const std::string expected = data_of("data X = npy(\"good.npy\")\n", {});
+  EXPECT_NE(expected.find("constant"), std::string::npos) << expected;
+  EXPECT_EQ(data_of("data X = [[1]]\n", options), expected);
+  options.data_files = {{"X", folder + "nan.npy"}};
+  EXPECT_NE(data_of("data X = [[1]]\n", options).find("test.tp:1:10: error[E5105]"),
+            std::string::npos);
 }
 
 TEST(Lower, AMatrixKeepsItsScaleApart) {

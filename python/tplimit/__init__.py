@@ -1,0 +1,33 @@
+"""Infinite-width limits of neural networks, with error bars, and finite networks beside them.
+
+>>> import tplimit
+>>> p = tplimit.Program('''
+... width n
+... data x = [1, 2]
+... random W : [n, 2] ~ normal(0, 1)
+... report K = E(tanh(W @ x)^2)
+... ''')
+>>> r = p.run()
+>>> print(r.K.value, r.K.method)
+0.6782440494217463 closed form
+
+In a notebook, ``%load_ext tplimit`` adds the cell magic ``%%tplimit``.
+"""
+
+from . import _vector_units
+
+_vector_units.check()
+
+from ._errors import Diagnostic, Error, ProgramWarning
+from ._program import Program
+from ._results import Check, Comparison, Explanation, Limit, Networks, Plot, Report
+from ._core import version as __version__
+
+__all__ = ["Check", "Comparison", "Diagnostic", "Error", "Explanation", "Limit", "Networks", "Plot", "Program",
+           "ProgramWarning", "Report", "__version__"]
+
+
+def load_ipython_extension(ipython) -> None:
+    """``%load_ext tplimit``"""
+    from ._magic import register
+    register(ipython)

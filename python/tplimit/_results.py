@@ -1,0 +1,371 @@
+"""Results: NumPy arrays with names, and whatever the library writes about them."""
+
+from __future__ import annotations
+
+import html
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Sequence, Union
+
+import numpy as np
+
+from ._errors import Diagnostic
+
+if TYPE_CHECKING:
+    import pandas
+    import xarray
+
+Number = Union[float, np.ndarray]
+
+
+def _number(x: Optional[np.ndarray]) -> Any:
+    return x if x is None or x.ndim else float(x)
+
+
+@dataclass(frozen=True, repr=False)
+class Report:
+    """One ``report`` of the program, with all iterations of the loops around it."""
+
+    name: str
+    value: Number
+    """A float, or an array: loops first, then the axes of the value.  NaN where it is undetermined."""
+    stderr: Optional[Number]
+    """The error behind ``value``, of the same shape; :attr:`error_kind` says what it means.  ``None``: not known."""
+    spread: Optional[Number]
+    """With ``draws``: standard deviation over draws of what is random in the limit."""
+    runs: Optional[np.ndarray]
+    """Of networks: the values of each seed, seeds first."""
+    method: str
+    """``exact``, ``closed_form``, ``quadrature``, ``particles``, ``networks`` or ``samples``."""
+    error_kind: str
+    """What ``stderr`` is: ``standard_error``, ``exact``, ``rounding_bound``, ``quadrature_estimate``, ..."""
+    dims: tuple[str, ...]
+    """Names of the axes: loop variables, then ``i``, ``j``, ..."""
+    coords: Mapping[str, np.ndarray]
+    """The values that the loop variables take."""
+    undetermined: Optional[str] = None
+    """Why some values stay random as the width grows."""
+
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, np.shape(self.value)))
+        what = shape if shape else f"{self.value!r}" + (f" +- {self.stderr:.2g}" if self.stderr else "")
+        return f"<Report {self.name}: {what}, {self.method}>"
+
+    def __array__(self, dtype: Any = None, copy: Optional[bool] = None) -> np.ndarray:
+        return np.array(self.value, dtype=dtype)
+
+    def __float__(self) -> float:
+        return float(self.value)
+
+    def to_xarray(self) -> "xarray.DataArray":
+        """With named axes, and ``stderr`` among the attributes of nothing: see :meth:`Result.to_xarray`."""
+        import xarray
+        return xarray.DataArray(self.value, dims=self.dims, coords=self.coords, name=self.name,
+                                attrs={"method": self.method})
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A row for each number: the axes as index, columns ``value`` and, where there are errors, ``stderr``."""
+        import pandas
+        columns = {"value": np.ravel(self.value)}
+        for name in ("stderr", "spread"):
+            own = getattr(self, name)
+            if own is not None:
+                columns[name] = np.ravel(own)
+        if not self.dims:
+            return pandas.DataFrame(columns)
+        axes = [self.coords.get(d, np.arange(n)) for d, n in zip(self.dims, np.shape(self.value))]
+        return pandas.DataFrame(columns, index=pandas.MultiIndex.from_product(axes, names=self.dims))
+
+
+def _report(arrays: Mapping[str, Any], words: Mapping[str, Any]) -> Report:
+    value = arrays["value"]
+    loops = list(words["index"])
+    letters = [x for x in "ijklmnpqrsabcdefgh" if x not in loops]
+    return Report(
+        name=words["name"], value=_number(value), stderr=_number(arrays["stderr"]), spread=_number(arrays["spread"]),
+        runs=arrays["runs"], method=words["method"], error_kind=words["error"],
+        dims=tuple(loops + letters[:value.ndim - len(loops)]),
+        coords={name: np.array(values) for name, values in zip(loops, words["index_values"])},
+        undetermined=words.get("undetermined"))
+
+
+class _Shown:
+    """What can be shown as text, as a page in a notebook."""
+
+    def _page(self) -> str:
+        raise NotImplementedError
+
+    def page(self, file: Any = None) -> str:
+        """The page that ``--html`` of the command line writes; also to ``file``, if one is given."""
+        text = self._page()
+        if file is not None:
+            with open(file, "w", encoding="utf-8") as out:
+                out.write(text)
+        return text
+
+    def _repr_html_(self) -> str:
+        fit = "this.style.height=(this.contentDocument.documentElement.scrollHeight+8)+'px'"
+        return (f'<iframe srcdoc="{html.escape(self._page())}" onload="{fit}" '
+                'style="width:100%;height:30em;border:0"></iframe>')
+
+
+class Plot:
+    """Charts as a Vega-Lite specification, which notebooks show; without altair, too."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.spec = spec
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
+        return {"application/vnd.vegalite.v5+json": self.spec, "text/plain": repr(self)}
+
+    def __repr__(self) -> str:
+        return "<Plot: .spec is a Vega-Lite specification>"
+
+
+class _Result(_Shown, Mapping[str, Report]):
+    """A mapping from the names of reports to reports; those whose names are Python names are attributes, too."""
+
+    def __init__(self, core: Any, reports: Sequence[Report]) -> None:
+        self._core = core
+        self._reports: dict[str, Report] = {}
+        for report in reports:
+            name, k = report.name, 2
+            while name in self._reports:
+                name, k = f"{report.name}_{k}", k + 1
+            self._reports[name] = report
+
+    def __getitem__(self, name: str) -> Report:
+        try:
+            return self._reports[name]
+        except KeyError:
+            raise KeyError(f"{name!r} is no report; there are {', '.join(map(repr, self._reports))}") from None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reports)
+
+    def __len__(self) -> int:
+        return len(self._reports)
+
+    def __getattr__(self, name: str) -> Report:
+        own = self.__dict__.get("_reports", {})
+        if name in own:
+            return own[name]
+        raise AttributeError(f"no attribute and no report {name!r}; the reports are {', '.join(map(repr, own))}")
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *(name for name in self._reports if name.isidentifier())]
+
+    def to_xarray(self) -> "xarray.Dataset":
+        """Every report as a variable, its error as ``NAME_stderr``.  Axes of values are named ``NAME_i``, ..; loop
+        variables are shared where they take the same values."""
+        import xarray
+        shared: dict[str, np.ndarray] = {}
+        variables: dict[str, Any] = {}
+        coords: dict[str, Any] = {}
+        for key, r in self.items():
+            dims = []
+            for d in r.dims:
+                name = f"{key}_{d}"
+                if d in r.coords:
+                    if np.array_equal(shared.setdefault(d, r.coords[d]), r.coords[d]):
+                        name = d
+                    coords[name] = r.coords[d]
+                dims.append(name)
+            variables[key] = xarray.Variable(dims, r.value, attrs={"method": r.method})
+            if r.stderr is not None:
+                variables[f"{key}_stderr"] = xarray.Variable(dims, r.stderr, attrs={"kind": r.error_kind})
+            if r.runs is not None:
+                variables[f"{key}_runs"] = xarray.Variable(["seed", *dims], r.runs)
+        return xarray.Dataset(variables, coords=coords)
+
+    def to_pandas(self) -> "pandas.DataFrame":
+        """A row for each number of each report: columns ``report``, the axes, ``value``, ``stderr``."""
+        import pandas
+        tables = []
+        for key, r in self.items():
+            own = r.to_pandas()
+            own = own.reset_index() if r.dims else own
+            own.insert(0, "report", key)
+            tables.append(own)
+        out = pandas.concat(tables, ignore_index=True)
+        last = [c for c in ("value", "stderr", "spread") if c in out]
+        return out[["report", *(c for c in out if c not in ("report", *last)), *last]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """What ``--out FILE.json`` of the command line holds; docs/json.md describes it."""
+        return json.loads(self._core.json(True))
+
+    def to_json(self) -> str:
+        """The text of that file."""
+        return self._core.json(True)
+
+    def vega(self) -> dict[str, Any]:
+        """The charts as a Vega-Lite 5 specification with its data."""
+        return json.loads(self._core.vega())
+
+    def plot(self) -> Any:
+        """The charts: an ``altair.Chart`` where altair is installed, else a :class:`Plot`."""
+        spec = self.vega()
+        try:
+            import altair
+        except ImportError:
+            return Plot(spec)
+        return altair.Chart.from_dict(spec, validate=False)
+
+    def text(self, full: bool = False, columns: int = 110) -> str:
+        """What the command line prints."""
+        return self._core.text(full, columns)
+
+    @cached_property
+    def warnings(self) -> list[Diagnostic]:
+        return [Diagnostic(**d) for d in self._core.warnings()]
+
+    @property
+    def seconds(self) -> float:
+        """The time that it took."""
+        return self._core.seconds
+
+    def _page(self) -> str:
+        return self._core.page()
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return self.text()
+
+
+class Limit(_Result):
+    """The limit of infinite width: reports by name."""
+
+    def __init__(self, core: Any, words: Optional[dict[str, Any]] = None, arrays: Any = None) -> None:
+        self._words = words if words is not None else json.loads(core.json(False))
+        arrays = core.arrays() if arrays is None else arrays
+        super().__init__(core, [_report(a, w) for a, w in zip(arrays, self._words["reports"])])
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """How the numbers were found; docs/json.md, "The engine"."""
+        return self._words["engine"]
+
+    @property
+    def expectations(self) -> list[dict[str, Any]]:
+        """What came of each ``expect``: ``status`` is ``pass``, ``fail`` or ``undecided``."""
+        return self._words["expectations"]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no ``expect`` failed or is undecided."""
+        return all(e["status"] == "pass" for e in self.expectations)
+
+
+class Networks(_Result):
+    """Finite networks of one width: means over seeds by name, and all seeds in ``.runs``."""
+
+    def __init__(self, core: Any, words: Optional[dict[str, Any]] = None, arrays: Any = None) -> None:
+        self._words = words if words is not None else json.loads(core.json(False))
+        arrays = core.arrays() if arrays is None else arrays
+        super().__init__(core, [_report(a, w) for a, w in zip(arrays, self._words["reports"])])
+
+    @property
+    def width(self) -> int:
+        return self._words["engine"]["width"]
+
+    @property
+    def seeds(self) -> int:
+        return self._words["engine"]["seeds"]
+
+
+@dataclass(frozen=True)
+class WidthReports:
+    """Networks of one width beside the limit."""
+
+    width: int
+    seeds: int
+    reports: Mapping[str, Report]
+
+    def __getitem__(self, name: str) -> Report:
+        return self.reports[name]
+
+
+class Comparison(_Result):
+    """The limit, and networks of several widths beside it.  As a mapping: the reports of the limit."""
+
+    def __init__(self, core: Any) -> None:
+        self._words = json.loads(core.json(True))
+        limit, *networks = core.arrays()
+        words = self._words["reports"]
+        super().__init__(core, [_report(a, w) for a, w in zip(limit, words)])
+        of_networks = [dict(w, method="networks", error="standard_error") for w in words]
+        self.networks: list[WidthReports] = [
+            WidthReports(own["width"], own["seeds"], dict(zip(self, map(_report, arrays, of_networks))))
+            for own, arrays in zip(self._words["compare"]["networks"], networks)]
+        """Per width, ascending."""
+
+    @property
+    def engine(self) -> dict[str, Any]:
+        """How the numbers of the limit were found."""
+        return self._words["engine"]
+
+    @property
+    def expectations(self) -> list[dict[str, Any]]:
+        return self._words["expectations"]
+
+    @property
+    def verdict(self) -> str:
+        """``agrees``, ``inconclusive`` or ``disagrees``, over all reports."""
+        return self._words["compare"]["verdict"]
+
+    @property
+    def verdicts(self) -> dict[str, dict[str, Any]]:
+        """Of each report: ``verdict``, ``reason``, ``p_value``, slopes; docs/json.md, "compare"."""
+        return {own["name"]: own for own in self._words["compare"]["reports"]}
+
+
+class _Text(_Shown):
+    def __init__(self, core: Any) -> None:
+        self._core = core
+
+    def text(self) -> str:
+        """What the command line prints."""
+        return self._core.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """What the command line writes as JSON; docs/json.md describes it."""
+        return json.loads(self._core.json)
+
+    def _page(self) -> str:
+        return self._core.page
+
+    def __str__(self) -> str:
+        return self.text()
+
+    def __repr__(self) -> str:
+        return self.text()
+
+
+class Check(_Text):
+    """Powers of the width, before any number is computed."""
+
+    @property
+    def regime(self) -> str:
+        """``feature learning``, ``kernel regime``, ``trivial``, ``unstable`` or ``untrained``."""
+        return self.to_dict()["regime"]
+
+    @property
+    def fixes(self) -> list[dict[str, Any]]:
+        """What muP needs: powers of n by which variances and rates are to be multiplied."""
+        return self.to_dict()["fixes"]
+
+
+class Explanation(_Text):
+    """The limit as formulas."""
+
+    def latex(self) -> str:
+        """A document for latex."""
+        return self._core.latex
+
+
+class Parametrization(_Text):
+    """Variances, multipliers and rates, in three equivalent forms."""

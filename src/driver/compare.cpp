@@ -1,0 +1,84 @@
+#include <fmt/ranges.h>
+
+#include "tplimit/driver/driver.hpp"
+
+// Several evaluations of one program, and what is made of them.
+namespace tplimit {
+
+Result<std::vector<LimitResult>> evaluate_draws(
+    const std::function<Result<Module>(std::uint64_t draw)>& drawn, EvaluateOptions options,
+    int draws) {
+  std::vector<LimitResult> out;
+  const Progress whole = std::move(options.progress);
+  for (int draw = 0; draw < draws; ++draw) {
+    options.draw = static_cast<std::uint64_t>(draw);
+    const Result<Module> module = drawn(options.draw);
+    if (!module) return module.errors();
+    if (whole) options.progress = [&](double done) { whole((draw + done) / draws); };
+    Result<LimitResult> result = evaluate(*module, options);
+    if (!result) return result.errors();
+    out.push_back(std::move(*result));
+    if (!module->program.has_random_scalars && !out.back().random_outputs) break;
+  }
+  return out;
+}
+
+Result<Comparison> compare(const Module& module, const CompareOptions& options) {
+  const auto limit_of_draws = [&](int draws) {
+    return evaluate_draws([&](std::uint64_t) -> Result<Module> { return module; }, options.evaluate,
+                          draws);
+  };
+  const auto limit = [&]() -> Result<LimitResult> {
+    if (options.limit) return *options.limit;
+    Result<std::vector<LimitResult>> one = limit_of_draws(1);
+    if (!one) return one.errors();
+    if (!one->front().random_outputs) return std::move(one->front());
+    // Networks have outputs of their own: their mean is set beside the mean over draws.
+    Result<std::vector<LimitResult>> all = limit_of_draws(options.draws);
+    if (!all) return all.errors();
+    return mean_over_draws(average_draws(std::move(*all)));
+  }();
+  if (!limit) return limit.errors();
+  if (options.networks) return compare(*limit, *options.networks);
+  const auto& given = options.evaluate.given;
+  const Result<Module> networks_of =
+      given ? conditioned(module, *given) : Result<Module>(comparable(module));
+  if (!networks_of) return networks_of.errors();
+  if (options.simulate.progress) options.simulate.progress(0);
+  Result<std::vector<SimulationResult>> networks =
+      simulate(*networks_of, options.simulate, options.widths);
+  if (!networks) return networks.errors();
+  return compare(*limit, std::move(*networks));
+}
+
+namespace {
+
+std::vector<ReportForm> forms_of(const ir::Program& program) {
+  std::vector<ReportForm> out;
+  for (const ir::Report& report : program.reports) {
+    ReportForm& form = out.emplace_back();
+    if (report.entries.empty()) continue;
+    const ir::Op& op = program[report.entries[0].value].op;
+    form.eigenvalues = std::holds_alternative<ir::Eigvals>(op);
+    if (const auto* own = std::get_if<ir::Histogram>(&op)) form.bins = Bins{own->low, own->high};
+  }
+  return out;
+}
+
+}  // namespace
+
+ProgramInfo program_info(const Module& module, const EvaluateOptions& options) {
+  ProgramInfo out{module.source,
+                  module.sha256,
+                  module.constants,
+                  module.program.has_random_scalars,
+                  to_string(module.ablations),
+                  fmt::format("{:016x}", ir::fingerprint(module.program)),
+                  forms_of(module.program)};
+  if (options.given)
+    out.constants.emplace_back(options.given->name + " (given)",
+                               fmt::format("{}", fmt::join(options.given->values, ",")));
+  return out;
+}
+
+}  // namespace tplimit
