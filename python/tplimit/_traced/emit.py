@@ -142,9 +142,7 @@ class Emitter:
         s = fit(value, self.widths, what)
         if s.p != 1:
             raise Refused(f"{what} is {value['per_width']} at widths {self.widths}: a size is c n")
-        ratio = Fraction(s.c).limit_denominator(1024)
-        self.symbol(ratio)
-        return Wide(ratio)
+        return Wide(Fraction(s.c).limit_denominator(1024))
 
     def symbol(self, ratio):
         if ratio not in self.symbols:
@@ -178,9 +176,6 @@ class Emitter:
             atoms = []
             for axis in range(len(spec["shape"])):
                 own = self.splits.get((spec["name"], axis)) or [self.whole(spec["name"], axis)]
-                for a in own:
-                    if isinstance(a, Wide):
-                        self.symbol(a.ratio)
                 atoms.append([Wide(s.ratio, frozenset({(spec["name"], axis, k)})) if isinstance(s, Wide) else s for k, s in enumerate(own)])
             self.parameters[spec["name"]] = Parameter(spec["name"], self.ident(spec["name"]), atoms, spec)
         data = self.declare_data()
@@ -216,8 +211,12 @@ class Emitter:
         text += ["model net(x) {"] + [f"  {a} = {b}" for a, b in body_lines] + [f"  return {', '.join(returned)}", "}", ""]
         text += ["for t in 0..T {", f"  {', '.join(['out'] + returned[1:])} = net(X)"] + [f"  {a} = {b}" for a, b in self.lines]
         if self.gradients:
-            reports = [f"gradient_{p.ident} = norm(grad(loss, {p.ident}))" for p in self.parameters.values()
-                       if p.layout is not None and p.spec["group"] is not None]
+            reports = []
+            for p in self.parameters.values():
+                if p.layout is not None and p.spec["group"] is not None:
+                    wide = sum(isinstance(p.atoms[i][k], Wide) for i, k in p.layout)
+                    one = [0] * (len(p.layout) - 2) if wide == 2 else []  # of an array of matrices the first
+                    reports.append(f"gradient_{p.ident} = norm({_indexed(f'grad(loss, {p.ident})', one)})")
         text += [f"  report loss, {', '.join(reports)}"] + [f"  {s}" for s in step] + ["}"]
         return "\n".join(text) + "\n", self.files, {
             "modules": self.module_values, "parameters": {p.ident: p.name for p in self.parameters.values()}}
@@ -373,6 +372,8 @@ class Emitter:
         """Its axes in this order."""
         if order == list(range(len(v.axes))):
             return v
+        if any(isinstance(v.axes[k], Wide) for k in order[:-1]):
+            self.refuse("the width would have to stand before a finite axis")
         place = {k: i for i, k in enumerate(order)}
         text = f"transpose({v.text}, {', '.join(map(str, order))})"
         return replace(v, text=text, axes=[v.axes[k] for k in order], groups=[[place[k] for k in g] for g in v.groups], mask=None)
@@ -380,10 +381,14 @@ class Emitter:
     def without_ones(self, v, i):
         """The traced axis i, of size 1, without an axis in the language."""
         for k in sorted(v.groups[i], reverse=True):
-            index = ", ".join([".."] * k + ["0"])
-            v = replace(v, text=f"{v.text}[{index}]", axes=v.axes[:k] + v.axes[k + 1 :],
-                        groups=[[x - (x > k) for x in g if x != k] for g in v.groups])
+            v = self.without_axis(v, k)
         return v
+
+    def without_axis(self, v, k, index=0):
+        """Axis k of the language at one index."""
+        at = ", ".join([".."] * k + [str(index)])
+        return replace(v, text=f"{v.text}[{at}]", axes=v.axes[:k] + v.axes[k + 1 :],
+                       groups=[[x - (x > k) for x in g if x != k] for g in v.groups])
 
     def split_finite(self, v, k, factors):
         axes = v.axes[:k] + list(factors) + v.axes[k + 1 :]
@@ -603,13 +608,13 @@ class Emitter:
             """W[index] @ x, stacked over what is left of extra_out, summed over extra_in."""
             if depth < len(extra_out):
                 size = outer[extra_out[depth]]
-                if depth == len(extra_out) - 1 and not count and size > 2:
+                if depth == len(extra_out) - 1 and not count:
                     self.need("heads")
                     return f"heads({_indexed(matrix, index)}, {x.text})"
                 return f"stack({', '.join(product(index + [h], depth + 1) for h in range(size))})"
             if not count:
                 return f"{_indexed(matrix, index)} @ {x.text}"
-            if count == 1 and inner[extra_in[0]] > 2:
+            if count == 1:
                 self.need("join_heads")
                 return f"join_heads({_indexed(matrix, index)}, {x.text})"
             terms = [[]]
@@ -657,8 +662,9 @@ class Emitter:
             self.unify(lead_a.atoms(-i), lead_b.atoms(-i), "batch axes of the product")
         if len(lead_a.groups) != len(lead_b.groups):
             self.refuse("batch axes of the product differ")
-        batch_a = [k for g in a.groups[:-2] for k in g]
-        batch_b = [k for g in b.groups[:-2] for k in g]
+        lead = self.lead_order(a)
+        batch_a = [a.groups[i][j] for i, j in lead]
+        batch_b = [b.groups[i][j] for i, j in lead]
         rows, columns, inner_a, inner_b = a.groups[-2], b.groups[-1], a.groups[-1], b.groups[-2]
         if max(len(rows), len(columns), len(inner_a)) > 1:
             self.refuse("product over merged axes")
@@ -793,9 +799,12 @@ class Emitter:
             for i in range(len(q.groups) - 2):
                 self.unify(q.atoms(i), other.atoms(i), "batch axes")
         self.unify(q.atoms(-1), k.atoms(-1), "queries and keys")
+        if any(isinstance(s, Wide) for i in range(len(q.groups) - 1) for s in q.atoms(i)):
+            self.refuse("the number of heads grows with the width; the limit is of heads that grow, and a fixed number of them")
         if any(len(x.groups[-1]) != 1 or len(x.groups[-2]) != 1 for x in (q, k, v)):
             self.refuse("over an axis that is split")
-        q, k, v = (self.permuted(x, [a for g in x.groups for a in g]) for x in (q, k, v))
+        lead = self.lead_order(q)
+        q, k, v = (self.permuted(x, [x.groups[i][j] for i, j in lead] + x.groups[-2] + x.groups[-1]) for x in (q, k, v))
         rows, columns = q.atoms(-2)[0], k.atoms(-2)[0]
         if mask is not None:
             m = self.value(mask)
@@ -821,6 +830,12 @@ class Emitter:
             scores = self.assign(f'{power_text(s)} * einsum("{letters}ij,{letters}kj->{letters}ik", {q.text}, {k.text})')
             text = f"masked_softmax({scores}, {allowed}) @ {v.text}"
         return self.make(text, q.axes[:-1] + [v.axes[-1]], q.groups)
+
+    def lead_order(self, v):
+        """The axes before the last two traced ones, (traced axis, atom), in the order that the value has."""
+        rank = len(v.groups)
+        found = [(i, j) for i in range(rank - 2) for j in range(len(v.groups[i]))]
+        return sorted(found, key=lambda s: v.groups[s[0]][s[1]])
 
     def op_softmax(self, x, axis):
         v = self.value(x)
@@ -888,6 +903,9 @@ class Emitter:
         for s in want:
             group = []
             target = _coefficient(s)
+            if s == 1 and at < len(atoms) and v.axes[atoms[at]] == 1:
+                group.append(atoms[at])
+                at += 1
             while _product([v.axes[k] for k in group]) != target:
                 if at == len(atoms):
                     self.refuse("the view does not fit")
@@ -915,9 +933,12 @@ class Emitter:
             if groups:
                 groups[-1] = groups[-1] + [atoms[at]]
             at += 1
-        if v.text.startswith("reshape(") and v.text != self.value(x).text:
-            v = self.named(v)
-        return replace(v, groups=groups, mask=None)
+        v = replace(v, groups=groups, mask=None)
+        for i in range(len(groups)):  # of axes that are merged, those of size 1 say nothing
+            for k in sorted(v.groups[i], reverse=True):
+                if len(v.groups[i]) > 1 and v.axes[k] == 1:
+                    v = self.without_axis(v, k)
+        return v if v.text == self.value(x).text else self.named(v)
 
     def op_permute(self, x, order):
         v = self.value(x)
@@ -959,9 +980,8 @@ class Emitter:
         v = self.value(x)
         i = axis % len(v.groups)
         k = self.finite_axis(v, i)
-        text = f"{v.text}[{', '.join(['..'] * k + [str(index)])}]"
-        groups = [[x - (x > k) for x in g] for j, g in enumerate(v.groups) if j != i]
-        return self.make(text, v.axes[:k] + v.axes[k + 1 :], groups, known=v.known)
+        v = self.named(self.without_axis(v, k, index))
+        return replace(v, groups=v.groups[:i] + v.groups[i + 1 :])
 
     def op_slice(self, x, axis, start, stop, step=1):
         v = self.value(x)
@@ -978,9 +998,7 @@ class Emitter:
             if atoms[0] != int(block):
                 self.unify(atoms, [int(block), Wide(length)], "a slice")
             k = v.groups[i][0]
-            text = f"{v.text}[{', '.join(['..'] * k + [str(int(part))])}]"
-            groups = [[x - (x > k) for x in g if x != k] for g in v.groups]
-            return self.make(text, v.axes[:k] + v.axes[k + 1 :], groups)
+            return self.named(self.without_axis(v, k, int(part)))
         v = self.merged(v, i)
         k = self.finite_axis(v, i)
         by = f" by {step}" if step != 1 else ""

@@ -88,7 +88,7 @@ def fit(value, widths, what):
     c = [x / w ** float(p) for x, w in zip(v, widths)]
     if max(abs(x - c[0]) for x in c) > 1e-6 * abs(c[0]):
         raise no_power
-    return Power(float(f"{c[0]:.12g}"), p)
+    return Power(float(f"{c[0]:.15g}"), p)
 
 
 def _digits(x):
@@ -97,8 +97,8 @@ def _digits(x):
 
 def number(c):
     """A number as the language writes it: a fraction where it is one."""
-    if c == int(c) and abs(c) < 1e15:
-        return str(int(c))
+    if abs(c - round(c)) <= 1e-12 * abs(c) and abs(c) < 1e15:
+        return str(round(c))
     f = Fraction(c).limit_denominator(4096)
     short = repr(float(f"{c:.12g}"))
     if abs(float(f) - c) <= 1e-12 * abs(c) and len(f"{f.numerator} / {f.denominator}") < len(short):
