@@ -56,7 +56,7 @@ def test_check_finds_feature_learning(name):
     assert (code, found["regime"], found["maximal"]) == (0, "feature learning", True), messages
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("decoder_adam", "residual_adam")])  # minutes
 def test_limit_agrees_with_networks(name):
     """The tool's networks of the program; those of torch: test_torch.py."""
     t = Translation(graph(name), steps=2)

@@ -11,7 +11,9 @@
 file makes the traced form (_traced/form.py); _traced/emit.py makes text of it, and needs no torch.
 """
 
+import contextlib
 import math
+from statistics import NormalDist
 
 from ._traced.form import Refused, join
 from ._traced.lint import lint_graph
@@ -115,7 +117,7 @@ def _graph_at(build, X, y, loss, width):
     import torch
 
     log = _InitialLaws()
-    with log.mode:
+    with log.mode, log.truncated_normals():
         module, optimiser, loss_of = _built(build, width, loss)
     data, target = _tensor(X), _tensor(y)
     _freeze_width_mult(module)
@@ -217,6 +219,24 @@ class _InitialLaws:
         self.laws = {}
         self.kept = []  # storages, so that no address is used twice
 
+    @contextlib.contextmanager
+    def truncated_normals(self):
+        """trunc_normal_ draws again what lies outside: the function is watched, not its operations."""
+        import torch.nn.init as init
+
+        own = init._no_grad_trunc_normal_
+
+        def watched(tensor, mean, std, a, b, *args, **kwargs):
+            out = own(tensor, mean, std, a, b, *args, **kwargs)
+            self.set(tensor, _truncated(mean, std, a, b))
+            return out
+
+        init._no_grad_trunc_normal_ = watched
+        try:
+            yield
+        finally:
+            init._no_grad_trunc_normal_ = own
+
     @staticmethod
     def key(tensor):
         return tensor.untyped_storage().data_ptr()
@@ -286,10 +306,6 @@ class _InitialLaws:
             source = args[1] if name == "copy" else args[0]
             return self.laws.get(self.key(source)) or (
                 _constant(float(source)) if source.numel() == 1 and not source.is_meta else _unseen("it is copied from values that were not seen to be drawn"))
-        if name == "erfinv" and law and law["kind"] == "uniform":  # as trunc_normal_ does
-            return {"kind": "erfinv", "low": law["low"], "high": law["high"], "scale": 1.0, "shift": 0.0}
-        if name == "clamp" and law and law["kind"] == "erfinv":
-            return _truncated(law)
         if law and value is not None and name in ("mul", "div", "add", "sub", "neg"):
             if name in ("add", "sub"):
                 return _moved(law, value if name == "add" else -value)
@@ -337,8 +353,6 @@ def _scaled(law, c):
         return _uniform(*ends)
     if law["kind"] == "constant":
         return _constant(law["value"] * c)
-    if law["kind"] == "erfinv":
-        return law | {"scale": law["scale"] * c, "shift": law["shift"] * c}
     return law
 
 
@@ -349,26 +363,20 @@ def _moved(law, c):
         return _uniform(law["low"] + c, law["high"] + c)
     if law["kind"] == "constant":
         return _constant(law["value"] + c)
-    if law["kind"] == "erfinv":
-        return law | {"shift": law["shift"] + c}
     return law
 
 
-def _truncated(law):
-    """shift + scale erfinv(u): a normal of standard deviation scale / sqrt 2 between the ends, which clamp only rounds."""
-    from statistics import NormalDist
-
+def _truncated(mean, std, low, high):
+    """A normal law given that it lies between the ends."""
     unit = NormalDist()
-    a, b = (min(max((1 + end) / 2, 0.0), 1.0) for end in (law["low"], law["high"]))
-    ends = [unit.inv_cdf(p) if 0 < p < 1 else math.copysign(math.inf, p - 0.5) for p in (a, b)]
-    density = [unit.pdf(e) if math.isfinite(e) else 0.0 for e in ends]
-    edge = [e * d if math.isfinite(e) else 0.0 for e, d in zip(ends, density)]
-    mean = (density[0] - density[1]) / (b - a)
-    if abs(mean) < 1e-12:
-        mean = 0.0
-    variance = 1 + (edge[0] - edge[1]) / (b - a) - mean**2
-    std = law["scale"] / math.sqrt(2)
-    return {"kind": "other", "mean": law["shift"] + std * mean, "std": std * math.sqrt(variance), "what": "truncated normal"}
+    ends = [(low - mean) / std, (high - mean) / std]
+    mass = unit.cdf(ends[1]) - unit.cdf(ends[0])
+    density = [unit.pdf(e) for e in ends]
+    shift = (density[0] - density[1]) / mass
+    variance = 1 + (ends[0] * density[0] - ends[1] * density[1]) / mass - shift**2
+    if abs(shift) < 1e-12:
+        shift = 0.0
+    return {"kind": "other", "mean": mean + std * shift, "std": std * math.sqrt(variance), "what": "truncated normal"}
 
 
 # ---- nodes
