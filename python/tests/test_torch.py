@@ -1,0 +1,180 @@
+"""from_torch with torch itself, where it is installed."""
+
+import os
+import sys
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+import test_torch_graphs as graphs  # noqa: E402  (sets up the package)
+import torch_models  # noqa: E402
+from torch import nn  # noqa: E402
+
+from tplimit import pytorch  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("default")
+X = torch.tensor(torch_models.POINTS)
+y = torch.tensor(torch_models.TARGETS).float()
+
+
+def text_of(build, **options):
+    return pytorch.from_torch(build, X, y, **options).text
+
+
+def sequential(n, *more, **rates):
+    module = nn.Sequential(nn.Linear(3, n), nn.Tanh(), *more, nn.Linear(n, 1, bias=False))
+    return module, torch.optim.SGD(module.parameters(), lr=rates.get("lr", 0.1))
+
+
+@pytest.mark.parametrize("name", ["mlp_sgd", "residual_adam", "cnn_adam", "decoder_sgd"])
+def test_traces_are_the_stored_ones(name):
+    build, data, target, loss, _ = torch_models.MODELS[name]
+    traced, stored = pytorch.trace(build, data, target, loss), graphs.graph(name)
+    for p in stored["parameters"]:
+        p.pop("gradient_power", None)
+    drop = lambda g: {k: v for k, v in g.items() if k != "from"}
+    same = lambda a, b: pytorch.Translation(drop(a) | {"from": ""}).text == pytorch.Translation(drop(b) | {"from": ""}).text
+    assert same(traced, stored)
+
+
+@pytest.mark.parametrize("name", ["mlp_sgd", "mlp_adam"])
+def test_networks_of_torch_agree_with_the_limit(name, tmp_path):
+    build, data, target, loss, _ = torch_models.MODELS[name]
+    steps = 4
+    t = pytorch.from_torch(build, data, target, loss, steps=steps)
+    _, found, _, messages = t.tool("run", "--particles", 2048, binary=graphs.tool())
+    assert found, messages
+    limit = np.array(found["reports"][0]["value"])
+    files = pytorch.train(build, data, target, loss, steps, (512,), 8, tmp_path)
+    runs = np.load(files[0])["loss"]
+    assert np.all(np.abs(runs.mean(0) - limit) < 5 * runs.std(0, ddof=1) / 8**0.5 + 0.005)
+
+
+def test_default_initialisation_and_options():
+    def build(n):
+        module = nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 1))
+        return module, torch.optim.SGD(module.parameters(), lr=6.4 / n, momentum=0.9, dampening=0.1, weight_decay=0.01)
+
+    text = text_of(build)
+    assert "param l0_weight : [n, 3] ~ uniform(-0.57735026919, 0.57735026919), lr = 1 / n" in text
+    assert "param l2_weight : [n, n] ~ normal(0, 1 / (3 * n)), lr = 1 / n  # uniform" in text
+    assert "param l4_weight : [1, n] ~ uniform(-1 / sqrt(n), 1 / sqrt(n)), lr = 1 / n" in text
+    assert "step sgd(loss, lr = 6.4, momentum = 0.9, dampening = 0.1, weight_decay = 0.01)" in text
+
+
+def test_groups_of_adamw():
+    def build(n):
+        module, _ = sequential(n)
+        groups = [{"params": module[0].parameters(), "weight_decay": 0.1}, {"params": module[2].parameters(), "weight_decay": 0.0, "lr": 0.02}]
+        return module, torch.optim.AdamW(groups, lr=0.01, eps=1e-6)
+
+    text = text_of(build)
+    assert "weight_decay = {l0_weight: 0.1, l0_bias: 0.1, l2_weight: 0}" in text
+    assert "param l2_weight : [1, n] ~ uniform(-1 / sqrt(n), 1 / sqrt(n)), lr = 2" in text
+
+
+def test_initial_laws_are_seen():
+    def build(n):
+        module, optimiser = sequential(n, nn.Linear(n, n, bias=False))
+        nn.init.trunc_normal_(module[2].weight, std=n**-0.5, a=-2 * n**-0.5, b=2 * n**-0.5)
+        with torch.no_grad():
+            module[0].weight.normal_().mul_(2).div_(4)
+            module[0].bias.fill_(0.5)
+        module[3].weight = nn.Parameter(3 * torch.randn(1, n))
+        return module, torch.optim.SGD(module.parameters(), lr=0.1)
+
+    text = text_of(build)
+    assert "param l0_weight : [n, 3] ~ normal(0, 0.25)" in text
+    assert "param l0_bias : [n] ~ normal(0.5, 0)" in text
+    variance = float(text.split("param l2_weight : [n, n] ~ normal(0, ")[1].split(" / n")[0])
+    assert variance == pytest.approx(0.773741, abs=1e-5)  # of a normal cut at 2 standard deviations
+    assert "truncated normal" in text
+    assert "param l3_weight : [1, n] ~ normal(0, 9)" in text
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (lambda n: nn.Dropout(0.1), "another mask at every step"),
+        (lambda n: nn.utils.parametrizations.orthogonal(nn.Linear(n, n)), "initial|not translated|changes|not seen"),
+        (lambda n: nn.Linear(n, n + 1), "65|97"),
+    ],
+)
+def test_refused(change, reason):
+    def build(n):
+        middle = change(n)
+        width = middle.out_features if isinstance(middle, nn.Linear) else n
+        module = nn.Sequential(nn.Linear(3, n), middle, nn.Linear(width, 1))
+        return module, torch.optim.SGD(module.parameters(), lr=0.1)
+
+    with pytest.raises(pytorch.Refused, match=reason):
+        text_of(build)
+
+
+def test_orthogonal_initialisation_is_refused_by_name():
+    def build(n):
+        module, optimiser = sequential(n, nn.Linear(n, n))
+        nn.init.orthogonal_(module[2].weight)
+        return module, optimiser
+
+    with pytest.raises(pytorch.Refused, match="2.weight: "):
+        text_of(build)
+
+
+def test_attention_written_by_hand_is_that_of_torch():
+    class Hand(torch_models.Attention):
+        def forward(self, x):
+            B, T, n = x.shape
+            d = n // self.heads
+            q, k, v = (a.view(B, T, self.heads, d).transpose(1, 2) for a in self.qkv(x).chunk(3, dim=-1))
+            scores = (q @ k.transpose(-2, -1)) / d
+            scores = scores.masked_fill(torch.tril(torch.ones(T, T)) == 0, float("-inf"))
+            return self.proj((scores.softmax(-1) @ v).transpose(1, 2).reshape(B, T, n))
+
+    def build(kind):
+        def at(n):
+            decoder = torch_models.Decoder(n)
+            decoder.blocks = decoder.blocks[:1]
+            decoder.blocks[0].attention = kind(n)
+            torch_models.initialise(decoder.blocks, n)
+            return decoder, torch_models.optimiser("sgd", decoder, n, 0.2)
+
+        return at
+
+    losses = []
+    _, ids, target, loss, _ = torch_models.MODELS["decoder_sgd"]
+    for kind in (Hand, torch_models.Attention):
+        t = pytorch.from_torch(build(kind), ids, target, loss, steps=2)
+        _, found, _, messages = t.tool("run", "--particles", 512, binary=graphs.tool())
+        assert found, messages
+        losses.append(found["reports"][0]["value"])
+    assert losses[0] == pytest.approx(losses[1], abs=2e-3)
+
+
+def test_mup_package():
+    mup = pytest.importorskip("mup")
+
+    class Net(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            self.a, self.b, self.o = nn.Linear(3, n), nn.Linear(n, n), mup.MuReadout(n, 1)
+
+        def forward(self, x):
+            return self.o(torch.tanh(self.b(torch.tanh(self.a(x)))))
+
+    def build(optimiser):
+        def at(n):
+            net = Net(n)
+            mup.set_base_shapes(net, Net(64), delta=Net(128))
+            return net, optimiser(net.parameters(), lr=0.3)
+
+        return at
+
+    text = text_of(build(mup.MuSGD))
+    assert "z3 = z2 / (n / 64)" in text
+    assert "param b_weight : [n, n] ~ normal(0, 1 / (3 * n)), lr = 64" in text and "lr = 3 / 640" in text
+    assert "param b_weight : [n, n] ~ normal(0, 1 / (3 * n)), lr = 64 / n" in text_of(build(mup.MuAdam))
+    assert pytorch.lint(build(mup.MuSGD), X, y, binary=graphs.tool()).good
+    mistake = pytorch.lint(build(torch.optim.SGD), X, y, binary=graphs.tool())
+    assert {f.parameter for f in mistake.findings} >= {"a.weight", "o.weight"}

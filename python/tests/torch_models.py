@@ -1,0 +1,204 @@
+"""Networks in muP for the tests of from_torch and the figures of docs/pytorch.md; needs torch.
+
+    python torch_models.py graphs                 # writes graphs/*.json, the fixtures of test_torch_graphs.py
+    python torch_models.py against mlp_sgd ..     # trains networks with torch and sets them beside the limit
+"""
+
+import os
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+POINTS = [[1, 0.5, -0.2], [-0.3, 1, 0.4], [0.7, -0.6, 0.9], [-1, -0.2, 0.3], [0.2, 0.8, -1.1], [0.5, -1.2, -0.6]]
+TARGETS = [[1], [-0.5], [0.5], [-1], [0.8], [0.2]]
+SIGNALS = [[[0, 0.7, 1, 0.7, 0, -0.7, -1, -0.7]], [[1, 0, -1, 0, 1, 0, -1, 0]], [[0.5, 0.4, 0.3, 0.2, 0.1, 0, -0.1, -0.2]]]
+SIGNAL_TARGETS = [[1], [-1], [0.5]]
+TEXT = [0, 1, 2, 0, 1, 3, 0]
+
+
+def initialise(module, n):
+    """Standard deviation 1 / sqrt(inputs) of Linear and Conv1d, 1 of readouts, no biases."""
+    for m in module.modules():
+        if isinstance(m, (nn.Linear, nn.Conv1d)):
+            nn.init.normal_(m.weight, std=m.weight[0].numel() ** -0.5 if len(m.weight) >= n // 8 else 1.0)
+            if m.bias is not None:
+                nn.init.zeros_(m.bias)
+
+
+def optimiser(kind, module, n, eta):
+    """muP: by how many axes grow with n, rates eta n and eta (SGD), eta and eta / n (Adam)."""
+    groups = []
+    for p in module.parameters():
+        hidden = sum(size >= n // 8 for size in p.shape) == 2
+        rate = {"sgd": eta if hidden else eta * n, "adam": eta / n if hidden else eta}[kind]
+        groups.append({"params": [p], "lr": rate})
+    return torch.optim.SGD(groups, lr=eta) if kind == "sgd" else torch.optim.Adam(groups, lr=eta, betas=(0.9, 0.99))
+
+
+class MLP(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+        self.fc1, self.fc2, self.readout = nn.Linear(3, n), nn.Linear(n, n), nn.Linear(n, 1, bias=False)
+        initialise(self, n)
+
+    def forward(self, x):
+        return self.readout(torch.tanh(self.fc2(torch.tanh(self.fc1(x))))) / self.n
+
+
+class Residual(nn.Module):
+    """Two pre-LayerNorm blocks n -> 2 n -> n."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+        self.embed = nn.Linear(3, n)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(n), nn.Linear(n, 2 * n), nn.GELU(), nn.Linear(2 * n, n)) for _ in range(2))
+        self.norm, self.readout = nn.LayerNorm(n), nn.Linear(n, 1, bias=False)
+        initialise(self, n)
+
+    def forward(self, x):
+        h = self.embed(x)
+        for block in self.blocks:
+            h = h + block(h)
+        return self.readout(self.norm(h)) / self.n
+
+
+class CNN(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+        self.conv1, self.conv2 = nn.Conv1d(1, n, 3, padding=1), nn.Conv1d(n, n, 3, stride=2, padding=1)
+        self.readout = nn.Linear(n, 1, bias=False)
+        initialise(self, n)
+
+    def forward(self, x):
+        h = F.gelu(self.conv2(F.gelu(self.conv1(x))))
+        return self.readout(h.mean(-1)) / self.n
+
+
+class Attention(nn.Module):
+    """Two heads, which grow with n; scores are divided by the width of a head, as muP has it."""
+
+    def __init__(self, n, heads=2):
+        super().__init__()
+        self.heads = heads
+        self.qkv, self.proj = nn.Linear(n, 3 * n, bias=False), nn.Linear(n, n, bias=False)
+
+    def forward(self, x):
+        B, T, n = x.shape
+        d = n // self.heads
+        q, k, v = (a.view(B, T, self.heads, d).transpose(1, 2) for a in self.qkv(x).split(n, dim=2))
+        a = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=1 / d)
+        return self.proj(a.transpose(1, 2).reshape(B, T, n))
+
+
+class Block(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.ln1, self.attention = nn.LayerNorm(n), Attention(n)
+        self.ln2, self.mlp = nn.LayerNorm(n), nn.Sequential(nn.Linear(n, 2 * n, bias=False), nn.GELU(), nn.Linear(2 * n, n, bias=False))
+
+    def forward(self, x):
+        x = x + self.attention(self.ln1(x))
+        return x + self.mlp(self.ln2(x))
+
+
+class Decoder(nn.Module):
+    """Two blocks; the embedding is the readout, too."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+        self.token, self.position = nn.Embedding(4, n), nn.Embedding(6, n)
+        self.blocks = nn.Sequential(Block(n), Block(n))
+        self.norm, self.head = nn.LayerNorm(n), nn.Linear(n, 4, bias=False)
+        initialise(self, n)
+        self.head.weight = self.token.weight
+
+    def forward(self, ids):
+        x = self.token(ids) + self.position(torch.arange(ids.shape[1]))
+        return self.head(self.norm(self.blocks(x))) / self.n
+
+
+def next_letter(out, y):
+    return F.cross_entropy(out.view(-1, out.size(-1)), y.view(-1))
+
+
+def both(make, eta_sgd, eta_adam):
+    def build(kind, eta):
+        def at(n):
+            module = make(n)
+            return module, optimiser(kind, module, n, eta)
+
+        return at
+
+    return build("sgd", eta_sgd), build("adam", eta_adam)
+
+
+# name -> build, X, y, loss, steps
+MODELS = {}
+for name, make, rates, X, y, loss, steps in (
+    ("mlp", MLP, (0.3, 0.02), POINTS, TARGETS, "mse", 8),
+    ("residual", Residual, (0.05, 0.01), POINTS, TARGETS, "mse", 6),
+    ("cnn", CNN, (0.5, 0.02), SIGNALS, SIGNAL_TARGETS, "mse", 6),
+    ("decoder", Decoder, (0.2, 0.02), [TEXT[:-1]], [TEXT[1:]], next_letter, 4),
+):
+    X, y = torch.tensor(X), torch.tensor(y)
+    if loss == "mse":
+        X, y = X.float(), y.float()
+    for kind, build in zip(("sgd", "adam"), both(make, *rates)):
+        MODELS[f"{name}_{kind}"] = (build, X, y, loss, steps)
+
+
+def translated(name, steps=None):
+    from tplimit import pytorch
+
+    build, X, y, loss, own = MODELS[name]
+    return pytorch.from_torch(build, X, y, loss=loss, steps=steps or own, name=name)
+
+
+def write_graphs():
+    for name in MODELS:
+        translated(name).save_graph(os.path.join(HERE, "graphs", f"{name}.json"))
+        print(name)
+
+
+def against(name, widths=(64, 256, 1024), seeds=8, particles=4096, folder="against"):
+    """Deviations of torch's networks from the limit."""
+    import json
+
+    import numpy as np
+    from tplimit import pytorch
+
+    build, X, y, loss, steps = MODELS[name]
+    with open(os.path.join(HERE, "graphs", f"{name}.json")) as f:
+        t = pytorch.Translation(json.load(f), steps=steps, name=name)
+    t.save(folder)
+    _, limit, _, messages = t.tool("run", "--particles", particles)
+    limit = {r["name"]: r for r in limit["reports"]}
+    torch.set_num_threads(1)
+    files = pytorch.train(build, X, y, loss, steps, widths, seeds, os.path.join(folder, name))
+    value, error = np.array(limit["loss"]["value"]), np.array(limit["loss"]["stderr"])
+    outs = np.array(limit["out"]["value"])
+    print(f"{name}: loss at t = 0, {steps // 2}, {steps - 1}; rms deviation of out", messages[:200])
+    at = [0, steps // 2, steps - 1]
+    for file in files:
+        runs = np.load(file)
+        mean, sem = runs["loss"].mean(0), runs["loss"].std(0, ddof=1) / len(runs["loss"]) ** 0.5
+        rms = np.sqrt(((runs["out"] - outs) ** 2).mean())
+        print(f"  {int(runs['width']):5d}  " + "  ".join(f"{mean[i]:.5f} +- {sem[i]:.5f}" for i in at) + f"  rms {rms:.5f}", flush=True)
+    print("  limit  " + "  ".join(f"{value[i]:.5f} +- {error[i] or 0:.5f}" for i in at), flush=True)
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, os.path.dirname(HERE))
+    if sys.argv[1] == "graphs":
+        write_graphs()
+    else:
+        for name in sys.argv[2:] or MODELS:
+            against(name, particles=2048 if name.startswith("decoder") else 8192)
