@@ -240,6 +240,44 @@ NodeId Builder::add(Op op, std::vector<NodeId> in) {
 }
 
 /// Neutral and absorbing operands.  Exact identities only: results do not move by a rounding error.
+/// Averages of products of arrays that were stacked from few parts, part by part: the scores of
+/// several heads, whose matrices are independent.
+std::optional<NodeId> Builder::heads_apart(const Contract& c, const std::vector<NodeId>& in) {
+  constexpr std::size_t kFew = 16;
+  if (!c.average || c.batch < 1) return std::nullopt;
+  for (const NodeId x : in) {
+    const auto* stacked = std::get_if<Concat>(&node(x).op);
+    if (!stacked || stacked->axis != 0 || node(x).in.size() > kFew) return std::nullopt;
+  }
+  const std::vector<NodeId> left = node(in[0]).in, right = node(in[1]).in;
+  if (left.size() != right.size()) return std::nullopt;
+  for (std::size_t k = 0; k < left.size(); ++k)
+    if (type(left[k]).dims[0] != type(right[k]).dims[0]) return std::nullopt;
+  std::vector<NodeId> parts;
+  for (std::size_t k = 0; k < left.size(); ++k) parts.push_back(add(c, {left[k], right[k]}));
+  return add(Concat{0}, std::move(parts));
+}
+
+/// What one part of a concatenation is asked for.
+std::optional<NodeId> Builder::gathered_part(const Gather& g, NodeId x) {
+  const auto* whole = std::get_if<Concat>(&node(x).op);
+  if (!whole || whole->axis != g.axis || g.indices->empty()) return std::nullopt;
+  const auto axis = static_cast<std::size_t>(g.axis);
+  std::int64_t first = 0;
+  const std::vector<NodeId> parts = node(x).in;
+  for (const NodeId part : parts) {
+    const std::int64_t end = first + type(part).dims[axis];
+    if (std::all_of(g.indices->begin(), g.indices->end(),
+                    [&](std::int64_t i) { return i >= first && i < end; })) {
+      std::vector<std::int64_t> own = *g.indices;
+      for (std::int64_t& i : own) i -= first;
+      return gather(part, g.axis, std::move(own));
+    }
+    first = end;
+  }
+  return std::nullopt;
+}
+
 std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>& in) {
   if (const auto* s = std::get_if<Scale>(&op)) {
     if (s->factor == 1 && s->power == 0) return in[0];
@@ -339,7 +377,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
         operands[k] = node(in[k]).in[0];
         return scale(factor.factor, factor.power, add(*c, std::move(operands)));
       }
-    return std::nullopt;
+    return heads_apart(*c, in);
   }
   if (std::holds_alternative<Average>(op)) {
     if (!type(in[0]).width) return in[0];
@@ -349,6 +387,10 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
   if (const auto* r = std::get_if<Reshape>(&op)) {
     if (r->dims == type(in[0]).dims) return in[0];
     if (is_zero(in[0])) return zeros(type(in[0]).width, r->dims);
+    if (std::holds_alternative<Reshape>(node(in[0]).op)) {
+      const NodeId operand = node(in[0]).in[0];
+      return reshape(operand, r->dims);
+    }
     return std::nullopt;
   }
   if (const auto* e = std::get_if<Expand>(&op)) {
@@ -369,7 +411,7 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
         return in[0];
     }
     if (is_zero(in[0])) return zeros(type(in[0]).width, infer_type(op, {&type(in[0])}).dims);
-    return std::nullopt;
+    return gathered_part(*g, in[0]);
   }
   if (std::holds_alternative<Concat>(op))
     return in.size() == 1 ? std::optional(in[0]) : std::nullopt;

@@ -952,11 +952,20 @@ Value Lowerer::builtin_norm(Arguments& a) {
   const auto root = [&](const Value& x) {
     return Value{Tensor{builder_.map(Fn::kSqrt, {inner_product(x, x)}), {}}};
   };
-  if (const auto* m = a.positional[0].as<Matrix>()) {
-    if (const auto outer = as_outer_products(*m)) return root({*outer});
-    fail("E2303", "the norm of a Gaussian matrix cannot be taken", a.spans[0],
-         "it has multiples of random entries",
-         "norm(W - W0) and norm(grad(loss, W)) can: they are sums of outer products");
+  const auto outer_products = [&](const Matrix& m) {
+    auto outer = as_outer_products(m);
+    if (!outer)
+      fail("E2303", "the norm of a Gaussian matrix cannot be taken", a.spans[0],
+           "it has multiples of random entries",
+           "norm(W - W0) and norm(grad(loss, W)) can: they are sums of outer products; what "
+           "entrywise optimisers change is none");
+    return Value{std::move(*outer)};
+  };
+  if (const auto* m = a.positional[0].as<Matrix>()) return root(outer_products(*m));
+  if (const auto* array = a.positional[0].as<MatrixArray>()) {
+    MatrixArray outer{array->dims, {}};
+    for (const Matrix& m : array->items) outer.items.push_back(*outer_products(m).as<Matrix>());
+    return root({std::move(outer)});
   }
   if (const auto* t = a.positional[0].as<Tensor>(); t && has_width(t->axes)) return root({*t});
   const Tensor x = finite(a.positional[0], a.spans[0], "norm");

@@ -288,13 +288,49 @@ void add_best(Document& out, const Sweep& sweep, const std::optional<BestRows>& 
 
 /// Reports against the numeric axis with the most values, a line for each combination of the
 /// others.
+/// Each report of the networks against their width, a line for each combination, its limit dashed.
+std::vector<chart::Chart> charts_of_widths(const Sweep& sweep) {
+  std::vector<chart::Chart> out;
+  for (const auto& [report, label] : reports_of(sweep)) {
+    chart::Plane plane{{"width", true}, {label}};
+    for (std::size_t k = 0; k < sweep.rows.size(); ++k) {
+      const Comparison* c = sweep.rows[k].comparison();
+      if (!c) continue;
+      chart::Line line{combination_text(sweep, k), {}, {}};
+      line.place = k;
+      for (const SimulationResult& networks : c->networks) {
+        const ReportResult* r = find(networks.reports, report);
+        const auto s = r ? summary_of(*r) : std::nullopt;
+        if (!s) continue;
+        line.x.push_back(static_cast<double>(networks.width));
+        line.y.push_back(s->value);
+        line.error.push_back(s->error.value_or(0));
+      }
+      if (line.x.empty()) continue;
+      const auto s = summary_in(sweep.rows[k], report);
+      if (s && std::isfinite(s->value)) {
+        chart::Line limit{"limit, " + line.name, line.x,
+                          std::vector<double>(line.x.size(), s->value)};
+        limit.role = chart::Line::Role::kLimit;
+        limit.place = k;
+        plane.lines.push_back(std::move(limit));
+      }
+      plane.lines.push_back(std::move(line));
+    }
+    if (!plane.lines.empty())
+      out.push_back({label + " against the width",
+                     "Bands: one standard error of the mean over networks.", std::move(plane)});
+  }
+  return out;
+}
+
 std::vector<chart::Chart> charts_of(const Sweep& sweep) {
   std::optional<std::size_t> along;
   for (std::size_t k = 0; k < sweep.axes.size(); ++k)
     if (is_numeric(sweep.axes[k]) && sweep.axes[k].values.size() > 1 &&
         (!along || sweep.axes[k].values.size() > sweep.axes[*along].values.size()))
       along = k;
-  std::vector<chart::Chart> out;
+  std::vector<chart::Chart> out = charts_of_widths(sweep);
   if (!along) return out;
   constexpr double kLogRange = 30;
   const auto is_log = [](const std::vector<double>& x) {

@@ -563,6 +563,8 @@ class Builder {
 
  private:
   [[nodiscard]] std::optional<NodeId> simplify(const Op& op, const std::vector<NodeId>& in);
+  [[nodiscard]] std::optional<NodeId> heads_apart(const Contract& c, const std::vector<NodeId>& in);
+  [[nodiscard]] std::optional<NodeId> gathered_part(const Gather& g, NodeId x);
   [[nodiscard]] std::optional<NodeId> fold(const Op& op, const std::vector<NodeId>& in,
                                            const Type& type);
   NodeId append(Op op, Type type, std::vector<NodeId> in);
