@@ -1,8 +1,5 @@
 """from_torch with torch itself, where it is installed."""
 
-import os
-import sys
-
 import numpy as np
 import pytest
 
@@ -34,7 +31,10 @@ def test_traces_are_the_stored_ones(name):
     for p in stored["parameters"]:
         p.pop("gradient_power", None)
     drop = lambda g: {k: v for k, v in g.items() if k != "from"}
-    same = lambda a, b: pytorch.Translation(drop(a) | {"from": ""}).text == pytorch.Translation(drop(b) | {"from": ""}).text
+    same = (
+        lambda a, b: pytorch.Translation(drop(a) | {"from": ""}).text
+        == pytorch.Translation(drop(b) | {"from": ""}).text
+    )
     assert same(traced, stored)
 
 
@@ -66,7 +66,10 @@ def test_default_initialisation_and_options():
 def test_groups_of_adamw():
     def build(n):
         module, _ = sequential(n)
-        groups = [{"params": module[0].parameters(), "weight_decay": 0.1}, {"params": module[2].parameters(), "weight_decay": 0.0, "lr": 0.02}]
+        groups = [
+            {"params": module[0].parameters(), "weight_decay": 0.1},
+            {"params": module[2].parameters(), "weight_decay": 0.0, "lr": 0.02},
+        ]
         return module, torch.optim.AdamW(groups, lr=0.01, eps=1e-6)
 
     text = text_of(build)

@@ -72,6 +72,7 @@ def test_limit_agrees_with_networks(name):
 
 # ---- the linter
 
+
 def with_rates(g, rate):
     """The same network, every group with the rate that rate(widths, parameter) says."""
     g = copy.deepcopy(g)
@@ -139,11 +140,15 @@ def test_powers_of_gradients_are_counted():
 
 # ---- what is refused, with its reason
 
+
 def small(nodes, parameters=(), **more):
     """A graph of one linear layer, with other nodes."""
     N = {"per_width": [64, 96, 160]}
     normal = lambda std: {"kind": "normal", "mean": 0.0, "std": std}
-    own = [{"name": "a", "shape": [N, 2], "law": normal(1.0), "group": 0}, {"name": "b", "shape": [1, N], "law": normal(1.0), "group": 0}]
+    own = [
+        {"name": "a", "shape": [N, 2], "law": normal(1.0), "group": 0},
+        {"name": "b", "shape": [1, N], "law": normal(1.0), "group": 0},
+    ]
     return {
         "form": 1, "from": "a test", "widths": [64, 96, 160],
         "inputs": {"x": {"shape": [2, 2], "integer": False, "value": [[1, 2], [3, 4]]}, "y": {"shape": [2, 1], "integer": False, "value": [[1], [2]]}},
@@ -157,7 +162,15 @@ def small(nodes, parameters=(), **more):
 
 
 def node(op, args, shape=None, **attrs):
-    return {"name": "z", "op": op, "args": args, "attrs": attrs, "shape": shape or [2, {"per_width": [64, 96, 160]}], "module": "mid", "line": "net.py:7"}
+    return {
+        "name": "z",
+        "op": op,
+        "args": args,
+        "attrs": attrs,
+        "shape": shape or [2, {"per_width": [64, 96, 160]}],
+        "module": "mid",
+        "line": "net.py:7",
+    }
 
 
 @pytest.mark.parametrize(
@@ -166,10 +179,19 @@ def node(op, args, shape=None, **attrs):
         (small([node("dropout", ["h"], p=0.1)]), r"dropout in mid \(net.py:7\): .* another mask at every step"),
         (small([node("fft", ["h"])]), "does not know this operation"),
         (small([node("softmax", ["h"], axis=1)]), "over the width"),
-        (small([node("mul", ["h", {"per_width": [1.0, 2.0, 5.0]}])]), "a constant is 1, 2, 5 at widths 64, 96, 160: no power of the width"),
+        (
+            small([node("mul", ["h", {"per_width": [1.0, 2.0, 5.0]}])]),
+            "a constant is 1, 2, 5 at widths 64, 96, 160: no power of the width",
+        ),
         (small([node("reshape", ["h"], [2, {"per_width": [16, 24, 40]}, 4])]), "do not fit"),
-        (small([], optimiser={"kind": "sgd", "groups": [{"lr": {"per_width": [0.1, 0.1, 0.3]}}]}), "learning rate of a is 0.1, 0.1, 0.3"),
-        (small([], optimiser={"kind": "sgd", "groups": [{"lr": 0.1, "momentum": {"per_width": [0.1, 0.2, 0.3]}}]}), "momentum changes with the width"),
+        (
+            small([], optimiser={"kind": "sgd", "groups": [{"lr": {"per_width": [0.1, 0.1, 0.3]}}]}),
+            "learning rate of a is 0.1, 0.1, 0.3",
+        ),
+        (
+            small([], optimiser={"kind": "sgd", "groups": [{"lr": 0.1, "momentum": {"per_width": [0.1, 0.2, 0.3]}}]}),
+            "momentum changes with the width",
+        ),
     ],
 )
 def test_refused(g, reason):
@@ -196,7 +218,11 @@ def test_heads_that_grow_in_number_are_refused():
 def test_laws():
     """Uniform laws: as they are for vectors, by their variance for n x n matrices."""
     N = {"per_width": [64, 96, 160]}
-    c = {"kind": "uniform", "low": {"per_width": [-(w**-0.5) for w in (64, 96, 160)]}, "high": {"per_width": [w**-0.5 for w in (64, 96, 160)]}}
+    c = {
+        "kind": "uniform",
+        "low": {"per_width": [-(w**-0.5) for w in (64, 96, 160)]},
+        "high": {"per_width": [w**-0.5 for w in (64, 96, 160)]},
+    }
     square = {"name": "c", "shape": [N, N], "law": c, "group": 0}
     text = Translation(small([node("linear", ["h", "c"])], [square])).text
     assert "param c : [n, n] ~ normal(0, 1 / (3 * n))  # uniform" in text
@@ -209,6 +235,7 @@ def test_laws():
 
 
 # ---- numbers
+
 
 def test_fit():
     widths = (64, 96, 160)
@@ -225,13 +252,26 @@ def test_fit():
         join([{"a": [1] * w} for w in widths])
 
 
-@pytest.mark.parametrize("value, text", [(1, "1"), (0.5, "0.5"), (1 / 3, "1 / 3"), (3 / 640, "3 / 640"), (-1.0, "-1"), (1e-8, "1e-08"), (0.3, "0.3")])
+@pytest.mark.parametrize(
+    "value, text",
+    [(1, "1"), (0.5, "0.5"), (1 / 3, "1 / 3"), (3 / 640, "3 / 640"), (-1.0, "-1"), (1e-8, "1e-08"), (0.3, "0.3")],
+)
 def test_number(value, text):
     assert number(value) == text
     assert eval(number(value)) == pytest.approx(value, rel=1e-12)
 
 
-@pytest.mark.parametrize("c, p, text", [(1, 1, "n"), (1, 0.5, "sqrt(n)"), (0.25, 1, "n / 4"), (2, -1, "2 / n"), (1 / 3, -1, "1 / (3 * n)"), (2, 1.5, "2 * n^(3/2)")])
+@pytest.mark.parametrize(
+    "c, p, text",
+    [
+        (1, 1, "n"),
+        (1, 0.5, "sqrt(n)"),
+        (0.25, 1, "n / 4"),
+        (2, -1, "2 / n"),
+        (1 / 3, -1, "1 / (3 * n)"),
+        (2, 1.5, "2 * n^(3/2)"),
+    ],
+)
 def test_power_text(c, p, text):
     from fractions import Fraction
 
@@ -239,6 +279,7 @@ def test_power_text(c, p, text):
 
 
 # ---- the recorder
+
 
 def test_measure(tmp_path):
     runs = measure(tmp_path)

@@ -1,7 +1,7 @@
 """Networks in muP for the tests of from_torch and the figures of docs/pytorch.md; needs torch.
 
-    python torch_models.py graphs                 # writes graphs/*.json, the fixtures of test_torch_graphs.py
-    python torch_models.py against mlp_sgd ..     # trains networks with torch and sets them beside the limit
+python torch_models.py graphs                 # writes graphs/*.json, the fixtures of test_torch_graphs.py
+python torch_models.py against mlp_sgd ..     # trains networks with torch and sets them beside the limit
 """
 
 import os
@@ -15,7 +15,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 
 POINTS = [[1, 0.5, -0.2], [-0.3, 1, 0.4], [0.7, -0.6, 0.9], [-1, -0.2, 0.3], [0.2, 0.8, -1.1], [0.5, -1.2, -0.6]]
 TARGETS = [[1], [-0.5], [0.5], [-1], [0.8], [0.2]]
-SIGNALS = [[[0, 0.7, 1, 0.7, 0, -0.7, -1, -0.7]], [[1, 0, -1, 0, 1, 0, -1, 0]], [[0.5, 0.4, 0.3, 0.2, 0.1, 0, -0.1, -0.2]]]
+SIGNALS = [
+    [[0, 0.7, 1, 0.7, 0, -0.7, -1, -0.7]],
+    [[1, 0, -1, 0, 1, 0, -1, 0]],
+    [[0.5, 0.4, 0.3, 0.2, 0.1, 0, -0.1, -0.2]],
+]
 SIGNAL_TARGETS = [[1], [-1], [0.5]]
 TEXT = [0, 1, 2, 0, 1, 3, 0]
 
@@ -57,7 +61,9 @@ class Residual(nn.Module):
         super().__init__()
         self.n = n
         self.embed = nn.Linear(3, n)
-        self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(n), nn.Linear(n, 2 * n), nn.GELU(), nn.Linear(2 * n, n)) for _ in range(2))
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.LayerNorm(n), nn.Linear(n, 2 * n), nn.GELU(), nn.Linear(2 * n, n)) for _ in range(2)
+        )
         self.norm, self.readout = nn.LayerNorm(n), nn.Linear(n, 1, bias=False)
         initialise(self, n)
 
@@ -101,7 +107,9 @@ class Block(nn.Module):
     def __init__(self, n):
         super().__init__()
         self.ln1, self.attention = nn.LayerNorm(n), Attention(n)
-        self.ln2, self.mlp = nn.LayerNorm(n), nn.Sequential(nn.Linear(n, 2 * n, bias=False), nn.GELU(), nn.Linear(2 * n, n, bias=False))
+        self.ln2, self.mlp = nn.LayerNorm(n), nn.Sequential(
+            nn.Linear(n, 2 * n, bias=False), nn.GELU(), nn.Linear(2 * n, n, bias=False)
+        )
 
     def forward(self, x):
         x = x + self.attention(self.ln1(x))
@@ -191,7 +199,12 @@ def against(name, widths=(64, 256, 1024), seeds=8, particles=4096, folder="again
         runs = np.load(file)
         mean, sem = runs["loss"].mean(0), runs["loss"].std(0, ddof=1) / len(runs["loss"]) ** 0.5
         rms = np.sqrt(((runs["out"] - outs) ** 2).mean())
-        print(f"  {int(runs['width']):5d}  " + "  ".join(f"{mean[i]:.5f} +- {sem[i]:.5f}" for i in at) + f"  rms {rms:.5f}", flush=True)
+        print(
+            f"  {int(runs['width']):5d}  "
+            + "  ".join(f"{mean[i]:.5f} +- {sem[i]:.5f}" for i in at)
+            + f"  rms {rms:.5f}",
+            flush=True,
+        )
     print("  limit  " + "  ".join(f"{value[i]:.5f} +- {error[i] or 0:.5f}" for i in at), flush=True)
 
 

@@ -23,7 +23,9 @@ from ._traced.translation import Translation, with_gradient_powers
 __all__ = ["from_torch", "lint", "measure", "train", "trace", "Refused", "Translation"]
 
 
-def from_torch(build, X, y, loss="mse", steps=10, widths=(64, 96, 160), features=(), schedule=None, name="net", binary=None):
+def from_torch(
+    build, X, y, loss="mse", steps=10, widths=(64, 96, 160), features=(), schedule=None, name="net", binary=None
+):
     """The program of `steps` full-batch steps of training; see docs/pytorch.md.
 
     build(width) returns (module, optimiser) or (module, optimiser, loss); loss is a function (out, y) or one of "mse",
@@ -134,7 +136,12 @@ def _graph_at(build, X, y, loss, width):
     laws = {name: log.law(p) for name, p in module.named_parameters()}
     group_of = {id(p): i for i, g in enumerate(optimiser.param_groups) for p in g["params"]}
     parameters = [
-        {"name": name, "shape": list(p.shape), "law": laws[name], "group": group_of.get(id(p)) if p.requires_grad else None}
+        {
+            "name": name,
+            "shape": list(p.shape),
+            "law": laws[name],
+            "group": group_of.get(id(p)) if p.requires_grad else None,
+        }
         for name, p in module.named_parameters()
     ]
     names = {id(p): name for name, p in module.named_parameters()}
@@ -178,7 +185,10 @@ def _optimiser(optimiser):
         kind = {"MuAdam": "adam", "MuAdamW": "adamw", "MuSGD": "sgd"}[type(optimiser).__name__]
     if kind is None:
         raise Refused(f"the optimiser {type(optimiser).__name__}: known are {', '.join(kinds)}")
-    keep = {"sgd": ["lr", "momentum", "dampening", "nesterov", "weight_decay"], "adam": ["lr", "betas", "eps", "weight_decay"]}
+    keep = {
+        "sgd": ["lr", "momentum", "dampening", "nesterov", "weight_decay"],
+        "adam": ["lr", "betas", "eps", "weight_decay"],
+    }
     groups = []
     for g in optimiser.param_groups:
         for flag in ("amsgrad", "maximize"):
@@ -305,14 +315,19 @@ class _InitialLaws:
         if name in ("copy", "_to_copy", "clone", "contiguous", "detach", "lift_fresh", "alias"):
             source = args[1] if name == "copy" else args[0]
             return self.laws.get(self.key(source)) or (
-                _constant(float(source)) if source.numel() == 1 and not source.is_meta else _unseen("it is copied from values that were not seen to be drawn"))
+                _constant(float(source))
+                if source.numel() == 1 and not source.is_meta
+                else _unseen("it is copied from values that were not seen to be drawn")
+            )
         if law and value is not None and name in ("mul", "div", "add", "sub", "neg"):
             if name in ("add", "sub"):
                 return _moved(law, value if name == "add" else -value)
             return _scaled(law, value if name == "mul" else 1 / value)
         if law and name == "neg":
             return _scaled(law, -1.0)
-        return _unseen(f"its initial values come from {name}, which makes no independent entries of a law that is known here")
+        return _unseen(
+            f"its initial values come from {name}, which makes no independent entries of a law that is known here"
+        )
 
 
 def _is_tensor(x):
@@ -388,7 +403,18 @@ _RENAMED = {
     "floor": "floor", "neg": "neg", "maximum": "maximum", "minimum": "minimum", "detach": "stop", "where": "where", "matmul": "matmul",
     "mm": "matmul", "bmm": "matmul", "linear": "linear", "leaky_relu": "leaky_relu", "elu": "elu", "softsign": "softsign",
 }  # fmt: skip
-_IDENTITY = {"contiguous", "clone", "alias", "to", "_to_copy", "lift_fresh_copy", "type_as", "float", "double", "identity"}
+_IDENTITY = {
+    "contiguous",
+    "clone",
+    "alias",
+    "to",
+    "_to_copy",
+    "lift_fresh_copy",
+    "type_as",
+    "float",
+    "double",
+    "identity",
+}
 _RELATIONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 _REDUCTION = {0: "none", 1: "mean", 2: "sum"}
 
@@ -401,7 +427,9 @@ class _Nodes:
 
         self.torch, self.program, self.aliases = torch, program, aliases
         signature = program.graph_signature
-        self.parameters = {node: aliases[name.removeprefix("net.")] for node, name in signature.inputs_to_parameters.items()}
+        self.parameters = {
+            node: aliases[name.removeprefix("net.")] for node, name in signature.inputs_to_parameters.items()
+        }
         state = dict(program.state_dict) | dict(program.constants)
         stored = dict(signature.inputs_to_buffers) | dict(getattr(signature, "inputs_to_lifted_tensor_constants", {}))
         self.buffers = {node: state[name] for node, name in stored.items()}
@@ -430,9 +458,9 @@ class _Nodes:
     def call(self, node):
         args = [self.known(a) for a in node.args]
         kwargs = {k: self.known(v) for k, v in node.kwargs.items()}
-        if not any(isinstance(a, str) for a in _flat(args)) and not any(isinstance(a, str) for a in _flat(kwargs.values())):
-            if any(a is _MISSING for a in _flat(args)):
-                return _MISSING
+        if not any(isinstance(a, str) for a in _flat(args)) and not any(
+            isinstance(a, str) for a in _flat(kwargs.values())
+        ):
             return node.target(*args, **kwargs)  # known before the run
         packet = getattr(node.target, "_overloadpacket", None)
         name = packet.__name__ if packet else getattr(node.target, "__name__", str(node.target))
@@ -440,7 +468,9 @@ class _Nodes:
         given = {}
         if schema:
             for i, a in enumerate(schema.arguments):
-                given[a.name] = args[i] if i < len(args) else kwargs.get(a.name, a.default_value if a.has_default_value() else None)
+                given[a.name] = (
+                    args[i] if i < len(args) else kwargs.get(a.name, a.default_value if a.has_default_value() else None)
+                )
         return self.translate(node, name, args, given)
 
     def known(self, a):
@@ -495,14 +525,18 @@ class _Nodes:
         stack = node.meta.get("nn_module_stack") or {}
         path = [v[0] for v in stack.values()]
         where = path[-1].removeprefix("net").removeprefix(".") if path else ""
-        raise Refused(" ".join(x for x in (f"in {where}:" if where else "", why, f"({_line(node)})" if _line(node) else "") if x))
+        raise Refused(
+            " ".join(x for x in (f"in {where}:" if where else "", why, f"({_line(node)})" if _line(node) else "") if x)
+        )
 
     def translate(self, node, name, args, g):
         put = lambda op, *a, **attrs: self.put(node, op, a, **attrs)
         source = node.args[0] if node.args and isinstance(node.args[0], self.torch.fx.Node) else None
         if name == "getitem":
             return args[0][args[1]]
-        if name in _IDENTITY or (name in ("dropout", "dropout_", "feature_dropout") and (not g["train"] or g["p"] == 0)):
+        if name in _IDENTITY or (
+            name in ("dropout", "dropout_", "feature_dropout") and (not g["train"] or g["p"] == 0)
+        ):
             return args[0]
         if name in ("dropout", "dropout_", "feature_dropout"):
             return put("dropout", args[0], p=g["p"])
@@ -532,7 +566,9 @@ class _Nodes:
                 self.refuse(node, "elu with a scale")
             return put("elu", args[0], alpha=g["alpha"])
         if name in ("clamp", "clamp_", "hardtanh", "relu6"):
-            low, high = (0.0, 6.0) if name == "relu6" else (g.get("min", g.get("min_val")), g.get("max", g.get("max_val")))
+            low, high = (
+                (0.0, 6.0) if name == "relu6" else (g.get("min", g.get("min_val")), g.get("max", g.get("max_val")))
+            )
             return put("clip", args[0], low=low, high=high)
         if name in ("clamp_min", "clamp_max"):
             return put("maximum" if name == "clamp_min" else "minimum", args[0], args[1])
@@ -556,8 +592,12 @@ class _Nodes:
                 self.refuse(node, "padding as a word; give its size")
             count = 1 if name == "conv1d" else 2
             full = lambda v: list(v) * count if len(v) == 1 else list(v)
-            return put("conv", *[a for a in (g["input"], g["weight"], g["bias"]) if a is not None],
-                       stride=full(g["stride"]), padding=full(g["padding"]))
+            return put(
+                "conv",
+                *[a for a in (g["input"], g["weight"], g["bias"]) if a is not None],
+                stride=full(g["stride"]),
+                padding=full(g["padding"]),
+            )
         if name in ("avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d"):
             if any(g["padding"]) or g["ceil_mode"] or any(d != 1 for d in g.get("dilation", [1])):
                 self.refuse(node, "padding or dilation of a pool")
@@ -583,7 +623,13 @@ class _Nodes:
             if mask is not None and not (isinstance(mask, self.torch.Tensor) and mask.dtype == self.torch.bool):
                 self.refuse(node, "an additive mask")
             scale = g["scale"] if g["scale"] is not None else self.shape(node.args[0])[-1] ** -0.5
-            return put("attention", *args[:3], *([mask.squeeze()] if mask is not None else []), scale=float(scale), causal=bool(g["is_causal"]))
+            return put(
+                "attention",
+                *args[:3],
+                *([mask.squeeze()] if mask is not None else []),
+                scale=float(scale),
+                causal=bool(g["is_causal"]),
+            )
         if name in ("softmax", "log_softmax", "_softmax", "_log_softmax"):
             return put(name.lstrip("_"), args[0], axis=g["dim"])
         if name in ("masked_fill", "masked_fill_"):
@@ -636,7 +682,9 @@ class _Nodes:
         if name == "cross_entropy_loss":
             if g["weight"] is not None:
                 self.refuse(node, "cross_entropy with weights of classes")
-            return put("cross_entropy", args[0], args[1], smoothing=g["label_smoothing"], reduction=self.reduction(node, g))
+            return put(
+                "cross_entropy", args[0], args[1], smoothing=g["label_smoothing"], reduction=self.reduction(node, g)
+            )
         if name == "binary_cross_entropy_with_logits":
             return put("bce_logits", args[0], args[1], reduction=self.reduction(node, g))
         if name == "soft_margin_loss":
@@ -660,16 +708,15 @@ class _Nodes:
         out, at = [], 0
         for part in node.meta["val"]:
             stop = at + int(part.shape[axis])
-            out.append(self.put(node, "slice", [x], shape=[int(s) for s in part.shape], axis=axis, start=at, stop=stop, step=1))
+            out.append(
+                self.put(node, "slice", [x], shape=[int(s) for s in part.shape], axis=axis, start=at, stop=stop, step=1)
+            )
             at = stop
         return out
 
 
 class _Text(str):
     """A string argument, which is no name of a value."""
-
-
-_MISSING = object()
 
 
 def _flat(items):

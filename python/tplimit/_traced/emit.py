@@ -16,13 +16,17 @@ from .form import Power, Refused, fit, number, power_text
 LITERAL = 64  # larger arrays are files
 
 RESERVED = set(
-    "tanh relu abs sign step erf gelu gelu_tanh silu sigmoid softplus softsign mish sin cos exp log sqrt leaky_relu elu E gram mean sum max "
-    "min clip where mod floor mse size zeros ones stack concat stop averaged eigvals min_eig trace norm samples hist outer einsum grad "
-    "permutation one_hot predict_gd predict_gd_covariance largest_rate logsumexp softmax log_softmax cross_entropy logistic hinge huber "
-    "accuracy argmax reshape transpose permute zeros_like ones_like eye cumsum solve inverse logdet layernorm rmsnorm attention "
-    "masked_softmax causal_mask positions conv1d conv2d avg_pool max_pool take pad ndim window2d import align ntk nngp pi width const data param random parametrization fn model for "
-    "in by if else assert report expect within return import true false None sgd adam adamw nadam rmsprop lion signsgd muon flow ema "
-    "input hidden output bias normal uniform csv npy idx loss out net heads join_heads".split()
+    (
+        "tanh relu abs sign step erf gelu gelu_tanh silu sigmoid softplus softsign mish sin cos exp log sqrt "
+        "leaky_relu elu E gram mean sum max min clip where mod floor mse size zeros ones stack concat stop "
+        "averaged eigvals min_eig trace norm samples hist outer einsum grad permutation one_hot predict_gd "
+        "predict_gd_covariance largest_rate logsumexp softmax log_softmax cross_entropy logistic hinge huber "
+        "accuracy argmax reshape transpose permute zeros_like ones_like eye cumsum solve inverse logdet layernorm "
+        "rmsnorm attention masked_softmax causal_mask positions conv1d conv2d avg_pool max_pool take pad ndim "
+        "window2d import align ntk nngp pi width const data param random parametrization fn model for in by if "
+        "else assert report expect within return import true false None sgd adam adamw nadam rmsprop lion signsgd "
+        "muon flow ema input hidden output bias normal uniform csv npy idx loss out net heads join_heads "
+    ).split()
 )
 
 UNARY = set(
@@ -165,7 +169,9 @@ class Emitter:
         if not node:
             raise Refused(why)
         place = node.get("module") or ""
-        where = " ".join(x for x in (f"in {place}" if place else "", f"({node['line']})" if node.get("line") else "") if x)
+        where = " ".join(
+            x for x in (f"in {place}" if place else "", f"({node['line']})" if node.get("line") else "") if x
+        )
         raise Refused(f"{node['op']} {where}: {why}" if where else f"{node['op']}: {why}")
 
     # ---- the program
@@ -176,7 +182,12 @@ class Emitter:
             atoms = []
             for axis in range(len(spec["shape"])):
                 own = self.splits.get((spec["name"], axis)) or [self.whole(spec["name"], axis)]
-                atoms.append([Wide(s.ratio, frozenset({(spec["name"], axis, k)})) if isinstance(s, Wide) else s for k, s in enumerate(own)])
+                atoms.append(
+                    [
+                        Wide(s.ratio, frozenset({(spec["name"], axis, k)})) if isinstance(s, Wide) else s
+                        for k, s in enumerate(own)
+                    ]
+                )
             self.parameters[spec["name"]] = Parameter(spec["name"], self.ident(spec["name"]), atoms, spec)
         data = self.declare_data()
         body, after = self.partition()
@@ -185,7 +196,10 @@ class Emitter:
         body_lines, self.lines = self.lines, []
         out = self.env[g["outputs"]["out"]]
         returned = [out.text]
-        kept = sorted({a for node in after for a in node["args"] if isinstance(a, str) and a in {b["name"] for b in body}} - {g["outputs"]["out"]})
+        kept = sorted(
+            {a for node in after for a in node["args"] if isinstance(a, str) and a in {b["name"] for b in body}}
+            - {g["outputs"]["out"]}
+        )
         self.env[g["outputs"]["out"]] = replace(out, text="out")
         for name in kept:
             returned.append(self.env[name].text)
@@ -208,8 +222,12 @@ class Emitter:
         text += [f"width {widths}", f"const T = {self.steps}"] + data + [""] + declarations + [""]
         for helper in self.helpers:
             text += [helper, ""]
-        text += ["model net(x) {"] + [f"  {a} = {b}" for a, b in body_lines] + [f"  return {', '.join(returned)}", "}", ""]
-        text += ["for t in 0..T {", f"  {', '.join(['out'] + returned[1:])} = net(X)"] + [f"  {a} = {b}" for a, b in self.lines]
+        text += (
+            ["model net(x) {"] + [f"  {a} = {b}" for a, b in body_lines] + [f"  return {', '.join(returned)}", "}", ""]
+        )
+        text += ["for t in 0..T {", f"  {', '.join(['out'] + returned[1:])} = net(X)"] + [
+            f"  {a} = {b}" for a, b in self.lines
+        ]
         if self.gradients:
             reports = []
             for p in self.parameters.values():
@@ -218,8 +236,11 @@ class Emitter:
                     one = [0] * (len(p.layout) - 2) if wide == 2 else []  # of an array of matrices the first
                     reports.append(f"gradient_{p.ident} = norm({_indexed(f'grad(loss, {p.ident})', one)})")
         text += [f"  report loss, {', '.join(reports)}"] + [f"  {s}" for s in step] + ["}"]
-        return "\n".join(text) + "\n", self.files, {
-            "modules": self.module_values, "parameters": {p.ident: p.name for p in self.parameters.values()}}
+        return (
+            "\n".join(text) + "\n",
+            self.files,
+            {"modules": self.module_values, "parameters": {p.ident: p.name for p in self.parameters.values()}},
+        )
 
     def declare_data(self):
         lines = []
@@ -273,7 +294,9 @@ class Emitter:
             module = nodes[name].get("module")
             if module and nodes[name]["op"] not in ("reshape", "permute", "expand"):
                 self.counts[module] = self.counts.get(module, 0) + 1
-        return [n for n in self.graph["nodes"] if n["name"] in needed], [n for n in self.graph["nodes"] if n["name"] in behind]
+        return [n for n in self.graph["nodes"] if n["name"] in needed], [
+            n for n in self.graph["nodes"] if n["name"] in behind
+        ]
 
     def emit_node(self, node):
         self.node = node
@@ -366,7 +389,9 @@ class Emitter:
     def split(self, atom, factors, what):
         if isinstance(atom, Wide) and atom.origins:
             raise _Split(atom.origins, factors)
-        self.refuse(f"{what}: an axis of size {self.sizes_text([atom])} cannot be split into {self.sizes_text(factors)}")
+        self.refuse(
+            f"{what}: an axis of size {self.sizes_text([atom])} cannot be split into {self.sizes_text(factors)}"
+        )
 
     def permuted(self, v, order):
         """Its axes in this order."""
@@ -376,7 +401,9 @@ class Emitter:
             self.refuse("the width would have to stand before a finite axis")
         place = {k: i for i, k in enumerate(order)}
         text = f"transpose({v.text}, {', '.join(map(str, order))})"
-        return replace(v, text=text, axes=[v.axes[k] for k in order], groups=[[place[k] for k in g] for g in v.groups], mask=None)
+        return replace(
+            v, text=text, axes=[v.axes[k] for k in order], groups=[[place[k] for k in g] for g in v.groups], mask=None
+        )
 
     def without_ones(self, v, i):
         """The traced axis i, of size 1, without an axis in the language."""
@@ -387,14 +414,22 @@ class Emitter:
     def without_axis(self, v, k, index=0):
         """Axis k of the language at one index."""
         at = ", ".join([".."] * k + [str(index)])
-        return replace(v, text=f"{v.text}[{at}]", axes=v.axes[:k] + v.axes[k + 1 :],
-                       groups=[[x - (x > k) for x in g if x != k] for g in v.groups])
+        return replace(
+            v,
+            text=f"{v.text}[{at}]",
+            axes=v.axes[:k] + v.axes[k + 1 :],
+            groups=[[x - (x > k) for x in g if x != k] for g in v.groups],
+        )
 
     def split_finite(self, v, k, factors):
         axes = v.axes[:k] + list(factors) + v.axes[k + 1 :]
         more = len(factors) - 1
-        groups = [[y for x in g for y in (range(k, k + more + 1) if x == k else [x + more * (x > k)])] for g in v.groups]
-        return replace(v, text=f"reshape({v.text}, {self.sizes_text(axes)})", axes=axes, groups=[list(g) for g in groups])
+        groups = [
+            [y for x in g for y in (range(k, k + more + 1) if x == k else [x + more * (x > k)])] for g in v.groups
+        ]
+        return replace(
+            v, text=f"reshape({v.text}, {self.sizes_text(axes)})", axes=axes, groups=[list(g) for g in groups]
+        )
 
     def merged(self, v, i):
         """The finite atoms of the traced axis i as one axis."""
@@ -420,14 +455,20 @@ class Emitter:
         v = self.permuted(v, [k for g in v.groups for k in g])
         if any(not g for g in v.groups):
             shape = [math.prod(v.atoms(i)) for i in range(len(v.groups))]
-            v = replace(v, text=f"reshape({v.text}, {', '.join(map(str, shape))})" if shape else v.text,
-                        axes=shape, groups=[[i] for i in range(len(shape))])
+            v = replace(
+                v,
+                text=f"reshape({v.text}, {', '.join(map(str, shape))})" if shape else v.text,
+                axes=shape,
+                groups=[[i] for i in range(len(shape))],
+            )
         return v
 
     def align(self, values):
         """Texts that may stand in one coordinatewise expression, and the axes and groups of its value."""
         rank = max(len(v.groups) for v in values)
-        values = [replace(v, groups=[[] for _ in range(rank - len(v.groups))] + [list(g) for g in v.groups]) for v in values]
+        values = [
+            replace(v, groups=[[] for _ in range(rank - len(v.groups))] + [list(g) for g in v.groups]) for v in values
+        ]
         for i in range(rank):
             ones = [all(s == 1 for s in v.atoms(i)) for v in values]
             if not all(ones):
@@ -562,8 +603,11 @@ class Emitter:
     # ---- products
 
     def op_linear(self, x, w, b=None):
-        y = self.contract(self.value(x), w, 0, 1) if w in self.parameters else self.op_matmul_values(
-            self.value(x), self.turned(self.value(w)))
+        y = (
+            self.contract(self.value(x), w, 0, 1)
+            if w in self.parameters
+            else self.op_matmul_values(self.value(x), self.turned(self.value(w)))
+        )
         if b is None:
             return self.named(y)
         texts, axes, groups = self.align([y, self.value(b)])
@@ -591,7 +635,10 @@ class Emitter:
         if turned and (extra_in or extra_out):
             self.refuse(f"heads of {w}, which is used transposed")
         mains = [(out_axis, main_out), (in_axis, main_in)]
-        self.lay_out(p, [(out_axis, k) for k in extra_out] + [(in_axis, k) for k in extra_in] + (mains[::-1] if turned else mains))
+        self.lay_out(
+            p,
+            [(out_axis, k) for k in extra_out] + [(in_axis, k) for k in extra_in] + (mains[::-1] if turned else mains),
+        )
         group = x.groups[last]
         contracted = group[main_in]
         between = x.wide is not None and not isinstance(x.axes[contracted], Wide)  # mixes positions of wide vectors
@@ -679,13 +726,19 @@ class Emitter:
         if wide:
             b = self.permuted(b, batch_b + columns + inner_b)
             s = self.symbol(a.axes[-1].ratio)
-            return Value(f"{s} * gram({a.text}, {b.text})", a.axes[:-1] + [b.axes[count]], groups + [[count], [count + 1]])
+            return Value(
+                f"{s} * gram({a.text}, {b.text})", a.axes[:-1] + [b.axes[count]], groups + [[count], [count + 1]]
+            )
         if columns and isinstance(b.axes[columns[0]], Wide):
             b = self.permuted(b, batch_b + inner_b + columns)
             return Value(f"{a.text} @ {b.text}", a.axes[:-1] + [b.axes[-1]], groups + [[count], [count + 1]])
         b = self.permuted(b, batch_b + inner_b + columns)
         letters = "abcdefg"[:count]
-        return Value(f'einsum("{letters}ij,{letters}jk->{letters}ik", {a.text}, {b.text})', a.axes[:-1] + [b.axes[-1]], groups + [[count], [count + 1]])
+        return Value(
+            f'einsum("{letters}ij,{letters}jk->{letters}ik", {a.text}, {b.text})',
+            a.axes[:-1] + [b.axes[-1]],
+            groups + [[count], [count + 1]],
+        )
 
     def op_embedding(self, w, ids):
         rows, v = self.value(ids), self.value(w)
@@ -720,7 +773,9 @@ class Emitter:
         batch = len(v.groups[0])
         kernel = [a[0] for a in p.atoms[2:]]
         out = [(v.axes[batch + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(count)]
-        options = (f", stride = {stride[0]}" if stride[0] != 1 else "") + (f", padding = {padding[0]}" if padding[0] else "")
+        options = (f", stride = {stride[0]}" if stride[0] != 1 else "") + (
+            f", padding = {padding[0]}" if padding[0] else ""
+        )
         axes = v.axes[:batch] + out + [p.atoms[0][0]]
         groups = [list(range(batch)), [len(axes) - 1]] + [[batch + i] for i in range(count)]
         y = Value(f"conv{count}d({v.text}, {p.ident}{options})", axes, groups)
@@ -746,7 +801,9 @@ class Emitter:
             if k[0] > 1:
                 v = self.permuted(v, k + [j for j in range(len(v.axes)) if j != k[0]])
                 k = v.groups[len(v.groups) - count + i]
-            options = (f", stride = {stride[i]}" if stride[i] != window[i] else "") + (f", axis = {k[0]}" if k[0] else "")
+            options = (f", stride = {stride[i]}" if stride[i] != window[i] else "") + (
+                f", axis = {k[0]}" if k[0] else ""
+            )
             axes = list(v.axes)
             axes[k[0]] = (v.axes[k[0]] - window[i]) // stride[i] + 1
             v = self.make(f"{function}({v.text}, {window[i]}{options})", axes, v.groups)
@@ -800,7 +857,9 @@ class Emitter:
                 self.unify(q.atoms(i), other.atoms(i), "batch axes")
         self.unify(q.atoms(-1), k.atoms(-1), "queries and keys")
         if any(isinstance(s, Wide) for i in range(len(q.groups) - 1) for s in q.atoms(i)):
-            self.refuse("the number of heads grows with the width; the limit is of heads that grow, and a fixed number of them")
+            self.refuse(
+                "the number of heads grows with the width; the limit is of heads that grow, and a fixed number of them"
+            )
         if any(len(x.groups[-1]) != 1 or len(x.groups[-2]) != 1 for x in (q, k, v)):
             self.refuse("over an axis that is split")
         lead = self.lead_order(q)
@@ -827,7 +886,9 @@ class Emitter:
                 self.refuse("heads of a fixed size have no limit here; let them grow with the width")
             count = len(q.axes) - 2
             letters = "abcdefg"[:count]
-            scores = self.assign(f'{power_text(s)} * einsum("{letters}ij,{letters}kj->{letters}ik", {q.text}, {k.text})')
+            scores = self.assign(
+                f'{power_text(s)} * einsum("{letters}ij,{letters}kj->{letters}ik", {q.text}, {k.text})'
+            )
             text = f"masked_softmax({scores}, {allowed}) @ {v.text}"
         return self.make(text, q.axes[:-1] + [v.axes[-1]], q.groups)
 
@@ -876,7 +937,9 @@ class Emitter:
                     text = f"E({text})" if word == "mean" else f"{self.symbol(v.axes[k].ratio)} * E({text})"
                 else:
                     text = f"{word}({text}, axis = {k})"
-                v = replace(v, axes=v.axes[:k] + v.axes[k + 1 :], groups=[[x - (x > k) for x in g if x != k] for g in v.groups])
+                v = replace(
+                    v, axes=v.axes[:k] + v.axes[k + 1 :], groups=[[x - (x > k) for x in g if x != k] for g in v.groups]
+                )
             if not keepdims:
                 v = replace(v, groups=v.groups[:i] + v.groups[i + 1 :])
         return self.named(replace(v, text=text, mask=None))
@@ -956,8 +1019,11 @@ class Emitter:
             self.refuse("to the width")
         if not new:
             return v
-        ones = Value(f"ones({', '.join(str(shape[i]) for i in new)})", [shape[i] for i in new],
-                     [[new.index(i)] if i in new else [] for i in range(len(shape))])
+        ones = Value(
+            f"ones({', '.join(str(shape[i]) for i in new)})",
+            [shape[i] for i in new],
+            [[new.index(i)] if i in new else [] for i in range(len(shape))],
+        )
         texts, axes, groups = self.align([v, ones])
         return self.make(f"{texts[0]} * {texts[1]}", axes, groups)
 
@@ -1018,22 +1084,33 @@ class Emitter:
         if any(isinstance(s, Wide) for v in values for s in v.atoms(axis)):
             for v in values[1:]:
                 self.unify(values[0].atoms(axis), v.atoms(axis), "parts of a wide axis, which must be equal")
-            values = [self.permuted(v, [k for i, g in enumerate(v.groups) if i != axis for k in g] + v.groups[axis]) for v in values]
+            values = [
+                self.permuted(v, [k for i, g in enumerate(v.groups) if i != axis for k in g] + v.groups[axis])
+                for v in values
+            ]
             axes = [len(values)] + values[0].axes
             groups = [[k + 1 for k in g] for g in values[0].groups]
             groups[axis] = [0] + groups[axis]
             return self.make(f"stack({', '.join(v.text for v in values)})", axes, groups)
         values = [self.merged(v, axis) for v in values]
-        values = [self.permuted(v, v.groups[axis] + [k for i, g in enumerate(v.groups) if i != axis for k in g if not isinstance(v.axes[k], Wide)]
-                                + ([v.wide] if v.wide is not None else [])) for v in values]
+        values = [
+            self.permuted(
+                v,
+                v.groups[axis]
+                + [k for i, g in enumerate(v.groups) if i != axis for k in g if not isinstance(v.axes[k], Wide)]
+                + ([v.wide] if v.wide is not None else []),
+            )
+            for v in values
+        ]
         axes = [sum(v.axes[0] for v in values)] + values[0].axes[1:]
-        return self.make(f"concat({', '.join(v.text for v in values)})", axes, values[0].groups, known=all(v.known for v in values))
+        return self.make(
+            f"concat({', '.join(v.text for v in values)})", axes, values[0].groups, known=all(v.known for v in values)
+        )
 
     # ---- losses
 
     def op_mse(self, out, target, reduction="mean"):
         a, b = self.value(out), self.value(target)
-        count = math.prod(a.axes)
         texts, axes, groups = self.align([a, b])
         if a.axes == b.axes and a.groups == b.groups and len(a.axes) in (1, 2) and reduction == "mean":
             k = a.axes[1] if len(a.axes) == 2 else 1
@@ -1054,7 +1131,9 @@ class Emitter:
                 self.refuse("labels and logits differ in shape")
             target = y.text
         else:
-            if [f.axes[j] for g in samples for j in range(len(g))] and [a for i in range(len(y.groups)) for a in y.atoms(i)] != f.axes[:-1]:
+            if [f.axes[j] for g in samples for j in range(len(g))] and [
+                a for i in range(len(y.groups)) for a in y.atoms(i)
+            ] != f.axes[:-1]:
                 self.refuse("labels and logits differ in shape")
             y = self.permuted(y, [j for g in y.groups for j in g])
             target = y.text if not smoothing else f"one_hot({y.text}, {f.axes[-1]})"
@@ -1089,7 +1168,11 @@ class Emitter:
         for p in self.parameters.values():
             if p.layout is None:
                 self.notes.append(f"{p.name} does not reach the loss.")
-        rates = {p.name: self.power(groups[p.spec["group"]]["lr"], f"the learning rate of {p.name}") for p in used if p.spec["group"] is not None}
+        rates = {
+            p.name: self.power(groups[p.spec["group"]]["lr"], f"the learning rate of {p.name}")
+            for p in used
+            if p.spec["group"] is not None
+        }
         if not rates:
             raise Refused("the optimiser trains no parameter that the loss depends on")
         constants = [r.c for r in rates.values()]
@@ -1133,7 +1216,11 @@ class Emitter:
                 raise Refused(f"the optimiser's {name} changes with the width")
             if value == known[name] or (name == "betas" and list(value) == known[name]):
                 continue
-            text = f"({', '.join(number(v) for v in value)})" if name == "betas" else str(value).lower() if isinstance(value, bool) else number(value)
+            text = (
+                f"({', '.join(number(v) for v in value)})"
+                if name == "betas"
+                else str(value).lower() if isinstance(value, bool) else number(value)
+            )
             parts.append(f"{name} = {text}")
         return parts
 
@@ -1180,18 +1267,27 @@ class Emitter:
         if kind in ("normal", "other"):
             std, mean = number_of("std"), number_of("mean")
             if kind == "other" and (wide < 2 or mean.c):
-                raise Refused(f"{what}: {law['what']} is no law of the language for vectors and finite values; of n x n matrices "
-                              "of mean 0 only the variance matters")
-            comment = f"{law['what']}: of an n x n matrix the limit knows the variance only" if kind == "other" else None
+                raise Refused(
+                    f"{what}: {law['what']} is no law of the language for vectors and finite values; of n x n matrices "
+                    "of mean 0 only the variance matters"
+                )
+            comment = (
+                f"{law['what']}: of an n x n matrix the limit knows the variance only" if kind == "other" else None
+            )
             if wide == 0 and std.c:
-                comment = f"random at every width: drawn once, from --seed"
+                comment = "random at every width: drawn once, from --seed"
             return f"normal({power_text(mean)}, {power_text(std**2)})", comment
         low, high = number_of("low"), number_of("high")
         if wide < 2:
-            return f"uniform({power_text(low)}, {power_text(high)})", "random at every width: drawn once, from --seed" if wide == 0 else None
+            return f"uniform({power_text(low)}, {power_text(high)})", (
+                "random at every width: drawn once, from --seed" if wide == 0 else None
+            )
         if low.p != high.p or abs(low.c + high.c) > 1e-9 * abs(high.c):
             raise Refused(f"{what}: a uniform law of an n x n matrix must have mean 0")
-        return f"normal(0, {power_text(Power(high.c**2 / 3, 2 * high.p))})", "uniform: of an n x n matrix the limit knows the variance only"
+        return (
+            f"normal(0, {power_text(Power(high.c**2 / 3, 2 * high.p))})",
+            "uniform: of an n x n matrix the limit knows the variance only",
+        )
 
 
 def _main(atoms):

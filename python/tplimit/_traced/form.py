@@ -81,7 +81,9 @@ def fit(value, widths, what):
     if not isinstance(value, dict):
         return Power(float(value))
     v = [float(x) for x in value["per_width"]]
-    no_power = Refused(f"{what} is {', '.join(map(_digits, v))} at widths {', '.join(map(str, widths))}: no power of the width")
+    no_power = Refused(
+        f"{what} is {', '.join(map(_digits, v))} at widths {', '.join(map(str, widths))}: no power of the width"
+    )
     if 0 in v or min(v) < 0 < max(v):
         raise no_power
     p = Fraction(round(4 * math.log(v[-1] / v[0]) / math.log(widths[-1] / widths[0])), 4)
@@ -124,7 +126,9 @@ def power_text(x, symbol="n"):
         inverse = 1 / x.c
         if abs(inverse - round(inverse)) < 1e-9 * abs(inverse):
             sign = "-" if inverse < 0 else ""
-            return f"{sign}{raised(x.p)} / {abs(round(inverse))}" if abs(round(inverse)) != 1 else f"{sign}{raised(x.p)}"
+            return (
+                f"{sign}{raised(x.p)} / {abs(round(inverse))}" if abs(round(inverse)) != 1 else f"{sign}{raised(x.p)}"
+            )
         return f"{number(x.c)} * {raised(x.p)}"
     c = number(x.c)
     if " / " in c:

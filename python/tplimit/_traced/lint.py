@@ -38,7 +38,9 @@ class Lint:
             lines.append(f"unstable: {self.unstable}")
         for f in self.findings:
             moved = "does not move it" if f.update is None else f"moves its layer by {_power('width', f.update)}"
-            lines.append(f"{f.parameter}: " + (f"its update {f.problem}: it {moved}" if f.problem else f"its update {moved}"))
+            lines.append(
+                f"{f.parameter}: " + (f"its update {f.problem}: it {moved}" if f.problem else f"its update {moved}")
+            )
             lines += [f"    {a}" for a in f.advice]
         return "\n".join(lines)
 
@@ -63,7 +65,9 @@ def lint_graph(graph, steps=2, base=None, binary=None):
     findings = []
     for name, p in seen.items():
         update = p["update"]
-        problem = "vanishes" if update is not None and update < 0 else "explodes" if update is not None and update > 0 else ""
+        problem = (
+            "vanishes" if update is not None and update < 0 else "explodes" if update is not None and update > 0 else ""
+        )
         fix = fixes.get(name, {"rate": 0, "variance": 0})
         if not problem and not fix["rate"] and not fix["variance"]:
             continue
@@ -72,7 +76,9 @@ def lint_graph(graph, steps=2, base=None, binary=None):
             finding.advice.append(f"initial standard deviation: times {_ratio(finding.std, base)}")
         if finding.rate and name in specs:
             now = fit(groups[specs[name]["group"]]["lr"], graph["widths"], "lr").at(base)
-            finding.advice.append(f"learning rate: times {_ratio(finding.rate, base)}; it is {number(float(f'{now:.6g}'))} at width {base}")
+            finding.advice.append(
+                f"learning rate: times {_ratio(finding.rate, base)}; it is {number(float(f'{now:.6g}'))} at width {base}"
+            )
         findings.append(finding)
     unstable = found["unstable"]
     message = ""

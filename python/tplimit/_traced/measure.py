@@ -42,7 +42,9 @@ class Recorder:
         for other in list(seeds.values())[:1]:
             for name in found.keys() | other.keys():
                 if name not in found or name not in other or found[name].shape != other[name].shape:
-                    raise ValueError(f"'{name}' has another shape, or is missing, in the other networks of width {width}")
+                    raise ValueError(
+                        f"'{name}' has another shape, or is missing, in the other networks of width {width}"
+                    )
         seeds[seed] = found
         self.write(int(width))
 

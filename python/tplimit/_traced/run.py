@@ -8,7 +8,12 @@ import subprocess
 def find_binary(binary=None):
     """TPLIMIT_BINARY, or the one of the path, or that of the build."""
     root = os.path.join(os.path.dirname(os.path.abspath(__file__)), *[os.pardir] * 3)
-    for path in (binary, os.environ.get("TPLIMIT_BINARY"), shutil.which("tplimit"), os.path.join(root, "build", "release", "tplimit")):
+    for path in (
+        binary,
+        os.environ.get("TPLIMIT_BINARY"),
+        shutil.which("tplimit"),
+        os.path.join(root, "build", "release", "tplimit"),
+    ):
         if path and os.path.exists(path):
             return path
     raise FileNotFoundError("the tool tplimit was not found: put it on the path, or name it in TPLIMIT_BINARY")
