@@ -62,3 +62,11 @@ tplimit_test(reference_networks_test LABEL numeric LINK tplimit::driver nlohmann
   SOURCES numeric/reference_networks_test.cpp)
 tplimit_test(reference_kernels_test LABEL numeric LINK tplimit::driver nlohmann_json::nlohmann_json
   SOURCES numeric/reference_kernels_test.cpp)
+
+
+# Pages in headless Chromium, where it is installed.
+find_program(TPLIMIT_PYTHON3 python3)
+if(TPLIMIT_PYTHON3)
+  add_test(NAME pages COMMAND ${TPLIMIT_PYTHON3} ${CMAKE_CURRENT_SOURCE_DIR}/pages/pages_test.py $<TARGET_FILE:tplimit_cli> ${PROJECT_SOURCE_DIR}/programs)
+  set_tests_properties(pages PROPERTIES LABELS pages TIMEOUT 600 SKIP_RETURN_CODE 77)
+endif()

@@ -27,6 +27,14 @@ __all__ = ["Check", "Comparison", "Diagnostic", "Error", "Explanation", "Limit",
            "ProgramWarning", "Report", "__version__"]
 
 
+def __getattr__(name):
+    """PyTorch's side, docs/pytorch.md; torch itself is imported where it is needed."""
+    if name in ("from_torch", "lint", "measure"):
+        from . import pytorch
+        return getattr(pytorch, name)
+    raise AttributeError(f"module 'tplimit' has no attribute '{name}'")
+
+
 def load_ipython_extension(ipython) -> None:
     """``%load_ext tplimit``"""
     from ._magic import register

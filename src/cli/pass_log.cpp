@@ -6,8 +6,8 @@ namespace tplimit::cli {
 
 const std::vector<std::string>& PassLog::names() {
   static const std::vector<std::string> all{
-      "lower",         "linearise",   "decouple", "erase-identities", "cancel-terms",
-      "leading-order", "covariances", "graded",   "at-width"};
+      "lower",         "linearise",      "decouple",    "erase-identities", "cancel-terms",
+      "leading-order", "products-apart", "covariances", "graded",           "at-width"};
   return all;
 }
 

@@ -15,6 +15,7 @@
 #include "driver/stages.hpp"
 #include "tplimit/data/table.hpp"
 #include "tplimit/passes/known_values.hpp"
+#include "tplimit/passes/products_apart.hpp"
 #include "tplimit/syntax/parser.hpp"
 
 // The pipeline: what becomes of a program, pass by pass.  Passes are ordered here and nowhere else.
@@ -116,13 +117,22 @@ std::optional<CovarianceLimit> covariance_limit(const Program& program) {
 
 Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& options) {
   const Stages stage(options.observe);
-  const Program program = stage("cancel-terms", [&] { return cancel_terms(written); });
+  Program program = stage("cancel-terms", [&] { return cancel_terms(written); });
   const auto graded = [&] {
     return stage("graded", [&] {
       return graded_limit(program, {options.seed, options.draw, Exponent(1, 2), options.given});
     });
   };
   LeadingOrderResult limit = stage("leading-order", [&] { return leading_order(program); });
+  if (!limit && limit.reason() == NoLeadingOrder::kOther) {  // scores of several widths, perhaps
+    Program apart = stage("products-apart", [&] { return products_apart(program); });
+    if (apart.size() != program.size())
+      if (LeadingOrderResult other = stage("leading-order", [&] { return leading_order(apart); });
+          other || other.reason() != NoLeadingOrder::kOther) {
+        limit = std::move(other);
+        program = std::move(apart);
+      }
+  }
   // Graded values are no better where dropped terms decide on jumps.
   if (options.given && limit.reason() != NoLeadingOrder::kJump) return graded();
   if (limit && limit->undecided && program.steps.empty())
