@@ -1099,9 +1099,7 @@ Value Lowerer::builtin_einsum(Arguments& a) {
     if (output.find(output[j]) != j)
       fail("E2316", fmt::format("index '{}' is repeated in the result", output[j]), a.spans[0]);
   }
-  if (width && output.find(width) == std::string::npos)
-    fail("E2217", fmt::format("einsum cannot contract the width axis '{}'", width), a.spans[0], "",
-         "use E(..), gram(..) or v @ x");
+  const bool over_width = width && output.find(width) == std::string::npos;
 
   // Operands are folded from the left; labels of finite axes only.
   ir::Builder& b = build(a.span);
@@ -1132,6 +1130,12 @@ Value Lowerer::builtin_einsum(Arguments& a) {
       }
     if (k == inputs.size()) break;
     NodeId next = tensor(a.positional[k + 1], a.spans[k + 1]).node;
+    // Coordinates are summed where the last two operands that have them meet.
+    const bool summed = over_width && b.type(node).width && b.type(next).width &&
+                        std::none_of(inputs.begin() + static_cast<std::ptrdiff_t>(k) + 1,
+                                     inputs.end(), [&](const std::string& later) {
+                                       return later.find(width) != std::string::npos;
+                                     });
     std::string batch, left, right, inner, next_labels = other;
     for (std::size_t j = next_labels.size(); j-- > 0;)
       if (labels.find(next_labels[j]) == std::string::npos &&
@@ -1152,9 +1156,11 @@ Value Lowerer::builtin_einsum(Arguments& a) {
     check_size(dims, a.span);
     node = b.contract(permute_to(node, labels, batch + left + inner),
                       permute_to(next, next_labels, batch + right + inner),
-                      static_cast<int>(batch.size()), static_cast<int>(inner.size()), false);
+                      static_cast<int>(batch.size()), static_cast<int>(inner.size()), summed);
+    if (summed) node = b.scale(1, 1, node);  // a sum is n times the average
     labels = batch + left + right;
   }
+  if (over_width && b.type(node).width) node = b.scale(1, 1, b.average(node));
   Axes axes;
   for (const char c : output) axes.push_back(sizes.at(c));
   return {Tensor{permute_to(node, labels, finite_labels(output)), axes}};

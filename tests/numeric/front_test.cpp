@@ -471,6 +471,18 @@ TEST(Matrices, AveragesOfGradientsMayBeParameters) {
   expect_equal(values(limit_of(by_hand), "f"), values(limit_of(as_optimiser), "f"), 1e-9);
 }
 
+TEST(Einsum, SumsOverCoordinates) {
+  const LimitResult r =
+      limit_of(kMatrices +
+               "h = tanh(U @ X)\nz = tanh(W @ h)\n"
+               "report a = einsum(\"pn,qn->pq\", h, z) / n, b = gram(h, z)\n"
+               "report c = einsum(\"pn,pn,qn->p\", h, h, z) / n, d = E(h^2 * (z[0] + z[1]))\n"
+               "report e = einsum(\"pn->\", h^2) / n, f = sum(E(h^2))\n");
+  expect_equal(values(r, "a"), values(r, "b"), 1e-12);
+  expect_equal(values(r, "c"), values(r, "d"), 1e-12);
+  expect_equal(values(r, "e"), values(r, "f"), 1e-12);
+}
+
 TEST(Matrices, RowsTimesAMatrixOfReadouts) {
   const LimitResult r = limit_of(kMatrices +
                                  "param V : [n, 3] ~ normal(0, 1)\nh = tanh(U @ X)\n"
