@@ -63,10 +63,17 @@ tplimit_test(reference_networks_test LABEL numeric LINK tplimit::driver nlohmann
 tplimit_test(reference_kernels_test LABEL numeric LINK tplimit::driver nlohmann_json::nlohmann_json
   SOURCES numeric/reference_kernels_test.cpp)
 
+# Editors: the server by messages and as a process, the grammar against the words of tplimit.
+tplimit_test(lsp_test LABEL unit LINK tplimit::lsp tplimit::lower tplimit::syntax nlohmann_json::nlohmann_json
+  SOURCES unit/lsp/server_test.cpp)
 
-# Pages in headless Chromium, where it is installed.
+# Pages in headless Chromium, where it is installed; editors.
 find_program(TPLIMIT_PYTHON3 python3)
 if(TPLIMIT_PYTHON3)
   add_test(NAME pages COMMAND ${TPLIMIT_PYTHON3} ${CMAKE_CURRENT_SOURCE_DIR}/pages/pages_test.py $<TARGET_FILE:tplimit_cli> ${PROJECT_SOURCE_DIR}/programs)
   set_tests_properties(pages PROPERTIES LABELS pages TIMEOUT 600 SKIP_RETURN_CODE 77)
+  foreach(test protocol grammar)
+    add_test(NAME editors_${test} COMMAND ${TPLIMIT_PYTHON3} ${CMAKE_CURRENT_SOURCE_DIR}/editors/${test}_test.py $<TARGET_FILE:tplimit_cli> ${PROJECT_SOURCE_DIR})
+    set_tests_properties(editors_${test} PROPERTIES LABELS golden TIMEOUT 120 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
+  endforeach()
 endif()

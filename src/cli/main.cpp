@@ -11,6 +11,7 @@
 #include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
+#include "cli/lsp.hpp"
 #include "cli/numbers.hpp"
 #include "cli/shared.hpp"
 #include "parallel/session.hpp"
@@ -428,6 +429,12 @@ CLI::App& add_gallery(CLI::App& app, Options& o) {
   return own;
 }
 
+CLI::App& add_lsp(CLI::App& app, Options&) {
+  CLI::App& own = *app.add_subcommand("lsp", "Serve an editor: a language server on stdin/stdout");
+  own.add_flag("--stdio")->description("As always; editors pass it");
+  return own;
+}
+
 constexpr std::array kCommands{Command{add_run, run, true},
                                Command{add_simulate, simulate, true},
                                Command{add_compare, compare, true},
@@ -438,7 +445,8 @@ constexpr std::array kCommands{Command{add_run, run, true},
                                Command{add_explain, explain, true},
                                Command{add_format, format, false},
                                Command{add_gallery, gallery, true},
-                               Command{add_library, library, false}};
+                               Command{add_library, library, false},
+                               Command{add_lsp, serve_editor, false}};
 
 /// A command or an option that there is none of, in a sentence; CLI11 takes the value of an unknown
 /// option for a second FILE.

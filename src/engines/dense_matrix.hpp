@@ -10,7 +10,8 @@ namespace tplimit::engines {
 template <class T>
 class DenseMatrix final : public WidthMatrix {
  public:
-  DenseMatrix(const Executor& executor, std::int64_t width, std::uint64_t key, ir::EntryLaw law)
+  DenseMatrix(const Executor& executor, std::int64_t width, std::uint64_t key,
+              ir::EntryLaw law = ir::EntryLaw::kNormal)
       : arrays_(executor, width), key_(key), law_(law) {}
   MatrixVersion initial() override {
     MatrixVersion w;

@@ -147,6 +147,20 @@ const std::unordered_map<std::string, Lowerer::Builtin>& Lowerer::builtins() {
   return table;
 }
 
+std::vector<LanguageWord> Lowerer::function_words() {
+  std::vector<LanguageWord> out;
+  const auto add = [&](const std::string& name, const char* form, bool replaceable) {
+    out.push_back(
+        {LanguageWord::Kind::kFunction, name, form ? form : name + "(x)", {}, replaceable});
+  };
+  for (const auto& [name, builtin] : builtins()) {
+    add(name, builtin.form, builtin.replaceable);
+    out.back().options.assign(builtin.options.begin(), builtin.options.end());
+  }
+  for (const auto& [name, fn] : unary_functions()) add(name, ir::function(fn).form, false);
+  return out;
+}
+
 bool Lowerer::reserved(const std::string& name) {
   const auto it = builtins().find(name);
   return it != builtins().end() ? !it->second.replaceable : unary_functions().contains(name);

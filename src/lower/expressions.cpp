@@ -1010,6 +1010,7 @@ std::vector<Value> Lowerer::call_with(const Callable& f, std::vector<std::option
     for (std::size_t k = 0; k < text.params.size(); ++k) {  // a default may name what stands before
       const auto& [name, otherwise] = text.params[k];
       Value value = args[k] ? std::move(*args[k]) : evaluate(*otherwise);
+      tell(name.span, value);
       scope[name.name] = {Kind::kLocal, named(std::move(value), name.span), name.span};
     }
     block(text.body);

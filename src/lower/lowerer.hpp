@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "lower/value.hpp"
+#include "tplimit/lower/language.hpp"
 #include "tplimit/lower/lower.hpp"
 #include "tplimit/lower/parametrization.hpp"
 #include "tplimit/passes/gradient.hpp"
@@ -41,6 +42,10 @@ class Lowerer {
   Result<Lowered> run(const ast::Program& program);
   /// Of a name that grad met and that is not among those; then the program has to be lowered again.
   [[nodiscard]] std::optional<std::uint32_t> met() const { return met_; }
+  /// From now on `to` gets what names stand for, each place once.
+  void tell_names(std::vector<BoundName>& to) { told_ = &to; }
+  static std::vector<LanguageWord> function_words();
+  static std::vector<LanguageWord> optimiser_words();
 
  private:
   enum class Kind { kLocal, kLoop, kConst, kData, kParam };
@@ -154,6 +159,7 @@ class Lowerer {
   std::optional<SetValue> set_on_command_line(const std::string& name, Span place);
   static void blame(Rejection& rejection, const SetValue& set, Span place);
   void choose_parametrization(const ast::Expr& value);
+  void tell(Span name, const Value& value);
   std::optional<Role> role_of(const ast::Param& s, const Axes& axes, const Value& rate);
   [[nodiscard]] Abc effective(Role role, bool has_width, bool first, bool entrywise) const;
   Value rate_of(const Variable& variable, Span span, bool entrywise = false);
@@ -479,6 +485,8 @@ class Lowerer {
   std::vector<std::string> variable_order_;
   std::vector<std::pair<std::string, std::int64_t>> loops_;  ///< of reports: names, indices
   std::uint32_t context_ = 0;
+  std::vector<BoundName>* told_ = nullptr;     ///< null: nobody asks
+  std::unordered_set<std::uint32_t> told_of_;  ///< begins of names
   std::set<NodeId> named_;  ///< values and versions that the text has named so far
   std::string space_;       ///< "lib." within a file that is imported as lib
   int call_depth_ = 0;

@@ -216,6 +216,16 @@ const std::vector<Lowerer::Optimiser>& Lowerer::Optimiser::all() {
   return table;
 }
 
+std::vector<LanguageWord> Lowerer::optimiser_words() {
+  std::vector<LanguageWord> out;
+  for (const Optimiser& o : Optimiser::all()) {
+    out.push_back({LanguageWord::Kind::kOptimiser, o.name, "step " + o.form(), {o.rate}});
+    for (const Optimiser::Option& option : o.options) out.back().options.emplace_back(option.name);
+    for (const char* option : {"only", "scale", "groups"}) out.back().options.emplace_back(option);
+  }
+  return out;
+}
+
 std::string Lowerer::optimiser_form(const std::string& name) {
   for (const Optimiser& o : Optimiser::all())
     if (o.name == name) return "step " + o.form();

@@ -240,7 +240,13 @@ void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
   if (kind == Kind::kData) record_name(name.name, value, name.span, ir::NamedValue::Kind::kData);
   if (kind == Kind::kParam)
     record_name(name.name, value, name.span, ir::NamedValue::Kind::kVersion);
+  tell(name.span, value);
   scope[name.name] = {kind, named(std::move(value), name.span), name.span};
+}
+
+void Lowerer::tell(Span name, const Value& value) {
+  if (!told_ || library_call_ || value.as<Poison>() || !told_of_.insert(name.begin).second) return;
+  told_->push_back({name, describe(value)});
 }
 
 /// A value under its name. What the builder would fold or merge into later operations, it may not
@@ -266,6 +272,7 @@ void Lowerer::record_name(const std::string& name, const Value& value, Span span
 
 void Lowerer::rebind(const ast::Identifier& name, Value value, Span span) {
   Scope& scope = locals_ ? *locals_ : globals_;
+  tell(name.span, value);
   const auto it = scope.find(name.name);
   if (it != scope.end()) {
     switch (it->second.kind) {

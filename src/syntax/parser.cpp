@@ -18,6 +18,7 @@
 
 #include "syntax/lexer.hpp"
 #include "tplimit/support/similar.hpp"
+#include "tplimit/syntax/editing.hpp"
 
 namespace tplimit {
 namespace {
@@ -1291,7 +1292,9 @@ void qualify(std::vector<ast::Stmt>& statements, const std::string& space, Diagn
 /// Parts of a source, each with the files that it imports in the places of their statements.
 class FileReader {
  public:
-  FileReader(const Source& source, bool follow) : source_(source), follow_(follow) {}
+  /// `recover`: also where there are errors.
+  FileReader(const Source& source, bool follow, bool recover = false)
+      : source_(source), follow_(follow), recover_(recover) {}
 
   ast::Program read(std::size_t at, const std::string& space) {
     open_.push_back(at);
@@ -1305,9 +1308,9 @@ class FileReader {
     std::ranges::move(merged(std::move(lexed.errors), parser.take_errors(), source_),
                       std::back_inserter(errors));
     for (ast::Stmt& stmt : program.statements)
-      if (auto* import = std::get_if<ast::Import>(&stmt.node); import && follow_ && errors.empty())
+      if (auto* import = std::get_if<ast::Import>(&stmt.node); import && follow_ && usable())
         follow(*import, part, space);
-    if (!space.empty() && errors.empty()) qualify(program.statements, space, errors);
+    if (!space.empty() && usable()) qualify(program.statements, space, errors);
     open_.pop_back();
     return program;
   }
@@ -1331,8 +1334,10 @@ class FileReader {
     }
   }
 
+  [[nodiscard]] bool usable() const { return recover_ || errors.empty(); }
+
   const Source& source_;
-  const bool follow_;
+  const bool follow_, recover_;
   std::vector<std::size_t> open_;
 };
 
@@ -1346,6 +1351,12 @@ Result<ast::Program> parse_syntax(const Source& source, bool imports) {
   ast::Program program = reader.read(0, "");
   if (!reader.errors.empty()) return reader.errors;
   return program;
+}
+
+Recovered parse_recovered(const Source& source) {
+  FileReader reader(source, true, true);
+  ast::Program program = reader.read(0, "");
+  return {std::move(program), std::move(reader.errors)};
 }
 
 std::vector<std::string> imported_paths(std::string_view text) {
