@@ -411,6 +411,13 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
         return in[0];
     }
     if (is_zero(in[0])) return zeros(type(in[0]).width, infer_type(op, {&type(in[0])}).dims);
+    if (const auto* inner = std::get_if<Gather>(&node(in[0]).op); inner && inner->axis == g->axis) {
+      std::vector<std::int64_t> both;
+      for (const std::int64_t i : *g->indices)
+        both.push_back((*inner->indices)[static_cast<std::size_t>(i)]);
+      const NodeId operand = node(in[0]).in[0];
+      return gather(operand, g->axis, std::move(both));
+    }
     return gathered_part(*g, in[0]);
   }
   if (std::holds_alternative<Concat>(op))

@@ -1210,9 +1210,10 @@ class Analysis {
     return first_behind(in_, roots, [&](const Node& node) {
       const auto* sum = std::get_if<Map>(&node.op);
       if (!sum || sum->fn != Fn::kAdd) return false;
-      const auto* root = std::get_if<Map>(&in_[node.in[0]].op);
-      const auto &a = order(node.in[0]).lead, &b = order(node.in[1]).lead;
-      return root && root->fn == Fn::kSqrt && is_scaled_constant(node.in[1]) && a && b && *a < *b;
+      const std::size_t eps = is_scaled_constant(node.in[0]) ? 0 : 1;
+      const auto* root = std::get_if<Map>(&in_[node.in[1 - eps]].op);
+      const auto &a = order(node.in[1 - eps]).lead, &b = order(node.in[eps]).lead;
+      return root && root->fn == Fn::kSqrt && is_scaled_constant(node.in[eps]) && a && b && *a < *b;
     });
   }
   [[nodiscard]] bool is_scaled_constant(NodeId id) const {
@@ -1222,8 +1223,9 @@ class Analysis {
   Diagnostic eps_decides(const Node& node) {
     return Diagnostic::warning("W5305", "'eps' alone is left of sqrt(v) + eps in the limit")
         .at(node.span)
-        .with_label(fmt::format("sqrt(v), of the size of the gradient, is {} beside eps of size {}",
-                                power(*order(node.in[0]).lead), power(*order(node.in[1]).lead)))
+        .with_label(fmt::format("gradients of size {} vanish beside eps of size {}",
+                                power(std::min(*order(node.in[0]).lead, *order(node.in[1]).lead)),
+                                power(std::max(*order(node.in[0]).lead, *order(node.in[1]).lead))))
         .with_help(
             "as written, updates become those of plain descent with rate lr / eps; give eps the "
             "power of the gradient, eps = 1e-8 / n or eps = {U: 1e-8 / n}, and the rate of each "

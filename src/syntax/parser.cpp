@@ -1255,7 +1255,9 @@ class Parser {
 Diagnostics merged(Diagnostics lexical, Diagnostics grammatical, const Source& source) {
   Diagnostics all = std::move(lexical);
   std::ranges::move(grammatical, std::back_inserter(all));
-  std::ranges::stable_sort(all, {}, [](const Diagnostic& error) { return error.span.begin; });
+  // What is no token goes first: it is the reason for what else is wrong with its line.
+  std::ranges::stable_sort(
+      all, {}, [&](const Diagnostic& error) { return source.line_begin_at(error.span.begin); });
   const auto repeated = std::ranges::unique(
       all, {}, [&](const Diagnostic& error) { return source.line_begin_at(error.span.begin); });
   all.erase(repeated.begin(), repeated.end());

@@ -392,7 +392,7 @@ model f(x) = v @ phi(U @ x) / n
     return fmt::format(
         "for t in 0..3 {{\n  out = {1}({0}X)\n  report out\n"
         "  step sgd(mse(out, [1, -1]), lr = 0.3, only = ({0}U, {0}v))\n}}\n"
-        "report norm({0}U), {0}slope\n",
+        "report norm({0}U) / sqrt(n), {0}slope\n",
         u, f);
   };
   const std::string plain = "width n\nconst slope = 0.1\n" + body + run("", "f");

@@ -7,7 +7,7 @@
 
 namespace tplimit {
 
-/// Insertions, deletions and substitutions that lead from `a` to `b`.
+/// Insertions, deletions, substitutions and exchanges of neighbours that lead from `a` to `b`.
 [[nodiscard]] std::size_t edit_distance(std::string_view a, std::string_view b);
 
 /// The nearest known name within edit distance 2, as a sentence; empty if there is none.

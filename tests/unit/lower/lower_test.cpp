@@ -52,7 +52,7 @@ std::string data_of(const std::string& text, LowerOptions options) {
   options.base_directory = TPLIMIT_SOURCE_DIR "/tests/golden/bad/data";
   const auto found = lowered(text + "report X\n", options);
   if (!found) return render(found.errors(), Source("test.tp", text));
-  return to_text(found->program);
+  return to_text(erase_identities(found->program));
 }
 
 TEST(Lower, ArraysInsteadOfData) {
