@@ -25,14 +25,33 @@ std::vector<std::string_view> lines_of(std::string_view text) {
   return out;
 }
 
+/// As a shell splits a line: blanks separate words, but not between quotes.
+std::vector<std::string> words_of(std::string_view line) {
+  std::vector<std::string> out;
+  bool within = false;
+  char quote = 0;
+  for (const char c : line) {
+    if (quote ? c == quote : c == '\'' || c == '"') {
+      quote = quote ? 0 : c;
+    } else if (!quote && c == ' ') {
+      within = false;
+      continue;
+    } else {
+      if (!within) out.emplace_back();
+      out.back() += c;
+    }
+    if (!within && quote) out.emplace_back();
+    within = true;
+  }
+  return out;
+}
+
 /// The words behind `#$ tplimit` of each command at the head of a program.
 std::vector<std::vector<std::string>> commands_of(std::string_view text) {
   std::vector<std::vector<std::string>> out;
   for (const std::string_view line : lines_of(text)) {
     if (!line.starts_with(kCommand)) continue;
-    std::istringstream words{std::string(line.substr(kCommand.size()))};
-    out.emplace_back(std::istream_iterator<std::string>(words),
-                     std::istream_iterator<std::string>());
+    out.push_back(words_of(line.substr(kCommand.size())));
   }
   return out;
 }

@@ -80,10 +80,15 @@ class Limits {
     Program program = sizes_.program;
     program.reports.clear();
     for (const std::size_t k : wanted) program.reports.push_back(sizes_.program.reports[k]);
-    const Result<LimitResult> limit = evaluate(with_program(module_, std::move(program)), options_);
-    if (limit && limit->random_outputs) {
+    const Module own = with_program(module_, std::move(program));
+    const Result<LeadingOrder> orders = check(own);
+    if (orders && orders->random_outputs) {
       out_.no_limit = "Outputs are random at the start, and sizes with them: no limit is shown.";
-    } else if (limit) {
+      return;
+    }
+    const Result<LimitResult> limit =
+        orders ? evaluate(own, options_) : Result<LimitResult>(orders.errors());
+    if (limit) {
       for (std::size_t j = 0; j < wanted.size(); ++j) {
         const ReportResult& r = limit->reports[j];
         for (std::size_t k = 0; k < r.value.size(); ++k)

@@ -287,11 +287,15 @@ Document parametrizations(const RegimeReport& report, const ir::Program& program
       {"variance without powers of the width", [](Exponent b, Exponent) { return b; }},
       {"SGD rate without powers of the width", [](Exponent, Exponent c) { return c / 2; }}};
   const std::vector<const VariableEffect*> effects = plain(report, program);
+  // Sizes behind the first step after which something grows mean nothing.
+  const auto entry_of = [&](const VariableEffect& e) {
+    return report.unstable ? std::nullopt : e.entry;
+  };
   for (const Form& form : forms) {
     std::vector<Row> rows{{"parameter", "role", "multiplier", "variance", "SGD rate", "Adam rate"}};
     for (const VariableEffect* e : effects) {
       const ir::Variable& v = program.variables[e->variable];
-      const Powers p(v, e->entry, form.shift(-*v.variance / 2, -*v.rate));
+      const Powers p(v, entry_of(*e), form.shift(-*v.variance / 2, -*v.rate));
       rows.push_back({v.name, v.role, power_of_width(p.multiplier, width),
                       number(v.variance_factor, p.variance, width),
                       number(v.rate_factor, p.sgd, width),
@@ -307,7 +311,7 @@ Document parametrizations(const RegimeReport& report, const ir::Program& program
     std::vector<Row> rows{{"parameter", "standard deviation", "SGD rate", "Adam rate"}};
     for (const VariableEffect* e : effects) {
       const ir::Variable& v = program.variables[e->variable];
-      const Powers p(v, e->entry, 0);
+      const Powers p(v, entry_of(*e), 0);
       rows.push_back(
           {v.name, factor(p.variance / 2), factor(p.sgd), p.adam ? factor(*p.adam) : "-"});
     }

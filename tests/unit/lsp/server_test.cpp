@@ -234,8 +234,9 @@ TEST(Positions, CountUtf16) {
   EXPECT_EQ(p.position(text.find('c')).line, 1u);
   EXPECT_EQ(p.offset({9, 0}), text.size());
   for (std::size_t k = 0; k <= text.size(); ++k)
-    if ((static_cast<unsigned char>(text[k]) & 0xC0) != 0x80 && text[k] != '\n')
+    if ((static_cast<unsigned char>(text[k]) & 0xC0) != 0x80 && text[k] != '\n') {
       EXPECT_EQ(p.offset(p.position(k)), k);
+    }
 }
 
 // ---- diagnostics
@@ -291,13 +292,15 @@ TEST(Hover, ExplainsTheLanguage) {
 
 TEST(Hover, EveryWordIsDocumented) {
   for (const LanguageWord& word : language_words())
-    if (word.kind == LanguageWord::Kind::kFunction || word.kind == LanguageWord::Kind::kOptimiser)
+    if (word.kind == LanguageWord::Kind::kFunction || word.kind == LanguageWord::Kind::kOptimiser) {
       EXPECT_FALSE(rows_about(word.name).empty()) << word.name;
+    }
   // 'true' and the like stand inside other rows.
   for (const std::string_view keyword : keywords())
     if (!std::set<std::string_view>{"in", "true", "false", "within", "by", "else", "return"}
-             .contains(keyword))
+             .contains(keyword)) {
       EXPECT_FALSE(rows_about(keyword).empty()) << keyword;
+    }
 }
 
 TEST(Hover, WordsAreThoseOfTheLanguage) {
