@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cctype>
 #include <charconv>
 #include <cstdint>
 #include <iterator>
@@ -1255,9 +1256,16 @@ class Parser {
 Diagnostics merged(Diagnostics lexical, Diagnostics grammatical, const Source& source) {
   Diagnostics all = std::move(lexical);
   std::ranges::move(grammatical, std::back_inserter(all));
-  // What is no token goes first: it is the reason for what else is wrong with its line.
-  std::ranges::stable_sort(
-      all, {}, [&](const Diagnostic& error) { return source.line_begin_at(error.span.begin); });
+  // A point that no import allows counts from its word on: it is what is wrong with it.
+  const auto begin = [&](const Diagnostic& error) {
+    std::size_t at = error.span.begin;
+    const std::string& text = source.text();
+    const auto in_word = [](unsigned char c) { return std::isalnum(c) != 0 || c == '_'; };
+    if (source.text(error.span) == ".")
+      while (at > 0 && in_word(static_cast<unsigned char>(text[at - 1]))) --at;
+    return at;
+  };
+  std::ranges::stable_sort(all, {}, begin);
   const auto repeated = std::ranges::unique(
       all, {}, [&](const Diagnostic& error) { return source.line_begin_at(error.span.begin); });
   all.erase(repeated.begin(), repeated.end());

@@ -96,6 +96,9 @@ std::string shared_features(Dice& dice) {
 
 TEST(MomentsAgainstParticles, FeaturesThatShareTermsAgree) {
   const auto programs = static_cast<std::uint64_t>(60 * seeds_factor());
+  // Products with matrices have a bias of order 1 / particles, which standard errors do not see.
+  // What is looked for is larger by far: variances of shared terms instead of all.
+  constexpr double kBias = 1.0 / 4096;
   std::size_t known = 0;
   for (std::uint64_t seed = 0; seed < programs; ++seed) {
     Dice dice(7000 + seed);
@@ -112,7 +115,7 @@ TEST(MomentsAgainstParticles, FeaturesThatShareTermsAgree) {
       for (std::size_t j = 0; j < found.reports[k].value.size(); ++j) {
         ++known;
         EXPECT_NEAR(found.reports[k].value[j], sampled.reports[k].value[j],
-                    6 * sampled.reports[k].error[j] + found.reports[k].error[j] + 1e-9)
+                    6 * sampled.reports[k].error[j] + found.reports[k].error[j] + kBias)
             << found.reports[k].name << ' ' << j;
       }
     }
