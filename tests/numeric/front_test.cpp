@@ -449,7 +449,7 @@ TEST(Gradient, ByDataKeepsTrainedParametersFixed) {
       "  report at_x = grad(sum(f(X)), X), at_z = grad(sum(f(Z)), Z)\n"
       "  report all = grad(sum(f(X)), X, through = true)\n"
       "  step sgd(mse(f(X), y), lr = 0.5, scale = {U: n, v: n})\n}\n"
-      "eta = 0.1\ntheta = v - eta * n * grad(mse(f(X), y), v)\n"
+      "param eta : [] ~ normal(0.1, 0)\ntheta = v - eta * n * grad(mse(f(X), y), v)\n"
       "report rate = grad(mse(theta @ tanh(W @ tanh(U @ X)) / n, y), eta)\n";
   const LimitResult r = limit_of(text);
   expect_equal(values(r, "at_x"), values(r, "at_z"), 1e-12);

@@ -43,14 +43,14 @@ data y = [1, -1]
 param U : [n, 2] ~ normal(0, 1 / 2), lr = n
 param v : [n] ~ normal(0, 1), lr = n
 # Half of the square.
-fn half(z, by = 2) = z^2 / by
+fn half(z, of = 2) = z^2 / of
 model f(x) {
   h = U @ x
   return v @ tanh(h) / n, h
 }
 for t in 0..2 {
   out, h = f(X)
-  report out, s = half(out, by = 2)
+  report out, s = half(out, of = 2)
   step sgd(mse(out, y), lr = eta)
 }
 )";
@@ -112,7 +112,8 @@ class Session {
   std::vector<std::string> complete(const std::string& mark, std::size_t ahead = 0,
                                     const std::string& of = "") {
     std::vector<std::string> out;
-    for (const Json& item : call("textDocument/completion", at(mark, ahead)).at("result"))
+    const Json result = call("textDocument/completion", at(mark, ahead)).at("result");
+    for (const Json& item : result)
       if (of.empty() || item.at("data") == of) out.push_back(item.at("label"));
     return out;
   }
@@ -273,8 +274,8 @@ TEST(Hover, SaysWhatNamesStandFor) {
   EXPECT_THAT(s.hover("tanh(h)", 5), HasSubstr("value of `f`: a value of shape [2, n]"));
   EXPECT_THAT(s.hover("tanh(h)", 5), HasSubstr("order of `h`: 1 at first, changed by 1"));
   EXPECT_THAT(s.hover("lr = eta", 5), HasSubstr("const eta = 0.2"));
-  EXPECT_THAT(s.hover("half(out"), HasSubstr("fn half(z, by = 2)\n```\nHalf of the square."));
-  EXPECT_THAT(s.hover("by = 2) =", 0), HasSubstr("argument of `half`"));
+  EXPECT_THAT(s.hover("half(out"), HasSubstr("fn half(z, of = 2)\n```\nHalf of the square."));
+  EXPECT_THAT(s.hover("of = 2) =", 0), HasSubstr("argument of `half`"));
   EXPECT_THAT(s.hover("t in"), HasSubstr("at first the number 0"));
   EXPECT_THAT(s.hover("X)"), HasSubstr("shape [2, 2]"));
   EXPECT_EQ(s.hover("Half"), "") << "in a comment";
@@ -369,7 +370,7 @@ TEST(References, BelongToOneScope) {
   };
   EXPECT_EQ(count("h = U"), 3u);
   EXPECT_EQ(count("out, h = f", 5), 1u);
-  EXPECT_EQ(count("by = 2) ="), 3u) << "with the name in the call";
+  EXPECT_EQ(count("of = 2) ="), 3u) << "with the name in the call";
   EXPECT_EQ(count("eta"), 2u);
 }
 
@@ -386,8 +387,8 @@ TEST(Rename, ChangesAllOccurrencesOfItsScope) {
                                                   "tanh(h) / n, h", "tanh(hidden) / n, hidden"));
   EXPECT_EQ(s.rename("eta", "rate"),
             replaced(replaced(kProgram, "eta =", "rate ="), "= eta", "= rate"));
-  EXPECT_EQ(s.rename("by = 2) =", "over"),
-            replaced(replaced(kProgram, "by = 2) = z^2 / by", "over = 2) = z^2 / over"), "by = 2)",
+  EXPECT_EQ(s.rename("of = 2) =", "over"),
+            replaced(replaced(kProgram, "of = 2) = z^2 / of", "over = 2) = z^2 / over"), "of = 2)",
                      "over = 2)"));
 }
 
@@ -476,7 +477,7 @@ TEST(Completion, KnowsWhereItStands) {
   EXPECT_THAT(s.complete("sgd(", 1), Contains("adamw"));
   EXPECT_THAT(s.complete("lr = eta", 0), Contains("weight_decay"));
   EXPECT_TRUE(s.complete("Half", 2).empty()) << "in a comment";
-  EXPECT_THAT(s.complete("by = 2)\n", 0, "option"), ElementsAre("z", "by"));
+  EXPECT_THAT(s.complete("of = 2)\n", 0, "option"), ElementsAre("z", "of"));
 }
 
 TEST(Completion, WorksWhileTheTextIsNoProgram) {
