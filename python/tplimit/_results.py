@@ -236,19 +236,20 @@ class _Result(_Shown, Mapping[str, Report]):
         return self.text()
 
 
-class Limit(_Result):
-    """The limit of infinite width: reports by name."""
+class _OfProgram(_Result):
+    """Reports by name, from the words of the JSON and the arrays beside them."""
 
-    def __init__(self, core: Any, words: Optional[dict[str, Any]] = None, arrays: Any = None) -> None:
-        self._words = words if words is not None else json.loads(core.json(False))
-        arrays = core.arrays() if arrays is None else arrays
-        super().__init__(core, [_report(a, w) for a, w in zip(arrays, self._words["reports"])])
+    def __init__(self, core: Any, words: dict[str, Any], arrays: Any) -> None:
+        self._words = words
+        super().__init__(core, [_report(a, w) for a, w in zip(arrays, words["reports"])])
 
     @property
     def engine(self) -> dict[str, Any]:
         """How the numbers were found; docs/json.md, "The engine"."""
         return self._words["engine"]
 
+
+class _OfLimit(_OfProgram):
     @property
     def expectations(self) -> list[dict[str, Any]]:
         """What came of each ``expect``: ``status`` is ``pass``, ``fail`` or ``undecided``."""
@@ -260,21 +261,26 @@ class Limit(_Result):
         return all(e["status"] == "pass" for e in self.expectations)
 
 
-class Networks(_Result):
+class Limit(_OfLimit):
+    """The limit of infinite width: reports by name."""
+
+    def __init__(self, core: Any) -> None:
+        super().__init__(core, json.loads(core.json(False)), core.arrays())
+
+
+class Networks(_OfProgram):
     """Finite networks of one width: means over seeds by name, and all seeds in ``.runs``."""
 
-    def __init__(self, core: Any, words: Optional[dict[str, Any]] = None, arrays: Any = None) -> None:
-        self._words = words if words is not None else json.loads(core.json(False))
-        arrays = core.arrays() if arrays is None else arrays
-        super().__init__(core, [_report(a, w) for a, w in zip(arrays, self._words["reports"])])
+    def __init__(self, core: Any) -> None:
+        super().__init__(core, json.loads(core.json(False)), core.arrays())
 
     @property
     def width(self) -> int:
-        return self._words["engine"]["width"]
+        return self.engine["width"]
 
     @property
     def seeds(self) -> int:
-        return self._words["engine"]["seeds"]
+        return self.engine["seeds"]
 
 
 @dataclass(frozen=True)
@@ -289,28 +295,17 @@ class WidthReports:
         return self.reports[name]
 
 
-class Comparison(_Result):
+class Comparison(_OfLimit):
     """The limit, and networks of several widths beside it.  As a mapping: the reports of the limit."""
 
     def __init__(self, core: Any) -> None:
-        self._words = json.loads(core.json(True))
         limit, *networks = core.arrays()
-        words = self._words["reports"]
-        super().__init__(core, [_report(a, w) for a, w in zip(limit, words)])
-        of_networks = [dict(w, method="networks", error="standard_error") for w in words]
+        super().__init__(core, json.loads(core.json(True)), limit)
+        of_networks = [dict(w, method="networks", error="standard_error") for w in self._words["reports"]]
         self.networks: list[WidthReports] = [
             WidthReports(own["width"], own["seeds"], dict(zip(self, map(_report, arrays, of_networks))))
             for own, arrays in zip(self._words["compare"]["networks"], networks)]
         """Per width, ascending."""
-
-    @property
-    def engine(self) -> dict[str, Any]:
-        """How the numbers of the limit were found."""
-        return self._words["engine"]
-
-    @property
-    def expectations(self) -> list[dict[str, Any]]:
-        return self._words["expectations"]
 
     @property
     def verdict(self) -> str:

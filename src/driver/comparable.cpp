@@ -102,7 +102,10 @@ Result<Module> conditioned(Module module, const GradedOptions::Given& given) {
 
 Module comparable(Module module) {
   if (!module.kernels.empty()) use_outputs(module);
-  if (leading_order(module.program)) return module;
+  const LeadingOrderResult limit = leading_order(module.program);
+  if (limit) return module;
+  if (auto apart = limit_of_products_apart(module.program, limit))
+    module.program = std::move(apart->program);
   if (auto covariances = covariance_limit(module.program))
     module.program = std::move(covariances->programs.networks);
   return module;

@@ -115,6 +115,16 @@ std::optional<CovarianceLimit> covariance_limit(const Program& program) {
   return CovarianceLimit{std::move(programs), std::move(*limit)};
 }
 
+std::optional<ProductsApart> limit_of_products_apart(const Program& program,
+                                                     const LeadingOrderResult& refused) {
+  if (refused.reason() != NoLeadingOrder::kOther) return std::nullopt;
+  Program apart = products_apart(program);
+  if (apart.size() == program.size()) return std::nullopt;
+  LeadingOrderResult limit = leading_order(apart);
+  if (!limit && limit.reason() == NoLeadingOrder::kOther) return std::nullopt;
+  return ProductsApart{std::move(apart), std::move(limit)};
+}
+
 Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& options) {
   const Stages stage(options.observe);
   Program program = stage("cancel-terms", [&] { return cancel_terms(written); });
@@ -124,15 +134,12 @@ Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& opt
     });
   };
   LeadingOrderResult limit = stage("leading-order", [&] { return leading_order(program); });
-  if (!limit && limit.reason() == NoLeadingOrder::kOther) {  // scores of several widths, perhaps
-    Program apart = stage("products-apart", [&] { return products_apart(program); });
-    if (apart.size() != program.size())
-      if (LeadingOrderResult other = stage("leading-order", [&] { return leading_order(apart); });
-          other || other.reason() != NoLeadingOrder::kOther) {
-        limit = std::move(other);
-        program = std::move(apart);
-      }
-  }
+  if (!limit)
+    if (auto apart =
+            stage("products-apart", [&] { return limit_of_products_apart(program, limit); })) {
+      limit = std::move(apart->limit);
+      program = std::move(apart->program);
+    }
   // Graded values are no better where dropped terms decide on jumps.
   if (options.given && limit.reason() != NoLeadingOrder::kJump) return graded();
   if (limit && limit->undecided && program.steps.empty())

@@ -14,6 +14,15 @@ struct CovarianceLimit {
 };
 std::optional<CovarianceLimit> covariance_limit(const ir::Program& program);
 
+/// The program with its scores of several widths taken apart (products_apart.hpp), where leading
+/// orders refuse it as it is (`refused`) and get further so.
+struct ProductsApart {
+  ir::Program program;
+  LeadingOrderResult limit;
+};
+std::optional<ProductsApart> limit_of_products_apart(const ir::Program& program,
+                                                     const LeadingOrderResult& refused);
+
 /// The limit of the program by leading orders; a report that tends to a Gaussian becomes its
 /// covariance.  Where that is not enough, by graded values, conditional on random outputs drawn
 /// from the seed.

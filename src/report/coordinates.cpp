@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "report/words.hpp"
 #include "tplimit/report/numbers.hpp"
 
 namespace tplimit {
@@ -85,7 +86,8 @@ chart::Chart drawing(const CoordinateSize& v, const CoordinateCheck& check) {
 Document document_of(const CoordinateCheck& check, const ProgramInfo& program) {
   Document out;
   out.add({Heading{1, fmt::format("{}: coordinate check, steps: {}, networks per width: {}",
-                                  program.source.name(), check.steps, check.seeds)}});
+                                  program.source.name(), check.steps, check.seeds)},
+           Paragraph{words::changes(program)}});
   using Align = Column::Align;
   Column names{{"value"}, {}}, steps{{"step"}, {}, Align::kRight}, orders{{"counted"}, {}},
       slopes{{"slope"}, {}}, limits{{"limit"}, {}, Align::kPoint}, said{{""}, {}};

@@ -208,24 +208,13 @@ void add_checks(Document& out, const LimitResult& limit, const Source& source) {
 // ---- first and last lines
 // --------------------------------------------------------------------------
 
-std::string particles_text(const EngineInfo& engine) {
-  return fmt::format("{} particles x {}, seed {}", engine.particles,
-                     plural(engine.randomisations, "randomisation"), engine.seed);
-}
-
 /// What the numbers are of; `lines` say how they were found.
 Document titled(const ProgramInfo& program, std::string_view what, std::vector<std::string> lines,
                 const std::string& condition) {
-  Paragraph changes;
-  for (const auto& [name, value] : program.constants)
-    changes.lines.push_back(fmt::format("with {} = {}", name, value));
-  if (!program.ablations.empty())
-    changes.lines.push_back(fmt::format(
-        "ablation: {}; these are not the results of the program as written", program.ablations));
   if (!condition.empty()) lines.push_back(condition);
   Document out;
-  out.add({Heading{1, fmt::format("{}: {}", program.source.name(), what)}, std::move(changes),
-           Paragraph{std::move(lines)}});
+  out.add({Heading{1, fmt::format("{}: {}", program.source.name(), what)},
+           Paragraph{words::changes(program)}, Paragraph{std::move(lines)}});
   return out;
 }
 
@@ -443,7 +432,7 @@ Section section_of(const ReportResult& r, const std::optional<Convergence>& c,
 Document document_of(const LimitResult& limit, const ProgramInfo& program) {
   const EngineInfo& engine = limit.engine;
   Document out =
-      titled(program, "limit of infinite width, " + particles_text(engine), {},
+      titled(program, "limit of infinite width, " + words::particles(engine), {},
              condition(program.random_scalars, limit.random_outputs, engine.seed, limit.draws));
   add_reports(out, limit.reports, program);
   add_checks(out, limit, program.source);
@@ -491,7 +480,7 @@ Document document_of(const Comparison& all, const ProgramInfo& program, ShownEnt
         fmt::format("{}{} {}{}", widths.empty() ? "" : ", ", width.width, words::matrices(width),
                     width.engine.single_precision ? " in single precision" : "");
   }
-  std::vector<std::string> lines{fmt::format("limit: {}", particles_text(all.limit.engine))};
+  std::vector<std::string> lines{fmt::format("limit: {}", words::particles(all.limit.engine))};
   if (!all.networks.empty() && words::measured(all.networks[0]))
     lines.push_back(measured_text(all.networks));
   else if (!all.networks.empty())

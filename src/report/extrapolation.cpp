@@ -395,22 +395,14 @@ std::vector<chart::Chart> charts_of(const ExtrapolationResult& result) {
 Document document_of(const ExtrapolationResult& result, const ProgramInfo& program, bool all) {
   Document out;
   const std::string step = step_name(result);
-  Paragraph changes;
-  for (const auto& [name, value] : program.constants)
-    changes.lines.push_back(fmt::format("with {} = {}", name, value));
-  if (!program.ablations.empty())
-    changes.lines.push_back(fmt::format(
-        "ablation: {}; these are not the results of the program as written", program.ablations));
-  out.add({Heading{1, fmt::format("{}: {} to {}", program.source.name(), result.constant,
-                                  result.growing ? "infinity" : "0")},
-           std::move(changes),
-           Paragraph{
-               {fmt::format(
-                    "limits of infinite width: {} particles x {}, seed {}", result.engine.particles,
-                    plural(result.engine.randomisations, "randomisation"), result.engine.seed),
-                fmt::format("extrapolated: limit + a ({0})^{1:g} + b ({0})^{2:g} + .., as many "
-                            "terms as there are values",
-                            step, result.order, result.order + 1)}}});
+  out.add(
+      {Heading{1, fmt::format("{}: {} to {}", program.source.name(), result.constant,
+                              result.growing ? "infinity" : "0")},
+       Paragraph{words::changes(program)},
+       Paragraph{{"limits of infinite width: " + words::particles(result.engine),
+                  fmt::format("extrapolated: limit + a ({0})^{1:g} + b ({0})^{2:g} + .., as many "
+                              "terms as there are values",
+                              step, result.order, result.order + 1)}}});
   const auto entries = shown(result, all);
   std::size_t count = 0;
   for (const ExtrapolatedReport& r : result.reports) count += r.entries.size();

@@ -405,21 +405,14 @@ Document document_of(const Sweep& sweep, const ProgramInfo& program) {
   for (const SweepAxis& axis : sweep.axes)
     axes += fmt::format("{}{} ({})", axes.empty() ? "" : ", ", axis.name,
                         plural(axis.values.size(), "value"));
-  Paragraph changes, lines;
-  for (const auto& [name, value] : program.constants)
-    changes.lines.push_back(fmt::format("with {} = {}", name, value));
-  if (!program.ablations.empty())
-    changes.lines.push_back(fmt::format(
-        "ablation: {}; these are not the results of the program as written", program.ablations));
+  Paragraph lines;
   bool norms = false, compared = false;
   const LimitResult* random = nullptr;
   for (const SweepRow& row : sweep.rows) {
     if (!row.limit()) continue;
     const EngineInfo& engine = row.limit()->engine;
     if (lines.lines.empty()) {
-      lines.lines.push_back(fmt::format("limit: {} particles x {}, seed {}", engine.particles,
-                                        plural(engine.randomisations, "randomisation"),
-                                        engine.seed));
+      lines.lines.push_back("limit: " + words::particles(engine));
       if (const Comparison* c = row.comparison(); c && !c->networks.empty())
         lines.lines.push_back(
             fmt::format("networks: {} at each width", plural(c->networks[0].seeds, "seed")));
@@ -443,7 +436,7 @@ Document document_of(const Sweep& sweep, const ProgramInfo& program) {
         "|x|: the root of the sum of squares of all entries; its error is at most that shown");
   out.add({Heading{1, fmt::format("{}: sweep over {}, {}", program.source.name(), axes,
                                   plural(sweep.rows.size(), "combination"))},
-           std::move(changes), std::move(lines)});
+           Paragraph{words::changes(program)}, std::move(lines)});
   const auto best = sweep.goal ? best_of(sweep) : std::nullopt;
   if (compared)
     add_comparisons(out, sweep, best);

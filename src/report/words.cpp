@@ -22,6 +22,21 @@ int exponent_of(const std::string& scientific) {
 
 namespace words {
 
+std::string particles(const EngineInfo& engine) {
+  return fmt::format("{} particles x {}, seed {}", engine.particles,
+                     plural(engine.randomisations, "randomisation"), engine.seed);
+}
+
+std::vector<std::string> changes(const ProgramInfo& program) {
+  std::vector<std::string> out;
+  for (const auto& [name, value] : program.constants)
+    out.push_back(fmt::format("with {} = {}", name, value));
+  if (!program.ablations.empty())
+    out.push_back(fmt::format("ablation: {}; these are not the results of the program as written",
+                              program.ablations));
+  return out;
+}
+
 std::string fixed(double x, int decimals) {
   std::string text = fmt::format("{:.{}f}", x, decimals);
   if (text[0] == '-' && text.find_first_of("123456789") == std::string::npos) text.erase(0, 1);

@@ -8,6 +8,7 @@
 #include <fmt/format.h>
 
 #include "tplimit/report/convergence.hpp"
+#include "tplimit/report/program_info.hpp"
 #include "tplimit/report/results.hpp"
 
 /// Names, numbers and shapes in words, as documents and JSON share them.
@@ -45,6 +46,11 @@ inline const char* matrices(const SimulationResult& networks) {
   if (measured(networks)) return "measured";
   return networks.dense ? "dense" : "lazy";
 }
+
+/// "1024 particles x 8 randomisations, seed 0"
+std::string particles(const EngineInfo& engine);
+/// What was changed in the program, a line each: constants, ablations.
+std::vector<std::string> changes(const ProgramInfo& program);
 
 /// Source text on one line: each run of blanks, line ends included, becomes one blank.
 inline std::string one_line(std::string_view text) {

@@ -34,6 +34,41 @@ TEST(Scores, HaveTheCovarianceOfTheirInputs) {
               << i << j << k << l;
 }
 
+// Matrices from n to m = n / 2: sums of products of several widths, n / m times the variance.  The
+// networks of a comparison report the same.
+TEST(Scores, OfSeveralWidthsHaveTheirCovariance) {
+  const Module module = parsed(
+      "width n, m = n / 2\ndata X = [[1, 0.5], [-0.3, 1]]\nrandom U : [n, 2] ~ normal(0, 1)\n"
+      "random Q : [m, n] ~ normal(0, 1 / n)\nrandom K : [m, n] ~ normal(0, 1 / n)\nx = U @ X\n"
+      "report s = sqrt(n) * gram(Q @ x, K @ x)\n");
+  const LimitResult found = limit_of(module, {});
+  ASSERT_EQ(found.reports.size(), 1u);
+  const double g[2][2] = {{1.25, 0.2}, {0.2, 1.09}};
+  for (std::size_t k = 0; k < 16; ++k)
+    EXPECT_NEAR(found.reports[0].value[k], 2 * g[k / 8][k / 2 % 2] * g[k / 4 % 2][k % 2], 1e-12);
+  const SimulationResult networks = networks_of(comparable(module), 128, 400, Matrices::kAuto);
+  ASSERT_EQ(networks.reports.size(), 1u);
+  for (std::size_t k = 0; k < 16; ++k)
+    EXPECT_NEAR(networks.reports[0].value[k], found.reports[0].value[k],
+                5 * networks.reports[0].error[k]);
+}
+
+// Heads that are stacked keep their own matrices, and their scores are random numbers of their own.
+TEST(Scores, OfStackedHeadsAreThoseOfEach) {
+  const auto scores = [](const std::string& q, const std::string& k) {
+    return limit_of(kInputs + "report s = score(" + q + ", " + k + ")\n", {}).reports[0];
+  };
+  const ReportResult all = scores("stack(Q @ x, V @ x)", "stack(K @ x, Q @ x)"),
+                     one = scores("Q @ x", "K @ x"), two = scores("V @ x", "Q @ x");
+  ASSERT_EQ(all.value.size(), 64u);  // [2, 2, 2] twice
+  for (std::size_t k = 0; k < 4; ++k)
+    for (std::size_t l = 0; l < 4; ++l) {
+      EXPECT_NEAR(all.value[k * 8 + l], one.value[k * 4 + l], 1e-13);
+      EXPECT_NEAR(all.value[(4 + k) * 8 + 4 + l], two.value[k * 4 + l], 1e-13);
+      EXPECT_NEAR(all.value[k * 8 + 4 + l], 0, 1e-13) << "Q K' and V Q' are uncorrelated";
+    }
+}
+
 TEST(Scores, AreDrawnWithTheirJointLaw) {
   // Of the same matrices on two inputs; of other matrices, of one matrix in common, and a readout.
   const Module module = parsed(
