@@ -881,8 +881,8 @@ Value Lowerer::builtin_one_hot(Arguments& a) {
   std::vector<double> out;
   for (const auto label : labels) {
     if (label < 0 || label >= classes)
-      fail("E2208", fmt::format("label {} is outside 0..{}", label, classes), a.spans[0], "",
-           "labels count from 0");
+      fail("E2208", fmt::format("label {}, but there are {} classes", label, classes), a.spans[0],
+           "", "labels count from 0");
     for (std::int64_t c = 0; c < classes; ++c) out.push_back(c == label ? 1 : 0);
   }
   return {Tensor{build(a.span).constant(std::move(out), dims), finite_axes(dims)}};

@@ -215,8 +215,11 @@ class Lexer {
     const auto word = [&](std::size_t k) {
       return text_.substr(t[k].span.begin, t[k].span.end - t[k].span.begin);
     };
-    if (n >= 2 && t[n - 2].kind == TokenKind::kImport && t[n - 1].kind == TokenKind::kString) {
-      std::string_view path = word(n - 1).substr(1);
+    // Without quotes it is a mistake, of which the parser tells.
+    if (n >= 2 && t[n - 2].kind == TokenKind::kImport &&
+        (t[n - 1].kind == TokenKind::kString || t[n - 1].kind == TokenKind::kIdentifier)) {
+      std::string_view path = word(n - 1);
+      if (path.starts_with('"')) path.remove_prefix(1);
       if (path.ends_with('"')) path.remove_suffix(1);
       imports_.push_back(name_of_import(path));
     } else if (n >= 4 && t[n - 4].kind == TokenKind::kImport &&
@@ -286,7 +289,8 @@ class Lexer {
     const std::size_t begin = at_;
     while (is_word(peek())) ++at_;
     if (peek() == '.' && is_letter(peek(1))) {
-      if (std::ranges::find(imports_, from(begin)) == imports_.end())
+      const bool path = !out_.tokens.empty() && out_.tokens.back().kind == TokenKind::kImport;
+      if (!path && std::ranges::find(imports_, from(begin)) == imports_.end())
         error("E1001", span(at_, at_ + 1), "unexpected character '.'", "",
               std::string(help_for(text_.substr(at_))));
       while (peek() == '.' && is_letter(peek(1)))

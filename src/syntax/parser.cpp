@@ -631,7 +631,9 @@ class Parser {
     ast::Import import;
     import.path_span = here();
     if (kind() != TokenKind::kString) {
-      expect(TokenKind::kString, "behind 'import'", kForm);
+      fail(make_error("E1011", here(),
+                      fmt::format("expected a path in quotes behind 'import', found {}", found()),
+                      "", std::string(kForm)));
       return import;
     }
     import.path.value = unescaped(text(advance().span));
