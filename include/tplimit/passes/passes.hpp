@@ -15,8 +15,9 @@
 namespace tplimit {
 
 /// Drops Stop, Parameter and Change nodes (derivatives have been taken) and everything no report or
-/// expectation needs. Keeps: every output at every width; names of what is left, or with
-/// `keep_names` all values that have names.  Cost: O(nodes).
+/// expectation needs; the operands of what folds on the way (a Stop stood between two gathers) go
+/// the next time. Keeps: every output at every width; names of what is left, or with `keep_names`
+/// all values that have names.  Cost: O(nodes).
 ir::Program erase_identities(const ir::Program& program, bool keep_names = false);
 
 /// The same, with some nodes made anew from their new operands; what that leaves unused stays.
