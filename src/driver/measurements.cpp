@@ -13,6 +13,7 @@
 
 #include "driver/report_values.hpp"
 #include "tplimit/data/table.hpp"
+#include "tplimit/support/output_file.hpp"
 
 namespace tplimit {
 namespace {
@@ -128,6 +129,8 @@ class Reader {
   }
 
   MaybeErrors read_json(const std::filesystem::path& path) {
+    if (const std::string reason = why_not_readable(path); !reason.empty())
+      return errors(fault("E5101", fmt::format("{}: {}", file_, reason)));
     std::ifstream in(path, std::ios::binary);
     const std::string content{std::istreambuf_iterator<char>(in), {}};
     if (!in) return errors(fault("E5101", fmt::format("{}: cannot be read", file_)));

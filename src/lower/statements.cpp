@@ -49,6 +49,14 @@ std::vector<NodeId> random_scalars(const ir::Program& program) {
   return out;
 }
 
+/// What --data names cannot be read: its paths are not relative to the program.
+Diagnostic of_replacement(Diagnostic error) {
+  if (error.code == "E5101")
+    error.help =
+        "--data names a file (.npy, .csv, .idx) relative to the current folder, not values";
+  return error;
+}
+
 /// Of a file that replaces another, by the ending of its name.
 std::string reader_of(const std::filesystem::path& path, std::string otherwise) {
   const std::string ending = path.extension().string();
@@ -419,7 +427,7 @@ Value Lowerer::read_literal(const ast::Data& s, Span span) {
   used_data_.insert(file->first);
   const std::filesystem::path path = file->second;
   Result<DataSet> read = read_file(reader_of(path, "npy"), path, {});
-  if (!read) throw Rejection{Diagnostic(read.errors()[0]).at(s.value->span), false};
+  if (!read) throw Rejection{of_replacement(read.errors()[0]).at(s.value->span), false};
   Array& array = read->features;
   // A csv file of one column, for a list.
   if (t.axes.size() == 1 && array.shape.size() == 2 && array.shape[1] == 1) array.shape.pop_back();
@@ -510,10 +518,12 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
       (imported ? std::filesystem::path(part.name).parent_path() : options_.base_directory) /
       file->value;
   std::string reader = call.callee.name;
+  bool replaced = false;
   for (const auto& [name, replacement] : options_.data_files)
     for (const auto& own : s.names)
       if (own.name == name) {
         path = replacement;
+        replaced = true;
         used_data_.insert(name);
         reader = reader_of(path, reader);
       }
@@ -526,7 +536,10 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
     d.located = true;
     return d;
   };
-  if (!read) throw Rejection{located(read.errors()[0]), false};
+  if (!read) {
+    const Diagnostic& error = read.errors()[0];
+    throw Rejection{located(replaced ? of_replacement(error) : error), false};
+  }
   for (const auto& w : read->warnings) warnings_.push_back(located(w));
   std::vector<Value> out;
   out.push_back(data_of(std::move(read->features), span));

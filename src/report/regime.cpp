@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "tplimit/report/json.hpp"
 #include "tplimit/syntax/parser.hpp"
 
 namespace tplimit {
@@ -194,7 +195,9 @@ Document document_of(const RegimeReport& report, const ir::Program& program, con
   return out;
 }
 
-std::string to_json(const RegimeReport& report, const ir::Program& program, const Source& source) {
+std::string to_json(const RegimeReport& report, const ir::Program& program,
+                    const ProgramInfo& info) {
+  const Source& source = info.source;
   using Json = nlohmann::ordered_json;
   const auto power = [](const std::optional<Exponent>& e) {
     return e ? Json(to_double(*e)) : Json(nullptr);
@@ -245,7 +248,7 @@ std::string to_json(const RegimeReport& report, const ir::Program& program, cons
   out["parameters"] = std::move(parameters);
   out["reports"] = std::move(reports);
   out["fixes"] = std::move(fixes);
-  return out.dump(2) + "\n";
+  return with_header(info, out.dump(2) + "\n");
 }
 
 namespace {
