@@ -116,6 +116,7 @@ TEST(Npz, HoldsTheNumbersOfAllReports) {
   networks.seeds = wide.seeds = 2;
   wide.runs = {{{0, 0, 0, 0}, {2, 4, 6, 8}}};
   limit.reports = {row};
+  limit.engine.randomisations = 8;
   const Comparison comparison = compare(limit, {networks, wide});
   ASSERT_EQ(write_npz(folder / "c.npz", comparison, program), "");
   all = members(folder / "c.npz");
