@@ -113,10 +113,8 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
     errors_.push_back(Diagnostic::error("E2601", "the program reports nothing")
                           .with_help("add a line such as: report E(x)"));
   if (!errors_.empty()) return errors_;
-  const std::vector<NodeId> outputs = ir::outputs_of(program_), drawn = random_scalars(program_);
-  program_.has_random_scalars = std::any_of(outputs.begin(), outputs.end(), [&](NodeId output) {
-    return depends_on(builder_, output, drawn);
-  });
+  program_.has_random_scalars =
+      depends_on(builder_, ir::outputs_of(program_), random_scalars(program_));
   return Lowered{std::move(program_), std::move(warnings_), std::move(kernels_)};
 }
 
