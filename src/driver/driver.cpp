@@ -17,6 +17,7 @@
 #include "tplimit/passes/known_values.hpp"
 #include "tplimit/passes/products_apart.hpp"
 #include "tplimit/support/output_file.hpp"
+#include "tplimit/support/stopped.hpp"
 #include "tplimit/syntax/parser.hpp"
 
 // The pipeline: what becomes of a program, pass by pass.  Passes are ordered here and nowhere else.
@@ -73,7 +74,13 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
   const Stages stage(observer);
   auto ast = stage("syntax", [&] { return parse_syntax(source); });
   if (!ast) return ast.errors();
-  auto lowered = stage("lower", [&] { return lower(*ast, source, options); });
+  auto lowered = stage("lower", [&]() -> Result<Lowered> {
+    try {
+      return lower(*ast, source, options);
+    } catch (const Stopped&) {
+      return stopped(nullptr);
+    }
+  });
   if (!lowered) return lowered.errors();
   Module module;
   if (ablations.lazy) {

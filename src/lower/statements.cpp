@@ -9,6 +9,7 @@
 #include "tplimit/passes/batch.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
+#include "tplimit/support/stopped.hpp"
 #include "tplimit/syntax/parser.hpp"
 
 namespace tplimit::lowering {
@@ -121,10 +122,8 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
     errors_.push_back(Diagnostic::error("E2601", "the program reports nothing")
                           .with_help("add a line such as: report E(x)"));
   if (!errors_.empty()) return errors_;
-  const std::vector<NodeId> outputs = ir::outputs_of(program_), drawn = random_scalars(program_);
-  program_.has_random_scalars = std::any_of(outputs.begin(), outputs.end(), [&](NodeId output) {
-    return depends_on(builder_, output, drawn);
-  });
+  program_.has_random_scalars =
+      depends_on(builder_, ir::outputs_of(program_), random_scalars(program_));
   return Lowered{std::move(program_), std::move(warnings_), std::move(kernels_)};
 }
 
@@ -165,6 +164,7 @@ double Lowerer::bytes_so_far() {
 }
 
 void Lowerer::statement(const ast::Stmt& stmt) {
+  if (options_.stop && options_.stop->load(std::memory_order_relaxed)) throw Stopped{};
   const auto run = [&] { std::visit([&](const auto& s) { on(s, stmt.span); }, stmt.node); };
   if (call_depth_ > 0) {
     if (!returned_) run();
@@ -253,8 +253,9 @@ void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
 }
 
 void Lowerer::tell(Span name, const Value& value) {
-  if (!told_ || library_call_ || value.as<Poison>() || !told_of_.insert(name.begin).second) return;
-  told_->push_back({name, describe(value)});
+  if (!options_.names || library_call_ || value.as<Poison>() || !told_of_.insert(name.begin).second)
+    return;
+  options_.names->push_back({name, describe(value)});
 }
 
 /// A value under its name. What the builder would fold or merge into later operations, it may not
@@ -1442,6 +1443,7 @@ Result<Lowered> lower(const ast::Program& program, const Source& source,
   // apart.
   std::set<std::uint32_t> differentiated;
   for (;;) {
+    if (options.names) options.names->clear();
     lowering::Lowerer lowerer(source, options, differentiated);
     auto lowered = lowerer.run(program);
     if (!lowerer.met()) return lowered;

@@ -54,7 +54,7 @@ using Observer = std::function<void(const StageSeen&)>;
 /// is left out, which `parse` reports (E1035).
 Source with_imports(Source source, const std::filesystem::path& folder);
 /// Reads and checks a program, `with_imports` if it has any: syntax, names, shapes, data files.
-/// `options.base_directory` is where data paths start.
+/// `options.base_directory` is where data paths start; `options.stop` ends it with E5207.
 Result<Module> parse(Source source, const LowerOptions& options = {},
                      const Ablations& ablations = {}, const Observer& observer = {});
 /// The text of a program; E5001 if the file cannot be read.
