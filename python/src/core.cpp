@@ -16,6 +16,8 @@
 #include <nanobind/stl/vector.h>
 
 #include "tplimit/driver/driver.hpp"
+#include "tplimit/driver/identity.hpp"
+#include "tplimit/driver/variations.hpp"
 #include "tplimit/explain/page.hpp"
 #include "tplimit/passes/theory_checks.hpp"
 #include "tplimit/report/html.hpp"
@@ -186,8 +188,13 @@ nb::list arrays(const Comparison& comparison) {
 const Diagnostics& warnings_of(const LimitResult& limit) { return limit.warnings; }
 const Diagnostics& warnings_of(const SimulationResult& networks) { return networks.warnings; }
 const Diagnostics& warnings_of(const Comparison& comparison) { return comparison.limit.warnings; }
+const Diagnostics& warnings_of(const Sweep& sweep) { return sweep.warnings; }
+const Diagnostics& warnings_of(const ExtrapolationResult& result) { return result.warnings; }
+const Diagnostics& warnings_of(const CoordinateCheck& check) { return check.warnings; }
 double seconds_of(const LimitResult& limit) { return limit.time_s; }
 double seconds_of(const SimulationResult& networks) { return networks.time_s; }
+double seconds_of(const Sweep& sweep) { return sweep.time_s; }
+double seconds_of(const ExtrapolationResult& result) { return result.time_s; }
 double seconds_of(const Comparison& comparison) {
   double out = comparison.limit.time_s;
   for (const SimulationResult& networks : comparison.networks) out += networks.time_s;
@@ -199,6 +206,7 @@ template <class Own>
 struct Computed {
   Own result;
   ProgramInfo program;
+  Diagnostics of_checkpoint{};
 
   [[nodiscard]] std::string page() const {
     document::Document document = document_of(result, program);
@@ -212,25 +220,46 @@ struct Computed {
   [[nodiscard]] std::string vega() const { return to_vega_lite(document_of(result, program)); }
   /// `everything`: with arrays.
   [[nodiscard]] std::string json(bool everything) const {
-    if constexpr (std::is_same_v<Own, Comparison>)
-      return to_json(result, program);
-    else
+    if constexpr (requires { to_json(result, program, everything); })
       return to_json(result, program, everything);
+    else
+      return to_json(result, program);
+  }
+  [[nodiscard]] nb::list warnings() const {
+    Diagnostics all = warnings_of(result);
+    all.insert(all.end(), of_checkpoint.begin(), of_checkpoint.end());
+    return to_python(all, program.source);
   }
 };
+
+/// Per combination a result, or the errors for which it was refused.
+nb::list rows_of(const Computed<Sweep>& sweep) {
+  nb::list out;
+  for (const SweepRow& row : sweep.result.rows) {
+    if (const Diagnostics* errors = row.refusal())
+      out.append(to_python(*errors, row.program.source));
+    else if (const Comparison* comparison = row.comparison())
+      out.append(Computed<Comparison>{*comparison, row.program});
+    else
+      out.append(Computed<LimitResult>{*row.limit(), row.program});
+  }
+  return out;
+}
 
 template <class Own>
 void bind_result(nb::module_& m, const char* name) {
   using C = Computed<Own>;
-  nb::class_<C>(m, name)
-      .def("page", &C::page)
+  nb::class_<C> own(m, name);
+  own.def("page", &C::page)
       .def("text", &C::text, "full"_a = false, "columns"_a = 110)
       .def("vega", &C::vega)
       .def("json", &C::json, "everything"_a = true)
-      .def("arrays", [](const C& own) { return arrays(own.result); })
-      .def("warnings",
-           [](const C& own) { return to_python(warnings_of(own.result), own.program.source); })
-      .def_prop_ro("seconds", [](const C& own) { return seconds_of(own.result); });
+      .def("warnings", &C::warnings);
+  if constexpr (requires(const Own& result) { arrays(result); })
+    own.def("arrays", [](const C& self) { return arrays(self.result); });
+  if constexpr (requires(const Own& result) { seconds_of(result); })
+    own.def_prop_ro("seconds", [](const C& self) { return seconds_of(self.result); });
+  if constexpr (std::is_same_v<Own, Sweep>) own.def("rows", &rows_of);
 }
 
 // ---- programs
@@ -299,6 +328,52 @@ EvaluateOptions evaluation_of(const nb::dict& o) {
   return out;
 }
 
+SimulateOptions networks_of(const nb::dict& o) {
+  SimulateOptions out;
+  common_of(o).apply(out);
+  out.seeds = take<int>(o, "seeds");
+  return out;
+}
+
+/// Of compare, of sweep and coordcheck, which compare, too; widths may be empty.
+CompareOptions comparison_of(const nb::dict& o) {
+  CompareOptions out;
+  out.evaluate = evaluation_of(o);
+  out.simulate = networks_of(o);
+  out.widths = take<std::vector<std::int64_t>>(o, "widths");
+  out.draws = take<int>(o, "draws");
+  return out;
+}
+
+/// Bars of the limit, then of networks.
+void show(CompareOptions& options, Task& task) {
+  options.evaluate.stop = options.simulate.stop = &task.stop;
+  const double limit = share_of_limit(options);
+  options.evaluate.progress = task.progress(0, limit);
+  options.simulate.progress = task.progress(limit, 1);
+}
+
+std::vector<SweepAxis> axes_of(const nb::dict& o) {
+  std::vector<SweepAxis> out;
+  for (auto& [name, values] :
+       take<std::vector<std::pair<std::string, std::vector<std::string>>>>(o, "over"))
+    out.push_back({name, values});
+  return out;
+}
+
+void refuse(const std::string& fault) {
+  if (!fault.empty()) throw nb::value_error(fault.c_str());
+}
+
+/// Of checkpoint=, an empty folder: none.
+struct Keeping {
+  std::filesystem::path folder;
+  double interval_s;
+};
+Keeping keeping_of(const nb::dict& o) {
+  return {take<std::filesystem::path>(o, "checkpoint"), take<double>(o, "checkpoint_interval")};
+}
+
 class PyProgram {
  public:
   PyProgram(const std::string& text, const std::string& name, const std::filesystem::path& folder,
@@ -326,52 +401,156 @@ class PyProgram {
     return parse(source_, own, ablations_);
   }
   [[nodiscard]] Module of(std::uint64_t seed) const { return seed == 0 ? *module_ : made(seed, 0); }
+  [[nodiscard]] ModuleOf varied(std::uint64_t seed) const {
+    return [this, seed](const Constants& values, std::uint64_t draw) {
+      LowerOptions own = options_;
+      own.seed = seed;
+      own.draw = draw;
+      own.constants.insert(own.constants.end(), values.begin(), values.end());
+      return parse(source_, own, ablations_);
+    };
+  }
+
+  /// What f(checkpoint) finds, null without a folder, which stays and goes as that of the command
+  /// line.
+  template <class F>
+  auto kept(const Keeping& keeping, const Module& module, const Request& request,
+            const F& f) const {
+    std::optional<Checkpoint> checkpoint;
+    Diagnostics warnings;
+    if (!keeping.folder.empty())
+      checkpoint = or_throw(
+          Checkpoint::open({keeping.folder, keeping.interval_s, identity(module, request),
+                            [&](const Diagnostic& warning) { warnings.push_back(warning); }}),
+          source_);
+    auto result = f(checkpoint ? &*checkpoint : nullptr);
+    if (checkpoint) checkpoint->close(result ? Diagnostics() : result.errors());
+    return Computed{or_throw(std::move(result), source_),
+                    program_info(module, request.options.evaluate), std::move(warnings)};
+  }
 
   [[nodiscard]] Computed<LimitResult> run(const nb::dict& o, const nb::object& progress) const {
-    EvaluateOptions options = evaluation_of(o);
+    const EvaluateOptions evaluation = evaluation_of(o);
     const int draws = take<int>(o, "draws");
+    const Keeping keeping = keeping_of(o);
     return work(progress, [&](Task& task) {
-      options.stop = &task.stop;
-      options.progress = task.progress();
-      const Module module = of(options.seed);
+      const Module module = of(evaluation.seed);
       const auto of_draw = [&](std::uint64_t draw) {
-        return draw == 0 ? Result<Module>(module) : drawn(options.seed, draw);
+        return draw == 0 ? Result<Module>(module) : drawn(evaluation.seed, draw);
       };
-      return Computed<LimitResult>{
-          average_draws(or_throw(evaluate_draws(of_draw, options, draws), source_)),
-          program_info(module, options)};
+      const Request request{"run", {.evaluate = evaluation, .draws = draws}};
+      return kept(keeping, module, request, [&](Checkpoint* checkpoint) -> Result<LimitResult> {
+        EvaluateOptions options = evaluation;
+        options.stop = &task.stop;
+        options.progress = task.progress();
+        options.checkpoint = checkpoint;
+        Result<std::vector<LimitResult>> all = evaluate_draws(of_draw, options, draws);
+        if (!all) return all.errors();
+        return average_draws(std::move(*all));
+      });
     });
   }
 
   [[nodiscard]] Computed<SimulationResult> simulate(const nb::dict& o,
                                                     const nb::object& progress) const {
-    SimulateOptions options;
-    common_of(o).apply(options);
-    options.width = take<std::int64_t>(o, "width");
-    options.seeds = take<int>(o, "seeds");
+    SimulateOptions options = networks_of(o);
+    const auto width = take<std::optional<std::int64_t>>(o, "width");
+    const Keeping keeping = keeping_of(o);
     return work(progress, [&](Task& task) {
-      options.stop = &task.stop;
-      options.progress = task.progress();
       const Module module = of(options.seed);
-      return Computed<SimulationResult>{or_throw(tplimit::simulate(module, options), source_),
-                                        program_info(module)};
+      options.width = width ? *width : usual_widths(module, {512})[0];
+      const Request request{"simulate", {.simulate = options}};
+      return kept(keeping, module, request, [&](Checkpoint* checkpoint) {
+        options.stop = &task.stop;
+        options.progress = task.progress();
+        options.checkpoint = checkpoint;
+        return tplimit::simulate(module, options);
+      });
     });
   }
 
-  [[nodiscard]] Computed<Comparison> compare(const nb::dict& o, const nb::object& progress) const {
-    CompareOptions options;
-    options.evaluate = evaluation_of(o);
-    common_of(o).apply(options.simulate);
-    options.simulate.seeds = take<int>(o, "seeds");
-    options.widths = take<std::vector<std::int64_t>>(o, "widths");
-    options.draws = take<int>(o, "draws");
+  /// `limit`: the JSON of a result and its name; none: computed.
+  [[nodiscard]] Computed<Comparison> compare(
+      const nb::dict& o, const std::optional<std::pair<std::string, std::string>>& limit,
+      const nb::object& progress) const {
+    CompareOptions options = comparison_of(o);
+    const Keeping keeping = keeping_of(o);
     return work(progress, [&](Task& task) {
-      options.evaluate.stop = options.simulate.stop = &task.stop;
-      options.evaluate.progress = task.progress(0, 0.3);
-      options.simulate.progress = task.progress(0.3, 1);
       const Module module = of(options.evaluate.seed);
-      return Computed<Comparison>{or_throw(tplimit::compare(module, options), source_),
-                                  program_info(module, options.evaluate)};
+      if (options.widths.empty()) options.widths = usual_widths(module);
+      if (limit) {
+        auto known = known_limit(limit->first, module, options);
+        if (const auto* fault = std::get_if<std::string>(&known))
+          refuse(fmt::format("limit '{}': {}", limit->second, *fault));
+        options.limit = std::move(std::get<LimitResult>(known));
+      }
+      show(options, task);
+      const Request request{"compare", options, limit ? limit->second : ""};
+      return kept(keeping, module, request, [&](Checkpoint* checkpoint) {
+        options.evaluate.checkpoint = options.simulate.checkpoint = checkpoint;
+        return tplimit::compare(module, options);
+      });
+    });
+  }
+
+  [[nodiscard]] Computed<Sweep> sweep(const nb::dict& o, const nb::object& progress) const {
+    CompareOptions options = comparison_of(o);
+    const std::vector<SweepAxis> axes = axes_of(o);
+    std::optional<SweepGoal> goal;
+    if (const auto best = take<std::optional<std::string>>(o, "best"))
+      goal = {*best, take<bool>(o, "highest")};
+    const Keeping keeping = keeping_of(o);
+    refuse(variation_fault(axes, options_.constants));
+    return work(progress, [&](Task& task) {
+      const ModuleOf module_of = varied(options.evaluate.seed);
+      const Module base = or_throw(first_program(axes, module_of), source_);
+      if (goal) refuse(goal_fault(*goal, base));
+      options.evaluate.stop = options.simulate.stop = &task.stop;
+      options.evaluate.progress = task.progress();
+      return kept(keeping, base, {"sweep", options, "", axes}, [&](Checkpoint* checkpoint) {
+        options.evaluate.checkpoint = options.simulate.checkpoint = checkpoint;
+        return tplimit::sweep(base, axes, goal, module_of, options);
+      });
+    });
+  }
+
+  [[nodiscard]] Computed<ExtrapolationResult> extrapolate(const nb::dict& o,
+                                                          const nb::object& progress) const {
+    CompareOptions options{.evaluate = evaluation_of(o), .draws = take<int>(o, "draws")};
+    const std::vector<SweepAxis> axes = axes_of(o);
+    const int order = take<int>(o, "order");
+    const Keeping keeping = keeping_of(o);
+    if (axes.size() != 1) refuse("one constant is extrapolated");
+    refuse(extrapolation_fault(axes[0].name, axes[0].values));
+    refuse(variation_fault(axes, options_.constants));
+    return work(progress, [&](Task& task) {
+      const ModuleOf module_of = varied(options.evaluate.seed);
+      const Module base = or_throw(first_program(axes, module_of), source_);
+      options.evaluate.stop = &task.stop;
+      options.evaluate.progress = task.progress();
+      const Request request{"extrapolate", options, "", axes, order};
+      return kept(keeping, base, request, [&](Checkpoint* checkpoint) {
+        options.evaluate.checkpoint = checkpoint;
+        return tplimit::extrapolate(axes[0], order, module_of, options);
+      });
+    });
+  }
+
+  [[nodiscard]] Computed<CoordinateCheck> coordcheck(const nb::dict& o,
+                                                     const nb::object& progress) const {
+    CompareOptions options = comparison_of(o);
+    const int steps = take<int>(o, "steps");
+    return work(progress, [&](Task& task) {
+      const Module module = of(options.evaluate.seed);
+      if (options.widths.empty()) options.widths = usual_widths(module);
+      options.evaluate.stop = options.simulate.stop = &task.stop;
+      options.simulate.progress = task.progress(0, 0.5);
+      options.evaluate.progress = task.progress(0.5, 1);
+      return Computed<CoordinateCheck>{
+          or_throw(
+              coordinate_check(module, steps, options.widths, options.simulate, options.evaluate),
+              source_),
+          program_info(module, options.evaluate)};
     });
   }
 
@@ -454,6 +633,9 @@ NB_MODULE(_core, m) {
   bind_result<LimitResult>(m, "Limit");
   bind_result<SimulationResult>(m, "Networks");
   bind_result<Comparison>(m, "Comparison");
+  bind_result<Sweep>(m, "Sweep");
+  bind_result<ExtrapolationResult>(m, "Extrapolation");
+  bind_result<CoordinateCheck>(m, "CoordinateCheck");
   nb::class_<Written>(m, "Written")
       .def_ro("text", &Written::text)
       .def_ro("page", &Written::page)
@@ -469,7 +651,10 @@ NB_MODULE(_core, m) {
            "no_correction"_a, "lazy"_a)
       .def("run", &PyProgram::run, "options"_a, "progress"_a.none())
       .def("simulate", &PyProgram::simulate, "options"_a, "progress"_a.none())
-      .def("compare", &PyProgram::compare, "options"_a, "progress"_a.none())
+      .def("compare", &PyProgram::compare, "options"_a, "limit"_a.none(), "progress"_a.none())
+      .def("sweep", &PyProgram::sweep, "options"_a, "progress"_a.none())
+      .def("extrapolate", &PyProgram::extrapolate, "options"_a, "progress"_a.none())
+      .def("coordcheck", &PyProgram::coordcheck, "options"_a, "progress"_a.none())
       .def("check", &PyProgram::check, "progress"_a.none())
       .def("explain", &PyProgram::explain, "names"_a, "steps"_a.none(), "numbers"_a, "options"_a,
            "progress"_a.none())

@@ -37,6 +37,21 @@ out, z = f(X)
 report E(z[0]^2)
 expect E(z[0]) == 0 within 0.1
 """
+IN_ROLES = """width n
+parametrization mup
+const eta = 0.5
+data X = [[1, 0.5], [-0.3, 1]]
+data y = [1, -1]
+param U : input [n, 2] ~ normal(0, 1 / 2)
+param W : hidden [n, n] ~ normal(0, 1)
+param v : output [n] ~ normal(0, 1)
+for t in 0..3 {
+  z = tanh(W @ tanh(U @ X))
+  loss = mse(v @ z, y)
+  report loss, K = gram(z)
+  step sgd(loss, lr = eta)
+}
+"""
 SMALL = dict(particles=512, randomisations=3)
 
 
@@ -59,6 +74,8 @@ def comparable(words):
     words.get("engine", {}).pop("memory_estimate_bytes", None)  # counts what the process holds beside the run
     for networks in words.get("compare", {}).get("networks", []):
         networks.pop("time_s")
+    for row in words.get("sweep", {}).get("rows", []):
+        comparable(row["result"] or {})
     return words
 
 
@@ -74,6 +91,145 @@ def test_same_bits_as_the_command_line(program, tmp_path):
     checked = subprocess.run([CLI, "check", "training.tp", "--out", "check.json"], cwd=tmp_path, capture_output=True)
     assert checked.returncode == 0
     assert comparable(program.check().to_dict()) == comparable(json.loads((tmp_path / "check.json").read_text()))
+
+
+SMALL_WORDS = ["--particles", "512", "--randomisations", "3"]
+
+
+def test_sweep(program, tmp_path):
+    over = {"eta": [0.5, 1e200, 0.1], "parametrization": ["mup", "ntk"]}
+    text = IN_ROLES
+    swept = tplimit.Program(text, name="training.tp").sweep(over, best="loss", **SMALL)
+    assert comparable(swept.to_dict()) == command_line(
+        tmp_path, "sweep", text, "--over", "eta=0.5,1e+200,0.1", "--over", "parametrization=mup,ntk", "--best", "loss",
+        *SMALL_WORDS)
+    K = swept.K
+    assert K.dims == ("eta", "parametrization", "t", "i", "j") and K.value.shape == (3, 2, 3, 2, 2)
+    assert list(K.coords["eta"]) == over["eta"] and list(K.coords["parametrization"]) == over["parametrization"]
+    alone = tplimit.Program(text, constants={"eta": 0.1, "parametrization": "ntk"}).run(**SMALL)
+    assert np.array_equal(K.value[2, 1], alone.K.value) and np.array_equal(K.stderr[2, 1], alone.K.stderr)
+    row = swept.rows[5]
+    assert row.values == {"eta": 0.1, "parametrization": "ntk"} and row.result.to_dict()["reports"] == alone.to_dict()["reports"]
+    refused = swept.rows[2]
+    assert refused.result is None and refused.errors[0].code.startswith("E4") and np.isnan(K.value[1]).all()
+    assert swept.best.values["eta"] == 0.5 and swept.best not in swept.ties and "best" in str(swept)
+    assert "training.tp" in swept.page() and swept.seconds > 0
+
+
+def test_sweep_with_networks(program, tmp_path):
+    swept = program.sweep({"eta": [0.1, 0.5]}, widths=[32, 16], seeds=3, **SMALL)
+    assert comparable(swept.to_dict()) == command_line(tmp_path, "sweep", TRAINING, "--over", "eta=0.1,0.5", "--widths",
+                                                       "16,32", "--seeds", "3", *SMALL_WORDS)
+    alone = tplimit.Program(TRAINING, constants={"eta": 0.5}).compare([16, 32], seeds=3, **SMALL)
+    own = swept.rows[1].result
+    assert own.verdict == alone.verdict and np.array_equal(own.networks[0]["K"].runs, alone.networks[0]["K"].runs)
+
+
+def test_sweep_over_what_changes_shapes(tmp_path):
+    text = "width n\nconst T = 2\nrandom x : [n] ~ normal(0, 1)\nfor t in 0..T { report a = t + E(x^2) }\nreport b = T\n"
+    swept = tplimit.Program(text).sweep({"T": [2, 3]})
+    assert list(swept) == ["b"] and list(swept.b.value) == [2, 3]
+    assert [row.result.a.value.shape for row in swept.rows] == [(2,), (3,)]
+
+
+@pytest.mark.parametrize("call, why", [
+    (lambda p: p.sweep({}), "no constant"), (lambda p: p.sweep({"eta": []}), "'eta' has no values"),
+    (lambda p: p.sweep({"c": [1]}), "fixed"), (lambda p: p.sweep({"eta": [1]}, best="none"), "'none' is no report"),
+    (lambda p: p.sweep({"eta": [1]}, highest=True), "highest"),
+    (lambda p: p.extrapolate({"eta": [1, 3, 2]}), "rise"), (lambda p: p.extrapolate({"eta": [1, 2], "c": [1, 2]}), "one constant"),
+    (lambda p: p.coordcheck([8, 8]), "widths")])
+def test_what_cannot_be_varied(call, why):
+    p = tplimit.Program("const c = 1\n" + TRAINING, constants={"c": 2})
+    with pytest.raises(ValueError, match=why):
+        call(p)
+    with pytest.raises(tplimit.Error) as caught:
+        p.sweep({"nothing": [1]})
+    assert caught.value.code == "E2114"
+
+
+def test_extrapolate(program, tmp_path):
+    found = program.extrapolate({"eta": [0.4, 0.2, 0.1]}, order=2, **SMALL)
+    words = command_line(tmp_path, "extrapolate", TRAINING, "--in", "eta=0.4,0.2,0.1", "--order", "2", *SMALL_WORDS)
+    assert comparable(found.to_dict()) == words
+    K = found.K
+    assert K.dims == ("entry",) and K.value.shape == (12,) and K.coords["entry"][0] == "t = 0, [0,0]"
+    assert K.series.dims == ("entry", "eta") and K.series.value.shape == (12, 3)
+    alone = tplimit.Program(TRAINING, constants={"eta": 0.1}).run(**SMALL)
+    assert np.array_equal(K.series.value[:, 2], alone.K.value.ravel())
+    own = found["E(z[0]^2)"]
+    assert isinstance(own.value, float) and own.series.dims == ("eta",) and own.extrapolation_error > 0
+    assert own.value == words["extrapolate"]["reports"][-1]["entries"][0]["value"] and found.constant == "eta"
+    with pytest.raises(tplimit.Error, match="with eta = 1e\\+200") as caught:
+        program.extrapolate({"eta": [0.1, 1e200]}, **SMALL)
+    assert caught.value.code.startswith("E4")
+
+
+def test_coordcheck(program, tmp_path):
+    check = program.coordcheck([32, 64, 128], steps=2, seeds=3, **SMALL)
+    words = command_line(tmp_path, "coordcheck", TRAINING, "--widths", "32,64,128", "--steps", "2", "--seeds", "3", *SMALL_WORDS)
+    assert comparable(check.to_dict()) == words
+    z = check["change of z"]
+    assert z.dims == ("step", "width") and z.value.shape == (len(z.coords["step"]), 3) and list(z.coords["width"]) == [32, 64, 128]
+    own = next(v for v in words["coordcheck"]["values"] if v["name"] == "change of z")["steps"][-1]
+    assert z.value[-1, 2] == own["sizes"][2]["value"] and z.slope[-1] == own["slope"]["value"]
+    assert z.counted[-1] == 0 and z.limit[-1] == own["limit"]["value"] and z.growth[-1] == own["growth"]
+    assert check.as_counted and check.steps == 2 and "change of z" in str(check)
+
+
+def test_limit_of_an_earlier_run(program, tmp_path):
+    known = program.run(particles=1024, randomisations=4)
+    (tmp_path / "limit.json").write_text(known.to_json())
+    by_command_line = command_line(tmp_path, "compare", TRAINING, "--widths", "16,32", "--seeds", "3", "--limit", "limit.json")
+    for limit in (known, tmp_path / "limit.json"):
+        compared = program.compare([16, 32], seeds=3, limit=limit)
+        assert comparable(compared.to_dict()) == by_command_line and np.array_equal(compared.K.value, known.K.value)
+    other = tplimit.Program(TRAINING, constants={"eta": 0.2}, name="training.tp")
+    with pytest.raises(ValueError, match="limit 'result': "):
+        other.compare([16, 32], seeds=3, limit=known)
+    with pytest.raises(ValueError, match="leave out particles"):
+        program.compare([16, 32], limit=known, particles=64)
+
+
+def test_checkpoint(program, tmp_path):
+    """What is interrupted goes on from its folder with the same bits, from Python and from the command line."""
+    folder = tmp_path / "kept"
+    options = dict(particles=4096, randomisations=40)
+    expected = program.run(**options)
+    for resume in ("Python", "command line"):
+        def stop(done):
+            if done > 0.3:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            program.run(**options, threads=1, checkpoint=folder, progress=stop)
+        assert any(folder.iterdir())
+        with pytest.raises(tplimit.Error) as caught:
+            program.run(particles=2048, checkpoint=folder)
+        assert caught.value.code == "E5203"
+        if resume == "Python":
+            again = program.run(**options, checkpoint=folder, checkpoint_interval=5).to_dict()
+        else:
+            (tmp_path / "training.tp").write_text(TRAINING)
+            child = subprocess.run([CLI, "run", "training.tp", "--particles", "4096", "--randomisations", "40", "--out",
+                                    "out.json", "--checkpoint", folder], cwd=tmp_path, capture_output=True, text=True)
+            assert "going on from" in child.stderr
+            again = json.loads((tmp_path / "out.json").read_text())
+        assert again["reports"] == expected.to_dict()["reports"]
+        assert not folder.exists()
+
+
+@pytest.mark.parametrize("call", [
+    lambda p, **o: p.simulate(64, seeds=3, **o), lambda p, **o: p.compare([16, 32], seeds=3, **SMALL, **o),
+    lambda p, **o: p.sweep({"eta": [0.1, 0.5]}, **SMALL, **o), lambda p, **o: p.extrapolate({"eta": [0.2, 0.1]}, **SMALL, **o)])
+def test_checkpoints_change_nothing(program, tmp_path, call):
+    folder = tmp_path / "kept"
+    assert comparable(call(program, checkpoint=folder).to_dict()) == comparable(call(program).to_dict())
+    assert not folder.exists()
+    folder.mkdir()
+    (folder / "other").write_text("")
+    with pytest.raises(tplimit.Error) as caught:
+        call(program, checkpoint=folder)
+    assert caught.value.code == "E5201"
 
 
 def test_arrays_are_the_numbers_of_the_file(program):
@@ -186,6 +342,16 @@ def test_errors():
         tplimit.Program(TRAINING).run(engine="none")
     with pytest.raises(KeyError, match="nothing"):
         tplimit.Program(TRAINING).explain("nothing")
+
+
+def test_vector_units():
+    from tplimit import _vector_units
+    v3 = _vector_units._NEEDS["x86-64-v3"]
+    assert _vector_units.best({"x86-64-v2", "x86-64-v3", "x86-64-v4"}, v3 | {"ssse3", "popcnt", "sse4_1", "sse4_2"}) == "x86-64-v3"
+    assert _vector_units.best({"baseline", "x86-64-v3"}, {"mmx"}) == "baseline"
+    assert _vector_units.best({"native"}, set()) == "native"
+    with pytest.raises(ImportError, match="for x86-64-v3, and the processor lacks fma:"):
+        _vector_units.best({"x86-64-v3"}, v3 - {"fma"})
 
 
 def test_progress(program):

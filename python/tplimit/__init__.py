@@ -16,15 +16,16 @@ In a notebook, ``%load_ext tplimit`` adds the cell magic ``%%tplimit``.
 
 from . import _vector_units
 
-_vector_units.check()
+__path__.insert(0, _vector_units.folder)  # where _core is
 
 from ._errors import Diagnostic, Error, ProgramWarning
 from ._program import Program
-from ._results import Check, Comparison, Explanation, Limit, Networks, Plot, Report
+from ._results import (Check, Comparison, CoordinateCheck, Explanation, Extrapolation, Limit, Networks, Plot, Report,
+                       Sweep)
 from ._core import version as __version__
 
-__all__ = ["Check", "Comparison", "Diagnostic", "Error", "Explanation", "Limit", "Networks", "Plot", "Program",
-           "ProgramWarning", "Report", "__version__"]
+__all__ = ["Check", "Comparison", "CoordinateCheck", "Diagnostic", "Error", "Explanation", "Extrapolation", "Limit",
+           "Networks", "Plot", "Program", "ProgramWarning", "Report", "Sweep", "__version__"]
 
 
 def __getattr__(name):

@@ -13,14 +13,15 @@ def register(ipython: Any) -> None:
     def tplimit(line: str, cell: str) -> Any:
         """``%%tplimit [COMMAND] [OPTION=VALUE ..] [DATA ..] [-> NAME]``
 
-        COMMAND: ``run`` (default), ``simulate``, ``compare``, ``check``, ``explain`` or ``program``.  Options are those
+        COMMAND: ``run`` (default), ``simulate``, ``compare``, ``sweep``, ``extrapolate``, ``coordcheck``, ``check``,
+        ``explain`` or ``program``.  Options are those
         of the method; names of Python variables alone, such as ``X y``, replace data of the program.  ``-> NAME`` keeps
         the result in this variable instead of showing it."""
         words = shlex.split(line)
         name = None
         if len(words) >= 2 and words[-2] == "->":
             words, name = words[:-2], words[-1]
-        commands = ("run", "simulate", "compare", "check", "explain", "program")
+        commands = ("run", "simulate", "compare", "sweep", "extrapolate", "coordcheck", "check", "explain", "program")
         command = words.pop(0) if words and words[0] in commands else "run"
         options, data = {}, {}
         for word in words:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from pathlib import Path
@@ -12,9 +13,11 @@ import numpy as np
 from . import _core
 from ._errors import Diagnostic, ProgramWarning
 from ._progress import Progress, bar
-from ._results import Check, Comparison, Explanation, Limit, Networks, Parametrization
+from ._results import (Check, Comparison, CoordinateCheck, Explanation, Extrapolation, Limit, Networks, Parametrization,
+                       Sweep)
 
 Values = Union[float, Sequence[float]]
+File = Union[str, "os.PathLike[str]"]
 
 
 def _text(value: Any) -> str:
@@ -89,43 +92,107 @@ class Program:
             randomisations: int = 8, seed: int = 0, draws: int = 1, engine: str = "auto",
             given: Optional[Mapping[str, Values]] = None, rank_tol: Optional[float] = None, merge_rows: float = 1e-12,
             matrices: str = "auto", precision: str = "double", threads: int = 0, memory: float = 0,
-            progress: Progress = None) -> Limit:
+            checkpoint: Optional[File] = None, checkpoint_interval: float = 60, progress: Progress = None) -> Limit:
         """The limit of infinite width.
 
         The options are those of ``tplimit run`` (docs/cli.md), and the same options give the same bits.  Ctrl-C ends
-        it soon.  Raises :class:`tplimit.Error`."""
-        options = _limit_options(locals())
-        options["draws"] = draws
+        it soon; with ``checkpoint``, a folder, the same call then goes on from what was done.  Raises
+        :class:`tplimit.Error`."""
+        options = {**_limit_options(locals()), **_kept(checkpoint, checkpoint_interval), "draws": draws}
         with bar(progress, "limit") as shown:
             result = Limit(self._core.run(options, shown))
         _warn(result.warnings)
         return result
 
-    def simulate(self, width: int, seeds: int = 1, *, seed: int = 0, matrices: str = "auto", precision: str = "double",
-                 threads: int = 0, memory: float = 0, progress: Progress = None) -> Networks:
+    def simulate(self, width: Optional[int] = None, seeds: int = 1, *, seed: int = 0, matrices: str = "auto",
+                 precision: str = "double", threads: int = 0, memory: float = 0, checkpoint: Optional[File] = None,
+                 checkpoint_interval: float = 60, progress: Progress = None) -> Networks:
         """Finite networks of one width, as ``tplimit simulate``."""
         options = dict(width=width, seeds=seeds, seed=seed, matrices=matrices, precision=precision, threads=threads,
-                       memory=float(memory))
-        with bar(progress, f"width {width}") as shown:
+                       memory=float(memory), **_kept(checkpoint, checkpoint_interval))
+        with bar(progress, "networks") as shown:
             result = Networks(self._core.simulate(options, shown))
         _warn(result.warnings)
         return result
 
-    def compare(self, widths: Sequence[int] = (128, 512, 2048), seeds: int = 8, *, particles: Optional[int] = None,
+    def compare(self, widths: Optional[Sequence[int]] = None, seeds: int = 8, *, particles: Optional[int] = None,
                 tol: Optional[float] = None, tol_on: Sequence[str] = (), randomisations: int = 8, seed: int = 0,
                 draws: int = 64, engine: str = "auto", given: Optional[Mapping[str, Values]] = None,
-                rank_tol: Optional[float] = None, merge_rows: float = 1e-12, matrices: str = "auto",
-                precision: str = "double", threads: int = 0, memory: float = 0,
+                limit: Union[Limit, File, None] = None, rank_tol: Optional[float] = None, merge_rows: float = 1e-12,
+                matrices: str = "auto", precision: str = "double", threads: int = 0, memory: float = 0,
+                checkpoint: Optional[File] = None, checkpoint_interval: float = 60,
                 progress: Progress = None) -> Comparison:
-        """Networks of several widths beside the limit, and whether they tend to it, as ``tplimit compare``."""
-        if len(set(widths)) < len(widths) or not widths:
-            raise ValueError("widths: different whole numbers, at least one")
-        if seeds < 2 or randomisations < 2:
-            raise ValueError("compare needs 2 seeds and 2 randomisations or more")
-        options = _limit_options(locals())
-        options.update(draws=draws, widths=sorted(map(int, widths)), seeds=seeds)
+        """Networks of several widths beside the limit, and whether they tend to it, as ``tplimit compare``.
+
+        ``widths``: by default 128, 512, 2048.  ``limit``: a result of :meth:`run`, or a file of ``tplimit run --out``,
+        of the same program and data; the limit is then not computed again."""
+        own = dict(locals())
+        known = None
+        if limit is not None:
+            usual = inspect.signature(Program.compare).parameters
+            fixed = ("engine", "particles", "randomisations", "tol", "rank_tol", "merge_rows", "draws")
+            changed = [name for name in fixed if own[name] != usual[name].default]
+            if changed:
+                raise ValueError(f"limit is known already: leave out {', '.join(changed)}")
+            known = ((limit.to_json(), "result") if isinstance(limit, Limit)
+                     else (Path(limit).read_text(encoding="utf-8"), os.fspath(limit)))
+        options = {**_limit_options(own), **_kept(checkpoint, checkpoint_interval),
+                   **_network_options(widths, seeds, randomisations), "draws": draws}
         with bar(progress, "compare") as shown:
-            result = Comparison(self._core.compare(options, shown))
+            result = Comparison(self._core.compare(options, known, shown))
+        _warn(result.warnings)
+        return result
+
+    def sweep(self, over: Mapping[str, Sequence[Any]], *, best: Optional[str] = None, highest: bool = False,
+              widths: Optional[Sequence[int]] = None, seeds: int = 8, particles: Optional[int] = None,
+              tol: Optional[float] = None, tol_on: Sequence[str] = (), randomisations: int = 8, seed: int = 0,
+              draws: Optional[int] = None, engine: str = "auto", given: Optional[Mapping[str, Values]] = None,
+              rank_tol: Optional[float] = None, merge_rows: float = 1e-12, matrices: str = "auto",
+              precision: str = "double", threads: int = 0, memory: float = 0, checkpoint: Optional[File] = None,
+              checkpoint_interval: float = 60, progress: Progress = None) -> Sweep:
+        """The limit for all combinations of values of some constants, ``{"eta": [0.1, 0.3], "parametrization": ["mup",
+        "ntk"]}``, as ``tplimit sweep``; with ``widths`` networks beside each, as :meth:`compare`.
+
+        ``best``: a report whose lowest (``highest``) value is wanted.  A combination that is refused is a row with its
+        errors."""
+        if highest and best is None:
+            raise ValueError("highest: of which report? best=")
+        own = dict(locals())
+        options = {**_limit_options(own), **_kept(checkpoint, checkpoint_interval), "best": best, "highest": highest,
+                   **_over(over), "draws": draws if draws is not None else 64 if widths else 1,
+                   **(_network_options(widths, seeds, randomisations) if widths else dict(widths=[], seeds=seeds))}
+        with bar(progress, "sweep") as shown:
+            result = Sweep(self._core.sweep(options, shown), over)
+        _warn(result.warnings)
+        return result
+
+    def extrapolate(self, in_: Mapping[str, Sequence[Any]], *, order: int = 1, particles: Optional[int] = None,
+                    tol: Optional[float] = None, tol_on: Sequence[str] = (), randomisations: int = 8, seed: int = 0,
+                    draws: int = 1, engine: str = "auto", given: Optional[Mapping[str, Values]] = None,
+                    rank_tol: Optional[float] = None, merge_rows: float = 1e-12, matrices: str = "auto",
+                    precision: str = "double", threads: int = 0, memory: float = 0, checkpoint: Optional[File] = None,
+                    checkpoint_interval: float = 60, progress: Progress = None) -> Extrapolation:
+        """The limit as one constant grows, ``{"L": [8, 16, 32]}``, or shrinks to 0, ``{"dt": [0.1, 0.05]}``, too, as
+        ``tplimit extrapolate``; ``order``: the leading power of 1/constant, or of one that shrinks."""
+        options = {**_limit_options(locals()), **_kept(checkpoint, checkpoint_interval), **_over(in_), "order": order,
+                   "draws": draws}
+        with bar(progress, "extrapolate") as shown:
+            result = Extrapolation(self._core.extrapolate(options, shown))
+        _warn(result.warnings)
+        return result
+
+    def coordcheck(self, widths: Optional[Sequence[int]] = None, steps: int = 4, seeds: int = 4, *,
+                   particles: Optional[int] = None, tol: Optional[float] = None, tol_on: Sequence[str] = (),
+                   randomisations: int = 8, seed: int = 0, engine: str = "auto",
+                   given: Optional[Mapping[str, Values]] = None, rank_tol: Optional[float] = None,
+                   merge_rows: float = 1e-12, matrices: str = "auto", precision: str = "double", threads: int = 0,
+                   memory: float = 0, progress: Progress = None) -> CoordinateCheck:
+        """Sizes of all named values over the first steps at several widths, beside the powers of the width that they
+        are counted with, as ``tplimit coordcheck``."""
+        options = {**_limit_options(locals()), **_network_options(widths, seeds, randomisations), "draws": 1,
+                   "steps": steps}
+        with bar(progress, "coordcheck") as shown:
+            result = CoordinateCheck(self._core.coordcheck(options, shown))
         _warn(result.warnings)
         return result
 
@@ -164,3 +231,21 @@ def _limit_options(given: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError("given: one output")
     out["given"] = {name: list(map(float, np.ravel(v))) for name, v in values.items()}
     return out
+
+
+def _network_options(widths: Optional[Sequence[int]], seeds: int, randomisations: int) -> dict[str, Any]:
+    """Of networks of several widths beside the limit; no widths: those of the command line."""
+    own = [] if widths is None else sorted(map(int, widths))
+    if widths is not None and (not own or len(set(own)) < len(own)):
+        raise ValueError("widths: different whole numbers, at least one")
+    if seeds < 2 or randomisations < 2:
+        raise ValueError("a comparison needs 2 seeds and 2 randomisations or more")
+    return dict(widths=own, seeds=seeds)
+
+
+def _kept(checkpoint: Optional[File], interval: float) -> dict[str, Any]:
+    return dict(checkpoint="" if checkpoint is None else os.fspath(checkpoint), checkpoint_interval=float(interval))
+
+
+def _over(over: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+    return dict(over=[(name, [_text(value) for value in values]) for name, values in over.items()])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Iterator, Mapping, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, Optional, Sequence, Union
 
 import numpy as np
 
+from . import _core
 from ._errors import Diagnostic
 
 if TYPE_CHECKING:
@@ -221,11 +224,6 @@ class _Result(_Shown, Mapping[str, Report]):
     def warnings(self) -> list[Diagnostic]:
         return [Diagnostic(**d) for d in self._core.warnings()]
 
-    @property
-    def seconds(self) -> float:
-        """The time that it took."""
-        return self._core.seconds
-
     def _page(self) -> str:
         return self._core.page()
 
@@ -236,7 +234,14 @@ class _Result(_Shown, Mapping[str, Report]):
         return self.text()
 
 
-class _OfProgram(_Result):
+class _Timed(_Result):
+    @property
+    def seconds(self) -> float:
+        """The time that it took."""
+        return self._core.seconds
+
+
+class _OfProgram(_Timed):
     """Reports by name, from the words of the JSON and the arrays beside them."""
 
     def __init__(self, core: Any, words: dict[str, Any], arrays: Any) -> None:
@@ -316,6 +321,191 @@ class Comparison(_OfLimit):
     def verdicts(self) -> dict[str, dict[str, Any]]:
         """Of each report: ``verdict``, ``reason``, ``p_value``, slopes; docs/json.md, "compare"."""
         return {own["name"]: own for own in self._words["compare"]["reports"]}
+
+
+@dataclass(frozen=True)
+class SweepRow:
+    """One combination of a sweep."""
+
+    values: Mapping[str, Any]
+    """Of the constants, as they were given."""
+    result: Union[Limit, Comparison, None]
+    """``None``: it was refused."""
+    errors: Sequence[Diagnostic]
+    """Why it was refused; else empty."""
+
+
+class Sweep(_Timed):
+    """Limits for all combinations of values of some constants.  As a mapping: the reports, with an axis for each
+    constant before their own axes, NaN where a combination was refused.  Reports whose shape depends on the constants
+    stand in ``rows`` only."""
+
+    def __init__(self, core: Any, over: Mapping[str, Sequence[Any]]) -> None:
+        self._words = json.loads(core.json(True))["sweep"]
+        self.rows: list[SweepRow] = []
+        """All combinations, the last constant fastest."""
+        for values, own in zip(itertools.product(*over.values()), core.rows()):
+            refused = isinstance(own, list)
+            result = None if refused else (Comparison if isinstance(own, _core.Comparison) else Limit)(own)
+            errors = [Diagnostic(**d) for d in own] if refused else []
+            self.rows.append(SweepRow(dict(zip(over, values)), result, errors))
+        found = [row.result for row in self.rows if row.result is not None]
+        stacked = [self._stacked(name, over) for name in (found[0] if found else ())]
+        super().__init__(core, [report for report in stacked if report is not None])
+
+    def _stacked(self, name: str, over: Mapping[str, Sequence[Any]]) -> Optional[Report]:
+        own = [row.result.get(name) if row.result is not None else None for row in self.rows]
+        some = [r for r in own if r is not None]
+        first = some[0]
+        if any(np.shape(r.value) != np.shape(first.value) or r.dims != first.dims
+               or any(not np.array_equal(r.coords[d], first.coords[d]) for d in first.coords) for r in some):
+            return None
+        shape = tuple(len(values) for values in over.values()) + np.shape(first.value)
+        nothing = np.full(np.shape(first.value), np.nan)
+
+        def stack(field: str) -> Optional[np.ndarray]:
+            parts = [None if r is None else getattr(r, field) for r in own]
+            if all(part is None for part in parts):
+                return None
+            return np.array([nothing if part is None else part for part in parts]).reshape(shape)
+
+        renamed = {d: f"{d}_" if d in over else d for d in first.dims}
+        return Report(
+            name=first.name, value=stack("value"), stderr=stack("stderr"), spread=stack("spread"), runs=None,
+            method=_common(r.method for r in some), error_kind=_common(r.error_kind for r in some),
+            dims=(*over, *renamed.values()),
+            coords={**{key: _coordinate(values) for key, values in over.items()},
+                    **{renamed[d]: values for d, values in first.coords.items()}},
+            undetermined=next((r.undetermined for r in some if r.undetermined), None))
+
+    @property
+    def best(self) -> Optional[SweepRow]:
+        """With ``best=``: the combination with the lowest (``highest``) value; ``None`` if none has a number."""
+        best = self._words["best"]
+        return best and self.rows[best["row"]]
+
+    @property
+    def ties(self) -> list[SweepRow]:
+        """Those that errors do not tell apart from the best one."""
+        return [self.rows[k] for k in (self._words["best"] or {"ties": []})["ties"]]
+
+
+def _common(words: Iterable[str]) -> str:
+    return ", ".join(dict.fromkeys(words))
+
+
+def _coordinate(values: Sequence[Any]) -> np.ndarray:
+    plain = all(np.ndim(v) == 0 for v in values)
+    return np.array(list(values) if plain else list(map(str, values)))
+
+
+@dataclass(frozen=True, repr=False)
+class Extrapolated(Report):
+    """A report as the constant tends to its end: a float, or one axis ``entry`` whose coordinates say which number,
+    as in ``t = 3, [1]``.  ``stderr`` is that of sampling."""
+
+    extrapolation_error: Number = math.nan
+    """Difference from the extrapolation by one order less."""
+    order_seen: Number = math.nan
+    """The order that the last three values show; NaN where it cannot be told."""
+    slope: Number = math.nan
+    """Of log value against log constant; NaN unless all values are positive."""
+    series: Optional[Report] = None
+    """At the values of the constant, which is the last axis."""
+
+
+class Extrapolation(_Timed):
+    """Reports as a constant grows, or shrinks to 0."""
+
+    def __init__(self, core: Any) -> None:
+        words = json.loads(core.json(True))["extrapolate"]
+        self.constant: str = words["constant"]
+        self.left_out: list[str] = words["left_out"]
+        """What is not extrapolated, and why."""
+        super().__init__(core, [self._extrapolated(report, words["values"]) for report in words["reports"]])
+
+    def _extrapolated(self, report: Mapping[str, Any], texts: Sequence[str]) -> Extrapolated:
+        entries = report["entries"]
+        labels = [e["label"] for e in entries]
+        bare = labels == [""]
+
+        def array(numbers: Iterable[Any]) -> Any:
+            own = _floats(list(numbers))
+            return (float(own[0]) if own.ndim == 1 else own[0]) if bare else own
+
+        dims, coords = ((), {}) if bare else (("entry",), {"entry": np.array(labels)})
+        fixed = dict(name=report["name"], spread=None, runs=None, method="extrapolation")
+        no_error = any(e["stderr"] is None for e in entries)
+        series = Report(
+            value=array(e["values"] for e in entries), error_kind="none" if no_error else "standard_error",
+            stderr=None if no_error else array(e["stderr"] for e in entries), dims=(*dims, self.constant),
+            coords={**coords, self.constant: np.array(texts)}, **{**fixed, "method": "limits"})
+        unknown = any(e["sampling_error"] is None for e in entries)
+        return Extrapolated(
+            value=array(e["value"] for e in entries), error_kind="none" if unknown else "standard_error",
+            stderr=None if unknown else array(e["sampling_error"] for e in entries), dims=dims, coords=coords, **fixed,
+            extrapolation_error=array(e["extrapolation_error"] for e in entries),
+            order_seen=array(_value(e["order_seen"]) for e in entries),
+            slope=array(_value(e["slope"]) for e in entries), series=series)
+
+
+def _value(estimate: Optional[Mapping[str, Any]], part: str = "value") -> Optional[float]:
+    return None if estimate is None else estimate[part]
+
+
+def _floats(numbers: Any) -> np.ndarray:
+    """NaN for ``null``."""
+    return np.array(numbers, dtype=np.float64)
+
+
+@dataclass(frozen=True, repr=False)
+class CoordinateSize(Report):
+    """Root mean squares over coordinates and samples of one value, or of its change since the start: axes ``step``
+    and ``width``, means over networks.  The fields below have the axis ``step``."""
+
+    counted: Optional[np.ndarray] = None
+    """The power of the width by counting; NaN: exactly 0, or behind the first step after which something grows."""
+    slope: Optional[np.ndarray] = None
+    """Of log size against log width; NaN where there is none."""
+    slope_stderr: Optional[np.ndarray] = None
+    limit: Optional[np.ndarray] = None
+    """At infinite width; NaN where there is none."""
+    limit_stderr: Optional[np.ndarray] = None
+    growth: Sequence[str] = ()
+    """``as counted``, ``faster than counted``, ``slower than counted``, or empty."""
+
+
+class CoordinateCheck(_Result):
+    """Sizes by name: ``z``, ``change of z``."""
+
+    def __init__(self, core: Any) -> None:
+        words = json.loads(core.json(True))["coordcheck"]
+        self.widths: list[int] = words["widths"]
+        self.steps: int = words["steps"]
+        """Of training, that were run."""
+        super().__init__(core, [self._size(own) for own in words["values"]])
+
+    def _size(self, own: Mapping[str, Any]) -> CoordinateSize:
+        steps = own["steps"]
+
+        def estimates(key: str, part: str) -> np.ndarray:
+            return _floats([_value(s[key], part) for s in steps])
+
+        def sizes(part: str) -> np.ndarray:
+            return _floats([[e[part] for e in s["sizes"]] for s in steps])
+
+        return CoordinateSize(
+            name=own["name"], value=sizes("value"), stderr=sizes("stderr"), spread=None, runs=None, method="networks",
+            error_kind="standard_error", dims=("step", "width"),
+            coords={"step": np.array([s["step"] for s in steps]), "width": np.array(self.widths)},
+            counted=_floats([s["counted"] for s in steps]), slope=estimates("slope", "value"),
+            slope_stderr=estimates("slope", "stderr"), limit=estimates("limit", "value"),
+            limit_stderr=estimates("limit", "stderr"), growth=[s["growth"] for s in steps])
+
+    @property
+    def as_counted(self) -> bool:
+        """Whether nothing grows faster than it is counted."""
+        return all(growth != "faster than counted" for own in self.values() for growth in own.growth)
 
 
 class _Text(_Shown):

@@ -89,11 +89,6 @@ Loaded load(const Options& options, std::uint64_t draw) {
   return loaded;
 }
 
-void fit_widths(std::vector<std::int64_t>& widths, const Module& module) {
-  const std::int64_t units = module.program.width_units;
-  for (std::int64_t& width : widths) width = (width + units - 1) / units * units;
-}
-
 ProgramInfo info(const Module& module, const Options& options) {
   ProgramInfo out = program_info(module, options.evaluate);
   out.command = options.command;
@@ -132,56 +127,19 @@ bool show_progress(const Options& options) {
   return is_first(options) && isatty(STDERR_FILENO) != 0;
 }
 
-std::vector<std::pair<std::string, std::string>> identity(std::string_view command,
-                                                          const Options& options,
-                                                          const Module& module) {
-  const EvaluateOptions& e = options.evaluate;
-  const SimulateOptions& s = options.simulate;
-  std::vector<std::pair<std::string, std::string>> out{
-      {"program", module.sha256},
-      {"program with its data", fmt::format("{:016x}", ir::fingerprint(module.program))},
-      {"command", std::string(command)}};
-  const auto add = [&](const std::string& name, const auto& value) {
-    out.emplace_back(name, fmt::format("{}", value));
-  };
-  add("--seed", e.seed);
-  if (s.single_precision) add("--precision", "single");
-  add("--matrices", std::array{"auto", "stored", "lazy"}.at(static_cast<std::size_t>(e.matrices)));
-  for (const auto& [name, value] : options.lower.constants) add("--set " + name, value);
-  if (module.ablations.any()) add("ablations", to_string(module.ablations));
-  if (command != "simulate") {
-    if (e.particles) add("--particles", *e.particles);
-    add("--randomisations", e.randomisations);
-    add("--engine",
-        std::array{"auto", "exact", "moments", "particles"}.at(static_cast<std::size_t>(e.engine)));
-    if (e.rank_tol) add("--rank-tol", *e.rank_tol);
-    add("--merge-rows", e.merge_rows);
-    if (e.tolerance) add("--tol", *e.tolerance);
-    if (!e.tolerance_on.empty()) add("--tol-on", fmt::format("{}", fmt::join(e.tolerance_on, ",")));
-    if (e.given)
-      add("--given", fmt::format("{}={}", e.given->name, fmt::join(e.given->values, ",")));
-    if (options.draws > 1) add("--draws", options.draws);
-    if (!options.limit.empty()) add("--limit", options.limit);
-  }
-  for (const auto& [name, values] : options.over)
-    add(fmt::format("{} {}", command == "sweep" ? "--over" : "--in", name),
-        fmt::format("{}", fmt::join(values, ",")));
-  if (command == "extrapolate") add("--order", options.order);
-  if (command == "simulate" || !options.widths.empty()) {
-    if (command == "simulate")
-      add("--width", s.width);
-    else
-      add("--widths", fmt::format("{}", fmt::join(options.widths, ",")));
-    add("--seeds", s.seeds);
-  }
-  return out;
+Request request(const Options& options) {
+  return {options.command,
+          {options.evaluate, options.simulate, options.widths, options.draws},
+          options.limit,
+          options.over,
+          options.order};
 }
 
-std::string write_page(document::Document page, std::string_view command, const Module& module,
-                       const Diagnostics& warnings, const Options& options) {
+std::string write_page(document::Document page, const Module& module, const Diagnostics& warnings,
+                       const Options& options) {
   std::vector<std::pair<std::string, std::string>> settings{{"command line", options.command_line},
                                                             {"tplimit", version()}};
-  for (auto& setting : identity(command, options, module)) settings.push_back(std::move(setting));
+  for (auto& setting : identity(module, request(options))) settings.push_back(std::move(setting));
   page.append(provenance(info(module, options), settings, render(warnings, module.source)));
   return write_output(options.html, to_html(page));
 }
@@ -224,16 +182,15 @@ std::string output_fault(const Options& options) {
   return as_on_first_rank(*options.evaluate.ranks, fault) ? fault : "rank 0 cannot write";
 }
 
-Result<std::optional<Checkpoint>> open_checkpoint(std::string_view command, const Options& options,
-                                                  const Loaded& loaded) {
+Result<std::optional<Checkpoint>> open_checkpoint(const Options& options, const Module& module) {
   if (options.checkpoint.empty()) return std::optional<Checkpoint>();
   CheckpointOptions own{options.checkpoint,
                         options.checkpoint_interval,
-                        identity(command, options, *loaded.module),
+                        identity(module, request(options)),
                         {},
                         options.evaluate.ranks};
   if (!options.quiet)
-    own.warn = [&source = loaded.source](const Diagnostic& warning) {
+    own.warn = [source = module.source](const Diagnostic& warning) {
       fmt::print(stderr, "{}", render(warning, source));
     };
   Result<Checkpoint> opened = Checkpoint::open(std::move(own));
@@ -249,102 +206,23 @@ int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics&
   if (!checkpoint) return code;
   const bool undelivered =
       std::fflush(stdout) != 0 || std::ferror(stdout) || (errors.empty() && code == kUsage);
-  if (undelivered || any_of(errors, {"E5206", "E4202"}))
+  if (undelivered)
     (void)checkpoint->flush();
   else
-    checkpoint->remove();
+    checkpoint->close(errors);
   return code;
-}
-
-namespace {
-
-/// Keeps in the checkpoint, if there is one, what is done until a signal.  Without one there is
-/// nothing to save, and the signal ends the process.
-template <class Own>
-Own kept(Own options, std::optional<Checkpoint>& checkpoint) {
-  if (!checkpoint) return options;
-  options.checkpoint = &*checkpoint;
-  // A signal reaches ranks at different instructions: it ends the job, and what is finished is
-  // kept.
-  if (options.ranks->size() == 1) options.stop = &stop_on_signals();
-  return options;
-}
-
-}  // namespace
-
-Result<LimitResult> evaluate_run(const Loaded& first, const Options& options,
-                                 std::optional<Checkpoint>& checkpoint, ProgressBar& bar,
-                                 double share) {
-  EvaluateOptions evaluation = kept(options.evaluate, checkpoint);
-  evaluation.progress = bar.stage("limit", share);
-  const auto drawn = [&](std::uint64_t draw) {
-    return draw == 0 ? first.module : load(options, draw).module;
-  };
-  Result<std::vector<LimitResult>> results =
-      evaluate_draws(drawn, std::move(evaluation), options.draws);
-  if (!results) return results.errors();
-  if (results->size() < static_cast<std::size_t>(options.draws) && !options.quiet)
-    fmt::print(
-        stderr,
-        "tplimit: nothing is random in the limit, so draws change nothing: one is evaluated\n");
-  return average_draws(std::move(*results));
-}
-
-Result<Comparison> evaluate_compare(const Loaded& loaded, const Options& options,
-                                    std::optional<Checkpoint>& checkpoint, ProgressBar& bar,
-                                    double share, std::optional<LimitResult> known,
-                                    std::optional<std::vector<SimulationResult>> networks) {
-  // Rough costs for the progress bar: lazy matrices make wide networks linear in the width.
-  const double limit_cost =
-      256.0 * static_cast<double>(options.evaluate.particles.value_or(kDefaultParticles)) *
-      options.evaluate.randomisations;
-  double total = limit_cost;
-  for (const std::int64_t width : options.widths)
-    total += static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) *
-             options.simulate.seeds;
-  CompareOptions own{kept(options.evaluate, checkpoint),
-                     kept(options.simulate, checkpoint),
-                     options.widths,
-                     options.draws,
-                     std::move(known),
-                     std::move(networks)};
-  own.evaluate.progress = bar.stage("limit", share * limit_cost / total);
-  own.simulate.progress = [&, stage = Progress()](double done) mutable {
-    if (!stage) stage = bar.stage("networks", share * (1 - limit_cost / total));
-    stage(done);
-  };
-  return tplimit::compare(*loaded.module, own);
 }
 
 namespace {
 
 /// Of --limit, or why it cannot be used.
 std::variant<LimitResult, std::string> read_limit(const std::string& file, const Module& module,
-                                                  const ir::Program& networks,
                                                   const Options& options) {
   if (std::string reason = why_not_readable(file); !reason.empty()) return reason;
   std::ifstream in(file, std::ios::binary);
   const std::string text{std::istreambuf_iterator<char>(in), {}};
   if (!in) return std::string("cannot be read");
-  auto read = limit_from_json(text, info(module, options), networks);
-  auto* limit = std::get_if<LimitResult>(&read);
-  if (!limit) return read;
-  if ((module.program.has_random_scalars || limit->random_outputs) &&
-      limit->engine.seed != options.evaluate.seed)
-    return fmt::format("its --seed is {}, here {}", limit->engine.seed, options.evaluate.seed);
-  if (module.program.has_random_scalars && limit->draws > 1)
-    return std::string("it is a mean over draws of random scalars; networks have those of --seed");
-  limit->warnings = module.warnings;
-  if (!limit->random_outputs) return read;
-  if (module.program.has_random_scalars)
-    return std::string(
-        "run --draws averages over random scalars as well, compare over random outputs only: leave "
-        "--limit out");
-  if (limit->draws == 1)
-    return fmt::format("it is conditional on one draw of the random outputs: run --draws {} --out",
-                       options.draws);
-  limit->warnings.clear();
-  return mean_over_draws(std::move(*limit));
+  return known_limit(text, module, request(options).options);
 }
 
 }  // namespace
@@ -356,15 +234,26 @@ int run(const Options& options) {
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded first = load(options);
   if (!first.module) return reject(first.module.errors(), first.source);
-  Result<std::optional<Checkpoint>> checkpoint = open_checkpoint("run", options, first);
+  Result<std::optional<Checkpoint>> checkpoint = open_checkpoint(options, *first.module);
   if (!checkpoint) return reject(checkpoint.errors(), first.source);
   const Result<LimitResult> limit = [&] {
     ProgressBar bar(show_progress(options));
-    return evaluate_run(first, options, *checkpoint, bar, 1.0);
+    EvaluateOptions evaluation = kept(options.evaluate, *checkpoint);
+    evaluation.progress = bar.stage("limit", 1);
+    const auto drawn = [&](std::uint64_t draw) {
+      return draw == 0 ? first.module : load(options, draw).module;
+    };
+    Result<std::vector<LimitResult>> draws =
+        evaluate_draws(drawn, std::move(evaluation), options.draws);
+    return draws ? Result<LimitResult>(average_draws(std::move(*draws))) : draws.errors();
   }();
   if (!limit) return conclude(*checkpoint, reject(limit.errors(), first.source), limit.errors());
-  return conclude(*checkpoint, deliver("run", *limit, *first.module, limit->warnings, options,
-                                       exit_code(*limit)));
+  if (limit->draws < options.draws && !options.quiet)
+    fmt::print(
+        stderr,
+        "tplimit: nothing is random in the limit, so draws change nothing: one is evaluated\n");
+  return conclude(*checkpoint,
+                  deliver(*limit, *first.module, limit->warnings, options, exit_code(*limit)));
 }
 
 int simulate(const Options& given) {
@@ -372,12 +261,8 @@ int simulate(const Options& given) {
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
-  if (options.simulate.width == 0) {
-    std::vector<std::int64_t> usual{512};
-    fit_widths(usual, *loaded.module);
-    options.simulate.width = usual[0];
-  }
-  Result<std::optional<Checkpoint>> checkpoint = open_checkpoint("simulate", options, loaded);
+  if (options.simulate.width == 0) options.simulate.width = usual_widths(*loaded.module, {512})[0];
+  Result<std::optional<Checkpoint>> checkpoint = open_checkpoint(options, *loaded.module);
   if (!checkpoint) return reject(checkpoint.errors(), loaded.source);
   const Result<SimulationResult> networks = [&] {
     ProgressBar bar(show_progress(options));
@@ -387,56 +272,56 @@ int simulate(const Options& given) {
   }();
   if (!networks)
     return conclude(*checkpoint, reject(networks.errors(), loaded.source), networks.errors());
-  return conclude(*checkpoint, deliver("simulate", *networks, *loaded.module, networks->warnings,
-                                       options, kDone));
+  return conclude(*checkpoint,
+                  deliver(*networks, *loaded.module, networks->warnings, options, kDone));
 }
 
 int compare(const Options& given) {
   Options options = given;
   const bool measured = !options.against.empty(), usual = options.widths.empty() && !measured;
-  if (usual) options.widths = kUsualWidths;
-  if (options.fit_corrections && options.widths.size() < 2 && !measured)
+  if (options.fit_corrections && options.widths.size() == 1)
     return complain("--fit-corrections needs two widths or more");
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
-  if (usual) fit_widths(options.widths, *loaded.module);
+  if (usual) options.widths = usual_widths(*loaded.module);
 
-  const auto& conditions = options.evaluate.given;
-  const Result<Module> networks_of = conditions ? conditioned(*loaded.module, *conditions)
-                                                : Result<Module>(comparable(*loaded.module));
-  std::optional<std::vector<SimulationResult>> networks;
+  CompareOptions own = request(options).options;
   if (measured) {
-    if (!networks_of) return reject(networks_of.errors(), loaded.source);
-    Result<std::vector<SimulationResult>> read = read_measurements(
-        {options.against.begin(), options.against.end()}, *loaded.module, *networks_of);
+    Result<std::vector<SimulationResult>> read =
+        read_measurements({options.against.begin(), options.against.end()}, *loaded.module,
+                          comparable(*loaded.module));  // --against excludes --given
     if (!read) return reject(read.errors(), loaded.source);
     if (options.fit_corrections && read->size() < 2)
       return complain("--fit-corrections needs two widths or more");
-    networks = std::move(*read);
+    own.networks = std::move(*read);
   }
-  std::optional<LimitResult> known;
   if (!options.limit.empty()) {
     std::variant<LimitResult, std::string> read =
-        read_limit(options.limit, *loaded.module,
-                   networks_of ? networks_of->program : loaded.module->program, options);
+        read_limit(options.limit, *loaded.module, options);
     if (const auto* fault = std::get_if<std::string>(&read))
       return complain(fmt::format("--limit '{}': {}", options.limit, *fault));
-    known = std::move(std::get<LimitResult>(read));
+    own.limit = std::move(std::get<LimitResult>(read));
   }
-  Result<std::optional<Checkpoint>> checkpoint = open_checkpoint("compare", options, loaded);
+  Result<std::optional<Checkpoint>> checkpoint = open_checkpoint(options, *loaded.module);
   if (!checkpoint) return reject(checkpoint.errors(), loaded.source);
   Result<Comparison> comparison = [&] {
     ProgressBar bar(show_progress(options));
-    return evaluate_compare(loaded, options, *checkpoint, bar, 1.0, std::move(known),
-                            std::move(networks));
+    const double limit = share_of_limit(own);
+    own.evaluate = kept(own.evaluate, *checkpoint);
+    own.simulate = kept(own.simulate, *checkpoint);
+    own.evaluate.progress = bar.stage("limit", limit);
+    own.simulate.progress = [&, stage = Progress()](double done) mutable {
+      if (!stage) stage = bar.stage("networks", 1 - limit);
+      stage(done);
+    };
+    return tplimit::compare(*loaded.module, own);
   }();
   if (!comparison)
     return conclude(*checkpoint, reject(comparison.errors(), loaded.source), comparison.errors());
   comparison->show_corrections = options.fit_corrections;
-  return conclude(*checkpoint,
-                  deliver("compare", *comparison, *loaded.module, comparison->limit.warnings,
-                          options, exit_code(*comparison)));
+  return conclude(*checkpoint, deliver(*comparison, *loaded.module, comparison->limit.warnings,
+                                       options, exit_code(*comparison)));
 }
 
 int check(const Options& options) {
@@ -483,8 +368,7 @@ int check(const Options& options) {
     if (!options.html.empty()) {
       // What stops the limit is no result: it stands among the warnings.
       if (!orders) warnings.insert(warnings.end(), orders.errors().begin(), orders.errors().end());
-      if (const std::string failure =
-              write_page(std::move(document), "check", module, warnings, options);
+      if (const std::string failure = write_page(std::move(document), module, warnings, options);
           !failure.empty())
         return complain(failure);
     }
@@ -522,7 +406,7 @@ int explain(const Options& options) {
       page.sections.insert(page.sections.begin(),
                            document::Section{{document::Heading{1, heading}}});
     const std::string failure =
-        write_page(std::move(page), "explain", module, theory_checks(module.program), options);
+        write_page(std::move(page), module, theory_checks(module.program), options);
     return failure.empty() ? kDone : static_cast<ExitCode>(complain(failure));
   };
   if (options.parametrization) {

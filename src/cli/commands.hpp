@@ -8,6 +8,7 @@
 #include "cli/pass_log.hpp"
 #include "tplimit/driver/driver.hpp"
 #include "tplimit/report/regime.hpp"
+#include "tplimit/report/sweep.hpp"
 
 /// What the subcommands do: results to standard output, diagnostics to standard error, exit code
 /// returned.
@@ -53,8 +54,7 @@ struct Options {
   SimulateOptions simulate;
   std::vector<std::int64_t> widths;  ///< compare
   bool fit_corrections = false;      ///< compare
-  std::vector<std::pair<std::string, std::vector<std::string>>>
-      over;                          ///< sweep, extrapolate: constants and the values they take
+  std::vector<SweepAxis> over;       ///< sweep, extrapolate
   std::string best;                  ///< sweep: a report; empty: none
   bool highest = false;              ///< sweep: the largest is the best
   int coordinate_steps = 4;          ///< coordcheck

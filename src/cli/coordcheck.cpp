@@ -7,11 +7,10 @@ namespace tplimit::cli {
 int coordcheck(const Options& given) {
   Options options = given;
   const bool usual = options.widths.empty();
-  if (usual) options.widths = kUsualWidths;
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
-  if (usual) fit_widths(options.widths, *loaded.module);
+  if (usual) options.widths = usual_widths(*loaded.module);
   const Result<CoordinateCheck> check = [&] {
     ProgressBar bar(show_progress(options));
     SimulateOptions networks = options.simulate;
@@ -27,8 +26,7 @@ int coordcheck(const Options& given) {
       if (growth(v, k) == Growth::kFaster) return true;
     return false;
   });
-  return deliver("coordcheck", *check, *loaded.module, check->warnings, options,
-                 faster ? kFailed : kDone);
+  return deliver(*check, *loaded.module, check->warnings, options, faster ? kFailed : kDone);
 }
 
 }  // namespace tplimit::cli

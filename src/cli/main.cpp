@@ -260,11 +260,11 @@ CLI::App& add_run(CLI::App& app, Options& o) {
 void add_variation(CLI::App& own, const std::string& name, Options& o, const std::string& help) {
   const auto take = [name, &o](const std::vector<std::string>& texts) {
     for (const std::string& text : texts) {
-      auto axis = parse_values(name, text);
-      for (const auto& [earlier, values] : o.over)
-        if (earlier == axis.first)
-          throw CLI::ValidationError(name, fmt::format("'{}' is given twice", earlier));
-      o.over.push_back(std::move(axis));
+      auto [constant, values] = parse_values(name, text);
+      for (const SweepAxis& earlier : o.over)
+        if (earlier.name == constant)
+          throw CLI::ValidationError(name, fmt::format("'{}' is given twice", constant));
+      o.over.push_back({std::move(constant), std::move(values)});
     }
   };
   own.add_option_function<std::vector<std::string>>(name, take, help)

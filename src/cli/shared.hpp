@@ -10,7 +10,9 @@
 #include <fmt/format.h>
 
 #include "cli/commands.hpp"
+#include "cli/interruption.hpp"
 #include "cli/progress_bar.hpp"
+#include "tplimit/driver/identity.hpp"
 #include "tplimit/report/comparison.hpp"
 #include "tplimit/report/json.hpp"
 #include "tplimit/report/npz.hpp"
@@ -36,42 +38,36 @@ struct Loaded {
 /// On every rank the same.
 Loaded load(const Options& options, std::uint64_t draw = 0);
 
-/// Where the command line names none; then up to what the ratios of several widths need.
-inline const std::vector<std::int64_t> kUsualWidths{128, 512, 2048};
-void fit_widths(std::vector<std::int64_t>& widths, const Module& module);
-
 ProgramInfo info(const Module& module, const Options& options);
 TextOptions text_options(const Options& options);
 bool is_first(const Options& options);
 bool show_progress(const Options& options);
 
-/// All that determines numbers, in words.  The program's own part covers data, --set and ablations.
-std::vector<std::pair<std::string, std::string>> identity(std::string_view command,
-                                                          const Options& options,
-                                                          const Module& module);
+/// What the command line asks for.
+Request request(const Options& options);
 
 /// "" or why the command need not start.  The first rank writes, so it alone must be able to; all
 /// must know.
 std::string output_fault(const Options& options);
 
-// ---- evaluations: the numbers of run and compare
+// ---- evaluations
 
-/// As `run` finds it: with --draws the mean over draws.  `share`: of the bar.
-Result<LimitResult> evaluate_run(const Loaded& first, const Options& options,
-                                 std::optional<Checkpoint>& checkpoint, ProgressBar& bar,
-                                 double share);
-/// As `compare` finds it; `known`: the limit, `networks`: measurements, where they need not be
-/// computed.
-Result<Comparison> evaluate_compare(const Loaded& loaded, const Options& options,
-                                    std::optional<Checkpoint>& checkpoint, ProgressBar& bar,
-                                    double share, std::optional<LimitResult> known = {},
-                                    std::optional<std::vector<SimulationResult>> networks = {});
+/// Keeps in the checkpoint, if there is one, what is done until a signal.  Without one there is
+/// nothing to save, and the signal ends the process.
+template <class Own>
+Own kept(Own options, std::optional<Checkpoint>& checkpoint) {
+  if (!checkpoint) return options;
+  options.checkpoint = &*checkpoint;
+  // A signal reaches ranks at different instructions: it ends the job, and what is finished is
+  // kept.
+  if (options.ranks->size() == 1) options.stop = &stop_on_signals();
+  return options;
+}
 
 // ---- checkpoints
 
 /// Of --checkpoint, if it is given.
-Result<std::optional<Checkpoint>> open_checkpoint(std::string_view command, const Options& options,
-                                                  const Loaded& loaded);
+Result<std::optional<Checkpoint>> open_checkpoint(const Options& options, const Module& module);
 /// The checkpoint stays while the same command, started again, could need it: interrupted, out of
 /// memory, results not written.
 int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics& errors = {});
@@ -82,8 +78,8 @@ int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics&
 std::string write_output(const std::string& file, const std::string& text);
 
 /// The results, how to repeat them, the program.
-std::string write_page(document::Document page, std::string_view command, const Module& module,
-                       const Diagnostics& warnings, const Options& options);
+std::string write_page(document::Document page, const Module& module, const Diagnostics& warnings,
+                       const Options& options);
 
 template <class Results>
 std::string write_results(const std::string& file, const Results& results,
@@ -95,8 +91,8 @@ std::string write_results(const std::string& file, const Results& results,
 
 /// The files first: a reader of the text that goes away early must not prevent it.
 template <class Results>
-int deliver(std::string_view command, const Results& results, const Module& module,
-            const Diagnostics& warnings, const Options& options, int code) {
+int deliver(const Results& results, const Module& module, const Diagnostics& warnings,
+            const Options& options, int code) {
   const ProgramInfo program = info(module, options);
   if (!options.quiet) fmt::print(stderr, "{}", render(warnings, program.source));
   if (!options.out.empty() && is_first(options))
@@ -104,7 +100,7 @@ int deliver(std::string_view command, const Results& results, const Module& modu
       code = complain(failure);
   if (!options.html.empty() && is_first(options))
     if (const std::string failure =
-            write_page(document_of(results, program), command, module, warnings, options);
+            write_page(document_of(results, program), module, warnings, options);
         !failure.empty())
       code = complain(failure);
   if (!options.plot.empty() && is_first(options))

@@ -1,5 +1,7 @@
 #include "tplimit/driver/checkpoint.hpp"
 
+#include <algorithm>
+
 #include "driver/run_store.hpp"
 #include "tplimit/report/json.hpp"
 
@@ -24,5 +26,13 @@ Checkpoint::Found Checkpoint::found() const {
 
 bool Checkpoint::flush() { return runs_->flush(); }
 void Checkpoint::remove() { runs_->remove(); }
+
+void Checkpoint::close(const Diagnostics& errors) {
+  if (std::any_of(errors.begin(), errors.end(),
+                  [](const Diagnostic& d) { return d.code == "E5206" || d.code == "E4202"; }))
+    (void)flush();
+  else
+    remove();
+}
 
 }  // namespace tplimit

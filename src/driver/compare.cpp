@@ -1,6 +1,9 @@
+#include <algorithm>
+
 #include <fmt/ranges.h>
 
 #include "tplimit/driver/driver.hpp"
+#include "tplimit/report/json.hpp"
 
 // Several evaluations of one program, and what is made of them.
 namespace tplimit {
@@ -23,6 +26,15 @@ Result<std::vector<LimitResult>> evaluate_draws(
   return out;
 }
 
+namespace {
+
+Result<Module> networks_beside(const Module& module,
+                               const std::optional<GradedOptions::Given>& given) {
+  return given ? conditioned(module, *given) : Result<Module>(comparable(module));
+}
+
+}  // namespace
+
 Result<Comparison> compare(const Module& module, const CompareOptions& options) {
   const auto limit_of_draws = [&](int draws) {
     return evaluate_draws([&](std::uint64_t) -> Result<Module> { return module; }, options.evaluate,
@@ -40,15 +52,55 @@ Result<Comparison> compare(const Module& module, const CompareOptions& options) 
   }();
   if (!limit) return limit.errors();
   if (options.networks) return compare(*limit, *options.networks);
-  const auto& given = options.evaluate.given;
-  const Result<Module> networks_of =
-      given ? conditioned(module, *given) : Result<Module>(comparable(module));
+  const Result<Module> networks_of = networks_beside(module, options.evaluate.given);
   if (!networks_of) return networks_of.errors();
   if (options.simulate.progress) options.simulate.progress(0);
   Result<std::vector<SimulationResult>> networks =
       simulate(*networks_of, options.simulate, options.widths);
   if (!networks) return networks.errors();
   return compare(*limit, std::move(*networks));
+}
+
+double share_of_limit(const CompareOptions& options) {
+  const double limit = 256.0 *
+                       static_cast<double>(options.evaluate.particles.value_or(kDefaultParticles)) *
+                       options.evaluate.randomisations;
+  double total = limit;
+  for (const std::int64_t width : options.widths)  // lazy matrices make wide networks linear
+    total += static_cast<double>(width) * static_cast<double>(std::min<std::int64_t>(width, 2048)) *
+             options.simulate.seeds;
+  return limit / total;
+}
+
+std::vector<std::int64_t> usual_widths(const Module& module, std::vector<std::int64_t> about) {
+  const std::int64_t units = module.program.width_units;
+  for (std::int64_t& width : about) width = (width + units - 1) / units * units;
+  return about;
+}
+
+std::variant<LimitResult, std::string> known_limit(const std::string& json, const Module& module,
+                                                   const CompareOptions& options) {
+  const Result<Module> networks = networks_beside(module, options.evaluate.given);
+  auto read = limit_from_json(json, program_info(module, options.evaluate),
+                              networks ? networks->program : module.program);
+  auto* limit = std::get_if<LimitResult>(&read);
+  if (!limit) return read;
+  const bool random_scalars = module.program.has_random_scalars;
+  if ((random_scalars || limit->random_outputs) && limit->engine.seed != options.evaluate.seed)
+    return fmt::format("its --seed is {}, here {}", limit->engine.seed, options.evaluate.seed);
+  if (random_scalars && limit->draws > 1)
+    return std::string("it is a mean over draws of random scalars; networks have those of --seed");
+  limit->warnings = module.warnings;
+  if (!limit->random_outputs) return read;
+  if (random_scalars)
+    return std::string(
+        "run --draws averages over random scalars as well, compare over random outputs only: leave "
+        "--limit out");
+  if (limit->draws == 1)
+    return fmt::format("it is conditional on one draw of the random outputs: run --draws {} --out",
+                       options.draws);
+  limit->warnings.clear();
+  return mean_over_draws(std::move(*limit));
 }
 
 namespace {

@@ -275,6 +275,10 @@ ExtrapolationResult extrapolate(const std::string& constant, const std::vector<s
   out.growing = out.constants[0] < out.constants[1];
   out.order = order;
   out.engine = limits.back().engine;
+  out.warnings = limits.back().warnings;
+  out.tolerance_missed = std::any_of(limits.begin(), limits.end(), [](const LimitResult& limit) {
+    return limit.tolerance_missed;
+  });
   std::vector<double> steps;
   for (const double c : out.constants) steps.push_back(out.growing ? 1 / c : c);
   for (const ReportResult& first : limits[0].reports) {

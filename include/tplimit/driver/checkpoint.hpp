@@ -52,6 +52,9 @@ class Checkpoint {
   bool flush();
   /// Removes the files, and the folder if nothing else is in it.
   void remove();
+  /// After an evaluation that ended with these errors, or none: flushed where the same one, started
+  /// again, could need it (E5206 interrupted, E4202 out of memory), else removed.
+  void close(const Diagnostics& errors);
 
   [[nodiscard]] RunStore& runs() { return *runs_; }
 

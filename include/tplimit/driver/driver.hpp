@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <variant>
 #include <vector>
 
 #include "tplimit/driver/checkpoint.hpp"
@@ -181,6 +182,17 @@ struct CompareOptions {
 };
 /// The limit, networks, and whether they belong together.  Errors: those of evaluate and simulate.
 Result<Comparison> compare(const Module& module, const CompareOptions& options);
+/// The rough part of the limit in the work of `compare`, for bars.
+double share_of_limit(const CompareOptions& options);
+
+/// Widths where none are named: `about` these, up to what the ratios of several widths need.
+std::vector<std::int64_t> usual_widths(const Module& module,
+                                       std::vector<std::int64_t> about = {128, 512, 2048});
+
+/// `CompareOptions::limit` from the JSON of `run --out` (docs/json.md), or why it cannot stand for
+/// the limit that `compare` would find with these options.
+std::variant<LimitResult, std::string> known_limit(const std::string& json, const Module& module,
+                                                   const CompareOptions& options);
 
 /// What results are written with.
 ProgramInfo program_info(const Module& module, const EvaluateOptions& options = {});

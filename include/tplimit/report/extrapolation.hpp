@@ -69,6 +69,8 @@ struct ExtrapolationResult {
   EngineInfo engine;  ///< of the last limit
   std::vector<ExtrapolatedReport> reports;
   std::vector<std::string> left_out;  ///< what is not extrapolated, and why
+  bool tolerance_missed = false;      ///< for some value
+  Diagnostics warnings;               ///< of the last limit
   double time_s = 0;
 };
 

@@ -42,6 +42,7 @@ struct Sweep {
   std::vector<SweepAxis> axes;
   std::vector<SweepRow> rows;  ///< the last axis fastest
   std::optional<SweepGoal> goal{};
+  Diagnostics warnings{};  ///< of all limits, each once
   double time_s = 0;
 };
 
