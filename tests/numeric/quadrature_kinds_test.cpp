@@ -6,7 +6,7 @@
 #include <random>
 
 #include <gtest/gtest.h>
-#include <Eigen/Eigenvalues>
+#include <Eigen/Dense>
 
 #include "tests/support/run.hpp"
 
@@ -151,6 +151,23 @@ TEST(QuadratureKinds, InfiniteMeansAreRefusedAndFiniteOnesAreRight) {
   const Number m = mean("abs(h - 0.7)^-0.5");
   EXPECT_NEAR(m.value, sum, 6 * m.error + 1e-9);
   EXPECT_LE(m.error, 1e-6);
+}
+
+// E exp(-|u|^2) = det(I + 2 Cov u)^(-1/2), u of more dimensions than any quadrature has.
+TEST(QuadratureKinds, ExponentialsOfFormsOfManyGaussians) {
+  constexpr int kSize = 5;
+  Eigen::MatrixXd K(kSize, kSize);
+  for (int i = 0; i < kSize; ++i)
+    for (int j = 0; j < kSize; ++j) K(i, j) = 1 / (1.0 + std::abs(i - j));
+  std::string rows;
+  for (int i = 0; i < kSize; ++i) {
+    rows += i > 0 ? ", [" : "[";
+    for (int j = 0; j < kSize; ++j) rows += fmt::format("{}{}", j > 0 ? ", " : "", K(i, j));
+    rows += "]";
+  }
+  const Eigen::MatrixXd M = Eigen::MatrixXd::Identity(kSize, kSize) + 2 * K;
+  expect_mean("exp(-sum(h^2, axis = 0))", 1 / std::sqrt(M.determinant()), 1e-12,
+              fmt::format("random h : [{}, n] ~ normal(0, [{}])\n", kSize, rows));
 }
 
 // Kinks in two dimensions, correlations up to 1: E relu(u - 0) clip(v) by a fine rule over u, the
