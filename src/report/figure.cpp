@@ -42,7 +42,7 @@ class Figure {
  public:
   void add(const chart::Chart& chart) {
     if (!body_.empty()) height_ += kGap;
-    text(0, chart.title, "font-weight=\"bold\"");
+    text(0, chart.title, "style=\"font-weight: 600\"");
     std::visit(overloaded{[&](const chart::Plane& plane) { add(plane); },
                           [&](const chart::HeatMap& map) { add(map); }},
                chart.drawing);
