@@ -123,11 +123,12 @@ struct AlongForm {
 
 /// The first variables are those of the form.
 AlongForm along_form(const Root& root, const QuadraticForm& q) {
+  if (root.L.cols() == 0) return {{}, root.L, root.L};  // nothing varies
   const auto squares = static_cast<Eigen::Index>(q.squares.size());
   Matrix form = root.L.topRows(squares);
   for (Eigen::Index k = 0; k < squares; ++k)
     form.row(k) *= std::sqrt(q.squares[static_cast<std::size_t>(k)].weight);
-  const Eigen::JacobiSVD<Matrix> svd(form, Eigen::ComputeThinV | Eigen::ComputeThinU);
+  const Eigen::JacobiSVD<Matrix> svd(form, Eigen::ComputeThinV);
   const Eigen::VectorXd& sigma = svd.singularValues();
   Eigen::Index rank = 0;
   const double least = sigma.size() > 0 ? static_cast<double>(form.cols()) * kEps * sigma(0) : 0;
