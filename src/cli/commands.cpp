@@ -22,6 +22,7 @@
 #include "tplimit/lower/library.hpp"
 #include "tplimit/passes/theory_checks.hpp"
 #include "tplimit/report/comparison.hpp"
+#include "tplimit/report/figure.hpp"
 #include "tplimit/report/html.hpp"
 #include "tplimit/report/json.hpp"
 #include "tplimit/report/npz.hpp"
@@ -133,6 +134,10 @@ Request request(const Options& options) {
           options.limit,
           options.over,
           options.order};
+}
+
+std::string write_charts(const std::string& file, const document::Document& document) {
+  return write_output(file, file.ends_with(".svg") ? to_svg(document) : to_vega_lite(document));
 }
 
 std::string write_page(document::Document page, const Module& module, const Diagnostics& warnings,

@@ -178,7 +178,8 @@ void add_running(CLI::App& app, Options& o, const char* out) {
 }
 
 void add_plot(CLI::App& app, Options& o) {
-  app.add_option("--plot", o.plot, "Write the charts as a Vega-Lite specification with its data")
+  app.add_option("--plot", o.plot,
+                 "Write the charts: .svg as a figure, else a Vega-Lite specification with its data")
       ->type_name("FILE");
 }
 
@@ -489,6 +490,12 @@ std::string fault_of_files(const Options& o, bool arrays) {
   if (!arrays && o.out.ends_with(".npz"))
     return fmt::format("--out {}: {} writes no arrays, name a file of another kind", o.out,
                        o.command);
+  for (const char* picture : {".png", ".pdf"})
+    if (o.plot.ends_with(picture))
+      return fmt::format(
+          "--plot {}: charts are written as .svg, of which rsvg-convert and browsers "
+          "make a {}, or as .vl.json",
+          o.plot, picture);
   if (o.evaluate.ranks->size() > 1 &&
       std::find(o.files.begin(), o.files.end(), kStandard) != o.files.end())
     return "FILE -: standard input reaches one process of a job only, name a file";

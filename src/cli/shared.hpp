@@ -17,7 +17,6 @@
 #include "tplimit/report/json.hpp"
 #include "tplimit/report/npz.hpp"
 #include "tplimit/report/text.hpp"
-#include "tplimit/report/vega.hpp"
 #include "tplimit/support/output_file.hpp"
 
 /// What commands have in common.
@@ -81,6 +80,9 @@ std::string write_output(const std::string& file, const std::string& text);
 std::string write_page(document::Document page, const Module& module, const Diagnostics& warnings,
                        const Options& options);
 
+/// Charts as SVG or Vega-Lite, by the name of the file.
+std::string write_charts(const std::string& file, const document::Document& document);
+
 template <class Results>
 std::string write_results(const std::string& file, const Results& results,
                           const ProgramInfo& program) {
@@ -104,8 +106,7 @@ int deliver(const Results& results, const Module& module, const Diagnostics& war
         !failure.empty())
       code = complain(failure);
   if (!options.plot.empty() && is_first(options))
-    if (const std::string failure =
-            write_output(options.plot, to_vega_lite(document_of(results, program)));
+    if (const std::string failure = write_charts(options.plot, document_of(results, program));
         !failure.empty())
       code = complain(failure);
   if (options.prints_text()) fmt::print("{}", to_text(results, program, text_options(options)));

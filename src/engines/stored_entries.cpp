@@ -25,9 +25,9 @@ Buffer buffer_of(Index count) {
 
 /// factor x as vectors [offset, ..) of `vectors`, packed in blocks of `block` coordinates.
 /// Coordinates beyond x are left as they are.
-template <class T>
-void pack(const Executor& executor, const Block& x, double factor, Index block, Index offset,
-          Index vectors, T* out) {
+template <Index block, class T>
+void pack(const Executor& executor, const Block& x, double factor, Index offset, Index vectors,
+          T* out) {
   executor.parallel(x.chunks(), [&](Index c) {
     for (Index q = 0; q < x.columns(); ++q) {
       const double* in = x.chunk(c) + q * x.ld();
@@ -153,7 +153,10 @@ void StoredEntries<T>::apply(Slabs& e, double factor, bool transposed, const Blo
               coordinates = transposed ? slabs_ * h : columns_;
   const Buffer packed = buffer_of<T>(coordinates * vectors);
   std::fill_n(array<T>(packed), coordinates * vectors, T{0});
-  pack(executor_, x, 1, transposed ? 1 : kColumnBlock, 0, vectors, array<T>(packed));
+  if (transposed)
+    pack<1>(executor_, x, 1, 0, vectors, array<T>(packed));
+  else
+    pack<kColumnBlock>(executor_, x, 1, 0, vectors, array<T>(packed));
   const auto write = [&](Index row, Index q, double value) {
     y.chunk(row / kChunkRows)[q * y.ld() + row % kChunkRows] = factor * value;
   };
@@ -202,8 +205,8 @@ typename StoredEntries<T>::Factors StoredEntries<T>::factors(const std::vector<U
   std::fill_n(array<T>(f.right), columns_ * f.rank, T{0});
   Index offset = 0;
   for (const UpdateTerm& t : terms) {
-    pack(executor_, *t.d, factor * t.c, h, offset, f.rank, array<T>(f.left));
-    pack(executor_, *t.x, 1, kColumnBlock, offset, f.rank, array<T>(f.right));
+    pack<h>(executor_, *t.d, factor * t.c, offset, f.rank, array<T>(f.left));
+    pack<kColumnBlock>(executor_, *t.x, 1, offset, f.rank, array<T>(f.right));
     offset += t.d->columns();
   }
   return f;

@@ -20,7 +20,6 @@ namespace {
 using Index = std::int64_t;
 using Vector = std::vector<double>;
 
-constexpr int kLargestRank = 3;
 constexpr Index kPoints = 4096;  // per call of an integrand
 constexpr double kEps = std::numeric_limits<double>::epsilon();
 constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
@@ -35,7 +34,7 @@ double density(double z) { return kDensity * std::exp(-0.5 * z * z); }
 
 }  // namespace
 
-Whitened whiten(std::span<const double> covariance) {
+Whitened whiten(std::span<const double> covariance, int largest_rank) {
   Whitened w;
   w.dim = static_cast<Index>(std::llround(std::sqrt(static_cast<double>(covariance.size()))));
   const Index d = w.dim;
@@ -76,7 +75,7 @@ Whitened whiten(std::span<const double> covariance) {
       if (largest_rest > std::sqrt(kLargestExcess)) return fail(QuadratureStatus::kNotACovariance);
       return w;
     }
-    if (w.rank == kLargestRank) return fail(QuadratureStatus::kRankTooLarge);
+    if (w.rank == largest_rank) return fail(QuadratureStatus::kRankTooLarge);
     const double root = std::sqrt(pivot);
     for (Index i = 0; i < d; ++i) pivot_row[at(i)] = R[at(i + p * d)] / root;
     for (Index j = 0; j < d; ++j)
@@ -175,7 +174,7 @@ Index add_level(const Whitened& w, PointBlock& block, int outputs, double h, dou
     }
     block.clear();
   };
-  std::array<double, kLargestRank> z{};
+  std::array<double, kMostDimensions> z{};
   const auto walk = [&](const auto& self, int k, double rest, bool odd) -> void {
     const auto last = static_cast<Index>(std::floor(std::sqrt(rest) / h));
     const bool innermost = k + 1 == w.rank;
@@ -199,7 +198,7 @@ Index add_level(const Whitened& w, PointBlock& block, int outputs, double h, dou
 // ---- Kinks: one coordinate inside the other ----
 
 struct Plane {
-  std::array<double, kLargestRank> normal{};
+  std::array<double, kMostDimensions> normal{};
   double offset = 0;
 };
 
@@ -266,7 +265,7 @@ class NestedIntegral {
   Sums run(const Vector& budget, double radius) {
     radius_ = radius;
     Sums sums(outputs_);
-    std::array<double, kLargestRank> z{};
+    std::array<double, kMostDimensions> z{};
     integrate(0, z, budget, sums);
     return sums;
   }
@@ -330,7 +329,7 @@ class NestedIntegral {
     }
   }
 
-  std::vector<Panel> first_panels(int k, const std::array<double, kLargestRank>& z) const {
+  std::vector<Panel> first_panels(int k, const std::array<double, kMostDimensions>& z) const {
     Vector cuts = {-radius_, radius_};
     for (const Plane& p : planes_[at(k)]) {
       if (std::abs(p.normal[at(k)]) <= kParallel) continue;
@@ -360,7 +359,7 @@ class NestedIntegral {
     static const PairedRule rule;
     return rule;
   }
-  using Point = std::array<double, kLargestRank>;
+  using Point = std::array<double, kMostDimensions>;
 
   /// Panels of one coordinate that are halved together, and their integrands: node j of panel a is
   /// number a kNodes + j, its output o is at outputs number + o.
@@ -376,7 +375,7 @@ class NestedIntegral {
 
   /// E over z_k, z_(k+1), .. given z_0 .. z_(k-1), added to `sums`.
   void integrate(int k, Point z, const Vector& budget, Sums& sums) {
-    if (k >= kLargestRank) return;  // never, but it bounds the recursion for the compiler
+    if (k >= kMostDimensions) return;  // never, but it bounds the recursion for the compiler
     Generation active;
     active.panels = first_panels(k, z);
     std::vector<Panel> refined;

@@ -78,6 +78,14 @@ Field FieldAlgebra::remap(const Field& x, const std::vector<int>& index) {
       }
       u.factors.push_back({f.f, f.block, columns});
     }
+    for (FormPower p : t.forms) {
+      if (p.form.size() > 1) {
+        std::vector<int> own;
+        for (const int i : index) own.push_back(p.at_column(std::max(i, 0)));
+        p.form = std::move(own);
+      }
+      u.forms.push_back(std::move(p));
+    }
     if (t.sum) {
       Matrix weights(count, t.sum->rows());
       for (int i = 0; i < count; ++i)
@@ -92,8 +100,8 @@ Field FieldAlgebra::remap(const Field& x, const std::vector<int>& index) {
 
 bool FieldAlgebra::linear(const Field& x) const {
   return !x.polynomials && std::all_of(x.terms.begin(), x.terms.end(), [](const Term& t) {
-    return !t.sum && (t.factors.empty() ||
-                      (t.factors.size() == 1 && t.factors[0].f == FunctionTable::kIdentity));
+    return t.plain() && (t.factors.empty() ||
+                         (t.factors.size() == 1 && t.factors[0].f == FunctionTable::kIdentity));
   });
 }
 
@@ -135,6 +143,8 @@ std::vector<int> FieldAlgebra::distinct_columns(const Field& x) const {
     if (t.sum)
       for (Eigen::Index k = 0; k < t.sum->weights->cols() && classes < columns; ++k)
         refine([&](int i) { return (*t.sum->weights)(i, k); });
+    for (const FormPower& p : t.forms)
+      if (p.form.size() > 1) refine([&](int i) { return static_cast<double>(p.at_column(i)); });
   }
   return own;
 }
@@ -224,7 +234,7 @@ Field FieldAlgebra::expanded(const Field& x) const {
       out.terms.push_back(t);
     else
       for (int s = 0; s < rows; ++s) {
-        Term u{{}, t.factors};
+        Term u{{}, t.factors, std::nullopt, t.forms};
         for (int i = 0; i < x.columns; ++i)
           u.coefficient.push_back(t.at_column(i) * (*t.sum->weights)(i, s));
         u.factors.push_back(
@@ -237,7 +247,7 @@ Field FieldAlgebra::expanded(const Field& x) const {
 
 std::shared_ptr<const Polynomials> FieldAlgebra::polynomials(const Field& x) {
   if (x.polynomials) return x.polynomials;
-  if (std::any_of(x.terms.begin(), x.terms.end(), [](const Term& t) { return t.sum.has_value(); }))
+  if (std::any_of(x.terms.begin(), x.terms.end(), [](const Term& t) { return !t.plain(); }))
     return nullptr;
   for (const Term& t : x.terms)
     for (const Factor& f : t.factors) {
@@ -329,7 +339,7 @@ Field FieldAlgebra::add(Field x, const Field& y, double sign) {
     if (sign != 1)
       for (double& c : t.coefficient) c *= sign;
     const auto same = std::find_if(x.terms.begin(), x.terms.end(), [&](const Term& o) {
-      return o.factors.size() == t.factors.size() &&
+      return o.factors.size() == t.factors.size() && o.forms == t.forms &&
              std::equal(o.factors.begin(), o.factors.end(), t.factors.begin(),
                         [](const Factor& a, const Factor& b) {
                           return a.f == b.f && a.block == b.block &&
@@ -379,7 +389,7 @@ Field FieldAlgebra::times(const Field& x, const Field& y) {
     throw Unknown{"a product of sums with too many terms", {}};
   for (const Term& s : x.terms)
     for (const Term& t : y.terms) {
-      Term u{s.coefficient, s.factors, s.sum ? s.sum : t.sum};
+      Term u{s.coefficient, s.factors, s.sum ? s.sum : t.sum, s.forms};
       if (t.coefficient.size() > u.coefficient.size())
         u.coefficient.resize(t.coefficient.size(), u.coefficient[0]);
       for (std::size_t i = 0; i < u.coefficient.size(); ++i)
@@ -396,6 +406,17 @@ Field FieldAlgebra::times(const Field& x, const Field& y) {
       std::sort(u.factors.begin(), u.factors.end(), [](const Factor& a, const Factor& b) {
         return std::tie(a.block, a.f) < std::tie(b.block, b.f);
       });
+      for (const FormPower& p : t.forms) {
+        const auto same = std::find_if(u.forms.begin(), u.forms.end(),
+                                       [&](const FormPower& o) { return o.form == p.form; });
+        if (same == u.forms.end())
+          u.forms.push_back(p);
+        else
+          same->power += p.power;
+      }
+      std::erase_if(u.forms, [](const FormPower& p) { return p.power == 0; });
+      std::sort(u.forms.begin(), u.forms.end(),
+                [](const FormPower& a, const FormPower& b) { return a.form < b.form; });
       Field product{x.columns, {std::move(u)}, out.relative, out.method};
       out = add(std::move(out), std::move(product), 1);
     }
@@ -408,7 +429,7 @@ bool FieldAlgebra::one_product(const Field& x, int depth) const {
   if (x.polynomials) return false;
   return x.columns == depth || linear(x) ||
          std::all_of(x.terms.begin(), x.terms.end(),
-                     [](const Term& t) { return t.factors.empty(); });
+                     [](const Term& t) { return t.factors.empty() && t.forms.empty(); });
 }
 
 /// Entries of weights * p that are what rounding leaves of a sum that cancels become 0, as in
@@ -459,10 +480,10 @@ Field FieldAlgebra::combine(const Matrix& weights, const Field& y) {
   }
   Field flat{y.columns, {}}, rest{y.columns, {}, y.relative, y.method, y.polynomials};
   for (const Term& t : y.terms) {
-    const bool one = t.factors.size() == 1 && !t.sum;
+    const bool one = t.factors.size() == 1 && t.plain();
     if (t.constant() || (one && t.factors[0].f == FunctionTable::kIdentity)) {
       flat.terms.push_back(t);
-    } else if (t.sum && t.factors.empty()) {
+    } else if (t.sum && t.factors.empty() && t.forms.empty()) {
       Eigen::VectorXd c(y.columns);
       for (int s = 0; s < y.columns; ++s) c(s) = t.at_column(s);
       out.terms.push_back(
@@ -515,7 +536,7 @@ std::optional<UnaryField> FieldAlgebra::as_unary(const Field& x) {
   FunctionTable::Id sum = -1;
   double shift = 0;
   for (const Term& t : x.terms) {
-    if (t.coefficient.size() != 1 || t.factors.size() > 1 || t.sum) return std::nullopt;
+    if (t.coefficient.size() != 1 || t.factors.size() > 1 || !t.plain()) return std::nullopt;
     if (t.factors.empty()) {
       shift += t.coefficient[0];
       continue;
@@ -540,7 +561,7 @@ std::optional<UnaryField> FieldAlgebra::of_one_gaussian(const Field& x) {
   FunctionTable::Id sum = -1;
   double constants = 0;
   for (const Term& t : x.terms) {
-    if (t.coefficient.size() != 1 || t.sum) return std::nullopt;
+    if (t.coefficient.size() != 1 || !t.plain()) return std::nullopt;
     if (t.factors.empty()) {
       constants += t.coefficient[0];
       continue;

@@ -76,6 +76,9 @@ class FieldAlgebra {
   std::optional<Field> make_by_make(const ir::Map& m, const ir::Node& node,
                                     const std::vector<Field>& in, const Field& quality);
   std::optional<Field> powers(const Field& x, double n);
+  std::optional<Field> power_of_form(const Field& x, double power);
+  std::optional<Field> homogeneous(const ir::Map& m, const ir::Node& node,
+                                   const std::vector<Field>& in, const Field& quality);
   std::optional<Field> exponential(const Field& x);
   void join_sums(Field& x);
   std::optional<JoinedBlocks> join(FunctionTable::Id f, int a, int b);

@@ -73,9 +73,9 @@ std::optional<Matrix> root_by_groups(const Matrix& moved) {
           group.push_back(l);
         }
     const Matrix own = moved(group, group);
-    const Whitened v = whiten({own.data(), static_cast<std::size_t>(own.size())});
-    if (v.status == QuadratureStatus::kNotACovariance || v.status == QuadratureStatus::kNotFinite)
-      return std::nullopt;
+    const Whitened v =
+        whiten({own.data(), static_cast<std::size_t>(own.size())}, static_cast<int>(own.rows()));
+    if (v.status != QuadratureStatus::kConverged) return std::nullopt;
     for (std::size_t a = 0; a < group.size(); ++a)
       for (int r = 0; r < v.rank; ++r)
         next(group[a], used + r) = v(static_cast<std::int64_t>(a), r);
@@ -90,9 +90,9 @@ std::optional<Matrix> root_by_groups(const Matrix& moved) {
 std::optional<MovedLaw> moved_law(TiltedLaw law, double relative,
                                   const std::function<void()>& diverges) {
   const Eigen::Index n = law.mean.size();
-  const Whitened w = whiten({law.covariances.data(), static_cast<std::size_t>(n * n)});
-  if (w.status == QuadratureStatus::kNotACovariance || w.status == QuadratureStatus::kNotFinite)
-    return std::nullopt;  // others say why
+  const Whitened w =
+      whiten({law.covariances.data(), static_cast<std::size_t>(n * n)}, static_cast<int>(n));
+  if (w.status != QuadratureStatus::kConverged) return std::nullopt;  // others say why
   const Matrix root = Eigen::Map<const Matrix>(w.L.data(), n, w.rank);
   law.exponent += law.mean.dot(law.slope + law.quadratic.cwiseProduct(law.mean));
   const Eigen::VectorXd g =

@@ -20,6 +20,9 @@ void CovarianceStore::collect(const std::vector<const Field*>& fields) {
     for (const Term& t : x->terms) {
       for (const Factor& f : t.factors) live[at(f.block)] = true;
       if (t.sum) live[at(t.sum->block)] = true;
+      for (const FormPower& p : t.forms)
+        for (const int q : p.form)
+          for (const QuadraticForm::Square& s : form(q).squares) live[at(s.block)] = true;
     }
   };
   for (const Field* x : fields) mark(x);
@@ -35,6 +38,27 @@ void CovarianceStore::collect(const std::vector<const Field*>& fields) {
   std::erase_if(variances_, [&](const auto& v) { return !live[at(v.first)]; });
   live_ = static_cast<std::size_t>(std::count(live.begin(), live.end(), true));
   sweep_at_ = std::max<std::size_t>(256, 2 * live_);
+}
+
+void CovarianceStore::drop_blocks_from(int first) {
+  for (std::size_t p = at(first); p < blocks_.size(); ++p)
+    if (blocks_[p]) {
+      blocks_[p] = nullptr;
+      --live_;
+    }
+  const auto later = [first](const auto& c) {
+    return c.first.first >= first || c.first.second >= first;
+  };
+  std::erase_if(covariances_, later);
+  std::erase_if(pair_covariances_, later);
+  variances_.erase(variances_.lower_bound(first), variances_.end());
+}
+
+int CovarianceStore::add_form(QuadraticForm form) {
+  const auto [known, fresh] =
+      form_numbers_.try_emplace(std::move(form), static_cast<int>(forms_.size()));
+  if (fresh) forms_.push_back(&known->first);
+  return known->second;
 }
 
 int CovarianceStore::insert(GaussianBlock block) {

@@ -44,6 +44,12 @@ class CovarianceStore {
   [[nodiscard]] bool crowded() const { return live_ >= sweep_at_; }
   /// Drops blocks and covariances that none of these fields (null: none) and no family needs.
   void collect(const std::vector<const Field*>& fields);
+  /// Blocks so far, and dropping those that came later.
+  [[nodiscard]] int blocks() const { return static_cast<int>(blocks_.size()); }
+  void drop_blocks_from(int first);
+  /// Equal forms have equal numbers.
+  int add_form(QuadraticForm form);
+  [[nodiscard]] const QuadraticForm& form(int q) const { return *forms_[at(q)]; }
 
   // ---- covariances
   const Covariance& covariance(int p, int q);
@@ -89,6 +95,8 @@ class CovarianceStore {
   CrossMoments* moments_ = nullptr;
   std::vector<GaussianFamily> families_;
   std::vector<std::shared_ptr<const GaussianBlock>> blocks_;  ///< references to blocks stay good
+  std::map<QuadraticForm, int> form_numbers_;
+  std::vector<const QuadraticForm*> forms_;  ///< in form_numbers_
   std::map<std::pair<int, int>, Covariance> covariances_, family_covariances_;
   std::map<std::pair<int, int>, PairCovariance> pair_covariances_;
   std::map<int, Variances> variances_;

@@ -183,6 +183,21 @@ Moment Expectations::conditional_means(const Factor& f, int columns, const Facto
 std::vector<ExpectedDerivative> Expectations::slopes(
     const Term& t, int rows, const std::function<bool(const Factor&, bool inner)>& wanted) {
   std::vector<ExpectedDerivative> out;
+  const auto behind = [&](const FormPower& p) {
+    return std::any_of(p.form.begin(), p.form.end(), [&](int q) {
+      const auto& squares = store_.form(q).squares;
+      return std::any_of(squares.begin(), squares.end(), [&](const QuadraticForm::Square& s) {
+        return wanted({FunctionTable::kIdentity, s.block,
+                       std::make_shared<const std::vector<int>>(at(rows), s.row)},
+                      false);
+      });
+    });
+  };
+  if (!t.forms.empty() && (std::any_of(t.forms.begin(), t.forms.end(), behind) ||
+                           std::any_of(t.factors.begin(), t.factors.end(),
+                                       [&](const Factor& f) { return wanted(f, false); }) ||
+                           (t.sum && wanted(t.sum->inner(), true))))
+    throw Unknown{"the derivative of a quotient by a quadratic form", {}};
   SidedFactors factors;
   for (const Factor& f : t.factors) factors.emplace_back(0, f);
   if (t.sum) factors.emplace_back(1, t.sum->inner());

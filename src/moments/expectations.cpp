@@ -319,6 +319,7 @@ Moment Expectations::product_of(std::vector<Moment> parts) {
 /// separate).  A group of mean 0 makes the product 0 only if the others have means.
 Moment Expectations::term_moment(const Term& s, int rows, const Term& t, int columns, bool lazy) {
   context_.charge(kTermOperations + 8.0 * rows * columns);
+  if (!s.forms.empty() || !t.forms.empty()) return form_moment(s, rows, t, columns);
   if (s.sum || t.sum) return sum_moment(s, rows, t, columns);
   if (auto parts = by_pattern(s, rows, t, columns)) return std::move(*parts);
   // No argument is a constant now: what is 0 almost everywhere has the mean 0, whatever stands

@@ -76,6 +76,13 @@ class Expectations final : public CrossMoments {
   std::optional<Moment> change_of_measure(const SidedFactors& own, int rows, int columns);
   std::optional<Moment> tilted(const SidedFactors& factors, int rows, int columns);
 
+  // ---- inverse powers of quadratic forms
+  Moment form_moment(const Term& s, int rows, const Term& t, int columns);
+  Moment over_form(const Term& s, int rows, const Term& t, int columns, const QuadraticForm& q,
+                   double k);
+  Moment inverse_power(const SidedFactors& factors, int rows, int columns, const QuadraticForm& q,
+                       double k, bool absolute = false);
+
   // ---- quadratures
   Moment single_entries(const SidedFactors& factors, int rows, int columns);
   Moment entries(Eigen::Index rows, Eigen::Index columns,
@@ -101,6 +108,7 @@ class Expectations final : public CrossMoments {
   /// By the power of 2 above the variance.
   std::map<std::pair<FunctionTable::Id, int>, double> resolutions_;
   std::map<int, int> tilted_normals_;  ///< families by their size
+  int integrals_ = 0;                  ///< under which moments are asked for now
 };
 
 }  // namespace tplimit::moments

@@ -120,7 +120,7 @@ std::optional<Field> FieldAlgebra::exponential(const Field& x) {
   if (!as_terms) return std::nullopt;
   Term out{{1.0}, {}};
   for (const Term& t : as_terms->terms) {
-    if (t.sum) return std::nullopt;
+    if (!t.plain()) return std::nullopt;
     std::size_t degree = 0;
     for (const Factor& f : t.factors)
       degree += functions_.polynomial(f.f) ? functions_.polynomial(f.f)->size() - 1 : 3;

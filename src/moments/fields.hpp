@@ -17,8 +17,9 @@
 #include "tplimit/ir/program.hpp"
 
 /// What the moment engine computes with (docs/theory.md, "Moments without sampling"): a value with
-/// coordinates is a field, sum_t c_t prod_f f(g_tf), each g a row of a block of jointly Gaussian
-/// variables.  Blocks are known by their numbers in a CovarianceStore.
+/// coordinates is a field, sum_t c_t prod_f f(g_tf) prod_q q^p_tq, each g a row of a block of
+/// jointly Gaussian variables, each q a positive quadratic form of such rows.  Blocks and forms are
+/// known by their numbers in a CovarianceStore.
 namespace tplimit::moments {
 
 /// How a number was found without sampling; a later one is weaker.
@@ -90,15 +91,39 @@ struct WeightedSum {
   [[nodiscard]] Factor inner() const { return {f, block, nullptr}; }
 };
 
-/// Column i: coefficient_i prod_f f(g_{column(i)}), times a weighted sum if there is one.
+/// q = offset + sum_k weight_k g_k^2 > 0 almost surely, g_k rows of blocks.
+struct QuadraticForm {
+  struct Square {
+    int block, row;
+    double weight;  ///< positive
+    friend auto operator<=>(const Square&, const Square&) = default;
+  };
+  std::vector<Square> squares;
+  double offset = 0;  ///< not negative
+  friend auto operator<=>(const QuadraticForm&, const QuadraticForm&) = default;
+};
+
+/// Column i: q^power, q the form of this number in a CovarianceStore.
+struct FormPower {
+  std::vector<int> form;  ///< one for all columns, or one each
+  double power;
+  [[nodiscard]] int at_column(int i) const { return form.size() == 1 ? form[0] : form[at(i)]; }
+  friend bool operator==(const FormPower&, const FormPower&) = default;
+};
+
+/// Column i: coefficient_i prod_f f(g_{column(i)}), times a weighted sum and powers of quadratic
+/// forms if there are any.
 struct Term {
   std::vector<double> coefficient;  ///< one for all columns, or one each
   std::vector<Factor> factors;
   std::optional<WeightedSum> sum{};
+  std::vector<FormPower> forms{};  ///< different ones
   [[nodiscard]] double at_column(int i) const {
     return coefficient.size() == 1 ? coefficient[0] : coefficient[at(i)];
   }
-  [[nodiscard]] bool constant() const { return factors.empty() && !sum; }
+  /// Nothing but a coefficient and factors.
+  [[nodiscard]] bool plain() const { return !sum && forms.empty(); }
+  [[nodiscard]] bool constant() const { return factors.empty() && plain(); }
 };
 
 /// Polynomials in independent standard normals, one for each column.

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
 
 namespace tplimit::moments {
@@ -16,7 +17,86 @@ std::optional<Field> FieldAlgebra::powers(const Field& x, double n) {
   if (t.sum) return std::nullopt;
   for (double& c : t.coefficient) c = std::pow(c, n);
   for (Factor& f : t.factors) f.f = functions_.compose({Fn::kPower, n}, {f.f});
+  for (FormPower& p : t.forms) p.power *= n;
   return out;
+}
+
+/// q^power, q a sum of squares of Gaussians of mean 0 and a constant that is not negative.
+std::optional<Field> FieldAlgebra::power_of_form(const Field& x, double power) {
+  if (x.polynomials) return std::nullopt;
+  // c_0 + c_2 u^2 for each term
+  std::vector<std::array<double, 2>> monomials;
+  for (const Term& t : x.terms) {
+    if (!t.plain() || t.factors.size() > 1) return std::nullopt;
+    if (t.factors.empty()) {
+      monomials.push_back({1, 0});
+      continue;
+    }
+    const auto& p = functions_.polynomial(t.factors[0].f);
+    if (!p || p->size() != 3 || (*p)[1] != 0) return std::nullopt;
+    monomials.push_back({(*p)[0], (*p)[2]});
+  }
+  FormPower out{{}, power};
+  for (int i = 0; i < x.columns; ++i) {
+    QuadraticForm q;
+    for (std::size_t k = 0; k < x.terms.size(); ++k) {
+      const Term& t = x.terms[k];
+      const auto [constant, square] = monomials[k];
+      q.offset += constant * t.at_column(i);
+      const double weight = square * t.at_column(i);
+      if (weight == 0) continue;
+      const Factor& f = t.factors[0];
+      const int row = f.column(i);
+      const Eigen::VectorXd& mean = store_.block(f.block).mean;
+      if (weight < 0 || (mean.size() > 0 && mean(row) != 0)) return std::nullopt;
+      q.squares.push_back({f.block, row, weight});
+    }
+    std::sort(q.squares.begin(), q.squares.end());
+    for (std::size_t k = q.squares.size(); k-- > 1;)
+      if (QuadraticForm::Square& a = q.squares[k - 1], &b = q.squares[k];
+          a.block == b.block && a.row == b.row) {
+        a.weight += b.weight;
+        q.squares.erase(q.squares.begin() + static_cast<std::ptrdiff_t>(k));
+      }
+    // Of one Gaussian it is a function of that.
+    if (q.squares.size() < 2 || q.offset < 0) return std::nullopt;
+    out.form.push_back(store_.add_form(std::move(q)));
+  }
+  if (std::all_of(out.form.begin(), out.form.end(), [&](int q) { return q == out.form[0]; }))
+    out.form.resize(1);
+  return Field{x.columns,
+               {Term{{1.0}, {}, std::nullopt, {std::move(out)}}},
+               std::max(1.0, std::abs(power)) * x.relative,
+               x.method};
+}
+
+/// phi(r x, r y) = r^d phi(x, y) where r > 0 is a product of powers of forms in every term.
+std::optional<Field> FieldAlgebra::homogeneous(const Map& m, const Node& node,
+                                               const std::vector<Field>& in, const Field& quality) {
+  const std::vector<FormPower>* r = nullptr;
+  for (const Field& x : in)
+    for (const Term& t : x.terms) {
+      if (r && t.forms != *r) return std::nullopt;
+      r = &t.forms;
+    }
+  if (!r || r->empty()) return std::nullopt;
+  const bool extremum = m.fn == Fn::kMin || m.fn == Fn::kMax,
+             comparison = m.fn == Fn::kLess || m.fn == Fn::kLessEqual || m.fn == Fn::kEqual ||
+                          m.fn == Fn::kNotEqual;
+  const auto degree = extremum     ? std::optional<Exponent>(1)
+                      : comparison ? std::optional<Exponent>(0)
+                                   : traits_of(m).degree;
+  if (!degree) return std::nullopt;
+  Term scale{{1.0}, {}, std::nullopt, *r};
+  for (FormPower& p : scale.forms) p.power *= to_double(*degree);
+  std::vector<Field> bare = in;
+  for (Field& x : bare)
+    for (Term& t : x.terms) t.forms.clear();
+  const Field value = apply(m, node, std::move(bare));
+  if (*degree == 0) return value;
+  Field factor = quality;
+  factor.terms = {std::move(scale)};
+  return times(value, factor);
 }
 
 /// All operands functions of one Gaussian block, or constants: one new function.  shifted: also of
@@ -98,9 +178,14 @@ std::optional<Field> FieldAlgebra::by_products(const Map& m, const std::vector<F
     case Fn::kExp:
       if (auto product = exponential(in[0])) return *product;
       break;
+    case Fn::kSqrt:
+      if (auto root = power_of_form(in[0], 0.5)) return *root;
+      break;
     case Fn::kPower:
       if (in[0].terms.size() == 1 && !in[0].polynomials && m.parameter == std::floor(m.parameter))
         if (auto product = powers(in[0], m.parameter)) return *product;
+      if (m.parameter < 0 || m.parameter != std::floor(m.parameter))
+        if (auto power = power_of_form(in[0], m.parameter)) return *power;
       if (m.parameter == 2 || m.parameter == 3) {
         Field out = times(in[0], in[0]);
         return m.parameter == 2 ? out : times(out, in[0]);
@@ -117,7 +202,8 @@ std::optional<Field> FieldAlgebra::by_products(const Map& m, const std::vector<F
       }
       break;
     case Fn::kDiv:
-      if (in[1].terms.size() == 1 && !in[1].polynomials && in[1].terms[0].factors.size() > 1)
+      if (in[1].terms.size() == 1 && !in[1].polynomials &&
+          (in[1].terms[0].factors.size() > 1 || !in[1].terms[0].forms.empty()))
         if (const auto inverse = powers(in[1], -1)) return times(in[0], *inverse);
       if (const auto u = as_unary(in[1])) {
         Field inverse = quality;
@@ -125,6 +211,7 @@ std::optional<Field> FieldAlgebra::by_products(const Map& m, const std::vector<F
             {{1.0}, {{functions_.compose({Fn::kPower, -1}, {u->f}), u->block, u->columns}}}};
         return times(in[0], inverse);
       }
+      if (const auto inverse = power_of_form(in[1], -1)) return times(in[0], *inverse);
       break;
     default: break;
   }
@@ -198,6 +285,7 @@ Field FieldAlgebra::apply(const Map& m, const Node& node, std::vector<Field> in)
   if (auto out = by_products(m, in, quality)) return std::move(*out);
   if (std::all_of(in.begin(), in.end(), [](const Field& x) { return x.constant(); }))
     return of_constants(node, in, quality);
+  if (auto out = homogeneous(m, node, in, quality)) return std::move(*out);
   if (auto out = make_by_make(m, node, in, quality)) return std::move(*out);
   throw Unknown{fmt::format("'{}' of more than one Gaussian", name(m.fn)), {}};
 }

@@ -303,6 +303,12 @@ EntryResult integrated(
 Moment Expectations::entries(
     Eigen::Index rows, Eigen::Index columns,
     const std::function<ProductMoment(Eigen::Index, Eigen::Index)>& entry_at, bool symmetric) {
+  if (integrals_ > 0)  // a quadrature of quadratures costs more than particles
+    for (Eigen::Index j = 0; j < columns; ++j)
+      for (Eigen::Index i = 0; i < rows; ++i)
+        if (entry_at(i, j).means.size() > 1)
+          throw Unknown{"a quotient by a quadratic form beside functions that have no closed form",
+                        {}};
   Moment out{Matrix::Zero(rows, columns), 0, MomentMethod::kQuadrature};
   std::vector<double> errors(static_cast<std::size_t>(out.value.size()), 0.0);
   std::vector<std::string> failures(errors.size());

@@ -143,7 +143,7 @@ void FieldAlgebra::join_sums(Field& x) {
   std::vector<Term> kept;
   std::map<FunctionTable::Id, std::vector<WeightedSum>> sums;
   for (const Term& t : x.terms) {
-    if (t.sum && t.factors.empty()) {
+    if (t.sum && t.factors.empty() && t.forms.empty()) {
       WeightedSum s = *t.sum;
       if (t.coefficient != std::vector<double>{1.0}) {
         Matrix weights = *s.weights;
@@ -151,7 +151,7 @@ void FieldAlgebra::join_sums(Field& x) {
         s.weights = std::make_shared<const Matrix>(std::move(weights));
       }
       sums[s.f].push_back(std::move(s));
-    } else if (!t.sum && t.factors.size() == 1 && !functions_.polynomial(t.factors[0].f)) {
+    } else if (t.plain() && t.factors.size() == 1 && !functions_.polynomial(t.factors[0].f)) {
       const Factor& f = t.factors[0];
       std::map<int, int> slot;
       for (int i = 0; i < x.columns; ++i)
@@ -200,7 +200,7 @@ void FieldAlgebra::append(MatrixVersion& v, double c, const Field& d, const Fiel
   const auto rows_of = [&](const MatrixVersion::Update& u) -> std::optional<std::array<int, 3>> {
     if (!linear(*u.d) || u.d->constant() || u.x->terms.size() != 1) return std::nullopt;
     const Term& t = u.x->terms[0];
-    if (t.sum || t.factors.size() != 1) return std::nullopt;
+    if (!t.plain() || t.factors.size() != 1) return std::nullopt;
     Field left = times(*u.d, constant(std::vector<double>(at(u.d->columns), u.c)));
     if (t.coefficient != std::vector<double>{1.0})
       left = times(left, Field{u.x->columns, {{t.coefficient, {}}}});

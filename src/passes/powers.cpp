@@ -97,21 +97,36 @@ std::optional<Exponent> PartSums::size_caused_by(Id a, std::uint64_t cause, bool
 /// Covered: of the same causes, no larger, and with symmetries that the other has as well, so that
 /// no operation makes more of it.
 PartSums::Id PartSums::intern(std::vector<Part> parts) {
-  for (Part& p : parts)
-    if (p.causes & kWatched) p.causes = kWatched;
-  // Largest first, so that a part is met after all that may cover it.
   const auto larger = [](Exponent a, Exponent b) {  // of small fractions: rational's own is slow
     return a.numerator() * b.denominator() > b.numerator() * a.denominator();
   };
+  const auto covers = [](Parity big, Parity small) {
+    return (small.mixed & ~big.mixed) == 0 && ((big.odd ^ small.odd) & ~big.mixed) == 0;
+  };
+  const auto makes_needless = [&](const Part& big, const Part& small) {
+    return big.causes == small.causes && covers(big.scalar, small.scalar) &&
+           covers(big.vector, small.vector) && !larger(small.order, big.order);
+  };
+  // Few of a product's parts are left: they are found before anything is sorted.
+  std::size_t left = 0;
+  for (std::size_t k = 0; k < parts.size(); ++k) {
+    Part p = parts[k];
+    if (p.causes & kWatched) p.causes = kWatched;
+    const auto end = parts.begin() + static_cast<std::ptrdiff_t>(left);
+    if (std::any_of(parts.begin(), end, [&](const Part& q) { return makes_needless(q, p); }))
+      continue;
+    const auto rest =
+        std::remove_if(parts.begin(), end, [&](const Part& q) { return makes_needless(p, q); });
+    left = static_cast<std::size_t>(rest - parts.begin());
+    parts[left++] = p;
+  }
+  parts.erase(parts.begin() + static_cast<std::ptrdiff_t>(left), parts.end());
+  // Largest first, so that a part is met after all that may cover it.
   std::sort(parts.begin(), parts.end(), [&](const Part& a, const Part& b) {
     return a.order != b.order
                ? larger(a.order, b.order)
                : std::tie(a.causes, a.scalar, a.vector) < std::tie(b.causes, b.scalar, b.vector);
   });
-  parts.erase(std::unique(parts.begin(), parts.end()), parts.end());
-  const auto covers = [](Parity big, Parity small) {
-    return (small.mixed & ~big.mixed) == 0 && ((big.odd ^ small.odd) & ~big.mixed) == 0;
-  };
   // So many parts stay apart.  Others lose the symmetries in which they differ from the part that
   // is nearest, which bounds them from above.
   std::vector<Part> kept;

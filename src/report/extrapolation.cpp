@@ -432,8 +432,8 @@ Document document_of(const ExtrapolationResult& result, const ProgramInfo& progr
                                   : format_number(entry->values[k], entry->errors[k]));
       table.columns[found].cells.push_back(format_number(x.value, total_error(x)));
       table.columns[found + 1].cells.push_back(
-          x.sampling_error ? words::two_digits(*x.sampling_error) : "unknown");
-      table.columns[found + 2].cells.push_back(words::two_digits(x.extrapolation_error));
+          x.sampling_error ? words::two_digits(*x.sampling_error, x.value) : "unknown");
+      table.columns[found + 2].cells.push_back(words::two_digits(x.extrapolation_error, x.value));
       table.columns[found + 3].cells.push_back(order_text(x));
       if (!entry->power) continue;
       powers.columns[0].cells.push_back(label_of(*report, *entry));

@@ -137,9 +137,11 @@ class Page {
     return fmt::format(
         "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta "
         "name=\"viewport\" content=\"width=device-width, initial-scale=1\">\n<meta "
-        "name=\"generator\" content=\"tplimit\">\n<title>{}</title>\n<style>\n{}</style>\n</head>\n"
+        "name=\"generator\" "
+        "content=\"tplimit\">\n<title>{}</title>\n<style>\n{}{}</style>\n</head>\n"
         "<body>\n<main>\n{}{}{}</main>\n<script>\n{}</script>\n</body>\n</html>\n",
-        html_escaped(title_), page::style(), head_, contents, body, page::script());
+        html_escaped(title_), page::style(), page::chart_style(), head_, contents, body,
+        page::script());
   }
 
  private:
@@ -315,19 +317,9 @@ class Page {
 
   static std::string html(const chart::Plane& plane, const chart::Chart& chart) {
     std::string legend;
-    const bool members = std::any_of(plane.lines.begin(), plane.lines.end(), [](const auto& line) {
-      return line.role == chart::Line::Role::kMember;
-    });
-    const auto item = [&](const std::string& sample, const std::string& name) {
+    for (const auto& [sample, name] : svg::legend(plane))
       legend += element("li", sample + html_escaped(name));
-    };
-    for (const chart::Bars& bars : plane.bars) item(svg::sample(bars), bars.name);
-    for (std::size_t k = 0; k < plane.lines.size(); ++k)
-      if (!members || k == 0 || k + 1 == plane.lines.size())
-        item(svg::sample(plane.lines[k], plane.lines.size()),
-             plane.lines[k].name + (members && k == 0 ? " to" : ""));
-    return (plane.bars.size() + plane.lines.size() > 1 ? element("ul", legend, "class=\"legend\"")
-                                                       : "") +
+    return (legend.empty() ? "" : element("ul", legend, "class=\"legend\"")) +
            svg::drawing(
                plane, fmt::format("{}: {} against {}", chart.title, plane.y.title, plane.x.title));
   }

@@ -265,12 +265,49 @@ std::string drawing(const Bars& bars, const Place& at) {
   return out + "</g>";
 }
 
-std::string opening(double width, double height, const std::string& label) {
-  return fmt::format("<svg viewBox=\"0 0 {:g} {:g}\" role=\"img\" aria-label=\"{}\">", width,
-                     height, html_escaped(label));
+std::string sample(const Line& line, std::size_t lines) {
+  std::string out =
+      "<svg class=\"sample\" width=\"34\" height=\"12\" viewBox=\"0 0 34 12\" "
+      "aria-hidden=\"true\"><path " +
+      stroke(line, lines) + " d=\"M1 6H33\"/>";
+  if (line.role == Line::Role::kSeries) out += marker(line.place, 17, 6);
+  return out + "</svg>";
+}
+
+std::string sample(const Bars& bars) {
+  return fmt::format(
+      "<svg class=\"sample\" width=\"34\" height=\"12\" viewBox=\"0 0 34 12\" "
+      "aria-hidden=\"true\"><g class=\"bars "
+      "s{}\"><rect "
+      "x=\"8\" y=\"1\" width=\"18\" height=\"10\"/></g></svg>",
+      bars.place % kColours);
+}
+
+constexpr double kMargin = 44;  // of a heat map
+
+double cell_of(const HeatMap& map) {
+  constexpr double kSide = 380, kMostCell = 40;
+  return std::min(kMostCell,
+                  std::floor(kSide / static_cast<double>(std::max(map.rows, map.columns))));
+}
+/// Height of the scale of colours.
+double scale_of(const HeatMap& map) {
+  return std::max(cell_of(map) * static_cast<double>(map.rows), 120.0);
+}
+
+std::string opening(const std::array<double, 2>& size, const std::string& label) {
+  return fmt::format(
+      "<svg width=\"{0:g}\" height=\"{1:g}\" viewBox=\"0 0 {0:g} {1:g}\" role=\"img\" "
+      "aria-label=\"{2}\">",
+      size[0], size[1], html_escaped(label));
 }
 
 }  // namespace
+
+std::array<double, 2> size_of(const Plane&) { return {kWidth, kHeight}; }
+std::array<double, 2> size_of(const HeatMap& map) {
+  return {kMargin + cell_of(map) * static_cast<double>(map.columns) + 130, 26 + scale_of(map) + 10};
+}
 
 Frame frame_of(const Plane& plane) {
   Range x, y;
@@ -299,11 +336,25 @@ Frame frame_of(const Plane& plane) {
 
 std::string drawing(const Plane& plane, const std::string& label) {
   const Place at(plane);
-  std::string out = opening(kWidth, kHeight, label) + axes(plane, at);
+  std::string out = opening(size_of(plane), label) + axes(plane, at);
   for (const Bars& bars : plane.bars) out += drawing(bars, at);
   for (const Line& line : plane.lines) out += band(plane, line, at);
   for (const Line& line : plane.lines) out += drawing(plane, line, at);
   return out + "<line class=\"cursor\" x1=\"0\" x2=\"0\" y1=\"0\" y2=\"0\"/></svg>";
+}
+
+std::vector<Sample> legend(const Plane& plane) {
+  std::vector<Sample> out;
+  if (plane.bars.size() + plane.lines.size() < 2) return out;
+  for (const Bars& bars : plane.bars) out.push_back({sample(bars), bars.name});
+  const bool members = std::any_of(plane.lines.begin(), plane.lines.end(), [](const Line& line) {
+    return line.role == Line::Role::kMember;
+  });
+  for (std::size_t k = 0; k < plane.lines.size(); ++k)
+    if (!members || k == 0 || k + 1 == plane.lines.size())
+      out.push_back({sample(plane.lines[k], plane.lines.size()),
+                     plane.lines[k].name + (members && k == 0 ? " to" : "")});
+  return out;
 }
 
 std::vector<std::string> palette(bool symmetric) {
@@ -330,15 +381,11 @@ std::array<double, 2> range_of(const HeatMap& map) {
 
 std::string drawing(const HeatMap& map, std::size_t frame, const std::string& label,
                     const std::string& id) {
-  constexpr double kMargin = 44, kSide = 380, kMostCell = 40;
-  const double cell =
-      std::min(kMostCell, std::floor(kSide / static_cast<double>(std::max(map.rows, map.columns))));
-  const double width = cell * static_cast<double>(map.columns),
-               height = cell * static_cast<double>(map.rows);
-  const double legend = std::max(height, 120.0);
+  const double cell = cell_of(map), width = cell * static_cast<double>(map.columns),
+               height = cell * static_cast<double>(map.rows), legend = scale_of(map);
   const std::vector<std::string> colours = palette(map.symmetric);
   const auto [low, high] = range_of(map);
-  std::string out = opening(kMargin + width + 130, 26 + legend + 10, label);
+  std::string out = opening(size_of(map), label);
   out += fmt::format("<g class=\"cells\" transform=\"translate({:g} 26)\">", kMargin);
   for (std::size_t i = 0; i < map.rows; ++i)
     for (std::size_t j = 0; j < map.columns; ++j) {
@@ -378,21 +425,6 @@ std::string drawing(const HeatMap& map, std::size_t frame, const std::string& la
   text(kMargin + width + 40, 26 + legend / 2 + 4, "start", shown((low + high) / 2));
   text(kMargin + width + 40, 26 + legend, "start", shown(low));
   return out + "</g></svg>";
-}
-
-std::string sample(const Line& line, std::size_t lines) {
-  std::string out = "<svg class=\"sample\" viewBox=\"0 0 34 12\" aria-hidden=\"true\"><path " +
-                    stroke(line, lines) + " d=\"M1 6H33\"/>";
-  if (line.role == Line::Role::kSeries) out += marker(line.place, 17, 6);
-  return out + "</svg>";
-}
-
-std::string sample(const Bars& bars) {
-  return fmt::format(
-      "<svg class=\"sample\" viewBox=\"0 0 34 12\" aria-hidden=\"true\"><g class=\"bars "
-      "s{}\"><rect "
-      "x=\"8\" y=\"1\" width=\"18\" height=\"10\"/></g></svg>",
-      bars.place % kColours);
 }
 
 }  // namespace tplimit::svg

@@ -18,14 +18,21 @@ struct Frame {
 };
 Frame frame_of(const chart::Plane& plane);
 
+/// Pixels of a drawing.
+std::array<double, 2> size_of(const chart::Plane& plane);
+std::array<double, 2> size_of(const chart::HeatMap& map);
+
 /// `id` begins the ids of what it refers to.
 std::string drawing(const chart::Plane& plane, const std::string& label);
 std::string drawing(const chart::HeatMap& map, std::size_t frame, const std::string& label,
                     const std::string& id);
 
-/// A line with a marker, for legends.
-std::string sample(const chart::Line& line, std::size_t lines);
-std::string sample(const chart::Bars& bars);
+/// A line with a marker, or a bar, of 34 x 12 pixels.
+struct Sample {
+  std::string drawing, name;
+};
+/// Nothing where there is but one line.  Of many members the first and the last.
+std::vector<Sample> legend(const chart::Plane& plane);
 
 /// Colours of a heat map, lowest first.
 std::vector<std::string> palette(bool symmetric);

@@ -57,6 +57,10 @@ std::string two_digits(double value) {
   return text;
 }
 
+std::string two_digits(double spread, double value) {
+  return two_digits(spread <= kRounding * std::abs(value) ? 0 : spread);
+}
+
 Shape loops_of(const ReportResult& r) {
   return {r.shape.begin(), r.shape.begin() + static_cast<std::ptrdiff_t>(r.index_names.size())};
 }

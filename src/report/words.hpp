@@ -81,6 +81,8 @@ std::string without_error(std::string number);
 /// A number without an error.
 std::string format_sample(double value);
 std::string two_digits(double value);
+/// Of what scatters around `value`; 0 where it is rounding, whose digits differ by machine.
+std::string two_digits(double spread, double value);
 
 // ---- shapes
 

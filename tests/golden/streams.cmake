@@ -91,6 +91,16 @@ foreach(command "sweep;linear.tp;--over;eta=0.2,0.3" "extrapolate;linear.tp;--in
   expect_in("${err}" "${name} writes no arrays")
 endforeach()
 
+# Charts by the name of their file.
+tplimit(0 ARGS run linear.tp --quiet --plot ${SCRATCH}/charts.svg)
+file(READ ${SCRATCH}/charts.svg charts LIMIT 40)
+expect_in("${charts}" "<svg xmlns=")
+tplimit(0 ARGS run linear.tp --quiet --plot ${SCRATCH}/charts.vl.json)
+file(READ ${SCRATCH}/charts.vl.json charts)
+expect_in("${charts}" "vega-lite")
+tplimit(2 ARGS run linear.tp --plot ${SCRATCH}/charts.png)
+expect_in("${err}" "charts are written as .svg")
+
 # One header.
 file(READ ${FOLDER}/linear.tp program)
 string(REPLACE "const eta" "const unused = 1\nconst eta" program "${program}")

@@ -6,7 +6,7 @@
 #include <random>
 
 #include <gtest/gtest.h>
-#include <Eigen/Eigenvalues>
+#include <Eigen/Dense>
 
 #include "tests/support/run.hpp"
 
@@ -151,6 +151,52 @@ TEST(QuadratureKinds, InfiniteMeansAreRefusedAndFiniteOnesAreRight) {
   const Number m = mean("abs(h - 0.7)^-0.5");
   EXPECT_NEAR(m.value, sum, 6 * m.error + 1e-9);
   EXPECT_LE(m.error, 1e-6);
+}
+
+// E exp(-|u|^2) = det(I + 2 Cov u)^(-1/2), u of more dimensions than any quadrature has.
+TEST(QuadratureKinds, ExponentialsOfFormsOfManyGaussians) {
+  constexpr int kSize = 5;
+  Eigen::MatrixXd K(kSize, kSize);
+  for (int i = 0; i < kSize; ++i)
+    for (int j = 0; j < kSize; ++j) K(i, j) = 1 / (1.0 + std::abs(i - j));
+  std::string rows;
+  for (int i = 0; i < kSize; ++i) {
+    rows += i > 0 ? ", [" : "[";
+    for (int j = 0; j < kSize; ++j) rows += fmt::format("{}{}", j > 0 ? ", " : "", K(i, j));
+    rows += "]";
+  }
+  const Eigen::MatrixXd M = Eigen::MatrixXd::Identity(kSize, kSize) + 2 * K;
+  expect_mean("exp(-sum(h^2, axis = 0))", 1 / std::sqrt(M.determinant()), 1e-12,
+              fmt::format("random h : [{}, n] ~ normal(0, [{}])\n", kSize, rows));
+}
+
+// Quotients by quadratic forms: |u| and u / |u| are independent.
+TEST(QuadratureKinds, InversePowersOfQuadraticForms) {
+  const std::string three = "random h : [3, n] ~ normal(0, 1)\n";
+  const double pi = std::numbers::pi;
+  const std::string square = "(h[0]^2 + h[1]^2 + h[2]^2)", plane = "(h[0]^2 + h[1]^2)";
+  expect_mean("1 / " + square, 1, 1e-12, three);
+  expect_mean("1 / sqrt" + square, std::sqrt(2 / pi), 1e-12, three);
+  expect_mean(plane + "^-0.5", std::sqrt(pi / 2), 1e-12, three);
+  expect_mean(plane + "^-0.25", std::tgamma(0.75) * std::pow(2, -0.25), 1e-12, three);
+  expect_mean("h[0]^4 * " + square + "^-2", 1.0 / 5, 1e-12, three);
+  expect_mean("abs(h[0] / sqrt" + plane + ")", 2 / pi, 1e-12, three);
+  expect_mean("max(h[0] / sqrt" + plane + ", h[1] / sqrt" + plane + ")", std::sqrt(2) / pi, 1e-12,
+              three);
+  expect_mean("step(h[0] / sqrt" + square + ")", 0.5, 1e-12, three);
+  expect_mean("relu(h[2])^2 * h[0]^2 / " + plane, 0.25, 1e-12, three);
+  expect_mean("leaky_relu(h[0] / sqrt" + square + ", 0.2)", 0.8 * 0.25, 1e-12, three);
+  expect_mean("where(h[0] / sqrt" + square + " > 0, h[0] / sqrt" + square + ", 0)", 0.25, 1e-12,
+              three);
+  // E 1 / (u^2 + c): c = 1: of chi^2 with two degrees, -Ei(-1/2) exp(1/2) / 2.
+  expect_mean("1 / (1 + " + plane + ")", 0.5 * std::exp(0.5) * -std::expint(-0.5), 1e-12, three);
+  // Far apart: E u^2 / (u^2 + a^2 v^2) = 1 / (1 + a).
+  for (const double a : {1e-7, 1e-3, 30.0})
+    expect_mean(fmt::format("h[0]^2 / (h[0]^2 + {} * h[1]^2)", a * a), 1 / (1 + a), 1e-12, three);
+  EXPECT_TRUE(infinite("1 / " + plane, three));
+  EXPECT_TRUE(infinite("h[2]^2 * " + plane + "^-1.5", three));
+  EXPECT_FALSE(infinite("h[1]^2 * " + plane + "^-1.5", three));
+  EXPECT_FALSE(infinite(plane + "^-0.9", three));
 }
 
 // Kinks in two dimensions, correlations up to 1: E relu(u - 0) clip(v) by a fine rule over u, the

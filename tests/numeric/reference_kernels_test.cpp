@@ -5,6 +5,7 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <set>
 #include <string>
 
 #include <gtest/gtest.h>
@@ -33,16 +34,17 @@ void for_each_number(const std::string& name, const EvaluateOptions& options, co
     for (std::size_t e = 0; e < found.value.size(); ++e) {
       SCOPED_TRACE(fmt::format("entry {}", e));
       const double expected = stored[e];
-      check(found.value[e], found.error[e], expected);
+      check(report_name, found.value[e], found.error[e], expected);
     }
   }
 }
 
 void expect_closed_forms(const std::string& name) {
   double worst = 0;
-  for_each_number(name, {}, [&](double found, double, double expected) {
+  for_each_number(name, {}, [&](const std::string&, double found, double error, double expected) {
     const double difference = std::abs(found - expected);
     EXPECT_LE(difference, 1e-10 * std::abs(expected)) << found << " against " << expected;
+    EXPECT_LE(difference, error + 1e-15) << found << " against " << expected;
     if (difference > 0) worst = std::max(worst, difference / std::abs(expected));
   });
   fmt::print("{}: off by {:.1e} at most, relative\n", name, worst);
@@ -51,18 +53,103 @@ void expect_closed_forms(const std::string& name) {
 TEST(ReferenceKernels, RecurrentNetwork) { expect_closed_forms("rnn"); }
 TEST(ReferenceKernels, Transformer) { expect_closed_forms("transformer"); }
 TEST(ReferenceKernels, ConvolutionalNetworkWithPooling) { expect_closed_forms("cnn"); }
+TEST(ReferenceKernels, BatchNormalisation) { expect_closed_forms("batchnorm"); }
 
-/// Roots and quotients of a batch are sampled: 1e-10 is out of reach.
-TEST(ReferenceKernels, BatchNormalisation) {
+TEST(ReferenceKernels, BatchNormalisationByParticles) {
+  // Without eps, for eight samples and in second layers particles have larger errors; which points
+  // of the sequence a vector gets depends on the whole program.
+  const std::set<std::string> sharp{"linear2",     "relu2",   "linear3", "relu3", "linear3_small",
+                                    "relu3_small", "linear4", "relu4",   "deep3"};
   double worst = 0;
   for_each_number("batchnorm", particles(16384, 64),
-                  [&](double found, double error, double expected) {
+                  [&](const std::string& name, double found, double error, double expected) {
                     const double difference = std::abs(found - expected);
-                    EXPECT_LE(error, 2e-5) << "the test can fail";
+                    EXPECT_LE(error, sharp.contains(name) ? 4e-5 : 2e-3) << "the test can fail";
                     EXPECT_LE(difference, 4 * error + 1e-13) << found << " against " << expected;
                     if (error > 1e-13) worst = std::max(worst, difference / error);
                   });
   fmt::print("batchnorm: off by {:.1f} stated errors at most\n", worst);
+}
+
+const std::string kBatchNorm = R"(width n
+fn batchnorm(x, eps = 0) {
+  c = x - mean(x, axis = 0, keepdims = true)
+  return c / sqrt(mean(c^2, axis = 0, keepdims = true) + eps)
+}
+)";
+
+/// Inputs [count, size] without structure.
+std::string inputs(int count, int size) {
+  std::string rows;
+  for (int i = 0; i < count; ++i) {
+    rows += i > 0 ? ", [" : "[";
+    for (int j = 0; j < size; ++j)
+      rows += fmt::format("{}{:.3f}", j > 0 ? ", " : "", std::sin(1.0 + 17 * i * i + 5 * j * j));
+    rows += "]";
+  }
+  return fmt::format("data X = [{}]\nparam U : [n, {}] ~ normal(0, 1 / {})\n", rows, size, size);
+}
+
+// Without eps the squares of a batch have the mean 1, on every coordinate.
+TEST(BatchNormalisation, NormalisesTheBatch) {
+  const LimitResult limit = limit_of(kBatchNorm + inputs(5, 3) + R"(
+z = batchnorm(U @ X)
+c = U @ X - mean(U @ X, axis = 0)
+report mean(E(z^2)), mean(gram(z^2)), sum(abs(sum(gram(z), axis = 0)))
+report sum(abs(gram(abs(z), relu(z)) - gram(relu(z)) - gram(relu(-z), max(z, 0))))
+report sum(abs(gram(step(z)) - gram(step(c)))), sum(abs(gram(sign(z), z) - gram(sign(-z), -z)))
+)",
+                                     {});
+  ASSERT_EQ(limit.reports.size(), 6u);
+  for (std::size_t k = 0; k < 6; ++k)
+    EXPECT_NEAR(limit.reports[k].value[0], k < 2 ? 1 : 0, 1e-12) << k;
+}
+
+// Beside Gaussians that the batch's variance does not contain, of a first and of a hidden layer;
+// matrices used both ways, and training, where derivatives by what stands in a quotient enter.
+TEST(BatchNormalisation, AgreesWithParticles) {
+  const std::string program = kBatchNorm + inputs(4, 6) + R"(
+data y = [1, -1, 0.5, 0]
+param W : [n, n] ~ normal(0, 1 / n), lr = 1
+param v : [n] ~ normal(0, 1), lr = n
+model f(x) {
+  h = U @ x
+  z = h + relu(batchnorm(h, 0.1))
+  g = W @ z
+  return g + leaky_relu(batchnorm(g, 0.1), 0.3), z
+}
+r, z = f(X)
+report gram(z), gram(r), E(abs(r)), gram(r, U @ X)
+report gram(W' @ relu(batchnorm(W @ z, 0.1)), z)
+step sgd(mse(v @ r / n, y), lr = 0.3, only = (W, v))
+r, z = f(X)
+report gram(r)
+)";
+  const LimitResult found = limit_of(program, {}),
+                    sampled = limit_of(program, particles(16384, 16));
+  for (std::size_t k = 0; k < found.reports.size(); ++k) {
+    SCOPED_TRACE(found.reports[k].name);
+    const bool exact = k == 0 || k == 1 || k == 3;
+    EXPECT_EQ(found.reports[k].method != Method::kParticles, exact);
+    for (std::size_t e = 0; e < found.reports[k].value.size(); ++e)
+      EXPECT_NEAR(found.reports[k].value[e], sampled.reports[k].value[e],
+                  5 * sampled.reports[k].error[e] + 1e-12);
+  }
+}
+
+// All samples of a batch at once.
+TEST(BatchNormalisation, LargeBatches) {
+  const std::string program = kBatchNorm + inputs(64, 16) + R"(
+param W : [n, n] ~ normal(0, 2 / n)
+z = relu(batchnorm(W @ relu(batchnorm(U @ X, 1e-5)), 1e-5))
+report gram(z)
+)";
+  const LimitResult exact = limit_of(program, {}), sampled = limit_of(program, particles(2048, 8));
+  for (std::size_t e = 0; e < exact.reports[0].value.size(); ++e) {
+    EXPECT_LE(exact.reports[0].error[0], 1e-11);
+    EXPECT_NEAR(exact.reports[0].value[e], sampled.reports[0].value[e],
+                6 * sampled.reports[0].error[e] + 1e-12);
+  }
 }
 
 // relu(x) and relu(x + y): what only one of them depends on belongs to its variance.

@@ -115,6 +115,53 @@ TEST(MomentsAgainstParticles, FeaturesThatShareTermsAgree) {
   EXPECT_GT(known, 2000u * static_cast<std::size_t>(seeds_factor()));
 }
 
+/// Two normalised layers: quotients by powers of quadratic forms of 2 to 5 samples, which may be
+/// equal or span less than their number, before and after homogeneous functions and factors beside
+/// them.  Eps is not 0, so that all means exist.
+std::string normalised_features(Dice& dice) {
+  const int samples = 2 + dice.below(4), inputs = 1 + dice.below(4);
+  std::string data;
+  for (int i = 0; i < samples; ++i) {
+    data += i ? ", [" : "[";
+    for (int j = 0; j < inputs; ++j) data += (j ? ", " : "") + dice.number(-1.5, 1.5);
+    data += "]";
+  }
+  const std::string eps = dice.pick({"1e-3", "0.1", "1"}),
+                    square = "(c^2, axis = 0, keepdims = true)";
+  std::string text = fmt::format(
+      "width n\ndata X = [{}]\nrandom U : [n, {}] ~ normal(0, 1)\nrandom y : [n] ~ normal(0, 0.5)\n"
+      "random W : [n, n] ~ normal(0, 1.5 / n)\nh = U @ X\n",
+      data, inputs);
+  text += fmt::format(
+      "c = {}\nz = {}\nu = {}(z){}\n",
+      dice.pick({"h - mean(h, axis = 0, keepdims = true)", "h", "h - 0.3 * y", "h + y"}),
+      fmt::format(fmt::runtime(dice.pick({"c / sqrt(mean{} + {})", "c / (sum{} + {})",
+                                          "c * (mean{} + {})^-0.25", "c^2 / (sum{} + {})",
+                                          "c / sqrt(sum{} + {} + 0.5 * y^2)"})),
+                  square, eps),
+      dice.pick({"relu", "abs", "leaky_relu", "sign", ""}),
+      dice.pick({"", " * y", " * relu(y)", " + 0.5 * h", " * tanh(y)"}));
+  text += fmt::format(
+      "s = W @ u\nd = s - mean(s, axis = 0, keepdims = true)\n"
+      "f = {}(d / sqrt(mean(d^2, axis = 0, keepdims = true) + {}))\n"
+      "report G = gram(u), H = E(u * h), F = gram(f)\n",
+      dice.pick({"relu", "abs", "leaky_relu", "tanh", ""}), eps);
+  return text;
+}
+
+TEST(MomentsAgainstParticles, QuotientsByNormsAgree) {
+  const auto programs = static_cast<std::uint64_t>(40 * seeds_factor());
+  constexpr std::int64_t kFew = 16384;
+  std::size_t known = 0;
+  for (std::uint64_t seed = 0; seed < programs; ++seed) {
+    Dice dice(9000 + seed);
+    const std::string text = normalised_features(dice);
+    SCOPED_TRACE(fmt::format("seed {}\n{}", seed, text));
+    known += expect_known(parsed(text), kFew, seed, 1.0 / kFew);
+  }
+  EXPECT_GT(known, 500u * static_cast<std::size_t>(seeds_factor()));
+}
+
 /// Standardised differences of the limit from networks extrapolated in the width, each within 5;
 /// none if training is chaotic.
 std::vector<double> scores_of(const std::string& text, std::uint64_t seed) {

@@ -24,7 +24,7 @@ namespace {
 namespace fs = std::filesystem;
 using nlohmann::json;
 
-constexpr int kKills = 4;  // of each command: 24 in all
+constexpr int kKills = 6;  // of each command: 36 in all
 constexpr int kMostStarts = 300;
 constexpr int kUsage = 2, kInterrupted = 75;
 

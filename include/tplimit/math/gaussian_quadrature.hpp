@@ -50,9 +50,12 @@ struct Whitened {
   }
 };
 
+inline constexpr int kMostDimensions = 3;  ///< of integrals of any function
+
 /// Pivoted Cholesky factorisation of the correlations, rows scaled back to the covariances (dim x
-/// dim, column-major).
-[[nodiscard]] Whitened whiten(std::span<const double> covariance);
+/// dim, column-major).  kRankTooLarge beyond largest_rank: L is not complete then.
+[[nodiscard]] Whitened whiten(std::span<const double> covariance,
+                              int largest_rank = kMostDimensions);
 
 struct QuadratureOptions {
   double tolerance = 1e-12;                    ///< of each output's error, relative to E|f|

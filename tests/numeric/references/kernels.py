@@ -247,13 +247,25 @@ def batchnorms():
     K2 = gram([[1], [-0.4]], mpf(1))
     K3 = gram([[1, 0.5], [-0.3, 1], [0.7, -1.2]], mpf(1) / 2)
     K4 = gram([[1, 0.5, -0.2], [-0.3, 1, 0.4], [0.7, -1.2, 0.1], [0.2, 0.3, -0.9]], mpf(1) / 3)
-    eps, small = mpf('0.1'), mpf('1e-5')
+    K8 = gram([[1, 0.5, -0.2, 0.3], [-0.3, 1, 0.4, 0.8], [0.7, -1.2, 0.1, 0.2],
+               [0.2, 0.3, -0.9, 1], [-1, 0.4, 0.6, -0.5], [0.1, -0.8, 1.1, 0.9],
+               [0.5, 0.6, 0.3, -1.3], [1, 0.5, -0.2, 0.3]], mpf(1) / 4)
+    eps, small, zero = mpf('0.1'), mpf('1e-5'), mpf(0)
     found = {}
-    for suffix, K, e in (('2', K2, eps), ('3', K3, eps), ('3_small', K3, small), ('4', K4, eps)):
+    for suffix, K, e in (('2', K2, eps), ('3', K3, eps), ('3_small', K3, small), ('4', K4, eps),
+                         ('8', K8, small), ('2_zero', K2, zero), ('3_zero', K3, zero),
+                         ('8_zero', K8, zero)):
         found['linear' + suffix] = flat(batchnorm(K, identity, e))
         found['relu' + suffix] = flat(batchnorm(K, relu, e))
-    once = batchnorm(K3, relu, eps)
-    found['deep3'] = flat(batchnorm([[2 * x for x in row] for row in once], relu, eps))
+
+    def second(K, kernel, e):
+        once = batchnorm(K, kernel, e)
+        return flat(batchnorm([[2 * x for x in row] for row in once], kernel, e))
+    for name, K, kernel, e in (('deep3', K3, relu, eps), ('deep3_linear', K3, identity, eps),
+                               ('deep2_zero', K2, relu, zero), ('deep4_small', K4, relu, small),
+                               ('deep8', K8, relu, small), ('deep8_zero', K8, relu, zero),
+                               ('deep8_linear', K8, identity, zero)):
+        found[name] = second(K, kernel, e)
     return found
 
 

@@ -1,4 +1,5 @@
 #include "tplimit/report/html.hpp"
+#include "tplimit/report/figure.hpp"
 
 #include <cmath>
 #include <set>
@@ -356,6 +357,23 @@ TEST(VegaLite, HasAllChartsWithTheirData) {
   EXPECT_EQ(json["vconcat"][1]["data"]["values"].size(), 48u);
   EXPECT_EQ(json["params"][0]["name"], "frame1");
   EXPECT_EQ(json["params"][0]["bind"]["max"], 2);
+}
+
+TEST(Figure, HasAllChartsAndNeedsNoBrowser) {
+  const LimitResult limit = limit_of({loss(), kernel(4, 3)});
+  const std::string figure = to_svg(document_of(limit, program()));
+  const auto count = [&](const std::string& part) {
+    std::size_t out = 0;
+    for (std::size_t at = 0; (at = figure.find(part, at)) != std::string::npos; ++at) ++out;
+    return out;
+  };
+  EXPECT_EQ(count("xmlns"), 1u);
+  EXPECT_EQ(count("<svg"), count("</svg>"));
+  EXPECT_EQ(count("<path class=\"line s0\""), 1u);
+  EXPECT_EQ(count("class=\"cells\""), 1u);  // of three frames the last
+  EXPECT_THAT(figure, HasSubstr(">t = 2</text>"));
+  EXPECT_THAT(figure, Not(HasSubstr("var(")));
+  EXPECT_THAT(figure, HasSubstr(".s0 { stroke: #0072b2;"));
 }
 
 TEST(Text, HasSparklinesAndColoursOnTerminalsOnly) {
