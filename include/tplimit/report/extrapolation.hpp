@@ -47,6 +47,23 @@ struct PowerFit {
 std::optional<PowerFit> fit_power(const std::vector<double>& x, const std::vector<double>& values,
                                   const std::vector<double>& errors);
 
+/// The power with which values grow as x does without bound: the slopes of log value between
+/// neighbours, extrapolated.
+struct LimitingPower {
+  double value = 0;
+  double sampling_error = 0;       ///< from the errors of the values, taken as independent
+  double extrapolation_error = 0;  ///< of the drift of the slopes
+  double last = 0;                 ///< the slope between the last two values
+  bool faster = false;  ///< slopes do not settle and grow by a factor: no power, as exp(x)
+  [[nodiscard]] double error() const;  ///< both, as squares
+};
+/// Slopes are extrapolated in 1/x, by the order that they show where that is not 1; the error then
+/// contains what the order makes of it.  Of slopes that do not settle the last, with twice their
+/// spread as its error.  Nothing unless there are three values or more, all positive; x rises.
+std::optional<LimitingPower> limiting_power(const std::vector<double>& x,
+                                            const std::vector<double>& values,
+                                            const std::vector<double>& errors);
+
 /// One number of a report at all values of the constant.
 struct ExtrapolatedEntry {
   std::string label;                   ///< "t = 3, [1]"; empty for a number
