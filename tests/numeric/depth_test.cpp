@@ -150,8 +150,9 @@ TEST(Depth, SlowCorrectionsAreNoPowers) {
   // (1 + L^(-3/2))^L tends to 1 like L^(-1/2).
   const DepthCheck check = measured({0.75, 0.25});
   for (const DepthSize& s : check.sizes)
-    if (s.what == DepthQuantity::kValue || s.what == DepthQuantity::kChange)
+    if (s.what == DepthQuantity::kValue || s.what == DepthQuantity::kChange) {
       EXPECT_NE(s.growth(), DepthGrowth::kGrows) << s.name;
+    }
   EXPECT_NE(verdict(check).stable, Answer::kNo);
   EXPECT_EQ(verdict(check).diverse, Answer::kNo);
 }
