@@ -60,7 +60,9 @@ TEST(Lexer, DepthIsAKeywordWhereItDeclares) {
 TEST(Lexer, TellsKeywordsFromNames) {
   for (auto kind = kWidth; kind <= kFalse;
        kind = static_cast<TokenKind>(static_cast<int>(kind) + 1)) {
-    if (kind != kDepth) EXPECT_EQ(kinds(spelling(kind)), Kinds{kind}) << spelling(kind);
+    if (kind != kDepth) {
+      EXPECT_EQ(kinds(spelling(kind)), Kinds{kind}) << spelling(kind);
+    }
     EXPECT_EQ(kinds(std::string(spelling(kind)) + "_"), Kinds{kIdentifier});
     EXPECT_EQ(begins_statement(kind), kind <= kImport);
     EXPECT_TRUE(is_keyword(kind));
