@@ -52,6 +52,9 @@ tplimit_output_test(coordcheck 0 "coordcheck network.tp --widths 64,256,1024 --s
 tplimit_output_test(coordcheck_standard 0 "coordcheck sweep.tp --set parametrization=standard --widths 64,256,1024 --seeds 4 --steps 2 --particles 512 --randomisations 2")
 tplimit_output_test(explain_base_width 0 "explain network.tp --parametrization --width 4096 --base-width 256")
 tplimit_output_test(gallery 0 "gallery")
+add_test(NAME streams COMMAND ${CMAKE_COMMAND} -DTPLIMIT=$<TARGET_FILE:tplimit_cli> -DFOLDER=${CMAKE_CURRENT_SOURCE_DIR}/golden/cli
+  -DSCRATCH=${CMAKE_CURRENT_BINARY_DIR}/streams -P ${CMAKE_CURRENT_SOURCE_DIR}/golden/streams.cmake)
+set_tests_properties(streams PROPERTIES LABELS golden TIMEOUT 120)
 add_test(NAME sweep_rows COMMAND ${CMAKE_COMMAND} -DTPLIMIT=$<TARGET_FILE:tplimit_cli> -DFOLDER=${CMAKE_CURRENT_SOURCE_DIR}/golden/cli
   -DSCRATCH=${CMAKE_CURRENT_BINARY_DIR}/sweep_rows -P ${CMAKE_CURRENT_SOURCE_DIR}/golden/sweep_rows.cmake)
 set_tests_properties(sweep_rows PROPERTIES LABELS golden TIMEOUT 120)

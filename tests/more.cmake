@@ -79,3 +79,9 @@ if(TPLIMIT_PYTHON3)
     set_tests_properties(editors_${test} PROPERTIES LABELS golden TIMEOUT 120 ENVIRONMENT PYTHONDONTWRITEBYTECODE=1)
   endforeach()
 endif()
+
+# What users install: the Debian package, the manual, completions of shells.
+add_test(NAME package COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/package/package.sh ${PROJECT_BINARY_DIR} ${CMAKE_CURRENT_BINARY_DIR}/package ${PROJECT_SOURCE_DIR}/programs)
+add_test(NAME manual COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/package/manual.sh $<TARGET_FILE:tplimit_cli> ${CMAKE_CURRENT_BINARY_DIR}/manual)
+add_test(NAME completions COMMAND ${CMAKE_CURRENT_SOURCE_DIR}/package/completions.sh $<TARGET_FILE:tplimit_cli> ${CMAKE_CURRENT_SOURCE_DIR}/golden/cli)
+set_tests_properties(package manual completions PROPERTIES LABELS golden TIMEOUT 120 SKIP_RETURN_CODE 77)

@@ -390,7 +390,7 @@ class PyProgram {
       document.append(document_of(counted, *module_->written, source_));
       if (!orders) document.add({document::Listing{render(orders.errors(), source_)}});
       return Written{to_text(document), to_html(document),
-                     to_json(counted, *module_->written, source_), ""};
+                     to_json(counted, *module_->written, program_info(*module_)), ""};
     });
   }
 
@@ -417,7 +417,7 @@ class PyProgram {
       const std::string& title = source_.name();
       return Written{to_text(limit.formulas, view, numbers, title),
                      to_html(to_document(limit.formulas, view, numbers, title)),
-                     to_json(limit.formulas, view, numbers, title),
+                     to_json(limit.formulas, view, numbers, program_info(*module_)),
                      to_latex(limit.formulas, view, numbers, title)};
     });
   }

@@ -8,6 +8,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <iostream>
 #include <iterator>
 #include <string_view>
 
@@ -57,9 +58,16 @@ int reject(const Diagnostics& errors, const Source& source) {
 
 namespace {
 
+/// Standard input is read once: a program may be evaluated several times.
+Result<Source> read_program(const std::string& file) {
+  if (file != kStandard) return read_source(file);
+  static const Result<Source> standard = read_source(std::cin, "<stdin>");
+  return standard;
+}
+
 Loaded load_here(const Options& options, std::uint64_t draw) {
   const std::filesystem::path file = options.files.at(0);
-  Result<Source> read = read_source(file);
+  Result<Source> read = read_program(file);
   if (!read) return {Source(file.string(), ""), read.errors()};
   Source source = with_imports(std::move(*read), file.parent_path());
   LowerOptions lower = options.lower;
@@ -87,7 +95,10 @@ void fit_widths(std::vector<std::int64_t>& widths, const Module& module) {
 }
 
 ProgramInfo info(const Module& module, const Options& options) {
-  return program_info(module, options.evaluate);
+  ProgramInfo out = program_info(module, options.evaluate);
+  out.command = options.command;
+  out.options = options.given;
+  return out;
 }
 
 TextOptions text_options(const Options& options) {
@@ -172,7 +183,13 @@ std::string write_page(document::Document page, std::string_view command, const 
                                                             {"tplimit", version()}};
   for (auto& setting : identity(command, options, module)) settings.push_back(std::move(setting));
   page.append(provenance(info(module, options), settings, render(warnings, module.source)));
-  return write_file(options.html, to_html(page));
+  return write_output(options.html, to_html(page));
+}
+
+std::string write_output(const std::string& file, const std::string& text) {
+  if (file != kStandard) return write_file(file, text);
+  fmt::print("{}", text);
+  return "";
 }
 
 namespace {
@@ -203,7 +220,7 @@ std::string output_fault(const Options& options) {
   std::string fault;
   if (is_first(options))
     for (const std::string& file : {options.out, options.html, options.plot})
-      if (fault.empty() && !file.empty()) fault = why_not_writable(file);
+      if (fault.empty() && !file.empty() && file != kStandard) fault = why_not_writable(file);
   return as_on_first_rank(*options.evaluate.ranks, fault) ? fault : "rank 0 cannot write";
 }
 
@@ -305,6 +322,7 @@ namespace {
 std::variant<LimitResult, std::string> read_limit(const std::string& file, const Module& module,
                                                   const ir::Program& networks,
                                                   const Options& options) {
+  if (std::string reason = why_not_readable(file); !reason.empty()) return reason;
   std::ifstream in(file, std::ios::binary);
   const std::string text{std::istreambuf_iterator<char>(in), {}};
   if (!in) return std::string("cannot be read");
@@ -379,8 +397,6 @@ int compare(const Options& given) {
   if (usual) options.widths = kUsualWidths;
   if (options.fit_corrections && options.widths.size() < 2 && !measured)
     return complain("--fit-corrections needs two widths or more");
-  if (options.out.ends_with(".npz"))
-    return complain("compare writes JSON: name another file than an .npz archive");
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
@@ -472,8 +488,8 @@ int check(const Options& options) {
   }
   if (!options.out.empty())
     if (const std::string failure =
-            write_file(options.out,
-                       to_json(counted, *module.written, module.source, depth ? &*depth : nullptr));
+            write_output(options.out, to_json(counted, *module.written, info(module, options),
+                                              depth ? &*depth : nullptr));
         !failure.empty())
       return complain(failure);
   const int of_width = counted.regime == Regime::kUnstable ? kUnstable
@@ -482,6 +498,7 @@ int check(const Options& options) {
                            : kDone;
   const int verdict = std::max<int>(of_width, depth ? exit_code(*depth) : kDone);
   if (!options.quiet || !options.html.empty()) {
+    const bool print = options.prints_text();
     Diagnostics warnings = module.warnings;
     if (orders)
       // Not what vanishes: the table says it.
@@ -498,14 +515,14 @@ int check(const Options& options) {
     if (orders) {
       const Result<std::vector<ReportMethod>> methods = tplimit::methods(module, options.evaluate);
       if (!methods) {
-        if (!options.quiet) fmt::print("{}\n", to_text(document));
+        if (print) fmt::print("{}\n", to_text(document));
         return reject(methods.errors(), module.source);
       }
       document.append(document_of(*orders, *methods, module.source));
     }
     document.append(document_of(counted, *module.written, module.source));
     if (depth) document.append(document_of(*depth));
-    if (!options.quiet) fmt::print("{}", to_text(document, text_options(options)));
+    if (print) fmt::print("{}", to_text(document, text_options(options)));
     if (!options.html.empty()) {
       // What stops the limit is no result: it stands among the warnings.
       if (!orders) warnings.insert(warnings.end(), orders.errors().begin(), orders.errors().end());
@@ -527,10 +544,10 @@ namespace {
 
 int deliver_text(const std::string& text, const Options& options) {
   if (options.out.empty()) {
-    fmt::print("{}", text);
+    if (options.streams() == 0) fmt::print("{}", text);
     return kDone;
   }
-  const std::string failure = is_first(options) ? write_file(options.out, text) : "";
+  const std::string failure = is_first(options) ? write_output(options.out, text) : "";
   return failure.empty() ? kDone : complain(failure);
 }
 
@@ -590,7 +607,7 @@ int explain(const Options& options) {
     case Format::kLatex:
       return deliver_text(to_latex(limit->formulas, view, numbers, title), options);
     case Format::kJson:
-      return deliver_text(to_json(limit->formulas, view, numbers, title), options);
+      return deliver_text(to_json(limit->formulas, view, numbers, info(module, options)), options);
   }
   return kDone;
 }
@@ -599,7 +616,7 @@ int format(const Options& options) {
   int code = kDone;
   const auto worse = [&](int other) { code = std::max(code, other); };
   for (const std::string& file : options.files) {
-    const Result<Source> source = read_source(file);
+    const Result<Source> source = read_program(file);
     if (!source) {
       worse(reject(source.errors(), Source(file, "")));
       continue;
@@ -609,9 +626,9 @@ int format(const Options& options) {
       worse(reject(text.errors(), *source));
     } else if (options.only_check) {
       if (*text == source->text()) continue;
-      fmt::print("{} would change\n", file);
+      fmt::print("{} would change\n", source->name());
       worse(kRejected);
-    } else if (!options.in_place) {
+    } else if (!options.in_place || file == kStandard) {
       fmt::print("{}", *text);
     } else if (*text != source->text()) {
       if (const std::string failure = write_file(file, *text); !failure.empty())
@@ -619,6 +636,18 @@ int format(const Options& options) {
     }
   }
   return code;
+}
+
+std::vector<std::string> library_names() {
+  constexpr std::string_view kStart = "\nfn ";
+  const std::string_view text = standard_library();
+  std::vector<std::string> out;
+  for (std::size_t at = text.find(kStart); at != std::string_view::npos;
+       at = text.find(kStart, at + 1)) {
+    const std::size_t begin = at + kStart.size();
+    out.emplace_back(text.substr(begin, text.find('(', begin) - begin));
+  }
+  return out;
 }
 
 int library(const Options& options) {

@@ -11,6 +11,10 @@
 
 /// What the subcommands do: results to standard output, diagnostics to standard error, exit code
 /// returned.
+namespace CLI {
+class App;
+}
+
 namespace tplimit::cli {
 
 /// docs/cli.md says when each is used; the highest that applies in the order kFailed,
@@ -33,6 +37,9 @@ class RanksDiffer : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;
 };
+
+/// Standard input as a program, standard output as a file of results.
+inline constexpr const char* kStandard = "-";
 
 enum class Format { kText, kLatex, kJson };
 
@@ -57,13 +64,17 @@ struct Options {
   std::vector<std::string> against;  ///< compare: files of measurements; empty: own networks
   int draws = 1;                     ///< run, compare
   std::string limit;                 ///< compare: a result of run --out; empty: computed
-  std::string out;                   ///< JSON file, or .npz; empty: none
-  std::string html;                  ///< page; empty: none
-  std::string plot;                  ///< Vega-Lite; empty: none
-  std::string command_line;          ///< as it was given, for pages
-  std::string folder;                ///< gallery; empty: the entry's name
-  std::string checkpoint;            ///< folder; empty: none
-  double checkpoint_interval = 60;   ///< seconds
+  std::string out;                   ///< JSON file, or .npz, or kStandard; empty: none
+  std::string html;                  ///< page; the same
+  std::string plot;                  ///< Vega-Lite; the same
+  const CLI::App* app = nullptr;     ///< the description of all commands
+  std::string command;               ///< its name
+  std::vector<std::pair<std::string, std::vector<std::string>>>
+      given;                        ///< its options, as they were given
+  std::string command_line;         ///< all of it, for pages
+  std::string folder;               ///< gallery, man; empty: the entry's name, none
+  std::string checkpoint;           ///< folder; empty: none
+  double checkpoint_interval = 60;  ///< seconds
   bool quiet = false, full = false;
   std::shared_ptr<PassLog> passes = std::make_shared<PassLog>();
   bool parametrization = false, numbers = false;  ///< explain
@@ -71,6 +82,13 @@ struct Options {
   Format format = Format::kText;
   explain::Selection selection;
   bool in_place = false, only_check = false;  ///< fmt
+
+  /// How many of the results go to standard output.
+  [[nodiscard]] int streams() const {
+    return (out == kStandard) + (html == kStandard) + (plot == kStandard);
+  }
+  /// Whether what is for readers goes there.
+  [[nodiscard]] bool prints_text() const { return !quiet && streams() == 0; }
 };
 
 /// Parses the words behind `tplimit`, then runs the one command that they name.
@@ -87,5 +105,7 @@ int check(const Options& options);
 int explain(const Options& options);
 int format(const Options& options);
 int library(const Options& options);
+/// What `library` knows.
+std::vector<std::string> library_names();
 
 }  // namespace tplimit::cli

@@ -8,8 +8,6 @@ int coordcheck(const Options& given) {
   Options options = given;
   const bool usual = options.widths.empty();
   if (usual) options.widths = kUsualWidths;
-  if (options.out.ends_with(".npz"))
-    return complain("coordcheck writes JSON: name another file than an .npz archive");
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);

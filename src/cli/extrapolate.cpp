@@ -14,8 +14,6 @@ int extrapolate(const Options& options) {
   const auto start = std::chrono::steady_clock::now();
   if (options.over.size() != 1) return complain("--in: one constant is extrapolated");
   const auto& [constant, texts] = options.over[0];
-  if (options.out.ends_with(".npz"))
-    return complain("extrapolate writes JSON: name another file than an .npz archive");
   if (const std::string fault = extrapolation_fault(constant, texts); !fault.empty())
     return complain(fmt::format("--in: {}", fault));
   if (const std::string fault = fault_of_variation(options); !fault.empty()) return complain(fault);

@@ -74,8 +74,7 @@ std::string write_new(const fs::path& path, std::string_view text) {
 
 int list() {
   std::size_t widest = 0;
-  for (const GalleryFile& file : gallery_files())
-    if (file.path.starts_with(kFolder)) widest = std::max(widest, name_of(file).size());
+  for (const std::string& name : gallery_names()) widest = std::max(widest, name.size());
   for (const GalleryFile& file : gallery_files())
     if (file.path.starts_with(kFolder)) {
       std::string_view title = lines_of(file.text).at(0);
@@ -86,6 +85,13 @@ int list() {
 }
 
 }  // namespace
+
+std::vector<std::string> gallery_names() {
+  std::vector<std::string> out;
+  for (const GalleryFile& file : gallery_files())
+    if (file.path.starts_with(kFolder)) out.push_back(name_of(file));
+  return out;
+}
 
 int gallery(const Options& options) {
   if (options.files.empty()) return list();

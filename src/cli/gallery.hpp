@@ -1,7 +1,9 @@
 #pragma once
 
 #include <span>
+#include <string>
 #include <string_view>
+#include <vector>
 
 namespace tplimit::cli {
 
@@ -10,5 +12,7 @@ struct GalleryFile {
   std::string_view path, text;
 };
 std::span<const GalleryFile> gallery_files();
+/// Of the entries.
+std::vector<std::string> gallery_names();
 
 }  // namespace tplimit::cli

@@ -11,7 +11,9 @@
 #include <fmt/ranges.h>
 #include <CLI/CLI.hpp>
 
+#include "cli/gallery.hpp"
 #include "cli/lsp.hpp"
+#include "cli/manual.hpp"
 #include "cli/numbers.hpp"
 #include "cli/shared.hpp"
 #include "parallel/session.hpp"
@@ -50,33 +52,25 @@ auto real(double least, double most) {
   };
 }
 
-Engine parse_engine(const std::string& name, const std::string& text) {
-  if (text == "auto") return Engine::kAuto;
-  if (text == "exact") return Engine::kExact;
-  if (text == "moments") return Engine::kMoments;
-  if (text == "particles") return Engine::kParticles;
-  throw CLI::ValidationError(
-      name, fmt::format("'{}' is not one of auto, exact, moments, particles", text));
+std::string alternatives(const std::vector<std::string>& names) {
+  return fmt::format("{}", fmt::join(names, "|"));
 }
 
-Matrices parse_matrices(const std::string& name, const std::string& text) {
-  if (text == "auto") return Matrices::kAuto;
-  if (text == "stored" || text == "dense") return Matrices::kDense;
-  if (text == "lazy") return Matrices::kLazy;
-  throw CLI::ValidationError(name, fmt::format("'{}' is not one of auto, stored, lazy", text));
-}
-
-bool parse_single(const std::string& name, const std::string& text) {
-  if (text == "single") return true;
-  if (text == "double") return false;
-  throw CLI::ValidationError(name, fmt::format("'{}' is not one of single, double", text));
-}
-
-Format parse_format(const std::string& name, const std::string& text) {
-  if (text == "text") return Format::kText;
-  if (text == "latex") return Format::kLatex;
-  if (text == "json") return Format::kJson;
-  throw CLI::ValidationError(name, fmt::format("'{}' is not one of text, latex, json", text));
+/// An option with one of these values.  They stand in its type, as in "auto|exact": help, pages of
+/// the manual and completions read them there.
+template <class Target>
+void add_choice(CLI::App& app, const std::string& name, Target& target, const std::string& help,
+                const std::vector<std::pair<std::string, Target>>& choices) {
+  std::vector<std::string> names;
+  for (const auto& [choice, value] : choices) names.push_back(choice);
+  const auto take = [=, &target](const std::string& text) {
+    const auto at = std::find(names.begin(), names.end(), text);
+    if (at == names.end())
+      throw CLI::ValidationError(
+          name, fmt::format("'{}' is not one of {}", text, fmt::join(names, ", ")));
+    target = choices[static_cast<std::size_t>(at - names.begin())].second;
+  };
+  app.add_option_function<std::string>(name, take, help)->type_name(alternatives(names));
 }
 
 std::pair<std::int64_t, std::int64_t> parse_steps(const std::string& name,
@@ -120,7 +114,10 @@ void add_assignments(CLI::App& app, const std::string& name, const char* type, A
 }
 
 void add_program(CLI::App& app, Options& o) {
-  app.add_option("FILE", o.files, "The program (.tp)")->required()->expected(1)->type_name("");
+  app.add_option("FILE", o.files, "The program (.tp); -: standard input")
+      ->required()
+      ->expected(1)
+      ->type_name("");
   add_assignments(app, "--set", "NAME=VALUE", o.lower.constants,
                   "Replace a constant of the program; may be repeated");
   add_assignments(app, "--data", "NAME=FILE", o.lower.data_files,
@@ -128,11 +125,10 @@ void add_program(CLI::App& app, Options& o) {
 }
 
 void add_passes(CLI::App& app, Options& o) {
-  app.add_option("--dump-after", o.passes->dump_after,
-                 "Print the program after this pass: " +
-                     fmt::format("{}", fmt::join(PassLog::names(), ", ")))
-      ->type_name("PASS")
-      ->check(CLI::IsMember(PassLog::names()).description(""));
+  std::vector<std::pair<std::string, std::string>> passes;
+  for (const std::string& name : PassLog::names()) passes.emplace_back(name, name);
+  add_choice(app, "--dump-after", o.passes->dump_after, "Print the program after this pass",
+             passes);
   app.add_flag("--time-passes", o.passes->times, "Print the time of each pass to standard error");
 }
 
@@ -142,7 +138,13 @@ void add_page(CLI::App& app, Options& o) {
       ->type_name("FILE");
 }
 
-void add_running(CLI::App& app, Options& o) {
+constexpr const char* kNumbersOut = "Write all numbers to this JSON file; -: standard output";
+constexpr const char* kArraysOut =
+    "Write all numbers to this JSON file, or as NumPy arrays to FILE.npz; -: JSON to standard "
+    "output";
+
+/// `out`: what --out does.
+void add_running(CLI::App& app, Options& o, const char* out) {
   app.add_option("--decouple", o.ablations.decouple,
                  "Ablation: products with the transpose of this matrix use an independent copy; "
                  "may be repeated")
@@ -156,15 +158,19 @@ void add_running(CLI::App& app, Options& o) {
       "Default 0: all cores.  Results do not depend on it", small_count(0));
   add(app, "--memory", "BYTES", o.evaluate.memory_bytes,
       "Refuse to use more, as in 4G; default: 80 % of the machine's", parse_bytes);
-  add(app, "--matrices", "KIND", o.evaluate.matrices,
-      "stored: all entries; lazy: revealed product by product, the same law; default auto",
-      parse_matrices);
-  add(app, "--precision", "NAME", o.simulate.single_precision,
+  add_choice<Matrices>(
+      app, "--matrices", o.evaluate.matrices,
+      "stored (or dense): all entries; lazy: revealed product by product, the same law; default "
+      "auto",
+      {{"auto", Matrices::kAuto},
+       {"stored", Matrices::kDense},
+       {"dense", Matrices::kDense},
+       {"lazy", Matrices::kLazy}});
+  add_choice<bool>(
+      app, "--precision", o.simulate.single_precision,
       "Of stored matrices, bases and normals: single halves memory and time; default double",
-      parse_single);
-  app.add_option("--out", o.out,
-                 "Write all numbers to this JSON file, or as NumPy arrays to FILE.npz")
-      ->type_name("FILE");
+      {{"double", false}, {"single", true}});
+  app.add_option("--out", o.out, out)->type_name("FILE");
   add_page(app, o);
   app.add_flag("--quiet", o.quiet, "Print errors only");
   app.add_flag("--full", o.full, "Print every number of large arrays");
@@ -188,10 +194,13 @@ void add_checkpoint(CLI::App& app, Options& o) {
 }
 
 void add_engine(CLI::App& app, Options& o) {
-  add(app, "--engine", "NAME", o.evaluate.engine,
-      "auto: the strongest method for each report; exact, moments (also closed forms and "
-      "quadrature), particles; default auto",
-      parse_engine);
+  add_choice<Engine>(app, "--engine", o.evaluate.engine,
+                     "auto: the strongest method for each report; moments: also closed forms and "
+                     "quadrature; default auto",
+                     {{"auto", Engine::kAuto},
+                      {"exact", Engine::kExact},
+                      {"moments", Engine::kMoments},
+                      {"particles", Engine::kParticles}});
 }
 
 void add_limit(CLI::App& app, Options& o, std::int64_t least_randomisations) {
@@ -231,19 +240,19 @@ void add_networks(CLI::App& app, Options& o, int seeds, int least_seeds) {
       small_count(least_seeds));
 }
 
-void add_run_options(CLI::App& own, Options& o) {
+void add_run_options(CLI::App& own, Options& o, const char* out) {
   add_program(own, o);
   add_limit(own, o, 1);
   add(own, "--draws", "K", o.draws,
       "Average over K draws of the random scalars and show their spread", small_count(1));
-  add_running(own, o);
+  add_running(own, o, out);
   add_plot(own, o);
   add_checkpoint(own, o);
 }
 
 CLI::App& add_run(CLI::App& app, Options& o) {
   CLI::App& own = *app.add_subcommand("run", "Compute the limit of infinite width");
-  add_run_options(own, o);
+  add_run_options(own, o, kArraysOut);
   return own;
 }
 
@@ -267,7 +276,7 @@ void add_variation(CLI::App& own, const std::string& name, Options& o, const std
 CLI::App& add_sweep(CLI::App& app, Options& o) {
   CLI::App& own = *app.add_subcommand(
       "sweep", "Compute the limit for all combinations of values of some constants");
-  add_run_options(own, o);
+  add_run_options(own, o, kNumbersOut);
   add_variation(
       own, "--over", o,
       "A constant, or parametrization, and its values, as in eta=0.1,0.3; may be repeated");
@@ -287,7 +296,7 @@ CLI::App& add_sweep(CLI::App& app, Options& o) {
 CLI::App& add_extrapolate(CLI::App& app, Options& o) {
   CLI::App& own = *app.add_subcommand(
       "extrapolate", "Compute the limit as a constant grows, or shrinks to 0, too");
-  add_run_options(own, o);
+  add_run_options(own, o, kNumbersOut);
   add_variation(own, "--in", o,
                 "A constant and its values, as in L=8,16,32 (to infinity) or dt=0.1,0.05 (to 0)");
   add(own, "--order", "P", o.order,
@@ -301,7 +310,7 @@ CLI::App& add_simulate(CLI::App& app, Options& o) {
   add(own, "--width", "N", o.simulate.width, "Width of the networks; default 512",
       count(1, kWidest));
   add_networks(own, o, 1, 1);
-  add_running(own, o);
+  add_running(own, o, kArraysOut);
   add_plot(own, o);
   add_checkpoint(own, o);
   return own;
@@ -337,7 +346,7 @@ CLI::App& add_compare(CLI::App& app, Options& o) {
   for (const char* other : {"--engine", "--particles", "--randomisations", "--tol", "--rank-tol",
                             "--merge-rows", "--draws"})
     known->excludes(own.get_option(other));
-  add_running(own, o);
+  add_running(own, o, kArraysOut);
   add_plot(own, o);
   add_checkpoint(own, o);
   return own;
@@ -353,7 +362,7 @@ CLI::App& add_coordcheck(CLI::App& app, Options& o) {
   add(own, "--steps", "T", o.coordinate_steps, "Steps of training; default 4", small_count(0));
   add_networks(own, o, 4, 2);
   add_limit(own, o, 2);
-  add_running(own, o);
+  add_running(own, o, kNumbersOut);
   add_plot(own, o);
   return own;
 }
@@ -369,7 +378,8 @@ CLI::App& add_check(CLI::App& app, Options& o) {
       parse_widths);
   add(own, "--steps", "T", o.depth_steps, "Steps of training at each depth; default 2",
       small_count(0));
-  own.add_option("--out", o.out, "Write sizes, verdict and advice to this JSON file")
+  own.add_option("--out", o.out,
+                 "Write sizes, verdict and advice to this JSON file; -: standard output")
       ->type_name("FILE");
   add_page(own, o);
   own.add_flag("--quiet", o.quiet, "Print errors only");
@@ -391,8 +401,8 @@ CLI::App& add_explain(CLI::App& app, Options& o) {
       ->needs(own.get_option("--base-width"))
       ->needs(own.get_option("--parametrization"));
   own.get_option("--base-width")->needs(own.get_option("--width"));
-  add(own, "--format", "NAME", o.format, "text, latex (a document) or json; default text",
-      parse_format);
+  add_choice<Format>(own, "--format", o.format, "latex: a document; default text",
+                     {{"text", Format::kText}, {"latex", Format::kLatex}, {"json", Format::kJson}});
   own.add_option("--vector", o.selection.names,
                  "Only values of this name, and what stands in their formulas; may be repeated")
       ->type_name("NAME")
@@ -401,13 +411,13 @@ CLI::App& add_explain(CLI::App& app, Options& o) {
       "Only what belongs to these steps of training (half-open)", parse_steps);
   own.add_flag("--numbers", o.numbers, "Evaluate every mean and coefficient that is shown");
   add_limit(own, o, 2);
-  add_running(own, o);
+  add_running(own, o, "Write the formulas to this file; -: standard output");
   return own;
 }
 
 CLI::App& add_format(CLI::App& app, Options& o) {
   CLI::App& own = *app.add_subcommand("fmt", "Print programs in canonical layout");
-  own.add_option("FILE", o.files, "Programs (.tp)")->required()->type_name("");
+  own.add_option("FILE", o.files, "Programs (.tp); -: standard input")->required()->type_name("");
   CLI::Option* in_place = own.add_flag("--in-place", o.in_place, "Rewrite the files");
   own.add_flag("--check", o.only_check, "Only say which files would change; exit code 1 if any")
       ->excludes(in_place);
@@ -416,19 +426,16 @@ CLI::App& add_format(CLI::App& app, Options& o) {
 
 CLI::App& add_library(CLI::App& app, Options& o) {
   CLI::App& own = *app.add_subcommand("std", "Print the standard library, or functions of it");
-  own.add_option("NAME", o.files, "Functions, such as layernorm")->type_name("");
+  own.add_option("NAME", o.files, "Functions")->type_name(alternatives(library_names()));
   return own;
 }
 
-struct Command {
-  CLI::App& (*declare)(CLI::App&, Options&);
-  int (*run)(const Options&);
-  bool shared;  ///< between the ranks of a job
-};
 CLI::App& add_gallery(CLI::App& app, Options& o) {
   CLI::App& own = *app.add_subcommand(
       "gallery", "List results of the literature, or compute one and write its page");
-  own.add_option("NAME", o.files, "The entry; none: list them")->expected(0, 1)->type_name("");
+  own.add_option("NAME", o.files, "The entry; none: list them")
+      ->expected(0, 1)
+      ->type_name(alternatives(gallery_names()));
   own.add_option("--folder", o.folder, "Where the program and its pages go; default NAME")
       ->type_name("FOLDER");
   own.add_flag("--quiet", o.quiet, "Print the results of its commands only");
@@ -441,18 +448,72 @@ CLI::App& add_lsp(CLI::App& app, Options&) {
   return own;
 }
 
-constexpr std::array kCommands{Command{add_run, run, true},
-                               Command{add_simulate, simulate, true},
-                               Command{add_compare, compare, true},
+CLI::App& add_manual(CLI::App& app, Options& o) {
+  std::vector<std::string> commands;  // those before this one
+  for (const CLI::App* command : app.get_subcommands({})) commands.push_back(command->get_name());
+  CLI::App& own = *app.add_subcommand("man", "Print a page of the manual, as groff reads it");
+  own.add_option("COMMAND", o.files, "The command; none: the page of tplimit")
+      ->expected(0, 1)
+      ->type_name(alternatives(commands));
+  own.add_option("--folder", o.folder, "Write the pages of all commands into this folder instead")
+      ->type_name("FOLDER");
+  return own;
+}
+
+CLI::App& add_completions(CLI::App& app, Options& o) {
+  CLI::App& own = *app.add_subcommand("completions", "Print the completions for a shell");
+  own.add_option("SHELL", o.files, "The shell")
+      ->required()
+      ->expected(1)
+      ->type_name(alternatives(shells()));
+  return own;
+}
+
+struct Command {
+  CLI::App& (*declare)(CLI::App&, Options&);
+  int (*run)(const Options&);
+  bool shared = false;  ///< between the ranks of a job
+  bool arrays = false;  ///< --out writes .npz, too
+};
+constexpr std::array kCommands{Command{add_run, run, true, true},
+                               Command{add_simulate, simulate, true, true},
+                               Command{add_compare, compare, true, true},
                                Command{add_sweep, sweep, true},
                                Command{add_extrapolate, extrapolate, true},
                                Command{add_coordcheck, coordcheck, true},
-                               Command{add_check, check, false},
+                               Command{add_check, check},
                                Command{add_explain, explain, true},
-                               Command{add_format, format, false},
+                               Command{add_format, format},
                                Command{add_gallery, gallery, true},
-                               Command{add_library, library, false},
-                               Command{add_lsp, serve_editor, false}};
+                               Command{add_library, library},
+                               Command{add_lsp, serve_editor},
+                               Command{add_manual, manual},
+                               Command{add_completions, completions}};
+
+/// "" or why the files on the command line cannot be used together.
+std::string fault_of_files(const Options& o, bool arrays) {
+  if (!arrays && o.out.ends_with(".npz"))
+    return fmt::format("--out {}: {} writes no arrays, name a file of another kind", o.out,
+                       o.command);
+  if (o.evaluate.ranks->size() > 1 &&
+      std::find(o.files.begin(), o.files.end(), kStandard) != o.files.end())
+    return "FILE -: standard input reaches one process of a job only, name a file";
+  if (o.streams() > 1) return "standard output takes one of --out, --html, --plot";
+  if (o.streams() > 0 && !o.passes->dump_after.empty())
+    return "--dump-after prints to standard output, too: name a file instead of -";
+  return "";
+}
+
+/// The options of a command line, by name.
+std::vector<std::pair<std::string, std::vector<std::string>>> given_options(const CLI::App& own) {
+  std::vector<std::pair<std::string, std::vector<std::string>>> out;
+  for (const CLI::Option* option : own.get_options())
+    if (!option->get_positional() && option->count() > 0)
+      out.emplace_back(option->get_name(), option->get_items_expected_max() > 0
+                                               ? option->results()
+                                               : std::vector<std::string>());
+  return out;
+}
 
 /// A command or an option that there is none of, in a sentence; CLI11 takes the value of an unknown
 /// option for a second FILE.
@@ -522,7 +583,12 @@ int dispatch(const std::vector<std::string>& words, const Communicator& ranks) {
   o.simulate.matrices = o.evaluate.matrices;
   o.simulate.memory_bytes = o.evaluate.memory_bytes;
   o.evaluate.ranks = o.simulate.ranks = &ranks;
+  o.app = &app;
+  o.command = apps[named]->get_name();
+  o.given = given_options(*apps[named]);
   o.command_line = fmt::format("tplimit {}", fmt::join(words, " "));
+  if (const std::string fault = fault_of_files(o, command.arrays); !fault.empty())
+    return complain(fault);
   o.lower.memory_bytes =
       o.evaluate.memory_bytes > 0 ? o.evaluate.memory_bytes : 0.8 * ranks.memory();
   if (ranks.rank() > 0 && !command.shared) return kDone;

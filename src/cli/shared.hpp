@@ -78,6 +78,9 @@ int conclude(std::optional<Checkpoint>& checkpoint, int code, const Diagnostics&
 
 // ---- results
 
+/// write_file, or to standard output (kStandard).
+std::string write_output(const std::string& file, const std::string& text);
+
 /// The results, how to repeat them, the program.
 std::string write_page(document::Document page, std::string_view command, const Module& module,
                        const Diagnostics& warnings, const Options& options);
@@ -87,7 +90,7 @@ std::string write_results(const std::string& file, const Results& results,
                           const ProgramInfo& program) {
   if constexpr (requires { write_npz(file, results, program); })
     if (file.ends_with(".npz")) return write_npz(file, results, program);
-  return write_file(file, to_json(results, program));
+  return write_output(file, to_json(results, program));
 }
 
 /// The files first: a reader of the text that goes away early must not prevent it.
@@ -106,10 +109,10 @@ int deliver(std::string_view command, const Results& results, const Module& modu
       code = complain(failure);
   if (!options.plot.empty() && is_first(options))
     if (const std::string failure =
-            write_file(options.plot, to_vega_lite(document_of(results, program)));
+            write_output(options.plot, to_vega_lite(document_of(results, program)));
         !failure.empty())
       code = complain(failure);
-  if (!options.quiet) fmt::print("{}", to_text(results, program, text_options(options)));
+  if (options.prints_text()) fmt::print("{}", to_text(results, program, text_options(options)));
   return code;
 }
 

@@ -47,8 +47,6 @@ std::string fault_of_variation(const Options& options) {
 
 int sweep(const Options& options) {
   const auto start = std::chrono::steady_clock::now();
-  if (options.out.ends_with(".npz"))
-    return complain("sweep writes JSON: name another file than an .npz archive");
   if (!options.widths.empty() && options.evaluate.randomisations < 2)
     return complain("--widths: errors of the limit need two randomisations or more");
   if (options.highest && options.best.empty()) return complain("--highest needs --best REPORT");
@@ -90,6 +88,7 @@ int sweep(const Options& options) {
         continue;
       }
       row.program = info(*loaded.module, own);
+      row.program.command.clear();  // the header of the sweep has it
       const auto keep = [&](auto result) {
         if (result)
           row.outcome = std::move(*result);

@@ -69,9 +69,12 @@ class File {
       return file_error("E5101", fmt::format("{}: no such file", file.name_),
                         "paths are relative to the program's own folder; check the spelling");
     }
+    if (std::filesystem::is_directory(status))
+      return file_error("E5101", fmt::format("{}: it is a folder", file.name_),
+                        "name a file in it");
     if (!std::filesystem::is_regular_file(status)) {
       return file_error("E5101", fmt::format("{}: not a regular file", file.name_),
-                        "name a file, not a folder or a device");
+                        "name a file, not a pipe or a device");
     }
     file.size_ = std::filesystem::file_size(path, error);
     if (!error) file.stream_.open(path, std::ios::binary);

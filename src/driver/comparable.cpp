@@ -28,7 +28,7 @@ void use_outputs(Module& module) {
         std::all_of(report.entries.begin(), report.entries.end(),
                     [&](const auto& entry) { return linear_in(b, entry.value, kernels); });
     for (auto& entry : report.entries) {
-      if (!linear || !depends_on(b, entry.value, kernels)) continue;
+      if (!linear || !depends_on(b, {entry.value}, kernels)) continue;
       b.set_origin(report.span, program[entry.value].context);
       entry.value = substituted(b, entry.value, products);
       report.random = true;

@@ -16,6 +16,8 @@
 #include "tplimit/data/table.hpp"
 #include "tplimit/passes/known_values.hpp"
 #include "tplimit/passes/products_apart.hpp"
+#include "tplimit/support/output_file.hpp"
+#include "tplimit/support/stopped.hpp"
 #include "tplimit/syntax/parser.hpp"
 
 // The pipeline: what becomes of a program, pass by pass.  Passes are ordered here and nowhere else.
@@ -28,21 +30,24 @@ namespace tplimit {
 using namespace ir;
 
 Result<Source> read_source(const std::filesystem::path& file) {
-  const auto unreadable = [&](std::string message, std::string help) {
-    return Diagnostic::error("E5001", std::move(message)).with_help(std::move(help));
-  };
-  constexpr std::size_t kMost = 16 << 20;  // devices have no end
+  if (const std::string reason = why_not_readable(file); !reason.empty())
+    return Diagnostic::error("E5001", fmt::format("cannot read '{}': {}", file.string(), reason));
   std::ifstream in(file, std::ios::binary);
+  return read_source(in, file.string());
+}
+
+Result<Source> read_source(std::istream& in, std::string name) {
+  constexpr std::size_t kMost = 16 << 20;  // devices have no end
   std::string text;
   std::array<char, 1 << 16> piece{};
-  if (std::filesystem::is_directory(file)) in.setstate(std::ios::failbit);
   while (in && text.size() <= kMost && (in.read(piece.data(), piece.size()) || in.gcount() > 0))
     text.append(piece.data(), static_cast<std::size_t>(in.gcount()));
   if (text.size() > kMost)
-    return unreadable(fmt::format("'{}' is no program: it is longer than 16 MiB", file.string()),
-                      "large arrays belong in data files: data X = npy(\"FILE\")");
-  if (!in.eof()) return unreadable(fmt::format("cannot read '{}'", file.string()), "");
-  return Source(file.string(), std::move(text));
+    return Diagnostic::error("E5001",
+                             fmt::format("'{}' is no program: it is longer than 16 MiB", name))
+        .with_help("large arrays belong in data files: data X = npy(\"FILE\")");
+  if (!in.eof()) return Diagnostic::error("E5001", fmt::format("cannot read '{}'", name));
+  return Source(std::move(name), std::move(text));
 }
 
 Source with_imports(Source source, const std::filesystem::path& folder) {
@@ -69,7 +74,13 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
   const Stages stage(observer);
   auto ast = stage("syntax", [&] { return parse_syntax(source); });
   if (!ast) return ast.errors();
-  auto lowered = stage("lower", [&] { return lower(*ast, source, options); });
+  auto lowered = stage("lower", [&]() -> Result<Lowered> {
+    try {
+      return lower(*ast, source, options);
+    } catch (const Stopped&) {
+      return stopped(nullptr);
+    }
+  });
   if (!lowered) return lowered.errors();
   Module module;
   if (ablations.lazy) {

@@ -140,17 +140,7 @@ class Networks {
           own.insert(own.end(), run.values[k].begin(), run.values[k].end());
         }
       }
-      const double s = static_cast<double>(set_.count);
-      r.value.assign(values[0].size(), 0.0);
-      for (const auto& v : values)
-        for (std::size_t j = 0; j < v.size(); ++j) r.value[j] += v[j] / s;
-      if (set_.count > 1) {
-        r.error.assign(r.value.size(), 0.0);
-        for (const auto& v : values)
-          for (std::size_t j = 0; j < v.size(); ++j)
-            r.error[j] += (v[j] - r.value[j]) * (v[j] - r.value[j]);
-        for (double& e : r.error) e = std::sqrt(e / (s - 1) / s);
-      }
+      set_means(values, r);
       out.reports.push_back(std::move(r));
       out.runs.push_back(std::move(values));
     }

@@ -26,6 +26,19 @@ ReportResult skeleton(const Program& program, const Report& report) {
   return out;
 }
 
+void set_means(const std::vector<std::vector<double>>& runs, ReportResult& report) {
+  const auto count = static_cast<double>(runs.size());
+  report.value.assign(runs[0].size(), 0.0);
+  for (const auto& run : runs)
+    for (std::size_t j = 0; j < run.size(); ++j) report.value[j] += run[j] / count;
+  if (runs.size() < 2) return;
+  report.error.assign(runs[0].size(), 0.0);
+  for (const auto& run : runs)
+    for (std::size_t j = 0; j < run.size(); ++j)
+      report.error[j] += (run[j] - report.value[j]) * (run[j] - report.value[j]);
+  for (double& e : report.error) e = std::sqrt(e / (count - 1) / count);
+}
+
 std::optional<NodeId> eigenvalues_behind(const Program& program, NodeId id) {
   for (;;) {
     const Node& node = program[id];

@@ -11,6 +11,9 @@ namespace tplimit {
 /// Shape and index values of a report; values are filled in by the caller.
 ReportResult skeleton(const ir::Program& program, const ir::Report& report);
 
+/// Means over runs [run][entry] and their standard errors; of one run no errors.
+void set_means(const std::vector<std::vector<double>>& runs, ReportResult& report);
+
 /// The Eigvals node behind a report, if only selections stand between.
 std::optional<ir::NodeId> eigenvalues_behind(const ir::Program& program, ir::NodeId id);
 

@@ -112,7 +112,7 @@ void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q,
     lower_.row(known + l).head(known) = v.col(j).transpose();
     kept_.push_back(fresh[static_cast<std::size_t>(j)]);
   }
-  lower_.bottomRightCorner(more, more) = factor.lower();
+  lower_.bottomRightCorner(more, more) = factor.lower;
   for (Member& m : directions_) m.known = m.panel->columns();
 }
 

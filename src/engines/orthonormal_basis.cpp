@@ -58,14 +58,10 @@ OrthonormalBasis::Extension OrthonormalBasis::extend(
     const OrderedFactor factor = factor_in_order(gram, squared_norms, tol_, rows_ - r);
     const auto fresh = static_cast<std::int64_t>(factor.kept.size());
     for (const Eigen::Index j : factor.kept) kept[static_cast<std::size_t>(j)] = true;
-    // Cancellation hides rests below 1e-13 gram(j, j): where more than tol |x| may hide, look
-    // again.
-    bool hidden = false;
     out.dropped = 0;
     for (Eigen::Index j = 0; j < p; ++j) {
       if (kept[static_cast<std::size_t>(j)]) continue;
       const double dropped = gram(j, j) - factor.rows.row(j).squaredNorm();
-      hidden = hidden || 1e-13 * gram(j, j) > tol_ * tol_ * squared_norms(j);
       if (dropped > noise * squared_norms(j))
         out.dropped = std::max(out.dropped, std::sqrt(dropped / squared_norms(j)));
     }
@@ -73,19 +69,17 @@ OrthonormalBasis::Extension OrthonormalBasis::extend(
     admit(fresh);
 
     // New directions: the kept rests, orthonormalised, q = rest T - Q <Q, rest T>.
-    const Matrix lower = factor.lower(), inverse = inverse_transposed(lower);
+    const Matrix inverse = inverse_transposed(factor.lower);
     Matrix t = Matrix::Zero(p, fresh);
-    double magnified = 0;
     for (std::int64_t l = 0; l < fresh; ++l) {
       const Eigen::Index j = factor.kept[static_cast<std::size_t>(l)];
       t.row(j) = inverse.row(l);
-      magnified = std::max(magnified, std::sqrt(products(r + j, j)) / lower(l, l));
       out.fresh.push_back(j);
     }
     Matrix defect = left * t;
     const bool project = largest_norm(defect) > defect_allowed;
     // Rounding of the rests is magnified by T.
-    const bool measure = r > 0 && 2e-16 * magnified > defect_allowed;
+    const bool measure = r > 0 && 2e-16 * factor.magnified > defect_allowed;
     Block q(x.rows(), fresh);
     const auto project_and_measure = [&](bool first) {
       const bool off = !first || project;
@@ -126,8 +120,8 @@ OrthonormalBasis::Extension OrthonormalBasis::extend(
     r += fresh;
     out.coefficients.conservativeResize(r, Eigen::NoChange);
     out.coefficients.bottomRows(fresh) = on_fresh;
-    if (!hidden) return out;
-    // The same rests without the new directions.
+    if (!factor.undecided) return out;
+    // Where more than tol |x| may hide, look again: the same rests without the new directions.
     Panel added(x.rows(), fresh, false);
     added.append(executor, q);
     products = subtract_and_measure(rest, added, on_fresh);

@@ -14,6 +14,7 @@
 #include "tplimit/explain/page.hpp"
 #include "tplimit/ir/functions.hpp"
 #include "tplimit/report/document.hpp"
+#include "tplimit/report/json.hpp"
 #include "tplimit/report/text.hpp"
 #include "tplimit/support/check.hpp"
 
@@ -931,12 +932,10 @@ std::string to_latex(Formulas& f, const View& view, const std::vector<Number>& n
 }
 
 std::string to_json(Formulas& f, const View& view, const std::vector<Number>& numbers,
-                    const std::string& title) {
+                    const ProgramInfo& program) {
   Composition composition(f, view, Style::kText), latex(f, view, Style::kLatex);
   using nlohmann::ordered_json;
-  ordered_json out{{"program", title},
-                   {"matrices", ordered_json::array()},
-                   {"definitions", ordered_json::array()}};
+  ordered_json out{{"matrices", ordered_json::array()}, {"definitions", ordered_json::array()}};
   for (const MatrixFamily& m : f.matrices)
     if (m.used[0] || m.used[1])
       out["matrices"].push_back({{"name", m.name}, {"variance_times_n", m.scale * m.scale}});
@@ -1002,7 +1001,7 @@ std::string to_json(Formulas& f, const View& view, const std::vector<Number>& nu
   for (const auto& [values, number] : composition.writer().tables())
     tables[fmt::format("pi{}", number)] = values;
   if (!tables.empty()) out["tables"] = std::move(tables);
-  return out.dump(2) + "\n";
+  return with_header(program, out.dump(2) + "\n");
 }
 
 }  // namespace tplimit::explain

@@ -46,18 +46,4 @@ const std::vector<LanguageWord>& language_words() {
   return words;
 }
 
-std::vector<BoundName> bound_names(const ast::Program& program, const Source& source,
-                                   const LowerOptions& options) {
-  std::vector<BoundName> out;
-  std::set<std::uint32_t> differentiated;
-  for (;;) {  // as `lower` does
-    out.clear();
-    lowering::Lowerer lowerer(source, options, differentiated);
-    lowerer.tell_names(out);
-    (void)lowerer.run(program);
-    if (!lowerer.met()) return out;
-    differentiated.insert(*lowerer.met());
-  }
-}
-
 }  // namespace tplimit

@@ -42,8 +42,6 @@ class Lowerer {
   Result<Lowered> run(const ast::Program& program);
   /// Of a name that grad met and that is not among those; then the program has to be lowered again.
   [[nodiscard]] std::optional<std::uint32_t> met() const { return met_; }
-  /// From now on `to` gets what names stand for, each place once.
-  void tell_names(std::vector<BoundName>& to) { told_ = &to; }
   static std::vector<LanguageWord> function_words();
   static std::vector<LanguageWord> optimiser_words();
 
@@ -487,7 +485,6 @@ class Lowerer {
   std::vector<std::string> variable_order_;
   std::vector<std::pair<std::string, std::int64_t>> loops_;  ///< of reports: names, indices
   std::uint32_t context_ = 0;
-  std::vector<BoundName>* told_ = nullptr;     ///< null: nobody asks
   std::unordered_set<std::uint32_t> told_of_;  ///< begins of names
   std::set<NodeId> named_;  ///< values and versions that the text has named so far
   std::string space_;       ///< "lib." within a file that is imported as lib

@@ -9,6 +9,7 @@
 #include "tplimit/passes/batch.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
+#include "tplimit/support/stopped.hpp"
 #include "tplimit/syntax/parser.hpp"
 
 namespace tplimit::lowering {
@@ -47,6 +48,14 @@ std::vector<NodeId> random_scalars(const ir::Program& program) {
     if (!type.width && !type.matrix) out.push_back(first->value);
   }
   return out;
+}
+
+/// What --data names cannot be read: its paths are not relative to the program.
+Diagnostic of_replacement(Diagnostic error) {
+  if (error.code == "E5101")
+    error.help =
+        "--data names a file (.npy, .csv, .idx) relative to the current folder, not values";
+  return error;
 }
 
 /// Of a file that replaces another, by the ending of its name.
@@ -113,10 +122,8 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
     errors_.push_back(Diagnostic::error("E2601", "the program reports nothing")
                           .with_help("add a line such as: report E(x)"));
   if (!errors_.empty()) return errors_;
-  const std::vector<NodeId> outputs = ir::outputs_of(program_), drawn = random_scalars(program_);
-  program_.has_random_scalars = std::any_of(outputs.begin(), outputs.end(), [&](NodeId output) {
-    return depends_on(builder_, output, drawn);
-  });
+  program_.has_random_scalars =
+      depends_on(builder_, ir::outputs_of(program_), random_scalars(program_));
   return Lowered{std::move(program_), std::move(warnings_), std::move(kernels_), std::move(depth_)};
 }
 
@@ -157,6 +164,7 @@ double Lowerer::bytes_so_far() {
 }
 
 void Lowerer::statement(const ast::Stmt& stmt) {
+  if (options_.stop && options_.stop->load(std::memory_order_relaxed)) throw Stopped{};
   const auto run = [&] { std::visit([&](const auto& s) { on(s, stmt.span); }, stmt.node); };
   if (call_depth_ > 0) {
     if (!returned_) run();
@@ -245,8 +253,9 @@ void Lowerer::bind(const ast::Identifier& name, Value value, Kind kind) {
 }
 
 void Lowerer::tell(Span name, const Value& value) {
-  if (!told_ || library_call_ || value.as<Poison>() || !told_of_.insert(name.begin).second) return;
-  told_->push_back({name, describe(value)});
+  if (!options_.names || library_call_ || value.as<Poison>() || !told_of_.insert(name.begin).second)
+    return;
+  options_.names->push_back({name, describe(value)});
 }
 
 /// A value under its name. What the builder would fold or merge into later operations, it may not
@@ -432,7 +441,7 @@ Value Lowerer::read_literal(const ast::Data& s, Span span) {
   used_data_.insert(file->first);
   const std::filesystem::path path = file->second;
   Result<DataSet> read = read_file(reader_of(path, "npy"), path, {});
-  if (!read) throw Rejection{Diagnostic(read.errors()[0]).at(s.value->span), false};
+  if (!read) throw Rejection{of_replacement(read.errors()[0]).at(s.value->span), false};
   Array& array = read->features;
   // A csv file of one column, for a list.
   if (t.axes.size() == 1 && array.shape.size() == 2 && array.shape[1] == 1) array.shape.pop_back();
@@ -523,10 +532,12 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
       (imported ? std::filesystem::path(part.name).parent_path() : options_.base_directory) /
       file->value;
   std::string reader = call.callee.name;
+  bool replaced = false;
   for (const auto& [name, replacement] : options_.data_files)
     for (const auto& own : s.names)
       if (own.name == name) {
         path = replacement;
+        replaced = true;
         used_data_.insert(name);
         reader = reader_of(path, reader);
       }
@@ -539,7 +550,10 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
     d.located = true;
     return d;
   };
-  if (!read) throw Rejection{located(read.errors()[0]), false};
+  if (!read) {
+    const Diagnostic& error = read.errors()[0];
+    throw Rejection{located(replaced ? of_replacement(error) : error), false};
+  }
   for (const auto& w : read->warnings) warnings_.push_back(located(w));
   std::vector<Value> out;
   out.push_back(data_of(std::move(read->features), span));
@@ -1442,6 +1456,7 @@ Result<Lowered> lower(const ast::Program& program, const Source& source,
   // apart.
   std::set<std::uint32_t> differentiated;
   for (;;) {
+    if (options.names) options.names->clear();
     lowering::Lowerer lowerer(source, options, differentiated);
     auto lowered = lowerer.run(program);
     if (!lowerer.met()) return lowered;

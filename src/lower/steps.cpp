@@ -23,8 +23,9 @@ Matrix Lowerer::materialise(const Matrix& whole, Span span) {
     if (t.w.valid()) by_source[source_of(program_, t.w).value].terms.push_back(t);
   Matrix m = whole;
   const auto expand = [&](std::uint32_t source) {
+    if (by_source.size() == 1) return;
     const std::optional<Matrix> outer = as_outer_products(by_source.at(source));
-    if (!outer || by_source.size() == 1) return;
+    if (!outer) return;
     by_source.erase(source);
     std::erase_if(m.terms, [&](const MatrixTerm& t) {
       return t.w.valid() && source_of(program_, t.w).value == source;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cctype>
+#include <chrono>
 #include <set>
 
 #include <fmt/format.h>
@@ -33,8 +34,11 @@ std::string size_text(const std::optional<Exponent>& e, const std::string& width
 
 // ---- hover
 
+/// How long an answer waits for what is found elsewhere before it does without.
+constexpr std::chrono::milliseconds kPatience(50);
+
 /// "order: 1, change n^-1/2" of a value that is assigned at this name.
-std::string order_of_value(Analysis& analysis, const Occurrence& at) {
+std::string order_of_value(const Analysis& analysis, const Occurrence& at) {
   const auto value = analysis.names().values.find(at.definition.begin);
   if (value == analysis.names().values.end()) return "";
   const RegimeReport* report = analysis.sizes();
@@ -62,7 +66,7 @@ std::string order_of_value(Analysis& analysis, const Occurrence& at) {
 }
 
 /// What a parameter does where it is used, by counting powers.
-std::string order_of_parameter(Analysis& analysis, const Symbol& symbol) {
+std::string order_of_parameter(const Analysis& analysis, const Symbol& symbol) {
   const RegimeReport* report = analysis.sizes();
   if (!report) return "";
   const ir::Program& program = *analysis.written();
@@ -87,7 +91,7 @@ std::string order_of_parameter(Analysis& analysis, const Symbol& symbol) {
   return out;
 }
 
-std::string hover_of_symbol(Analysis& analysis, const Occurrence& at) {
+std::string hover_of_symbol(const Analysis& analysis, const Occurrence& at) {
   const Symbol& symbol = analysis.names().symbols[at.symbol];
   const Source& source = analysis.source();
   if (symbol.text) {
@@ -97,6 +101,7 @@ std::string hover_of_symbol(Analysis& analysis, const Occurrence& at) {
         comment_above(source.text(part), symbol.statement.begin - part.begin);
     return comment.empty() ? out : out + comment + "\n";
   }
+  const bool complete = analysis.counted(kPatience);
   std::string out;
   const bool declared = symbol.kind != SymbolKind::kArgument && symbol.kind != SymbolKind::kLoop &&
                         symbol.kind != SymbolKind::kValue;
@@ -117,6 +122,8 @@ std::string hover_of_symbol(Analysis& analysis, const Occurrence& at) {
   out += symbol.kind == SymbolKind::kParam || symbol.kind == SymbolKind::kRandom
              ? order_of_parameter(analysis, symbol)
              : order_of_value(analysis, at);
+  if (!complete)
+    out += "The program is still being looked at: ask again for all shapes and orders.\n";
   return out;
 }
 
@@ -159,7 +166,7 @@ Json json_of(const Positions& positions, Span span, std::size_t part_begin) {
   return {{"start", point(span.begin)}, {"end", point(std::max(span.begin, span.end))}};
 }
 
-Json hover(Analysis& analysis, std::size_t offset) {
+Json hover(const Analysis& analysis, std::size_t offset) {
   const Source& source = analysis.source();
   const Source::Part& part = source.parts()[0];
   const std::string_view text = source.text(part);

@@ -18,7 +18,7 @@ inline constexpr const char* kTokenModifiers[] = {"declaration", "readonly"};
 [[nodiscard]] Json json_of(const Positions& positions, Span span, std::size_t part_begin = 0);
 
 /// Null where there is nothing to say.
-[[nodiscard]] Json hover(Analysis& analysis, std::size_t offset);
+[[nodiscard]] Json hover(const Analysis& analysis, std::size_t offset);
 [[nodiscard]] Json completions(const Analysis& analysis, std::size_t offset);
 [[nodiscard]] Json document_symbols(const Analysis& analysis);
 [[nodiscard]] Json semantic_tokens(const Analysis& analysis);

@@ -77,22 +77,29 @@ std::string written(const Json& message) {
 struct Document {
   std::string uri, text;
   std::optional<std::string> path;
+  const Later* later;
   std::unique_ptr<Analysis> known{};
-  bool changed = true;  ///< since its diagnostics were published
+  enum class Said { kNothing, kSyntax, kAll } said = Said::kNothing;  ///< as diagnostics
 
   Analysis& analysis() {
     if (!known) {
       const fs::path file = path ? fs::path(*path) : fs::path();
       known = std::make_unique<Analysis>(path ? file.lexically_normal().string() : uri, text,
-                                         file.parent_path());
+                                         file.parent_path(), *later);
     }
     return *known;
+  }
+  /// As if it were new.
+  void forget() {
+    known = nullptr;
+    said = Said::kNothing;
   }
 };
 
 }  // namespace
 
 struct Server::State {
+  Later later;
   bool initialized = false, shut_down = false, shows_library = false;
   std::optional<int> exit;
   std::map<std::string, Document> documents;                     // by URI
@@ -254,7 +261,10 @@ struct Server::State {
       return how(doc, offset_in(doc, params));
     };
     if (method == "textDocument/hover")
-      return at([](Document& doc, std::size_t o) { return hover(doc.analysis(), o); });
+      return at([](Document& doc, std::size_t o) {
+        doc.analysis().begin();
+        return hover(doc.analysis(), o);
+      });
     if (method == "textDocument/completion")
       return at([](Document& doc, std::size_t o) { return completions(doc.analysis(), o); });
     if (method == "textDocument/definition")
@@ -286,8 +296,7 @@ struct Server::State {
 
   void change(Document& doc, std::string text) {
     doc.text = std::move(text);
-    doc.known = nullptr;
-    doc.changed = true;
+    doc.forget();
   }
 
   void notice(const std::string& method, const Json& params) {
@@ -298,7 +307,7 @@ struct Server::State {
     } else if (method == "textDocument/didOpen") {
       const Json& opened = params.at("textDocument");
       const std::string uri = opened.at("uri"), text = opened.at("text");
-      documents[uri] = {uri, text, path_of(uri)};
+      documents[uri] = {uri, text, path_of(uri), &later};
       refresh_others(uri);
     } else if (method == "textDocument/didChange") {
       // Full texts: the last one counts.
@@ -315,9 +324,7 @@ struct Server::State {
   /// Programs that may import the file of `uri`.
   void refresh_others(const std::string& uri) {
     for (auto& [other, doc] : documents) {
-      if (other == uri) continue;
-      doc.known = nullptr;
-      doc.changed = true;
+      if (other != uri) doc.forget();
     }
   }
 
@@ -367,10 +374,17 @@ struct Server::State {
       Json& all = out.try_emplace(uri_of_part(doc, source, part), Json::array()).first->second;
       all.push_back(json_of_diagnostic(doc, d));
     }
+    // No errors yet is not: no errors.
+    if (!doc.analysis().checked())
+      out[doc.uri].push_back({{"range", location(doc, Span{})["range"]},
+                              {"severity", 3},
+                              {"source", "tplimit"},
+                              {"message", "still being checked"}});
     return out;
   }
 
-  std::vector<std::string> settle() {
+  /// `for_now`: also of texts of which only that they can be read is known.
+  std::vector<std::string> settle(bool for_now) {
     std::map<std::string, Json> touched;  // by file
     const auto touch = [&](const std::map<std::string, Json>& files) {
       for (const auto& [uri, none] : files) touched[uri] = Json::array();
@@ -385,19 +399,25 @@ struct Server::State {
     }
     std::vector<std::string> out;
     for (auto& [uri, doc] : documents) {
-      if (!doc.changed) continue;
-      doc.changed = false;
-      touch(published[uri]);
+      using enum Document::Said;
+      if (doc.said == kAll) continue;
+      std::map<std::string, Json> found;
       try {
-        published[uri] = found_in(doc);
+        doc.analysis().begin();
+        const bool all = doc.analysis().checked();
+        if (!all && (!for_now || doc.said == kSyntax)) continue;
+        doc.said = all ? kAll : kSyntax;
+        found = found_in(doc);
       } catch (const std::exception& error) {
-        published[uri].clear();
+        doc.said = kAll;
         out.push_back(notification(
             "window/logMessage",
             {{"type", 1},
              {"message", fmt::format("internal error in '{}': {}", uri, error.what())}}));
       }
       touch(published[uri]);
+      touch(found);
+      published[uri] = std::move(found);
     }
     // Several programs may say the same of a file that they import.
     for (auto& [file, all] : touched) {
@@ -427,7 +447,7 @@ std::string error_reply(const Json& id, ErrorCode code, const std::string& messa
 
 }  // namespace
 
-Server::Server() : state_(std::make_unique<State>()) {}
+Server::Server(Later later) : state_(std::make_unique<State>(State{std::move(later)})) {}
 Server::~Server() = default;
 Server::Server(Server&&) noexcept = default;
 Server& Server::operator=(Server&&) noexcept = default;
@@ -460,7 +480,15 @@ std::vector<std::string> Server::receive(std::string_view message) {
   return {};
 }
 
-std::vector<std::string> Server::settle() { return state_->settle(); }
+std::vector<std::string> Server::settle() { return state_->settle(false); }
+
+std::vector<std::string> Server::settle_for_now() { return state_->settle(true); }
+
+bool Server::unsettled() const {
+  return std::ranges::any_of(state_->documents, [](const auto& entry) {
+    return entry.second.said == Document::Said::kNothing;
+  });
+}
 
 std::optional<int> Server::exit_code() const { return state_->exit; }
 

@@ -7,6 +7,7 @@
 #include <tbb/task_arena.h>
 
 #include "tplimit/parallel/communicator.hpp"
+#include "tplimit/support/stopped.hpp"
 
 namespace tplimit {
 
@@ -32,9 +33,6 @@ class Handover {
   void collect() {}
 };
 #endif
-
-/// Thrown where work was asked to stop.
-struct Stopped {};
 
 /// Runs f(i) for i in 0..count on up to `threads` threads.  What f computes may not depend on the
 /// thread. Between two of them it looks at `stop`: everything long passes here, so that it ends

@@ -2,6 +2,7 @@
 #include <map>
 #include <numeric>
 #include <set>
+#include <unordered_set>
 
 #include "tplimit/passes/batch.hpp"
 #include "tplimit/support/check.hpp"
@@ -398,16 +399,19 @@ std::optional<Diagnostic> unbatchable(const Builder& builder, const std::vector<
   return std::nullopt;
 }
 
-bool depends_on(const Builder& builder, NodeId output, const std::vector<NodeId>& inputs) {
-  std::vector<NodeId> stack{output};
-  std::set<NodeId> seen;
-  while (!stack.empty()) {
-    const NodeId id = stack.back();
-    stack.pop_back();
-    if (!seen.insert(id).second) continue;
-    if (std::find(inputs.begin(), inputs.end(), id) != inputs.end()) return true;
+bool depends_on(const Builder& builder, std::vector<NodeId> outputs,
+                const std::vector<NodeId>& inputs) {
+  if (inputs.empty()) return false;
+  const std::set<NodeId> ends(inputs.begin(), inputs.end());
+  std::unordered_set<std::uint32_t> seen;
+  while (!outputs.empty()) {
+    const NodeId id = outputs.back();
+    outputs.pop_back();
+    // Operands stand before what is computed from them.
+    if (id < *ends.begin() || !seen.insert(id.value).second) continue;
+    if (ends.contains(id)) return true;
     const auto& in = builder.node(id).in;
-    stack.insert(stack.end(), in.begin(), in.end());
+    outputs.insert(outputs.end(), in.begin(), in.end());
   }
   return false;
 }

@@ -148,7 +148,7 @@ std::optional<LinearPart> linear_part(Builder& b, NodeId f, NodeId source) {
   Result<std::vector<Derivative>> d = gradient(b, f, {source});
   if (!d) return std::nullopt;
   const Derivative& slope = (*d)[0];
-  const auto constant = [&](NodeId id) { return id.valid() && !depends_on(b, id, {source}); };
+  const auto constant = [&](NodeId id) { return id.valid() && !depends_on(b, {id}, {source}); };
   const bool matrix = b.type(source).matrix;
   if (matrix ? slope.outer.empty() || !std::all_of(slope.outer.begin(), slope.outer.end(),
                                                    [&](const OuterTerm& t) {
@@ -190,7 +190,7 @@ std::optional<ReadoutParts> readouts_of(Builder& b, NodeId f,
     std::vector<SourceSlope::Term>& terms = out.slopes[k].terms;
     if (slope.tensor.valid()) terms.push_back({row_by_row(slope.tensor)});
     for (const OuterTerm& t : slope.outer) {
-      const bool own = depends_on(b, t.x, {weight});
+      const bool own = depends_on(b, {t.x}, {weight});
       terms.push_back({row_by_row(b.times(t.coefficient, t.d)),
                        own ? row_by_row(t.x) : b.reshape(t.x, {size_of(b.type(t.x).dims)}), own});
     }

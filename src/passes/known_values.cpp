@@ -18,10 +18,11 @@ constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
 
 /// A value's entries over its finite axes, the same on every coordinate; empty: nothing is known.
 struct Entries {
-  std::vector<double> value;  ///< unspecified where not known
-  std::vector<double>
-      unknown;  ///< 1 or 0: the arithmetic of the values tells what is known of a result, too
+  std::vector<double> value;      ///< unspecified where not known
+  std::vector<double> unknown{};  ///< 1 or 0: the arithmetic of the values tells what is known of a
+                                  ///< result, too; empty: all is known
   [[nodiscard]] bool empty() const { return value.empty(); }
+  [[nodiscard]] bool known(std::size_t i) const { return unknown.empty() || unknown[i] == 0; }
 };
 
 class KnownValues {
@@ -44,13 +45,13 @@ class KnownValues {
         continue;
       Entries& own = entries_[k];
       own = std::visit([&](const auto& op) { return visit(op, node); }, node.op);
-      if (std::all_of(own.unknown.begin(), own.unknown.end(), [](double u) { return u != 0; }))
+      const auto is_unknown = [](double u) { return u != 0; };
+      if (std::none_of(own.unknown.begin(), own.unknown.end(), is_unknown))
+        own.unknown.clear();
+      else if (std::all_of(own.unknown.begin(), own.unknown.end(), is_unknown))
         own = {};
-      const auto is_nan = [](const Entries& x, std::size_t i) {
-        return x.unknown[i] == 0 && std::isnan(x.value[i]);
-      };
       for (std::size_t i = 0; i < own.value.size() && !origin_[k].valid(); ++i)
-        if (is_nan(own, i)) origin_[k] = {k};
+        if (std::isnan(own.value[i]) && own.known(i)) origin_[k] = {k};
       if (origin_[k].valid())
         for (const NodeId in : node.in)
           if (origin_[in.value].valid() && origin_[in.value] < origin_[k])
@@ -69,13 +70,15 @@ class KnownValues {
   }
   /// Of an operand, written out.
   [[nodiscard]] Entries of(NodeId id) const {
-    return entries_[id.value].empty() ? nothing(in_[id]) : entries_[id.value];
+    Entries out = entries_[id.value].empty() ? nothing(in_[id]) : entries_[id.value];
+    if (out.unknown.empty()) out.unknown.assign(out.value.size(), 0.0);
+    return out;
   }
 
   /// True if something is 0 or NaN, where other factors or summands need not be known.
   [[nodiscard]] static bool decides(const Entries& x, bool zeros) {
     for (std::size_t i = 0; i < x.value.size(); ++i)
-      if (x.unknown[i] == 0 && (std::isnan(x.value[i]) || (zeros && x.value[i] == 0))) return true;
+      if (x.known(i) && (std::isnan(x.value[i]) || (zeros && x.value[i] == 0))) return true;
     return false;
   }
   /// Nothing can come of one operand if nothing is known of the other.
@@ -105,8 +108,19 @@ class KnownValues {
     return out;
   }
 
+  /// Where all operands are known, so is the result: it needs no arithmetic of what is unknown.
+  std::optional<Entries> all_known(const Op& op, const Node& node) const {
+    std::vector<const std::vector<double>*> values;
+    for (const NodeId id : node.in) {
+      const Entries& x = entries_[id.value];
+      if (x.empty() || !x.unknown.empty()) return std::nullopt;
+      values.push_back(&x.value);
+    }
+    return Entries{evaluated(op, node, values)};
+  }
   /// Known where nothing that goes in is unknown; `op` only moves entries, or adds some.
   Entries linear(const Op& op, const Node& node) const {
+    if (auto all = all_known(op, node)) return std::move(*all);
     std::vector<Entries> in;
     for (const NodeId id : node.in) in.push_back(of(id));
     std::vector<const std::vector<double>*> values, unknown;
@@ -120,6 +134,7 @@ class KnownValues {
   }
   /// As `linear`, but a NaN makes a sum NaN, whatever the rest.
   Entries sum(const Op& op, const Node& node) const {
+    if (auto all = all_known(op, node)) return std::move(*all);
     Entries out = linear(op, node), x = of(node.in[0]);
     for (std::size_t i = 0; i < x.value.size(); ++i)
       x.value[i] = x.unknown[i] == 0 && std::isnan(x.value[i]) ? 1 : 0;
@@ -129,9 +144,7 @@ class KnownValues {
     return out;
   }
 
-  Entries visit(const Constant& c, const Node&) const {
-    return {*c.values, std::vector<double>(c.values->size(), 0.0)};
-  }
+  Entries visit(const Constant& c, const Node&) const { return {*c.values}; }
   Entries visit(const Scale& s, const Node& node) const {
     Entries x = of(node.in[0]);
     if (std::isnan(s.factor)) std::fill(x.unknown.begin(), x.unknown.end(), 0.0);
@@ -142,6 +155,7 @@ class KnownValues {
     return x;
   }
   Entries visit(const Map& m, const Node& node) const {
+    if (auto all = all_known(m, node)) return std::move(*all);
     if (m.fn == Fn::kWhere ? entries_[node.in[0].value].empty()
                            : hopeless(node, m.fn == Fn::kMul || m.fn == Fn::kDiv))
       return {};
@@ -188,9 +202,10 @@ class KnownValues {
     return out;
   }
   Entries visit(const Contract& c, const Node& node) const {
+    const Op plain = Contract{c.batch, c.contracted, false};
+    if (auto all = all_known(plain, node)) return std::move(*all);
     if (hopeless(node, true)) return {};
     const Entries a = of(node.in[0]), b = of(node.in[1]);
-    const Op plain = Contract{c.batch, c.contracted, false};
     const auto product = [&](const std::vector<double>& x, const std::vector<double>& y) {
       return evaluated(plain, node, {&x, &y});
     };
@@ -257,7 +272,7 @@ class KnownValues {
     for (const NodeId id : node.in) {
       const Entries& x = entries_[id.value];
       for (std::size_t i = 0; i < x.value.size(); ++i)
-        if (x.unknown[i] == 0 && std::isnan(x.value[i]))
+        if (x.known(i) && std::isnan(x.value[i]))
           return {std::vector<double>(out.value.size(), kNan),
                   std::vector<double>(out.value.size(), 0.0)};
     }

@@ -31,7 +31,6 @@ constexpr double kBend = 0.5;  // .. and of n variance, which no other entry ave
 constexpr double kNextTerm =
     0.25;  // largest next term of the mean in units of the last one fitted, smallest width ..
 constexpr double kNextTermOfOne = 1;  // .. and where only b/n is fitted; docs/compare.md
-constexpr double kRounding = 64 * std::numeric_limits<double>::epsilon();
 
 /// What is known about each width and entry before any test.
 struct Summary {

@@ -291,12 +291,16 @@ Table width_table(const ReportResult& r, const Convergence& c,
   labels.emplace_back("limit");
   add("", "width", std::move(labels), Align::kRight);
   const auto rows = static_cast<Eigen::Index>(networks.size());
+  // Digits of rounding mean nothing, and differ by machine.
+  const auto scatter = [](double spread, double mean) {
+    return two_digits(spread <= kRounding * std::abs(mean) ? 0 : spread);
+  };
   for (const std::size_t j : shown) {
     const EntryConvergence& entry = c.entries[j];
     std::vector<std::string> mean, sd;
     for (Eigen::Index k = 0; k < rows; ++k) {
       mean.push_back(format_number(entry.mean[k], entry.mean_error[k]));
-      sd.push_back(two_digits(entry.sd[k]));
+      sd.push_back(scatter(entry.sd[k], entry.mean[k]));
     }
     mean.push_back(value_text(r, j));
     sd.emplace_back();
@@ -306,13 +310,15 @@ Table width_table(const ReportResult& r, const Convergence& c,
   if (with_rms) {
     std::vector<std::string> rms;
     for (Eigen::Index k = 0; k < rows; ++k) {
-      double squares = 0, count = 0;
+      double squares = 0, mean_squares = 0, count = 0;
       for (std::size_t j = 0; j < c.entries.size(); ++j) {
         if (std::isnan(r.value[j])) continue;
         squares += c.entries[j].rms[k] * c.entries[j].rms[k];
+        mean_squares += c.entries[j].mean[k] * c.entries[j].mean[k];
         ++count;
       }
-      rms.push_back(count > 0 ? two_digits(std::sqrt(squares / count)) : "");
+      rms.push_back(count > 0 ? scatter(std::sqrt(squares / count), std::sqrt(mean_squares / count))
+                              : "");
     }
     rms.emplace_back();
     add(fmt::format("all {}", c.entries.size()), "rms deviation", std::move(rms), Align::kPoint);

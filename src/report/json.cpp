@@ -82,7 +82,14 @@ Json head(const ProgramInfo& program) {
            {"random_scalars", program.random_scalars}};
   if (!program.ablations.empty()) own["ablations"] = program.ablations;
   if (!program.fingerprint.empty()) own["fingerprint"] = program.fingerprint;
-  return {{"tplimit", version()}, {"program", std::move(own)}};
+  Json out{{"tplimit", version()}};
+  if (!program.command.empty()) {
+    out["command"] = program.command;
+    out["options"] = Json::object();
+    for (const auto& [name, texts] : program.options) out["options"][name] = texts;
+  }
+  out["program"] = std::move(own);
+  return out;
 }
 
 const char* error_kind(const ReportResult& r) {
@@ -193,8 +200,10 @@ Json slope_json(const std::optional<SlopeFit>& fit) {
   return {{"slope", number(fit->slope)}, {"error", number(fit->error)}};
 }
 
-Json convergence_json(const ReportResult& r, const Convergence& c, const Comparison& all) {
+Json convergence_json(const ReportResult& r, const Convergence& c, const Comparison& all,
+                      bool arrays) {
   const auto per_entry = [&](auto member) {
+    if (!arrays) return Json(nullptr);
     return nested(r.shape, [&](std::size_t j) { return number(member(c.entries[j])); });
   };
   Json out = {{"name", r.name},
@@ -234,6 +243,12 @@ Json convergence_json(const ReportResult& r, const Convergence& c, const Compari
 }  // namespace
 
 const char* version() { return TPLIMIT_VERSION; }
+
+std::string with_header(const ProgramInfo& program, const std::string& object) {
+  const std::string header = to_string(head(program));
+  return header.substr(0, header.size() - std::string_view("\n}\n").size()) + "," +
+         object.substr(1);
+}
 
 std::string to_json(const LimitResult& limit, const ProgramInfo& program, bool arrays) {
   return to_string(complete_json(limit, program, arrays));
@@ -422,8 +437,8 @@ std::string to_json(const SimulationResult& networks, const ProgramInfo& program
 
 namespace {
 
-Json comparison_json(const Comparison& all, const ProgramInfo& program) {
-  Json out = limit_json(all.limit, program);
+Json comparison_json(const Comparison& all, const ProgramInfo& program, bool arrays = true) {
+  Json out = limit_json(all.limit, program, arrays);
   Json networks = Json::array(), reports = Json::array();
   double time_s = all.limit.time_s, bytes = all.limit.peak_memory_bytes;
   for (const SimulationResult& width : all.networks) {
@@ -437,7 +452,7 @@ Json comparison_json(const Comparison& all, const ProgramInfo& program) {
   }
   for (std::size_t k = 0; k < all.reports.size(); ++k)
     if (all.reports[k])
-      reports.push_back(convergence_json(all.limit.reports[k], *all.reports[k], all));
+      reports.push_back(convergence_json(all.limit.reports[k], *all.reports[k], all, arrays));
   out["compare"] = {{"verdict", word(all.verdict)}, {"networks", networks}, {"reports", reports}};
   finish(out, all.limit.warnings, program.source, time_s, bytes);
   return out;
@@ -459,8 +474,8 @@ Json row_json(const SweepRow& row, const std::vector<SweepAxis>& axes) {
 
 }  // namespace
 
-std::string to_json(const Comparison& all, const ProgramInfo& program) {
-  return to_string(comparison_json(all, program));
+std::string to_json(const Comparison& all, const ProgramInfo& program, bool arrays) {
+  return to_string(comparison_json(all, program, arrays));
 }
 
 std::string to_json(const Sweep& sweep, const ProgramInfo& program) {

@@ -185,4 +185,28 @@ std::string write_npz(const std::filesystem::path& file, const SimulationResult&
   return out.commit(to_json(networks, program, false));
 }
 
+std::string write_npz(const std::filesystem::path& file, const Comparison& all,
+                      const ProgramInfo& program) {
+  Arrays out(file);
+  for (const ReportResult& r : all.limit.reports) out.add(r);
+  for (std::size_t k = 0; k < all.reports.size(); ++k) {
+    if (!all.reports[k]) continue;
+    const ReportResult& r = all.limit.reports[k];
+    for (const auto& [name, member] : {std::pair{"_mean", &EntryConvergence::mean},
+                                       {"_sem", &EntryConvergence::mean_error},
+                                       {"_sd", &EntryConvergence::sd},
+                                       {"_rms", &EntryConvergence::rms}}) {
+      std::vector<std::vector<double>> widths(all.networks.size());
+      std::vector<const std::vector<double>*> values;
+      for (std::size_t w = 0; w < widths.size(); ++w) {
+        for (const EntryConvergence& e : all.reports[k]->entries)
+          widths[w].push_back((e.*member)[static_cast<Eigen::Index>(w)]);
+        values.push_back(&widths[w]);
+      }
+      out.add(r.name + name, r.shape, values, true);
+    }
+  }
+  return out.commit(to_json(all, program, false));
+}
+
 }  // namespace tplimit

@@ -6,6 +6,7 @@
 #include <fmt/format.h>
 #include <nlohmann/json.hpp>
 
+#include "tplimit/report/json.hpp"
 #include "tplimit/syntax/parser.hpp"
 
 namespace tplimit {
@@ -234,8 +235,9 @@ Json to_json(const DepthCheck& check) {
 
 }  // namespace
 
-std::string to_json(const RegimeReport& report, const ir::Program& program, const Source& source,
+std::string to_json(const RegimeReport& report, const ir::Program& program, const ProgramInfo& info,
                     const DepthCheck* depth) {
+  const Source& source = info.source;
   const auto power = [](const std::optional<Exponent>& e) {
     return e ? Json(to_double(*e)) : Json(nullptr);
   };
@@ -286,7 +288,7 @@ std::string to_json(const RegimeReport& report, const ir::Program& program, cons
   out["reports"] = std::move(reports);
   out["fixes"] = std::move(fixes);
   if (depth) out["depth"] = to_json(*depth);
-  return out.dump(2) + "\n";
+  return with_header(info, out.dump(2) + "\n");
 }
 
 namespace {

@@ -57,23 +57,6 @@ std::string two_digits(double value) {
   return text;
 }
 
-std::size_t product(const Shape& shape) {
-  std::size_t out = 1;
-  for (const std::int64_t extent : shape) out *= static_cast<std::size_t>(extent);
-  return out;
-}
-
-Shape unravel(std::size_t flat, const Shape& shape) {
-  Shape index(shape.size());
-  for (std::size_t k = shape.size(); k-- > 0; flat /= static_cast<std::size_t>(shape[k]))
-    index[k] = static_cast<std::int64_t>(flat % static_cast<std::size_t>(shape[k]));
-  return index;
-}
-
-std::string bracketed(const Shape& index) {
-  return index.empty() ? std::string() : fmt::format("[{}]", fmt::join(index, ","));
-}
-
 Shape loops_of(const ReportResult& r) {
   return {r.shape.begin(), r.shape.begin() + static_cast<std::ptrdiff_t>(r.index_names.size())};
 }

@@ -10,6 +10,7 @@
 #include "tplimit/report/convergence.hpp"
 #include "tplimit/report/program_info.hpp"
 #include "tplimit/report/results.hpp"
+#include "tplimit/report/shapes.hpp"
 
 /// Names, numbers and shapes in words, as documents and JSON share them.
 namespace tplimit::words {
@@ -83,12 +84,8 @@ std::string two_digits(double value);
 
 // ---- shapes
 
-using Shape = std::vector<std::int64_t>;
+using shapes::bracketed, shapes::product, shapes::Shape, shapes::unravel;
 
-std::size_t product(const Shape& shape);
-Shape unravel(std::size_t flat, const Shape& shape);
-/// "[1,2]"; nothing for a scalar.
-std::string bracketed(const Shape& index);
 Shape loops_of(const ReportResult& r);
 Shape axes_of(const ReportResult& r);
 

@@ -101,6 +101,14 @@ bool FileReplacement::is_leftover(const fs::path& name) {
   return text.starts_with('.') && text.ends_with(".tmp");
 }
 
+std::string why_not_readable(const fs::path& file) {
+  std::error_code failed;
+  const fs::file_status status = fs::status(file, failed);
+  if (status.type() == fs::file_type::not_found) return "no such file";
+  if (fs::is_directory(status)) return "it is a folder";
+  return ::access(file.c_str(), R_OK) == 0 ? "" : std::strerror(errno);
+}
+
 std::string why_not_writable(const fs::path& file) {
   if (is_special(file)) return ::access(file.c_str(), W_OK) == 0 ? "" : failure(file);
   const fs::path target = resolved(file);

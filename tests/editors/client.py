@@ -44,7 +44,7 @@ class Client:
     def open(self, uri, text):
         self.notify("textDocument/didOpen", {"textDocument": {"uri": uri, "languageId": "tplimit", "version": 1, "text": text}})
 
-    def diagnostics(self, uri):
+    def first_diagnostics(self, uri):
         """The next ones of this file."""
         while True:
             for k, message in enumerate(self.notices):
@@ -52,6 +52,13 @@ class Client:
                     del self.notices[k]
                     return message["params"]["diagnostics"]
             self.notices.append(self.read())
+
+    def diagnostics(self, uri):
+        """The next ones of this file once it has been checked."""
+        found = self.first_diagnostics(uri)
+        while any(d["message"] == "still being checked" for d in found):
+            found = self.first_diagnostics(uri)
+        return found
 
     def at(self, method, uri, line, character, **more):
         place = {"textDocument": {"uri": uri}, "position": {"line": line, "character": character}}

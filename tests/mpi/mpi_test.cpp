@@ -124,8 +124,8 @@ std::string on_two(const std::string& first, const std::string& second) {
 std::vector<std::string> differences(const Json& a, const Json& b, double tolerance,
                                      const std::string& where = "") {
   static const std::set<std::string> kHow{
-      "threads",          "ranks", "sums", "sum_bytes", "memory_estimate_bytes", "time_s",
-      "peak_memory_bytes"};
+      "threads",           "ranks",  "sums", "sum_bytes", "memory_estimate_bytes", "time_s",
+      "peak_memory_bytes", "options"};
   std::vector<std::string> out;
   const auto add = [&](const std::vector<std::string>& more) {
     out.insert(out.end(), more.begin(), more.end());

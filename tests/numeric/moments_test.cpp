@@ -644,6 +644,57 @@ report E(u * x[0]), E(u * x[1]), E(w * x[0]), E(w * x[1]), E(s * x[0]), E(s * x[
         << k;
 }
 
+TEST(Responses, AreMeansOfDerivativesByTheSameCoordinate) {
+  const auto r = limit_of(R"(width n
+data X = [[1, 0.5], [-0.3, 1]]
+param U : [n, 2] ~ normal(0, 1/2), lr = n
+param W : [n, n] ~ normal(0, 1/n)
+random field : [2, n] ~ normal(0, 0)
+random probe : [2, n] ~ normal(0, 1)
+h = U @ X
+report response(erf(h + field), field, probe)
+stein = E(erf(h) * h) / E(h^2)
+report stein
+report response(W @ (h + field), field, probe), response(W' @ (W @ (h + field)), field, probe)
+step sgd(sum(E(field * h)), lr = 0.5)
+report response(U @ X, field, probe)
+)",
+                          engine(Engine::kMoments));
+  const auto& stein = r.reports[1].value;
+  EXPECT_NEAR(r.reports[0].value[0], stein[0], 1e-12);
+  EXPECT_NEAR(r.reports[0].value[3], stein[1], 1e-12);
+  EXPECT_EQ(r.reports[0].value[1], 0);
+  EXPECT_EQ(r.reports[2].value, (std::vector<double>{0, 0, 0, 0}));  // the trace of W over n
+  EXPECT_EQ(r.reports[3].value, (std::vector<double>{1, 0, 0, 1}));  // that of W' W
+  // U' = U - 0.5 sum_q field_q x_q: -0.5 X X'.
+  const double expected[] = {-0.625, -0.1, -0.1, -0.545};
+  for (std::size_t k = 0; k < 4; ++k) EXPECT_NEAR(r.reports[4].value[k], expected[k], 1e-14) << k;
+}
+
+TEST(Responses, AreCoefficientsOfCorrectionTerms) {
+  // W z = G[W z] + A d0 with A = E dz/dG[W' d0], and d0 depends on G[W z0] only:
+  // E[(W z) d0] = E[z z0] E[dd0/dG[W z0]] + A E[d0^2].
+  const Module module = parsed(R"(width n
+param U : [n] ~ normal(0, 1)
+param W : [n, n] ~ normal(0, 1/n)
+random g : [n] ~ normal(0, 1)
+random field : [1, n] ~ normal(0, 0)
+random probe : [1, n] ~ normal(0, 1)
+z0 = tanh(U)
+d0 = g + 0.5 * tanh(W @ z0)
+z = tanh(U - 0.3 * stack(W' @ d0) - 0.3 * field)
+slope = 0.5 * E(1 - tanh(W @ z0)^2)
+report E((W @ z) * d0) - E(z * z0) * slope, E(d0^2) * response(z, field, probe)
+)");
+  const auto limit = limit_of(module, particles(1 << 14));
+  const ReportResult &left = limit.reports[0], &right = limit.reports[1];
+  EXPECT_LT(right.value[0], -0.1);
+  EXPECT_LE(std::abs(deviation(left.value[0], left.error[0], right.value[0], right.error[0])), 5);
+  const auto networks = networks_of(module, 4096, 32, Matrices::kAuto);
+  for (const ReportResult& own : networks.reports)
+    EXPECT_LE(std::abs(deviation(own.value[0], own.error[0], right.value[0], right.error[0])), 5);
+}
+
 TEST(Methods, AreTheStrongestThatApply) {
   const Module module = parsed(R"(width n
 random x : [4, n] ~ normal(0, 1)

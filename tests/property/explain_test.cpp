@@ -78,7 +78,8 @@ TEST(Formulas, OfRandomProgramsEvaluateToTheirLimits) {
                 HasSubstr("the limit of infinite width"));
     EXPECT_THAT(to_latex(formulas.formulas, view, {}, "test.tp"),
                 ::testing::EndsWith("\\end{document}\n"));
-    EXPECT_THAT(to_json(formulas.formulas, view, {}, "test.tp"), ::testing::StartsWith("{"));
+    EXPECT_THAT(to_json(formulas.formulas, view, {}, program_info(module)),
+                ::testing::StartsWith("{"));
   }
 }
 

@@ -3,6 +3,7 @@
 #include <atomic>
 #include <filesystem>
 #include <functional>
+#include <iosfwd>
 #include <map>
 #include <memory>
 #include <optional>
@@ -55,11 +56,13 @@ using Observer = std::function<void(const StageSeen&)>;
 /// is left out, which `parse` reports (E1035).
 Source with_imports(Source source, const std::filesystem::path& folder);
 /// Reads and checks a program, `with_imports` if it has any: syntax, names, shapes, data files.
-/// `options.base_directory` is where data paths start.
+/// `options.base_directory` is where data paths start; `options.stop` ends it with E5207.
 Result<Module> parse(Source source, const LowerOptions& options = {},
                      const Ablations& ablations = {}, const Observer& observer = {});
 /// The text of a program; E5001 if the file cannot be read.
 Result<Source> read_source(const std::filesystem::path& file);
+/// The same of an open stream, which errors call `name`.
+Result<Source> read_source(std::istream& in, std::string name);
 /// Both in one call.  The base directory is the file's.
 Result<Module> parse_file(const std::filesystem::path& file, LowerOptions options = {});
 

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "tplimit/explain/formulas.hpp"
+#include "tplimit/report/program_info.hpp"
 #include "tplimit/report/results.hpp"
 
 namespace tplimit::explain {
@@ -43,6 +44,6 @@ std::string to_latex(Formulas& formulas, const View& view, const std::vector<Num
                      const std::string& title);
 /// docs/json.md, "explain".
 std::string to_json(Formulas& formulas, const View& view, const std::vector<Number>& numbers,
-                    const std::string& title);
+                    const ProgramInfo& program);
 
 }  // namespace tplimit::explain

@@ -3,9 +3,7 @@
 #include <string>
 #include <vector>
 
-#include "tplimit/lower/lower.hpp"
-
-/// What editors ask about the language and about the names of a program.
+/// What editors ask about the language.
 namespace tplimit {
 
 /// A word of the language that is no keyword.
@@ -21,17 +19,5 @@ struct LanguageWord {
 /// Functions and optimisers as their tables have them; laws, readers, roles, parametrizations and
 /// constants.  Sorted by kind and name.  The standard library is not among them.
 const std::vector<LanguageWord>& language_words();
-
-/// What a name stands for.
-struct BoundName {
-  Span name;         ///< where it is bound
-  std::string what;  ///< "a value of shape [4, n]"
-};
-
-/// What each name stands for where it is bound, the first time that the place is reached: names in
-/// functions have the values of the first call.  Also of programs with errors, as far as they go.
-/// Cost: that of `lower`.
-std::vector<BoundName> bound_names(const ast::Program& program, const Source& source,
-                                   const LowerOptions& options);
 
 }  // namespace tplimit

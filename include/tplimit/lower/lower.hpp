@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <cstdint>
 #include <filesystem>
 #include <map>
@@ -15,6 +16,12 @@
 
 namespace tplimit {
 
+/// What a name stands for.
+struct BoundName {
+  Span name;         ///< where it is bound
+  std::string what;  ///< "a value of shape [4, n]"
+};
+
 struct LowerOptions {
   std::filesystem::path base_directory;                         ///< data paths are relative to this
   std::vector<std::pair<std::string, std::string>> constants;   ///< --set NAME=VALUE
@@ -23,6 +30,11 @@ struct LowerOptions {
   std::uint64_t seed = 0;                      ///< of random scalars and permutations' own seeds
   std::uint64_t draw = 0;                      ///< which draw of the random scalars
   double memory_bytes = 0;  ///< for the unrolled program; 0: 80 % of the machine's memory
+  std::vector<BoundName>* names = nullptr;  ///< gets what each name stands for where it is bound,
+                                            ///< the first time that the place is reached: names in
+                                            ///< functions have the values of the first call.  Also
+                                            ///< of programs with errors, as far as they go
+  const std::atomic<bool>* stop = nullptr;  ///< true: throws Stopped before the next statement
 };
 
 /// A covariance kernel nngp(f, X, X2), and (f(X) - mean) (f(X2) - mean)' of one network.

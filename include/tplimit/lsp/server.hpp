@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -10,9 +11,15 @@
 /// A language server without its streams: messages in, messages out (docs/editors.md).
 namespace tplimit::lsp {
 
+/// Takes what a server cannot do at once, and runs it, in the order in which it comes.
+using Later = std::function<void(std::function<void()>)>;
+inline void at_once(const std::function<void()>& task) { task(); }
+
+/// Texts are read at once.  Lowering them, which finds most errors and all shapes, and counting
+/// powers of the width are tasks for `later`; they stop where the text changes.
 class Server {
  public:
-  Server();
+  explicit Server(Later later = at_once);
   ~Server();
   Server(Server&&) noexcept;
   Server& operator=(Server&&) noexcept;
@@ -20,9 +27,14 @@ class Server {
   /// Answers one JSON-RPC message.  Any text is accepted; what is wrong with it is said in the
   /// answer.
   std::vector<std::string> receive(std::string_view message);
-  /// Diagnostics of the texts that have changed: to be called when no message waits, so that they
-  /// are found once for many keystrokes.
+  /// Begins tasks for the texts that have changed, and says what is wrong with those whose tasks
+  /// have ended: to be called when no message waits, so that they begin once for many keystrokes,
+  /// and when a task has ended.
   std::vector<std::string> settle();
+  /// Whether nothing has been said yet of a text, because its tasks take long.
+  [[nodiscard]] bool unsettled() const;
+  /// As settle; of those texts, that they are still being checked.
+  std::vector<std::string> settle_for_now();
   /// Once the client has asked to exit: 0, or 1 where it did not shut the server down before.
   [[nodiscard]] std::optional<int> exit_code() const;
 

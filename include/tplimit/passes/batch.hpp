@@ -33,8 +33,9 @@ std::vector<ir::NodeId> substituted(ir::Builder& builder, const std::vector<ir::
 ir::NodeId substituted(ir::Builder& builder, ir::NodeId output,
                        const std::map<ir::NodeId, ir::NodeId>& inputs);
 
-/// True if `output` is one of `inputs` or is computed from one.
-bool depends_on(const ir::Builder& builder, ir::NodeId output,
+/// True if one of `outputs` is one of `inputs` or is computed from one.  Cost: O(nodes behind the
+/// outputs and after the inputs), each once.
+bool depends_on(const ir::Builder& builder, std::vector<ir::NodeId> outputs,
                 const std::vector<ir::NodeId>& inputs);
 
 }  // namespace tplimit

@@ -17,6 +17,9 @@ struct WidthSamples {
 };
 
 /// y = coefficient * n^slope fitted to log y; `error` is one standard error of the slope.
+/// Numbers that differ by this part of themselves are equal to rounding.
+inline constexpr double kRounding = 64 * std::numeric_limits<double>::epsilon();
+
 struct SlopeFit {
   double slope;
   double error;

@@ -3,6 +3,7 @@
 #include <filesystem>
 #include <string>
 
+#include "tplimit/report/comparison.hpp"
 #include "tplimit/report/results.hpp"
 #include "tplimit/report/text.hpp"
 
@@ -17,6 +18,10 @@ namespace tplimit {
 std::string write_npz(const std::filesystem::path& file, const LimitResult& limit,
                       const ProgramInfo& program);
 std::string write_npz(const std::filesystem::path& file, const SimulationResult& networks,
+                      const ProgramInfo& program);
+/// Those of the limit, and of each report that is compared "NAME_mean.npy", "_sem", "_sd", "_rms",
+/// each [widths, ..].
+std::string write_npz(const std::filesystem::path& file, const Comparison& comparison,
                       const ProgramInfo& program);
 
 }  // namespace tplimit

@@ -29,6 +29,9 @@ struct ProgramInfo {
   std::string ablations{};          ///< what was changed in the program; empty: nothing
   std::string fingerprint{};        ///< of the program with its data
   std::vector<ReportForm> forms{};  ///< of its reports; may be empty
+  std::string command{};            ///< of the command line; empty: numbers of the library
+  std::vector<std::pair<std::string, std::vector<std::string>>>
+      options{};  ///< of the command line, as they were given: name, texts
 };
 
 }  // namespace tplimit

@@ -31,6 +31,9 @@ class FileReplacement {
   std::string failure_;
 };
 
+/// "" if the file can be opened, else why not.
+std::string why_not_readable(const std::filesystem::path& file);
+
 /// "" if write_file can be expected to succeed, else why not.  Leaves nothing behind.
 std::string why_not_writable(const std::filesystem::path& file);
 

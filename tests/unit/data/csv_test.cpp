@@ -132,7 +132,7 @@ TEST(Csv, RefusesWhatCannotBeOpened) {
   const Folder folder;
   EXPECT_TRUE(
       is_error(read_csv(folder.path() / "none.csv", {}), "E5101", {"none.csv", "no such file"}));
-  EXPECT_TRUE(is_error(read_csv(folder.path(), {}), "E5101", {"not a regular file"}));
+  EXPECT_TRUE(is_error(read_csv(folder.path(), {}), "E5101", {"it is a folder"}));
   EXPECT_TRUE(is_error(read_csv("/dev/null", {}), "E5101"));
 }
 

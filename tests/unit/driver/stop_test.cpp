@@ -31,6 +31,14 @@ class Stop : public ::testing::Test {
   std::atomic<bool> stop_ = false;
 };
 
+TEST_F(Stop, LoweringBeforeTheNextStatement) {
+  LowerOptions options;
+  options.stop = &stop_;
+  EXPECT_EQ(code_of(parse(Source("test.tp", kTraining), options)), "");
+  stop_ = true;
+  EXPECT_EQ(code_of(parse(Source("test.tp", kTraining), options)), "E5207");
+}
+
 TEST_F(Stop, ParticlesAfterTheFirstRun) {
   const Module module = test::parsed(kTraining);
   EvaluateOptions options = test::particles(512, 6);

@@ -383,6 +383,31 @@ TEST(LazyMatrix, IsOneMatrixOverThousandsOfStepsUpToWhatItDrops) {
   }
 }
 
+TEST(LazyMatrix, IsOneMatrixWhereManyVectorsOfABlockNearlyDependOnEachOther) {
+  // Features of neighbouring points of a line, in order: of what is left of each beside those
+  // before it, every new direction is a combination with coefficients that grow beyond bounds.
+  constexpr Index kPoints = 60;
+  const Matrix u = normals(kRows, 2, 1);
+  Matrix x(kRows, kPoints);
+  for (Index j = 0; j < kPoints; ++j)
+    x.col(j) = ((0.1 * static_cast<double>(j) - 3) * u.col(0) + u.col(1)).array().tanh();
+  for (const double tol : {1e-3, 1e-6, 1e-9}) {
+    Example s(Kind::kMatched, kRows, tol);
+    const MatrixVersion w = s.matrix().initial();
+    const Matrix product = s.times(w, s.vectors(x));
+    const Matrix q = matrix_of(*s.matrix().panels()[0]);
+    EXPECT_LT(distance(mean_product(q, q), Matrix::Identity(q.cols(), q.cols())), kTolerance)
+        << tol;
+    const Matrix rest = x - q * mean_product(q, x);
+    EXPECT_LT((rest.colwise().norm().array() / x.colwise().norm().array()).maxCoeff(), 1.001 * tol)
+        << tol;
+    // Normals are matched: the products have the moments of the vectors, but for what is dropped.
+    EXPECT_LT(distance(mean_product(product, product), mean_product(x, x)),
+              2.1 * tol * tol + 10 * kTolerance)
+        << tol;
+  }
+}
+
 TEST(LazyMatrixInSinglePrecision, IsOneMatrixToSinglePrecisionThroughoutALongRun) {
   for (const Kind kind : {Kind::kExact, Kind::kMatched})
     for (const double change : {0.2, 0.01}) {

@@ -5,9 +5,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <deque>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
+#include <semaphore>
 #include <set>
 #include <string>
 #include <tuple>
@@ -22,6 +25,8 @@
 #include "lsp/positions.hpp"
 #include "lsp/reference.hpp"
 #include "tplimit/lower/language.hpp"
+#include "tplimit/lower/lower.hpp"
+#include "tplimit/lsp/worker.hpp"
 #include "tplimit/syntax/editing.hpp"
 #include "tplimit/syntax/parser.hpp"
 
@@ -57,9 +62,11 @@ for t in 0..2 {
 
 class Session {
  public:
-  explicit Session(const Json& how = {{"capabilities", Json::object()}}) {
+  explicit Session(const Json& how = {{"capabilities", Json::object()}}, Later later = at_once)
+      : server(std::move(later)) {
     (void)call("initialize", how);
   }
+  explicit Session(Later later) : Session({{"capabilities", Json::object()}}, std::move(later)) {}
   explicit Session(const std::string& text) : Session() { open(kUri, text); }
   explicit Session(const char* text) : Session(std::string(text)) {}
 
@@ -142,15 +149,20 @@ class Session {
     return out;
   }
   /// Of each file: "code line:character severity".
-  std::map<std::string, std::vector<std::string>> settle() {
+  std::map<std::string, std::vector<std::string>> settle() { return told(server.settle()); }
+  std::map<std::string, std::vector<std::string>> settle_for_now() {
+    return told(server.settle_for_now());
+  }
+  static std::map<std::string, std::vector<std::string>> told(
+      const std::vector<std::string>& messages) {
     std::map<std::string, std::vector<std::string>> out;
-    for (const std::string& text : server.settle()) {
+    for (const std::string& text : messages) {
       const Json message = Json::parse(text);
       EXPECT_EQ(message.at("method"), "textDocument/publishDiagnostics") << text;
       auto& all = out[message.at("params").at("uri")];
       for (const Json& d : message.at("params").at("diagnostics"))
-        all.push_back(fmt::format("{} {} {}", d.at("code").get<std::string>(), place(d.at("range")),
-                                  d.at("severity").get<int>()));
+        all.push_back(fmt::format("{} {} {}", d.value("code", d.at("message")),
+                                  place(d.at("range")), d.at("severity").get<int>()));
     }
     return out;
   }
@@ -261,6 +273,89 @@ TEST(Diagnostics, LongProgramsAreNotUnrolledToTheEnd) {
       "width n\nparam u : [n] ~ normal(0, 1)\nx = u\nfor t in 0..1000000 { x = tanh(x + t) "
       "}\nreport E(x^2)\n");
   EXPECT_THAT(s.settle().at(kUri), ElementsAre(testing::EndsWith(" 3")));
+}
+
+// ---- what takes longer
+
+/// Runs tasks when a test says so.
+struct Tasks {
+  std::deque<std::function<void()>> waiting;
+  Later later() {
+    return [this](std::function<void()> task) { waiting.push_back(std::move(task)); };
+  }
+  void run() {
+    for (; !waiting.empty(); waiting.pop_front()) waiting.front()();
+  }
+};
+
+TEST(Tasks, DiagnosticsComeWhenTheyHaveEnded) {
+  Tasks tasks;
+  Session s(tasks.later());
+  s.open(kUri, "width n\nreport E(q)\n");
+  EXPECT_TRUE(tasks.waiting.empty()) << "a keystroke may follow";
+  EXPECT_TRUE(s.settle().empty());
+  EXPECT_TRUE(s.server.unsettled());
+  EXPECT_THAT(s.settle_for_now().at(kUri), ElementsAre("still being checked 0:0 3"));
+  EXPECT_FALSE(s.server.unsettled());
+  EXPECT_TRUE(s.settle_for_now().empty()) << "said already";
+  tasks.run();
+  EXPECT_THAT(s.settle().at(kUri), ElementsAre(testing::StartsWith("E2103 1:9 1")));
+  EXPECT_TRUE(s.settle().empty());
+}
+
+TEST(Tasks, AreNotNeededForErrorsOfSyntax) {
+  Tasks tasks;
+  Session s(tasks.later());
+  s.open(kUri, "width n\nreport (\n");
+  EXPECT_THAT(s.settle().at(kUri), ElementsAre(testing::StartsWith("E1")));
+  EXPECT_TRUE(tasks.waiting.empty());
+}
+
+TEST(Tasks, OfATextThatHasChangedAreNotHeardOf) {
+  Tasks tasks;
+  Session s(tasks.later());
+  s.open(kUri, "width n\nreport E(q)\n");
+  (void)s.settle();
+  s.change("width n\nreport E(1)\nreport E(r)\n");
+  tasks.run();
+  EXPECT_TRUE(s.settle().empty());
+  tasks.run();
+  EXPECT_THAT(s.settle().at(kUri), ElementsAre(testing::StartsWith("E2103 2:9 1")));
+}
+
+TEST(Tasks, WhatCanBeReadFromTheTextDoesNotWait) {
+  Tasks tasks;
+  Session s(tasks.later());
+  s.open(kUri, kProgram);
+  EXPECT_EQ(s.definition("eta)"), "1:6");
+  EXPECT_THAT(s.complete("report out"), Contains("half"));
+  EXPECT_THAT(s.rename("eta =", "rate"), HasSubstr("lr = rate)"));
+  EXPECT_TRUE(tasks.waiting.empty());
+  EXPECT_THAT(s.hover("U @ x"),
+              AllOf(HasSubstr("param U : [n, 2] ~ normal(0, 1 / 2), lr = n"),
+                    HasSubstr("still being looked at"), Not(HasSubstr("shape ["))));
+  tasks.run();
+  EXPECT_THAT(s.hover("U @ x"), AllOf(HasSubstr("shape [n, 2]"), HasSubstr("moved by 1"),
+                                      Not(HasSubstr("still being looked at"))));
+}
+
+TEST(Worker, ServesAServer) {
+  std::counting_semaphore<> ended(0);
+  Worker worker([&] { ended.release(); });
+  Session s([&](std::function<void()> task) { worker.add(std::move(task)); });
+  s.open(kUri, kProgram);
+  for (int k = 0; k < 20; ++k) {
+    (void)s.settle();
+    s.change(kProgram + fmt::format("report E(q{})\n", k));
+  }
+  for (;;) {
+    const auto told = s.settle();
+    if (const auto it = told.find(kUri); it != told.end()) {
+      EXPECT_THAT(it->second, ElementsAre(testing::StartsWith("E2103 17:9 1")));
+      return;
+    }
+    ended.acquire();
+  }
 }
 
 // ---- hover

@@ -160,11 +160,11 @@ TEST(Substituted, ReplacesTensorsAndMatrixVersions) {
   const NodeId other = substituted(s.b, z, {{s.W, V}, {s.a, s.b.constant({0, 1, 0}, {3})}});
   const Node& product = s.b.node(other);
   EXPECT_EQ(source_of(program, product.in[0]), SourceId{2});
-  EXPECT_FALSE(depends_on(s.b, other, {s.a, s.W}));
-  EXPECT_TRUE(depends_on(s.b, z, {s.a}));
-  EXPECT_TRUE(depends_on(s.b, z, {s.many, s.W}));
-  EXPECT_TRUE(depends_on(s.b, z, {z}));
-  EXPECT_FALSE(depends_on(s.b, z, {s.many}));
+  EXPECT_FALSE(depends_on(s.b, {other}, {s.a, s.W}));
+  EXPECT_TRUE(depends_on(s.b, {z}, {s.a}));
+  EXPECT_TRUE(depends_on(s.b, {z}, {s.many, s.W}));
+  EXPECT_TRUE(depends_on(s.b, {z}, {z}));
+  EXPECT_FALSE(depends_on(s.b, {z}, {s.many}));
 }
 
 TEST(Substituted, DoesNotLookBehindWhatIsReplaced) {

@@ -59,6 +59,19 @@ TEST(LimitJson, HasTheDocumentedKeysInOrder) {
   EXPECT_EQ(json["peak_memory_bytes"], 50000000);
 }
 
+TEST(LimitJson, NamesTheCommandAndItsOptionsAsTheyWereGiven) {
+  ProgramInfo info = program();
+  info.command = "run";
+  info.options = {{"--set", {"T=20", "eta=1"}}, {"--lazy", {}}};
+  const Json json = Json::parse(to_json(limit(), info));
+  EXPECT_EQ(json["command"], "run");
+  EXPECT_EQ(json["options"], Json::parse(R"({"--set": ["T=20", "eta=1"], "--lazy": []})"));
+  const Json other = Json::parse(with_header(info, "{\n  \"regime\": 1\n}\n"));
+  for (const char* key : {"tplimit", "command", "options", "program"})
+    EXPECT_EQ(other[key], json[key]);
+  EXPECT_EQ(other["regime"], 1);
+}
+
 TEST(LimitJson, NestsNumbersAsTheShapeSays) {
   const Json reports = Json::parse(to_json(limit(), program()))["reports"];
   EXPECT_EQ(reports[0]["index"], Json::parse(R"(["t"])"));

@@ -12,6 +12,7 @@
 #include <nlohmann/json.hpp>
 
 #include "tplimit/data/table.hpp"
+#include "tplimit/report/json.hpp"
 
 // Archives are read by their central directory, as zip readers do; arrays by our own reader of npy
 // files.
@@ -108,6 +109,32 @@ TEST(Npz, HoldsTheNumbersOfAllReports) {
   EXPECT_EQ(array(all["row_runs.npy"], folder).values,
             (std::vector<double>{1, 2, 3, 4, 5, 6, 7, 8}));
   EXPECT_NE(write_npz(folder / "none" / "s.npz", networks, program), "");
+
+  SimulationResult wide = networks;
+  networks.width = 64;
+  wide.width = 256;
+  networks.seeds = wide.seeds = 2;
+  wide.runs = {{{0, 0, 0, 0}, {2, 4, 6, 8}}};
+  limit.reports = {row};
+  limit.engine.randomisations = 8;
+  const Comparison comparison = compare(limit, {networks, wide});
+  ASSERT_EQ(write_npz(folder / "c.npz", comparison, program), "");
+  all = members(folder / "c.npz");
+  EXPECT_EQ(array(all["row.npy"], folder).values, row.value);
+  EXPECT_EQ(array(all["row_mean.npy"], folder).shape, (std::vector<std::int64_t>{2, 4}));
+  EXPECT_EQ(array(all["row_mean.npy"], folder).values,
+            (std::vector<double>{3, 4, 5, 6, 1, 2, 3, 4}));
+  const auto written = nlohmann::json::parse(to_json(comparison, program));
+  for (const auto& [member, key] :
+       {std::pair{"row_sem.npy", "sem"}, {"row_sd.npy", "sd"}, {"row_rms.npy", "rms"}}) {
+    std::vector<double> both;
+    for (const auto& width : written["compare"]["reports"][0]["widths"])
+      for (const auto& value : width[key]) both.push_back(value.get<double>());
+    EXPECT_EQ(array(all[member], folder).values, both) << member;
+  }
+  EXPECT_TRUE(
+      nlohmann::json::parse(all["tplimit.json"])["compare"]["reports"][0]["widths"][1]["mean"]
+          .is_null());
   fs::remove_all(folder);
 }
 
