@@ -487,9 +487,9 @@ int check(const Options& options) {
     depth = std::move(*found);
   }
   if (!options.out.empty())
-    if (const std::string failure =
-            write_output(options.out, to_json(counted, *module.written, info(module, options),
-                                              depth ? &*depth : nullptr));
+    if (const std::string failure = write_output(
+            options.out,
+            to_json(counted, *module.written, info(module, options), depth ? &*depth : nullptr));
         !failure.empty())
       return complain(failure);
   const int of_width = counted.regime == Regime::kUnstable ? kUnstable

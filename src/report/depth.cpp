@@ -15,32 +15,31 @@ using Answer = DepthVerdict::Answer;
 
 namespace {
 constexpr double kErrors = 2, kCorrections = 0.02;  // of powers: corrections of other orders
-constexpr double kRounding = 1e-12;                 // of sizes that are 0
+constexpr double kNoSize = 1e-12;                   // of sizes that are 0
+constexpr std::int64_t kParts = 4;                  // 1/4, the smallest step between powers in use
+constexpr double kHalfPart = 0.5 / kParts;
+
+double allowed_error(const LimitingPower& power) { return kErrors * power.error() + kCorrections; }
 }  // namespace
 
 std::optional<Exponent> DepthSize::simple() const {
   if (!power || power->faster) return std::nullopt;
-  constexpr std::int64_t kParts = 4;  // 1/4, the smallest step between powers in use
-  const double allowed = kErrors * power->error() + kCorrections,
-               nearest = std::round(power->value * kParts);
-  if (allowed >= 0.5 / kParts || std::abs(power->value - nearest / kParts) > allowed)
+  const double allowed = allowed_error(*power), nearest = std::round(power->value * kParts);
+  if (allowed >= kHalfPart || std::abs(power->value - nearest / kParts) > allowed)
     return std::nullopt;
   return Exponent(static_cast<std::int64_t>(nearest), kParts);
 }
 
 DepthGrowth DepthSize::growth() const {
   if (!sizes.empty() && std::all_of(sizes.begin(), sizes.end(), [](const auto& e) {
-        return e && std::abs(e->value) <= 3 * e->error + kRounding;
+        return e && std::abs(e->value) <= 3 * e->error + kNoSize;
       }))
     return DepthGrowth::kZero;
-  if (!power) return DepthGrowth::kUndetermined;
-  const std::optional<Exponent> p = simple();
-  if (p && *p == 0) return DepthGrowth::kBounded;
-  const double allowed = power->faster ? 0 : kErrors * power->error() + kCorrections;
-  return p                         ? (*p > 0 ? DepthGrowth::kGrows : DepthGrowth::kVanishes)
-         : power->value > allowed  ? DepthGrowth::kGrows
-         : power->value < -allowed ? DepthGrowth::kVanishes
-                                   : DepthGrowth::kUndetermined;
+  if (const std::optional<Exponent> p = simple())
+    return *p == 0 ? DepthGrowth::kBounded : *p > 0 ? DepthGrowth::kGrows : DepthGrowth::kVanishes;
+  if (!power || (!power->faster && std::abs(power->value) - allowed_error(*power) < kHalfPart))
+    return DepthGrowth::kUndetermined;
+  return power->value > 0 ? DepthGrowth::kGrows : DepthGrowth::kVanishes;
 }
 
 const char* to_string(DepthGrowth growth) {
@@ -65,8 +64,10 @@ const char* to_string(Answer answer) {
 
 namespace {
 
+/// A share, too: beside larger terms it shows in a value only where the depth is large.
 bool is_value(const DepthSize& s) {
-  return s.what == DepthQuantity::kValue || s.what == DepthQuantity::kChange;
+  return s.what == DepthQuantity::kValue || s.what == DepthQuantity::kChange ||
+         s.what == DepthQuantity::kShare;
 }
 
 /// Whether every one of these sizes is none of `bad`; nothing where there are none.

@@ -153,10 +153,10 @@ std::optional<LimitingPower> limiting_power(const std::vector<double>& x,
   if (values.size() < 3) return std::nullopt;
   for (const double v : values)
     if (!(v > 0)) return std::nullopt;
-  constexpr double kRounding = 1e-11;  // of values, relative
+  constexpr double kRelative = 1e-11;  // rounding of values
   std::vector<double> steps, slopes, own;
   const auto relative = [&](std::size_t k) {
-    return std::hypot(errors.empty() ? 0 : errors[k] / values[k], kRounding);
+    return std::hypot(errors.empty() ? 0 : errors[k] / values[k], kRelative);
   };
   for (std::size_t k = 0; k + 1 < values.size(); ++k) {
     const double ratio = std::log(x[k + 1] / x[k]);
@@ -164,29 +164,23 @@ std::optional<LimitingPower> limiting_power(const std::vector<double>& x,
     slopes.push_back(std::log(values[k + 1] / values[k]) / ratio);
     own.push_back(std::hypot(relative(k), relative(k + 1)) / ratio);
   }
-  double order = 1;
-  Extrapolation found = extrapolate(steps, slopes, own, order);
-  if (found.settles && !found.order_agrees && found.order) {
-    order = found.order->value;
-    const double first_order = found.value;
-    found = extrapolate(steps, slopes, own, order);
-    // Which order it is, few values leave open.
-    found.extrapolation_error =
-        std::max(found.extrapolation_error, std::abs(found.value - first_order));
-  }
-  LimitingPower out{found.value, 0, found.extrapolation_error, slopes.back(), false};
-  std::vector<double> w = weights(steps, 0, order);
-  if (!found.settles) {
+  const std::size_t count = slopes.size();
+  const std::vector<double> w = weights(steps, count - 2, 1);
+  LimitingPower out{dot(w, slopes)};
+  out.last = slopes.back();
+  out.extrapolation_error = std::abs(out.value - out.last);
+  const OrderSeen seen = count > 2 ? order_seen(steps, slopes, own, count - 3) : OrderSeen{};
+  if (seen.order) {
+    const double other = dot(weights(steps, count - 2, seen.order->value), slopes);
+    out.extrapolation_error = std::max(out.extrapolation_error, std::abs(out.value - other));
+  } else if (!seen.settles) {
     const auto [low, high] = std::minmax_element(slopes.begin(), slopes.end());
-    out.value = out.last;
     out.extrapolation_error = 2 * (*high - *low);
-    w.assign(slopes.size(), 0);
-    w.back() = 1;
     // The slopes of exp(c x^p) grow by the factor 2^p with each doubling of x; between powers they
     // grow, too, but little.
     constexpr double kFactor = 1.2, kLeast = 0.5;
     out.faster = std::abs(out.last) > kLeast;
-    for (std::size_t k = 0; k + 1 < slopes.size(); ++k)
+    for (std::size_t k = 0; k + 1 < count; ++k)
       out.faster = out.faster && slopes[k + 1] / slopes[k] > kFactor;
   }
   // Neighbouring slopes share a value: its weight in all of them.

@@ -146,6 +146,31 @@ TEST(Depth, SampledAsWell) {
   expect_power(check, "update of W[l] @ x", 1, {-1, 2});
 }
 
+TEST(Depth, NoVerdictContradictsTheClassification) {
+  for (const char* ends : {"param", "random"})
+    for (const double alpha : {0.5, 0.75, 1.0})
+      for (const double gamma : {0.0, 0.25, 0.5}) {
+        const DepthVerdict v = verdict(measured({alpha, gamma, "", "sgd", ends}));
+        const double both = alpha + gamma;
+        const bool trained = std::string(ends) == "param";  // U and v move outputs by order 1, too
+        EXPECT_NE(v.stable, both >= 1 ? Answer::kNo : Answer::kYes) << alpha << " " << gamma;
+        EXPECT_NE(v.nontrivial, both <= 1 || trained ? Answer::kNo : Answer::kYes)
+            << alpha << " " << gamma;
+      }
+}
+
+TEST(Depth, BetweenMultiplesOfAQuarterNothingIsClaimed) {
+  // Corrections of order L^(-0.1): changes have slopes of -0.07 at these depths, and size 1.
+  const DepthVerdict v = verdict(measured({0.55, 0.45}));
+  EXPECT_NE(v.stable, Answer::kNo);
+  EXPECT_NE(v.nontrivial, Answer::kNo);
+}
+
+TEST(Depth, WhatGrowsBesideLargerTermsIsSeenInItsShare) {
+  // Slopes of the change of f are -0.03, 0.01 and 0.04: U and v move it more at these depths.
+  EXPECT_NE(verdict(measured({0.75, 0})).stable, Answer::kYes);
+}
+
 TEST(Depth, SlowCorrectionsAreNoPowers) {
   // (1 + L^(-3/2))^L tends to 1 like L^(-1/2).
   const DepthCheck check = measured({0.75, 0.25});

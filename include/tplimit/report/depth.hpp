@@ -38,6 +38,7 @@ struct DepthSize {
   /// The multiple of 1/4 next to the power, if the errors leave no other: it is within two errors
   /// and 0.02, and these are less than half of 1/4.
   [[nodiscard]] std::optional<Exponent> simple() const;
+  /// By that power; where there is none, by its sign if these leave nothing between -1/8 and 1/8.
   [[nodiscard]] DepthGrowth growth() const;
 };
 
@@ -51,7 +52,7 @@ struct DepthCheck {
 
 struct DepthVerdict {
   enum class Answer { kNo, kYes, kOpen };
-  Answer stable = Answer::kOpen;       ///< no value, at the start or later, grows with the depth
+  Answer stable = Answer::kOpen;       ///< no value, change or share grows with the depth
   std::optional<Answer> nontrivial{};  ///< outputs change by order 1; none: nothing is trained
   std::optional<Answer>
       faithful{};  ///< what layers compute stays of order 1; none: no layer is updated

@@ -47,8 +47,8 @@ struct PowerFit {
 std::optional<PowerFit> fit_power(const std::vector<double>& x, const std::vector<double>& values,
                                   const std::vector<double>& errors);
 
-/// The power with which values grow as x does without bound: the slopes of log value between
-/// neighbours, extrapolated.
+/// The power with which values grow as x does without bound: of the slopes of log value between
+/// neighbours.
 struct LimitingPower {
   double value = 0;
   double sampling_error = 0;       ///< from the errors of the values, taken as independent
@@ -57,9 +57,10 @@ struct LimitingPower {
   bool faster = false;  ///< slopes do not settle and grow by a factor: no power, as exp(x)
   [[nodiscard]] double error() const;  ///< both, as squares
 };
-/// Slopes are extrapolated in 1/x, by the order that they show where that is not 1; the error then
-/// contains what the order makes of it.  Of slopes that do not settle the last, with twice their
-/// spread as its error.  Nothing unless there are three values or more, all positive; x rises.
+/// The last two slopes are extrapolated linearly in 1/x.  The error is the difference from the last
+/// one, or from the extrapolation by the order that the slopes show, whichever is larger; where
+/// they do not settle, twice their spread.  Nothing unless there are three values or more, all
+/// positive; x rises.
 std::optional<LimitingPower> limiting_power(const std::vector<double>& x,
                                             const std::vector<double>& values,
                                             const std::vector<double>& errors);
