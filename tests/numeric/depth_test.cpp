@@ -27,18 +27,21 @@ DepthCheck measured(const Net& net, int steps = 1,
                     const std::vector<int>& depths = {8, 16, 32, 64}) {
   const bool entrywise = net.step != "sgd";
   const std::string wide = net.ends == "param" && !entrywise ? ", lr = n" : "";
+  const std::string text = fmt::format(
+      "width n\ndepth L = 1\ndata X = [[1, 0.5], [-0.3, 1]]\ndata y = [1, -1]\n"
+      "{} U : [n, 2] ~ normal(0, 1/2){}\nparam W : [L, n, n] ~ normal(0, 1/n), lr = L^{}\n"
+      "{} v : [n] ~ normal(0, {}){}\nfor t in 0..{} {{\n  x = U @ X\n"
+      "  for l in 0..L {{ x = x + L^-{} * {}(W[l] @ x) }}\n  f = v @ x / n\n  report f\n"
+      "  step {}(mse(f, y), lr = 0.1)\n}}\n",
+      net.ends, wide, entrywise ? -net.gamma : net.alpha - net.gamma, net.ends, net.readout, wide,
+      steps, net.alpha, net.phi, net.step);
+  const Source source("test.tp", text);
   std::vector<Module> modules;
   for (const int depth : depths) {
-    const std::string text = fmt::format(
-        "width n\ndepth L = {}\ndata X = [[1, 0.5], [-0.3, 1]]\ndata y = [1, -1]\n"
-        "{} U : [n, 2] ~ normal(0, 1/2){}\nparam W : [L, n, n] ~ normal(0, 1/n), lr = L^{}\n"
-        "{} v : [n] ~ normal(0, {}){}\nfor t in 0..{} {{\n  x = U @ X\n"
-        "  for l in 0..L {{ x = x + L^-{} * {}(W[l] @ x) }}\n  f = v @ x / n\n  report f\n"
-        "  step {}(mse(f, y), lr = 0.1)\n}}\n",
-        depth, net.ends, wide, entrywise ? -net.gamma : net.alpha - net.gamma, net.ends,
-        net.readout, wide, steps, net.alpha, net.phi, net.step);
-    auto module = parse(Source("test.tp", text));
-    if (!module) throw std::runtime_error(render(module.errors(), Source("test.tp", text)));
+    LowerOptions set;
+    set.constants = {{"L", std::to_string(depth)}};
+    auto module = parse(source, set);
+    if (!module) throw std::runtime_error(render(module.errors(), source));
     modules.push_back(std::move(*module));
   }
   EvaluateOptions options;
