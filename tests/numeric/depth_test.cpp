@@ -84,7 +84,7 @@ TEST(Depth, DepthMupIsStableNontrivialFaithfulAndDiverse) {
   EXPECT_TRUE(v.advice.empty());
   expect_power(check, "step of x from layer to layer, relative", 0, {-1, 2});
   for (const int step : {1, 2}) {
-    expect_power(check, "update of W[l] @ x", step, {-1, 2});
+    expect_power(check, "update of (W[l] @ x)", step, {-1, 2});
     expect_power(check, "change of f by W", step, 0);
     expect_power(check, "change of f by U", step, 0);
   }
@@ -119,7 +119,7 @@ TEST(Depth, LayersOfTooLargeMultipliersAreUnfaithful) {
   EXPECT_EQ(v.nontrivial, Answer::kYes);
   EXPECT_EQ(v.faithful, Answer::kNo);
   EXPECT_EQ(v.diverse, Answer::kNo);
-  expect_power(check, "update of W[l] @ x", 1, {1, 4});
+  expect_power(check, "update of (W[l] @ x)", 1, {1, 4});
 }
 
 TEST(Depth, RatesThatAreTooSmallOrTooLargeAreCorrected) {
@@ -133,7 +133,7 @@ TEST(Depth, RatesThatAreTooSmallOrTooLargeAreCorrected) {
 }
 
 TEST(Depth, AReadoutThatStartsAtZeroIsSeenAfterTheSecondStep) {
-  const DepthCheck check = measured({0.5, 1, "", "sgd", "param", "0"}, 2);
+  const DepthCheck check = measured({0.5, 1, "", "sgd", "param", "0"}, 2, {16, 32, 64, 128});
   EXPECT_EQ(size(check, "change of f by W", 1).growth(), DepthGrowth::kZero);
   expect_power(check, "change of f by W", 2, {-1, 2});
   EXPECT_EQ(verdict(check).advice, std::vector<std::string>{"param W: lr times L^(1/2)"});
