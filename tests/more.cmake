@@ -51,6 +51,8 @@ tplimit_test(stop_test LABEL unit LINK tplimit::driver tplimit::parallel TBB::tb
   SOURCES unit/driver/stop_test.cpp)
 tplimit_test(counting_test LABEL numeric LINK tplimit::driver
   SOURCES numeric/counting_test.cpp)
+tplimit_test(depth_test LABEL numeric LINK tplimit::driver
+  SOURCES numeric/depth_test.cpp)
 tplimit_test(compare_words_test LABEL numeric LINK tplimit::report
   SOURCES numeric/compare_words_test.cpp)
 tplimit_test(compare_networks_test LABEL numeric LINK tplimit::driver tplimit::report

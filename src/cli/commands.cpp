@@ -329,22 +329,64 @@ int compare(const Options& given) {
                                        options, exit_code(*comparison)));
 }
 
+namespace {
+
+/// Of a program that declares a depth, at several.
+Result<std::optional<DepthCheck>> powers_of_depth(const Options& options, const Module& module) {
+  if (!module.depth) return std::optional<DepthCheck>();
+  std::vector<std::int64_t> depths = options.depths;
+  if (depths.empty())
+    for (const std::int64_t factor : {1, 2, 4, 8}) depths.push_back(factor * module.depth->value);
+  std::vector<Module> modules;
+  for (const std::int64_t depth : depths) {
+    Options own = options;
+    own.lower.constants.emplace_back(module.depth->name, fmt::format("{}", depth));
+    Loaded loaded = load(own);
+    if (!loaded.module) return loaded.module.errors();
+    modules.push_back(std::move(*loaded.module));
+  }
+  return std::optional(depth_check(modules, options.depth_steps, options.evaluate));
+}
+
+ExitCode exit_code(const DepthCheck& check) {
+  using enum DepthVerdict::Answer;
+  const DepthVerdict v = verdict(check);
+  if (v.stable == kNo || v.faithful == kNo) return kUnstable;
+  if (v.nontrivial == kNo) return kNoFeatures;
+  return v.stable == kOpen || v.nontrivial == kOpen || v.faithful == kOpen ? kUndecided : kDone;
+}
+
+}  // namespace
+
 int check(const Options& options) {
+  if (!options.depths.empty() &&
+      (options.depths.size() < 3 || !std::ranges::is_sorted(options.depths, std::less_equal<>())))
+    return complain("--depths: three depths or more, rising");
   if (const std::string fault = output_fault(options); !fault.empty()) return complain(fault);
   const Loaded loaded = load(options);
   if (!loaded.module) return reject(loaded.module.errors(), loaded.source);
   const Module& module = *loaded.module;
+  if (!options.depths.empty() && !module.depth)
+    return complain("--depths: the program declares none, as in: depth L = 8");
   const RegimeReport counted = regime(module, !options.out.empty());
+  const Result<LeadingOrder> orders = tplimit::check(module, options.evaluate.observe);
+  std::optional<DepthCheck> depth;
+  if (orders && !counted.unstable) {
+    Result<std::optional<DepthCheck>> found = powers_of_depth(options, module);
+    if (!found) return reject(found.errors(), loaded.source);
+    depth = std::move(*found);
+  }
   if (!options.out.empty())
-    if (const std::string failure =
-            write_output(options.out, to_json(counted, *module.written, info(module, options)));
+    if (const std::string failure = write_output(
+            options.out,
+            to_json(counted, *module.written, info(module, options), depth ? &*depth : nullptr));
         !failure.empty())
       return complain(failure);
-  const Result<LeadingOrder> orders = tplimit::check(module, options.evaluate.observe);
-  const int verdict = counted.regime == Regime::kUnstable ? kUnstable
-                      : counted.regime == Regime::kTrivial || counted.regime == Regime::kKernel
-                          ? kNoFeatures
-                          : kDone;
+  const int of_width = counted.regime == Regime::kUnstable ? kUnstable
+                       : counted.regime == Regime::kTrivial || counted.regime == Regime::kKernel
+                           ? kNoFeatures
+                           : kDone;
+  const int verdict = std::max<int>(of_width, depth ? exit_code(*depth) : kDone);
   if (!options.quiet || !options.html.empty()) {
     const bool print = options.prints_text();
     Diagnostics warnings = module.warnings;
@@ -369,6 +411,7 @@ int check(const Options& options) {
       document.append(document_of(*orders, *methods, module.source));
     }
     document.append(document_of(counted, *module.written, module.source));
+    if (depth) document.append(document_of(*depth));
     if (print) fmt::print("{}", to_text(document, text_options(options)));
     if (!options.html.empty()) {
       // What stops the limit is no result: it stands among the warnings.

@@ -58,6 +58,8 @@ struct Options {
   std::string best;                  ///< sweep: a report; empty: none
   bool highest = false;              ///< sweep: the largest is the best
   int coordinate_steps = 4;          ///< coordcheck
+  std::vector<std::int64_t> depths;  ///< check; empty: the program's times 1, 2, 4, 8
+  int depth_steps = 2;               ///< check
   int order = 1;                     ///< extrapolate: the leading power of 1/constant
   std::vector<std::string> against;  ///< compare: files of measurements; empty: own networks
   int draws = 1;                     ///< run, compare

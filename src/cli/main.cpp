@@ -372,7 +372,13 @@ CLI::App& add_check(CLI::App& app, Options& o) {
   CLI::App& own = *app.add_subcommand(
       "check", "Check a program and show the powers of the width, without numbers");
   add_program(own, o);
-  add_engine(own, o);
+  add_limit(own, o, 2);
+  add(own, "--depths", "L,L,..", o.depths,
+      "Of a program that declares a depth: those that powers are measured at; default 1, 2, 4 and "
+      "8 times its own",
+      parse_widths);
+  add(own, "--steps", "T", o.depth_steps, "Steps of training at each depth; default 2",
+      small_count(0));
   own.add_option("--out", o.out,
                  "Write sizes, verdict and advice to this JSON file; -: standard output")
       ->type_name("FILE");

@@ -3,8 +3,8 @@
 
 #include <fmt/format.h>
 
+#include "driver/value_sizes.hpp"
 #include "tplimit/driver/driver.hpp"
-#include "tplimit/passes/passes.hpp"
 
 // Coordinate check: a program whose reports are the sizes of the values of another one.
 namespace tplimit {
@@ -12,15 +12,6 @@ namespace tplimit {
 using namespace ir;
 
 namespace {
-
-/// The root of the mean of squares over coordinates and all finite axes.
-NodeId root_mean_square(Builder& b, NodeId x) {
-  NodeId square = b.map(Fn::kPower, {x}, 2);
-  if (b.type(square).width) square = b.average(square);
-  const std::int64_t count = size_of(b.type(square).dims);
-  square = b.reshape(square, {count});
-  return b.map(Fn::kSqrt, {b.scale(1.0 / static_cast<double>(count), 0, b.sum(square, 0))});
-}
 
 /// A report for each value, and for its change since the start, over steps 0..`steps`.
 struct Sizes {
@@ -40,7 +31,7 @@ Sizes sizes_of(const Program& program, const RegimeReport& counted, int steps) {
       if (!now.valid() || b.type(now).matrix || (change && b.type(now) != b.type(start))) return;
       b.set_origin(f.span, b.node(now).context);
       report.entries.push_back({{static_cast<std::int64_t>(k)},
-                                root_mean_square(b, change ? b.minus(now, start) : now)});
+                                root_mean_square(b, {change ? b.minus(now, start) : now})});
       value.steps.push_back(static_cast<std::int64_t>(k));
       value.counted.push_back(change ? f.steps[k].change : f.steps[k].value);
       value.is_counted.push_back(std::cmp_less_equal(k, counted.steps));
@@ -55,63 +46,6 @@ Sizes sizes_of(const Program& program, const RegimeReport& counted, int steps) {
   }
   return out;
 }
-
-Module with_program(const Module& module, Program program) {
-  Module out;
-  out.source = module.source;
-  out.sha256 = module.sha256;
-  out.constants = module.constants;
-  out.program = erase_identities(program);
-  out.written = std::make_shared<const Program>(std::move(program));
-  out.ablations = module.ablations;
-  return out;
-}
-
-/// The limits of some of the values, where there are any: all at once, else by halves, so that
-/// those that have none are left alone.
-class Limits {
- public:
-  Limits(const Module& module, const Sizes& sizes, const EvaluateOptions& options,
-         CoordinateCheck& out)
-      : module_(module), sizes_(sizes), options_(options), out_(out) {}
-
-  void find(const std::vector<std::size_t>& wanted) {
-    if (wanted.empty()) return;
-    Program program = sizes_.program;
-    program.reports.clear();
-    for (const std::size_t k : wanted) program.reports.push_back(sizes_.program.reports[k]);
-    const Module own = with_program(module_, std::move(program));
-    const Result<LeadingOrder> orders = check(own);
-    if (orders && orders->random_outputs) {
-      out_.no_limit = "Outputs are random at the start, and sizes with them: no limit is shown.";
-      return;
-    }
-    const Result<LimitResult> limit =
-        orders ? evaluate(own, options_) : Result<LimitResult>(orders.errors());
-    if (limit) {
-      for (std::size_t j = 0; j < wanted.size(); ++j) {
-        const ReportResult& r = limit->reports[j];
-        for (std::size_t k = 0; k < r.value.size(); ++k)
-          if (std::isfinite(r.value[k]))
-            out_.values[wanted[j]].limit[k] =
-                Estimate{r.value[k], r.error.empty() ? 0 : r.error[k]};
-      }
-    } else if (wanted.size() == 1) {
-      out_.no_limit = fmt::format("Where no limit is shown, the engine has none: {} ({}).",
-                                  limit.errors()[0].message, limit.errors()[0].code);
-    } else {
-      const auto middle = wanted.begin() + static_cast<std::ptrdiff_t>(wanted.size() / 2);
-      find({wanted.begin(), middle});
-      find({middle, wanted.end()});
-    }
-  }
-
- private:
-  const Module& module_;
-  const Sizes& sizes_;
-  const EvaluateOptions& options_;
-  CoordinateCheck& out_;
-};
 
 }  // namespace
 
@@ -161,7 +95,13 @@ Result<CoordinateCheck> coordinate_check(const Module& module, int steps,
       }
       if (bounded) finite.push_back(j);
     }
-    Limits(module, sizes, limit, out).find(finite);
+    const LimitsOfReports limits = limits_where_any(module, sizes.program, finite, limit);
+    out.no_limit = limits.missing;
+    for (const std::size_t j : finite)
+      if (const auto& r = limits.reports[j])
+        for (std::size_t k = 0; k < r->value.size(); ++k)
+          if (std::isfinite(r->value[k]))
+            out.values[j].limit[k] = Estimate{r->value[k], r->error.empty() ? 0 : r->error[k]};
     return out;
   }
 }

@@ -102,6 +102,7 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
   module.written = std::make_shared<const Program>(std::move(lowered->program));
   module.warnings = std::move(lowered->warnings);
   if (!ablations.any()) module.kernels = std::move(lowered->kernels);
+  module.depth = std::move(lowered->depth);
   module.source = std::move(source);
   return module;
 }

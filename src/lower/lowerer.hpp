@@ -100,6 +100,7 @@ class Lowerer {
   void block(const std::vector<ast::Stmt>& body);
   void on(const ast::Width& s, Span span);
   void on(const ast::Const& s, Span span);
+  void declare_depth(const ast::Const& s, const Value& value);
   void on(const ast::Data& s, Span span);
   void on(const ast::Param& s, Span span);
   void on(const ast::Assign& s, Span span);
@@ -474,6 +475,7 @@ class Lowerer {
   ir::Builder builder_;
   Diagnostics errors_, warnings_;
   std::vector<OutputKernel> kernels_;
+  std::optional<Depth> depth_;
 
   Scope globals_;
   Scope* locals_ = nullptr;  ///< scope of the model being inlined; null outside

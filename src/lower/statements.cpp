@@ -124,7 +124,7 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
   if (!errors_.empty()) return errors_;
   program_.has_random_scalars =
       depends_on(builder_, ir::outputs_of(program_), random_scalars(program_));
-  return Lowered{std::move(program_), std::move(warnings_), std::move(kernels_)};
+  return Lowered{std::move(program_), std::move(warnings_), std::move(kernels_), std::move(depth_)};
 }
 
 void Lowerer::count_work(Span span) {
@@ -381,7 +381,20 @@ void Lowerer::on(const ast::Const& s, Span span) {
   if (const auto* t = value.as<Tensor>(); t && !builder_.constant_values(t->node))
     fail("E2122", "a constant is a number or an array of numbers", s.value->span,
          "this depends on random values, parameters or the width", "use an assignment instead");
+  if (s.depth) declare_depth(s, value);
   bind(s.name, std::move(value), Kind::kConst);
+}
+
+void Lowerer::declare_depth(const ast::Const& s, const Value& value) {
+  if (depth_) {
+    Rejection second{Diagnostic::error("E2154", "a program has one depth").at(s.name.span)};
+    second.diagnostic.notes.push_back({fmt::format("'{}' is it", depth_->name), depth_->span});
+    throw second;
+  }
+  const std::int64_t depth = integer(value, s.value->span, "a depth");
+  if (depth < 1)
+    fail("E2154", "a depth is 1 or more", s.value->span, fmt::format("this is {}", depth));
+  depth_ = {s.name.name, depth, s.name.span};
 }
 
 void Lowerer::on(const ast::Data& s, Span span) {

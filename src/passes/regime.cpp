@@ -539,13 +539,14 @@ void Counting::find_effects() {
         }
         auto [it, fresh] = effects.try_emplace(variable);
         VariableEffect& effect = it->second;
-        if (fresh) effect = {variable, node.span, !node.type.width, {}, {}, {}};
+        if (fresh) effect = {variable, node.span, !node.type.width, {}, {}, {}, version};
         // Sizes before cancellation: of the product, term by term.
         std::optional<Exponent> initial, update;
         const Exponent after = before + behind(user);
         if (const auto* m = std::get_if<MatMul>(&node.op)) {
           const Matrix& w = matrix(node.in[0]);
           const Sum x = sums_[node.in[1].value];
+          effect.products.emplace_back(step_of_[user.value], user);
           initial = parts_.size_caused_by(apply(w, parts_.initial(x), m->transposed), 0, true);
           update = parts_.size(apply(w, x, m->transposed, true));
           if (const auto decay = parts_.size_caused_by(w.scale, own, true); decay && x != 0)
@@ -801,6 +802,51 @@ std::vector<Fix> find_fixes(const Program& program, const Versions& versions,
 
 }  // namespace
 
+namespace {
+
+/// What `outputs` are computed from once more, with these versions of the variables: for each node
+/// that which stands for it.
+std::vector<NodeId> forward_pass(Builder& builder, const Versions& versions,
+                                 const std::vector<NodeId>& outputs,
+                                 const std::map<std::uint32_t, NodeId>& chosen) {
+  const Program& program = builder.program();
+  std::vector<NodeId> now(program.size());
+  std::vector<bool> needed(program.size(), false);
+  for (const NodeId id : outputs) needed[id.value] = true;
+  for (auto k = static_cast<std::uint32_t>(program.size()); k-- > 0;)
+    if (needed[k] && !versions.of.contains({k}))
+      for (const NodeId in : program.nodes[k].in) needed[in.value] = true;
+  for (std::uint32_t k = 0; k < now.size(); ++k) {
+    now[k] = {k};
+    if (!needed[k]) continue;
+    const Node node = program.nodes[k];
+    if (const auto it = versions.of.find({k}); it != versions.of.end()) {
+      const auto version = chosen.find(it->second);
+      if (version != chosen.end() && program[version->second].type == node.type)
+        now[k] = version->second;
+      continue;
+    }
+    std::vector<NodeId> in;
+    for (const NodeId id : node.in) in.push_back(now[id.value]);
+    if (in == node.in) continue;
+    builder.set_origin(node.span, node.context);
+    now[k] = builder.add(node.op, std::move(in));
+    if (!node.type.matrix && builder.type(now[k]) != node.type)
+      now[k] = builder.expand(now[k], node.type.width, node.type.dims);
+  }
+  return now;
+}
+
+}  // namespace
+
+NodeId with_updates_of(Builder& builder, NodeId value, const std::vector<bool>& variables) {
+  const Versions versions(builder.program());
+  std::map<std::uint32_t, NodeId> first;
+  for (const auto& [id, variable] : versions.of)
+    if (variable < variables.size() && !variables[variable]) first.emplace(variable, id);
+  return forward_pass(builder, versions, {value}, first)[value.value];
+}
+
 Program with_last_pass(Program program) {
   if (program.steps.empty()) return program;
   const auto steps = static_cast<std::uint32_t>(program.steps.size());
@@ -820,29 +866,8 @@ Program with_last_pass(Program program) {
         losses = program.steps[s].losses;
       }
   outputs.insert(outputs.end(), losses.begin(), losses.end());
-  std::vector<NodeId> now(program.size());
-  std::vector<bool> needed(program.size(), false);
-  for (const NodeId id : outputs) needed[id.value] = true;
-  for (auto k = static_cast<std::uint32_t>(program.size()); k-- > 0;)
-    if (needed[k] && !versions.of.contains({k}))
-      for (const NodeId in : program.nodes[k].in) needed[in.value] = true;
   Builder builder(program);
-  for (std::uint32_t k = 0; k < now.size(); ++k) {
-    now[k] = {k};
-    if (!needed[k]) continue;
-    const Node node = program.nodes[k];
-    if (const auto it = versions.of.find({k}); it != versions.of.end()) {
-      if (program[newest.at(it->second)].type == node.type) now[k] = newest.at(it->second);
-      continue;
-    }
-    std::vector<NodeId> in;
-    for (const NodeId id : node.in) in.push_back(now[id.value]);
-    if (in == node.in) continue;
-    builder.set_origin(node.span, node.context);
-    now[k] = builder.add(node.op, std::move(in));
-    if (!node.type.matrix && builder.type(now[k]) != node.type)
-      now[k] = builder.expand(now[k], node.type.width, node.type.dims);
-  }
+  const std::vector<NodeId> now = forward_pass(builder, versions, outputs, newest);
   const auto repeat = [&](std::vector<NamedValue>& values) {
     std::set<std::pair<std::uint32_t, std::uint32_t>> known;
     for (const NamedValue& v : values)

@@ -145,6 +145,55 @@ std::optional<PowerFit> fit_power(const std::vector<double>& x, const std::vecto
   return out;
 }
 
+double LimitingPower::error() const { return std::hypot(sampling_error, extrapolation_error); }
+
+std::optional<LimitingPower> limiting_power(const std::vector<double>& x,
+                                            const std::vector<double>& values,
+                                            const std::vector<double>& errors) {
+  if (values.size() < 3) return std::nullopt;
+  for (const double v : values)
+    if (!(v > 0)) return std::nullopt;
+  constexpr double kRelative = 1e-11;  // rounding of values
+  std::vector<double> steps, slopes, own;
+  const auto relative = [&](std::size_t k) {
+    return std::hypot(errors.empty() ? 0 : errors[k] / values[k], kRelative);
+  };
+  for (std::size_t k = 0; k + 1 < values.size(); ++k) {
+    const double ratio = std::log(x[k + 1] / x[k]);
+    steps.push_back(1 / x[k]);
+    slopes.push_back(std::log(values[k + 1] / values[k]) / ratio);
+    own.push_back(std::hypot(relative(k), relative(k + 1)) / ratio);
+  }
+  const std::size_t count = slopes.size();
+  const std::vector<double> w = weights(steps, count - 2, 1);
+  LimitingPower out{dot(w, slopes)};
+  out.last = slopes.back();
+  out.extrapolation_error = std::abs(out.value - out.last);
+  const OrderSeen seen = count > 2 ? order_seen(steps, slopes, own, count - 3) : OrderSeen{};
+  if (seen.order) {
+    const double other = dot(weights(steps, count - 2, seen.order->value), slopes);
+    out.extrapolation_error = std::max(out.extrapolation_error, std::abs(out.value - other));
+  } else if (!seen.settles) {
+    const auto [low, high] = std::minmax_element(slopes.begin(), slopes.end());
+    out.extrapolation_error = 2 * (*high - *low);
+    // The slopes of exp(c x^p) grow by the factor 2^p with each doubling of x; between powers they
+    // grow, too, but little.
+    constexpr double kFactor = 1.2, kLeast = 0.5;
+    out.faster = std::abs(out.last) > kLeast;
+    for (std::size_t k = 0; k + 1 < count; ++k)
+      out.faster = out.faster && slopes[k + 1] / slopes[k] > kFactor;
+  }
+  // Neighbouring slopes share a value: its weight in all of them.
+  double squares = 0;
+  for (std::size_t k = 0; k < values.size(); ++k) {
+    const double before = k == 0 ? 0 : w[k - 1] / std::log(x[k] / x[k - 1]),
+                 behind = k + 1 == values.size() ? 0 : w[k] / std::log(x[k + 1] / x[k]);
+    squares += std::pow((before - behind) * relative(k), 2);
+  }
+  out.sampling_error = std::sqrt(squares);
+  return out;
+}
+
 // ---- limits beside each other
 // ----------------------------------------------------------------------------------
 

@@ -195,10 +195,49 @@ Document document_of(const RegimeReport& report, const ir::Program& program, con
   return out;
 }
 
-std::string to_json(const RegimeReport& report, const ir::Program& program,
-                    const ProgramInfo& info) {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json to_json(const DepthCheck& check) {
+  const DepthVerdict found = tplimit::verdict(check);
+  const auto answer = [](const std::optional<DepthVerdict::Answer>& a) {
+    return a ? Json(to_string(*a)) : Json(nullptr);
+  };
+  Json sizes = Json::array();
+  for (const DepthSize& s : check.sizes) {
+    Json values = Json::array();
+    for (const auto& e : s.sizes)
+      values.push_back(e ? Json{{"value", e->value}, {"stderr", e->error}} : Json(nullptr));
+    const std::optional<Exponent> simple = s.simple();
+    sizes.push_back({{"name", s.name},
+                     {"output", s.output},
+                     {"step", s.step},
+                     {"sizes", std::move(values)},
+                     {"slope", s.power && !s.power->faster
+                                   ? Json{{"value", s.power->value},
+                                          {"sampling_error", s.power->sampling_error},
+                                          {"extrapolation_error", s.power->extrapolation_error}}
+                                   : Json(nullptr)},
+                     {"power", simple ? Json(to_double(*simple)) : Json(nullptr)},
+                     {"growth", to_string(s.growth())}});
+  }
+  return {{"name", check.depth},
+          {"depths", check.depths},
+          {"steps", check.steps},
+          {"stable", answer(found.stable)},
+          {"nontrivial", answer(found.nontrivial)},
+          {"faithful", answer(found.faithful)},
+          {"diverse", answer(found.diverse)},
+          {"advice", found.advice},
+          {"sizes", std::move(sizes)}};
+}
+
+}  // namespace
+
+std::string to_json(const RegimeReport& report, const ir::Program& program, const ProgramInfo& info,
+                    const DepthCheck* depth) {
   const Source& source = info.source;
-  using Json = nlohmann::ordered_json;
   const auto power = [](const std::optional<Exponent>& e) {
     return e ? Json(to_double(*e)) : Json(nullptr);
   };
@@ -248,6 +287,7 @@ std::string to_json(const RegimeReport& report, const ir::Program& program,
   out["parameters"] = std::move(parameters);
   out["reports"] = std::move(reports);
   out["fixes"] = std::move(fixes);
+  if (depth) out["depth"] = to_json(*depth);
   return with_header(info, out.dump(2) + "\n");
 }
 

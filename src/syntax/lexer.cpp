@@ -22,6 +22,7 @@ constexpr auto kSpellings = std::to_array<std::string_view>({
     "a string",
     "width",
     "const",
+    "depth",
     "data",
     "param",
     "random",
@@ -297,10 +298,23 @@ class Lexer {
         for (++at_; is_word(peek());) ++at_;
       push(TokenKind::kIdentifier, begin);
     } else if (is_ascii(peek())) {
-      push(word_kind(from(begin)), begin);
+      const TokenKind kind = word_kind(from(begin));
+      push(kind == TokenKind::kDepth && !declares() ? TokenKind::kIdentifier : kind, begin);
     } else {
       lex_foreign_word(begin);
     }
+  }
+
+  /// Behind `depth`: it is a keyword only at the begin of a statement and before a name, so that
+  /// programs may call a value so.
+  [[nodiscard]] bool declares() const {
+    const TokenKind last = out_.tokens.empty() ? TokenKind::kNewline : out_.tokens.back().kind;
+    std::size_t name = at_;
+    while (name < text_.size() && (text_[name] == ' ' || text_[name] == '\t')) ++name;
+    std::size_t end = name;
+    while (end < text_.size() && is_word(text_[end])) ++end;
+    return (last == TokenKind::kNewline || last == TokenKind::kSemicolon) && name > at_ &&
+           is_name(text_.substr(name, end - name));
   }
 
   /// The rest of a name that contains letters of other alphabets; reports the first of them.
@@ -477,7 +491,7 @@ std::string_view name_of_import(std::string_view path) {
 
 bool is_name(std::string_view text) {
   return !text.empty() && is_letter(text[0]) && std::ranges::all_of(text, is_word) &&
-         word_kind(text) == TokenKind::kIdentifier;
+         (word_kind(text) == TokenKind::kIdentifier || word_kind(text) == TokenKind::kDepth);
 }
 
 std::string_view abbreviated(std::string_view text) {

@@ -21,6 +21,7 @@ enum class TokenKind : std::uint8_t {
   // keywords that begin a statement
   kWidth,
   kConst,
+  kDepth,
   kData,
   kParam,
   kRandom,

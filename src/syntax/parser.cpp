@@ -402,7 +402,8 @@ class Parser {
   Statement statement() {
     switch (kind()) {
       case TokenKind::kWidth: return width();
-      case TokenKind::kConst: return constant();
+      case TokenKind::kConst:
+      case TokenKind::kDepth: return constant();
       case TokenKind::kData: return data();
       case TokenKind::kParam: return param(true);
       case TokenKind::kRandom: return param(false);
@@ -460,11 +461,12 @@ class Parser {
   }
 
   Statement constant() {
+    const bool depth = kind() == TokenKind::kDepth;
     advance();
-    ast::Const constant{identifier("the name of a constant"), nullptr};
+    ast::Const constant{identifier("the name of a constant"), nullptr, depth};
     expect(TokenKind::kEqual, "after the name of a constant");
     constant.value = expression();
-    if (kind() == TokenKind::kComma) unexpected("each constant has a 'const' of its own");
+    if (kind() == TokenKind::kComma) unexpected("each constant has a statement of its own");
     return constant;
   }
 

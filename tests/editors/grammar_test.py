@@ -26,7 +26,9 @@ def alternatives(*entries, group=r"\(\?:"):
     """The words of \\b(?:a|b|c)\\b."""
     words = []
     for entry in entries:
-        words += re.search(group + r"([^()]*)\)\\b$", repository[entry]["match"]).group(1).split("|")
+        # "depth" is a keyword before a name only.
+        match = re.sub(r"\(\?=[^()]*\)", "", repository[entry]["match"])
+        words += re.search(group + r"([^()]*)\)\\b$", match).group(1).split("|")
     return sorted(words)
 
 
@@ -96,6 +98,8 @@ for program in programs:
 
 for line, token, scope in [
     ("param U : [n, 2] ~ normal(0, 1 / 2), lr = n", "param", "storage.type"),
+    ("depth L = 8", "depth", "storage.type"),
+    ("depth = 8", "depth", "variable.other"),
     ("a = 1e-5  # step", "# step", "comment"),
     ("a = b[0..2]", "0", "constant.numeric"),
     ("a = b[0..2]", "..", "keyword.operator"),

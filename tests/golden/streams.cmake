@@ -122,3 +122,12 @@ foreach(command "run" "simulate;--width;64" "compare;--widths;16,64" "sweep;--ov
   string(JSON value GET "${out}" program sha256)
   expect_equal("${value}" ${wanted})
 endforeach()
+
+# What is measured of a depth.
+tplimit(7 ARGS check ../../../programs/architectures/residual_depth.tp --set gamma=0 --depths 16,32,64 --steps 1 --out -)
+foreach(entry "name=L" "depths;2=64" "steps=1" "stable=no" "nontrivial=yes" "faithful=yes" "diverse=yes" "advice;0=param W: lr times L^(-1/2)")
+  string(REGEX MATCH "^(.*)=(.*)$" entry "${entry}")
+  set(wanted "${CMAKE_MATCH_2}")
+  string(JSON value GET "${out}" depth ${CMAKE_MATCH_1})
+  expect_equal("${value}" "${wanted}")
+endforeach()

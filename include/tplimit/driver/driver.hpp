@@ -21,6 +21,7 @@
 #include "tplimit/passes/regime.hpp"
 #include "tplimit/report/comparison.hpp"
 #include "tplimit/report/coordinates.hpp"
+#include "tplimit/report/depth.hpp"
 #include "tplimit/report/program_info.hpp"
 #include "tplimit/report/results.hpp"
 
@@ -39,6 +40,7 @@ struct Module {
   Diagnostics warnings;
   Ablations ablations;                  ///< what was changed in it
   std::vector<OutputKernel> kernels{};  ///< in `written`; none where that was changed
+  std::optional<Depth> depth{};
 };
 
 /// A pass that has just ended, with the program that it made (null: none).
@@ -221,6 +223,13 @@ Result<CoordinateCheck> coordinate_check(const Module& module, int steps,
                                          const std::vector<std::int64_t>& widths,
                                          const SimulateOptions& networks,
                                          const EvaluateOptions& limit = {});
+
+/// Sizes of all named values, of the updates of layers and of the shares of parameters in outputs,
+/// over the first `steps` steps and at several depths, in the limit of infinite width; and the
+/// powers of the depth that they follow.  `modules`: one program at rising depths, three or more.
+/// What has no limit at some depth is left without a power.
+DepthCheck depth_check(const std::vector<Module>& modules, int steps,
+                       const EvaluateOptions& options = {});
 
 /// The limit of a program, value by value, as formulas.
 struct LimitFormulas {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <map>
+#include <optional>
 #include <string>
 #include <utility>
 #include <vector>
@@ -41,10 +42,18 @@ struct OutputKernel {
   ir::NodeId kernel, product;
 };
 
+/// `depth L = 8`, or what --set makes of it.
+struct Depth {
+  std::string name;
+  std::int64_t value = 0;
+  Span span;
+};
+
 struct Lowered {
   ir::Program program;
   Diagnostics warnings;
   std::vector<OutputKernel> kernels;
+  std::optional<Depth> depth;
 };
 
 /// AST to IR: names, shapes and types, loops unrolled, models inlined, gradients taken at each

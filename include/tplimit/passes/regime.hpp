@@ -36,7 +36,10 @@ struct VariableEffect {
   std::optional<Exponent> initial;  ///< of W z, or of v z / n term by term: before cancellation
   std::optional<Exponent> update;   ///< of dW z, the largest over steps; empty: never updated
   std::optional<Exponent>
-      entry;  ///< of one entry of dW: the rate of an optimiser whose steps have size rate
+      entry;         ///< of one entry of dW: the rate of an optimiser whose steps have size rate
+  ir::NodeId start;  ///< the version that is used first
+  /// Products of a matrix with values of the forward pass, and after how many steps.
+  std::vector<std::pair<std::uint32_t, ir::NodeId>> products{};
   [[nodiscard]] bool maximal() const { return update && *update == 0; }
 };
 
@@ -68,6 +71,11 @@ struct RegimeReport {
 /// The forward pass before the last step once more after it, so that what the step does is counted.
 /// Where the program itself has the same values there, they are the same nodes.
 [[nodiscard]] ir::Program with_last_pass(ir::Program program);
+
+/// `value` of a forward pass once more, with the newest versions that it is computed from of some
+/// variables and the first ones of all others.
+[[nodiscard]] ir::NodeId with_updates_of(ir::Builder& builder, ir::NodeId value,
+                                         const std::vector<bool>& variables);
 
 /// Factors n^power put on initial values and rates, by variable.
 struct Adjustment {

@@ -47,6 +47,24 @@ struct PowerFit {
 std::optional<PowerFit> fit_power(const std::vector<double>& x, const std::vector<double>& values,
                                   const std::vector<double>& errors);
 
+/// The power with which values grow as x does without bound: of the slopes of log value between
+/// neighbours.
+struct LimitingPower {
+  double value = 0;
+  double sampling_error = 0;       ///< from the errors of the values, taken as independent
+  double extrapolation_error = 0;  ///< of the drift of the slopes
+  double last = 0;                 ///< the slope between the last two values
+  bool faster = false;  ///< slopes do not settle and grow by a factor: no power, as exp(x)
+  [[nodiscard]] double error() const;  ///< both, as squares
+};
+/// The last two slopes are extrapolated linearly in 1/x.  The error is the difference from the last
+/// one, or from the extrapolation by the order that the slopes show, whichever is larger; where
+/// they do not settle, twice their spread.  Nothing unless there are three values or more, all
+/// positive; x rises.
+std::optional<LimitingPower> limiting_power(const std::vector<double>& x,
+                                            const std::vector<double>& values,
+                                            const std::vector<double>& errors);
+
 /// One number of a report at all values of the constant.
 struct ExtrapolatedEntry {
   std::string label;                   ///< "t = 3, [1]"; empty for a number

@@ -7,6 +7,7 @@
 
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/passes/regime.hpp"
+#include "tplimit/report/depth.hpp"
 #include "tplimit/report/document.hpp"
 #include "tplimit/report/program_info.hpp"
 #include "tplimit/support/source.hpp"
@@ -25,8 +26,9 @@ document::Document document_of(const RegimeReport& report, const ir::Program& pr
                                const Source& source);
 
 /// The same as JSON (docs/json.md); exponents are numbers, null where a value is exactly 0.
-std::string to_json(const RegimeReport& report, const ir::Program& program,
-                    const ProgramInfo& info);
+/// `depth`: what is measured of a program that declares one.
+std::string to_json(const RegimeReport& report, const ir::Program& program, const ProgramInfo& info,
+                    const DepthCheck* depth = nullptr);
 
 /// Initial variance, multiplier and rates of every parameter in the three equivalent forms W = n^-a
 /// w, w ~ n^-b N(0, s^2): a = 0, b = 0, and an SGD rate without n.

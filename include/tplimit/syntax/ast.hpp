@@ -108,9 +108,11 @@ struct Width {
   };
   std::vector<Item> items;
 };  ///< width n [= ..], ..
+/// const T = 20, or depth L = 8: a constant that `check` takes to infinity.
 struct Const {
   Identifier name;
   ExprPtr value;
+  bool depth = false;
 };
 struct Data {
   std::vector<Identifier> names;

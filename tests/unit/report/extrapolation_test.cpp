@@ -137,5 +137,50 @@ TEST(Extrapolation, OtherShapesAreLeftOut) {
   ASSERT_EQ(out.left_out.size(), 1U);
 }
 
+// ---- powers
+
+const std::vector<double> kDepths{8, 16, 32, 64};
+
+std::vector<double> of_depth(double (*f)(double)) {
+  std::vector<double> out;
+  for (const double L : kDepths) out.push_back(f(L));
+  return out;
+}
+
+RC_GTEST_PROP(LimitingPower, IsFoundThroughCorrectionsOfAnyOrder, ()) {
+  const double power = uniform(-2, 2), order = uniform(0.5, 2), size = uniform(-0.5, 0.5);
+  std::vector<double> values;
+  for (const double L : kDepths)
+    values.push_back(std::pow(L, power) * (1 + size * std::pow(L, -order)));
+  const auto found = limiting_power(kDepths, values, {});
+  RC_ASSERT(found && !found->faster);
+  RC_ASSERT(std::abs(found->value - power) < 2 * found->error() + 0.02);
+}
+
+TEST(LimitingPower, OfExponentialsThereIsNone) {
+  for (const double sign : {1.0, -1.0}) {
+    std::vector<double> values;
+    for (const double L : kDepths) values.push_back(std::exp(sign * std::sqrt(L)));
+    const auto found = limiting_power(kDepths, values, {});
+    ASSERT_TRUE(found);
+    EXPECT_TRUE(found->faster);
+    EXPECT_GT(sign * found->last, 0);
+  }
+  EXPECT_FALSE(limiting_power(kDepths, of_depth([](double L) { return 1 + 1 / L; }), {})->faster);
+}
+
+TEST(LimitingPower, ErrorsOfNeighbouringSlopesGoTogether) {
+  // Of three values the power is 2 log2(v3 / v2) - log2(v2 / v1): weights 1, -3 and 2.
+  const auto found = limiting_power({1, 2, 4}, {1, 1, 1}, {0.01, 0.02, 0.03});
+  ASSERT_TRUE(found);
+  EXPECT_NEAR(found->value, 0, 1e-12);
+  EXPECT_NEAR(found->sampling_error, std::hypot(0.01, 0.06, 0.06) / std::log(2), 1e-9);
+}
+
+TEST(LimitingPower, NeedsThreePositiveValues) {
+  EXPECT_FALSE(limiting_power({1, 2}, {1, 2}, {}));
+  EXPECT_FALSE(limiting_power({1, 2, 4}, {1, 0, 2}, {}));
+}
+
 }  // namespace
 }  // namespace tplimit

@@ -100,7 +100,7 @@ struct StmtText {
     return fmt::format("width {}", joined(s.items));
   }
   std::string operator()(const ast::Const& s) const {
-    return fmt::format("const {} {}", s.name.name, text_of(s.value));
+    return fmt::format("{} {} {}", s.depth ? "depth" : "const", s.name.name, text_of(s.value));
   }
   std::string operator()(const ast::Data& s) const {
     return fmt::format("data <{}> {}", joined(s.names), text_of(s.value));
@@ -326,6 +326,8 @@ TEST(ParseStatement, ReadsDeclarations) {
   EXPECT_EQ(parsed("width n"), "width n");
   EXPECT_EQ(parsed("width n, m = 2 * n"), "width n m=(* 2 n)");
   EXPECT_EQ(parsed("const T = 20"), "const T 20");
+  EXPECT_EQ(parsed("depth L = 8"), "depth L 8");
+  EXPECT_EQ(parsed("const depth = 8"), "const depth 8");
   EXPECT_EQ(parsed("data X, y = csv(\"f.csv\")"), "data <X y> csv(\"f.csv\")");
   EXPECT_EQ(parsed("data X = [[1], [2]]"), "data <X> [[1] [2]]");
   EXPECT_EQ(parsed("param U : [n, 64] ~ normal(0, 1/64), lr = n"),
