@@ -59,7 +59,7 @@ TEST(Format, PutsNoBlankInsideBrackets) {
 
 TEST(Format, SpacesDeclarations) {
   EXPECT_EQ(formatted("width n,m=2*n"), "width n, m = 2 * n\n");
-  EXPECT_EQ(formatted("depth  L=8;depth=2"), "depth L = 8\ndepth = 2\n");
+  EXPECT_EQ(formatted("depth  L=8;depth=2"), "depth L = 8; depth = 2\n");
   EXPECT_EQ(formatted("param U:[n,64]~normal(0,1/64),lr=n"),
             "param U : [n, 64] ~ normal(0, 1 / 64), lr = n\n");
   EXPECT_EQ(formatted("param W:hidden[n,n]~normal(0,1)"),
