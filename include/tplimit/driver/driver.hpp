@@ -226,8 +226,8 @@ Result<CoordinateCheck> coordinate_check(const Module& module, int steps,
 
 /// Sizes of all named values, of the updates of layers and of the shares of parameters in outputs,
 /// over the first `steps` steps and at several depths, in the limit of infinite width; and the
-/// powers of the depth that they follow.  `modules`: one program at rising depths, three or more.
-/// What has no limit at some depth is left without a power.
+/// powers of the depth that they follow.  `modules`: one text at rising depths (places are offsets
+/// in it), three or more. What has no limit at some depth is left without a power.
 DepthCheck depth_check(const std::vector<Module>& modules, int steps,
                        const EvaluateOptions& options = {});
 
