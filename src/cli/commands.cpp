@@ -42,12 +42,6 @@ int complain(std::string_view message) {
   return kUsage;
 }
 
-bool any_of(const Diagnostics& errors, std::initializer_list<std::string_view> codes) {
-  return std::any_of(errors.begin(), errors.end(), [&](const Diagnostic& d) {
-    return std::find(codes.begin(), codes.end(), d.code) != codes.end();
-  });
-}
-
 int reject(const Diagnostics& errors, const Source& source) {
   fmt::print(stderr, "{}", render(errors, source));
   if (any_of(errors, {"E5206", "E5207"})) return kInterrupted;

@@ -66,7 +66,7 @@ struct Options {
   std::string limit;                 ///< compare: a result of run --out; empty: computed
   std::string out;                   ///< JSON file, or .npz, or kStandard; empty: none
   std::string html;                  ///< page; the same
-  std::string plot;                  ///< Vega-Lite; the same
+  std::string plot;                  ///< charts, SVG or Vega-Lite; the same
   const CLI::App* app = nullptr;     ///< the description of all commands
   std::string command;               ///< its name
   std::vector<std::pair<std::string, std::vector<std::string>>>

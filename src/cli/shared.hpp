@@ -1,6 +1,5 @@
 #pragma once
 
-#include <initializer_list>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -24,7 +23,6 @@ namespace tplimit::cli {
 
 /// A mistake of the command line.
 int complain(std::string_view message);
-bool any_of(const Diagnostics& errors, std::initializer_list<std::string_view> codes);
 /// Shows why there is no result.  A file that cannot be read and an option out of range are
 /// mistakes of the command line.
 int reject(const Diagnostics& errors, const Source& source);

@@ -1,7 +1,5 @@
 #include "tplimit/driver/checkpoint.hpp"
 
-#include <algorithm>
-
 #include "driver/run_store.hpp"
 #include "tplimit/report/json.hpp"
 
@@ -28,8 +26,7 @@ bool Checkpoint::flush() { return runs_->flush(); }
 void Checkpoint::remove() { runs_->remove(); }
 
 void Checkpoint::close(const Diagnostics& errors) {
-  if (std::any_of(errors.begin(), errors.end(),
-                  [](const Diagnostic& d) { return d.code == "E5206" || d.code == "E4202"; }))
+  if (any_of(errors, {"E5206", "E4202"}))
     (void)flush();
   else
     remove();

@@ -1,25 +1,14 @@
 #include "tplimit/driver/variations.hpp"
 
 #include <algorithm>
-#include <chrono>
-#include <string_view>
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 
+#include "driver/runs.hpp"
+
 namespace tplimit {
 namespace {
-
-using Clock = std::chrono::steady_clock;
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-bool any_of(const Diagnostics& errors, std::initializer_list<std::string_view> codes) {
-  return std::any_of(errors.begin(), errors.end(), [&](const Diagnostic& d) {
-    return std::find(codes.begin(), codes.end(), d.code) != codes.end();
-  });
-}
 
 Constants constants_of(const std::vector<SweepAxis>& axes, const std::vector<std::string>& values) {
   Constants out;

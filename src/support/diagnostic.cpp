@@ -122,6 +122,12 @@ std::string render(const Diagnostic::Note& note, const Source& source) {
 
 }  // namespace
 
+bool any_of(const Diagnostics& errors, std::initializer_list<std::string_view> codes) {
+  return std::any_of(errors.begin(), errors.end(), [&](const Diagnostic& d) {
+    return std::find(codes.begin(), codes.end(), d.code) != codes.end();
+  });
+}
+
 Diagnostic Diagnostic::error(std::string code, std::string message) {
   return {Severity::kError, std::move(code), std::move(message), {}, "", "", {}, false};
 }

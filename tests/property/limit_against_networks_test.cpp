@@ -52,16 +52,23 @@ std::size_t expect_known(const Module& module, std::int64_t count, std::uint64_t
   return known;
 }
 
-TEST(MomentsAgainstParticles, RandomProgramsAgree) {
-  const auto programs = static_cast<std::uint64_t>(80 * seeds_factor());
+/// Random programs: what is known of them, `least` numbers or more for each at least on average.
+void expect_moments_agree(int programs, std::uint64_t first_dice, std::string (*make)(Dice&),
+                          std::int64_t count, double bias, double least) {
+  const auto many = static_cast<std::uint64_t>(programs * seeds_factor());
   std::size_t known = 0;
-  for (std::uint64_t seed = 0; seed < programs; ++seed) {
-    Dice dice(1000 + seed);
-    const std::string text = random_training(dice);
+  for (std::uint64_t seed = 0; seed < many; ++seed) {
+    Dice dice(first_dice + seed);
+    const std::string text = make(dice);
     SCOPED_TRACE(fmt::format("seed {}\n{}", seed, text));
-    known += expect_known(parsed(text), kParticles, seed, 0);
+    known += expect_known(parsed(text), count, seed, bias);
   }
-  EXPECT_GT(known, 100u * static_cast<std::size_t>(seeds_factor()));
+  EXPECT_GT(static_cast<double>(known), least * static_cast<double>(many));
+}
+
+TEST(MomentsAgainstParticles, RandomProgramsAgree) {
+  expect_moments_agree(
+      80, 1000, [](Dice& dice) { return random_training(dice); }, kParticles, 0, 1.25);
 }
 
 /// Features of two or three layers whose arguments are sums of what others contain too: inputs,
@@ -101,18 +108,10 @@ std::string shared_features(Dice& dice) {
 }
 
 TEST(MomentsAgainstParticles, FeaturesThatShareTermsAgree) {
-  const auto programs = static_cast<std::uint64_t>(60 * seeds_factor());
   // Products with matrices have a bias of order 1 / particles, which standard errors do not see.
   // What is looked for is larger by far: variances of shared terms instead of all.
   constexpr std::int64_t kFew = 4096;
-  std::size_t known = 0;
-  for (std::uint64_t seed = 0; seed < programs; ++seed) {
-    Dice dice(7000 + seed);
-    const std::string text = shared_features(dice);
-    SCOPED_TRACE(fmt::format("seed {}\n{}", seed, text));
-    known += expect_known(parsed(text), kFew, seed, 1.0 / kFew);
-  }
-  EXPECT_GT(known, 2000u * static_cast<std::size_t>(seeds_factor()));
+  expect_moments_agree(60, 7000, shared_features, kFew, 1.0 / kFew, 2000.0 / 60);
 }
 
 /// Two normalised layers: quotients by powers of quadratic forms of 2 to 5 samples, which may be
@@ -150,16 +149,8 @@ std::string normalised_features(Dice& dice) {
 }
 
 TEST(MomentsAgainstParticles, QuotientsByNormsAgree) {
-  const auto programs = static_cast<std::uint64_t>(40 * seeds_factor());
   constexpr std::int64_t kFew = 16384;
-  std::size_t known = 0;
-  for (std::uint64_t seed = 0; seed < programs; ++seed) {
-    Dice dice(9000 + seed);
-    const std::string text = normalised_features(dice);
-    SCOPED_TRACE(fmt::format("seed {}\n{}", seed, text));
-    known += expect_known(parsed(text), kFew, seed, 1.0 / kFew);
-  }
-  EXPECT_GT(known, 500u * static_cast<std::size_t>(seeds_factor()));
+  expect_moments_agree(40, 9000, normalised_features, kFew, 1.0 / kFew, 12.5);
 }
 
 /// Standardised differences of the limit from networks extrapolated in the width, each within 5;

@@ -1,6 +1,8 @@
 #pragma once
 
+#include <initializer_list>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <variant>
 #include <vector>
@@ -42,6 +44,8 @@ struct Diagnostic {
 };
 
 using Diagnostics = std::vector<Diagnostic>;
+/// Whether one of them has one of these codes.
+bool any_of(const Diagnostics& errors, std::initializer_list<std::string_view> codes);
 
 /// "file:line:col: error[E2103]: message", the line, a caret with its label, notes and help; ends
 /// in a newline. Safe to print: bytes that are not valid UTF-8 and control characters are shown as
