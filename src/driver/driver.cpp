@@ -1,6 +1,8 @@
 #include "tplimit/driver/driver.hpp"
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <fstream>
 #include <map>
 
@@ -11,9 +13,11 @@
 #include "driver/limit_evaluation.hpp"
 #include "driver/limits.hpp"
 #include "driver/networks.hpp"
+#include "driver/ratios.hpp"
 #include "driver/runs.hpp"
 #include "driver/stages.hpp"
 #include "tplimit/data/table.hpp"
+#include "tplimit/passes/inner_products.hpp"
 #include "tplimit/passes/known_values.hpp"
 #include "tplimit/passes/products_apart.hpp"
 #include "tplimit/support/output_file.hpp"
@@ -93,6 +97,8 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
     if (!changed) return changed.errors();
     lowered->program = std::move(*changed);
   }
+  lowered->program =
+      stage("inner-products", [&] { return expand_inner_products(lowered->program); });
   module.program = stage("erase-identities", [&] { return erase_identities(lowered->program); });
   if (const auto node = certain_nan(module.program))
     return diagnose(module.program, {engines::not_finite(), *node});
@@ -103,6 +109,16 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
   module.warnings = std::move(lowered->warnings);
   if (!ablations.any()) module.kernels = std::move(lowered->kernels);
   module.depth = std::move(lowered->depth);
+  module.free_widths = std::move(lowered->free_widths);
+  if (!module.free_widths.empty() && !ablations.any()) {
+    LowerOptions other = options;
+    other.names = nullptr;
+    for (std::size_t k = 0; k < module.free_widths.size(); ++k)
+      other.constants.emplace_back(module.free_widths[k].name, std::to_string(k + 2));
+    if (auto again = lower(*ast, source, other))
+      module.other_ratios =
+          std::make_shared<const Program>(erase_identities(expand_inner_products(again->program)));
+  }
   module.source = std::move(source);
   return module;
 }
@@ -137,14 +153,29 @@ std::optional<ProductsApart> limit_of_products_apart(const Program& program,
   return ProductsApart{std::move(apart), std::move(limit)};
 }
 
+namespace {
+
+Result<LeadingOrder> graded_of(const Program& program, const EvaluateOptions& options) {
+  return Stages(options.observe)("graded", [&] {
+    return graded_limit(program, {options.seed, options.draw, Exponent(1, 2), options.given});
+  });
+}
+
+std::ptrdiff_t count_undetermined(const LimitResult& result) {
+  std::ptrdiff_t out = 0;
+  for (const ReportResult& report : result.reports)
+    if (!report.undetermined.empty())
+      out += std::count_if(report.value.begin(), report.value.end(),
+                           [](double x) { return std::isnan(x); });
+  return out;
+}
+
+}  // namespace
+
 Result<LeadingOrder> limit_of(const Program& written, const EvaluateOptions& options) {
   const Stages stage(options.observe);
   Program program = stage("cancel-terms", [&] { return cancel_terms(written); });
-  const auto graded = [&] {
-    return stage("graded", [&] {
-      return graded_limit(program, {options.seed, options.draw, Exponent(1, 2), options.given});
-    });
-  };
+  const auto graded = [&] { return graded_of(program, options); };
   LeadingOrderResult limit = stage("leading-order", [&] { return leading_order(program); });
   if (!limit)
     if (auto apart =
@@ -217,8 +248,18 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
   if (auto wrong = fault(options)) return *wrong;
   auto limit = limit_of(module.program, options);
   if (!limit) return limit.errors();
-  Result<LimitResult> result =
-      Stages(options.observe)("evaluate", [&] { return within_tolerance(*limit, options); });
+  const Stages stage(options.observe);
+  Result<LimitResult> result = stage("evaluate", [&] { return within_tolerance(*limit, options); });
+  // A jump that leading orders leave open decides how training goes on: drawn numbers decide it.
+  if (result && limit->undecided_moves && count_undetermined(*result) > 0)
+    if (Result<LeadingOrder> graded = graded_of(cancel_terms(module.program), options);
+        graded && graded->random_outputs)
+      if (Result<LimitResult> drawn =
+              stage("evaluate", [&] { return within_tolerance(*graded, options); });
+          drawn && count_undetermined(*drawn) < count_undetermined(*result)) {
+        limit = std::move(graded);
+        result = std::move(drawn);
+      }
   if (!result) {  // with what the limit was warned of: it may be the reason
     Diagnostics all = result.errors();
     all.insert(all.end(), limit->warnings.begin(), limit->warnings.end());
@@ -229,6 +270,8 @@ Result<LimitResult> evaluate(const Module& module, const EvaluateOptions& option
     if (const ReportOrder& counted = limit->reports.at(k);
         counted.order < 0 && !counted.proved_zero)
       result->reports[k].order = to_double(counted.order);
+  if (auto depends = depends_on_ratios(module, *result, options))
+    result->warnings.push_back(std::move(*depends));
   return result;
 }
 

@@ -44,6 +44,7 @@ class LimitEvaluation {
   [[nodiscard]] std::int64_t most_directions() const;
   /// Entrywise optimisers make matrices of all pairs of particles.
   [[nodiscard]] bool has_entries() const;
+  [[nodiscard]] std::int64_t particles_of_entries() const;
   /// What to begin with.
   [[nodiscard]] Resolution first() const;
 

@@ -66,8 +66,23 @@ bool LimitEvaluation::has_entries() const {
                      [](const Node& node) { return std::holds_alternative<AddEntries>(node.op); });
 }
 
+/// Time is that of all entries of all matrices that have some: half the particles from four times
+/// as many matrices on.
+std::int64_t LimitEvaluation::particles_of_entries() const {
+  constexpr std::size_t kMany = 16;
+  constexpr std::int64_t kFewest = 512;
+  std::set<SourceId> matrices;
+  for (const Node& node : program_.nodes)
+    if (std::holds_alternative<AddEntries>(node.op))
+      matrices.insert(source_of(program_, node.in[0]));
+  std::int64_t particles = kDefaultParticlesOfEntries;
+  for (std::size_t most = kMany; matrices.size() > most && particles > kFewest; most *= 4)
+    particles /= 2;
+  return particles;
+}
+
 LimitEvaluation::Resolution LimitEvaluation::first() const {
-  const std::int64_t particles = has_entries()        ? kDefaultParticlesOfEntries
+  const std::int64_t particles = has_entries()        ? particles_of_entries()
                                  : options_.tolerance ? 2048
                                                       : kDefaultParticles;
   return {options_.particles.value_or(particles), options_.randomisations,

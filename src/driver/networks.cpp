@@ -49,6 +49,9 @@ class Networks {
                                   static_cast<std::uint64_t>(k))};
             },
             options.checkpoint};
+    set_.name = [this](std::int64_t k) {
+      return fmt::format("network {} of {} of width {}", k + 1, set_.count, width_);
+    };
     RunSettings& settings = set_.settings;
     settings.rows = width / program.width_units;
     settings.realisation = options.matrices == Matrices::kLazy ? RealisationKind::kRevealedNetwork
@@ -60,8 +63,10 @@ class Networks {
     for (const auto& d : schedule_.spaces.directions)
       directions = std::max({directions, d[0], d[1]});
     const bool entrywise =
-        std::any_of(program_.nodes.begin(), program_.nodes.end(),
-                    [](const Node& node) { return std::holds_alternative<AddEntries>(node.op); });
+        std::any_of(program_.nodes.begin(), program_.nodes.end(), [](const Node& node) {
+          return std::holds_alternative<AddEntries>(node.op) ||
+                 std::holds_alternative<InnerProduct>(node.op);
+        });
     const bool normal =
         std::all_of(program_.sources.begin(), program_.sources.end(),
                     [](const GaussianSource& s) { return s.law == EntryLaw::kNormal; });

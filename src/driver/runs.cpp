@@ -105,9 +105,12 @@ RunOf<std::vector<RunResult>> results_of(const RunSet& set, std::vector<RunOutco
       if (auto* earlier = std::get_if<RunFailure>(&traced)) *failure = *earlier;
     }
     if (failure->stop.why == Why::kInterrupted) throw Stopped{};
+    Diagnostic error = diagnose(*set.schedule->program, *failure);
+    if (set.name)
+      error.notes.push_back({"in " + set.name(static_cast<std::int64_t>(k)), error.span});
     return Refusal<Shortage>{
         failure->stop.why == Why::kTooManyDirections ? Shortage::kParticles : Shortage::kNone,
-        {diagnose(*set.schedule->program, *failure)}};
+        {std::move(error)}};
   }
   std::vector<RunResult> results;
   for (RunOutcome& outcome : outcomes) results.push_back(std::move(std::get<RunResult>(outcome)));

@@ -61,6 +61,7 @@ struct RunSet {
   bool side_by_side;         ///< one thread for each run, not all for one after the other
   std::function<void(engines::RunSettings&, std::int64_t)> prepare;  ///< sets what differs in run k
   Checkpoint* checkpoint;                                            ///< may be null
+  std::function<std::string(std::int64_t)> name{};  ///< of run k, for errors; may be empty
 
   [[nodiscard]] engines::RunSettings settings_of(std::int64_t k) const {
     engines::RunSettings own = settings;

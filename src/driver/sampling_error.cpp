@@ -61,6 +61,7 @@ int degree_of(const Program& program, const Node& node, const std::vector<int>& 
                         [&](const OuterSum&) { return kNoPolynomial; },
                         [&](const MatrixEntries&) { return kNoPolynomial; },
                         [&](const AddEntries&) { return kNoPolynomial; },
+                        [&](const InnerProduct&) { return kNoPolynomial; },
                         [&](const Samples&) { return kNoPolynomial; },
                         [&](const Histogram&) { return kNoPolynomial; },
                         [&](const ReduceMax&) { return function(); },

@@ -37,6 +37,10 @@ class DenseMatrix final : public WidthMatrix {
     w.entries->scale = std::exchange(w.scale, 1);
     return w;
   }
+  [[nodiscard]] double inner_product(const MatrixVersion& a, const MatrixVersion& b) override {
+    return a.scale * b.scale * arrays_.inner_product(*a.entries, *b.entries) /
+           static_cast<double>(arrays_.rows());
+  }
   [[nodiscard]] MatrixVersion scaled(MatrixVersion w, double c) const override {
     w.scale *= c;
     return w;

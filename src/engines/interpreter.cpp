@@ -104,6 +104,13 @@ class Run {
                      else
                        copy_entries<double>(a);
                    },
+                   [&](const Plan::InnerProduct& a) {
+                     const Node& node = program_[a.node];
+                     blocks_[a.node.value] = Block(1, 1);
+                     blocks_[a.node.value].chunk(0)[0] =
+                         realisation_->matrix(a.matrix).inner_product(versions_[node.in[0].value],
+                                                                      versions_[node.in[1].value]);
+                   },
                    [&](const Plan::TakeSamples& a) { take_samples(a.node); },
                    [&](const Plan::FiniteStep& a) { finite_step(a.node); }},
         step.action);

@@ -179,6 +179,11 @@ MatrixVersion LazyMatrix::with_own_entries(MatrixVersion w) {
   return w;
 }
 
+double LazyMatrix::inner_product(const MatrixVersion&, const MatrixVersion&) {
+  throw EvaluationStop{"E4204", "the entries of a matrix are needed, which are not stored",
+                       "use --matrices stored and a smaller width"};
+}
+
 MatrixVersion LazyMatrix::update(MatrixVersion w, const std::vector<UpdateTerm>& terms) {
   std::vector<Matrix> on_d, on_x;  // <Qd, d>, <Qx, x>
   if (!gaussian_) try {

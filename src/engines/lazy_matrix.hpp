@@ -52,6 +52,7 @@ class LazyMatrix final : public WidthMatrix {
     w.entries_scale *= c;
     return w;
   }
+  [[nodiscard]] double inner_product(const MatrixVersion&, const MatrixVersion&) override;
   void forget(std::uint32_t node) override {
     for (Side& side : sides_) side.known.erase(node);
   }

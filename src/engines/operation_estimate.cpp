@@ -67,6 +67,7 @@ double estimate_operations(const Schedule& schedule, std::int64_t particles) {
                    },
                    [](const Plan::Combine&) { return 0.0; },
                    [&](const Plan::CopyEntries&) { return static_cast<double>(particles); },
+                   [&](const Plan::InnerProduct&) { return static_cast<double>(particles); },
                    [&](const Plan::Draw& a) { return columns(a.node); },
                    [](const Plan::Initialise&) { return 0.0; },
                    [&](const Plan::Product& a) {

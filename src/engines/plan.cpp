@@ -118,6 +118,9 @@ class Planner {
                             inherited(id);
                             pend_entries(id);
                           },
+                          [&](const InnerProduct&) {
+                            alone(Plan::InnerProduct{id, source_[node.in[0].value]});
+                          },
                           [&](const Cholesky&) { rowwise(); },
                           [&](const Eigvals&) { rowwise(); },
                           [&](const TrainingOperator&) { rowwise(); },
@@ -139,12 +142,15 @@ class Planner {
   }
 
   /// Consecutive operations on entries form a group, too.  It ends where a matrix is needed that it
-  /// computes.
+  /// computes, or changes already: an old version is handed over once.
   void pend_entries(NodeId id) {
     flush_rows();
-    if (type(id).matrix && !type(id).entries &&
-        std::find(entries_pending_.begin(), entries_pending_.end(), program_[id].in[0]) !=
-            entries_pending_.end())
+    const auto is_version = [&](NodeId k) { return type(k).matrix && !type(k).entries; };
+    const auto clashes = [&](NodeId other) {
+      const NodeId old = program_[id].in[0];
+      return other == old || (is_version(other) && program_[other].in[0] == old);
+    };
+    if (is_version(id) && std::any_of(entries_pending_.begin(), entries_pending_.end(), clashes))
       flush_entries();
     entries_pending_.push_back(id);
   }
@@ -410,6 +416,7 @@ std::string to_text(const Plan& plan, const Program& program) {
                    [&](const Plan::Update& a) { line("update", a.node); },
                    [&](const Plan::Combine& a) { line("combine", a.node); },
                    [&](const Plan::CopyEntries& a) { line("entries", a.node); },
+                   [&](const Plan::InnerProduct& a) { line("inner", a.node); },
                    [&](const Plan::TakeSamples& a) { line("samples", a.node); },
                    [&](const Plan::FiniteStep& a) { line("finite", a.node); }},
         step.action);

@@ -88,6 +88,11 @@ struct Plan {
     ir::NodeId node;
     ir::SourceId matrix;
   };
+  /// The sum of the products of all entries of two matrices, / n.
+  struct InnerProduct {
+    ir::NodeId node;
+    ir::SourceId matrix;
+  };
   struct TakeSamples {
     ir::NodeId node;
   };
@@ -96,7 +101,7 @@ struct Plan {
     ir::NodeId node;
   };
   using Action = std::variant<Sweep, EntrySweep, Draw, Initialise, Product, Rescale, Update,
-                              Combine, CopyEntries, TakeSamples, FiniteStep>;
+                              Combine, CopyEntries, InnerProduct, TakeSamples, FiniteStep>;
 
   struct Step {
     Action action;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <numeric>
 
 #include "tplimit/math/normals.hpp"
 #include "tplimit/math/slab_products.hpp"
@@ -228,6 +229,22 @@ void StoredEntries<T>::add(Slabs& a, double c, Slabs& b) const {
   });
   a.scale = 1;
   b = {std::move(b.values)};
+}
+
+template <class T>
+double StoredEntries<T>::inner_product(Slabs& a, Slabs& b) const {
+  std::vector<double> sums(static_cast<std::size_t>(slabs_));
+  for_slabs([&](Index p) {
+    settle(a, p, 0, columns_);
+    if (&a != &b) settle(b, p, 0, columns_);
+    const T *left = slab(a, p), *right = slab(b, p);
+    double& sum = sums[static_cast<std::size_t>(p)];
+    for (Index i = 0; i < kSlabRows<T> * columns_; ++i)
+      sum += static_cast<double>(left[i]) * static_cast<double>(right[i]);
+  });
+  a = {std::move(a.values)};
+  if (&a != &b) b = {std::move(b.values)};
+  return std::accumulate(sums.begin(), sums.end(), 0.0);
 }
 
 template <class T>

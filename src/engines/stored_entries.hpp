@@ -66,6 +66,9 @@ class StoredEntries {
   /// a = factor a + c b, where the factor is all that waits in a; carries out what waits in b.
   void add(Slabs& a, double c, Slabs& b) const;
 
+  /// Sum over all entries of A B; carries out what waits.
+  [[nodiscard]] double inner_product(Slabs& a, Slabs& b) const;
+
   /// a += c sum_k c_k D_k X_k', which waits; nothing else may wait in a but its factor.
   void add(Slabs& a, const std::vector<UpdateTerm>& terms, double c) const;
 

@@ -78,6 +78,7 @@ std::vector<double> projected_copies(const Schedule& schedule, double rows) {
             [](const Plan::Rescale&) { return 0.0; },
             [&](const Plan::Update& a) { return largest_operand(a.node); },
             [](const Plan::Combine&) { return 0.0; }, [](const Plan::CopyEntries&) { return 0.0; },
+            [](const Plan::InnerProduct&) { return 0.0; },
             [](const Plan::TakeSamples&) { return 0.0; },
             [](const Plan::FiniteStep&) { return 0.0; }},
         step.action));
@@ -115,37 +116,37 @@ std::vector<int> arrays_alive(const Schedule& schedule, bool drawn) {
         share(id);  // in place
     };
     std::visit(
-        overloaded{[](const Plan::Sweep&) {},
-                   [&](const Plan::EntrySweep& a) {
-                     const auto free = std::count_if(
-                         a.loads.begin(), a.loads.end(),
-                         [&](const auto& load) { return step.frees_node(load.node); });
-                     for (const auto& store : a.stores) make(store.node);
-                     // Results take the place of freed arrays.
-                     reused = std::min(static_cast<int>(free), static_cast<int>(a.stores.size()));
-                     for (const auto& operation : a.operations)
-                       if (operation.out.where == Plan::Place::Where::kVersion)
-                         change(operation.node);
-                   },
-                   [](const Plan::Draw&) {},
-                   [&](const Plan::Initialise& a) {
-                     if (drawn) make(a.node);
-                   },
-                   [](const Plan::Product&) {}, [&](const Plan::Rescale& a) { share(a.node); },
-                   [&](const Plan::Update& a) {
-                     if (drawn)
-                       change(a.node);
-                     else
-                       share(a.node);
-                   },
-                   [&](const Plan::Combine& a) {
-                     if (drawn || array_of.contains(program[a.node].in[2].value))
-                       change(a.node);
-                     else
-                       share(a.node);
-                   },
-                   [&](const Plan::CopyEntries& a) { make(a.node); },
-                   [](const Plan::TakeSamples&) {}, [](const Plan::FiniteStep&) {}},
+        overloaded{
+            [](const Plan::Sweep&) {},
+            [&](const Plan::EntrySweep& a) {
+              const auto free =
+                  std::count_if(a.loads.begin(), a.loads.end(),
+                                [&](const auto& load) { return step.frees_node(load.node); });
+              for (const auto& store : a.stores) make(store.node);
+              // Results take the place of freed arrays.
+              reused = std::min(static_cast<int>(free), static_cast<int>(a.stores.size()));
+              for (const auto& operation : a.operations)
+                if (operation.out.where == Plan::Place::Where::kVersion) change(operation.node);
+            },
+            [](const Plan::Draw&) {},
+            [&](const Plan::Initialise& a) {
+              if (drawn) make(a.node);
+            },
+            [](const Plan::Product&) {}, [&](const Plan::Rescale& a) { share(a.node); },
+            [&](const Plan::Update& a) {
+              if (drawn)
+                change(a.node);
+              else
+                share(a.node);
+            },
+            [&](const Plan::Combine& a) {
+              if (drawn || array_of.contains(program[a.node].in[2].value))
+                change(a.node);
+              else
+                share(a.node);
+            },
+            [&](const Plan::CopyEntries& a) { make(a.node); }, [](const Plan::InnerProduct&) {},
+            [](const Plan::TakeSamples&) {}, [](const Plan::FiniteStep&) {}},
         step.action);
     out.push_back(alive - reused);
     for (const NodeId id : step.frees)

@@ -56,6 +56,8 @@ class WidthMatrix {
   virtual MatrixVersion with_own_entries(MatrixVersion w) = 0;
   /// c W.
   [[nodiscard]] virtual MatrixVersion scaled(MatrixVersion w, double c) const = 0;
+  /// Sum over all entries of A B / n.  E4204: of a lazy matrix.
+  [[nodiscard]] virtual double inner_product(const MatrixVersion& a, const MatrixVersion& b) = 0;
   /// The vector of this node will not be used again.
   virtual void forget(std::uint32_t) {}
   /// Directions kept for W and W'.

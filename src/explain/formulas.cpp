@@ -442,6 +442,7 @@ class Derivation {
         node.op,
         overloaded{
             [&](const Parameter&) { return before(); },
+            [&](const Stop&) { return before(); },
             [&](const GaussianMatrix& g) {
               return initial_product(g.source, transposed, operand, indices);
             },
@@ -661,6 +662,7 @@ class Derivation {
             [&](const OuterSum&) { return defined(); },
             [&](const MatrixEntries&) { return defined(); },
             [&](const AddEntries&) { return defined(); },
+            [&](const InnerProduct&) { return defined(); },
             [&](const Cholesky&) { return defined(); },
             [&](const Eigvals&) { return defined(); },
             [&](const TrainingOperator&) { return defined(); },

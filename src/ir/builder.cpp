@@ -318,6 +318,11 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
       case Fn::kAdd:
         if (is_zero(in[0]) && covers(b, a)) return in[1];
         if (is_zero(in[1]) && covers(a, b)) return in[0];
+        for (const std::size_t k : {0u, 1u})  // x + (-1) x
+          if (const auto* s = std::get_if<Scale>(&node(in[k]).op);
+              s && s->factor == -1 && s->power == 0 && node(in[k]).in[0] == in[1 - k] &&
+              !holds_not_finite(*this, in[1 - k]))
+            return zeros(a.width, Dims(a.dims));
         break;
       case Fn::kSub:
         if (in[0] == in[1] && !holds_not_finite(*this, in[0])) return zeros(a.width, Dims(a.dims));
@@ -422,6 +427,9 @@ std::optional<NodeId> Builder::simplify(const Op& op, const std::vector<NodeId>&
   }
   if (std::holds_alternative<Concat>(op))
     return in.size() == 1 ? std::optional(in[0]) : std::nullopt;
+  if (const auto* r = std::get_if<ReduceSum>(&op))
+    if (const auto* s = std::get_if<Scale>(&node(in[0]).op); s && s->factor == -1 && s->power == 0)
+      return negate(sum(node(in[0]).in[0], r->axis));
   if (std::holds_alternative<ReduceSum>(op) || std::holds_alternative<ScatterAdd>(op)) {
     if (!is_zero(in[0])) return std::nullopt;
     const Type type = infer_type(op, {&this->type(in[0])});

@@ -42,6 +42,7 @@ const char* op_name(const Op& op) {
                  [](const OuterSum&) { return "outer_sum"; },
                  [](const MatrixEntries&) { return "matrix_entries"; },
                  [](const AddEntries&) { return "add_entries"; },
+                 [](const InnerProduct&) { return "inner_product"; },
                  [](const Cholesky&) { return "cholesky"; },
                  [](const Eigvals&) { return "eigvals"; },
                  [](const TrainingOperator&) { return "training_operator"; },
@@ -224,7 +225,7 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
             }
             return type;
           },
-          [&](const Stop&) { return tensor(0); },
+          [&](const Stop&) { return *in.at(0); },
           [&](const Parameter&) { return *in.at(0); },
           [&](const Change&) { return *in.at(0); },
           [&](const MatMul&) {
@@ -261,6 +262,10 @@ Type infer_type(const Op& op, const std::vector<const Type*>& in) {
                 in.size() == 3 && tensor(1) == Type{} && (in[2]->entries || *in[2] == Type{}),
                 "a multiple of entries, or of one number, is added");
             return matrix();
+          },
+          [&](const InnerProduct&) {
+            TPLIMIT_CHECK(in.size() == 2 && *in[1] == matrix(), "two width matrices");
+            return Type{};
           },
           [&](const Cholesky&) {
             TPLIMIT_CHECK(!tensor(0).width && tensor(0).dims.size() == 2 &&

@@ -217,8 +217,10 @@ std::optional<std::size_t> Lowerer::axis_argument(Arguments& a, const Tensor& x)
   const auto it = a.named.find("axis");
   if (it == a.named.end()) {
     if (x.axes.size() == 1 && x.axes[0].width && a.name != "concat")
-      fail("E2213", fmt::format("'{}' reduces finite axes, and there is none", a.name), a.spans[0],
-           "this has shape " + text(x.axes), "E(..) averages over the coordinates");
+      fail(
+          "E2213", fmt::format("'{}' reduces finite axes, and there is none", a.name), a.spans[0],
+          "this has shape " + text(x.axes),
+          "E(x) averages over the coordinates; norm(x)^2 is the sum of the squares of all entries");
     return std::nullopt;
   }
   const auto& [value, where] = it->second;
@@ -230,7 +232,12 @@ std::optional<std::size_t> Lowerer::axis_argument(Arguments& a, const Tensor& x)
   if (axis < 0) axis += rank;
   if (x.axes[static_cast<std::size_t>(axis)].width)
     fail("E2213", fmt::format("axis {} is the width axis", axis), where,
-         "the value has shape " + text(x.axes), "E(..) averages over the coordinates");
+         "the value has shape " + text(x.axes),
+         a.name == "concat"
+             ? fmt::format("concat makes a longer width where one is declared: width "
+                           "{0}, m = 2 {0}",
+                           program_.width_name)
+             : "E(..) averages over the coordinates");
   return static_cast<std::size_t>(axis);
 }
 
@@ -354,7 +361,22 @@ NodeId Lowerer::along(const Tensor& reduced, const Tensor& x, std::size_t axis) 
   return builder_.reshape(reduced.node, dims);
 }
 
+/// Sum over all entries of products of matrices; nothing of others.
+std::optional<NodeId> Lowerer::sum_of_entries(Arguments& a) {
+  const auto* products = a.positional[0].as<EntryProducts>();
+  if (!products) return std::nullopt;
+  if (const auto axis = a.named.find("axis"); axis != a.named.end())
+    fail("E2303", "products of the entries of width matrices are summed over all entries",
+         axis->second.second);
+  build(a.span);
+  NodeId total = builder_.constant(0);
+  for (const EntryProducts::Term& t : products->terms)
+    total = builder_.plus(total, builder_.times(t.coefficient, inner_product(t.a, t.b, a.span)));
+  return total;
+}
+
 Value Lowerer::builtin_sum(Arguments& a) {
+  if (const auto total = sum_of_entries(a)) return {Tensor{*total, {}}};
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   const auto axis = axis_argument(a, x);
   build(a.span);
@@ -362,6 +384,7 @@ Value Lowerer::builtin_sum(Arguments& a) {
 }
 
 Value Lowerer::builtin_mean(Arguments& a) {
+  if (const auto total = sum_of_entries(a)) return {Tensor{builder_.scale(1, -2, *total), {}}};
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   const auto axis = axis_argument(a, x);
   const std::int64_t count = axis ? x.axes[*axis].size : ir::size_of(finite_dims(x.axes));
@@ -673,7 +696,17 @@ Value Lowerer::builtin_size(Arguments& a) {
   return {Number{static_cast<double>(units), 1}};
 }
 
-Value Lowerer::builtin_zeros(Arguments& a) { return filled(a, 0); }
+Value Lowerer::builtin_zeros(Arguments& a) {
+  if (a.positional.size() == 2) {  // a matrix, of widths
+    const auto rows = width_of(a.positional[0]), columns = width_of(a.positional[1]);
+    if (rows && columns)
+      return joined({*rows, *columns},
+                    std::vector<Value>(
+                        static_cast<std::size_t>(widths_[*rows].units * widths_[*columns].units),
+                        {Matrix{}}));
+  }
+  return filled(a, 0);
+}
 Value Lowerer::builtin_ones(Arguments& a) { return filled(a, 1); }
 
 Tensor Lowerer::filled_like(Arguments& a, double value) {
@@ -682,7 +715,10 @@ Tensor Lowerer::filled_like(Arguments& a, double value) {
   const NodeId constant = build(a.span).constant(value, dims);
   return {builder_.expand(constant, has_width(x.axes), dims), x.axes};
 }
-Value Lowerer::builtin_zeros_like(Arguments& a) { return {filled_like(a, 0)}; }
+Value Lowerer::builtin_zeros_like(Arguments& a) {
+  if (a.positional[0].as<Matrix>()) return {Matrix{}};
+  return {filled_like(a, 0)};
+}
 Value Lowerer::builtin_ones_like(Arguments& a) { return {filled_like(a, 1)}; }
 
 /// 1 on the diagonal and below it.
@@ -752,6 +788,11 @@ Value Lowerer::builtin_reshape(Arguments& a) {
       axes.push_back({true, 0});
       continue;
     }
+    if (const auto* n = a.positional[k].as<Number>(); n && n->power == 1)
+      fail("E2308", "a width that is not declared", a.spans[k],
+           "this is " + describe(a.positional[k]),
+           fmt::format("heads are widths of their own: width d, {0} = 4 d, and reshape(x, S, 4, d)",
+                       program_.width_name));
     const std::int64_t size = integer(a.positional[k], a.spans[k], "a size");
     if (size != -1 && size < 1)
       fail("E2215", "a size must be at least 1", a.spans[k], fmt::format("this is {}", size),
@@ -847,8 +888,23 @@ Value Lowerer::builtin_concat(Arguments& a) {
 }
 
 Value Lowerer::builtin_stop(Arguments& a) {
+  build(a.span);
+  const auto stopped = [&](NodeId x) {
+    return !x.valid() || builder_.constant_values(x) ? x : builder_.add(ir::Stop{}, {x});
+  };
+  const auto matrix = [&](Matrix m) {
+    for (MatrixTerm& t : m.terms)
+      t = {stopped(t.coefficient), stopped(t.w), t.transposed, stopped(t.d), stopped(t.x)};
+    return m;
+  };
+  if (const auto* m = a.positional[0].as<Matrix>()) return {matrix(*m)};
+  if (const auto* array = a.positional[0].as<MatrixArray>()) {
+    MatrixArray out{array->dims, {}};
+    for (const Matrix& m : array->items) out.items.push_back(matrix(m));
+    return {std::move(out)};
+  }
   const Tensor x = tensor(a.positional[0], a.spans[0]);
-  return {Tensor{build(a.span).add(ir::Stop{}, {x.node}), x.axes}};
+  return {Tensor{builder_.add(ir::Stop{}, {x.node}), x.axes}};
 }
 
 Value Lowerer::builtin_permutation(Arguments& a) {
@@ -870,11 +926,25 @@ Value Lowerer::builtin_permutation(Arguments& a) {
 
 Value Lowerer::builtin_one_hot(Arguments& a) {
   Dims dims;
-  const std::vector<std::int64_t> labels = integers(a.positional[0], a.spans[0], "a label", &dims);
   const std::int64_t classes = integer(a.positional[1], a.spans[1], "the number of classes");
   if (classes < 1)
     fail("E2215", "the number of classes must be at least 1", a.spans[1],
          fmt::format("this is {}", classes));
+  if (const auto* t = a.positional[0].as<Tensor>();
+      t && computed(a.positional[0]) && !has_width(t->axes)) {
+    // As argmax gives them: the route that is taken.
+    dims = finite_dims(t->axes);
+    dims.push_back(1);
+    std::vector<double> all(static_cast<std::size_t>(classes));
+    std::iota(all.begin(), all.end(), 0.0);
+    build(a.span);
+    const NodeId hot = builder_.map(Fn::kEqual, {builder_.reshape(t->node, dims),
+                                                 builder_.constant(std::move(all), {classes})});
+    dims.back() = classes;
+    check_size(dims, a.span);
+    return {Tensor{hot, finite_axes(dims)}};
+  }
+  const std::vector<std::int64_t> labels = integers(a.positional[0], a.spans[0], "a label", &dims);
   if (dims.empty()) dims = {1};
   dims.push_back(classes);
   check_size(dims, a.span);
@@ -935,7 +1005,8 @@ std::optional<Matrix> Lowerer::as_outer_products(const Matrix& m) {
     if (std::holds_alternative<ir::GaussianMatrix>(node.op)) {
       NodeId& sum = gaussian[w.value];
       sum = sum.valid() ? builder_.plus(sum, c) : c;
-    } else if (std::holds_alternative<ir::Parameter>(node.op)) {
+    } else if (std::holds_alternative<ir::Parameter>(node.op) ||
+               std::holds_alternative<ir::Stop>(node.op)) {
       expand(node.in[0], c);
     } else if (std::holds_alternative<ir::ScaleMatrix>(node.op)) {
       expand(node.in[0], builder_.times(c, node.in[1]));
@@ -964,22 +1035,15 @@ std::optional<Matrix> Lowerer::as_outer_products(const Matrix& m) {
 Value Lowerer::builtin_norm(Arguments& a) {
   build(a.span);
   const auto root = [&](const Value& x) {
-    return Value{Tensor{builder_.map(Fn::kSqrt, {inner_product(x, x)}), {}}};
+    return Value{Tensor{builder_.map(Fn::kSqrt, {inner_product(x, x, a.span)}), {}}};
   };
-  const auto outer_products = [&](const Matrix& m) {
-    auto outer = as_outer_products(m);
-    if (!outer)
-      fail("E2303", "the norm of a Gaussian matrix cannot be taken", a.spans[0],
-           "it has multiples of random entries",
-           "norm(W - W0) and norm(grad(loss, W)) can: they are sums of outer products; what "
-           "entrywise optimisers change is none");
-    return Value{std::move(*outer)};
-  };
-  if (const auto* m = a.positional[0].as<Matrix>()) return root(outer_products(*m));
+  // norm(W - W0) and norm(grad(loss, W)) are those of sums of outer products.
+  const auto simplest = [&](const Matrix& m) { return as_outer_products(m).value_or(m); };
+  if (const auto* m = a.positional[0].as<Matrix>()) return root({simplest(*m)});
   if (const auto* array = a.positional[0].as<MatrixArray>()) {
-    MatrixArray outer{array->dims, {}};
-    for (const Matrix& m : array->items) outer.items.push_back(*outer_products(m).as<Matrix>());
-    return root({std::move(outer)});
+    MatrixArray out{array->dims, {}};
+    for (const Matrix& m : array->items) out.items.push_back(simplest(m));
+    return root({std::move(out)});
   }
   if (const auto* t = a.positional[0].as<Tensor>(); t && has_width(t->axes)) return root({*t});
   const Tensor x = finite(a.positional[0], a.spans[0], "norm");
@@ -1199,6 +1263,7 @@ Value Lowerer::as_value(const Value& target, const Derivative* derivatives) {
   const auto as_matrix = [](const Derivative& d) {
     Matrix m;
     for (const OuterTerm& t : d.outer) m.terms.push_back({t.coefficient, {}, false, t.d, t.x});
+    for (const VersionTerm& t : d.versions) m.terms.push_back({t.coefficient, t.w, false, {}, {}});
     return m;
   };
   if (const auto* t = target.as<Tensor>()) return {Tensor{derivatives->tensor, t->axes}};

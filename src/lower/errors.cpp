@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 
 #include <fmt/format.h>
@@ -38,9 +39,13 @@ Rejection Lowerer::declared_twice(const ast::Identifier& name, Span first) {
 }
 
 void Lowerer::warn(const char* code, std::string message, Span span, std::string help) {
-  warnings_.push_back(Diagnostic::warning(code, std::move(message))
-                          .at(library_call_.value_or(span))
-                          .with_help(std::move(help)));
+  const Span place = library_call_.value_or(span);
+  if (std::any_of(warnings_.begin(), warnings_.end(), [&](const Diagnostic& known) {
+        return known.code == code && known.span == place;
+      }))
+    return;  // in another iteration
+  warnings_.push_back(
+      Diagnostic::warning(code, std::move(message)).at(place).with_help(std::move(help)));
 }
 
 Rejection Lowerer::not_differentiable(Diagnostic d, Span span) {

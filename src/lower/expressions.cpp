@@ -38,6 +38,9 @@ std::string Lowerer::describe(const Value& value) const {
                    return fmt::format("a matrix of shape [{0}, {0}]", program_.width_name);
                  },
                  [&](const MatrixArray&) { return std::string("an array of width matrices"); },
+                 [&](const EntryProducts&) {
+                   return std::string("products of the entries of width matrices");
+                 },
                  [&](const Text& t) { return "the text \"" + t.value + "\""; },
                  [&](const Flag& f) { return std::string(f.value ? "true" : "false"); },
                  [&](const Interval& i) {
@@ -95,7 +98,12 @@ Tensor Lowerer::tensor(const Value& v, Span span) {
   if (v.as<Poison>()) throw Rejection{{}, true};
   if (const auto* blocks = v.as<Blocks>(); blocks && blocks->widths.size() == 1)
     fail("E2305", "a value with a width axis cannot be used here", span, describe(v),
-         "average over the coordinates with E(..) or gram(..) first");
+         "average over the coordinates with E(..) or gram(..) first; norm(x)^2 sums the squares of "
+         "all "
+         "entries");
+  if (v.as<EntryProducts>())
+    fail("E2303", "the entries of a width matrix cannot be used here", span, describe(v),
+         "they can be summed: sum(W^2), mean(W * V)");
   if (v.as<Matrix>() || v.as<MatrixArray>() || v.as<Blocks>())
     fail("E2303", "a width matrix cannot be used here", span, describe(v),
          "multiply a vector by it first: W @ x");
@@ -110,7 +118,9 @@ Tensor Lowerer::finite(const Value& v, Span span, const char* what) {
   if (has_width(t.axes))
     fail("E2305", fmt::format("{} takes no width axis", what), span,
          "this has shape " + text(t.axes),
-         "average over the coordinates with E(..) or gram(..) first");
+         "average over the coordinates with E(..) or gram(..) first; norm(x)^2 sums the squares of "
+         "all "
+         "entries");
   return t;
 }
 
@@ -201,7 +211,7 @@ bool Lowerer::known_before_run(const Value& v) const {
   if (const auto* list = v.as<List>())
     return std::all_of(list->items.begin(), list->items.end(),
                        [&](const Value& item) { return known_before_run(item); });
-  return !v.as<Matrix>() && !v.as<MatrixArray>() && !v.as<Blocks>();
+  return !v.as<Matrix>() && !v.as<MatrixArray>() && !v.as<EntryProducts>() && !v.as<Blocks>();
 }
 
 bool Lowerer::of_the_language(const std::string& name) {
@@ -271,6 +281,22 @@ Value Lowerer::evaluate_name(const std::string& name, Span span) {
 // ---- arithmetic
 // ------------------------------------------------------------------------------------
 
+/// g[.., None] * h of g [P], h [P, n], as one writes it in numpy: [P, 1] is aligned with [P].
+void Lowerer::warn_of_axis_beside_width(const std::vector<Tensor>& in, const Axes& result,
+                                        Span span) {
+  for (const Tensor& wide : in)
+    for (const Tensor& other : in)
+      if (!wide.axes.empty() && wide.axes.back().width && !has_width(other.axes) &&
+          other.axes.size() == wide.axes.size() && other.axes.size() > 1 &&
+          other.axes.back().size == 1 && result.size() > wide.axes.size() &&
+          ir::size_of(finite_dims(result)) > ir::size_of(finite_dims(wide.axes)))
+        warn("W2202",
+             fmt::format("{} beside {} makes {}", text(other.axes), text(wide.axes), text(result)),
+             span,
+             "a value without a width axis is constant over coordinates: g * h of g [P], h [P, n] "
+             "needs no axis of size 1");
+}
+
 Tensor Lowerer::combine(Fn fn, const std::vector<Tensor>& in, Span span, double parameter) {
   Dims dims;
   bool width = false;
@@ -303,6 +329,7 @@ Tensor Lowerer::combine(Fn fn, const std::vector<Tensor>& in, Span span, double 
   for (const Tensor& t : in) nodes.push_back(t.node);
   Axes axes = finite_axes(dims);
   if (width) axes.insert(axes.end() - static_cast<std::ptrdiff_t>(after), Axis{true, 0});
+  warn_of_axis_beside_width(in, axes, span);
   return {build(span).map(fn, std::move(nodes), parameter), std::move(axes)};
 }
 
@@ -331,10 +358,52 @@ Number Lowerer::checked(Number n, Span span) {
   return n;
 }
 
+bool Lowerer::is_zero(const Value& v) const {
+  const auto* n = v.as<Number>();
+  const auto* t = v.as<Tensor>();
+  return (n && n->value == 0) || (t && t->axes.empty() && builder_.is_zero(t->node));
+}
+
 Value Lowerer::scaled_matrix(const Matrix& m, NodeId factor) {
   Matrix out = m;
   for (MatrixTerm& t : out.terms) t.coefficient = builder_.times(t.coefficient, factor);
   return {out};
+}
+
+/// A * B and W^2 of width matrices, and sums and multiples of them; nothing if a and b are others.
+std::optional<EntryProducts> Lowerer::entry_products(BinaryOp op, const Value& a, const Value& b,
+                                                     Span span) {
+  const auto products = [&](const Matrix& x, const Matrix& y) {
+    return EntryProducts{{{build(span).constant(1), x, y}}};
+  };
+  if (const auto* y = b.as<Number>(); op == BinaryOp::kPow && y && y->value == 2 && y->power == 0) {
+    if (const auto* m = a.as<Matrix>()) return products(*m, *m);
+    if (const auto* array = a.as<MatrixArray>()) {
+      EntryProducts out;
+      for (const Matrix& m : array->items) out.terms.push_back(products(m, m).terms[0]);
+      return out;
+    }
+  }
+  if (op == BinaryOp::kMul && a.as<Matrix>() && b.as<Matrix>())
+    return products(*a.as<Matrix>(), *b.as<Matrix>());
+  const auto *x = a.as<EntryProducts>(), *y = b.as<EntryProducts>();
+  const auto multiple = [&](EntryProducts of, NodeId factor) {
+    for (EntryProducts::Term& t : of.terms) t.coefficient = builder_.times(t.coefficient, factor);
+    return of;
+  };
+  if (x && y && (op == BinaryOp::kAdd || op == BinaryOp::kSub)) {
+    EntryProducts out = *x;
+    const EntryProducts right = multiple(*y, build(span).constant(op == BinaryOp::kAdd ? 1 : -1));
+    out.terms.insert(out.terms.end(), right.terms.begin(), right.terms.end());
+    return out;
+  }
+  if (op == BinaryOp::kMul && (x || y) && !(x && y))
+    return multiple(x ? *x : *y, scalar(x ? b : a, span, "the factor of a width matrix"));
+  if (op == BinaryOp::kDiv && x && !y)
+    return multiple(*x,
+                    build(span).map(Fn::kDiv, {builder_.constant(1),
+                                               scalar(b, span, "the divisor of a width matrix")}));
+  return std::nullopt;
 }
 
 Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span) {
@@ -383,6 +452,7 @@ Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span
       default: break;
     }
   }
+  if (auto products = entry_products(op, a, b, span)) return {std::move(*products)};
   const auto *ma = a.as<Matrix>(), *mb = b.as<Matrix>();
   if (a.as<MatrixArray>() || b.as<MatrixArray>())
     array_not_indexed(span, "write W[0] for one of them");
@@ -394,6 +464,9 @@ Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span
       for (const MatrixTerm& t : right.as<Matrix>()->terms) out.terms.push_back(t);
       return {out};
     }
+    // An accumulator of gradients starts at 0.
+    if ((op == BinaryOp::kAdd || op == BinaryOp::kSub) && is_zero(ma ? b : a))
+      return ma ? a : op == BinaryOp::kAdd ? b : scaled_matrix(*mb, builder_.constant(-1));
     if (op == BinaryOp::kMul && !(ma && mb)) {
       const Value& other = ma ? b : a;
       return scaled_matrix(ma ? *ma : *mb, scalar(other, span, "the factor of a width matrix"));
@@ -403,13 +476,10 @@ Value Lowerer::arithmetic(BinaryOp op, const Value& a, const Value& b, Span span
           Fn::kDiv, {builder_.constant(1), scalar(b, span, "the divisor of a width matrix")});
       return scaled_matrix(*ma, factor);
     }
-    if (op == BinaryOp::kPow || op == BinaryOp::kMul)
-      fail("E2312", "width matrices have no entries to square or multiply", span,
+    if (op == BinaryOp::kPow)
+      fail("E2312", "the entries of a width matrix have no other power than the square", span,
            fmt::format("{} and {}", describe(a), describe(b)),
-           fmt::format("the sum of the squared entries of W, divided by {0}, is E((W @ g)^2) with "
-                       "random g : [{0}] ~ normal(0, 1), in the limit; an L2 penalty is the option "
-                       "weight_decay of a step",
-                       program_.width_name));
+           "sum(W^2) is the squared norm, norm(W) the norm");
     fail("E2312", "this operation is not defined for width matrices", span,
          fmt::format("{} and {}", describe(a), describe(b)),
          "matrices can be added, scaled by numbers, transposed and applied to vectors: W @ x");

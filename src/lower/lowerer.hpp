@@ -160,6 +160,7 @@ class Lowerer {
   void choose_parametrization(const ast::Expr& value);
   void tell(Span name, const Value& value);
   std::optional<Role> role_of(const ast::Param& s, const Axes& axes, const Value& rate);
+  [[nodiscard]] Number power_of_first_width(Exponent power) const;
   [[nodiscard]] Abc effective(Role role, bool has_width, bool first, bool entrywise) const;
   Value rate_of(const Variable& variable, Span span, bool entrywise = false);
   Value scaled(const Value& value, Number factor, Span span);
@@ -234,7 +235,11 @@ class Lowerer {
                               const Value& gradient, Span span);
   Value weighted(const Value& part, NodeId factor);
   Value sum(const Value& a, const Value& b);
-  NodeId inner_product(const Value& a, const Value& b);
+  NodeId inner_product(const Matrix& x, const Matrix& y, Span span);
+  NodeId inner_product(const Value& a, const Value& b, Span span);
+  [[nodiscard]] bool is_zero(const Value& v) const;
+  std::optional<EntryProducts> entry_products(ast::BinaryOp op, const Value& a, const Value& b,
+                                              Span span);
   std::pair<Parts, NodeId> flow(const std::vector<Descent>& descents, Span span);
   void report_flow_error(const ast::Step& s, const std::vector<Descent>& descents, NodeId error,
                          Span span);
@@ -281,6 +286,7 @@ class Lowerer {
   Value arithmetic(ast::BinaryOp op, const Value& a, const Value& b, Span span);
   Number checked(Number n, Span span);  ///< E2403 if the power of the width is out of range
   Value elementwise(ir::Fn fn, const std::vector<Value>& in, Span span, double parameter = 0);
+  void warn_of_axis_beside_width(const std::vector<Tensor>& in, const Axes& result, Span span);
   Tensor combine(ir::Fn fn, const std::vector<Tensor>& in, Span span, double parameter = 0);
   Value scaled_matrix(const Matrix& m, NodeId factor);
   /// What `name` stands for among declarations: that of the file at hand, else the program's.
@@ -310,6 +316,10 @@ class Lowerer {
   Value block_product(const Value& a, const Value& x, Span span, Span a_span, Span x_span);
   Value block_transpose(const Blocks& b, Span span);
   std::optional<Value> block_call(const ast::Call& call, const std::string& name, Span span);
+  Exponent ratio_of(const ast::Width::Item& item, const std::string& first);
+  std::optional<Value> joined_widths(const ast::Call& call, const std::vector<Value>& values,
+                                     Span span);
+  std::optional<Value> reshaped_width(const std::vector<Value>& values, Span span);
   Value block_outer(const Value& d, const Value& x, Span span, const PartFunction& f);
   Value declare_blocks(const ast::Param& s, const Axes& axes,
                        const std::vector<std::size_t>& widths, const Value& rate,
@@ -379,6 +389,7 @@ class Lowerer {
   Value builtin_average(Arguments& a);
   Value builtin_gram(Arguments& a);
   Value builtin_mean(Arguments& a);
+  std::optional<NodeId> sum_of_entries(Arguments& a);
   Value builtin_sum(Arguments& a);
   Value builtin_max(Arguments& a);
   Value builtin_min(Arguments& a);
@@ -476,6 +487,7 @@ class Lowerer {
   Diagnostics errors_, warnings_;
   std::vector<OutputKernel> kernels_;
   std::optional<Depth> depth_;
+  std::vector<FreeWidth> free_widths_;
 
   Scope globals_;
   Scope* locals_ = nullptr;  ///< scope of the model being inlined; null outside

@@ -620,7 +620,8 @@ void Lowerer::clip(const Descent& d, Parts& gradients) {
     const Variable& variable = variables_.at(name);
     const bool readout = variable.role == Role::kOutput &&
                          (parametrization_->name == "mup" || parametrization_->name == "depth_mup");
-    squares = b.plus(squares, b.scale(1, readout ? -2 : 0, inner_product(g, g)));
+    const Number own = power_of_first_width(readout ? -2 : 0);
+    squares = b.plus(squares, b.scale(own.value, own.power, inner_product(g, g, d.span)));
   }
   const NodeId most = scalar({bound->second.at("")}, d.span, "a norm"),
                factor = b.map(
@@ -655,9 +656,10 @@ Value Lowerer::entrywise_update(const Descent& d, const std::string& name, const
   const Variable& variable = variables_.at(name);
   ir::Builder& b = build(span);
   const NodeId factor = factor_of(d, name, span), decay = decay_of(d, name, span);
-  const Exponent power = variable.role
-                             ? effective(*variable.role, has_width(variable.axes), false, true).d
-                             : Exponent(0);
+  const Number power =
+      variable.role
+          ? power_of_first_width(effective(*variable.role, has_width(variable.axes), false, true).d)
+          : Number{1, 0};
   Memory& memory = memory_of(d, name, span);
   const Number eps = size_of_option(d, "eps", name);
   const bool decoupled = decay.valid() && d.optimiser->decoupled;
@@ -677,7 +679,7 @@ Value Lowerer::entrywise_update(const Descent& d, const std::string& name, const
   // 1 - rate own(theta) weight_decay.
   const auto shrunk = [&] { return b.plus(b.constant(1), b.times(factor, decay)); };
   if (const auto* t = now.as<Tensor>()) {
-    NodeId g = b.scale(1, power, gradient.as<Tensor>()->node);
+    NodeId g = b.scale(power.value, power.power, gradient.as<Tensor>()->node);
     if (coupled.valid()) g = b.plus(g, b.times(coupled, t->node));
     NodeId change = b.times(factor, psi(g, 0));
     if (decoupled) change = b.plus(change, b.times(b.times(factor, decay), t->node));
@@ -687,8 +689,13 @@ Value Lowerer::entrywise_update(const Descent& d, const std::string& name, const
   const auto one = [&](const Matrix& m, const Matrix& g, std::size_t part) {
     std::vector<NodeId> in;
     for (const MatrixTerm& t : g.terms)
-      in.insert(in.end(), {b.scale(1, power, t.coefficient), t.d, t.x});
+      if (!t.w.valid())
+        in.insert(in.end(), {b.scale(power.value, power.power, t.coefficient), t.d, t.x});
     NodeId entries = b.add(ir::OuterSum{}, std::move(in));
+    for (const MatrixTerm& t : g.terms)
+      if (t.w.valid())
+        entries = b.plus(entries, b.times(b.scale(power.value, power.power, t.coefficient),
+                                          b.add(ir::MatrixEntries{}, {t.w})));
     if (coupled.valid())
       entries = b.plus(entries, b.times(coupled, b.add(ir::MatrixEntries{}, {m.terms[0].w})));
     const NodeId change = psi(entries, part);
@@ -738,6 +745,10 @@ Value Lowerer::orthogonalised_update(const Descent& d, const std::string& name, 
     for (MatrixTerm& t : sum) t.coefficient = times(momentum, t.coefficient);
     const std::size_t old = sum.size();
     for (MatrixTerm t : g.terms) {
+      if (t.w.valid())
+        fail("E2156", "'muon' orthogonalises sums of outer products", span,
+             fmt::format("the gradient of '{}' has a multiple of the matrix in it", name),
+             "leave the penalty out of the loss, and write weight_decay");
       t.coefficient = times(1 - momentum, t.coefficient);
       sum.push_back(t);
     }
@@ -901,9 +912,10 @@ std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& desc
     for (const Parts& gradient : k5.gradients) {
       NodeId change = builder_.constant(0);
       for (std::size_t p = 0; p < now.size(); ++p)
-        change = builder_.plus(
-            change, inner_product(gradient[p].second, combined({{1.0 / 6, &k4.slope[p].second},
-                                                                {-1.0 / 6, &k5.slope[p].second}})));
+        change = builder_.plus(change, inner_product(gradient[p].second,
+                                                     combined({{1.0 / 6, &k4.slope[p].second},
+                                                               {-1.0 / 6, &k5.slope[p].second}}),
+                                                     span));
       error = builder_.plus(error, builder_.map(Fn::kAbs, {change}));
     }
     k1 = std::move(k5);

@@ -57,23 +57,7 @@ void Lowerer::on(const ast::Width& s, Span span) {
              "2 n");
       ratios.emplace_back(1);
     } else {
-      if (!item.value)
-        fail("E2150",
-             fmt::format("'{}' needs a fixed ratio to '{}'", item.name.name, s.items[0].name.name),
-             item.name.span, "",
-             fmt::format("write for instance: width {}, {} = 2 {}", s.items[0].name.name,
-                         item.name.name, s.items[0].name.name));
-      const Value v = evaluate(*item.value);
-      const auto* n = v.as<Number>();
-      if (!n || n->power != 1)
-        fail("E2150", "a width is a multiple of the first one", item.value->span,
-             "this is " + describe(v),
-             fmt::format("write for instance: {} = 2 {}", item.name.name, s.items[0].name.name));
-      const auto ratio = exponent_from_double(n->value);
-      if (!ratio || !(*ratio > 0))
-        fail("E2150", "a ratio of widths is a positive fraction with a small denominator",
-             item.value->span, fmt::format("this is {}", n->value));
-      ratios.push_back(*ratio);
+      ratios.push_back(ratio_of(item, s.items[0].name.name));
     }
     if (k == 0) widths_.push_back({item.name.name, 1});  // the others are multiples of it
   }
@@ -91,6 +75,31 @@ void Lowerer::on(const ast::Width& s, Span span) {
   program_.width_name = widths_[0].name;
   program_.width_units = widths_[0].units;
   width_declared_ = true;
+}
+
+/// As the text says, or --set; a width without a ratio is as large as the first one.
+Exponent Lowerer::ratio_of(const ast::Width::Item& item, const std::string& first) {
+  const auto set = set_on_command_line(item.name.name, item.name.span);
+  if (!set && !item.value) {
+    free_widths_.push_back({item.name.name, item.name.span});
+    return 1;
+  }
+  const Span place = set ? item.name.span : item.value->span;
+  try {
+    const Value v = evaluate(set ? *set->value : *item.value);
+    const auto* n = v.as<Number>();
+    if (!n || (n->power != 1 && !(set && n->power == 0)))
+      fail("E2150", "a width is a multiple of the first one", place, "this is " + describe(v),
+           fmt::format("write for instance: {} = 2 {}", item.name.name, first));
+    const auto ratio = exponent_from_double(n->value);
+    if (!ratio || !(*ratio > 0))
+      fail("E2150", "a ratio of widths is a positive fraction with a small denominator", place,
+           fmt::format("this is {}", n->value));
+    return *ratio;
+  } catch (Rejection& r) {
+    if (set) blame(r, *set, place);
+    throw;
+  }
 }
 
 std::optional<std::size_t> Lowerer::width_of(const Value& v) const {
@@ -205,25 +214,17 @@ Value Lowerer::block_product(const Value& a, const Value& x, Span span, Span a_s
     }
     return joined({left->widths[0]}, std::move(out));
   }
-  const auto contracts_width = [](const Value& v) {
-    const auto* t = v.as<Tensor>();
-    return t && !t->axes.empty() && t->axes.back().width;
-  };
-  if (contracts_width(left ? left->parts[0] : a) && contracts_width(right ? right->parts[0] : x)) {
-    if (!left || !right)
-      fail("E2205", "the widths differ", span, fmt::format("{} and {}", describe(a), describe(x)));
-    const std::vector<Value> xs = parts_of(x, left->widths[0], x_span);
-    std::vector<Value> terms;
-    // n times a sum of averages, so that a division by the width cancels it.
-    for (std::size_t k = 0; k < xs.size(); ++k)
-      terms.push_back(arithmetic(ast::BinaryOp::kMul,
-                                 matmul(left->parts[k], xs[k], span, a_span, x_span),
-                                 {Number{1, -1}}, span));
-    return arithmetic(ast::BinaryOp::kMul, sum_of(terms), {Number{1, 1}}, span);
-  }
-  return *part_by_part({a, x}, span, [&](const std::vector<Value>& own) {
+  Value parts = *part_by_part({a, x}, span, [&](const std::vector<Value>& own) {
     return matmul(own[0], own[1], span, a_span, x_span);
   });
+  const std::vector<Value>& products = parts.as<Blocks>()->parts;
+  if (is_wide(products[0])) return parts;
+  // The width was contracted: n times a sum of averages, so that a division by the width cancels
+  // it.
+  std::vector<Value> averages;
+  for (const Value& product : products)
+    averages.push_back(arithmetic(ast::BinaryOp::kMul, product, {Number{1, -1}}, span));
+  return arithmetic(ast::BinaryOp::kMul, sum_of(averages), {Number{1, 1}}, span);
 }
 
 Value Lowerer::block_transpose(const Blocks& b, Span span) {
@@ -243,7 +244,7 @@ Value Lowerer::block_transpose(const Blocks& b, Span span) {
 /// A builtin whose arguments have parts; nothing if none has.
 std::optional<Value> Lowerer::block_call(const ast::Call& call, const std::string& name,
                                          Span span) {
-  if (name == "size" ||  // which asks for the shape of the whole
+  if (name == "size" || name == "ndim" ||  // which ask for the shape of the whole
       (!builtins().contains(name) && !unary_functions().contains(name)))
     return std::nullopt;
   std::vector<const ast::Expr*> places;
@@ -265,6 +266,10 @@ std::optional<Value> Lowerer::block_call(const ast::Call& call, const std::strin
     for (std::size_t k = 0; k < places.size(); ++k) given_[places[k]] = own[k];
     return evaluate_call(call, span);
   };
+  if (name == "reshape")
+    if (auto out = reshaped_width(values, span)) return out;
+  if (name == "concat")
+    if (auto out = joined_widths(call, values, span)) return out;
   if (!parts) return one(values);
   if (name == "outer" && values.size() == 2 && is_wide(values[0]) && is_wide(values[1]))
     return block_outer(values[0], values[1], span, one);
@@ -281,13 +286,107 @@ std::optional<Value> Lowerer::block_call(const ast::Call& call, const std::strin
           arithmetic(ast::BinaryOp::kAdd, squares, elementwise(Fn::kPower, {part}, span, 2), span);
     return elementwise(Fn::kSqrt, {squares}, span);
   }
-  TPLIMIT_CHECK(name == "E" || name == "gram" || name == "hist", "'{}' of a value of width '{}'",
-                name, widths_[blocks.widths[0]].name);
+  const bool sums = name == "sum" || name == "einsum";
+  if (!sums && name != "E" && name != "gram" && name != "hist" && name != "mean")
+    fail("E2305", fmt::format("'{}' takes no width of several units", name), span,
+         describe(values[0]));
   Value sum = blocks.parts[0];
   for (std::size_t k = 1; k < blocks.parts.size(); ++k)
     sum = arithmetic(ast::BinaryOp::kAdd, sum, blocks.parts[k], span);
+  if (sums) return sum;
   return arithmetic(ast::BinaryOp::kDiv, sum, {Number{static_cast<double>(blocks.parts.size()), 0}},
                     span);
+}
+
+/// concat(x, y) along the width, which is another one that is declared.  Nothing along other axes.
+std::optional<Value> Lowerer::joined_widths(const ast::Call& call, const std::vector<Value>& values,
+                                            Span span) {
+  std::vector<Value> parts;
+  std::optional<std::size_t> at;  // of the width
+  const std::size_t count = call.args.size();
+  for (std::size_t k = 0; k < count; ++k) {
+    const auto* blocks = values[k].as<Blocks>();
+    const auto* t = (blocks ? blocks->parts[0] : values[k]).as<Tensor>();
+    if (!t || !has_width(t->axes)) return std::nullopt;
+    at = static_cast<std::size_t>(
+        std::find_if(t->axes.begin(), t->axes.end(), [](const Axis& a) { return a.width; }) -
+        t->axes.begin());
+    const std::size_t rank = t->axes.size();
+    const std::int64_t axis = values.size() > count ? integer(values[count], span, "an axis") : 0;
+    if (axis != static_cast<std::int64_t>(*at) &&
+        axis + static_cast<std::int64_t>(rank) != static_cast<std::int64_t>(*at))
+      return std::nullopt;
+    if (blocks)
+      parts.insert(parts.end(), blocks->parts.begin(), blocks->parts.end());
+    else
+      parts.push_back(values[k]);
+    if (parts.back().as<Tensor>()->axes != parts[0].as<Tensor>()->axes)
+      fail("E2202", "shapes do not fit together in concat", call.args[k]->span,
+           describe(values[k]));
+  }
+  const auto units = static_cast<std::int64_t>(parts.size());
+  const auto width = std::find_if(widths_.begin(), widths_.end(),
+                                  [&](const Width& w) { return w.units == units; });
+  if (width == widths_.end())
+    fail("E2213", "concat along the width makes a width that is not declared", span,
+         fmt::format("it is {} times as long as {}", units,
+                     std::find_if(widths_.begin(), widths_.end(),
+                                  [](const Width& w) { return w.units == 1; })
+                         ->name),
+         "declare it at the top, for instance: width n, m = 2 n");
+  return joined({static_cast<std::size_t>(width - widths_.begin())}, std::move(parts));
+}
+
+/// reshape(x, a.., d) of x [b.., n] with n = k d, which becomes k axes of d each, the heads of
+/// attention; or the way back, from [.., k, d] to [.., n].  Nothing of a width that stays.
+std::optional<Value> Lowerer::reshaped_width(const std::vector<Value>& values, Span span) {
+  const auto* blocks = values[0].as<Blocks>();
+  const std::vector<Value> parts = blocks ? blocks->parts : std::vector<Value>{values[0]};
+  const auto* first = parts[0].as<Tensor>();
+  const auto to = width_of(values.back());
+  if (!first || !has_width(first->axes) || !to) return std::nullopt;
+  const std::int64_t own = blocks ? widths_[blocks->widths[0]].units : 1, next = widths_[*to].units;
+  if (own == next) return std::nullopt;
+  const std::int64_t ratio = std::max(own, next) / std::min(own, next);
+  if (!first->axes.back().width || std::max(own, next) % std::min(own, next) != 0)
+    fail("E2202", "a width is cut into widths, or put together from some, where it stands last",
+         span, describe(values[0]), "reshape(x, S, 4, d) of x [S, n], where width d, n = 4 d");
+  const std::int64_t entries = ir::size_of(finite_dims(first->axes)),
+                     total = own > next ? entries * ratio : entries / ratio;
+  Dims dims;
+  std::int64_t known = 1;
+  for (std::size_t k = 1; k + 1 < values.size(); ++k) {
+    dims.push_back(integer(values[k], span, "a size"));
+    if (dims.back() > 0) known *= dims.back();
+  }
+  for (std::int64_t& size : dims)
+    if (size == -1 && total % known == 0) size = total / known;
+  if (std::any_of(dims.begin(), dims.end(), [](std::int64_t size) { return size < 1; }) ||
+      ir::size_of(dims) != total || (own < next && entries % ratio != 0))
+    fail("E2202", "a reshape keeps the number of entries", span,
+         fmt::format("{} to [{}, {}]", describe(values[0]), fmt::join(dims, ", "),
+                     widths_[*to].name));
+  Axes axes = finite_axes(dims);
+  axes.push_back({true, 0});
+  ir::Builder& b = build(span);
+  const auto node = [&](std::int64_t k) {
+    return parts[static_cast<std::size_t>(k)].as<Tensor>()->node;
+  };
+  std::vector<Value> out;
+  if (own > next) {  // each new part holds one of every `next` old ones, side by side
+    for (std::int64_t j = 0; j < next; ++j) {
+      std::vector<NodeId> beside;
+      for (std::int64_t g = 0; g < ratio; ++g)
+        beside.push_back(b.reshape(node(g * next + j), {entries, 1}));
+      out.push_back({Tensor{b.reshape(b.add(ir::Concat{1}, std::move(beside)), dims), axes}});
+    }
+  } else {
+    for (std::int64_t g = 0; g < ratio; ++g)
+      for (std::int64_t j = 0; j < own; ++j)
+        out.push_back(
+            {Tensor{b.reshape(b.gather(b.reshape(node(j), {total, ratio}), 1, {g}), dims), axes}});
+  }
+  return joined({*to}, std::move(out));
 }
 
 /// d x', d and x of any widths.

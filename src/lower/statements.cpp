@@ -124,7 +124,8 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
   if (!errors_.empty()) return errors_;
   program_.has_random_scalars =
       depends_on(builder_, ir::outputs_of(program_), random_scalars(program_));
-  return Lowered{std::move(program_), std::move(warnings_), std::move(kernels_), std::move(depth_)};
+  return Lowered{std::move(program_), std::move(warnings_), std::move(kernels_), std::move(depth_),
+                 std::move(free_widths_)};
 }
 
 void Lowerer::count_work(Span span) {
@@ -904,9 +905,15 @@ Value Lowerer::declare(const ast::Param& s, const ast::Identifier& name, const A
   }
   if (role) {
     const Abc x = effective(*role, widths > 0, false, parametrization_->entrywise);
-    if (x.b != 0) initial = scaled(initial, Number{1, -x.b}, span);
-    if (known.variance) *known.variance += -2 * x.b;
-    if (known.rate) *known.rate += -x.c;
+    if (x.b != 0) initial = scaled(initial, power_of_first_width(-x.b), span);
+    if (known.variance) {
+      *known.variance += -2 * x.b;
+      known.variance_factor *= power_of_first_width(-2 * x.b).value;
+    }
+    if (known.rate) {
+      *known.rate += -x.c;
+      known.rate_factor *= power_of_first_width(-x.c).value;
+    }
   }
   Value value = opaque(initial);
   bind(name, value, Kind::kParam);
@@ -1284,6 +1291,11 @@ std::optional<Role> Lowerer::role_of(const ast::Param& s, const Axes& axes, cons
   return role;
 }
 
+/// Roles count powers of the first width, which is some units long.
+Number Lowerer::power_of_first_width(Exponent power) const {
+  return {std::pow(static_cast<double>(program_.width_units), to_double(power)), power};
+}
+
 /// The form with a = 0, in which n^-a w is the variable: `first` for the rate of the first step.
 Abc Lowerer::effective(Role role, bool has_width, bool first, bool entrywise) const {
   const Parametrization own =
@@ -1313,9 +1325,10 @@ Value Lowerer::rate_of(const Variable& variable, Span span, bool entrywise) {
                    : "for sgd: a known name, or abc(a = .., b = .., c = ..)");
   const bool first = std::all_of(program_.steps.begin(), program_.steps.end(),
                                  [](const ir::TrainingStep& t) { return t.losses.empty(); });
-  return arithmetic(
-      ast::BinaryOp::kMul, variable.rate,
-      {Number{1, -effective(*variable.role, has_width(variable.axes), first, entrywise).c}}, span);
+  return arithmetic(ast::BinaryOp::kMul, variable.rate,
+                    {power_of_first_width(
+                        -effective(*variable.role, has_width(variable.axes), first, entrywise).c)},
+                    span);
 }
 
 /// factor * value, matrices as one version each.

@@ -138,7 +138,12 @@ void Lowerer::on(const ast::Update& s, Span span) {
   }
   if (!variables_named(name->name).empty())
     program_.steps.push_back({std::exchange(differentiated_, {}), span, context_});
-  if (const auto* m = next.as<Matrix>()) next = {materialise(*m, span)};
+  // What is no variable may stay a sum of outer products, as averages of gradients are.
+  if (const auto* m = next.as<Matrix>();
+      m && (!variables_named(name->name).empty() ||
+            std::any_of(m->terms.begin(), m->terms.end(),
+                        [](const MatrixTerm& t) { return t.w.valid(); })))
+    next = {materialise(*m, span)};
   if (const auto* now = current.as<Tensor>(), *then = next.as<Tensor>();
       now && then && now->axes != then->axes)
     fail("E2120", "an update may not change the shape", s.value->span,
@@ -272,37 +277,50 @@ Value Lowerer::sum(const Value& a, const Value& b) {
   return {out};
 }
 
-/// Sum over all entries of a b; matrices are sums of outer products, and <d x', e y'> = <d, e> <x,
-/// y>.
-NodeId Lowerer::inner_product(const Value& a, const Value& b) {
+/// Sum over all entries of x y: <d x', e y'> = <d, e> <x, y> and <W, d x'> = <d, W x>.
+NodeId Lowerer::inner_product(const Matrix& x, const Matrix& y, Span span) {
+  NodeId total = builder_.constant(0);
+  const auto gram = [&](NodeId u, NodeId v) {  // E u_p v_q [p, q]
+    const auto flat = [&](NodeId w) {
+      return builder_.reshape(w, {ir::size_of(builder_.type(w).dims)});
+    };
+    return builder_.contract(flat(u), flat(v), 0, 0, true);
+  };
+  const auto product = [&](const MatrixTerm& s, const MatrixTerm& t) {
+    if (s.w.valid() && t.w.valid()) {
+      if (s.transposed != t.transposed)
+        fail("E2312", "a width matrix is not multiplied by a transpose entry by entry", span);
+      return builder_.scale(1, 1, builder_.add(ir::InnerProduct{}, {s.w, t.w}));
+    }
+    if (s.w.valid() || t.w.valid()) {
+      const MatrixTerm &version = s.w.valid() ? s : t, &outer = s.w.valid() ? t : s;
+      return inner_product({Tensor{outer.d, {}}},
+                           {Tensor{builder_.matmul(version.w, outer.x, version.transposed), {}}},
+                           span);
+    }
+    return builder_.scale(
+        1, 2, builder_.sum(builder_.sum(builder_.times(gram(s.d, t.d), gram(s.x, t.x)), 0), 0));
+  };
+  for (const MatrixTerm& s : x.terms)
+    for (const MatrixTerm& t : y.terms)
+      total = builder_.plus(
+          total, builder_.times(builder_.times(s.coefficient, t.coefficient), product(s, t)));
+  return total;
+}
+
+/// The same of tensors, matrices and arrays of matrices of one shape.
+NodeId Lowerer::inner_product(const Value& a, const Value& b, Span span) {
   if (const auto* t = a.as<Tensor>()) {
     NodeId product = builder_.times(t->node, b.as<Tensor>()->node);
     if (builder_.type(product).width) product = builder_.scale(1, 1, builder_.average(product));
     while (!builder_.type(product).dims.empty()) product = builder_.sum(product, 0);
     return product;
   }
+  if (const auto* m = a.as<Matrix>()) return inner_product(*m, *b.as<Matrix>(), span);
   NodeId total = builder_.constant(0);
-  const auto add = [&](const Matrix& x, const Matrix& y) {
-    const auto gram = [&](NodeId u, NodeId v) {  // E u_p v_q [p, q]
-      const auto flat = [&](NodeId w) {
-        return builder_.reshape(w, {ir::size_of(builder_.type(w).dims)});
-      };
-      return builder_.contract(flat(u), flat(v), 0, 0, true);
-    };
-    for (const MatrixTerm& s : x.terms)
-      for (const MatrixTerm& t : y.terms) {
-        const NodeId both =
-            builder_.sum(builder_.sum(builder_.times(gram(s.d, t.d), gram(s.x, t.x)), 0), 0);
-        total = builder_.plus(
-            total, builder_.scale(
-                       1, 2, builder_.times(builder_.times(s.coefficient, t.coefficient), both)));
-      }
-  };
-  if (const auto* m = a.as<Matrix>())
-    add(*m, *b.as<Matrix>());
-  else
-    for (std::size_t k = 0; k < a.as<MatrixArray>()->items.size(); ++k)
-      add(a.as<MatrixArray>()->items[k], b.as<MatrixArray>()->items[k]);
+  for (std::size_t k = 0; k < a.as<MatrixArray>()->items.size(); ++k)
+    total = builder_.plus(
+        total, inner_product(a.as<MatrixArray>()->items[k], b.as<MatrixArray>()->items[k], span));
   return total;
 }
 

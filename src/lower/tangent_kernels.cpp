@@ -264,6 +264,11 @@ std::vector<NodeId> Lowerer::gradient_kernels(const SampleModel& f,
   std::vector<std::vector<GradientTerm>> all;
   std::vector<NodeId> factors;
   for (const Derivative& d : derivatives) {
+    if (!d.versions.empty())
+      fail("E2131",
+           "kernels of models with norms or inner products of width matrices are not known",
+           b.node(f.output).span, "",
+           "in the limit a norm stays what it is at the start: write its value as a number");
     all.push_back(terms_of(b, d));
     for (const GradientTerm& t : all.back()) {
       factors.push_back(t.left);

@@ -51,6 +51,15 @@ struct MatrixArray {
   std::vector<Matrix> items;
 };
 
+/// sum of coefficient * a * b, entry by entry: to be summed over all entries.
+struct EntryProducts {
+  struct Term {
+    NodeId coefficient;  ///< finite scalar
+    Matrix a, b;
+  };
+  std::vector<Term> terms;
+};
+
 struct Text {
   std::string value;
 };
@@ -82,8 +91,8 @@ struct Callable {
 struct Poison {};
 
 struct Value {
-  std::variant<Number, Tensor, Matrix, MatrixArray, Text, Flag, Interval, List, Blocks, Callable,
-               Poison>
+  std::variant<Number, Tensor, Matrix, MatrixArray, EntryProducts, Text, Flag, Interval, List,
+               Blocks, Callable, Poison>
       v;
   template <class T>
   [[nodiscard]] const T* as() const {

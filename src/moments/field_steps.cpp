@@ -20,29 +20,31 @@ std::shared_ptr<MatrixVersion> MomentEngine::matrix_step(const Node& node) {
     if (x.value[0] != 0) v->relative += x.error_at(0) / std::abs(x.value[0]);
     return x.value[0];
   };
-  visit_version(
-      node.op,
-      overloaded{
-          [](const Parameter&) {}, [&](const GaussianMatrix& g) { v->source = g.source.value; },
-          [&](const ScaleMatrix&) {
-            const double c = scalar(node.in[1]);
-            v->scale *= c;
-            for (auto& u : v->updates) u.c *= c;
-          },
-          [&](const UpdateMatrix&) {
-            for (std::size_t k = 1; k < node.in.size(); k += 3)
-              algebra_.append(*v, scalar(node.in[k]), operand(node.in[k + 1]),
-                              operand(node.in[k + 2]));
-          },
-          [&](const AddVersion&) {
-            const double c = scalar(node.in[1]);
-            const MatrixVersion& other = *versions_[node.in[2].value];
-            v->scale += c * other.scale;
-            v->relative = std::max(v->relative, other.relative);
-            v->method = weaker(v->method, other.method);
-            for (const auto& u : other.updates) algebra_.append(*v, c * u.c, *u.d, *u.x);
-          },
-          [](const AddEntries&) { throw Unknown{"an entrywise update has no closed form"}; }});
+  visit_version(node.op, overloaded{[](const Parameter&) {}, [](const Stop&) {},
+                                    [&](const GaussianMatrix& g) { v->source = g.source.value; },
+                                    [&](const ScaleMatrix&) {
+                                      const double c = scalar(node.in[1]);
+                                      v->scale *= c;
+                                      for (auto& u : v->updates) u.c *= c;
+                                    },
+                                    [&](const UpdateMatrix&) {
+                                      for (std::size_t k = 1; k < node.in.size(); k += 3)
+                                        algebra_.append(*v, scalar(node.in[k]),
+                                                        operand(node.in[k + 1]),
+                                                        operand(node.in[k + 2]));
+                                    },
+                                    [&](const AddVersion&) {
+                                      const double c = scalar(node.in[1]);
+                                      const MatrixVersion& other = *versions_[node.in[2].value];
+                                      v->scale += c * other.scale;
+                                      v->relative = std::max(v->relative, other.relative);
+                                      v->method = weaker(v->method, other.method);
+                                      for (const auto& u : other.updates)
+                                        algebra_.append(*v, c * u.c, *u.d, *u.x);
+                                    },
+                                    [](const AddEntries&) {
+                                      throw Unknown{"an entrywise update has no closed form"};
+                                    }});
   return v;
 }
 
@@ -190,6 +192,7 @@ Field MomentEngine::field_step(NodeId id, const Node& node) {
                  [&](const OuterSum&) { return unknown(); },
                  [&](const MatrixEntries&) { return unknown(); },
                  [&](const AddEntries&) { return unknown(); },
+                 [&](const InnerProduct&) { return unknown(); },
                  [&](const Cholesky&) { return unknown(); },
                  [&](const Eigvals&) { return unknown(); },
                  [&](const TrainingOperator&) { return unknown(); },

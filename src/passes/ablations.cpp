@@ -207,6 +207,7 @@ class Linearisation : Rewriting {
             [&](const AddEntries&) { return of(0); },
             [&](const OuterSum&) { return other(); },
             [&](const MatrixEntries&) { return other(); },
+            [&](const InnerProduct&) { return other(); },
             [&](const ScaleMatrix&) { return of(0); },
             [&](const Map& m) {
               if (constant) return Structure{};

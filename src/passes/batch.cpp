@@ -141,6 +141,9 @@ class Batch {
   NodeId make(const AddEntries& op, const Node&, const std::vector<NodeId>&) {
     return impossible(op);
   }
+  NodeId make(const InnerProduct& op, const Node&, const std::vector<NodeId>&) {
+    return impossible(op);
+  }
   NodeId make(const Parameter& op, const Node&, const std::vector<NodeId>&) {
     return impossible(op);
   }
@@ -298,6 +301,7 @@ class RowAxis {
   [[nodiscard]] int follow(const OuterSum&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const MatrixEntries&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const AddEntries&, const Node&) const { return kMixed; }
+  [[nodiscard]] int follow(const InnerProduct&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const Cholesky&, const Node&) const { return kMixed; }
   [[nodiscard]] int follow(const Contract& op, const Node& node) const {
     const int a = in(node, 0), b = in(node, 1), left = rank(node.in[0]) - op.contracted,

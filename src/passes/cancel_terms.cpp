@@ -18,6 +18,7 @@ struct Terms {
   std::map<std::pair<NodeId, Exponent>, double> of;
   std::map<Exponent, NodeId> constant;
   bool cancelled = false;
+  [[nodiscard]] std::size_t size() const { return of.size() + constant.size(); }
 };
 
 class Cancellation {
@@ -62,9 +63,7 @@ class Cancellation {
         Terms x = terms(b, in[0]);
         const auto* y = b.constant_values(in[1]);
         const auto whole = x.constant.find(Exponent(0));
-        if (!y || y->size() != 1 || whole == x.constant.end() ||
-            x.of.size() + x.constant.size() < 2)
-          return std::nullopt;
+        if (!y || y->size() != 1 || whole == x.constant.end() || x.size() < 2) return std::nullopt;
         const auto& c = *b.constant_values(whole->second);
         if (std::any_of(c.begin(), c.end(),
                         [&](double v) { return v != std::round(v / (*y)[0]) * (*y)[0]; }))
@@ -105,7 +104,7 @@ class Cancellation {
   Terms terms(Builder& b, NodeId id) {
     if (const auto it = terms_.find(id); it != terms_.end()) return it->second;
     Terms out = found(b, id);
-    if (out.of.size() + out.constant.size() > kMost) {
+    if (out.size() > kMost) {
       out = {};
       out.of[{id, 0}] = 1;
     }
@@ -132,8 +131,16 @@ class Cancellation {
     }
     if (const auto* m = std::get_if<Map>(&node.op)) {
       if (m->fn == Fn::kAdd || m->fn == Fn::kSub) {
-        from(0, 1);
-        from(1, m->fn == Fn::kAdd ? 1 : -1);
+        // The longer of two long operands stays as it is.
+        const std::size_t most = terms(b, node.in[0]).size(), other = terms(b, node.in[1]).size(),
+                          longer = most < other ? 1 : 0;
+        for (const std::size_t k : {0u, 1u}) {
+          const double sign = k == 1 && m->fn == Fn::kSub ? -1 : 1;
+          if (k == longer && most + other > kMost)
+            out.of[{node.in[k], 0}] += sign;
+          else
+            from(k, sign);
+        }
         return out;
       }
       if (m->fn == Fn::kDiv)
@@ -149,7 +156,7 @@ class Cancellation {
       const std::size_t k = rows ? 0 : 1;
       const Terms inner = terms(b, node.in[k]);
       const Type type = b.type(node.in[k]);
-      if (inner.of.size() + inner.constant.size() > 1) {
+      if (inner.size() > 1) {
         const auto image = [&](NodeId x) {
           std::vector<NodeId> in = node.in;
           in[k] = b.expand(x, type.width, type.dims);
@@ -194,11 +201,12 @@ class Cancellation {
 Program cancel_terms(const Program& program) {
   const bool any = std::any_of(program.nodes.begin(), program.nodes.end(), [](const Node& node) {
     const auto* m = std::get_if<Map>(&node.op);
-    return is_jump(node) || (m && (m->fn == Fn::kAbs || m->fn == Fn::kDiv));
+    return is_jump(node) || std::holds_alternative<InnerProduct>(node.op) ||
+           (m && (m->fn == Fn::kAbs || m->fn == Fn::kDiv));
   });
   if (!any) return program;
   return erase_identities(rebuilt(
-      program, false,
+      program, Keep::kOutputs,
       [own = Cancellation()](Builder& b, const Node& node, const std::vector<NodeId>& in) mutable {
         return own(b, node, in);
       }));

@@ -9,13 +9,13 @@ namespace tplimit {
 using namespace ir;
 
 Program erase_identities(const Program& program, bool keep_names) {
-  return rebuilt(program, keep_names, {});
+  return rebuilt(program, keep_names ? Keep::kNames : Keep::kOutputs, {});
 }
 
-Program rebuilt(const Program& program, bool keep_names, const Rewrite& rewrite) {
-  std::vector<bool> needed(program.size(), false);
+Program rebuilt(const Program& program, Keep keep, const Rewrite& rewrite) {
+  std::vector<bool> needed(program.size(), keep == Keep::kAll);
   for (const NodeId id : outputs_of(program)) needed[id.value] = true;
-  if (keep_names)
+  if (keep == Keep::kNames)
     for (const NamedValue& named : program.names) needed[named.value.value] = true;
   for (std::size_t k = program.size(); k-- > 0;)
     if (needed[k])
@@ -35,8 +35,9 @@ Program rebuilt(const Program& program, bool keep_names, const Rewrite& rewrite)
     const Node& node = program.nodes[k];
     std::vector<NodeId> in;
     for (const NodeId id : node.in) in.push_back(map[id.value]);
-    if (std::holds_alternative<Stop>(node.op) || std::holds_alternative<Parameter>(node.op) ||
-        std::holds_alternative<Change>(node.op)) {
+    if (keep != Keep::kAll &&
+        (std::holds_alternative<Stop>(node.op) || std::holds_alternative<Parameter>(node.op) ||
+         std::holds_alternative<Change>(node.op))) {
       map[k] = in[0];
       continue;
     }

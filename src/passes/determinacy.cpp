@@ -195,6 +195,13 @@ class Determinacy {
       for (std::size_t j = 0; j < out.size(); ++j) out[j] = (*c->values)[j] != 0;
     return out;
   }
+  /// What multiplies an indicator is 0 in the limit.
+  [[nodiscard]] bool vanishes(const Decision& d, std::size_t entry) const {
+    const Numbers x = limit_(d.margin);
+    const bool certain = !x.sampled || (x.error && !x.error->empty() &&
+                                        (*x.error)[x.error->size() == 1 ? 0 : entry] == 0);
+    return certain && std::abs((*x.value)[x.value->size() == 1 ? 0 : entry]) <= kRounding;
+  }
   Entries inherited(NodeId id, const Node& node, const Marks& marks) {
     if (std::none_of(node.in.begin(), node.in.end(), [&](NodeId in) { return marks.any(in); }))
       return {};
@@ -225,8 +232,12 @@ class Determinacy {
                        const auto its = m.fn == Fn::kMul || m.fn == Fn::kWhere
                                             ? indices(id, m.fn == Fn::kMul ? 1 - k : 0)
                                             : std::vector<std::size_t>{};
+                       const auto factor = decisions_.find(id.value);
+                       const bool bounded = m.fn == Fn::kMul && factor != decisions_.end() &&
+                                            is_indicator(program_, node.in[k]);
                        for (std::size_t j = 0; j < size; ++j) {
                          if (!from[index[j]] || (m.fn == Fn::kMul && other[its[j]] == 0)) continue;
+                         if (bounded && vanishes(*factor->second, its[j])) continue;
                          if (m.fn == Fn::kWhere && k > 0)
                            if (const auto taken = condition(node.in[0], its[j]);
                                taken && *taken != (k == 1))
@@ -293,6 +304,7 @@ class Determinacy {
                    [&](const OuterSum&) { all(); },
                    [&](const MatrixEntries&) { all(); },
                    [&](const AddEntries&) { all(); },
+                   [&](const InnerProduct&) { all(); },
                    [&](const Cholesky&) { all(); },
                    [&](const Eigvals&) { all(); },
                    [&](const TrainingOperator&) { all(); },
@@ -365,6 +377,7 @@ class Determinacy {
                                  [](const OuterSum&) { return false; },
                                  [](const MatrixEntries&) { return false; },
                                  [](const AddEntries&) { return false; },
+                                 [](const InnerProduct&) { return false; },
                                  [](const Cholesky&) { return false; },
                                  [](const Eigvals&) { return false; },
                                  [](const TrainingOperator&) { return false; },
@@ -654,6 +667,23 @@ class Determinacy {
 };
 
 }  // namespace
+
+bool is_indicator(const Program& program, NodeId id) {
+  const auto made_of = [&](NodeId x, const auto& self) -> bool {
+    const Node& node = program[x];
+    if (node.type.random()) return false;
+    if (std::holds_alternative<Constant>(node.op) || is_piecewise_constant(node.op)) return true;
+    const auto* m = std::get_if<Map>(&node.op);
+    const bool copies =
+        std::holds_alternative<Scale>(node.op) || std::holds_alternative<Expand>(node.op) ||
+        std::holds_alternative<Reshape>(node.op) || std::holds_alternative<Gather>(node.op) ||
+        std::holds_alternative<Permute>(node.op) || std::holds_alternative<Stop>(node.op);
+    if (!copies && !(m && (m->fn == Fn::kAdd || m->fn == Fn::kSub || m->fn == Fn::kMul)))
+      return false;
+    return std::all_of(node.in.begin(), node.in.end(), [&](NodeId in) { return self(in, self); });
+  };
+  return !std::holds_alternative<Constant>(program[id].op) && made_of(id, made_of);
+}
 
 bool is_jump(const Node& node) {
   const auto* m = std::get_if<Map>(&node.op);

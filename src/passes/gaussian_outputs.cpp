@@ -52,6 +52,7 @@ std::vector<std::uint8_t> degrees(const Program& program, const std::vector<Node
             },
             [&](const Contract&) { return times(of(0), of(1)); },
             [&](const MatMul&) { return times(of(0), of(1)); },
+            [&](const InnerProduct&) { return times(of(0), of(1)); },
             [&](const ScaleMatrix&) { return times(of(0), of(1)); },
             [&](const UpdateMatrix&) { return std::max(of(0), outer(1)); },
             [&](const OuterSum&) { return outer(0); }, [&](const MatrixEntries&) { return of(0); },
@@ -150,6 +151,7 @@ std::optional<LinearPart> linear_part(Builder& b, NodeId f, NodeId source) {
   const Derivative& slope = (*d)[0];
   const auto constant = [&](NodeId id) { return id.valid() && !depends_on(b, {id}, {source}); };
   const bool matrix = b.type(source).matrix;
+  if (!slope.versions.empty()) return std::nullopt;
   if (matrix ? slope.outer.empty() || !std::all_of(slope.outer.begin(), slope.outer.end(),
                                                    [&](const OuterTerm& t) {
                                                      return constant(t.coefficient) &&

@@ -1007,7 +1007,7 @@ class Grading {
   Series visit(const LogSumExp& op, const Node& node) {
     const Series& x = operand(node, 0);
     if (!x.terms.empty() && x.terms[0].order > 0) {
-      reject("E3103", "the argument of 'logsumexp' explodes",
+      reject("E3103", "the argument of 'logsumexp' or 'softmax' explodes",
              fmt::format("it grows like {}", power_of_width(x.terms[0].order, in_.width_name)),
              "scale the initial variance, the multiplier or the learning rate by a power of the "
              "width");
@@ -1075,6 +1075,14 @@ class Grading {
   }
   Series visit(const Samples& op, const Node& node) { return leading_only(op, node); }
   Series visit(const Histogram& op, const Node& node) { return leading_only(op, node); }
+  /// As in leading_order.  What it is short of 1 by is even under all flips.
+  Series visit(const InnerProduct&, const Node& node) {
+    Series out;
+    if (node.in[0] == node.in[1] && std::holds_alternative<GaussianMatrix>(in_[node.in[0]].op))
+      out = one({});
+    drop(out, anything(-1), current_);
+    return out;
+  }
   // Matrices are followed by matrix_step.
   Series visit(const GaussianMatrix& op, const Node&) { return impossible(op); }
   Series visit(const ScaleMatrix& op, const Node&) { return impossible(op); }
@@ -1151,6 +1159,7 @@ class Grading {
     visit_version(node.op,
                   overloaded{
                       [](const Parameter&) {},
+                      [](const Stop&) {},
                       [&](const GaussianMatrix& g) {
                         m = {normals_[g.source] = b_.add(g, {}), 0, g.source, {}};
                       },

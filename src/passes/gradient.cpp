@@ -63,7 +63,8 @@ class Reverse {
     for (std::uint32_t id = last_.value + 1; id-- > first_.value;) {
       const NodeId node{id};
       if (!active(node) || fixed_[id - first_.value]) continue;
-      if (!slot(node).tensor.valid() && slot(node).outer.empty()) continue;
+      if (!slot(node).tensor.valid() && slot(node).outer.empty() && slot(node).versions.empty())
+        continue;
       if (auto error = propagate(node)) return *error;
     }
     std::vector<Derivative> out;
@@ -118,6 +119,15 @@ class Reverse {
   void accumulate_outer(NodeId id, OuterTerm term) {
     if (active(id)) slot(id).outer.push_back(term);
   }
+  void accumulate_version(NodeId id, VersionTerm term) {
+    if (active(id)) slot(id).versions.push_back(term);
+  }
+  void pass_on(NodeId id, const Derivative& g) {
+    for (const OuterTerm& t : g.outer) accumulate_outer(id, t);
+    for (const VersionTerm& t : g.versions) accumulate_version(id, t);
+  }
+  /// Sum over all entries of A B.
+  NodeId of_matrices(NodeId a, NodeId b) { return b_.scale(1, 1, b_.add(InnerProduct{}, {a, b})); }
 
   NodeId widen(NodeId x, const Dims& dims) { return b_.expand(x, true, dims); }
 
@@ -161,7 +171,7 @@ class Reverse {
             [&](const Stop&) {},
             [&](const Parameter&) {
               if (node.type.matrix)
-                for (const OuterTerm& t : g.outer) accumulate_outer(node.in[0], t);
+                pass_on(node.in[0], g);
               else
                 accumulate(node.in[0], dy);
             },
@@ -233,8 +243,15 @@ class Reverse {
                   accumulate(c,
                              b_.times(t.coefficient, inner_product(t.d, b_.matmul(w, t.x, false))));
               }
+              for (const VersionTerm& t : g.versions) {
+                accumulate_version(w, {b_.times(t.coefficient, c), t.w});
+                if (active(c)) accumulate(c, b_.times(t.coefficient, of_matrices(t.w, w)));
+              }
             },
-            [&](const UpdateMatrix&) { propagate_update(node, g.outer); },
+            [&](const UpdateMatrix&) {
+              propagate_update(node, g.outer);
+              propagate_update(node, g.versions);
+            },
             [&](const AddVersion&) {
               const NodeId c = node.in[1], other = node.in[2];
               for (const OuterTerm& t : g.outer) {
@@ -244,9 +261,19 @@ class Reverse {
                   accumulate(
                       c, b_.times(t.coefficient, inner_product(t.d, b_.matmul(other, t.x, false))));
               }
+              for (const VersionTerm& t : g.versions) {
+                accumulate_version(node.in[0], t);
+                accumulate_version(other, {b_.times(t.coefficient, c), t.w});
+                if (active(c)) accumulate(c, b_.times(t.coefficient, of_matrices(t.w, other)));
+              }
+            },
+            [&](const InnerProduct&) {
+              const NodeId each = b_.scale(1, -1, dy);
+              accumulate_version(node.in[0], {each, node.in[1]});
+              accumulate_version(node.in[1], {each, node.in[0]});
             },
             [&](const AddEntries&) {
-              for (const OuterTerm& t : g.outer) accumulate_outer(node.in[0], t);
+              pass_on(node.in[0], g);
               if (active(node.in[1]) || active(node.in[2])) refuse("an entrywise update");
             },
             [&](const OuterSum&) { refuse("an entrywise update"); },
@@ -356,6 +383,23 @@ class Reverse {
     }
   }
 
+  /// W1 = W + sum_k c_k sum_p D_k[p] X_k[p]' / n with cotangent e V.
+  void propagate_update(const Node& node, const std::vector<VersionTerm>& cotangent) {
+    for (const VersionTerm& t : cotangent) {
+      accumulate_version(node.in[0], t);
+      for (std::size_t k = 1; k < node.in.size(); k += 3) {
+        const NodeId c = node.in[k], d = node.in[k + 1], x = node.in[k + 2];
+        const NodeId each = b_.scale(1, -1, b_.times(t.coefficient, c));
+        if (active(c))
+          accumulate(
+              c,
+              b_.scale(1, -1, b_.times(t.coefficient, inner_product(d, b_.matmul(t.w, x, false)))));
+        if (active(d)) accumulate(d, b_.times(each, b_.matmul(t.w, x, false)));
+        if (active(x)) accumulate(x, b_.times(each, b_.matmul(t.w, d, true)));
+      }
+    }
+  }
+
   Builder& b_;
   const std::vector<NodeId>& targets_;
   NodeId first_, last_;
@@ -445,6 +489,7 @@ Result<NodeId> tangent(Builder& b, const Node& node, const std::vector<NodeId>& 
           [&](const OuterSum&) { impossible(); },
           [&](const MatrixEntries&) { impossible(); },
           [&](const AddEntries&) { impossible(); },
+          [&](const InnerProduct&) { impossible(); },
       },
       node.op);
   if (error) return *error;

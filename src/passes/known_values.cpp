@@ -299,6 +299,7 @@ class KnownValues {
   Entries visit(const OuterSum&, const Node& node) const { return nothing(node); }
   Entries visit(const MatrixEntries&, const Node& node) const { return nothing(node); }
   Entries visit(const AddEntries&, const Node& node) const { return nothing(node); }
+  Entries visit(const InnerProduct&, const Node& node) const { return nothing(node); }
 
   const Program& in_;
   std::vector<Entries> entries_;

@@ -258,6 +258,7 @@ class Analysis {
                    [&](const UpdateMatrix&) { number(); },
                    [&](const AddVersion&) { number(); },
                    [&](const AddEntries&) { number(); },
+                   [&](const InnerProduct&) { number(); },
                },
                node.op);
     return *(growth_[id.value] = out);
@@ -387,6 +388,12 @@ class Analysis {
         const Order &a = operand(node, 0), &b = operand(node, 1);
         Order to = product(a, b);
         if (node.in[0] == node.in[1]) to.positive = a.lead.has_value();
+        if (!node.type.random())
+          for (const std::size_t k : {0u, 1u})
+            if (jumps_ && is_indicator(in_, node.in[k]) && !is_indicator(in_, node.in[1 - k])) {
+              follow({operand(node, 1 - k).out}, operand(node, 1 - k).out);
+              break;
+            }
         to.out = builder_.expand(builder_.times(a.out, b.out), node.type.width, node.type.dims);
         return to;
       }
@@ -497,9 +504,12 @@ class Analysis {
   }
   void follow(std::vector<NodeId> operands, NodeId margin) {
     decisions_.push_back({current_, std::move(operands), margin, is_jump(in_[current_])});
+    jumps_ = jumps_ || decisions_.back().jump;
   }
   void decide(Order& to, std::vector<NodeId> operands, NodeId margin) {
-    undecided_ = undecided_ || builder_.is_zero(margin);
+    if (const auto* values = builder_.constant_values(margin);
+        values && std::find(values->begin(), values->end(), 0.0) != values->end())
+      undecided_.push_back(current_);
     follow(std::move(operands), margin);
     to.dropped.reset();
   }
@@ -712,6 +722,7 @@ class Analysis {
                    [&](const UpdateMatrix&) { none(); },
                    [&](const AddVersion&) { none(); },
                    [&](const AddEntries&) { none(); },
+                   [&](const InnerProduct&) { none(); },
                },
                node.op);
     if (!lead && dropped)
@@ -870,7 +881,7 @@ class Analysis {
   Order visit(const LogSumExp& op, const Node& node) {
     const Order& x = operand(node, 0);
     if (x.lead && *x.lead > 0) {
-      reject("E3103", "the argument of 'logsumexp' explodes",
+      reject("E3103", "the argument of 'logsumexp' or 'softmax' explodes",
              fmt::format("it grows like {}", power(*x.lead)),
              "scale the initial variance, the multiplier or the learning rate by a power of the "
              "width",
@@ -993,6 +1004,20 @@ class Analysis {
     to.lead = sum(w.lead, Exponent(-1, 2));
     to.positive = false;
     to.out = builder_.add(op, {w.out});
+    return to;
+  }
+  /// Of one Gaussian matrix with itself 1, of others, as expand_inner_products leaves them, no more
+  /// than what is dropped.
+  Order visit(const InnerProduct&, const Node& node) {
+    const Order &a = operand(node, 0), &b = operand(node, 1);
+    Order to;
+    const MaybeExponent size = sum(a.most(), b.most());
+    if (node.in[0] == node.in[1] && std::holds_alternative<GaussianMatrix>(in_[node.in[0]].op)) {
+      to.lead = Exponent(0);
+      to.positive = true;
+    }
+    drop(to, sum(size, Exponent(-1)), current_);
+    to.out = builder_.constant(to.lead ? 1 : 0);
     return to;
   }
   Order visit(const AddEntries& op, const Node& node) {
@@ -1212,7 +1237,7 @@ class Analysis {
       if (!sum || sum->fn != Fn::kAdd) return false;
       const std::size_t eps = is_scaled_constant(node.in[0]) ? 0 : 1;
       const auto* root = std::get_if<Map>(&in_[node.in[1 - eps]].op);
-      const auto &a = order(node.in[1 - eps]).lead, &b = order(node.in[eps]).lead;
+      const auto a = order(node.in[1 - eps]).size(), &b = order(node.in[eps]).lead;
       return root && root->fn == Fn::kSqrt && is_scaled_constant(node.in[eps]) && a && b && *a < *b;
     });
   }
@@ -1221,8 +1246,18 @@ class Analysis {
     return std::holds_alternative<Constant>(in_[id].op);
   }
   Diagnostic eps_decides(const Node& node) {
-    return Diagnostic::warning("W5305", "'eps' alone is left of sqrt(v) + eps in the limit")
-        .at(node.span)
+    Diagnostic out =
+        Diagnostic::warning("W5305", "'eps' alone is left of sqrt(v) + eps in the limit")
+            .at(node.span);
+    const Order& gradient = order(node.in[is_scaled_constant(node.in[0]) ? 1 : 0]);
+    if (!gradient.lead)  // leading parts cancel, as those of outputs that are 0 at first
+      return std::move(out)
+          .with_label(fmt::format("gradients that are 0 in the limit, and of size {} in networks",
+                                  power(*gradient.dropped)))
+          .with_help(
+              "networks of all widths that can be run divide by these gradients, not by eps, and "
+              "move as by signsgd: they are far from this limit until gradients fall below eps");
+    return std::move(out)
         .with_label(fmt::format("gradients of size {} vanish beside eps of size {}",
                                 power(std::min(*order(node.in[0]).lead, *order(node.in[1]).lead)),
                                 power(std::max(*order(node.in[0]).lead, *order(node.in[1]).lead))))
@@ -1253,6 +1288,19 @@ class Analysis {
         .with_help("adamw shrinks the matrix instead, in the limit as well");
   }
 
+  /// Coordinates or matrices are computed from one of these numbers.
+  [[nodiscard]] bool reaches_coordinates(const std::vector<NodeId>& from) const {
+    if (from.empty()) return false;
+    std::vector<bool> reached(in_.size(), false);
+    for (const NodeId id : from) reached[id.value] = true;
+    for (std::uint32_t k = 0; k < in_.size(); ++k) {
+      const Node& node = in_.nodes[k];
+      reached[k] = reached[k] || std::any_of(node.in.begin(), node.in.end(),
+                                             [&](NodeId in) { return reached[in.value]; });
+      if (reached[k] && (node.type.random() || node.type.matrix)) return true;
+    }
+    return false;
+  }
   LeadingOrderResult finish(bool keep_names) {
     LeadingOrder result;
     Diagnostics errors;
@@ -1328,7 +1376,8 @@ class Analysis {
     result.program =
         erase_identities(out_, keep_names);  // what was replaced by zeros is needed no more
     release_decisions(result, in_, std::move(decisions_));
-    result.undecided = undecided_;
+    result.undecided = !undecided_.empty();
+    result.undecided_moves = reaches_coordinates(undecided_);
     return result;
   }
 
@@ -1338,7 +1387,8 @@ class Analysis {
   Builder builder_;
   std::vector<Order> orders_;
   std::vector<Decision> decisions_;
-  bool undecided_ = false;
+  std::vector<NodeId> undecided_;
+  bool jumps_ = false;  ///< one of the decisions is about a jump
   std::optional<Diagnostic> error_;
   NoLeadingOrder reason_ = NoLeadingOrder::kOther;  ///< of the first error
   NodeId current_;

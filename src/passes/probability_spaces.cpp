@@ -94,6 +94,7 @@ ProbabilitySpaces probability_spaces(const Program& program) {
                    [](const GaussianMatrix&) {},
                    [](const ScaleMatrix&) {},
                    [](const AddVersion&) {},
+                   [](const InnerProduct&) {},
                    [&](const Constant&) { joined(); },
                    [&](const Scale&) { joined(); },
                    [&](const StandardNormal&) { joined(); },

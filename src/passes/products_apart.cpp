@@ -53,6 +53,6 @@ std::optional<NodeId> apart(Builder& b, const Node& node, const std::vector<Node
 
 }  // namespace
 
-Program products_apart(const Program& program) { return rebuilt(program, false, apart); }
+Program products_apart(const Program& program) { return rebuilt(program, Keep::kOutputs, apart); }
 
 }  // namespace tplimit

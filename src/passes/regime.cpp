@@ -225,6 +225,7 @@ class Counting {
         node.op,
         overloaded{
             [](const Parameter&) {},
+            [](const Stop&) {},
             [&](const GaussianMatrix& g) {
               m.source = g.source;
               m.scale = parts_.one({}, initial_factor(g.source));
@@ -284,6 +285,22 @@ class Counting {
     }
     return out;
   }
+  /// sum over all entries of A B / n.
+  Sum inner_product(const Matrix& a, const Matrix& b) {
+    Sum out = parts_.shifted(parts_.times(a.scale, b.scale), a.source == b.source ? 0 : -1);
+    const auto updates = [&](const Matrix& of, const Matrix& other) {
+      for (const Term& t : of.terms) {
+        const Sum mean = parts_.average(parts_.times(t.d, apply(other, t.x, false)));
+        const Sum product = parts_.shifted(parts_.times(t.c, mean), -1);
+        out = parts_.plus(out, t.causes ? parts_.times(product, cause(t.causes)) : product);
+      }
+    };
+    updates(a, b);
+    Matrix gaussian = a;
+    gaussian.terms.clear();
+    updates(b, gaussian);
+    return out;
+  }
   /// 1 with causes, which a product inherits.
   Sum cause(std::uint64_t causes) { return parts_.caused_by(parts_.one(), causes); }
 
@@ -341,6 +358,9 @@ class Counting {
             [&](const OuterSum&) -> Sum { return 0; },
             [&](const MatrixEntries&) -> Sum { return 0; },
             [&](const AddEntries&) -> Sum { return 0; },
+            [&](const InnerProduct&) {
+              return inner_product(matrix(node.in[0]), matrix(node.in[1]));
+            },
             [&](const Cholesky&) { return of(node, 0); },
             [&](const Stop&) { return of(node, 0); },
             [&](const Parameter&) { return of(node, 0); },
@@ -502,13 +522,18 @@ void Counting::find_effects() {
     if (step_of_[k] != kNoStep && counts(step_of_[k]))
       for (const NodeId in : in_.nodes[k].in) users[in.value].push_back({k});
   // Scales, selections, sums of entries, and behind these what powers may have been moved past:
-  // sums with other terms, products with finite layers.
+  // sums with other terms, products with finite layers and with constants.
   const auto passes = [&](NodeId user, bool alone) {
     const Node& node = in_[user];
     const auto* m = std::get_if<Map>(&node.op);
     const auto* c = std::get_if<Contract>(&node.op);
     if (node.in.size() == 1) return alone && !m && !std::holds_alternative<Average>(node.op);
-    return !alone && ((m && (m->fn == Fn::kAdd || m->fn == Fn::kSub)) || (c && !c->average));
+    const auto constant = [&](NodeId in) {
+      const Node& x = in_[std::holds_alternative<Expand>(in_[in].op) ? in_[in].in[0] : in];
+      return std::holds_alternative<Constant>(x.op);
+    };
+    return !alone && ((m && (m->fn == Fn::kAdd || m->fn == Fn::kSub)) || (c && !c->average) ||
+                      (m && m->fn == Fn::kMul && (constant(node.in[0]) || constant(node.in[1]))));
   };
   const auto behind = [&](NodeId id) {
     Exponent power = 0;

@@ -76,6 +76,80 @@ TEST(Counting, VerdictsOfResidualNetworksOfAnyDepth) {
     }
 }
 
+std::string update_of(const RegimeReport& report, const Module& module, const std::string& name) {
+  for (const VariableEffect& e : report.effects)
+    if (module.program.variables[e.variable].name == name)
+      return e.update ? power_of_width(*e.update, "n") : "none";
+  return "not there";
+}
+
+// A penalty of a matrix is no reason for other verdicts.
+TEST(Counting, NormsOfMatrices) {
+  const auto text = [](const char* penalty) {
+    return fmt::format(R"(width n
+data X = [[1, 0.5], [-0.3, 1]]
+param U : [n, 2] ~ normal(0, 1 / 2), lr = n
+param W : [n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0, 1), lr = n
+for t in 0..3 {{
+  out = v @ tanh(W @ tanh(U @ X)) / n
+  report out
+  step sgd(mse(out, [1, -1]){}, lr = 0.3)
+}}
+)",
+                       penalty);
+  };
+  for (const char* penalty : {"", " + 0.1 * norm(W)^2 / n", " + 0.1 * sum(W^2)",
+                              " + 0.1 * mean(W^2)", " + 0.1 * norm(W) / sqrt(n)"}) {
+    SCOPED_TRACE(penalty);
+    const Module module = parsed(text(penalty));
+    const RegimeReport report = regime(module, false);
+    EXPECT_EQ(report.regime, Regime::kFeatures);
+    EXPECT_TRUE(report.maximal);
+    for (const char* name : {"U", "W", "v"}) EXPECT_EQ(update_of(report, module, name), "1");
+  }
+}
+
+// Powers that were moved past a product with constants belong to the readout.
+TEST(Counting, SelectedOutputs) {
+  for (const char* selected : {"f[.., 0]", "sum(f * one_hot([0, 1], 2), axis = -1)",
+                               "sum([[1, 0], [0, 1]] * f, axis = 1)"}) {
+    SCOPED_TRACE(selected);
+    const Module module = parsed(fmt::format(R"(width n
+parametrization mup
+data X = [[1, 0.5], [-0.3, 1]]
+param U : input [n, 2] ~ normal(0, 1 / 2)
+param V : output [2, n] ~ normal(0, 1)
+for t in 0..3 {{
+  f = V @ tanh(U @ X)
+  out = {}
+  report out
+  step sgd(mse(out, [1, -1]), lr = 0.3)
+}}
+)",
+                                             selected));
+    const RegimeReport report = regime(module, false);
+    EXPECT_TRUE(report.maximal);
+    EXPECT_EQ(update_of(report, module, "V"), "1");
+  }
+}
+
+// A bias that cancels in the loss does not move.
+TEST(Counting, WhatCancelsDoesNotMove) {
+  const Module module = parsed(R"(width n
+data X = [[1, 0.5], [-0.3, 1]]
+param U : [n, 2] ~ normal(0, 1 / 2), lr = n
+param v : [n] ~ normal(0, 1), lr = n
+param b : [] ~ normal(0, 1)
+model f(x) = v @ tanh(U @ x) / n + b
+for t in 0..3 {
+  report out = f(X)
+  step sgd(mean((f(X) - f(-X))^2), lr = 1)
+}
+)");
+  EXPECT_EQ(update_of(regime(module, false), module, "b"), "not there");
+}
+
 TEST(Counting, TheLastStepIsCounted) {
   const std::string text =
       "width n\ndata X = [[1, 0.5], [-0.3, 1]]\ndata y = [1, -1]\nparam U : [n, 2] ~ normal(0, "

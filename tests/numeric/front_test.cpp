@@ -471,6 +471,84 @@ TEST(Matrices, AveragesOfGradientsMayBeParameters) {
   expect_equal(values(limit_of(by_hand), "f"), values(limit_of(as_optimiser), "f"), 1e-9);
 }
 
+const std::string kTrained = R"(width n
+data X = [[1, 0.5], [-0.3, 1]]
+param W : [n, n] ~ normal(0, 1 / n)
+random U : [n, 2] ~ normal(0, 1)
+random v : [n] ~ normal(0, 1)
+fn net(x, W) = v @ tanh(W @ tanh(U @ x)) / n
+)";
+
+// SAM: the ascent is a constant of the descent, also where it is a matrix.
+TEST(Matrices, MayBeStopped) {
+  const LimitResult stopped = limit_of(kTrained + R"(for t in 0..3 {
+  g = grad(mse(net(X, W), [1, -1]), W)
+  sharp = mse(net(X, W + stop(0.3 * g / norm(g))), [1, -1])
+  report sharp
+  step sgd(sharp, lr = 1)
+}
+report norm(grad(mse(net(X, stop(W)), [1, -1]), W)), E(tanh(stop(W) @ v)^2) - E(tanh(W @ v)^2)
+)"),
+                    moved = limit_of(kTrained + R"(for t in 0..3 {
+  W0 = W
+  g = grad(mse(net(X, W), [1, -1]), W)
+  W += 0.3 * g / norm(g)
+  sharp = mse(net(X, W), [1, -1])
+  report sharp
+  g2 = grad(sharp, W)
+  W = W0
+  W -= g2
+}
+)");
+  expect_equal(values(stopped, "sharp"), values(moved, "sharp"), 1e-9);
+  EXPECT_EQ(stopped.reports[1].value[0], 0);
+  EXPECT_EQ(stopped.reports[2].value[0], 0);
+}
+
+// Sums of gradients that begin at 0, whatever 0 is written as.
+TEST(Matrices, AccumulatorsBeginAtZero) {
+  const auto text = [](const std::string& begin, const std::string& add) {
+    return kTrained + "for t in 0..2 {\n  gW = " + begin +
+           "\n  for b in 0..2 {\n    l = mse(net(X[b..b + 1], W), [1 - 2 * b])\n    " + add +
+           "\n  }\n  report out = net(X, W)\n  W -= gW / 2\n}\n";
+  };
+  const std::vector<double> expected = values(
+      limit_of(kTrained +
+               "for t in 0..2 {\n  report out = net(X, W)\n  step sgd(mse(net(X, W), [1, -1]), lr "
+               "= 1)\n}\n"),
+      "out");
+  for (const char* begin : {"0", "zeros(n, n)", "zeros_like(W)"})
+    for (const char* add : {"gW = gW + grad(l, W)", "gW += grad(l, W)", "gW = grad(l, W) + gW"}) {
+      SCOPED_TRACE(std::string(begin) + ", " + add);
+      expect_equal(values(limit_of(text(begin, add)), "out"), expected, 1e-9);
+    }
+}
+
+TEST(Shapes, AnAxisBesideTheWidthIsWarnedOf) {
+  const auto warnings = [](const char* product) {
+    const Module module = parsed(fmt::format(
+        "width n\nrandom h : [3, n] ~ normal(0, 1)\nrandom g : [3, n] ~ normal(0, 1)\na = E(g)\n"
+        "for t in 0..2 {{\n  report E(({})^2)\n}}\n",
+        product));
+    std::string out;
+    for (const Diagnostic& d : module.warnings) out += d.code + " " + d.message + "\n";
+    return out;
+  };
+  EXPECT_EQ(warnings("a[.., None] * h"), "W2202 [3, 1] beside [3, n] makes [3, 3, n]\n");
+  EXPECT_EQ(warnings("h / sqrt(E(h^2))[.., None]"), "W2202 [3, 1] beside [3, n] makes [3, 3, n]\n");
+  for (const char* product : {"a * h", "h / sqrt(E(h^2))", "a[.., None] * h[None]",
+                              "h[None] * h[.., None]", "a[None] * h"})
+    EXPECT_EQ(warnings(product), "") << product;
+}
+
+// The route that is taken.
+TEST(Shapes, LabelsMayBeComputed) {
+  const LimitResult result = limit_of(
+      "width n\nrandom h : [2, n] ~ normal(0, 1)\ns = [[0.1, 0.7, 0.2], [2, 1, 0]] * E(h^2)[..,"
+      " None]\nreport one_hot(argmax(s), 3)\n");
+  EXPECT_EQ(result.reports[0].value, (std::vector<double>{0, 1, 0, 1, 0, 0}));
+}
+
 TEST(Einsum, SumsOverCoordinates) {
   const LimitResult r =
       limit_of(kMatrices +

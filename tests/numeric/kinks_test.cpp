@@ -45,6 +45,53 @@ TEST(Kinks, TheNextTermDecidesWhereTheLeadingOneCancels) {
   }
 }
 
+// Residuals that lie on the kink of huber, or of a clip, have one derivative there, that of mse:
+// the jump is multiplied by what is 0.  Where it is not, the derivative stays random.
+TEST(Kinks, DerivativesWithoutJumps) {
+  const auto text = [](const char* loss) {
+    return fmt::format(R"(width n
+data X = [[1, 0.5], [-0.3, 1]]
+data y = [1, -1]
+param U : [n, 2] ~ normal(0, 1 / 2), lr = n
+param v : [n] ~ normal(0, 1), lr = n
+model f(x) = v @ tanh(U @ x) / n
+for t in 0..3 {{
+  r = f(X) - y
+  report f(X)
+  step sgd({}, lr = 1)
+}}
+)",
+                       loss);
+  };
+  const auto trained = [&](const char* loss) {
+    const LimitResult limit = limit_of(text(loss), particles(2048, 8));
+    EXPECT_FALSE(limit.random_outputs) << loss;
+    return limit.reports[0];
+  };
+  const ReportResult expected = trained("mse(f(X), y)");
+  for (const char* loss : {"huber(f(X), y)", "mean(r * clip(r, -1, 1) - clip(r, -1, 1)^2 / 2)",
+                           "mean(r * max(min(r, 1), -1) - max(min(r, 1), -1)^2 / 2)"}) {
+    const ReportResult own = trained(loss);
+    EXPECT_TRUE(own.undetermined.empty()) << loss;
+    for (std::size_t k = 0; k < own.value.size(); ++k)
+      EXPECT_NEAR(own.value[k], expected.value[k], 1e-12) << loss << ' ' << k;
+  }
+  // Here the derivative is what the random outputs at the start make it.
+  for (const char* loss : {"mean((abs(r) < 1) * (1 + r)^2)", "mean(2 * relu(r - 1) + r^2 / 2)"}) {
+    std::vector<double> draws;
+    for (std::uint64_t draw = 0; draw < 8; ++draw) {
+      EvaluateOptions options = particles(512, 8);
+      options.draw = draw;
+      const LimitResult own = limit_of(text(loss), options);
+      EXPECT_TRUE(own.random_outputs) << loss;
+      EXPECT_TRUE(own.reports[0].undetermined.empty()) << loss;
+      draws.push_back(own.reports[0].value[3]);
+    }
+    const auto [low, high] = std::minmax_element(draws.begin(), draws.end());
+    EXPECT_GT(*high - *low, 0.1) << loss;
+  }
+}
+
 // Features move by n^(-1/2) beside equal terms, which cancel; where they do not cancel, or rest on
 // a kink, it is refused.
 TEST(Kinks, FeaturesAfterTrainingAgainstThoseBefore) {

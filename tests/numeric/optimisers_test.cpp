@@ -370,6 +370,70 @@ report mse(f(X), [-2, 0.7, -0.6])
   EXPECT_LT(claimed, 15 * std::sqrt(squares - sum * sum));
 }
 
+// The penalty is the entries' own, and so is its decay: for matrices, vectors, and arrays of both.
+TEST(Optimisers, PenaltiesOfTheLossAreWeightDecay) {
+  const auto text = [](const char* loss, const char* options) {
+    return fmt::format(R"(width n
+param U : [n, 2] ~ normal(0, 1)
+param W : [2, n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0, 1 / n^2)
+X = [[1, 0.5], [-0.3, 1]]
+W0 = W[0]
+for t in 0..4 {{
+  out = tanh(W[1] @ tanh(W[0] @ tanh(U @ X))) @ v
+  fit = mse(out, [1, -1])
+  report out, norm(W) / sqrt(n), sum(W[0] * W0) / n
+  step sgd({}, lr = 0.3, only = (W), momentum = 0.5{})
+  step sgd(fit, lr = 0.3, only = (U, v), scale = {{U: n, v: 1 / n}})
+}}
+)",
+                       loss, options);
+  };
+  const std::string penalty = text("fit + 0.1 * sum(W^2)", ""),
+                    decay = text("fit", ", weight_decay = 0.2");
+  const LimitResult a = limit_of(penalty, particles(1024, 2)),
+                    b = limit_of(decay, particles(1024, 2));
+  ASSERT_EQ(a.reports.size(), 3u);
+  for (std::size_t k = 0; k < a.reports.size(); ++k)
+    for (std::size_t j = 0; j < a.reports[k].value.size(); ++j)
+      EXPECT_NEAR(a.reports[k].value[j], b.reports[k].value[j], 1e-12) << k << ' ' << j;
+  EXPECT_LT(a.reports[1].value.back(), a.reports[1].value.front() - 0.1);
+  // Networks too, where the stored entries themselves are multiplied.
+  const SimulationResult c = networks_of(parsed(penalty), 96, 2, Matrices::kDense),
+                         d = networks_of(parsed(decay), 96, 2, Matrices::kDense);
+  for (std::size_t k = 0; k < c.reports.size(); ++k)
+    for (std::size_t j = 0; j < c.reports[k].value.size(); ++j)
+      EXPECT_NEAR(c.reports[k].value[j], d.reports[k].value[j], 1e-11) << k << ' ' << j;
+}
+
+// Adam of a penalty, weight normalisation, and the change of a norm.
+TEST(Optimisers, NormsOfMatricesTendToTheirLimits) {
+  const std::string text = R"(width n
+param U : [n, 2] ~ normal(0, 1)
+param W : [n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0, 1 / n^2)
+X = [[1, 0.5], [-0.3, 1]]
+W0 = W
+for t in 0..4 {
+  out = tanh(sqrt(n) * (W @ tanh(U @ X)) / norm(W)) @ v
+  report out, norm(W - 0.5 * W0) / sqrt(n)
+  step sgd(mse(out, [1, -1]), lr = 0.5, scale = {U: n, W: 1, v: 1 / n})
+}
+W1 = W + 1 / n * outer(ones(n), W @ ones(n))
+report sum(W1^2) - sum(W^2)
+step adam(mean(W^2) + E((W @ ones(n))^2), lr = 1 / n, eps = 1e-3 / n, only = (W))
+report norm(W) / sqrt(n), E((W @ ones(n))^2)
+)";
+  const LimitResult limit = limit_of(text, {});
+  const SimulationResult networks = networks_of(parsed(text), 1024, 16, Matrices::kDense);
+  ASSERT_EQ(limit.reports.size(), networks.reports.size());
+  for (std::size_t k = 0; k < limit.reports.size(); ++k)
+    for (std::size_t j = 0; j < limit.reports[k].value.size(); ++j)
+      EXPECT_NEAR(limit.reports[k].value[j], networks.reports[k].value[j],
+                  5 * networks.reports[k].error[j] + 5 / 1024.0)
+          << limit.reports[k].name << ' ' << j;
+}
+
 TEST(Optimisers, ClipByTheNormOfAllGradients) {
   const auto text = [](const std::string& option) {
     return fmt::format(R"(width n

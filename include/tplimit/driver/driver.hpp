@@ -41,6 +41,9 @@ struct Module {
   Ablations ablations;                  ///< what was changed in it
   std::vector<OutputKernel> kernels{};  ///< in `written`; none where that was changed
   std::optional<Depth> depth{};
+  /// `width n, m`, the ratio of m to n left open: 1 in `program`.  The same with other ratios.
+  std::vector<FreeWidth> free_widths{};
+  std::shared_ptr<const ir::Program> other_ratios{};
 };
 
 /// A pass that has just ended, with the program that it made (null: none).

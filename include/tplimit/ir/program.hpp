@@ -225,8 +225,9 @@ struct Concat {
   [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
   friend bool operator==(const Concat&, const Concat&) = default;
 };
-/// Identity whose derivative is 0.
+/// Identity whose derivative is 0, also of matrices.
 struct Stop {
+  static constexpr bool kMakesVersion = true;
   [[nodiscard]] auto fields() const { return std::tie(); }
   [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
   friend bool operator==(const Stop&, const Stop&) = default;
@@ -305,6 +306,13 @@ struct AddEntries {
   [[nodiscard]] OpTraits traits() const { return {}; }
   friend bool operator==(const AddEntries&, const AddEntries&) = default;
 };
+/// (A, B) -> sum over all entries of A B / n, two matrices of the same shape; of a Gaussian matrix
+/// with itself it is 1 + O(1/n).
+struct InnerProduct {
+  [[nodiscard]] auto fields() const { return std::tie(); }
+  [[nodiscard]] OpTraits traits() const { return {}; }
+  friend bool operator==(const InnerProduct&, const InnerProduct&) = default;
+};
 /// Positive semidefinite [k, k] -> lower triangular L, L L' = K, in the order of rows; a row that
 /// depends on earlier ones has 0 on the diagonal.
 struct Cholesky {
@@ -369,8 +377,8 @@ struct UnknownOperation {
 using Op = std::variant<Constant, Scale, StandardNormal, Map, Contract, Average, ReduceSum,
                         ReduceMax, LogSumExp, Gather, ScatterAdd, Permute, Reshape, Expand, Concat,
                         Stop, Parameter, Change, MatMul, GaussianMatrix, ScaleMatrix, UpdateMatrix,
-                        AddVersion, OuterSum, MatrixEntries, AddEntries, Cholesky, Eigvals,
-                        TrainingOperator, Solve, LogDet, Samples, Histogram
+                        AddVersion, OuterSum, MatrixEntries, AddEntries, InnerProduct, Cholesky,
+                        Eigvals, TrainingOperator, Solve, LogDet, Samples, Histogram
 #ifdef TPLIMIT_UNKNOWN_OPERATION
                         ,
                         UnknownOperation

@@ -49,11 +49,18 @@ struct Depth {
   Span span;
 };
 
+/// `width n, m`: a width whose ratio to the first one is left open.
+struct FreeWidth {
+  std::string name;
+  Span span;
+};
+
 struct Lowered {
   ir::Program program;
   Diagnostics warnings;
   std::vector<OutputKernel> kernels;
   std::optional<Depth> depth;
+  std::vector<FreeWidth> free_widths{};  ///< that --set has left open: they are as the first one
 };
 
 /// AST to IR: names, shapes and types, loops unrolled, models inlined, gradients taken at each

@@ -16,7 +16,7 @@ struct Decision {
   std::vector<ir::NodeId> operands;  ///< in the limit program: leading coefficients of what decides
   ir::NodeId margin;  ///< in the limit program: what is set against 0; invalid: whether operands[0]
                       ///< / operands[1] is whole
-  bool jump = true;   ///< else it follows an operand
+  bool jump = true;   ///< else it follows an operand, or multiplies an indicator by the margin
 };
 
 struct Numbers {
@@ -44,13 +44,18 @@ struct Undetermined : Marks {
 /// step, sign, comparisons, mod and `where`.
 [[nodiscard]] bool is_jump(const ir::Node& node);
 
+/// A number that is 0 or 1, or another of few: comparisons, signs, and what products, sums and
+/// copies make of them and of constants.
+[[nodiscard]] bool is_indicator(const ir::Program& program, ir::NodeId id);
+
 /// A jump is undetermined where what decides lies on it, up to rounding and bounds of errors, and
 /// fluctuates; sides that are the same linear form in averages are equal in networks too.  So is
-/// all that is computed from it, except by branches not taken.  Where only sampling does not
-/// resolve the jump, within 5 errors, it is open, and so is what is computed from it without a
-/// width axis.  With `judged`, by runs that each decide for themselves, their spread is the error
-/// of all that comes after; else it is undetermined. Cost: O(nodes), and O(entries) of what is
-/// computed from an undetermined jump.
+/// all that is computed from it, except by branches not taken, and times what is 0 in the limit, as
+/// the derivative of a function without jumps.  Where only sampling does not resolve the jump,
+/// within 5 errors, it is open, and so is what is computed from it without a width axis.  With
+/// `judged`, by runs that each decide for themselves, their spread is the error of all that comes
+/// after; else it is undetermined. Cost: O(nodes), and O(entries) of what is computed from an
+/// undetermined jump.
 [[nodiscard]] Undetermined undetermined(const ir::Program& program,
                                         const std::vector<Decision>& decisions,
                                         const std::function<Numbers(ir::NodeId)>& limit,

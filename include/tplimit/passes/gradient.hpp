@@ -13,11 +13,18 @@ struct OuterTerm {
   ir::NodeId d, x;         ///< blocks of equal type
 };
 
+/// coefficient * W, of a norm or inner product of matrices.
+struct VersionTerm {
+  ir::NodeId coefficient;  ///< finite scalar
+  ir::NodeId w;
+};
+
 /// Derivative with respect to one target: a tensor of the target's type, or a sum of outer products
-/// if it is a matrix.
+/// and versions if it is a matrix.
 struct Derivative {
   ir::NodeId tensor;
   std::vector<OuterTerm> outer;
+  std::vector<VersionTerm> versions{};
 };
 
 /// d loss / d target for every target: reverse-mode differentiation that appends nodes to the

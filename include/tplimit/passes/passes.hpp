@@ -21,9 +21,11 @@ namespace tplimit {
 ir::Program erase_identities(const ir::Program& program, bool keep_names = false);
 
 /// The same, with some nodes made anew from their new operands; what that leaves unused stays.
+/// kAll: identities and what nothing needs are kept, too.
 using Rewrite = std::function<std::optional<ir::NodeId>(ir::Builder&, const ir::Node&,
                                                         const std::vector<ir::NodeId>& in)>;
-ir::Program rebuilt(const ir::Program& program, bool keep_names, const Rewrite& rewrite);
+enum class Keep : std::uint8_t { kOutputs, kNames, kAll };
+ir::Program rebuilt(const ir::Program& program, Keep keep, const Rewrite& rewrite);
 
 /// Sums and sides of comparisons in which equal terms cancel lose them, so that what is left leads;
 /// so do whole numbers in mod(.., 1). Keeps: every output at every width, up to rounding.  Cost:
@@ -50,6 +52,7 @@ struct LeadingOrder {
       source{};  ///< what `decisions` are about; its reports are those of `program`
   std::vector<Decision> decisions{};  ///< jumps whose limits may lie on them: engines find out
   bool undecided = false;             ///< at one of them leading orders vanish
+  bool undecided_moves = false;       ///< and coordinates are computed from it
   Diagnostics vanishing{};            ///< W5301: reports that vanish; warnings to come last
 };
 

@@ -144,6 +144,8 @@ std::vector<NodeId> different_nodes(const Sample& s, Builder& b) {
       b.map(Fn::kTanh, {b.add(OuterSum{}, {c, x, y})}),
       b.add(MatrixEntries{}, {W}),
       b.add(AddEntries{}, {W, c, b.add(OuterSum{}, {c, x, y})}),
+      b.add(InnerProduct{}, {W, W}),
+      b.add(InnerProduct{}, {W, b.add(ScaleMatrix{}, {W, c})}),
       b.add(Eigvals{}, {square}),
       b.add(Cholesky{}, {square}),
       b.add(TrainingOperator{1, 2, 0, false}, {square, square}),

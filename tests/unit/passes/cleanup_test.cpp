@@ -104,7 +104,7 @@ for t in 0..3 {
 TEST(Rebuilt, MakesSomeNodesAnew) {
   const WithIdentities sample;
   const Program sines = rebuilt(
-      sample.program, false,
+      sample.program, Keep::kOutputs,
       [](Builder& b, const Node& node, const std::vector<NodeId>& in) -> std::optional<NodeId> {
         const auto* m = std::get_if<Map>(&node.op);
         if (!m || m->fn != Fn::kTanh) return std::nullopt;

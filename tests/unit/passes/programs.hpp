@@ -111,6 +111,10 @@ class Network {
               matrices_[k] = matrices_[node.in[0].value] +
                              values_[node.in[1].value][0] * matrices_[node.in[2].value];
             },
+            [&](const ir::InnerProduct&) {
+              out = {matrices_[node.in[0].value].cwiseProduct(matrices_[node.in[1].value]).sum() /
+                     static_cast<double>(n_)};
+            },
             [](const ir::OuterSum&) { throw std::runtime_error("no entrywise updates here"); },
             [](const ir::AddEntries&) { throw std::runtime_error("no entrywise updates here"); },
             [&](const ir::UpdateMatrix&) {
