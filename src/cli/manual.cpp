@@ -90,7 +90,10 @@ std::string arguments_page(const std::vector<Argument>& arguments) {
                          a.words.empty() ? "" : ": " + roff(replaced(a.words, " ", ", ")));
     else
       out += fmt::format(".TP\n.BI {}{}\n{}\n", roff(a.name),
-                         a.type.empty() ? "" : fmt::format(" \" {}\"", roff(a.type)), roff(a.help));
+                         a.type.empty()
+                             ? ""  // lines may end between alternatives
+                             : fmt::format(" \" {}\"", replaced(roff(a.type), "|", "|\\:")),
+                         roff(a.help));
   }
   return out;
 }
