@@ -1,6 +1,6 @@
 """Networks in muP for the tests of from_jax and the figures of docs/jax.md; needs jax, flax and optax.
 
-python jax_models.py graphs                 # writes graphs/jax_*.json, the fixtures of test_jax_graphs.py
+python jax_models.py graphs                 # writes graphs/jax/*.json, the fixtures of test_jax_graphs.py
 python jax_models.py against mlp_sgd ..     # trains networks with JAX and sets them beside the limit
 """
 
@@ -17,7 +17,7 @@ from flax import nnx
 HERE = os.path.dirname(os.path.abspath(__file__))
 if __name__ == "__main__":
     sys.path.insert(0, HERE)
-    import test_jax_graphs  # noqa: F401  (sets up the package)
+    import test_torch_graphs  # noqa: F401  (sets up the package)
 
 from tplimit.jax import SGD, Adam, AdamW  # noqa: E402
 
@@ -158,7 +158,7 @@ def translated(name, steps=None):
 
 def write_graphs():
     for name in MODELS:
-        translated(name).save_graph(os.path.join(HERE, "graphs", f"jax_{name}.json"))
+        translated(name).save_graph(os.path.join(HERE, "graphs", "jax", f"{name}.json"))
         print(name)
 
 
