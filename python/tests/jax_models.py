@@ -19,9 +19,11 @@ if __name__ == "__main__":
     sys.path.insert(0, HERE)
     import test_torch_graphs  # noqa: F401  (sets up the package)
 
-from tplimit.jax import SGD, Adam, AdamW  # noqa: E402
+from tplimit.jax import SGD, Adam, named  # noqa: E402
 
-POINTS = np.array([[1, 0.5, -0.2], [-0.3, 1, 0.4], [0.7, -0.6, 0.9], [-1, -0.2, 0.3], [0.2, 0.8, -1.1], [0.5, -1.2, -0.6]])
+POINTS = np.array(
+    [[1, 0.5, -0.2], [-0.3, 1, 0.4], [0.7, -0.6, 0.9], [-1, -0.2, 0.3], [0.2, 0.8, -1.1], [0.5, -1.2, -0.6]]
+)
 TARGETS = np.array([[1], [-0.5], [0.5], [-1], [0.8], [0.2]])
 TEXT = np.array([0, 1, 2, 0, 1, 3, 0])
 WORDS, KINDS = np.array([[0, 1, 2], [3, 1, 0], [2, 2, 4], [4, 3, 1]]), np.array([0, 2, 1, 1])
@@ -30,10 +32,8 @@ WORDS, KINDS = np.array([[0, 1, 2], [3, 1, 0], [2, 2, 4], [4, 3, 1]]), np.array(
 def mup(kind, params, n, eta):
     """Rates by how many axes grow with n: eta n and eta (SGD), eta and eta / n (Adam)."""
     rates = {}
-    for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
-        keys = [str(getattr(k, "key", getattr(k, "name", None))) for k in path if k != jax.tree_util.DictKey("params")]
+    for name, leaf in named(params).items():
         hidden = sum(size >= n // 8 for size in leaf.shape) == 2
-        name = "/".join(k for k in keys if k != "value")
         rates[name] = {"sgd": eta if hidden else eta * n, "adam": eta / n if hidden else eta}[kind]
     return SGD(rates) if kind == "sgd" else Adam(rates, b2=0.99)
 
@@ -86,7 +86,7 @@ def residual(kind, eta):
 
 
 def attention(kind, eta):
-    """A causal block of two heads, which grow with n, by einsum and softmax; scores are divided by the width of a head."""
+    """A causal block of two heads, which grow with n; scores are divided by the width of a head."""
 
     def apply(p, ids):
         x = p["token"][ids] + p["place"]
@@ -104,7 +104,11 @@ def attention(kind, eta):
         draw = lambda std, *shape: std * jax.random.normal(next(keys), shape)
         params = {"token": draw(1.0, 4, n), "place": draw(1.0, 6, n)}
         params |= {name: draw(n**-0.5, n, 2, n // 2) for name in "qkv"}
-        params |= {"o": draw(n**-0.5, 2, n // 2, n), "up": draw(n**-0.5, n, 2 * n), "down": draw((2 * n) ** -0.5, 2 * n, n)}
+        params |= {
+            "o": draw(n**-0.5, 2, n // 2, n),
+            "up": draw(n**-0.5, n, 2 * n),
+            "down": draw((2 * n) ** -0.5, 2 * n, n),
+        }
         params["readout"] = draw(1.0, n, 4)
         return params, apply, mup(kind, params, n, eta)
 

@@ -14,7 +14,7 @@ makes the traced form (_traced/form.py); _traced/emit.py makes text of it, and n
 import inspect
 import math
 import re
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import numpy as np
@@ -25,19 +25,29 @@ from ._traced.lint import lint_graph
 from ._traced.measure import measure
 from ._traced.translation import Translation, with_gradient_powers
 
-__all__ = ["from_jax", "lint", "trace", "train", "SGD", "Adam", "AdamW", "Refused", "Translation"]
+__all__ = ["from_jax", "lint", "trace", "train", "named", "SGD", "Adam", "AdamW", "Refused", "Translation"]
 
 
 def from_jax(
-    build, X, y, loss="mse", steps=10, widths=(64, 96, 160), features=(), schedule=None, name="net", laws=None, binary=None
+    build,
+    X,
+    y,
+    loss="mse",
+    steps=10,
+    widths=(64, 96, 160),
+    features=(),
+    schedule=None,
+    name="net",
+    laws=None,
+    binary=None,
 ):
     """The program of `steps` full-batch steps of training; see docs/jax.md.
 
-    build(width) or build(width, seed) returns (params, apply, optimiser) or (params, apply, optimiser, loss); the optimiser
-    is SGD, Adam or AdamW of this module, loss a function (out, y) or one of "mse", "cross_entropy".  laws: initial laws by
-    the beginning of a parameter's name, ("normal", std), ("uniform", low, high), ("constant", value) or "normal", where
-    how they are drawn cannot be seen.  features: names of modules (named scopes) whose Gram matrix is reported.  schedule:
-    factors of the rate, one a step.
+    build(width) or build(width, seed) returns (params, apply, optimiser) or (params, apply, optimiser, loss); the
+    optimiser is SGD, Adam or AdamW of this module, loss a function (out, y) or one of "mse", "cross_entropy".  laws:
+    initial laws by the beginning of a parameter's name, ("normal", std), ("uniform", low, high), ("constant", value) or
+    "normal", where how they are drawn cannot be seen.  features: names of modules (named scopes) whose Gram matrix is
+    reported.  schedule: factors of the rate, one a step.
     """
     graph = with_gradient_powers(trace(build, X, y, loss, widths, laws), binary)
     return Translation(graph, steps=steps, features=features, schedule=schedule, name=name)
@@ -97,8 +107,9 @@ def train(build, X, y, loss="mse", steps=10, widths=(64, 256, 1024), seeds=8, fo
 
 @dataclass
 class _Optimiser:
-    """lr, weight_decay and eps: a number, or numbers by the beginning of a parameter's name; "" is all others, and of lr
-    None is not trained."""
+    """lr, weight_decay and eps: a number, or numbers by the beginning of a parameter's name; "" is all others.
+
+    A parameter whose lr is None is not trained."""
 
     def group(self, name):
         values = {k: _by_name(v, name, k) for k, v in vars(self).items()}
@@ -187,8 +198,8 @@ def _built(build, width, loss, seed=0):
         raise ValueError("build(width) returns (params, apply, optimiser) or (params, apply, optimiser, loss)")
     if not isinstance(made[2], _Optimiser):
         raise ValueError(
-            f"the optimiser is {type(made[2]).__name__}: describe it by tplimit.jax.SGD, Adam or AdamW, as the numbers inside "
-            "an optax transformation cannot be read; its method optax(params) makes one of it"
+            f"the optimiser is {type(made[2]).__name__}: describe it by tplimit.jax.SGD, Adam or AdamW, as the "
+            "numbers inside an optax transformation cannot be read; its method optax(params) makes one of it"
         )
     loss_of = made[3] if len(made) == 4 else loss
     if isinstance(loss_of, str) and loss_of not in ("mse", "cross_entropy"):
@@ -207,6 +218,14 @@ def _loss_function(loss):
         return -jnp.mean(jnp.sum(labels * jax.nn.log_softmax(out), -1))
 
     return cross_entropy if loss == "cross_entropy" else lambda out, y: jnp.mean((out - y) ** 2)
+
+
+def named(params):
+    """The parameters by the names that programs, rates and laws call them."""
+    import jax
+
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    return dict(zip(_names([path for path, _ in paths]), [leaf for _, leaf in paths]))
 
 
 def _names(paths):
@@ -242,12 +261,16 @@ def _graph_at(build, X, y, loss, width, laws):
     arrays = {name: leaf for name, (_, leaf) in zip(names, paths)}
     for name, leaf in arrays.items():
         if not jnp.issubdtype(getattr(leaf, "dtype", np.asarray(leaf).dtype), jnp.floating):
-            raise Refused(f"{name} is no array of floating point numbers; params has trained values only (of nnx: nnx.Param)")
+            raise Refused(
+                f"{name} is no array of floating point numbers; params has trained values only (of nnx: nnx.Param)"
+            )
     seen = _initial_laws(build, width)
     with _x64():  # 1 / 3 in 64 bits, so that numbers can be fitted
         data, target = _array(X), _array(y)
         wide = [jnp.asarray(np.asarray(leaf, dtype=np.float64)) for leaf in arrays.values()]
-        traced = jax.make_jaxpr(lambda leaves, x: apply(jax.tree_util.tree_unflatten(tree, leaves), x))(wide, jnp.asarray(data))
+        traced = jax.make_jaxpr(lambda leaves, x: apply(jax.tree_util.tree_unflatten(tree, leaves), x))(
+            wide, jnp.asarray(data)
+        )
         if len(traced.out_avals) != 1:
             raise Refused("apply returns more than one array")
         walk = _Walk(arrays, data, target)
@@ -332,6 +355,11 @@ def _initial_laws(build, width):
                 raise Refused(f"{keys[value.key]} and {name} are drawn with the same key, and are not independent")
             keys[value.key] = name
             found[name] = value.law
+            if value.law["kind"] == "other":
+                advice = (
+                    f"initialise it by normal(..), or take one of this variance for it: laws={{'{name}': 'normal'}}"
+                )
+                found[name] = value.law | {"advice": advice}
         elif value is not None:
             found[name] = _law_of_array(np.asarray(value, dtype=np.float64))
     return found
@@ -342,8 +370,6 @@ _SHAPES = {"reshape", "transpose", "convert_element_type", "squeeze", "copy", "c
 
 def _draws(jaxpr, consts, args):
     """Its results: arrays, _Drawn, or None where not even the array is known."""
-    import jax
-
     env = dict(zip(jaxpr.constvars, consts)) | dict(zip(jaxpr.invars, args))
     read = lambda v: v.val if hasattr(v, "val") else env[v]
     for eqn in jaxpr.eqns:
@@ -398,7 +424,9 @@ def _law_after(name, values, eqn):
             law = drawn.law if first or name == "add" else law_of.scaled(drawn.law, -1.0)
             return _Drawn(law_of.moved(law, c if not first or name == "add" else -c), drawn.key)
     return _Drawn(
-        law_of.unseen(f"its initial values come from {name}, which makes no independent entries of a law that is known here"),
+        law_of.unseen(
+            f"its initial values come from {name}, which makes no independent entries of a law that is known here"
+        ),
         drawn.key,
     )
 
@@ -408,7 +436,9 @@ def _law_of_array(a):
     if a.size == 0:
         return law_of.unseen("it has no entries")
     if np.all(a == a.flat[0]):
-        return law_of.constant(float(_shortest(np.float32(a.ravel()[:1]))[0] if a.flat[0] == np.float32(a.flat[0]) else a.flat[0]))
+        return law_of.constant(
+            float(_shortest(np.float32(a.ravel()[:1]))[0] if a.flat[0] == np.float32(a.flat[0]) else a.flat[0])
+        )
     mean, std = float(a.mean()), float(a.std())
     z = (a - mean) / std
     kurtosis, extreme = float((z**4).mean()), float(np.abs(z).max())
@@ -419,7 +449,9 @@ def _law_of_array(a):
     elif abs(kurtosis - 3) < 5 * (24 / a.size) ** 0.5 + 0.1:
         kind = "normal"
     else:
-        return law_of.unseen("its initial values were not seen to be drawn, and are those of no normal and no uniform law")
+        return law_of.unseen(
+            "its initial values were not seen to be drawn, and are those of no normal and no uniform law"
+        )
     return {"kind": kind, "sample": [mean, std, int(a.size)]}
 
 
@@ -427,13 +459,19 @@ def _given_law(given, law, name):
     if given == "normal":
         if law["kind"] in ("normal", "other", "uniform"):
             if "sample" in law or law["kind"] != "uniform":
-                return law | {"kind": "normal"}
+                return {k: v for k, v in law.items() if k not in ("what", "advice")} | {"kind": "normal"}
             return law_of.normal((law["low"] + law["high"]) / 2, (law["high"] - law["low"]) / 12**0.5)
     elif isinstance(given, (tuple, list)) and len(given) == {"normal": 2, "uniform": 3, "constant": 2}.get(given[0]):
         if given[0] == "normal":
             return law_of.normal(0.0, float(given[1]))
-        return law_of.uniform(float(given[1]), float(given[2])) if given[0] == "uniform" else law_of.constant(float(given[1]))
-    raise ValueError(f"laws: '{name}' has {given}; known are ('normal', std), ('uniform', low, high), ('constant', value), 'normal'")
+        return (
+            law_of.uniform(float(given[1]), float(given[2]))
+            if given[0] == "uniform"
+            else law_of.constant(float(given[1]))
+        )
+    raise ValueError(
+        f"laws: '{name}' has {given}; known are ('normal', std), ('uniform', low, high), ('constant', value), 'normal'"
+    )
 
 
 def _settle(parameter, graph):
@@ -445,13 +483,18 @@ def _settle(parameter, graph):
         c, p, near = _power_of_samples(std, size, widths)
         if any(abs(m) > 5 * s / k**0.5 for m, s, k in zip(mean, std, size)):
             law.clear()
-            law.update(law_of.unseen("its initial values were not seen to be drawn, and their mean is not 0; give laws"))
+            law.update(
+                law_of.unseen("its initial values were not seen to be drawn, and their mean is not 0; give laws")
+            )
             return
         values = [c * w ** float(p) for w in widths]
         found = (
             {"mean": 0.0, "std": {"per_width": values}}
             if law["kind"] == "normal"
-            else {"low": {"per_width": [-(3**0.5) * v for v in values]}, "high": {"per_width": [3**0.5 * v for v in values]}}
+            else {
+                "low": {"per_width": [-(3**0.5) * v for v in values]},
+                "high": {"per_width": [3**0.5 * v for v in values]},
+            }
         )
         law.update({k: v["per_width"][0] if isinstance(v, dict) and p == 0 else v for k, v in found.items()})
         graph.setdefault("notes", []).append(
@@ -480,7 +523,10 @@ def _power_of_samples(std, size, widths):
     variance = float((square * weights).sum() / weights.sum())
     error = variance * (2 / weights.sum()) ** 0.5
     fraction = next(
-        f for k in range(1, 10**6) for f in [Fraction(variance).limit_denominator(k)] if abs(float(f) - variance) < 2.5 * error
+        f
+        for k in range(1, 10**6)
+        for f in [Fraction(variance).limit_denominator(k)]
+        if abs(float(f) - variance) < 2.5 * error
     )
     power = "" if p == 0 else f" n^{2 * p}"
     return float(fraction) ** 0.5, p, f"{fraction}{power}"
@@ -498,10 +544,16 @@ def _inner(eqn):
         if inner is not None:
             if hasattr(inner, "jaxpr"):
                 return inner
-            import jax
+            from jax.extend.core import ClosedJaxpr
 
-            return jax.extend.core.ClosedJaxpr(inner, ()) if hasattr(jax, "extend") else jax.core.ClosedJaxpr(inner, ())
+            return ClosedJaxpr(inner, ())
     return None
+
+
+def _label(eqn, inner):
+    """The name of the function that is called."""
+    found = eqn.params.get("name") or getattr(getattr(inner.jaxpr, "debug_info", None), "func_name", "")
+    return str(found).lstrip("_")
 
 
 @dataclass
@@ -520,10 +572,18 @@ _ENTRYWISE = {
 }  # fmt: skip
 _BINARY = {"add": "add", "add_any": "add", "sub": "sub", "mul": "mul", "div": "div", "max": "maximum", "min": "minimum"}
 _RELATIONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
-_SAME = {"copy", "copy_p", "reduce_precision", "sharding_constraint", "optimization_barrier", "pvary", "mesh_cast", "reshard"}
+_SAME = {
+    "copy",
+    "copy_p",
+    "reduce_precision",
+    "sharding_constraint",
+    "optimization_barrier",
+    "pvary",
+    "mesh_cast",
+    "reshard",
+}
 _OWN_RULES = {  # functions of JAX with rules of differentiation of their own, which are those of their values
-    "relu", "logaddexp", "logaddexp2", "softmax", "relu6", "silu", "swish", "log_softmax", "logsumexp", "gelu", "softplus",
-    "hard_tanh", "selu", "elu", "celu", "sinc", "square_plus", "squareplus", "where", "normalize", "xlogy", "xlog1py", "clip",
+    "relu", "relu6", "logaddexp", "logaddexp2", "softmax", "silu", "logsumexp", "sinc", "xlogy", "xlog1py",
 }  # fmt: skip
 _SMALLEST = -1e30  # stands for -infinity, and for the smallest floating point number, in scores that are masked
 
@@ -539,29 +599,32 @@ class _Walk:
         self.data, self.target = data, target
         self.nodes, self.constants, self.shapes, self.by_name = [], {}, {}, {}
         self.counts = {}  # name of a sum -> how many entries are summed
-        self.eqn, self.scope = None, ""
+        self.eqn, self.scope, self.line = None, "", ""
         self.shapes["x"], self.shapes["y"] = data.shape, target.shape
         self.x = "x" if data.dtype.kind == "f" else data
         self.y = "y" if target.dtype.kind == "f" else target
         self.outs = None
 
     def run(self, closed, args):
-        return self.walk(closed.jaxpr, closed.consts, args, "")
+        return self.walk(closed.jaxpr, closed.consts, args, "", "")
 
-    def walk(self, jaxpr, consts, args, scope):
+    def walk(self, jaxpr, consts, args, scope, line):
         env = {v: np.asarray(c) for v, c in zip(jaxpr.constvars, consts)} | dict(zip(jaxpr.invars, args))
         read = lambda v: np.asarray(v.val) if hasattr(v, "val") else env[v]
         for eqn in jaxpr.eqns:
             values = [read(v) for v in eqn.invars]
-            out = self.equation(eqn, values, scope)
+            out = self.equation(eqn, values, scope, line)
             env.update(zip(eqn.outvars, out if isinstance(out, list) else [out]))
         return [read(v) for v in jaxpr.outvars]
 
-    def equation(self, eqn, values, scope):
+    def equation(self, eqn, values, scope, line):
         stack = "/".join(x for x in (scope, str(getattr(eqn.source_info, "name_stack", ""))) if x)
         self.eqn, self.scope, name = eqn, stack, eqn.primitive.name
+        self.line = line = _line(eqn) or line
         if name.startswith("random_") or name in ("threefry2x32", "rng_bit_generator"):
-            self.refuse("draws random numbers, which are others at every step (dropout: deterministic = True, or rate 0)")
+            self.refuse(
+                "draws random numbers, which are others at every step (dropout: deterministic = True, or rate 0)"
+            )
         if all(isinstance(v, np.ndarray) for v in values) and name not in _SAME:
             out = eqn.primitive.bind(*values, **eqn.params)
             return [np.asarray(o) for o in (out if eqn.primitive.multiple_results else [out])]
@@ -570,11 +633,9 @@ class _Walk:
             known = self.known_call(eqn, inner, values)
             if known is not None:
                 return known
-            if name in ("custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr"):
-                label = str(eqn.params.get("name") or getattr(eqn.params.get("jvp_jaxpr_fun"), "__name__", "")).lstrip("_")
-                if label and label not in _OWN_RULES:
-                    self.refuse(f"{label} has a rule of differentiation of its own, which is not translated")
-            return self.walk(inner.jaxpr, inner.consts, values, stack)
+            if name.startswith("custom_") and _label(eqn, inner) not in _OWN_RULES:
+                self.refuse(f"{_label(eqn, inner)} has a rule of differentiation of its own, which is not translated")
+            return self.walk(inner.jaxpr, inner.consts, values, stack, line)
         shape = tuple(eqn.outvars[0].aval.shape)
         if name in _SAME or name == "convert_element_type":
             if name == "convert_element_type" and np.dtype(eqn.params["new_dtype"]).kind in "iub":
@@ -593,14 +654,12 @@ class _Walk:
         return method(*values, **(eqn.params | {"shape": shape}))
 
     def refuse(self, why):
-        line = _line(self.eqn)
-        raise Refused(f"{self.eqn.primitive.name}: {why}" + (f" ({line})" if line else ""))
+        raise Refused(f"{self.eqn.primitive.name}: {why}" + (f" ({self.line})" if self.line else ""))
 
     def known_call(self, eqn, inner, values):
         """A call of jax.nn whose jaxpr is that function's."""
         import jax
 
-        label = str(eqn.params.get("name", "")).lstrip("_")
         candidates = {
             "relu": [("relu", jax.nn.relu, {})],
             "silu": [("silu", jax.nn.silu, {})],
@@ -610,7 +669,7 @@ class _Walk:
                 ("gelu", lambda x: jax.nn.gelu(x, approximate=False), {}),
             ],
             "log_softmax": [("log_softmax", jax.nn.log_softmax, {"axis": -1})],
-        }.get(label, [])
+        }.get(_label(eqn, inner), [])
         if len(inner.jaxpr.invars) != 1 or not isinstance(values[0], (str, _View)):
             return None
         for op, function, attrs in candidates:
@@ -635,7 +694,7 @@ class _Walk:
             name += "_"
         node = {
             "name": name, "op": op, "args": args, "attrs": attrs, "shape": [int(s) for s in shape],
-            "module": self.scope, "line": _line(self.eqn),
+            "module": self.scope, "line": self.line,
         }  # fmt: skip
         self.nodes.append(node)
         self.by_name[name], self.shapes[name] = node, tuple(int(s) for s in shape)
@@ -691,7 +750,7 @@ class _Walk:
             return np.broadcast_to(a, shape)
         shape = tuple(int(s) for s in shape)
         have = self.shape_of(a)
-        if have == shape:
+        if have == shape and not (isinstance(a, _View) and a.lead):
             return a
         a = self.ranked(a, len(shape))
         return a if self.shape_of(a) == shape else self.put("expand", a, shape=shape)
@@ -699,7 +758,7 @@ class _Walk:
     def ranked(self, a, rank):
         """With axes of size 1 in front, as many as the rank asks for."""
         if isinstance(a, _View):
-            lead, a = a.lead, self.value_of(a)
+            a = self.value_of(a)
         for _ in range(rank - len(self.shape_of(a))):
             a = self.put("unsqueeze", a, shape=(1, *self.shape_of(a)), axis=0)
         return a
@@ -762,19 +821,16 @@ class _Walk:
         return view.order == (0,) and self.parameters[view.name][0] == node["shape"][-1]
 
     def mean(self, a, b):
-        """sum / count"""
-        node = self.by_name.get(a) if isinstance(a, str) else None
-        scale = isinstance(b, np.ndarray) and b.size == 1 and float(b.flat[0])
-        while node and node["op"] in ("unsqueeze", "reshape") and node["args"][0] in self.by_name:
-            inner = self.by_name[node["args"][0]]
-            if inner["op"] != "sum" or not scale or scale != self.counts.get(inner["name"]):
-                return None
-            found = self.put("mean", inner["args"][0], shape=inner["shape"], axes=inner["attrs"]["axes"], keepdims=False)
-            attrs = {k: v for k, v in node["attrs"].items()}
-            return self.put(node["op"], found, shape=node["shape"], **attrs)
-        if not node or node["op"] != "sum" or not scale or scale != self.counts.get(a):
+        """sum / count, also where axes of size 1 came back in between."""
+        shown = self.by_name.get(a) if isinstance(a, str) else None
+        ones = shown and (shown["op"] == "unsqueeze" or self.only_ones(shown))
+        node = self.by_name.get(shown["args"][0]) if ones else shown
+        if not node or node["op"] != "sum" or not isinstance(b, np.ndarray) or b.size != 1:
             return None
-        return self.put("mean", node["args"][0], shape=node["shape"], axes=node["attrs"]["axes"], keepdims=False)
+        if float(b.flat[0]) != self.counts.get(node["name"]):
+            return None
+        found = self.put("mean", node["args"][0], shape=node["shape"], axes=node["attrs"]["axes"], keepdims=False)
+        return self.put(shown["op"], found, shape=shown["shape"], **shown["attrs"]) if ones else found
 
     def softmax(self, a, b):
         """exp(z - max) / sum of it: as one operation, which is easier to read."""
@@ -1073,7 +1129,7 @@ class _Walk:
         return self.put("permute", a, shape=[self.shape_of(a)[k] for k in order], order=order)
 
     def weighted(self, x, w, in_x, in_w, free_x, free_w, aval):
-        """x times a parameter, [.., in] and [out, in]: the form has them so, whatever the order of the parameter's axes."""
+        """x times a parameter, in the form [.., in] and [out, in], whatever the order of the parameter's axes is."""
         out_axes, in_axes = tuple(w.order[k] for k in free_w), tuple(w.order[k] for k in in_w)
         groups = self.layout.setdefault(w.name, [out_axes, in_axes])
         if groups not in ([out_axes, in_axes], [in_axes, out_axes]):
@@ -1092,7 +1148,9 @@ class _Walk:
             y = self.put("reshape", y, shape=[*lead, *sizes])
         return y if w.factor == 1 else self.put("mul", y, w.factor)
 
-    def do_conv_general_dilated(self, a, w, shape, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, **more):
+    def do_conv_general_dilated(
+        self, a, w, shape, window_strides, padding, lhs_dilation, rhs_dilation, dimension_numbers, **more
+    ):
         if not isinstance(w, _View) or w.factor != 1 or w.lead:
             self.refuse("with a kernel that is no parameter is not translated")
         if any(k != 1 for k in (*lhs_dilation, *rhs_dilation)) or more.get("feature_group_count", 1) != 1:
@@ -1105,7 +1163,9 @@ class _Walk:
             self.refuse(f"{w.name} is used in two ways that need its axes in different orders")
         x = self.ordered(self.full(a, self.eqn.invars[0].aval.shape), [int(k) for k in d.lhs_spec])
         out = [int(shape[k]) for k in d.out_spec]
-        y = self.put("conv", x, w.name, shape=out, stride=[int(s) for s in window_strides], padding=[int(p[0]) for p in padding])
+        y = self.put(
+            "conv", x, w.name, shape=out, stride=[int(s) for s in window_strides], padding=[int(p[0]) for p in padding]
+        )
         return self.ordered(y, [d.out_spec.index(k) for k in range(len(shape))])
 
 
@@ -1128,11 +1188,17 @@ def _bounded(walk, c):
 
 
 def _line(eqn):
-    """file:line of the user's code."""
+    """file:line of the user's code, in functions that JAX traced anew."""
     traceback = getattr(getattr(eqn, "source_info", None), "traceback", None)
     for frame in getattr(traceback, "frames", ()):
         file = frame.file_name
-        if "site-packages" in file or file == __file__ or "/jax/_src/" in file or "/flax/" in file or file.startswith("<"):
+        if (
+            "site-packages" in file
+            or file == __file__
+            or "/jax/_src/" in file
+            or "/flax/" in file
+            or file.startswith("<")
+        ):
             continue
         return f"{file.split('/')[-1]}:{frame.line_num}"
     return ""

@@ -1279,7 +1279,7 @@ class Emitter:
             if kind == "other" and (wide < 2 or mean.c):
                 raise Refused(
                     f"{what}: {law['what']} is no law of the language for vectors and finite values; of n x n matrices "
-                    "of mean 0 only the variance matters"
+                    "of mean 0 only the variance matters" + (f"; {law['advice']}" if "advice" in law else "")
                 )
             comment = (
                 f"{law['what']}: of an n x n matrix the limit knows the variance only" if kind == "other" else None
