@@ -241,6 +241,23 @@ def test_rates_by_name():
         text_of(build_of(apply, optimiser=optax.sgd(0.1)))
 
 
+@pytest.mark.parametrize(
+    "optimiser, schedule",
+    [
+        (lambda n: front.SGD({"": 0.1 * n, "W2": 0.1}, momentum=0.9, nesterov=True), None),
+        (lambda n: front.SGD({"": 0.3 * n, "W2": 0.3}), [1, 0.5, 0.25, 0.2]),
+        (lambda n: front.AdamW({"": 0.05, "W2": 0.05 / n}, b2=0.99, weight_decay={"": 0.0, "W1": 0.3}), None),
+    ],
+)
+def test_optimisers_are_those_of_optax(optimiser, schedule, tmp_path):
+    network = jax_models.mlp("sgd", 0.1)
+    build = lambda n, seed=0: (*network(n, seed)[:2], optimiser(n))
+    t = front.from_jax(build, X, y, steps=4, schedule=schedule, binary=shared.tool())
+    limit = np.array(run(t)[0]["value"])
+    runs = np.load(front.train(build, X, y, "mse", 4, (512,), 8, tmp_path, schedule)[0])["loss"]
+    assert np.all(np.abs(runs.mean(0) - limit) < 5 * runs.std(0, ddof=1) / 8**0.5)
+
+
 # ---- what is refused, with its primitive and its line
 
 
