@@ -29,10 +29,13 @@ __all__ = ["Check", "Comparison", "CoordinateCheck", "Diagnostic", "Error", "Exp
 
 
 def __getattr__(name):
-    """PyTorch's side, docs/pytorch.md; torch itself is imported where it is needed."""
+    """PyTorch's side, docs/pytorch.md, and JAX's, docs/jax.md; they are imported where they are needed."""
     if name in ("from_torch", "lint", "measure"):
         from . import pytorch
         return getattr(pytorch, name)
+    if name == "from_jax":
+        from .jax import from_jax
+        return from_jax
     raise AttributeError(f"module 'tplimit' has no attribute '{name}'")
 
 

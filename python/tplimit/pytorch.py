@@ -13,9 +13,15 @@ file makes the traced form (_traced/form.py); _traced/emit.py makes text of it, 
 
 import contextlib
 import math
-from statistics import NormalDist
 
 from ._traced.form import Refused, join
+from ._traced.laws import constant as _constant
+from ._traced.laws import moved as _moved
+from ._traced.laws import normal as _normal
+from ._traced.laws import scaled as _scaled
+from ._traced.laws import truncated as _truncated
+from ._traced.laws import uniform as _uniform
+from ._traced.laws import unseen as _unseen
 from ._traced.lint import lint_graph
 from ._traced.measure import measure
 from ._traced.translation import Translation, with_gradient_powers
@@ -342,56 +348,6 @@ def _scalar(x):
     if _is_tensor(x) and x.numel() == 1 and x.dim() == 0:
         return float(x)
     return None
-
-
-def _normal(mean, std):
-    return {"kind": "normal", "mean": mean, "std": std}
-
-
-def _uniform(low, high):
-    return {"kind": "uniform", "low": low, "high": high}
-
-
-def _constant(value):
-    return {"kind": "constant", "value": value}
-
-
-def _unseen(why):
-    return {"kind": "unseen", "why": why}
-
-
-def _scaled(law, c):
-    if law["kind"] == "normal" or law["kind"] == "other":
-        return law | {"mean": law["mean"] * c, "std": law["std"] * abs(c)}
-    if law["kind"] == "uniform":
-        ends = sorted((law["low"] * c, law["high"] * c))
-        return _uniform(*ends)
-    if law["kind"] == "constant":
-        return _constant(law["value"] * c)
-    return law
-
-
-def _moved(law, c):
-    if law["kind"] in ("normal", "other"):
-        return law | {"mean": law["mean"] + c}
-    if law["kind"] == "uniform":
-        return _uniform(law["low"] + c, law["high"] + c)
-    if law["kind"] == "constant":
-        return _constant(law["value"] + c)
-    return law
-
-
-def _truncated(mean, std, low, high):
-    """A normal law given that it lies between the ends."""
-    unit = NormalDist()
-    ends = [(low - mean) / std, (high - mean) / std]
-    mass = unit.cdf(ends[1]) - unit.cdf(ends[0])
-    density = [unit.pdf(e) for e in ends]
-    shift = (density[0] - density[1]) / mass
-    variance = 1 + (ends[0] * density[0] - ends[1] * density[1]) / mass - shift**2
-    if abs(shift) < 1e-12:
-        shift = 0.0
-    return {"kind": "other", "mean": mean + std * shift, "std": std * math.sqrt(variance), "what": "truncated normal"}
 
 
 # ---- nodes

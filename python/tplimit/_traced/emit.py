@@ -120,7 +120,8 @@ class Emitter:
         self.widths = graph["widths"]
         self.names = set()  # taken
         self.symbols = {Fraction(1): "n"}
-        self.lines, self.helpers, self.notes, self.files = [], [], [], {}
+        self.lines, self.helpers, self.files = [], [], {}
+        self.notes = list(graph.get("notes", []))
         self.module_values = {}
         self.env, self.parameters = {}, {}
         self.node = None
@@ -703,6 +704,8 @@ class Emitter:
         """[.., S, c] and [.., c, T], not yet assigned."""
         if min(len(a.groups), len(b.groups)) < 2:
             self.refuse("product with a vector")
+        if any(isinstance(s, Wide) for s in a.atoms(-2)):  # the width is the last axis of the transpose
+            return self.turned(self.op_matmul_values(self.turned(b), self.turned(a)))
         self.unify(a.atoms(-1), b.atoms(-2), "the axes of the product")
         lead_a, lead_b = replace(a, groups=a.groups[:-2]), replace(b, groups=b.groups[:-2])
         for i in range(1, min(len(lead_a.groups), len(lead_b.groups)) + 1):
@@ -754,6 +757,13 @@ class Emitter:
             return v
         groups = [list(g) for g in rows.groups] + [[k - 1 + count for k in v.groups[1]]]
         return self.make(f"{v.text}[{rows.text}]", rows.axes + v.axes[1:], groups)
+
+    def op_one_hot(self, ids, count):
+        v = self.value(ids)
+        if not v.known:
+            self.refuse("indices are not known before the run")
+        axes, groups = v.axes + [count], [list(g) for g in v.groups] + [[len(v.axes)]]
+        return self.make(f"one_hot({v.text}, {count})", axes, groups, known=True)
 
     def op_conv(self, x, w, b=None, stride=(1,), padding=(0,)):
         v, p = self.value(x), self.parameters.get(w)
@@ -1269,7 +1279,7 @@ class Emitter:
             if kind == "other" and (wide < 2 or mean.c):
                 raise Refused(
                     f"{what}: {law['what']} is no law of the language for vectors and finite values; of n x n matrices "
-                    "of mean 0 only the variance matters"
+                    "of mean 0 only the variance matters" + (f"; {law['advice']}" if "advice" in law else "")
                 )
             comment = (
                 f"{law['what']}: of an n x n matrix the limit knows the variance only" if kind == "other" else None

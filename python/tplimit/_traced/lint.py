@@ -1,5 +1,6 @@
 """What `tplimit check` counts in a traced program, in the names of its module."""
 
+import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 
@@ -92,7 +93,8 @@ def lint_graph(graph, steps=2, base=None, binary=None):
 
 
 def _name(translation, ident):
-    return translation.names["parameters"].get(ident.split("[")[0], ident)
+    """W[0], of an array of matrices, and W.1, a block of a width 2 n, are parts of a parameter."""
+    return translation.names["parameters"].get(re.split(r"[\[.]", ident)[0], ident)
 
 
 def _power(symbol, p):
