@@ -89,11 +89,11 @@ std::string arguments_page(const std::vector<Argument>& arguments) {
       out += fmt::format(".TP\n.I {}\n{}{}\n", roff(a.name), roff(a.help),
                          a.words.empty() ? "" : ": " + roff(replaced(a.words, " ", ", ")));
     else
-      out += fmt::format(".TP\n.BI {}{}\n{}\n", roff(a.name),
-                         a.type.empty()
-                             ? ""  // lines may end between alternatives
-                             : fmt::format(" \" {}\"", replaced(roff(a.type), "|", "|\\:")),
-                         roff(a.help));
+      out +=
+          fmt::format(".TP\n.BI {}{}\n{}\n", roff(a.name),
+                      a.type.empty() ? ""  // lines may end between alternatives
+                                     : fmt::format(" \" {}\"", replaced(roff(a.type), "|", "|\\:")),
+                      roff(a.help));
   }
   return out;
 }

@@ -104,6 +104,16 @@ Module comparable(Module module) {
   if (!module.kernels.empty()) use_outputs(module);
   const LeadingOrderResult limit = leading_order(module.program);
   if (limit) return module;
+  const std::vector<Report>& reports = module.program.reports;
+  if (std::any_of(reports.begin(), reports.end(), [](const Report& r) { return r.random; })) {
+    // Products of outputs stand for kernels already; outputs beside them become covariances.
+    std::vector<bool> gaussian = fluctuating_reports(module.program);
+    for (std::size_t k = 0; k < reports.size(); ++k)
+      gaussian[k] = gaussian[k] && !reports[k].random;
+    GaussianOutputs programs = gaussian_outputs(module.program, gaussian);
+    if (!programs.notes.empty()) module.program = std::move(programs.networks);
+    return module;
+  }
   if (auto apart = limit_of_products_apart(module.program, limit))
     module.program = std::move(apart->program);
   if (auto covariances = covariance_limit(module.program))

@@ -28,6 +28,12 @@ Result<std::vector<LimitResult>> evaluate_draws(
 
 namespace {
 
+bool has_entries(const ir::Program& program) {
+  return std::any_of(program.nodes.begin(), program.nodes.end(), [](const ir::Node& node) {
+    return std::holds_alternative<ir::AddEntries>(node.op);
+  });
+}
+
 Result<Module> networks_beside(const Module& module,
                                const std::optional<GradedOptions::Given>& given) {
   return given ? conditioned(module, *given) : Result<Module>(comparable(module));
@@ -37,8 +43,11 @@ Result<Module> networks_beside(const Module& module,
 
 Result<Comparison> compare(const Module& module, const CompareOptions& options) {
   const auto limit_of_draws = [&](int draws) {
-    return evaluate_draws([&](std::uint64_t) -> Result<Module> { return module; }, options.evaluate,
-                          draws);
+    EvaluateOptions own = options.evaluate;
+    // Errors of draws are averaged as well, and draws differ by more.
+    if (draws > 4 && !own.particles && !own.tolerance && !has_entries(module.program))
+      own.particles = kDefaultParticles / 4;
+    return evaluate_draws([&](std::uint64_t) -> Result<Module> { return module; }, own, draws);
   };
   const auto limit = [&]() -> Result<LimitResult> {
     if (options.limit) return *options.limit;

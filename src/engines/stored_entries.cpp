@@ -239,8 +239,12 @@ double StoredEntries<T>::inner_product(Slabs& a, Slabs& b) const {
     if (&a != &b) settle(b, p, 0, columns_);
     const T *left = slab(a, p), *right = slab(b, p);
     double& sum = sums[static_cast<std::size_t>(p)];
-    for (Index i = 0; i < kSlabRows<T> * columns_; ++i)
-      sum += static_cast<double>(left[i]) * static_cast<double>(right[i]);
+    for (Index j = 0; j < columns_; ++j, left += kSlabRows<T>, right += kSlabRows<T>) {
+      double column = 0;  // fewer roundings than one running sum
+      for (Index i = 0; i < kSlabRows<T>; ++i)
+        column += static_cast<double>(left[i]) * static_cast<double>(right[i]);
+      sum += column;
+    }
   });
   a = {std::move(a.values)};
   if (&a != &b) b = {std::move(b.values)};

@@ -371,7 +371,8 @@ std::optional<NodeId> Lowerer::sum_of_entries(Arguments& a) {
   build(a.span);
   NodeId total = builder_.constant(0);
   for (const EntryProducts::Term& t : products->terms)
-    total = builder_.plus(total, builder_.times(t.coefficient, inner_product(t.a, t.b, a.span)));
+    total =
+        builder_.plus(total, builder_.times(t.coefficient, product_of_entries(t.a, t.b, a.span)));
   return total;
 }
 
@@ -991,13 +992,41 @@ Value Lowerer::builtin_trace(Arguments& a) {
   return {reduce_axis(out, out.axes.size() - 1, Reduction::kSum)};
 }
 
+/// A sum of multiples in which all cancel, up to rounding.
+bool Lowerer::sums_to_zero(NodeId id) const {
+  std::map<NodeId, double> terms;  // a default node: 1
+  std::size_t left = 256;
+  const std::function<void(NodeId, double)> add = [&](NodeId x, double c) {
+    const ir::Node& node = builder_.node(x);
+    const auto* m = std::get_if<ir::Map>(&node.op);
+    const auto* s = std::get_if<ir::Scale>(&node.op);
+    if (left > 0) --left;
+    if (const auto* values = builder_.constant_values(x)) {
+      terms[{}] += c * (*values)[0];
+    } else if (left > 0 && s && s->power == 0) {
+      add(node.in[0], c * s->factor);
+    } else if (left > 0 && m && (m->fn == Fn::kAdd || m->fn == Fn::kSub)) {
+      add(node.in[0], c);
+      add(node.in[1], m->fn == Fn::kAdd ? c : -c);
+    } else {
+      terms[x] += c;
+    }
+  };
+  add(id, 1);
+  return std::all_of(terms.begin(), terms.end(),
+                     [](const auto& term) { return std::abs(term.second) < 1e-12; });
+}
+
 /// Outer products whose sum the matrix is, if the multiples of Gaussian matrices in it cancel, as
 /// in gradients and in differences of versions.
 std::optional<Matrix> Lowerer::as_outer_products(const Matrix& m) {
   Matrix out;
   std::map<std::uint32_t, NodeId> gaussian;  // what multiplies a source
   bool known = true;
+  std::size_t left = 4096;  // versions that are added may have each other in them
   const std::function<void(NodeId, NodeId)> expand = [&](NodeId w, NodeId c) {
+    if (left == 0 || --left == 0) known = false;
+    if (!known) return;
     const ir::Node node = builder_.node(w);
     const auto outer = [&](NodeId factor, NodeId d, NodeId x) {
       out.terms.push_back({builder_.times(c, factor), {}, false, d, x});
@@ -1026,26 +1055,50 @@ std::optional<Matrix> Lowerer::as_outer_products(const Matrix& m) {
       expand(t.w, t.coefficient);
     else
       out.terms.push_back(t);
-  for (const auto& [source, factor] : gaussian) known = known && builder_.is_zero(factor);
+  for (const auto& [source, factor] : gaussian) known = known && sums_to_zero(factor);
   for (const MatrixTerm& t : m.terms) known = known && !t.transposed;
   return known ? std::optional(out) : std::nullopt;
+}
+
+/// Sum over all entries of x y.  Where Gaussian parts cancel, as in W - W0, the value is that of
+/// outer products, in which nothing is lost; its derivatives are by the versions themselves.
+NodeId Lowerer::product_of_entries(const Matrix& x, const Matrix& y, Span span) {
+  const NodeId whole = inner_product(x, y, span);
+  const auto has_version = [](const Matrix& m) {
+    return std::any_of(m.terms.begin(), m.terms.end(),
+                       [](const MatrixTerm& t) { return t.w.valid(); });
+  };
+  if (!has_version(x) && !has_version(y)) return whole;
+  const std::optional<Matrix> left = as_outer_products(x), right = as_outer_products(y);
+  if (!left && !right) return whole;
+  const auto stop = [&](NodeId v) {
+    return builder_.constant_values(v) ? v : builder_.add(ir::Stop{}, {v});
+  };
+  const NodeId value = inner_product(left.value_or(x), right.value_or(y), span);
+  return builder_.plus(stop(value), builder_.minus(whole, stop(whole)));
 }
 
 /// The root of the sum of squares of all entries, coordinates among them.
 Value Lowerer::builtin_norm(Arguments& a) {
   build(a.span);
-  const auto root = [&](const Value& x) {
-    return Value{Tensor{builder_.map(Fn::kSqrt, {inner_product(x, x, a.span)}), {}}};
+  const auto root = [&](NodeId squares) {
+    return Value{Tensor{builder_.map(Fn::kSqrt, {squares}), {}}};
   };
-  // norm(W - W0) and norm(grad(loss, W)) are those of sums of outer products.
-  const auto simplest = [&](const Matrix& m) { return as_outer_products(m).value_or(m); };
-  if (const auto* m = a.positional[0].as<Matrix>()) return root({simplest(*m)});
+  // Of matrices squares are sums of products, which rounding may leave below 0.
+  const auto root_of_sum = [&](NodeId squares) {
+    return root(builder_.constant_values(squares) ? squares : builder_.map(Fn::kRelu, {squares}));
+  };
+  if (const auto* m = a.positional[0].as<Matrix>())
+    return root_of_sum(product_of_entries(*m, *m, a.span));
   if (const auto* array = a.positional[0].as<MatrixArray>()) {
-    MatrixArray out{array->dims, {}};
-    for (const Matrix& m : array->items) out.items.push_back(simplest(m));
-    return root({std::move(out)});
+    NodeId total = builder_.constant(0);
+    for (const Matrix& m : array->items)
+      total = builder_.plus(total, product_of_entries(m, m, a.span));
+    return root_of_sum(total);
   }
-  if (const auto* t = a.positional[0].as<Tensor>(); t && has_width(t->axes)) return root({*t});
+  if (const auto* t = a.positional[0].as<Tensor>(); t && has_width(t->axes)) {
+    return root(inner_product({*t}, {*t}, a.span));
+  }
   const Tensor x = finite(a.positional[0], a.spans[0], "norm");
   const Tensor square{builder_.map(Fn::kPower, {x.node}, 2), x.axes};
   return {

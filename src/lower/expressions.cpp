@@ -289,6 +289,7 @@ void Lowerer::warn_of_axis_beside_width(const std::vector<Tensor>& in, const Axe
       if (!wide.axes.empty() && wide.axes.back().width && !has_width(other.axes) &&
           other.axes.size() == wide.axes.size() && other.axes.size() > 1 &&
           other.axes.back().size == 1 && result.size() > wide.axes.size() &&
+          std::equal(other.axes.begin(), other.axes.end() - 1, wide.axes.begin()) &&
           ir::size_of(finite_dims(result)) > ir::size_of(finite_dims(wide.axes)))
         warn("W2202",
              fmt::format("{} beside {} makes {}", text(other.axes), text(wide.axes), text(result)),
@@ -604,6 +605,16 @@ Value Lowerer::matmul(const Value& a, const Value& x, Span span, Span a_span, Sp
         out.axes.erase(out.axes.begin() + static_cast<std::ptrdiff_t>(axis));
         out.node = builder_.reshape(out.node, finite_dims(out.axes));
       }
+      return {out};
+    }
+    // [b.., m, k] @ [k, n]: the same for each head or sample.
+    if (right.axes.size() == 2) {
+      const std::int64_t k = left.axes.back().size, rows = ir::size_of(finite_dims(left.axes)) / k;
+      Tensor out = contract_axis(builder_.reshape(left.node, {rows, k}), right, 0);
+      out.axes.assign(left.axes.begin(), left.axes.end() - 1);
+      out.axes.push_back({true, 0});
+      check_size(finite_dims(out.axes), span);
+      out.node = builder_.reshape(out.node, finite_dims(out.axes));
       return {out};
     }
     // [b.., m, k] @ [b.., k, n]: a matrix for each sample.

@@ -235,6 +235,9 @@ class Lowerer {
                               const Value& gradient, Span span);
   Value weighted(const Value& part, NodeId factor);
   Value sum(const Value& a, const Value& b);
+  Matrix merged(const Matrix& m);
+  [[nodiscard]] bool sums_to_zero(NodeId id) const;
+  NodeId product_of_entries(const Matrix& x, const Matrix& y, Span span);
   NodeId inner_product(const Matrix& x, const Matrix& y, Span span);
   NodeId inner_product(const Value& a, const Value& b, Span span);
   [[nodiscard]] bool is_zero(const Value& v) const;

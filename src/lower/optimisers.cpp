@@ -909,10 +909,24 @@ std::pair<Lowerer::Parts, NodeId> Lowerer::flow(const std::vector<Descent>& desc
     const bool last = s + 1 == substeps;
     Stage k5 = stage(now, last ? 0 : 4 * s + 5, !last);
     build(span);
+    // Beside norms of matrices, which are n times as large, and their errors.
+    const auto without_norms = [](Value gradient) {
+      const auto outer = [](Matrix m) {
+        std::erase_if(m.terms, [](const MatrixTerm& t) { return t.w.valid(); });
+        return m;
+      };
+      if (const auto* m = gradient.as<Matrix>()) return Value{outer(*m)};
+      if (const auto* array = gradient.as<MatrixArray>()) {
+        MatrixArray out = *array;
+        for (Matrix& m : out.items) m = outer(std::move(m));
+        return Value{std::move(out)};
+      }
+      return gradient;
+    };
     for (const Parts& gradient : k5.gradients) {
       NodeId change = builder_.constant(0);
       for (std::size_t p = 0; p < now.size(); ++p)
-        change = builder_.plus(change, inner_product(gradient[p].second,
+        change = builder_.plus(change, inner_product(without_norms(gradient[p].second),
                                                      combined({{1.0 / 6, &k4.slope[p].second},
                                                                {-1.0 / 6, &k5.slope[p].second}}),
                                                      span));

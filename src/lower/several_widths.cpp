@@ -31,7 +31,7 @@ void Lowerer::on(const ast::Width& s, Span span) {
       const auto it = std::find_if(widths_.begin(), widths_.end(),
                                    [&](const Width& w) { return w.name == item.name.name; });
       if (it == widths_.end()) return false;
-      if (!item.value) return it == widths_.begin();
+      if (!item.value) return it != widths_.end();
       const Value value = evaluate(*item.value);
       const auto* n = value.as<Number>();
       return n && n->power == 1 && n->value == static_cast<double>(it->units);
@@ -329,10 +329,7 @@ std::optional<Value> Lowerer::joined_widths(const ast::Call& call, const std::ve
                                   [&](const Width& w) { return w.units == units; });
   if (width == widths_.end())
     fail("E2213", "concat along the width makes a width that is not declared", span,
-         fmt::format("it is {} times as long as {}", units,
-                     std::find_if(widths_.begin(), widths_.end(),
-                                  [](const Width& w) { return w.units == 1; })
-                         ->name),
+         fmt::format("it is {} {}", to_string(Exponent(units, widths_[0].units)), widths_[0].name),
          "declare it at the top, for instance: width n, m = 2 n");
   return joined({static_cast<std::size_t>(width - widths_.begin())}, std::move(parts));
 }

@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <cmath>
 #include <map>
+#include <tuple>
 
 #include "lower/lowerer.hpp"
 #include "tplimit/passes/batch.hpp"
@@ -277,6 +278,22 @@ Value Lowerer::sum(const Value& a, const Value& b) {
   return {out};
 }
 
+/// The same matrix, each version and outer product once: what cancels is no rounding error.
+Matrix Lowerer::merged(const Matrix& m) {
+  Matrix out;
+  for (const MatrixTerm& t : m.terms) {
+    const auto same = std::find_if(out.terms.begin(), out.terms.end(), [&](const MatrixTerm& o) {
+      return std::tie(o.w, o.transposed, o.d, o.x) == std::tie(t.w, t.transposed, t.d, t.x);
+    });
+    if (same == out.terms.end())
+      out.terms.push_back(t);
+    else
+      same->coefficient = builder_.plus(same->coefficient, t.coefficient);
+  }
+  std::erase_if(out.terms, [&](const MatrixTerm& t) { return builder_.is_zero(t.coefficient); });
+  return out;
+}
+
 /// Sum over all entries of x y: <d x', e y'> = <d, e> <x, y> and <W, d x'> = <d, W x>.
 NodeId Lowerer::inner_product(const Matrix& x, const Matrix& y, Span span) {
   NodeId total = builder_.constant(0);
@@ -301,8 +318,9 @@ NodeId Lowerer::inner_product(const Matrix& x, const Matrix& y, Span span) {
     return builder_.scale(
         1, 2, builder_.sum(builder_.sum(builder_.times(gram(s.d, t.d), gram(s.x, t.x)), 0), 0));
   };
-  for (const MatrixTerm& s : x.terms)
-    for (const MatrixTerm& t : y.terms)
+  const Matrix left = merged(x), right = merged(y);
+  for (const MatrixTerm& s : left.terms)
+    for (const MatrixTerm& t : right.terms)
       total = builder_.plus(
           total, builder_.times(builder_.times(s.coefficient, t.coefficient), product(s, t)));
   return total;

@@ -344,7 +344,13 @@ void MomentEngine::bound_error_by_differences(const Node& node, MomentValue& out
     for (std::size_t j = 0; j < saved.size(); ++j)
       in[k][j] += finite_[node.in[k].value].error_at(j);
     const auto moved = evaluate();
-    for (std::size_t j = 0; j < base.size(); ++j) out.error[j] += std::abs(moved[j] - base[j]);
+    for (std::size_t j = 0; j < base.size(); ++j) {
+      const double change = std::abs(moved[j] - base[j]);
+      // No bound (infinity) times 0 is none either, and is measured as others are.
+      out.error[j] += std::isnan(change) && !std::isnan(out.value[j])
+                          ? std::numeric_limits<double>::infinity()
+                          : change;
+    }
     in[k] = saved;
   }
 }

@@ -743,8 +743,13 @@ class PairMatrix::Band {
       if (plan_.nodes[i]->kind_ != Kind::kAngles && !plan_.gap[i]) in_.back().at[2] = nullptr;
       sides_.push_back(plan_.nodes[i]->column(row_, tall_, j));
     }
+    MomentStatus own;
     x.entries(x.column(row_, tall_, j), sides_, in_, out, plan_.gap[k] && x.gapped_, row_, j, tall_,
-              packed_.data(), status_);
+              packed_.data(), own);
+    // Below the last row nothing is a covariance, and nothing is read.
+    if (own.bad_index != kNoIndex && row_ + static_cast<int>(own.bad_index) >= rows_)
+      own.bad_index = kNoIndex;
+    status_.merge(own);
     // A variable with itself: its errors stay on the diagonal, where correlations near 1 may part.
     if (x.symmetric_ && x.left_ && x.kind_ != Kind::kAngles && j >= row_ && j < row_ + tall_) {
       const auto i = static_cast<std::size_t>(j);

@@ -97,10 +97,11 @@ class Decoupling : Rewriting {
       if (const auto* g = std::get_if<GaussianMatrix>(&node.op);
           g && copy_of.contains(g->source.value)) {
         copies[{k}] = b_.add(GaussianMatrix{copy_of.at(g->source.value)}, {});
-      } else if (node.type.matrix && !node.in.empty()) {
-        if (const auto it = copies.find(node.in[0]); it != copies.end()) {
-          std::vector<NodeId> same = in;
-          same[0] = it->second;
+      } else if (node.type.matrix) {
+        std::vector<NodeId> same = in;
+        for (std::size_t j = 0; j < same.size(); ++j)
+          if (const auto it = copies.find(node.in[j]); it != copies.end()) same[j] = it->second;
+        if (same != in) {
           Op op = node.op;
           // A copy is a variable of its own.
           if (auto* p = std::get_if<Parameter>(&op)) p->index += 1u << 30;
@@ -398,6 +399,13 @@ class Linearisation : Rewriting {
       tangent_[k] = copy(node, std::move(in));
       return;
     }
+    if (std::holds_alternative<InnerProduct>(node.op))  // of theta_t
+      for (std::size_t j = 0; j < in.size(); ++j)
+        if (const NodeId moved = tangent_[node.in[j].value]; moved.valid()) {
+          if (forward_[k])
+            return fail(node, "outputs with norms of trained matrices have no lazy training");
+          in[j] = b_.add(AddVersion{}, {in[j], b_.constant(1), moved});
+        }
     NodeId frozen = copy(node, in);
     if (b_.type(frozen) != node.type) frozen = b_.expand(frozen, node.type.width, node.type.dims);
     map_[k] = frozen;
@@ -434,6 +442,18 @@ class Linearisation : Rewriting {
 
 }  // namespace
 
+namespace {
+
+/// W, and of an array or of several units W[0], W.1.
+bool is_of(std::string_view source, std::string_view name) {
+  if (!source.starts_with(name)) return false;
+  source.remove_prefix(name.size());
+  return source.empty() || source[0] == '[' ||
+         (source.size() > 1 && source[0] == '.' && source[1] >= '0' && source[1] <= '9');
+}
+
+}  // namespace
+
 Result<Program> decoupled(const Program& program, const Ablations& ablations) {
   std::set<std::uint32_t> chosen;
   std::vector<std::string> matrices;
@@ -446,9 +466,7 @@ Result<Program> decoupled(const Program& program, const Ablations& ablations) {
     bool found = false;
     for (std::uint32_t s = 0; s < program.sources.size(); ++s) {
       const GaussianSource& source = program.sources[s];
-      if (!source.matrix ||
-          (source.name != name && source.name.substr(0, source.name.find('[')) != name))
-        continue;
+      if (!source.matrix || !is_of(source.name, name)) continue;
       chosen.insert(s);
       found = true;
     }

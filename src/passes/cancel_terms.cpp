@@ -11,7 +11,8 @@ using namespace ir;
 
 namespace {
 
-constexpr std::size_t kMost = 8;  // terms of a sum that is looked into
+/// Terms of a sum that is looked into.
+std::size_t most_terms(const Type& type) { return type.width ? 8 : 64; }
 
 /// sum_k c_k n^p_k x_k, each broadcast, plus constants times powers of n.
 struct Terms {
@@ -104,7 +105,7 @@ class Cancellation {
   Terms terms(Builder& b, NodeId id) {
     if (const auto it = terms_.find(id); it != terms_.end()) return it->second;
     Terms out = found(b, id);
-    if (out.size() > kMost) {
+    if (out.size() > most_terms(b.type(id))) {
       out = {};
       out.of[{id, 0}] = 1;
     }
@@ -136,7 +137,7 @@ class Cancellation {
                           longer = most < other ? 1 : 0;
         for (const std::size_t k : {0u, 1u}) {
           const double sign = k == 1 && m->fn == Fn::kSub ? -1 : 1;
-          if (k == longer && most + other > kMost)
+          if (k == longer && most + other > most_terms(node.type))
             out.of[{node.in[k], 0}] += sign;
           else
             from(k, sign);

@@ -232,11 +232,13 @@ class Grading {
   /// sum: updates under a fixed kernel, c_s d x' with the same d and x in every step, stay one
   /// term.
   NodeId together(NodeId a, NodeId b) {
+    tries_ = 256;  // of sums of sums all pairs would be tried
     const auto joined = b_.type(a) == b_.type(b) ? combined(a, 1, b, 1) : std::nullopt;
     return joined ? *joined : b_.plus(a, b);
   }
   /// p a + q b as such a function; both are of one type.
   std::optional<NodeId> combined(NodeId a, double p, NodeId b, double q) {
+    if (tries_ == 0 || --tries_ == 0) return std::nullopt;
     for (auto [id, factor] : {std::pair{&a, &p}, std::pair{&b, &q}})
       if (const auto* s = std::get_if<Scale>(&b_.node(*id).op); s && s->power == 0) {
         *factor *= s->factor;
@@ -1412,6 +1414,7 @@ class Grading {
   std::map<NodeId, std::set<NodeId>> behind_slopes_;  ///< sources that the slopes of one depend on
   std::map<NodeId, NodeId> drawn_;
   bool random_outputs_ = false;
+  std::size_t tries_ = 0;
   std::vector<Decision> decisions_;
   std::optional<Diagnostic> error_;
   NodeId current_;

@@ -765,7 +765,10 @@ class Analysis {
       const Exponent degree = *traits.degree;
       if (x.lead) {
         to.lead = degree * *x.lead;
-        if (x.dropped) drop(to, *to.lead + (*x.dropped - *x.lead), x.culprit);
+        if (x.dropped) {
+          drop(to, *to.lead + (*x.dropped - *x.lead), x.culprit);
+          if (degree > 0) drop(to, degree * *x.dropped, x.culprit);  // where it exceeds what leads
+        }
         if (x.spike) {
           const Exponent most = std::max(*x.spike, *x.lead);
           drop(to, *x.dropped + (degree - 1) * most, x.culprit);
@@ -818,6 +821,14 @@ class Analysis {
           fmt::format("it grows like {}", power(*x.lead)),
           "scale the initial variance, the multiplier or the learning rate by a power of the width",
           growth_of(node.in[0]), "it exceeds size 1 here");
+      return {};
+    }
+    if (x.dropped && *x.dropped > 0 && !is_bounded(op)) {
+      if (!error_) reason_ = NoLeadingOrder::kDroppedTerms;
+      reject("E3102", fmt::format("the argument of '{}' may explode", name(op.fn)),
+             fmt::format("a term dropped on the way may have size {} here", power(*x.dropped)),
+             "the limit engine carries leading orders only", node.in[0],
+             "the argument, of which terms were dropped");
       return {};
     }
     if (x.lead && *x.lead == 0) {
@@ -1273,7 +1284,7 @@ class Analysis {
                           "the entries of a matrix, of size n^(-1/2), do not vanish beside those "
                           "of its gradient")
             .at(node.span)
-            .with_label("'weight_decay' of an entrywise optimiser adds them")
+            .with_label("'weight_decay', or a norm of the matrix in the loss, adds them")
             .with_help(
                 "write adamw, which shrinks the matrix, a decay that falls faster with the width, "
                 "or weight_decay = {..} for other parameters");
@@ -1282,10 +1293,14 @@ class Analysis {
     return error;
   }
   static Diagnostic entries_vanish(const Node& node) {
-    return Diagnostic::warning("W5304", "weight decay of a width matrix vanishes in the limit")
+    return Diagnostic::warning(
+               "W5304",
+               "a multiple of a width matrix, added to its gradient, vanishes in the limit")
         .at(node.span)
-        .with_label("what it adds, entries of size n^(-1/2), vanishes on the way")
-        .with_help("adamw shrinks the matrix instead, in the limit as well");
+        .with_label(
+            "entries of size n^(-1/2), of 'weight_decay' or of a norm in the loss, vanish beside "
+            "those of the gradient")
+        .with_help("the decay of adamw shrinks the matrix itself, in the limit as well");
   }
 
   /// Coordinates or matrices are computed from one of these numbers.

@@ -802,6 +802,7 @@ class Parser {
   }
 
   [[nodiscard]] std::string_view help_for_unexpected() const {
+    if (found() == "'as'") return "a report has its name in front: report loss = mse(f(X), y)";
     switch (kind()) {
       case TokenKind::kIdentifier:
       case TokenKind::kNumber:

@@ -33,6 +33,66 @@ LimitResult limit_of(const std::string& program, const Ablations& ablations,
   return std::move(*result);
 }
 
+// Sums of versions have copies as other versions have: momentum is what it is by hand.
+TEST(Decoupling, OfMomentum) {
+  const auto text = [](const char* step) {
+    return fmt::format(R"(width n
+param U : [n, 2] ~ normal(0, 1/2), lr = n
+param W : [n, n] ~ normal(0, 1/n)
+param m : [n, n] ~ normal(0, 0)
+param v : [n] ~ normal(0, 1), lr = n
+data X = [[1, 0.5], [-0.3, 1]]
+for t in 0..3 {{
+  f = v @ tanh(W @ tanh(U @ X)) / n
+  report f
+  loss = mse(f, [1, -1])
+  {}
+}}
+)",
+                       step);
+  };
+  EvaluateOptions options;
+  options.particles = 2048;
+  const Ablations without{{}, true, false};
+  const auto a = limit_of(text("step sgd(loss, lr = 0.3, momentum = 0.5, only = (W))"), without,
+                          options)
+                     .reports[0],
+             b = limit_of(text("g = grad(loss, W)\n  m = 0.5 * m + g\n  W = W - 0.3 * m"), without,
+                          options)
+                     .reports[0];
+  for (std::size_t k = 0; k < a.value.size(); ++k)
+    EXPECT_NEAR(a.value[k], b.value[k], 1e-9 + 6 * std::hypot(a.error[k], b.error[k])) << k;
+}
+
+// One name for all units of a matrix.
+TEST(Decoupling, OfSeveralUnits) {
+  const std::string text =
+      "width n, m = 2 n\nrandom W : [m, n] ~ normal(0, 1/n)\nrandom x : [n] ~ normal(0, 1)\n"
+      "report E((W' @ (W @ x)) * x)\n";
+  EXPECT_NEAR(limit_of(text, {}).reports[0].value[0], 2, 1e-9);
+  EXPECT_NEAR(limit_of(text, {{"W"}, false, false}).reports[0].value[0], 0, 1e-9);
+}
+
+// Under lazy training theta_t is theta_0 and its change, also in norms.
+TEST(Lazy, NormsAreThoseOfTheChangedMatrix) {
+  const auto limit = limit_of(R"(width n
+param U : [n, 2] ~ normal(0, 1/2), lr = n
+param W : [n, n] ~ normal(0, 1/n)
+param v : [n] ~ normal(0, 1), lr = n
+data X = [[1, 0.5], [-0.3, 1]]
+W0 = W
+model f(x) = v @ tanh(W @ tanh(U @ x)) / n
+for t in 0..2 { step sgd(mse(f(X), [1, -1]), lr = 0.3) }
+report f(X), a = norm(W - W0)^2, b = sum((W - W0)^2), c = sum(W^2) - sum(W0^2) - 2 * sum(W0 * (W - W0))
+)",
+                              {{}, false, true});
+  const double a = limit.reports[1].value[0];
+  EXPECT_GT(a, 1e-3);
+  for (const std::size_t k : {2u, 3u})
+    EXPECT_NEAR(limit.reports[k].value[0], a,
+                1e-9 + 6 * std::hypot(limit.reports[1].error[0], limit.reports[k].error[0]));
+}
+
 TEST(Decoupling, LinearNetworkGivesTheKnownRationals) {
   const std::vector<double> coupled{0, -1.5, 103.0 / 256, -8197425647993.0 / 8796093022208.0},
       decoupled{0, -1, 1, -1, 1.0 / 16, -0.5436114073};

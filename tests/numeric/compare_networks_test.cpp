@@ -44,6 +44,14 @@ TEST(Compared, KernelsAreProductsOfOutputs) {
   }
 }
 
+// An output beside its kernel: both are products of outputs then.
+TEST(Compared, OutputsBesideTheirKernels) {
+  const Module module = comparable(module_of(kNetwork + "report f(X), nngp(f, X), E(v^2)\n"));
+  ASSERT_EQ(module.program.reports.size(), 3u);
+  EXPECT_EQ(module.program.reports[0].name, "cov(f(X))");
+  EXPECT_EQ(module.program.reports[0].entries[0].value, module.program.reports[1].entries[0].value);
+}
+
 TEST(Compared, TangentKernelsAreThoseOfTheNetwork) {
   const auto runs =
       networks(

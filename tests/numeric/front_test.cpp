@@ -536,9 +536,19 @@ TEST(Shapes, AnAxisBesideTheWidthIsWarnedOf) {
   };
   EXPECT_EQ(warnings("a[.., None] * h"), "W2202 [3, 1] beside [3, n] makes [3, 3, n]\n");
   EXPECT_EQ(warnings("h / sqrt(E(h^2))[.., None]"), "W2202 [3, 1] beside [3, n] makes [3, 3, n]\n");
-  for (const char* product : {"a * h", "h / sqrt(E(h^2))", "a[.., None] * h[None]",
-                              "h[None] * h[.., None]", "a[None] * h"})
+  for (const char* product : {"a * h", "[1, 2][.., None] * h", "h / sqrt(E(h^2))",
+                              "a[.., None] * h[None]", "h[None] * h[.., None]", "a[None] * h"})
     EXPECT_EQ(warnings(product), "") << product;
+}
+
+// Several matrices act on the same vectors: heads of queries on one value.
+TEST(Shapes, MatricesOfHeadsBesideTheWidth) {
+  const LimitResult r = limit_of(R"(width n
+random h : [3, n] ~ normal(0, 1)
+A = [[[1, 2, 3], [0, 1, 0]], [[0, 0, 1], [2, 0, 1]]]
+report a = gram(A @ h), b = gram(stack(A[0] @ h, A[1] @ h))
+)");
+  expect_equal(values(r, "a"), values(r, "b"), 1e-12);
 }
 
 // The route that is taken.

@@ -243,6 +243,33 @@ TEST(Kernels, ErrorsOfDeepErfNetsAreCarried) {
                   {{0.5, 0.2}, {0.5, 0.2001}, {-0.3, 0.9}, {2, 3}});
 }
 
+// A chain of layers is evaluated tile by tile, and tiles are longer than the rows that there are:
+// with layers reported, and so evaluated one by one, nothing is beyond the rows.
+TEST(Kernels, DeepChainsOfFewInputsAreThoseOfTheirLayers) {
+  for (const std::string phi :
+       {"relu(z)", "gelu(z)", "abs(z)", "erf(z)", "sin(z)", "step(z)", "z^2"})
+    for (const std::string inputs : {"[[1]]", "[[1], [0.5]]", "[[0], [10]]", "[[48.4], [0], [-3]]",
+                                     "[[1], [2], [3], [4], [5], [6], [7], [8], [100]]"})
+      for (const double weight : {0.5, 3.0}) {
+        const auto text = [&](const char* where) {
+          return fmt::format(
+              "width n\ndata X = {}\nrandom U : [n, 1] ~ normal(0, 1)\nrandom W : [6, n, n] ~ "
+              "normal(0, {} / n)\nrandom b : [6, n] ~ normal(0, 0.1)\nfn phi(z) = {}\nz = phi(U @ "
+              "X)\nfor l in 0..{} {{\n  z = phi(W[l] @ z + b[l])\n{}}}\nreport last = gram(z)\n",
+              inputs, weight, phi, phi == "z^2" ? 2 : 6, where);
+        };
+        EvaluateOptions moments;
+        moments.engine = Engine::kMoments;
+        const LimitResult chain = limit_of(text(""), moments),
+                          layers = limit_of(text("  report gram(z)\n"), moments);
+        const std::vector<double>&a = chain.reports.back().value, &b = layers.reports.back().value;
+        ASSERT_EQ(a.size(), b.size());
+        for (std::size_t k = 0; k < a.size(); ++k)
+          EXPECT_NEAR(a[k], b[k], 1e-12 * std::abs(b[k]) + chain.reports.back().error[k])
+              << phi << ", " << inputs << ", " << weight;
+      }
+}
+
 // Errors of nearly parallel inputs grow by orders of magnitude in chaotic nets; those of a variance
 // do not.
 TEST(Kernels, DiagonalsOfChaoticNetsKeepTheirErrors) {

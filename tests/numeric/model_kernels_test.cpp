@@ -52,6 +52,32 @@ report predict_gd(K, K_x, y, noise = 0) - predict_gd(K, K_x, y)
               Numbers(6, 0.0), 1e-14);
 }
 
+// Targets of 0, test inputs of another direction than all training inputs, and no training at all
+// leave errors as they are, so that what is certain is determined.
+TEST(PredictionsWithNoise, HaveErrorsWhereSomethingIsZero) {
+  const LimitResult limit = limit_of(R"(width n
+data X = [[1, 0], [2, 0]]
+data y = [[0, 1], [1, 0]]
+param U : [n, 2] ~ normal(0, 1)
+param v : [n] ~ normal(0, 1)
+model f(x) = v @ erf(U @ x) / sqrt(n)
+K = nngp(f, X)
+p = predict_gd(K, nngp(f, [[3, 0]], X), y)
+report p, accuracy(p, [0]), argmax(p)
+report predict_gd_covariance(K, nngp(f, [[0, 1]], X), K, nngp(f, [[0, 1]], X), nngp(f, [[0, 1]]))
+report predict_gd_covariance(K, nngp(f, [[3, 0]], X), K, nngp(f, [[3, 0]], X), nngp(f, [[3, 0]]), lr = 1, steps = 0)
+expect predict_gd(K, nngp(f, [[0, 1]], X), y) == 0 within 1e-9
+)",
+                                     {});
+  for (const ReportResult& report : limit.reports) {
+    EXPECT_TRUE(report.undetermined.empty()) << report.name;
+    for (const double e : report.error) EXPECT_TRUE(e >= 0 && e < 1e-9) << report.name;
+  }
+  EXPECT_EQ(limit.reports[1].value[0], 1);
+  EXPECT_EQ(limit.reports[2].value[0], 0);
+  EXPECT_EQ(limit.expectations[0].status, ExpectStatus::kPassed);
+}
+
 // ---- several outputs
 // ---------------------------------------------------------------------------------------
 

@@ -406,6 +406,69 @@ for t in 0..4 {{
       EXPECT_NEAR(c.reports[k].value[j], d.reports[k].value[j], 1e-11) << k << ' ' << j;
 }
 
+// Sums of gradients in another order are the same matrix; changes of a norm over several steps, of
+// matrices of several units, flows and entries of other laws.
+TEST(Optimisers, NormsWithoutRounding) {
+  const LimitResult limit = limit_of(R"(width n, m = 2 n
+param U : [m, n] ~ normal(0, 1 / n)
+param v : [m] ~ normal(0, 1)
+random x : [2, n] ~ normal(0, 1)
+random S : [n, n] ~ sign()
+U0 = U
+a = zeros(m, n)
+b = zeros(m, n)
+for k in 0..2 { a += grad(mse(v @ tanh(U @ x)[k] / m, 1), U) }
+for k in 0..2 { b += grad(mse(v @ tanh(U @ x)[1 - k] / m, 1), U) }
+for t in 0..2 { U += outer(v, (U' @ v)) / n }
+report same = norm(a - b), change = sum(U^2) - sum(U0^2), one = sum(S^2) / n^2
+step flow(mse(v @ tanh(U @ x) / m, [1, -1]) + 0.1 * sum(U^2), time = 0.5, only = (U))
+report shrunk = norm(U)^2 / norm(U0)^2
+)",
+                                     particles(1024, 4));
+  EXPECT_EQ(limit.reports[0].value[0], 0);
+  // With w = U0'v, E w^2 = 2: first 2 E w^2 + 2 E w^2, then 2 E (3 w)^2 + 2 E (3 w)^2.
+  EXPECT_NEAR(limit.reports[1].value[0], 80, 6 * limit.reports[1].error[0] + 1e-9);
+  EXPECT_EQ(limit.reports[2].value[0], 1);
+  EXPECT_LT(test::report(limit, "shrunk").value[0], 1);
+}
+
+// norm(W - W0) and sum((W - W0)^2) are one function, with one gradient: of a matrix that moves, the
+// changes of W are no constants.
+TEST(Optimisers, PenaltiesOfChanges) {
+  const auto text = [](const char* penalty, const char* lazy = "") {
+    return fmt::format(R"(width n
+parametrization mup
+param U : input [n, 2] ~ normal(0, 1 / 2)
+param W : hidden [n, n] ~ normal(0, 1)
+param v : output [n] ~ normal(0, 1)
+data X = [[1, 0.5], [-0.3, 1]]
+W0 = W
+model f(x) = v @ tanh(W @ tanh(U @ x))
+for t in 0..4 {{
+  report out = f(X), moved = norm(W - W0), squared = sum((W - W0)^2)
+  step sgd(mse(f(X), [1, -1]) + {}, lr = 0.1)
+}}
+{})",
+                       penalty, lazy);
+  };
+  const auto values = [&](const char* penalty) {
+    return test::report(limit_of(text(penalty), particles(1024, 4)), "moved").value;
+  };
+  const std::vector<double> none = values("0"), squares = values("2 * sum((W - W0) * (W - W0))");
+  EXPECT_LT(squares[3], none[3] - 0.01);
+  for (const char* same : {"2 * norm(W - W0)^2", "2 * sum((W - W0)^2)",
+                           "2 * (sum(W * (W - W0)) - sum(W0 * (W - W0)))"}) {
+    const std::vector<double> own = values(same);
+    for (std::size_t t = 0; t < own.size(); ++t) EXPECT_NEAR(own[t], squares[t], 1e-9) << same;
+  }
+  const SimulationResult networks =
+      networks_of(parsed(text("2 * norm(W - W0)^2")), 1024, 8, Matrices::kDense);
+  for (std::size_t t = 0; t < 4; ++t) {
+    EXPECT_NEAR(networks.reports[1].value[t], squares[t], 5 * networks.reports[1].error[t] + 3e-3);
+    EXPECT_NEAR(networks.reports[2].value[t], squares[t] * squares[t], 2e-3);
+  }
+}
+
 // Adam of a penalty, weight normalisation, and the change of a norm.
 TEST(Optimisers, NormsOfMatricesTendToTheirLimits) {
   const std::string text = R"(width n
