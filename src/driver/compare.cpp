@@ -8,6 +8,16 @@
 // Several evaluations of one program, and what is made of them.
 namespace tplimit {
 
+namespace {
+
+bool has_entries(const ir::Program& program) {
+  return std::any_of(program.nodes.begin(), program.nodes.end(), [](const ir::Node& node) {
+    return std::holds_alternative<ir::AddEntries>(node.op);
+  });
+}
+
+}  // namespace
+
 Result<std::vector<LimitResult>> evaluate_draws(
     const std::function<Result<Module>(std::uint64_t draw)>& drawn, EvaluateOptions options,
     int draws) {
@@ -18,21 +28,21 @@ Result<std::vector<LimitResult>> evaluate_draws(
     const Result<Module> module = drawn(options.draw);
     if (!module) return module.errors();
     if (whole) options.progress = [&](double done) { whole((draw + done) / draws); };
-    Result<LimitResult> result = evaluate(*module, options);
+    EvaluateOptions own = options;
+    // Errors of draws are averaged as well, and draws differ by more.
+    if (draws > 4 && !own.particles && !own.tolerance && !has_entries(module->program))
+      own.particles = kDefaultParticles / 4;
+    Result<LimitResult> result = evaluate(*module, own);
+    const bool random = result && (module->program.has_random_scalars || result->random_outputs);
+    if (result && !random) result = evaluate(*module, options);
     if (!result) return result.errors();
     out.push_back(std::move(*result));
-    if (!module->program.has_random_scalars && !out.back().random_outputs) break;
+    if (!random) break;
   }
   return out;
 }
 
 namespace {
-
-bool has_entries(const ir::Program& program) {
-  return std::any_of(program.nodes.begin(), program.nodes.end(), [](const ir::Node& node) {
-    return std::holds_alternative<ir::AddEntries>(node.op);
-  });
-}
 
 Result<Module> networks_beside(const Module& module,
                                const std::optional<GradedOptions::Given>& given) {
@@ -43,11 +53,8 @@ Result<Module> networks_beside(const Module& module,
 
 Result<Comparison> compare(const Module& module, const CompareOptions& options) {
   const auto limit_of_draws = [&](int draws) {
-    EvaluateOptions own = options.evaluate;
-    // Errors of draws are averaged as well, and draws differ by more.
-    if (draws > 4 && !own.particles && !own.tolerance && !has_entries(module.program))
-      own.particles = kDefaultParticles / 4;
-    return evaluate_draws([&](std::uint64_t) -> Result<Module> { return module; }, own, draws);
+    return evaluate_draws([&](std::uint64_t) -> Result<Module> { return module; }, options.evaluate,
+                          draws);
   };
   const auto limit = [&]() -> Result<LimitResult> {
     if (options.limit) return *options.limit;

@@ -1017,25 +1017,77 @@ bool Lowerer::sums_to_zero(NodeId id) const {
                      [](const auto& term) { return std::abs(term.second) < 1e-12; });
 }
 
+/// What multiplies each Gaussian matrix in a sum of versions.  Where all have the same in them and
+/// the factors add up to 1, as those of (1 - c) W + c W_0, it is what they have.
+Lowerer::GaussianPart Lowerer::gaussian_part(
+    const std::vector<std::pair<NodeId, NodeId>>& versions) {
+  std::vector<GaussianPart> parts;
+  NodeId total = builder_.constant(0);
+  for (const auto& [factor, w] : versions) {
+    parts.push_back(gaussian_part(w));
+    total = builder_.plus(total, factor);
+  }
+  GaussianPart out;
+  if (std::all_of(parts.begin(), parts.end(), [&](const auto& p) { return p == parts[0]; })) {
+    if (sums_to_zero(builder_.minus(total, builder_.constant(1)))) return parts[0];
+    const bool none = sums_to_zero(total);
+    for (const auto& [source, factor] : parts[0])
+      out[source] = none ? builder_.constant(0) : builder_.times(total, factor);
+    return out;
+  }
+  for (std::size_t k = 0; k < parts.size(); ++k)
+    for (const auto& [source, factor] : parts[k]) {
+      const NodeId own = builder_.times(versions[k].first, factor);
+      const auto [it, fresh] = out.emplace(source, own);
+      if (!fresh) it->second = builder_.plus(it->second, own);
+    }
+  return out;
+}
+
+Lowerer::GaussianPart Lowerer::gaussian_part(NodeId w) {
+  if (const auto it = gaussian_parts_.find(w); it != gaussian_parts_.end()) return it->second;
+  GaussianPart out;
+  if (std::holds_alternative<ir::GaussianMatrix>(builder_.node(w).op)) {
+    out[w] = builder_.constant(1);
+  } else if (const ir::Op& op = builder_.node(w).op; std::holds_alternative<ir::ScaleMatrix>(op) ||
+                                                     std::holds_alternative<ir::AddVersion>(op)) {
+    std::vector<std::pair<NodeId, NodeId>> versions;
+    NodeId next = w;
+    for (; std::holds_alternative<ir::AddVersion>(builder_.node(next).op);
+         next = builder_.node(next).in[0])
+      versions.emplace_back(builder_.node(next).in[1], builder_.node(next).in[2]);
+    if (std::holds_alternative<ir::ScaleMatrix>(builder_.node(next).op))
+      versions.emplace_back(builder_.node(next).in[1], builder_.node(next).in[0]);
+    else
+      versions.emplace_back(builder_.constant(1), next);
+    out = gaussian_part(versions);
+  } else {
+    out = gaussian_part(builder_.node(w).in[0]);
+  }
+  return gaussian_parts_[w] = out;
+}
+
 /// Outer products whose sum the matrix is, if the multiples of Gaussian matrices in it cancel, as
 /// in gradients and in differences of versions.
 std::optional<Matrix> Lowerer::as_outer_products(const Matrix& m) {
+  std::vector<std::pair<NodeId, NodeId>> versions;
+  for (const MatrixTerm& t : m.terms) {
+    if (t.transposed) return std::nullopt;
+    if (t.w.valid()) versions.emplace_back(t.coefficient, t.w);
+  }
+  if (versions.empty()) return m;
+  for (const auto& [source, factor] : gaussian_part(versions))
+    if (!sums_to_zero(factor)) return std::nullopt;
   Matrix out;
-  std::map<std::uint32_t, NodeId> gaussian;  // what multiplies a source
   bool known = true;
   std::size_t left = 4096;  // versions that are added may have each other in them
   const std::function<void(NodeId, NodeId)> expand = [&](NodeId w, NodeId c) {
     if (left == 0 || --left == 0) known = false;
     if (!known) return;
     const ir::Node node = builder_.node(w);
-    const auto outer = [&](NodeId factor, NodeId d, NodeId x) {
-      out.terms.push_back({builder_.times(c, factor), {}, false, d, x});
-    };
-    if (std::holds_alternative<ir::GaussianMatrix>(node.op)) {
-      NodeId& sum = gaussian[w.value];
-      sum = sum.valid() ? builder_.plus(sum, c) : c;
-    } else if (std::holds_alternative<ir::Parameter>(node.op) ||
-               std::holds_alternative<ir::Stop>(node.op)) {
+    if (std::holds_alternative<ir::GaussianMatrix>(node.op)) return;
+    if (std::holds_alternative<ir::Parameter>(node.op) ||
+        std::holds_alternative<ir::Stop>(node.op)) {
       expand(node.in[0], c);
     } else if (std::holds_alternative<ir::ScaleMatrix>(node.op)) {
       expand(node.in[0], builder_.times(c, node.in[1]));
@@ -1045,7 +1097,11 @@ std::optional<Matrix> Lowerer::as_outer_products(const Matrix& m) {
     } else if (std::holds_alternative<ir::UpdateMatrix>(node.op)) {
       expand(node.in[0], c);
       for (std::size_t k = 1; k + 2 < node.in.size(); k += 3)  // which divides by n
-        outer(builder_.scale(1, -1, node.in[k]), node.in[k + 1], node.in[k + 2]);
+        out.terms.push_back({builder_.times(c, builder_.scale(1, -1, node.in[k])),
+                             {},
+                             false,
+                             node.in[k + 1],
+                             node.in[k + 2]});
     } else {
       known = false;
     }
@@ -1055,8 +1111,6 @@ std::optional<Matrix> Lowerer::as_outer_products(const Matrix& m) {
       expand(t.w, t.coefficient);
     else
       out.terms.push_back(t);
-  for (const auto& [source, factor] : gaussian) known = known && sums_to_zero(factor);
-  for (const MatrixTerm& t : m.terms) known = known && !t.transposed;
   return known ? std::optional(out) : std::nullopt;
 }
 

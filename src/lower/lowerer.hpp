@@ -237,6 +237,10 @@ class Lowerer {
   Value sum(const Value& a, const Value& b);
   Matrix merged(const Matrix& m);
   [[nodiscard]] bool sums_to_zero(NodeId id) const;
+  using GaussianPart = std::map<NodeId, NodeId>;     ///< factors of Gaussian matrices
+  std::map<NodeId, GaussianPart> gaussian_parts_{};  ///< of versions
+  GaussianPart gaussian_part(NodeId w);
+  GaussianPart gaussian_part(const std::vector<std::pair<NodeId, NodeId>>& versions);
   NodeId product_of_entries(const Matrix& x, const Matrix& y, Span span);
   NodeId inner_product(const Matrix& x, const Matrix& y, Span span);
   NodeId inner_product(const Value& a, const Value& b, Span span);

@@ -669,9 +669,10 @@ class Determinacy {
 }  // namespace
 
 bool is_indicator(const Program& program, NodeId id) {
+  int left = 64;  // of operands shared by many, all ways to them would be gone
   const auto made_of = [&](NodeId x, const auto& self) -> bool {
     const Node& node = program[x];
-    if (node.type.random()) return false;
+    if (node.type.random() || --left < 0) return false;
     if (std::holds_alternative<Constant>(node.op) || is_piecewise_constant(node.op)) return true;
     const auto* m = std::get_if<Map>(&node.op);
     const bool copies =

@@ -767,7 +767,7 @@ class Analysis {
         to.lead = degree * *x.lead;
         if (x.dropped) {
           drop(to, *to.lead + (*x.dropped - *x.lead), x.culprit);
-          if (degree > 0) drop(to, degree * *x.dropped, x.culprit);  // where it exceeds what leads
+          if (degree > 1 && *x.dropped > *x.lead) drop(to, degree * *x.dropped, x.culprit);
         }
         if (x.spike) {
           const Exponent most = std::max(*x.spike, *x.lead);

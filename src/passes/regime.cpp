@@ -568,7 +568,12 @@ void Counting::find_effects() {
         // Sizes before cancellation: of the product, term by term.
         std::optional<Exponent> initial, update;
         const Exponent after = before + behind(user);
-        if (const auto* m = std::get_if<MatMul>(&node.op)) {
+        const auto* m = std::get_if<MatMul>(&node.op);
+        if (m && node.in[1] == id) {  // an embedding that a matrix acts on
+          const Sum product = apply(matrix(node.in[0]), sums_[id.value], m->transposed);
+          initial = parts_.size_caused_by(product, 0, true);
+          update = parts_.size_caused_by(product, own, true);
+        } else if (m) {
           const Matrix& w = matrix(node.in[0]);
           const Sum x = sums_[node.in[1].value];
           effect.products.emplace_back(step_of_[user.value], user);

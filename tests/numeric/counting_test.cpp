@@ -134,6 +134,28 @@ for t in 0..3 {{
   }
 }
 
+// What an embedding changes behind a matrix is its own, not what the matrix changes.
+TEST(Counting, EmbeddingsBehindAMatrix) {
+  for (const auto& [rate, expected] : {std::pair("1", "n^-1"), std::pair("n", "1")}) {
+    const Module module = parsed(fmt::format(R"(width n
+param Em : [5, n] ~ normal(0, 1), lr = {}
+param W : [n, n] ~ normal(0, 1 / n)
+param v : [3, n] ~ normal(0, 1 / n^2), lr = 1 / n
+for t in 0..3 {{
+  z = tanh(W @ Em[[[0, 1], [2, 3], [4, 0]]])
+  f = mean(z, axis = 1) @ v'
+  report f
+  step sgd(cross_entropy(f, [0, 1, 2]), lr = 0.5)
+}}
+)",
+                                             rate));
+    const RegimeReport report = regime(module, false);
+    EXPECT_EQ(update_of(report, module, "Em"), expected);
+    EXPECT_EQ(update_of(report, module, "W"), "1");
+    EXPECT_EQ(report.maximal, std::string(expected) == "1");
+  }
+}
+
 // A bias that cancels in the loss does not move.
 TEST(Counting, WhatCancelsDoesNotMove) {
   const Module module = parsed(R"(width n

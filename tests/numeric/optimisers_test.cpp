@@ -421,7 +421,7 @@ for k in 0..2 { a += grad(mse(v @ tanh(U @ x)[k] / m, 1), U) }
 for k in 0..2 { b += grad(mse(v @ tanh(U @ x)[1 - k] / m, 1), U) }
 for t in 0..2 { U += outer(v, (U' @ v)) / n }
 report same = norm(a - b), change = sum(U^2) - sum(U0^2), one = sum(S^2) / n^2
-step flow(mse(v @ tanh(U @ x) / m, [1, -1]) + 0.1 * sum(U^2), time = 0.5, only = (U))
+step flow(mse(v @ tanh(U @ x) / m, [1, -1]) + 0.1 * sum(U^2), dt = 0.5, only = (U))
 report shrunk = norm(U)^2 / norm(U0)^2
 )",
                                      particles(1024, 4));
