@@ -30,11 +30,12 @@ Result<std::vector<LimitResult>> evaluate_draws(
     if (whole) options.progress = [&](double done) { whole((draw + done) / draws); };
     EvaluateOptions own = options;
     // Errors of draws are averaged as well, and draws differ by more.
-    if (draws > 4 && !own.particles && !own.tolerance && !has_entries(module->program))
-      own.particles = kDefaultParticles / 4;
+    const bool fewer =
+        draws > 4 && !own.particles && !own.tolerance && !has_entries(module->program);
+    if (fewer) own.particles = kDefaultParticles / 4;
     Result<LimitResult> result = evaluate(*module, own);
     const bool random = result && (module->program.has_random_scalars || result->random_outputs);
-    if (result && !random) result = evaluate(*module, options);
+    if (result && !random && fewer) result = evaluate(*module, options);
     if (!result) return result.errors();
     out.push_back(std::move(*result));
     if (!random) break;

@@ -570,9 +570,12 @@ void Counting::find_effects() {
         const Exponent after = before + behind(user);
         const auto* m = std::get_if<MatMul>(&node.op);
         if (m && node.in[1] == id) {  // an embedding that a matrix acts on
-          const Sum product = apply(matrix(node.in[0]), sums_[id.value], m->transposed);
-          initial = parts_.size_caused_by(product, 0, true);
-          update = parts_.size_caused_by(product, own, true);
+          Matrix w = matrix(node.in[0]);
+          std::erase_if(w.terms, [](const Term& t) { return t.causes != 0; });
+          w.scale = parts_.initial(w.scale);
+          const Sum x = sums_[id.value];
+          initial = parts_.size(apply(w, parts_.initial(x), m->transposed));
+          update = parts_.size(apply(w, parts_.changed(x), m->transposed));
         } else if (m) {
           const Matrix& w = matrix(node.in[0]);
           const Sum x = sums_[node.in[1].value];
