@@ -1124,11 +1124,15 @@ NodeId Lowerer::product_of_entries(const Matrix& x, const Matrix& y, Span span) 
   };
   if (!has_version(x) && !has_version(y)) return whole;
   const std::optional<Matrix> left = as_outer_products(x), right = as_outer_products(y);
-  if (!left && !right) return whole;
+  // After many updates all pairs of outer products would be too many; versions of each other cost
+  // the same at every step, and their large parts cancel as symbols.
+  constexpr std::size_t kFew = 32;
+  const auto few = [](const std::optional<Matrix>& m) { return m && m->terms.size() <= kFew; };
+  if (!few(left) && !few(right)) return whole;
   const auto stop = [&](NodeId v) {
     return builder_.constant_values(v) ? v : builder_.add(ir::Stop{}, {v});
   };
-  const NodeId value = inner_product(left.value_or(x), right.value_or(y), span);
+  const NodeId value = inner_product(few(left) ? *left : x, few(right) ? *right : y, span);
   return builder_.plus(stop(value), builder_.minus(whole, stop(whole)));
 }
 

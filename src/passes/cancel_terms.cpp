@@ -12,7 +12,7 @@ using namespace ir;
 namespace {
 
 /// Terms of a sum that is looked into.
-std::size_t most_terms(const Type& type) { return type.width ? 8 : 64; }
+std::size_t most_terms(const Type& type) { return type.width ? 8 : 4096; }
 
 /// sum_k c_k n^p_k x_k, each broadcast, plus constants times powers of n.
 struct Terms {
