@@ -299,11 +299,17 @@ Result<std::vector<SimulationResult>> simulate(const Module& module, const Simul
   if (auto wrong = fault(module, options, widths)) return *wrong;
   const Stages stage(options.observe);
   const std::int64_t units = module.program.width_units;
+  // Norms of changes need no stored matrices once their large parts have cancelled.
+  const bool norms =
+      std::any_of(module.program.nodes.begin(), module.program.nodes.end(),
+                  [](const Node& node) { return std::holds_alternative<InnerProduct>(node.op); });
+  const Program program =
+      norms ? stage("cancel-terms", [&] { return cancel_terms(module.program); }) : module.program;
   std::vector<Program> programs;
   for (const std::int64_t width : widths) {
     const std::int64_t rows = width / units;  // a multiple: `fault` has seen to it
     programs.push_back(
-        stage("at-width", [&] { return at_width(module.program, static_cast<double>(rows)); }));
+        stage("at-width", [&] { return at_width(program, static_cast<double>(rows)); }));
   }
   try {
     return stage("simulate", [&] { return run_networks(module, options, widths, programs); });
