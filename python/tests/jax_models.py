@@ -168,25 +168,15 @@ def write_graphs():
 
 def against(name, widths=(64, 256, 1024), seeds=8, particles=8192, folder="against"):
     """Deviations of JAX's networks from the limit."""
+    from losses import print_losses
     from tplimit import jax as front
 
     build, X, y, loss, steps = MODELS[name]
     t = translated(name)
     t.save(folder)
     _, limit, _, messages = t.tool("run", "--particles", particles)
-    limit = {r["name"]: r for r in limit["reports"]}
     files = front.train(build, X, y, loss, steps, widths, seeds, os.path.join(folder, name))
-    value, error = np.array(limit["loss"]["value"]), np.array(limit["loss"]["stderr"])
-    outs = np.array(limit["out"]["value"])
-    print(f"{name}: loss at t = 0, {steps // 2}, {steps - 1}; rms deviation of out", messages[:200])
-    at = [0, steps // 2, steps - 1]
-    for file in files:
-        runs = np.load(file)
-        mean, sem = runs["loss"].mean(0), runs["loss"].std(0, ddof=1) / len(runs["loss"]) ** 0.5
-        rms = np.sqrt(((runs["out"] - outs) ** 2).mean())
-        row = "  ".join(f"{mean[i]:.5f} +- {sem[i]:.5f}" for i in at)
-        print(f"  {int(runs['width']):5d}  {row}  rms {rms:.5f}", flush=True)
-    print("  limit  " + "  ".join(f"{value[i]:.5f} +- {error[i] or 0:.5f}" for i in at), flush=True)
+    print_losses(name, limit, files, steps, messages)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ import copy
 import json
 import os
 
-import numpy as np
 import pytest
 import test_torch_graphs as shared  # sets up the package
 
@@ -43,14 +42,7 @@ def test_check_finds_feature_learning(name):
 @pytest.mark.parametrize("name", ["mlp_sgd", "mlp_adam", "residual_sgd", "attention_sgd", "classifier_sgd"])
 def test_limit_agrees_with_networks(name):
     """The tool's networks of the program; those of JAX: test_jax.py."""
-    t = Translation(graph(name), steps=2)
-    _, limit, _, messages = t.tool("run", "--particles", 1024, binary=shared.tool())
-    assert limit is not None, messages
-    _, networks, _, messages = t.tool("simulate", "--width", 512, "--seeds", 4, binary=shared.tool())
-    assert networks is not None, messages
-    runs = np.array(networks["reports"][0]["runs"])
-    error = runs.std(0, ddof=1) / len(runs) ** 0.5 + 0.02
-    assert np.all(np.abs(runs.mean(0) - limit["reports"][0]["value"]) < 4 * error)
+    shared.check_limit_agrees_with_networks(Translation(graph(name), steps=2))
 
 
 # ---- three mistakes

@@ -58,18 +58,21 @@ def test_check_finds_feature_learning(name):
     assert (code, found["regime"], found["maximal"]) == (0, "feature learning", True), messages
 
 
-@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("decoder_adam", "residual_adam")])  # minutes
-def test_limit_agrees_with_networks(name):
-    """The tool's networks of the program; those of torch: test_torch.py."""
-    t = Translation(graph(name), steps=2)
-    options = ("--particles", 1024)
-    _, limit, _, messages = t.tool("run", *options, binary=tool())
+def check_limit_agrees_with_networks(translation):
+    _, limit, _, messages = translation.tool("run", "--particles", 1024, binary=tool())
     assert limit is not None, messages
-    _, networks, _, messages = t.tool("simulate", "--width", 512, "--seeds", 4, binary=tool())
+    options = ("--width", 512, "--seeds", 4)
+    _, networks, _, messages = translation.tool("simulate", *options, binary=tool())
     assert networks is not None, messages
     runs = np.array(networks["reports"][0]["runs"])
     error = runs.std(0, ddof=1) / len(runs) ** 0.5 + 0.02
     assert np.all(np.abs(runs.mean(0) - limit["reports"][0]["value"]) < 4 * error)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("decoder_adam", "residual_adam")])  # minutes
+def test_limit_agrees_with_networks(name):
+    """The tool's networks of the program; those of torch: test_torch.py."""
+    check_limit_agrees_with_networks(Translation(graph(name), steps=2))
 
 
 # ---- the linter

@@ -180,7 +180,7 @@ def against(name, widths=(64, 256, 1024), seeds=8, particles=4096, folder="again
     """Deviations of torch's networks from the limit."""
     import json
 
-    import numpy as np
+    from losses import print_losses
     from tplimit import pytorch
 
     build, X, y, loss, steps = MODELS[name]
@@ -188,24 +188,9 @@ def against(name, widths=(64, 256, 1024), seeds=8, particles=4096, folder="again
         t = pytorch.Translation(json.load(f), steps=steps, name=name)
     t.save(folder)
     _, limit, _, messages = t.tool("run", "--particles", particles)
-    limit = {r["name"]: r for r in limit["reports"]}
     torch.set_num_threads(1)
     files = pytorch.train(build, X, y, loss, steps, widths, seeds, os.path.join(folder, name))
-    value, error = np.array(limit["loss"]["value"]), np.array(limit["loss"]["stderr"])
-    outs = np.array(limit["out"]["value"])
-    print(f"{name}: loss at t = 0, {steps // 2}, {steps - 1}; rms deviation of out", messages[:200])
-    at = [0, steps // 2, steps - 1]
-    for file in files:
-        runs = np.load(file)
-        mean, sem = runs["loss"].mean(0), runs["loss"].std(0, ddof=1) / len(runs["loss"]) ** 0.5
-        rms = np.sqrt(((runs["out"] - outs) ** 2).mean())
-        print(
-            f"  {int(runs['width']):5d}  "
-            + "  ".join(f"{mean[i]:.5f} +- {sem[i]:.5f}" for i in at)
-            + f"  rms {rms:.5f}",
-            flush=True,
-        )
-    print("  limit  " + "  ".join(f"{value[i]:.5f} +- {error[i] or 0:.5f}" for i in at), flush=True)
+    print_losses(name, limit, files, steps, messages)
 
 
 if __name__ == "__main__":

@@ -2,21 +2,12 @@
 
 #include <fmt/ranges.h>
 
+#include "driver/limits.hpp"
 #include "tplimit/driver/driver.hpp"
 #include "tplimit/report/json.hpp"
 
 // Several evaluations of one program, and what is made of them.
 namespace tplimit {
-
-namespace {
-
-bool has_entries(const ir::Program& program) {
-  return std::any_of(program.nodes.begin(), program.nodes.end(), [](const ir::Node& node) {
-    return std::holds_alternative<ir::AddEntries>(node.op);
-  });
-}
-
-}  // namespace
 
 Result<std::vector<LimitResult>> evaluate_draws(
     const std::function<Result<Module>(std::uint64_t draw)>& drawn, EvaluateOptions options,

@@ -7,6 +7,7 @@
 
 #include "driver/faults.hpp"
 #include "driver/limit_evaluation.hpp"
+#include "driver/limits.hpp"
 #include "tplimit/parallel/process_memory.hpp"
 #include "tplimit/passes/known_values.hpp"
 
@@ -111,7 +112,7 @@ Result<LimitResult> refined(const LeadingOrder& limit, const EvaluateOptions& op
     return diagnose(limit.program, {engines::not_finite(), *node});
   LimitEvaluation evaluation(limit, options);
   if (const auto refused = evaluation.refusal()) return *refused;
-  Refinement finer(evaluation.has_entries());
+  Refinement finer(has_entries(limit.program));
   LimitEvaluation::Resolution now = evaluation.first();
   // Few directions cost little: only where there may be many, some of the tolerance is spent on
   // dropping them.  The error of dropping is of second order in rank_tol where what is dropped is

@@ -42,8 +42,6 @@ class LimitEvaluation {
   [[nodiscard]] ReportMethod method_of(const ir::Report& report) const;
   /// Directions of one matrix and side if none were dropped.
   [[nodiscard]] std::int64_t most_directions() const;
-  /// Entrywise optimisers make matrices of all pairs of particles.
-  [[nodiscard]] bool has_entries() const;
   [[nodiscard]] std::int64_t particles_of_entries() const;
   /// What to begin with.
   [[nodiscard]] Resolution first() const;

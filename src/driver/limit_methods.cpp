@@ -8,6 +8,7 @@
 
 #include <fmt/format.h>
 
+#include "driver/limits.hpp"
 #include "engines/memory_estimate.hpp"
 #include "engines/operation_estimate.hpp"
 #include "tplimit/ir/functions.hpp"
@@ -61,8 +62,8 @@ moments::MomentEngine::Budget LimitEvaluation::budget(bool only_methods) const {
   return {std::max(2e6, 0.25 * cost / kEvaluation), std::max(1e9, kCheaper * 0.5 * cost)};
 }
 
-bool LimitEvaluation::has_entries() const {
-  return std::any_of(program_.nodes.begin(), program_.nodes.end(),
+bool has_entries(const ir::Program& program) {
+  return std::any_of(program.nodes.begin(), program.nodes.end(),
                      [](const Node& node) { return std::holds_alternative<AddEntries>(node.op); });
 }
 
@@ -82,9 +83,9 @@ std::int64_t LimitEvaluation::particles_of_entries() const {
 }
 
 LimitEvaluation::Resolution LimitEvaluation::first() const {
-  const std::int64_t particles = has_entries()        ? particles_of_entries()
-                                 : options_.tolerance ? 2048
-                                                      : kDefaultParticles;
+  const std::int64_t particles = has_entries(program_) ? particles_of_entries()
+                                 : options_.tolerance  ? 2048
+                                                       : kDefaultParticles;
   return {options_.particles.value_or(particles), options_.randomisations,
           options_.rank_tol.value_or(1e-6)};
 }

@@ -28,6 +28,9 @@ std::optional<ProductsApart> limit_of_products_apart(const ir::Program& program,
 /// from the seed.
 Result<LeadingOrder> limit_of(const ir::Program& written, const EvaluateOptions& options);
 
+/// Entrywise optimisers make matrices of all pairs of particles.
+[[nodiscard]] bool has_entries(const ir::Program& program);
+
 /// The same of all that the text names, not only of what reports need, if it has a limit.
 Result<LeadingOrder> limit_of_names(const Module& module, const EvaluateOptions& options);
 

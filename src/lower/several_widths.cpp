@@ -31,7 +31,7 @@ void Lowerer::on(const ast::Width& s, Span span) {
       const auto it = std::find_if(widths_.begin(), widths_.end(),
                                    [&](const Width& w) { return w.name == item.name.name; });
       if (it == widths_.end()) return false;
-      if (!item.value) return it != widths_.end();
+      if (!item.value) return true;
       const Value value = evaluate(*item.value);
       const auto* n = value.as<Number>();
       return n && n->power == 1 && n->value == static_cast<double>(it->units);
