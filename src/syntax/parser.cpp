@@ -85,6 +85,8 @@ std::string_view help_for_foreign_word(std::string_view word) {
   struct Entry {
     std::string_view word, help;
   };
+  static constexpr std::string_view kArray =
+      "write 'param W : [n, n] ~ normal(0, 1/n)' if training moves it, otherwise 'random ..'";
   static constexpr auto kEntries = std::to_array<Entry>({
       {"elif", "write 'else if condition { .. }'"},
       {"elseif", "write 'else if condition { .. }'"},
@@ -96,6 +98,9 @@ std::string_view help_for_foreign_word(std::string_view word) {
       {"lambda", "write 'fn phi(z) = expression'"},
       {"let", "a value is named by 'name = expression', a constant by 'const name = expression'"},
       {"var", "a value is named by 'name = expression', a constant by 'const name = expression'"},
+      {"matrix", kArray},
+      {"vector", kArray},
+      {"tensor", kArray},
       {"print", "results leave a program through 'report'"},
       {"include", "write: import \"file.tp\", and file.f(x) for what it declares"},
       {"from", "write: import \"file.tp\", and file.f(x) for what it declares"},

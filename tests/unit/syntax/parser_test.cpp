@@ -584,6 +584,8 @@ TEST(ParseError, KnowsWordsOfOtherLanguages) {
   EXPECT_EQ(errors("while (x) { }"), Errors{"1:1 E1029"});
   EXPECT_EQ(errors("let a = 3"), Errors{"1:1 E1029"});
   EXPECT_EQ(errors("print(a)"), Errors{"1:1 E1029"});
+  EXPECT_EQ(errors("matrix W : [n, n] ~ normal(0, 1/n)"), Errors{"1:1 E1029"});
+  EXPECT_EQ(errors("vector u ~ normal(0, 1) [n]"), Errors{"1:1 E1029"});
   EXPECT_EQ(errors("let = 3\nprint = let"), Errors{}) << "they are ordinary names";
 }
 
