@@ -69,6 +69,13 @@ tplimit_test(reference_kernels_test LABEL numeric LINK tplimit::driver nlohmann_
 tplimit_test(lsp_test LABEL unit LINK tplimit::lsp tplimit::lower tplimit::syntax nlohmann_json::nlohmann_json
   SOURCES unit/lsp/server_test.cpp)
 
+enable_language(C)
+pkg_check_modules(TREE_SITTER REQUIRED IMPORTED_TARGET tree-sitter)
+tplimit_test(tree_sitter_test LABEL golden LINK PkgConfig::TREE_SITTER tplimit::syntax
+  SOURCES editors/tree_sitter_test.cpp ${PROJECT_SOURCE_DIR}/editors/tree-sitter/src/parser.c ${PROJECT_SOURCE_DIR}/editors/tree-sitter/src/scanner.c)
+set_source_files_properties(${PROJECT_SOURCE_DIR}/editors/tree-sitter/src/parser.c PROPERTIES COMPILE_OPTIONS -w)  # generated
+target_include_directories(tree_sitter_test PRIVATE ${PROJECT_SOURCE_DIR}/editors/tree-sitter/src)
+
 # Pages in headless Chromium, where it is installed; editors.
 find_program(TPLIMIT_PYTHON3 python3)
 if(TPLIMIT_PYTHON3)

@@ -17,6 +17,7 @@
 
 #include "tplimit/driver/driver.hpp"
 #include "tplimit/driver/identity.hpp"
+#include "tplimit/driver/measurements.hpp"
 #include "tplimit/driver/variations.hpp"
 #include "tplimit/explain/page.hpp"
 #include "tplimit/passes/theory_checks.hpp"
@@ -151,11 +152,16 @@ nb::object numpy_if(const std::vector<double>& values, const std::vector<std::in
   return values.empty() ? nb::none() : numpy(values, shape);
 }
 
+/// None stands for a report that networks of other code did not measure.
 nb::list arrays_of(const std::vector<ReportResult>& reports,
                    const std::vector<std::vector<std::vector<double>>>* runs = nullptr) {
   nb::list out;
   for (std::size_t k = 0; k < reports.size(); ++k) {
     const ReportResult& r = reports[k];
+    if (runs && (*runs)[k].empty()) {
+      out.append(nb::none());
+      continue;
+    }
     nb::dict own;
     own["value"] = numpy(r.value, r.shape);
     own["stderr"] = numpy_if(r.error, r.shape);
@@ -469,15 +475,24 @@ class PyProgram {
     });
   }
 
-  /// `limit`: the JSON of a result and its name; none: computed.
+  /// `limit`: the JSON of a result and its name; none: computed.  `against`: files of networks;
+  /// none: own ones.
   [[nodiscard]] Computed<Comparison> compare(
       const nb::dict& o, const std::optional<std::pair<std::string, std::string>>& limit,
       const nb::object& progress) const {
     CompareOptions options = comparison_of(o);
+    const auto against = take<std::vector<std::filesystem::path>>(o, "against");
+    const bool fit_corrections = take<bool>(o, "fit_corrections");
     const Keeping keeping = keeping_of(o);
     return work(progress, [&](Task& task) {
       const Module module = of(options.evaluate.seed);
-      if (options.widths.empty()) options.widths = usual_widths(module);
+      if (!against.empty())
+        options.networks =
+            or_throw(read_measurements(against, module, comparable(module)), source_);
+      else if (options.widths.empty())
+        options.widths = usual_widths(module);
+      if (fit_corrections && (against.empty() ? options.widths.size() : options.networks->size()) < 2)
+        refuse("fit_corrections needs two widths or more");
       if (limit) {
         auto known = known_limit(limit->first, module, options);
         if (const auto* fault = std::get_if<std::string>(&known))
@@ -488,7 +503,9 @@ class PyProgram {
       const Request request{"compare", options, limit ? limit->second : ""};
       return kept(keeping, module, request, [&](Checkpoint* checkpoint) {
         options.evaluate.checkpoint = options.simulate.checkpoint = checkpoint;
-        return tplimit::compare(module, options);
+        auto out = tplimit::compare(module, options);
+        if (out) out->show_corrections = fit_corrections;
+        return out;
       });
     });
   }

@@ -190,6 +190,50 @@ def test_limit_of_an_earlier_run(program, tmp_path):
         program.compare([16, 32], limit=known, particles=64)
 
 
+def trained_by_numpy(width, seed, record):
+    """The network of TRAINING, in muP, written again."""
+    rng = np.random.default_rng([width, seed])
+    X, y, eta = np.array([[1, 0.5], [-0.3, 1]]), np.array([1, -1]), 0.5
+    U, v = rng.normal(size=(width, 2)) / 2**0.5, rng.normal(size=width)
+    W = rng.normal(size=(width, width)) / width**0.5
+    for t in range(3):
+        h = np.tanh(X @ U.T)
+        z = np.tanh(h @ W.T)
+        error = z @ v / width - y
+        record(loss=np.mean(error**2) / 2, K=z @ z.T / width)
+        of_z = error[:, None] / 2 * v / width * (1 - z**2)
+        of_h = of_z @ W * (1 - h**2)
+        U, W, v = U - width * eta * of_h.T @ X, W - eta * of_z.T @ h, v - eta * error / 2 @ z
+
+
+def test_networks_of_other_code(program, tmp_path):
+    from tplimit._traced.measure import measure  # tplimit.measure
+    runs = measure(tmp_path)
+    with pytest.raises(ValueError, match="nothing recorded"):
+        program.compare(against=runs)
+    for width in (32, 128):
+        for seed in range(8):
+            with runs.network(width, seed) as record:
+                trained_by_numpy(width, seed, record)
+    known = program.run(particles=4096)
+    compared = program.compare(against=runs, limit=known, fit_corrections=True)
+    assert comparable(compared.to_dict()) == command_line(
+        tmp_path, "compare", TRAINING, "--against", "32.npz", "--against", "128.npz", "--particles", "4096", "--fit-corrections")
+    assert compared.verdict != "disagrees" and compared.verdicts["loss"]["verdict"] == "agrees"
+    assert [n.width for n in compared.networks] == [32, 128] and set(compared.networks[0].reports) == {"loss", "K"}
+    assert np.array_equal(compared.networks[1]["K"].runs[3], runs.runs[128][3]["K"])
+    assert len(compared.verdicts["loss"]["corrections"]["limit"]["value"]) == 3
+    assert "corrections" not in program.compare(against=tmp_path / "32.npz", limit=known).verdicts["loss"]
+    with pytest.raises(ValueError, match="leave out widths, seeds"):
+        program.compare([32], 4, against=runs)
+    with pytest.raises(ValueError, match="two widths"):
+        program.compare(against=[tmp_path / "32.npz"], limit=known, fit_corrections=True)
+    np.savez(tmp_path / "other.npz", width=64, losses=np.zeros((2, 3)))
+    with pytest.raises(tplimit.Error) as caught:
+        program.compare(against=tmp_path / "other.npz", limit=known)
+    assert caught.value.code == "E5302"
+
+
 def test_checkpoint(program, tmp_path):
     """What is interrupted goes on from its folder with the same bits, from Python and from the command line."""
     folder = tmp_path / "kept"

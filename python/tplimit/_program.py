@@ -6,7 +6,7 @@ import inspect
 import os
 import warnings
 from pathlib import Path
-from typing import Any, Iterable, Mapping, Optional, Sequence, Union
+from typing import TYPE_CHECKING, Any, Iterable, Mapping, Optional, Sequence, Union
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from ._errors import Diagnostic, ProgramWarning
 from ._progress import Progress, bar
 from ._results import (Check, Comparison, CoordinateCheck, Explanation, Extrapolation, Limit, Networks, Parametrization,
                        Sweep)
+
+if TYPE_CHECKING:
+    from ._traced.measure import Recorder
 
 Values = Union[float, Sequence[float]]
 File = Union[str, "os.PathLike[str]"]
@@ -118,26 +121,29 @@ class Program:
     def compare(self, widths: Optional[Sequence[int]] = None, seeds: int = 8, *, particles: Optional[int] = None,
                 tol: Optional[float] = None, tol_on: Sequence[str] = (), randomisations: int = 8, seed: int = 0,
                 draws: int = 64, engine: str = "auto", given: Optional[Mapping[str, Values]] = None,
-                limit: Union[Limit, File, None] = None, rank_tol: Optional[float] = None, merge_rows: float = 1e-12,
+                limit: Union[Limit, File, None] = None, against: Union[File, Sequence[File], Recorder, None] = None,
+                fit_corrections: bool = False, rank_tol: Optional[float] = None, merge_rows: float = 1e-12,
                 matrices: str = "auto", precision: str = "double", threads: int = 0, memory: float = 0,
                 checkpoint: Optional[File] = None, checkpoint_interval: float = 60,
                 progress: Progress = None) -> Comparison:
         """Networks of several widths beside the limit, and whether they tend to it, as ``tplimit compare``.
 
         ``widths``: by default 128, 512, 2048.  ``limit``: a result of :meth:`run`, or a file of ``tplimit run --out``,
-        of the same program and data; the limit is then not computed again."""
+        of the same program and data; the limit is then not computed again.  ``against``: instead of own networks those
+        that other code has trained, in files (docs/compare.md), or as ``tplimit.measure`` recorded them.
+        ``fit_corrections``: the verdicts hold limit, coefficient of 1/n and variance that the widths give."""
         own = dict(locals())
         known = None
+        if against is not None:
+            _refuse_changed(own, ("widths", "seeds", "given"), "the networks are those of 'against'")
         if limit is not None:
-            usual = inspect.signature(Program.compare).parameters
-            fixed = ("engine", "particles", "randomisations", "tol", "rank_tol", "merge_rows", "draws")
-            changed = [name for name in fixed if own[name] != usual[name].default]
-            if changed:
-                raise ValueError(f"limit is known already: leave out {', '.join(changed)}")
+            _refuse_changed(own, ("engine", "particles", "randomisations", "tol", "rank_tol", "merge_rows", "draws"),
+                            "limit is known already")
             known = ((limit.to_json(), "result") if isinstance(limit, Limit)
                      else (Path(limit).read_text(encoding="utf-8"), os.fspath(limit)))
         options = {**_limit_options(own), **_kept(checkpoint, checkpoint_interval),
-                   **_network_options(widths, seeds, randomisations), "draws": draws}
+                   **_network_options(widths, seeds, randomisations), "draws": draws,
+                   "against": _files(against), "fit_corrections": fit_corrections}
         with bar(progress, "compare") as shown:
             result = Comparison(self._core.compare(options, known, shown))
         _warn(result.warnings)
@@ -241,6 +247,25 @@ def _network_options(widths: Optional[Sequence[int]], seeds: int, randomisations
     if seeds < 2 or randomisations < 2:
         raise ValueError("a comparison needs 2 seeds and 2 randomisations or more")
     return dict(widths=own, seeds=seeds)
+
+
+def _refuse_changed(given: Mapping[str, Any], names: Sequence[str], why: str) -> None:
+    """Options of compare that mean nothing beside another one."""
+    usual = inspect.signature(Program.compare).parameters
+    changed = [name for name in names if given[name] != usual[name].default]
+    if changed:
+        raise ValueError(f"{why}: leave out {', '.join(changed)}")
+
+
+def _files(against: Union[File, Sequence[File], Recorder, None]) -> list[str]:
+    """Of networks that other code has trained."""
+    if against is None:
+        return []
+    found = getattr(against, "files", against)
+    files = [os.fspath(f) for f in ([found] if isinstance(found, (str, os.PathLike)) else found)]
+    if not files:
+        raise ValueError("against: no file, or nothing recorded yet")
+    return files
 
 
 def _kept(checkpoint: Optional[File], interval: float) -> dict[str, Any]:

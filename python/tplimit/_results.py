@@ -308,9 +308,10 @@ class Comparison(_OfLimit):
         super().__init__(core, json.loads(core.json(True)), limit)
         of_networks = [dict(w, method="networks", error="standard_error") for w in self._words["reports"]]
         self.networks: list[WidthReports] = [
-            WidthReports(own["width"], own["seeds"], dict(zip(self, map(_report, arrays, of_networks))))
+            WidthReports(own["width"], own["seeds"],
+                         {name: _report(a, w) for name, a, w in zip(self, arrays, of_networks) if a is not None})
             for own, arrays in zip(self._words["compare"]["networks"], networks)]
-        """Per width, ascending."""
+        """Per width, ascending; without reports that networks of other code did not measure."""
 
     @property
     def verdict(self) -> str:

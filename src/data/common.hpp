@@ -148,8 +148,8 @@ inline Result<DataOptions::Rows> select_rows(const std::string& name, const Data
 }
 
 /// Each column of a row-major rows x columns array to mean 0 and standard deviation 1 (divisor:
-/// rows).  Columns that are constant to rounding become 0; their numbers are returned.  Safe for
-/// values of any finite size.
+/// rows).  Columns that are constant to rounding become 0; the numbers of those that were not 0
+/// before, as black pixels are, are returned.  Safe for values of any finite size.
 inline std::vector<std::size_t> standardize_columns(std::vector<double>& values,
                                                     std::size_t columns) {
   std::vector<std::size_t> constant;
@@ -175,10 +175,11 @@ inline std::vector<std::size_t> standardize_columns(std::vector<double>& values,
     // 4 eps: a column whose values differ by rounding only would come out as rounding noise of
     // size 1.
     if (half_range <=
-        2 * std::numeric_limits<double>::epsilon() * std::max(std::abs(low[j]), std::abs(high[j])))
-      constant.push_back(j);
-    else
+        2 * std::numeric_limits<double>::epsilon() * std::max(std::abs(low[j]), std::abs(high[j]))) {
+      if (middle[j] != 0) constant.push_back(j);
+    } else {
       unit[j] = half_range;
+    }
   }
   each([&](double& x, std::size_t j) { x = unit[j] > 0 ? (x - middle[j]) / unit[j] : 0; });
   std::vector<double> mean(columns, 0), variance(columns, 0);

@@ -17,11 +17,11 @@ namespace {
 
 /// The networks' outputs for kernels of outputs, where a report is linear in these.
 void use_outputs(Module& module) {
-  Program program = *module.written;
+  Program program = *module.marked;
   Builder b(program);
   std::map<NodeId, NodeId> products;
   std::vector<NodeId> kernels;
-  for (const OutputKernel& k : module.kernels)
+  for (const OutputKernel& k : program.output_kernels)
     if (products.emplace(k.kernel, k.product).second) kernels.push_back(k.kernel);
   for (Report& report : program.reports) {
     const bool linear =
@@ -101,7 +101,7 @@ Result<Module> conditioned(Module module, const GradedOptions::Given& given) {
 }
 
 Module comparable(Module module) {
-  if (!module.kernels.empty()) use_outputs(module);
+  if (module.marked) use_outputs(module);
   const LeadingOrderResult limit = leading_order(module.program);
   if (limit) return module;
   const std::vector<Report>& reports = module.program.reports;

@@ -87,6 +87,11 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
   });
   if (!lowered) return lowered.errors();
   Module module;
+  if (!lowered->program.output_kernels.empty()) {
+    if (!ablations.any())
+      module.marked = std::make_shared<const Program>(expand_inner_products(lowered->program));
+    lowered->program = without_output_kernels(lowered->program);
+  }
   if (ablations.lazy) {
     auto lazy = stage("linearise", [&] { return linearised(lowered->program); });
     if (!lazy) return lazy.errors();
@@ -107,7 +112,6 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
   module.constants = options.constants;
   module.written = std::make_shared<const Program>(std::move(lowered->program));
   module.warnings = std::move(lowered->warnings);
-  if (!ablations.any()) module.kernels = std::move(lowered->kernels);
   module.depth = std::move(lowered->depth);
   module.free_widths = std::move(lowered->free_widths);
   if (!module.free_widths.empty() && !ablations.any()) {

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "tplimit/ir/functions.hpp"
+#include "tplimit/math/normals.hpp"
 #include "tplimit/passes/determinacy.hpp"
 
 namespace tplimit::engines {
@@ -13,7 +14,7 @@ using namespace ir;
 namespace {
 
 constexpr double kUnit = 0x1p-48;  // 32 units of rounding
-constexpr double kStep = 0x1p-30;  // of derivatives
+constexpr double kStep = 0x1p-30;  // of shadows, and of derivatives
 
 View rows_of(const View& x, std::int64_t rows) { return {x.data, std::min(rows, x.rows), x.ld}; }
 
@@ -25,19 +26,43 @@ std::vector<double> dense(const View& x, std::int64_t columns) {
   return out;
 }
 
+/// The operand or the condition, or both operands, set against each other.
+std::size_t deciding_operands(const Node& jump) {
+  return std::get<Map>(jump.op).fn == Fn::kWhere ? 1 : jump.in.size();
+}
+
+/// 1 or -1.
+double sign_of(NodeId id, std::size_t entry) {
+  return (mix_key(id.value, entry) & 1) != 0 ? 1 : -1;
+}
+
 }  // namespace
 
 RoundingWatch::RoundingWatch(const Program& program, const std::vector<bool>& needed)
-    : program_(program), before_(program.size(), false) {
+    : program_(program), watched_(program.size(), false), leaves_(program.size()) {
+  const auto is_vector = [](const Node& node) { return node.type.width && !node.type.matrix; };
   for (std::size_t k = program.size(); k-- > 0;) {
     const Node& node = program.nodes[k];
-    if (!needed[k] || !node.type.width || node.type.matrix) continue;
+    if (!needed[k]) continue;
+    const auto leaves = std::holds_alternative<UpdateMatrix>(node.op) ? Leaves::kUpdate
+                                                                      : Leaves::kNumber;
+    if (!is_vector(node))
+      for (const NodeId in : node.in) leaves_[in.value] = std::max(leaves_[in.value], leaves);
+    if (!is_vector(node)) continue;
     const bool jump = is_jump(node);
     if (jump)
       decided_[static_cast<std::uint32_t>(k)].assign(
           static_cast<std::size_t>(size_of(node.type.dims)), 0.0);
-    if (jump || before_[k])
-      for (const NodeId in : node.in) before_[in.value] = true;
+    if (jump || watched_[k])
+      for (const NodeId in : node.in) watched_[in.value] = true;
+  }
+  for (std::size_t k = 0; k < program.size(); ++k) {
+    const Node& node = program.nodes[k];
+    if (needed[k] && is_vector(node))
+      watched_[k] = watched_[k] || is_jump(node) ||
+                    std::any_of(node.in.begin(), node.in.end(), [&](NodeId in) {
+                      return is_vector(program[in]) && watched_[in.value];
+                    });
   }
 }
 
@@ -50,15 +75,14 @@ RoundingWatch::Rows RoundingWatch::evaluate(const Node& node, const std::vector<
 
 RoundingWatch::Rows RoundingWatch::scale_of(const Node& node, const std::vector<const Type*>& types,
                                             const std::vector<View>& in,
-                                            const std::vector<const Rows*>& scales,
-                                            const Rows& value, std::int64_t rows) const {
+                                            const std::vector<Rows>& scales, const Rows& value,
+                                            std::int64_t rows) const {
   Rows out(value.size());
   for (std::size_t i = 0; i < out.size(); ++i) out[i] = std::abs(value[i]);
   for (std::size_t k = 0; k < in.size(); ++k) {
     if (!types[k]->width) continue;
     Rows moved = dense(in[k], size_of(types[k]->dims));
-    for (std::size_t i = 0; i < moved.size(); ++i)
-      moved[i] += kStep * (scales[k] ? (*scales[k])[i] : std::abs(moved[i]));
+    for (std::size_t i = 0; i < moved.size(); ++i) moved[i] += kStep * scales[k][i];
     std::vector<View> other = in;
     other[k] = {moved.data(), rows, rows};
     const Rows there = evaluate(node, types, other, rows);
@@ -67,77 +91,164 @@ RoundingWatch::Rows RoundingWatch::scale_of(const Node& node, const std::vector<
   return out;
 }
 
-void RoundingWatch::value(NodeId id, const std::vector<const Type*>& types,
-                          const std::vector<View>& in, const View& out) {
-  const Node& node = program_[id];
-  const auto jump = decided_.find(id.value);
-  if (!before_[id.value] && jump == decided_.end()) return;
-  const std::int64_t rows = std::min(kRows, out.rows);
-  std::vector<View> first;
-  std::vector<const Rows*> scales;
-  for (std::size_t k = 0; k < in.size(); ++k) {
-    first.push_back(types[k]->width ? rows_of(in[k], rows) : in[k]);
-    const auto scale = scales_.find(node.in[k].value);
-    scales.push_back(scale == scales_.end() ? nullptr : &scale->second);
-  }
-  if (jump != decided_.end()) {
-    // What decides is set against 0: the operand or the condition, the difference of both operands,
-    // a quotient's distance from a whole number.
-    const Fn fn = std::get<Map>(node.op).fn;
-    const std::size_t operands = fn == Fn::kWhere ? 1 : node.in.size();
-    Node margin = node;
-    if (operands == 2)
-      margin.op = Map{fn == Fn::kMod ? Fn::kDiv : Fn::kSub, 0};
-    else
-      margin = {Scale{1, 0}, *types[0], {node.in[0]}, node.span, node.context};
-    const std::vector<const Type*> own_types(types.begin(),
-                                             types.begin() + static_cast<std::ptrdiff_t>(operands));
-    const std::vector<View> own(first.begin(),
-                                first.begin() + static_cast<std::ptrdiff_t>(operands));
-    if (std::any_of(own_types.begin(), own_types.end(), [](const Type* t) { return t->width; })) {
-      const Rows value = evaluate(margin, own_types, own, rows),
-                 scale = scale_of(margin, own_types, own, scales, value, rows);
-      for (std::size_t i = 0; i < value.size(); ++i) {
-        const double distance = fn == Fn::kMod ? value[i] - std::nearbyint(value[i]) : value[i];
-        if (distance == 0 || !(std::abs(distance) < kUnit * scale[i])) continue;
-        // A condition may have fewer entries than what it chooses.
-        if (value.size() == jump->second.size() * static_cast<std::size_t>(rows))
-          jump->second[i / static_cast<std::size_t>(rows)] = 1;
-        else
-          std::fill(jump->second.begin(), jump->second.end(), 1.0);
-      }
-    }
-  }
-  if (before_[id.value])
-    scales_[id.value] = scale_of(node, types, first, scales,
-                                 dense(rows_of(out, rows), size_of(node.type.dims)), rows);
+const RoundingWatch::Rows* RoundingWatch::shadow(NodeId id) const {
+  const auto it = shadows_.find(id.value);
+  return it == shadows_.end() ? nullptr : &it->second;
 }
 
-void RoundingWatch::product(NodeId id, const View& x, const View& y) {
-  const auto scale = scales_.find(program_[id].in[1].value);
-  if (!before_[id.value] || scale == scales_.end()) return;
-  const std::int64_t rows = std::min(kRows, y.rows), columns = size_of(program_[id].type.dims);
-  Rows out = dense(rows_of(y, rows), columns);
-  for (std::int64_t j = 0; j < columns; ++j) {
-    double size = 0, sum = 0;
-    for (std::int64_t i = 0; i < std::min(rows, x.rows); ++i) {
-      size += std::pow(x.data[j * x.ld + i], 2);
-      sum += std::pow(scale->second[static_cast<std::size_t>(j * rows + i)], 2);
+RoundingWatch::Rows RoundingWatch::shadow_of(NodeId id, const std::vector<const Type*>& types,
+                                             const std::vector<View>& in, std::int64_t rows,
+                                             const std::vector<std::size_t>& other_side) const {
+  const Node& node = program_[id];
+  const auto* jump = is_jump(node) ? &std::get<Map>(node.op) : nullptr;
+  // What decides is as it is: which side the shadow would be on says nothing.
+  std::vector<View> moved = in;
+  for (std::size_t k = jump ? deciding_operands(node) : 0; k < in.size(); ++k)
+    if (const Rows* own = shadow(node.in[k])) moved[k] = {own->data(), rows, rows};
+  Rows decides;
+  if (!other_side.empty()) {
+    const std::size_t k = types[0]->width ? 0 : 1;
+    decides = dense(in[k], size_of(types[k]->dims));
+    for (const std::size_t i : other_side) {
+      double& x = decides[i];
+      const auto column = static_cast<std::int64_t>(i) / rows;
+      const auto against = [&] {
+        const View& y = in[1 - k];
+        return y.data[column * y.ld + (types[1 - k]->width ? static_cast<std::int64_t>(i) % rows : 0)];
+      };
+      switch (jump->fn) {
+        case Fn::kWhere: x = 0; break;
+        case Fn::kMod: x -= 2 * (x / against() - std::nearbyint(x / against())) * against(); break;
+        case Fn::kEqual:
+        case Fn::kNotEqual: x = against(); break;
+        default: x = in.size() == 1 ? -x : 2 * against() - x;
+      }
     }
-    const double loss = size > 0 ? std::sqrt(sum / size) : 1;
-    for (std::int64_t i = 0; i < rows; ++i) {
-      double& s = out[static_cast<std::size_t>(j * rows + i)];
-      s = std::abs(s) * std::max(loss, 1.0);
+    moved[k] = {decides.data(), rows, rows};
+  }
+  Rows out = evaluate(node, types, moved, rows);
+  if (jump && is_piecewise_constant(node.op)) return out;
+  if (jump && jump->fn == Fn::kMod) {  // x - floor(x / m) m
+    if (const Rows* own = shadow(node.in[0])) {
+      const Rows x = dense(in[0], size_of(types[0]->dims));
+      for (std::size_t i = 0; i < out.size(); ++i) out[i] += (*own)[i] - x[i];
     }
   }
-  scales_[id.value] = std::move(out);
+  for (std::size_t i = 0; i < out.size(); ++i) out[i] *= 1 + kStep * sign_of(id, i);
+  return out;
+}
+
+std::vector<std::size_t> RoundingWatch::by_rounding(const Node& jump,
+                                                    const std::vector<const Type*>& types,
+                                                    const std::vector<View>& in,
+                                                    std::int64_t rows) const {
+  // What decides is set against 0: the operand or the condition, the difference of both operands,
+  // a quotient's distance from a whole number.
+  const Fn fn = std::get<Map>(jump.op).fn;
+  const auto operands = static_cast<std::ptrdiff_t>(deciding_operands(jump));
+  Node margin = jump;
+  if (operands == 2)
+    margin.op = Map{fn == Fn::kMod ? Fn::kDiv : Fn::kSub, 0};
+  else
+    margin = {Scale{1, 0}, *types[0], {jump.in[0]}, jump.span, jump.context};
+  const std::vector<const Type*> own_types(types.begin(), types.begin() + operands);
+  const std::vector<View> own(in.begin(), in.begin() + operands);
+  std::vector<std::size_t> out;
+  if (std::none_of(own_types.begin(), own_types.end(), [](const Type* t) { return t->width; }))
+    return out;
+  std::vector<Rows> scales;
+  for (std::size_t k = 0; k < own.size(); ++k) {
+    scales.push_back(own_types[k]->width ? dense(own[k], size_of(own_types[k]->dims)) : Rows());
+    const Rows* other = shadow(jump.in[k]);
+    for (std::size_t i = 0; i < scales[k].size(); ++i) {
+      double& x = scales[k][i];
+      x = std::abs(x) + (other ? std::abs((*other)[i] - x) / kStep : 0);
+    }
+  }
+  const Rows value = evaluate(margin, own_types, own, rows),
+             scale = scale_of(margin, own_types, own, scales, value, rows);
+  for (std::size_t i = 0; i < value.size(); ++i) {
+    const double distance = fn == Fn::kMod ? value[i] - std::nearbyint(value[i]) : value[i];
+    if (distance != 0 && std::abs(distance) < kUnit * scale[i]) out.push_back(i);
+  }
+  return out;
+}
+
+/// Whether the other side of what rounding has decided shows in what leaves the coordinates:
+/// numbers have any size, matrices are of size 1 and vectors that are added to them as a rule, too.
+void RoundingWatch::keep(NodeId id, const Rows& value, Rows shadow, std::int64_t rows) {
+  constexpr double kNumber = 1e-6, kUpdate = 1e-8;
+  const Leaves leaves = leaves_[id.value];
+  if (any_decided_ && !matters_ && leaves != Leaves::kNothing)
+    for (std::size_t first = 0; first < value.size(); first += static_cast<std::size_t>(rows)) {
+      double size = 0, moved = 0;
+      for (std::size_t i = first; i < first + static_cast<std::size_t>(rows); ++i) {
+        size += value[i] * value[i];
+        moved += (shadow[i] - value[i]) * (shadow[i] - value[i]);
+      }
+      const double allowed = leaves == Leaves::kNumber
+                                 ? kNumber * std::sqrt(size)
+                                 : kUpdate * std::sqrt(static_cast<double>(rows));
+      matters_ = matters_ || std::sqrt(moved) > allowed;
+    }
+  shadows_[id.value] = std::move(shadow);
+}
+
+void RoundingWatch::value(NodeId id, const std::vector<const Type*>& types,
+                          const std::vector<View>& in, const View& out) {
+  if (!watched_[id.value]) return;
+  const Node& node = program_[id];
+  const std::int64_t rows = std::min(kRows, out.rows);
+  std::vector<View> first;
+  for (std::size_t k = 0; k < in.size(); ++k)
+    first.push_back(types[k]->width ? rows_of(in[k], rows) : in[k]);
+  std::vector<std::size_t> other_side;
+  if (const auto jump = decided_.find(id.value); jump != decided_.end()) {
+    other_side = by_rounding(node, types, first, rows);
+    any_decided_ = any_decided_ || !other_side.empty();
+    const bool each = size_of(types[types[0]->width ? 0 : 1]->dims) == size_of(node.type.dims);
+    for (const std::size_t i : other_side)
+      if (each)
+        jump->second[i / static_cast<std::size_t>(rows)] = 1;
+      else  // a condition with fewer entries than what it chooses
+        std::fill(jump->second.begin(), jump->second.end(), 1.0);
+  }
+  keep(id, dense(rows_of(out, rows), size_of(node.type.dims)),
+       shadow_of(id, types, first, rows, other_side), rows);
+}
+
+/// Rows of W (shadow - x) are like those of W x, of which they have the share that they have of x.
+void RoundingWatch::product(NodeId id, const View& x, const View& y) {
+  const Rows* own = shadow(program_[id].in[1]);
+  if (!watched_[id.value] || !own) return;
+  const std::int64_t rows = std::min(kRows, y.rows), columns = size_of(program_[id].type.dims);
+  const Rows value = dense(rows_of(y, rows), columns);
+  Rows out = value;
+  for (std::int64_t j = 0; j < columns; ++j) {
+    double size = 0, moved = 0;
+    for (std::int64_t i = 0; i < std::min(rows, x.rows); ++i) {
+      const double at = x.data[j * x.ld + i];
+      size += at * at;
+      moved += std::pow((*own)[static_cast<std::size_t>(j * rows + i)] - at, 2);
+    }
+    const double share = std::max(size > 0 ? std::sqrt(moved / size) : 0, kStep);
+    for (std::int64_t i = 0; i < rows; ++i) {
+      const auto k = static_cast<std::size_t>(j * rows + i);
+      out[k] *= 1 + share * sign_of(id, k);
+    }
+  }
+  keep(id, value, std::move(out), rows);
 }
 
 std::map<std::uint32_t, std::vector<double>> RoundingWatch::decided(
     const Communicator& ranks) const {
   auto out = decided_;
-  if (ranks.size() > 1)
+  std::vector<double> matters{matters_ ? 1.0 : 0.0};
+  if (ranks.size() > 1) {
     for (auto& [id, entries] : out) ranks.sum(entries);
+    ranks.sum(matters);
+  }
+  if (matters[0] == 0) return {};
   for (auto it = out.begin(); it != out.end();)
     it = std::all_of(it->second.begin(), it->second.end(), [](double x) { return x == 0; })
              ? out.erase(it)
@@ -147,7 +258,9 @@ std::map<std::uint32_t, std::vector<double>> RoundingWatch::decided(
 
 void RoundingWatch::save(Writer& out) const {
   for (const auto& [id, entries] : decided_) out.values(entries);
-  const std::map<std::uint32_t, Rows> sorted(scales_.begin(), scales_.end());
+  out.value(any_decided_);
+  out.value(matters_);
+  const std::map<std::uint32_t, Rows> sorted(shadows_.begin(), shadows_.end());
   out.value<std::uint64_t>(sorted.size());
   for (const auto& [id, rows] : sorted) {
     out.value(id);
@@ -157,9 +270,11 @@ void RoundingWatch::save(Writer& out) const {
 
 void RoundingWatch::load(Reader& in) {
   for (auto& [id, entries] : decided_) entries = in.values<double>();
+  any_decided_ = in.value<bool>();
+  matters_ = in.value<bool>();
   for (auto left = in.value<std::uint64_t>(); left > 0; --left) {
     const auto id = in.value<std::uint32_t>();
-    scales_[id] = in.values<double>();
+    shadows_[id] = in.values<double>();
   }
 }
 

@@ -457,6 +457,7 @@ class Lowerer {
                                        const std::vector<Derivative>& derivatives);
   Value builtin_ntk(const ast::Call& call, Span span);
   Value builtin_nngp(const ast::Call& call, Span span);
+  NodeId output_kernel(NodeId average, NodeId product);
   Tensor recorded(Tensor kernel);
   bool differentiates_kernel(NodeId loss, const std::vector<NodeId>& targets,
                              const std::vector<NodeId>& fixed, Span span) const;
@@ -492,7 +493,6 @@ class Lowerer {
   ir::Program program_;
   ir::Builder builder_;
   Diagnostics errors_, warnings_;
-  std::vector<OutputKernel> kernels_;
   std::optional<Depth> depth_;
   std::vector<FreeWidth> free_widths_;
 

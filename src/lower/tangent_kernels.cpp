@@ -352,11 +352,20 @@ Value Lowerer::builtin_nngp(const ast::Call& call, Span span) {
     const NodeId deviation = b.minus(f.output, rest);
     const NodeId left = b.reshape(f.batch(b, {deviation}, true)[0], {f.rows, 1}),
                  right = b.reshape(f.batch(b, {deviation}, false)[0], {f.columns, 1});
-    kernels_.push_back({sum, b.contract(left, right, 0, 1, false)});
+    sum = output_kernel(sum, b.contract(left, right, 0, 1, false));
   } catch (const Rejection&) {
     // Only the kernel can be batched: comparisons keep to it.
   }
   return {recorded(f.kernel(b, sum))};
+}
+
+/// A node of its own, for tangent kernels have the same average as a part of theirs.
+NodeId Lowerer::output_kernel(NodeId average, NodeId product) {
+  for (const ir::OutputKernel& k : program_.output_kernels)
+    if (k.product == product && program_[k.kernel].in[0] == average) return k.kernel;
+  const NodeId kernel = builder_.add(ir::Parameter{parameter_count_++}, {average});
+  program_.output_kernels.push_back({kernel, product});
+  return kernel;
 }
 
 Tensor Lowerer::recorded(Tensor kernel) {

@@ -792,9 +792,13 @@ int FunctionTable::parity(Id id) const {
 
 std::vector<std::pair<double, double>> FunctionTable::jumps(Id f) const {
   std::vector<std::pair<double, double>> out;
-  for (const double position : kinks(f)) {
-    // f(c + h) - f(c - h) = J + O(h), and the O(h) is extrapolated away.
-    const double h = 1e-6 * std::max(1.0, std::abs(position));
+  const std::vector<double>& all = kinks(f);
+  for (std::size_t k = 0; k < all.size(); ++k) {
+    const double position = all[k];
+    // f(c + h) - f(c - h) = J + O(h), and the O(h) is extrapolated away.  No other kink is as near.
+    double h = 1e-6 * std::max(1.0, std::abs(position));
+    if (k > 0) h = std::min(h, (position - all[k - 1]) / 2);
+    if (k + 1 < all.size()) h = std::min(h, (all[k + 1] - position) / 2);
     const std::array<double, 4> x{position - h, position - h / 2, position + h / 2, position + h};
     std::array<double, 4> y{};
     evaluate(f, 4, x.data(), y.data());
@@ -836,7 +840,12 @@ void FunctionTable::find_kinks(Function& f) {
     f.kinks.insert(f.kinks.end(), breaks.begin(), breaks.end());
   }
   std::sort(f.kinks.begin(), f.kinks.end());
-  f.kinks.erase(std::unique(f.kinks.begin(), f.kinks.end()), f.kinks.end());
+  // One kink of several operations, where(x <= c, ..), comes out of each with its own rounding.
+  f.kinks.erase(std::unique(f.kinks.begin(), f.kinks.end(),
+                            [](double a, double b) {
+                              return b - a <= 1e-12 * std::max(1.0, std::abs(a));
+                            }),
+                f.kinks.end());
   if (f.kinks.size() > 16) f.integrable = false;
 }
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cmath>
+#include <set>
 
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/support/check.hpp"
@@ -74,11 +75,29 @@ Program rebuilt(const Program& program, Keep keep, const Rewrite& rewrite) {
   };
   keep_live(program.names, out.names);
   keep_live(program.predictions, out.predictions);
+  if (keep == Keep::kAll)
+    for (const OutputKernel& k : program.output_kernels)
+      out.output_kernels.push_back({map[k.kernel.value], map[k.product.value]});
   for (TrainingStep step : program.steps) {
     for (NodeId& loss : step.losses) loss = map[loss.value];
     std::erase_if(step.losses, [](NodeId id) { return !id.valid(); });
     out.steps.push_back(std::move(step));
   }
+  return out;
+}
+
+Program without_output_kernels(const Program& program) {
+  if (program.output_kernels.empty()) return program;
+  std::set<std::uint32_t> kernels;
+  for (const OutputKernel& k : program.output_kernels)
+    kernels.insert(std::get<Parameter>(program[k.kernel].op).index);
+  Program out = rebuilt(program, Keep::kAll,
+                        [&](Builder&, const Node& node, const std::vector<NodeId>& in) {
+                          const auto* p = std::get_if<Parameter>(&node.op);
+                          return p && kernels.contains(p->index) ? std::optional(in[0])
+                                                                 : std::nullopt;
+                        });
+  out.output_kernels.clear();
   return out;
 }
 

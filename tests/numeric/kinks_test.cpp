@@ -45,6 +45,29 @@ TEST(Kinks, TheNextTermDecidesWhereTheLeadingOneCancels) {
   }
 }
 
+// E f(x) y = Cov(x, y) E f'(x), and E f(x) x = E f'(x) with no derivative taken: a jump that several
+// operations share counts once.
+TEST(Kinks, SteinsLemmaCountsEachJumpOnce) {
+  for (const char* c : {"0.2", "-0.7", "1 / 3", "0"})
+    for (const char* condition :
+         {"x < {0}", "x <= {0}", "{0} < x", "x >= {0}", "2 * x - 1 < {0}", "tanh(x) < {0}",
+          "tanh(x) >= {0}", "exp(x) > 1 + {0}", "abs(x) > {0} + 0.9", "x^3 <= {0}",
+          "where(x < {0}, x, 1) > 0.5", "(x < {0}) * (x >= {0} - 0.3)"})
+      for (const char* function :
+           {"{0}", "1 - ({0})", "where({0}, 0, 1)", "where({0}, 1, tanh(x))",
+            "where({0}, x, x^2)", "where({0}, 2, 1) * ({0})"}) {
+        const std::string f = fmt::format(fmt::runtime(function),
+                                          fmt::format(fmt::runtime(condition), c));
+        const LimitResult result = limit_of(
+            kHead + fmt::format("z = 0.5 * x + y\nreport E(({0}) * z), 0.5 * E(({0}) * x)\n", f),
+            {});
+        const auto& [stein, direct] = std::tie(result.reports[0], result.reports[1]);
+        EXPECT_NEAR(stein.value[0], direct.value[0],
+                    5 * (stein.error[0] + direct.error[0]) + 1e-9)
+            << f;
+      }
+}
+
 // Residuals that lie on the kink of huber, or of a clip, have one derivative there, that of mse:
 // the jump is multiplied by what is 0.  Where it is not, the derivative stays random.
 TEST(Kinks, DerivativesWithoutJumps) {

@@ -43,7 +43,7 @@ struct DataSet {
   std::optional<Array>
       target;  ///< [N] for one target column, [N, k] for several, in the order of `targets`
   std::vector<Diagnostic>
-      warnings;  ///< W5201: columns that are constant (to rounding) and became 0
+      warnings;  ///< W5201: columns that are constant (to rounding), not 0, and became 0
 };
 
 /// Comma-separated text with one header line.  Quotes ("a,b", "" for a quote inside, line ends

@@ -38,8 +38,9 @@ struct Module {
   std::shared_ptr<const ir::Program>
       written;  ///< as lowered, with all that the text names: for counting
   Diagnostics warnings;
-  Ablations ablations;                  ///< what was changed in it
-  std::vector<OutputKernel> kernels{};  ///< in `written`; none where that was changed
+  Ablations ablations;  ///< what was changed in it
+  /// `written` with kernels of outputs marked; null: there are none, or the program was changed.
+  std::shared_ptr<const ir::Program> marked{};
   std::optional<Depth> depth{};
   /// `width n, m`, the ratio of m to n left open: 1 in `program`.  The same with other ratios.
   std::vector<FreeWidth> free_widths{};

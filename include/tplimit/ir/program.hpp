@@ -232,7 +232,8 @@ struct Stop {
   [[nodiscard]] OpTraits traits() const { return {.rowwise = true, .linear = true}; }
   friend bool operator==(const Stop&, const Stop&) = default;
 };
-/// Identity that is never shared or folded, so that equal initial values stay distinct.
+/// Identity that is never shared or folded, so that what is equal stays distinct: initial values,
+/// kernels of outputs.
 struct Parameter {
   static constexpr bool kMakesVersion = true;
   std::uint32_t index;
@@ -476,6 +477,12 @@ struct Variable {
   double rate_factor = 1, variance_factor = 1;  ///< rate_factor n^rate, variance_factor n^variance
 };
 
+/// A covariance kernel nngp(f, X, X2), a Parameter node, and (f(X) - mean) (f(X2) - mean)' of one
+/// network, whose mean over networks tends to it.
+struct OutputKernel {
+  NodeId kernel, product;
+};
+
 /// A `step` or update statement.
 struct TrainingStep {
   std::vector<NodeId> losses;  ///< of W += ..: what was differentiated for it, if anything
@@ -495,6 +502,7 @@ struct Program {
   // What analyses need to know of the text; nothing here keeps a node alive.
   std::vector<NamedValue> names;        ///< in the order of the text
   std::vector<NamedValue> predictions;  ///< first arguments of mse; name: their text
+  std::vector<OutputKernel> output_kernels;  ///< as lowered; see without_output_kernels
   std::vector<TrainingStep> steps;
   std::vector<Variable> variables;  ///< in the order of declaration; W[2, n, n] is W[0], W[1]
   bool has_random_scalars =

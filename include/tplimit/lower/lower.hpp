@@ -37,11 +37,6 @@ struct LowerOptions {
   const std::atomic<bool>* stop = nullptr;  ///< true: throws Stopped before the next statement
 };
 
-/// A covariance kernel nngp(f, X, X2), and (f(X) - mean) (f(X2) - mean)' of one network.
-struct OutputKernel {
-  ir::NodeId kernel, product;
-};
-
 /// `depth L = 8`, or what --set makes of it.
 struct Depth {
   std::string name;
@@ -58,7 +53,6 @@ struct FreeWidth {
 struct Lowered {
   ir::Program program;
   Diagnostics warnings;
-  std::vector<OutputKernel> kernels;
   std::optional<Depth> depth;
   std::vector<FreeWidth> free_widths{};  ///< that --set has left open: they are as the first one
 };

@@ -27,6 +27,9 @@ using Rewrite = std::function<std::optional<ir::NodeId>(ir::Builder&, const ir::
 enum class Keep : std::uint8_t { kOutputs, kNames, kAll };
 ir::Program rebuilt(const ir::Program& program, Keep keep, const Rewrite& rewrite);
 
+/// The kernels of outputs are their limits, at every width.  Keeps: all else.  Cost: O(nodes).
+ir::Program without_output_kernels(const ir::Program& program);
+
 /// Sums and sides of comparisons in which equal terms cancel lose them, so that what is left leads;
 /// so do whole numbers in mod(.., 1). Keeps: every output at every width, up to rounding.  Cost:
 /// O(nodes).

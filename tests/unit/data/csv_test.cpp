@@ -98,6 +98,13 @@ TEST(Csv, StandardizesOverTheSelectedRows) {
       std::string::npos);
 }
 
+TEST(Csv, ColumnsOfZerosStayZerosWithoutAWarning) {
+  const auto data = read("a,b\n0,1\n0,3\n", {.standardize = true});
+  ASSERT_TRUE(is_ok(data));
+  EXPECT_EQ(data->features.values, (Values{0, -1, 0, 1}));
+  EXPECT_TRUE(data->warnings.empty());
+}
+
 TEST(Csv, StandardizesTargets) {
   const auto data = read("a,y\n1,10\n2,14\n", {.targets = {"y"}, .standardize_target = true});
   ASSERT_TRUE(is_ok(data));
