@@ -491,7 +491,8 @@ class PyProgram {
             or_throw(read_measurements(against, module, comparable(module)), source_);
       else if (options.widths.empty())
         options.widths = usual_widths(module);
-      if (fit_corrections && (against.empty() ? options.widths.size() : options.networks->size()) < 2)
+      if (fit_corrections &&
+          (against.empty() ? options.widths.size() : options.networks->size()) < 2)
         refuse("fit_corrections needs two widths or more");
       if (limit) {
         auto known = known_limit(limit->first, module, options);

@@ -174,8 +174,8 @@ inline std::vector<std::size_t> standardize_columns(std::vector<double>& values,
     middle[j] = low[j] / 2 + high[j] / 2;
     // 4 eps: a column whose values differ by rounding only would come out as rounding noise of
     // size 1.
-    if (half_range <=
-        2 * std::numeric_limits<double>::epsilon() * std::max(std::abs(low[j]), std::abs(high[j]))) {
+    if (half_range <= 2 * std::numeric_limits<double>::epsilon() *
+                          std::max(std::abs(low[j]), std::abs(high[j]))) {
       if (middle[j] != 0) constant.push_back(j);
     } else {
       unit[j] = half_range;

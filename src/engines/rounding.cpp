@@ -44,8 +44,8 @@ RoundingWatch::RoundingWatch(const Program& program, const std::vector<bool>& ne
   for (std::size_t k = program.size(); k-- > 0;) {
     const Node& node = program.nodes[k];
     if (!needed[k]) continue;
-    const auto leaves = std::holds_alternative<UpdateMatrix>(node.op) ? Leaves::kUpdate
-                                                                      : Leaves::kNumber;
+    const auto leaves =
+        std::holds_alternative<UpdateMatrix>(node.op) ? Leaves::kUpdate : Leaves::kNumber;
     if (!is_vector(node))
       for (const NodeId in : node.in) leaves_[in.value] = std::max(leaves_[in.value], leaves);
     if (!is_vector(node)) continue;
@@ -114,7 +114,8 @@ RoundingWatch::Rows RoundingWatch::shadow_of(NodeId id, const std::vector<const 
       const auto column = static_cast<std::int64_t>(i) / rows;
       const auto against = [&] {
         const View& y = in[1 - k];
-        return y.data[column * y.ld + (types[1 - k]->width ? static_cast<std::int64_t>(i) % rows : 0)];
+        return y
+            .data[column * y.ld + (types[1 - k]->width ? static_cast<std::int64_t>(i) % rows : 0)];
       };
       switch (jump->fn) {
         case Fn::kWhere: x = 0; break;

@@ -11,8 +11,8 @@
 namespace tplimit::engines {
 
 /// Jumps whose side rounding decides, as of sign(sin(x)^2 + cos(x)^2 - 1): found by Monte Carlo
-/// arithmetic (Parker 1997) on a few rows of each run.  Every value f that reaches the argument of a
-/// jump has a shadow: what comes of shadows, times 1 + kStep or 1 - kStep.  Unlike a bound of the
+/// arithmetic (Parker 1997) on a few rows of each run.  Every value f that reaches the argument of
+/// a jump has a shadow: what comes of shadows, times 1 + kStep or 1 - kStep.  Unlike a bound of the
 /// error, it knows that training contracts and that errors have signs, so that 1,000 steps add up
 /// to what they are.  s(f) = |f| + |shadow - f| / kStep is about what f is the sum of; rounding
 /// decides where the argument is smaller than kUnit s, but not 0, which a difference of equals is

@@ -609,7 +609,7 @@ Lowerer::Memory& Lowerer::memory_of(const Descent& d, const std::string& name, S
 }
 
 /// c g with c = min(1, clip_norm / |g|), |g| the root of the sum of squares of all entries of all
-/// gradients.
+/// gradients.  As sqrt(clip_norm^2 / max(clip_norm^2, |g|^2)), for |g| may vanish in the limit.
 void Lowerer::clip(const Descent& d, Parts& gradients) {
   const auto bound = d.sizes.find("clip_norm");
   if (bound == d.sizes.end()) return;
@@ -624,8 +624,9 @@ void Lowerer::clip(const Descent& d, Parts& gradients) {
     squares = b.plus(squares, b.scale(own.value, own.power, inner_product(g, g, d.span)));
   }
   const NodeId most = scalar({bound->second.at("")}, d.span, "a norm"),
-               factor = b.map(
-                   Fn::kMin, {b.constant(1), b.map(Fn::kDiv, {most, b.map(Fn::kSqrt, {squares})})});
+               square = b.times(most, most),
+               factor = b.map(Fn::kSqrt,
+                              {b.map(Fn::kDiv, {square, b.map(Fn::kMax, {square, squares})})});
   for (auto& [name, g] : gradients) g = weighted(g, factor);
 }
 

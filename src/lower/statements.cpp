@@ -124,7 +124,8 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
   if (!errors_.empty()) return errors_;
   program_.has_random_scalars =
       depends_on(builder_, ir::outputs_of(program_), random_scalars(program_));
-  return Lowered{std::move(program_), std::move(warnings_), std::move(depth_), std::move(free_widths_)};
+  return Lowered{std::move(program_), std::move(warnings_), std::move(depth_),
+                 std::move(free_widths_)};
 }
 
 void Lowerer::count_work(Span span) {

@@ -71,8 +71,8 @@ class FieldAlgebra {
                                  const std::vector<Field>& in);
   std::optional<Field> by_products(const ir::Map& m, const std::vector<Field>& in,
                                    const Field& quality);
-  [[nodiscard]] Field of_constants(const ir::Node& node, const std::vector<Field>& in,
-                                   const Field& quality) const;
+  [[nodiscard]] Field of_constants(const ir::Map& m, const ir::Node& node,
+                                   const std::vector<Field>& in, const Field& quality) const;
   std::optional<Field> make_by_make(const ir::Map& m, const ir::Node& node,
                                     const std::vector<Field>& in, const Field& quality);
   std::optional<Field> powers(const Field& x, double n);

@@ -841,11 +841,10 @@ void FunctionTable::find_kinks(Function& f) {
   }
   std::sort(f.kinks.begin(), f.kinks.end());
   // One kink of several operations, where(x <= c, ..), comes out of each with its own rounding.
-  f.kinks.erase(std::unique(f.kinks.begin(), f.kinks.end(),
-                            [](double a, double b) {
-                              return b - a <= 1e-12 * std::max(1.0, std::abs(a));
-                            }),
-                f.kinks.end());
+  f.kinks.erase(
+      std::unique(f.kinks.begin(), f.kinks.end(),
+                  [](double a, double b) { return b - a <= 1e-12 * std::max(1.0, std::abs(a)); }),
+      f.kinks.end());
   if (f.kinks.size() > 16) f.integrable = false;
 }
 

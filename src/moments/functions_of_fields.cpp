@@ -219,7 +219,7 @@ std::optional<Field> FieldAlgebra::by_products(const Map& m, const std::vector<F
 }
 
 /// Of operands that are constant over the coordinates.
-Field FieldAlgebra::of_constants(const Node& node, const std::vector<Field>& in,
+Field FieldAlgebra::of_constants(const Map& m, const Node& node, const std::vector<Field>& in,
                                  const Field& quality) const {
   std::vector<std::vector<double>> values;
   std::vector<View> views;
@@ -235,6 +235,7 @@ Field FieldAlgebra::of_constants(const Node& node, const std::vector<Field>& in,
     pointers.push_back(&types[k]);
   }
   Node finite_node = node;
+  finite_node.op = m;  // of what `node` was taken apart into
   finite_node.type = types[0];
   std::vector<double> result(static_cast<std::size_t>(in[0].columns));
   evaluate_rows(finite_node, pointers, views, {result.data(), 1, 1});
@@ -284,7 +285,7 @@ Field FieldAlgebra::apply(const Map& m, const Node& node, std::vector<Field> in)
     if (auto out = composed(m, in, quality, true)) return std::move(*out);
   if (auto out = by_products(m, in, quality)) return std::move(*out);
   if (std::all_of(in.begin(), in.end(), [](const Field& x) { return x.constant(); }))
-    return of_constants(node, in, quality);
+    return of_constants(m, node, in, quality);
   if (auto out = homogeneous(m, node, in, quality)) return std::move(*out);
   if (auto out = make_by_make(m, node, in, quality)) return std::move(*out);
   throw Unknown{fmt::format("'{}' of more than one Gaussian", name(m.fn)), {}};

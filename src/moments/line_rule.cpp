@@ -522,11 +522,12 @@ class Line {
                                            4.123105625617661,  5.656854249492381, 7.681145747868608,
                                            10.04987562112089,  13.1529464379659,  18.02775637731995,
                                            25.07987240796891,  32.01562118716424};
+    for (std::size_t side : {0u, 1u}) end_[side] = farthest(side == 0 ? -1 : 1);
     std::deque<Piece> queue{{-kCuts[0], kCuts[0]}};
     for (std::size_t k = 0; k < kCuts.size(); ++k) {
       const double to = k + 1 < kCuts.size() ? kCuts[k + 1] : kLargest;
-      queue.push_back({kCuts[k], to});
-      queue.push_back({-to, -kCuts[k]});
+      if (kCuts[k] < end_[1]) queue.push_back({kCuts[k], std::min(to, end_[1])});
+      if (kCuts[k] < end_[0]) queue.push_back({-std::min(to, end_[0]), -kCuts[k]});
     }
     for (Piece& p : queue) examine(p);
     bool full = false;
@@ -648,7 +649,9 @@ class Line {
       if (i > 0) p.variation += shift * std::abs(values[i] - values[i - 1]) * weight(z);
       p.finite = p.finite && std::isfinite(values[i]);
     }
-    p.accepted = p.finite && std::isfinite(p.bound) &&
+    // Rounding may keep a box away from 0 that is not, that of tanh(x) = 2 sigmoid(2 x) - 1 near 0:
+    // next to a pole the range by values tells.
+    p.accepted = p.finite && range.bounded() && std::isfinite(p.bound) &&
                  p.bound <= 2e-16 * (p.magnitude + 0.02 * out_.magnitude);
     if (p.accepted) out_.magnitude += p.magnitude;
   }
@@ -712,13 +715,26 @@ class Line {
     if (out_.status == LineStatus::kConverged) out_.status = LineStatus::kNotConverged;
     out_.error += (p.to - p.from) * p.peak;
   }
+  /// Up to where the integrand is a finite number, and well inside: log(r) of a uniform r is not
+  /// beyond 8.3, where r rounds to 0, and log(1 + exp(19 x)) beyond 37.4.  `tails` bounds the rest.
+  double farthest(double side) const {
+    const auto finite = [&](double z) { return std::isfinite(product_at(side * z)); };
+    if (finite(kLargest)) return kLargest;
+    double low = kLargest, high = kLargest;
+    constexpr double kNearest = 4;  // any nearer, and what is beyond counts
+    while (low > kNearest && !finite(low)) high = std::exchange(low, low - 0.5);
+    if (low <= kNearest) return kLargest;
+    for (int k = 0; k < 40; ++k) (finite(0.5 * (low + high)) ? low : high) = 0.5 * (low + high);
+    return 0.9 * low;
+  }
   /// What lies beyond the last panel, from the last three.
   void tails() {
     if (power_ != 1 || out_.status != LineStatus::kConverged) return;
     for (const double side : {-1.0, 1.0}) {
+      const double end = end_[side < 0 ? 0 : 1], step = end / (kLargest / 2);
       std::array<double, 3> term{};
       for (std::size_t k = 0; k < 3; ++k) {
-        const double z = side * (kLargest - 4 + 2 * static_cast<double>(k));
+        const double z = side * (end - step * static_cast<double>(2 - k));
         term[k] = std::abs(weight(z) * product_at(z));
       }
       if (!std::isfinite(term[2])) {
@@ -731,7 +747,7 @@ class Line {
         out_.status = LineStatus::kDiverges;
         return;
       }
-      out_.error += 2 * term[2] / (1 - ratio);
+      out_.error += step * term[2] / (1 - ratio);
     }
   }
 
@@ -740,6 +756,7 @@ class Line {
   double power_;
   int most_;
   std::vector<Enclosures> enclosures_;
+  std::array<double, 2> end_{kLargest, kLargest};  ///< on the left, on the right
   LineRule out_;
   double variation_ = 0;
 };

@@ -75,12 +75,28 @@ std::optional<Moment> Expectations::same_side(const Factor& s, const Factor& t, 
   for (int i = 0; i < rows; ++i) out.value(i, 0) = form->factor * value[at(i)];
   const bool exact = functions_.polynomial(s.f) && functions_.polynomial(t.f);
   if (!exact) out.method = weaker(out.method, MomentMethod::kClosedForm);
-  if (!exact) context_.disturb(out.value, kClosedFormError * out.value.cwiseAbs().maxCoeff());
+  double rounding = exact ? 0 : kClosedFormError * out.value.cwiseAbs().maxCoeff();
   const Eigen::VectorXd a =
       Eigen::Map<const Eigen::VectorXd>(arrays[0].data(), rows) / (form->scale_f * form->scale_f);
-  out.error = ((exact ? 0 : kClosedFormError) +
-               relative * std::max(amplification(s.f, a), amplification(t.f, a))) *
-              out.value.cwiseAbs().maxCoeff();
+  if (!functions_.jumps(s.f).empty() && !functions_.jumps(t.f).empty()) {
+    // Near a correlation of 1 or -1 products of jumps go like the root of the distance, which is
+    // known up to rounding of the variances.
+    constexpr double kStep = 1e-8, kRounding = 8 * std::numeric_limits<double>::epsilon();
+    std::vector<double> c = arrays[2], moved(at(rows));
+    for (int i = 0; i < rows; ++i)
+      c[at(i)] -= std::copysign(kStep * std::sqrt(arrays[0][at(i)] * arrays[1][at(i)]), c[at(i)]);
+    (void)form->kernel(arrays[0], arrays[1], c, moved);
+    for (int i = 0; i < rows; ++i) {
+      const double root = std::sqrt(arrays[0][at(i)] * arrays[1][at(i)]),
+                   change = std::abs(form->factor * (moved[at(i)] - value[at(i)]));
+      const bool steep = root - std::abs(arrays[2][at(i)]) < 10 * kStep * root;
+      const double share = kRounding / kStep;
+      rounding = std::max(rounding, change * (steep ? std::sqrt(share) : share));
+    }
+  }
+  context_.disturb(out.value, rounding);
+  out.error = rounding + relative * std::max(amplification(s.f, a), amplification(t.f, a)) *
+                             out.value.cwiseAbs().maxCoeff();
   return out;
 }
 

@@ -91,12 +91,11 @@ Program without_output_kernels(const Program& program) {
   std::set<std::uint32_t> kernels;
   for (const OutputKernel& k : program.output_kernels)
     kernels.insert(std::get<Parameter>(program[k.kernel].op).index);
-  Program out = rebuilt(program, Keep::kAll,
-                        [&](Builder&, const Node& node, const std::vector<NodeId>& in) {
-                          const auto* p = std::get_if<Parameter>(&node.op);
-                          return p && kernels.contains(p->index) ? std::optional(in[0])
-                                                                 : std::nullopt;
-                        });
+  Program out =
+      rebuilt(program, Keep::kAll, [&](Builder&, const Node& node, const std::vector<NodeId>& in) {
+        const auto* p = std::get_if<Parameter>(&node.op);
+        return p && kernels.contains(p->index) ? std::optional(in[0]) : std::nullopt;
+      });
   out.output_kernels.clear();
   return out;
 }

@@ -791,6 +791,8 @@ class Grading {
   /// entries that are 0 by their next term.
   Series finite_jump(const Map& op, const Node& node) {
     const bool whole = op.fn == Fn::kMod, choice = op.fn == Fn::kWhere;
+    if (whole)
+      if (auto out = finite_mod(operand(node, 0), operand(node, 1), node.type)) return *out;
     Series x = operand(node, 0);
     if (!whole && !choice && node.in.size() == 2) {
       std::vector<Term> terms = x.terms;
@@ -836,6 +838,38 @@ class Grading {
         node.in.size() == 1 ? b_.map(op.fn, {margin}) : b_.map(op.fn, {margin, b_.constant(0)});
     return gather({{0, value, {0, ~std::uint64_t{0}}, {}, ~std::uint64_t{0}, 0}}, node.type,
                   std::move(out));
+  }
+
+  /// x - y floor(x / y) = r + y 1[r / y < 0] with r = x - y round(x / y): where the limit is a
+  /// multiple of y, the next term of x decides.  Nothing: there is no such term, or y is no number.
+  std::optional<Series> finite_mod(const Series& x, const Series& y, const Type& type) {
+    if (y.terms.size() != 1 || y.dropped != 0 || y.terms[0].order != 0) return std::nullopt;
+    const bool leads = !x.terms.empty() && x.terms[0].order == 0;
+    const std::vector<Term> rest(x.terms.begin() + (leads ? 1 : 0), x.terms.end());
+    const auto size = parts_.size(x.dropped);
+    if (rest.empty() || rest[0].order > 0 || (size && *size >= rest[0].order)) return std::nullopt;
+    const NodeId step = shaped(y.terms[0].out, type), half = b_.scale(0.5, 0, step),
+                 remainder =
+                     leads ? b_.minus(b_.map(Fn::kMod,
+                                             {b_.plus(shaped(x.terms[0].out, type), half), step}),
+                                      half)
+                           : b_.zeros(false, type.dims),
+                 margin = b_.map(Fn::kWhere, {remainder, remainder, shaped(rest[0].out, type)}),
+                 below = b_.map(Fn::kLess, {b_.times(margin, step), b_.constant(0)});
+    decisions_.push_back({current_, {margin}, margin});
+    std::vector<Term> terms{{0,
+                             b_.plus(remainder, b_.times(below, step)),
+                             {0, ~std::uint64_t{0}},
+                             {},
+                             ~std::uint64_t{0},
+                             0}};
+    for (Term t : rest) {
+      t.out = shaped(t.out, type);
+      terms.push_back(t);
+    }
+    Series out;
+    inherit(out, x, parts_.one());
+    return gather(std::move(terms), type, std::move(out));
   }
 
   /// The operands' terms of the largest order.

@@ -1,4 +1,5 @@
-// The tree-sitter grammar reads what tplimit reads: every program, the standard library, and some forms by their trees.
+// The tree-sitter grammar reads what tplimit reads: every program, the standard library, and some
+// forms by their trees.
 #include <filesystem>
 #include <fstream>
 #include <iterator>
@@ -70,10 +71,10 @@ TEST(TreeSitter, HasTheKeywordsOfTheLexer) {
 TEST(TreeSitter, LinesEndStatements) {
   for (const char* text :
        {"a = 1\nb = 2", "a = 1; b = 2\n\n# end\n", "a = f(1,\n  2)\n[b]\n", "a,\n  b = c,\n  d",
-        "if a { b = 1 }\n# no\nelse if c { d = 1 }\nelse { e = 1 }\nf = 1", "fn f(x) {\r\n  return x\r\n}\r\n",
-        "step = 1"})
-    EXPECT_EQ(parsed(text).faulty, std::string(text).find("[b]") != std::string::npos ||
-                                       std::string(text) == "step = 1")
+        "if a { b = 1 }\n# no\nelse if c { d = 1 }\nelse { e = 1 }\nf = 1",
+        "fn f(x) {\r\n  return x\r\n}\r\n", "step = 1"})
+    EXPECT_EQ(parsed(text).faulty,
+              std::string(text).find("[b]") != std::string::npos || std::string(text) == "step = 1")
         << text;
 }
 
@@ -86,7 +87,8 @@ TEST(TreeSitter, TreesOfStatements) {
   EXPECT_THAT(parsed("a = -b @ c^2").words,
               HasSubstr("(sign (binary left: (identifier) right: (binary left: (identifier)"));
   EXPECT_THAT(parsed("a = x[.. by -1, 1.., ..2, 3]").words, HasSubstr("(open_range"));
-  EXPECT_THAT(parsed("step sgd(loss, scale = {W: n^2}), sgd(b)").words, HasSubstr("(map (entry key:"));
+  EXPECT_THAT(parsed("step sgd(loss, scale = {W: n^2}), sgd(b)").words,
+              HasSubstr("(map (entry key:"));
   EXPECT_THAT(parsed("width n, m = 2 n, k").words, HasSubstr("(width_item name:"));
   EXPECT_THAT(parsed("import \"a.tp\" as b\nc = b.f(1)").words, HasSubstr("name: (identifier)"));
 }

@@ -66,6 +66,27 @@ TEST(Compared, TangentKernelsAreThoseOfTheNetwork) {
                 runs[1][static_cast<std::size_t>(seed)][0], 1e-12);
 }
 
+// The readout's part of a tangent kernel is the average that the kernel of outputs is, and stays
+// one; inner products of width matrices are taken apart in between.
+TEST(Compared, TangentKernelsBesideKernelsOfOutputs) {
+  const auto alone = networks(comparable(module_of(kNetwork + "report ntk(f, X)\n")), 2).runs;
+  for (const char* beside :
+       {"report ntk(f, X), nngp(f, X)\n", "report ntk(f, X), trace(nngp(f, X))\n",
+        "K = nngp(f, X)\nreport ntk(f, X), K - K'\n"}) {
+    const auto runs = networks(comparable(module_of(kNetwork + beside)), 2).runs;
+    for (std::size_t seed = 0; seed < 2; ++seed)
+      for (std::size_t k = 0; k < alone[0][seed].size(); ++k)
+        EXPECT_NEAR(runs[0][seed][k], alone[0][seed][k], 1e-12) << beside;
+  }
+  const std::string sums =
+      "random A : [n, n] ~ normal(0, 1 / n)\nA0 = A\nA += outer(U[.., 0], U[.., 1]) / n\nreport "
+      "sum((A - A0)^2)\n";
+  const auto runs =
+      networks(comparable(module_of(kNetwork + sums + "report f(X), nngp(f, X)\n")), 2).runs;
+  for (std::size_t seed = 0; seed < 2; ++seed)
+    for (std::size_t k = 0; k < 4; ++k) EXPECT_NEAR(runs[1][seed][k], runs[2][seed][k], 1e-12);
+}
+
 TEST(Compared, GivenOutputsAreExactAndTheRestHasItsLaw) {
   // f and g = v y / sqrt(n) with |x|^2, |y|^2, x y known: g | f = a is N(a <x, y>/|x|^2, |y|^2 -
   // <x, y>^2/|x|^2).

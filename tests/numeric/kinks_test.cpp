@@ -45,25 +45,42 @@ TEST(Kinks, TheNextTermDecidesWhereTheLeadingOneCancels) {
   }
 }
 
-// E f(x) y = Cov(x, y) E f'(x), and E f(x) x = E f'(x) with no derivative taken: a jump that several
-// operations share counts once.
+// floor and mod of numbers that tend to a jump: the next term decides, which may be random.
+TEST(Kinks, TheNextTermDecidesForFloorAndMod) {
+  for (const auto& [text, right] :
+       std::vector<std::pair<std::string, double>>{{"floor(1 - f^2)", 0},
+                                                   {"mod(-f^2, 1)", 1},
+                                                   {"mod(2 - f^2, 0.5)", 0.5},
+                                                   {"floor(f^2)", 0},
+                                                   {"floor(1 + f) - floor(f)", 1},
+                                                   {"floor(3 + f) + floor(-f)", 2},
+                                                   {"floor(f) + step(-f)", 0},
+                                                   {"mod(f, -1) + step(f)", 0},
+                                                   {"floor(0.5 + f) + mod(0.25 + f, 1)", 0.25}}) {
+    const std::string program = kHead + "f = v @ tanh(x) / n\nreport " + text + "\n";
+    EXPECT_NEAR(values(program)[0], right, 1e-9) << text;
+    EXPECT_NEAR(networks_of(program, 16384, 4, Matrices::kLazy).reports[0].value[0], right, 0.05)
+        << text;
+  }
+}
+
+// E f(x) y = Cov(x, y) E f'(x), and E f(x) x = E f'(x) with no derivative taken: a jump that
+// several operations share counts once.
 TEST(Kinks, SteinsLemmaCountsEachJumpOnce) {
   for (const char* c : {"0.2", "-0.7", "1 / 3", "0"})
     for (const char* condition :
          {"x < {0}", "x <= {0}", "{0} < x", "x >= {0}", "2 * x - 1 < {0}", "tanh(x) < {0}",
           "tanh(x) >= {0}", "exp(x) > 1 + {0}", "abs(x) > {0} + 0.9", "x^3 <= {0}",
           "where(x < {0}, x, 1) > 0.5", "(x < {0}) * (x >= {0} - 0.3)"})
-      for (const char* function :
-           {"{0}", "1 - ({0})", "where({0}, 0, 1)", "where({0}, 1, tanh(x))",
-            "where({0}, x, x^2)", "where({0}, 2, 1) * ({0})"}) {
-        const std::string f = fmt::format(fmt::runtime(function),
-                                          fmt::format(fmt::runtime(condition), c));
+      for (const char* function : {"{0}", "1 - ({0})", "where({0}, 0, 1)", "where({0}, 1, tanh(x))",
+                                   "where({0}, x, x^2)", "where({0}, 2, 1) * ({0})"}) {
+        const std::string f =
+            fmt::format(fmt::runtime(function), fmt::format(fmt::runtime(condition), c));
         const LimitResult result = limit_of(
             kHead + fmt::format("z = 0.5 * x + y\nreport E(({0}) * z), 0.5 * E(({0}) * x)\n", f),
             {});
         const auto& [stein, direct] = std::tie(result.reports[0], result.reports[1]);
-        EXPECT_NEAR(stein.value[0], direct.value[0],
-                    5 * (stein.error[0] + direct.error[0]) + 1e-9)
+        EXPECT_NEAR(stein.value[0], direct.value[0], 5 * (stein.error[0] + direct.error[0]) + 1e-9)
             << f;
       }
 }

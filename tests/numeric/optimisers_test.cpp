@@ -525,6 +525,40 @@ report moved = sqrt(n * E((U - u0)^2) / (n * E(gU^2)))
   }
 }
 
+// Gradients whose norm vanishes in the limit are not clipped: of readouts that start at 0, of
+// networks without hidden matrices.
+TEST(Optimisers, ClipNothingWhereNormsVanish) {
+  for (const char* parametrised : {"", "parametrization mup\n"})
+    for (const char* optimiser : {"sgd", "adam"})
+      for (const bool zero : {true, false})
+        for (const bool hidden : {true, false}) {
+          const bool mup = *parametrised != 0;
+          if (!mup && *optimiser == 'a') continue;  // eps would decide
+          const auto text = [&](const char* option) {
+            const auto param = [&](const char* name, const char* role, const char* shape,
+                                   const char* law) {
+              return fmt::format("param {} : {} {} ~ {}{}\n", name, mup ? role : "", shape, law,
+                                 mup || *role == 'h' ? "" : ", lr = n");
+            };
+            return "width n\n" + std::string(parametrised) +
+                   param("U", "input", "[n]", "normal(0, 1)") +
+                   param("W", "hidden", "[n, n]", mup ? "normal(0, 1)" : "normal(0, 1 / n)") +
+                   param("v", "output", "[n]", zero ? "normal(0, 0)" : "normal(0, 1)") +
+                   fmt::format(
+                       "for t in 0..3 {{\n  f = v @ tanh({}){}\n  report f\n  step "
+                       "{}((f - 1)^2, lr = 0.1{}{})\n}}\n",
+                       hidden ? "W @ tanh(U)" : "U", mup ? "" : " / n", optimiser, option,
+                       hidden ? "" : ", only = (U, v)");
+          };
+          if (hidden && !zero) continue;  // the norm is that of W's gradient
+          const LimitResult clipped = limit_of(text(", clip_norm = 0.5"), particles(1024, 2)),
+                            plain = limit_of(text(""), particles(1024, 2));
+          for (std::size_t t = 0; t < 3; ++t)
+            EXPECT_NEAR(clipped.reports[0].value[t], plain.reports[0].value[t], 1e-6)
+                << text(", clip_norm = 0.5");
+        }
+}
+
 TEST(Optimisers, GroupsHaveOptionsOfTheirOwn) {
   const auto last = [](const std::string& option) {
     SimulateOptions options;

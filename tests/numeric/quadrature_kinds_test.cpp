@@ -130,7 +130,9 @@ TEST(QuadratureKinds, SineNetwork) {
 
 TEST(QuadratureKinds, InfiniteMeansAreRefusedAndFiniteOnesAreRight) {
   for (const char* f : {"exp(h^2 / 2)", "exp(0.6 * h^2)", "1 / abs(h)", "h^-2", "1 / abs(h - 0.25)",
-                        "abs(h)^-1.2", "1 / h", "1 / (h^2 - 1)", "exp(abs(h)^3)"})
+                        "abs(h)^-1.2", "1 / h", "1 / (h^2 - 1)", "exp(abs(h)^3)", "1 / tanh(h)",
+                        "1 / abs(tanh(h))", "tanh(h)^-2", "1 / tanh(h - 0.3)^2",
+                        "1 / abs(tanh(tanh(h)))", "1 / (2 * sigmoid(h) - 1)^2", "exp(exp(h))"})
     EXPECT_TRUE(infinite(f)) << f;
   expect_mean("exp(0.4 * h^2)", 1 / std::sqrt(0.2));
   expect_mean("exp(0.45 * h^2)", 1 / std::sqrt(0.1), 1e-9);
@@ -151,6 +153,23 @@ TEST(QuadratureKinds, InfiniteMeansAreRefusedAndFiniteOnesAreRight) {
   const Number m = mean("abs(h - 0.7)^-0.5");
   EXPECT_NEAR(m.value, sum, 6 * m.error + 1e-9);
   EXPECT_LE(m.error, 1e-6);
+}
+
+// Where rounding or overflow ends the numbers before the density does.
+TEST(QuadratureKinds, MeansOfWhatIsInfiniteFarOut) {
+  const std::string uniform = "random r : [n] ~ uniform(0, 1)\n";
+  expect_mean("log(r)", -1, 1e-11, uniform);
+  expect_mean("log(1 - r)", -1, 1e-11, uniform);
+  expect_mean("log(r)^2", 2, 1e-9, uniform);
+  expect_mean("log(1 - r) * r", -0.75, 1e-11, uniform);
+  expect_mean("-log(-log(r))", std::numbers::egamma, 1e-10, uniform);
+  expect_mean("1 / sqrt(r)", 2, 1e-5, uniform);
+  for (const char* f : {"1 / r", "1 / (1 - r)", "r^-1.5"}) EXPECT_TRUE(infinite(f, uniform)) << f;
+  for (const double a : {19.0, -30.0})  // exp(a h) overflows
+    expect_mean(fmt::format("log(1 + exp({} * h))", a), reference([a](double h) {
+                  return std::max(a * h, 0.0) + std::log1p(std::exp(-std::abs(a * h)));
+                }),
+                1e-11);
 }
 
 // E exp(-|u|^2) = det(I + 2 Cov u)^(-1/2), u of more dimensions than any quadrature has.

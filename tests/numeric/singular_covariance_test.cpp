@@ -384,11 +384,32 @@ TEST(VarianceZero, ComparisonsAreOfTheDifference) {
                          {"max(x[0], x[1])", std::sqrt(0.5 / std::numbers::pi)},
                          {"max(x[2], x[0] + x[1]) - x[2]", 0},
                          {"min(x[0], x[1]) * x[2]", 1.5},
+                         {"max(y, y * (1 + 1e-14))", 0},
+                         {"max(y, y * E(x[0]^2)) * y", 1},
+                         {"min(max(y, y * E(x[0]^2)), y) * y", 1},
+                         {"clip(y, y * E(x[0]^2), y) * y", 1},
                          {"(x[2] == x[0] + x[1]) * abs(y)", std::sqrt(2 / std::numbers::pi)}}) {
     const LimitResult limit =
         limit_of(head + "report E(" + c.expression + ")\n", engine(Engine::kMoments));
     EXPECT_NEAR(limit.reports[0].value[0], c.value, 1e-14) << c.expression;
   }
+}
+
+// P(u > 0, v > 0) = arctan(c) / 2 pi for v = -u - c w: what is left of 1 + correlation is rounding.
+TEST(VarianceZero, OppositeSidesOfJumps) {
+  for (double c = 1e-2; c > 1e-10; c /= 10)
+    for (const auto& [text, right] : std::vector<std::pair<std::string, double>>{
+             {"step(y) * step(-y - {} * z)", std::atan(c) / (2 * std::numbers::pi)},
+             {"step(y) * step(y - {} * z)", 0.5 - std::atan(c) / (2 * std::numbers::pi)},
+             {"sign(y) * sign(-y - {} * z)", -1 + 2 * std::atan(c) / std::numbers::pi}}) {
+      const LimitResult limit = limit_of(
+          "width n\nrandom y : [n] ~ normal(0, 1)\nrandom z : [n] ~ normal(0, 1)\nreport E(" +
+              fmt::format(fmt::runtime(text), c) + ")\n",
+          engine(Engine::kMoments));
+      const double error = limit.reports[0].error.empty() ? 0 : limit.reports[0].error[0];
+      EXPECT_NEAR(limit.reports[0].value[0], right, error + 1e-15) << text << " " << c;
+      EXPECT_LE(error, 1e-7);
+    }
 }
 
 }  // namespace

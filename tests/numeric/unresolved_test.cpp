@@ -265,6 +265,30 @@ TEST(Unresolved, JumpsThatRoundingDecidesAreUndetermined) {
   }
 }
 
+// Units of a relu network that training keeps at their kink: rounding decides on which side they
+// are, and nothing depends on it, 1,000 steps long.
+TEST(Unresolved, JumpsThatRoundingDecidesOfNothingAreNumbers) {
+  for (const char* samples :
+       {"data X = [[1, 0.5], [-0.3, 1], [0.7, -0.6]]\ndata y = [1, -1, 0.5]\n",
+        "data X = [[1, 0.5], [-0.3, 1]]\ndata y = [1, 0.3]\n"}) {
+    const auto text = [&](int steps) {
+      return fmt::format(R"(width n
+{}param U : [n, 2] ~ normal(0, 1), lr = n
+param v : [n] ~ normal(0, 1), lr = n
+for t in 0..{} {{
+  step sgd(mse(v @ relu(U @ X) / n, y), lr = 0.5)
+}}
+report E(v^2), mse(v @ relu(U @ X) / n, y)
+)",
+                         samples, steps);
+    };
+    const LimitResult end = limit_of(text(1000), particles(1024, 4)),
+                      before = limit_of(text(200), particles(1024, 4));
+    EXPECT_NEAR(end.reports[0].value[0], before.reports[0].value[0], 1e-3);
+    EXPECT_LT(end.reports[1].value[0], 1e-12);
+  }
+}
+
 TEST(HeavyTails, InfiniteMeansAreRefused) {
   for (const std::string formula :
        {"E(exp(x^2 / 2))", "E(1 / abs(x))", "E(exp(x^2))", "E(exp(x^2 / 2) * abs(y))",

@@ -500,8 +500,8 @@ struct Program {
   std::int64_t width_units =
       1;  ///< of the width that width_name names: the width axes here are n / width_units long
   // What analyses need to know of the text; nothing here keeps a node alive.
-  std::vector<NamedValue> names;        ///< in the order of the text
-  std::vector<NamedValue> predictions;  ///< first arguments of mse; name: their text
+  std::vector<NamedValue> names;             ///< in the order of the text
+  std::vector<NamedValue> predictions;       ///< first arguments of mse; name: their text
   std::vector<OutputKernel> output_kernels;  ///< as lowered; see without_output_kernels
   std::vector<TrainingStep> steps;
   std::vector<Variable> variables;  ///< in the order of declaration; W[2, n, n] is W[0], W[1]
