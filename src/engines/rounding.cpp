@@ -98,7 +98,7 @@ const RoundingWatch::Rows* RoundingWatch::shadow(NodeId id) const {
 
 RoundingWatch::Rows RoundingWatch::shadow_of(NodeId id, const std::vector<const Type*>& types,
                                              const std::vector<View>& in, std::int64_t rows,
-                                             const std::vector<std::size_t>& other_side) const {
+                                             const std::vector<std::size_t>& on_the_jump) const {
   const Node& node = program_[id];
   const auto* jump = is_jump(node) ? &std::get<Map>(node.op) : nullptr;
   // What decides is as it is: which side the shadow would be on says nothing.
@@ -106,26 +106,27 @@ RoundingWatch::Rows RoundingWatch::shadow_of(NodeId id, const std::vector<const 
   for (std::size_t k = jump ? deciding_operands(node) : 0; k < in.size(); ++k)
     if (const Rows* own = shadow(node.in[k])) moved[k] = {own->data(), rows, rows};
   Rows decides;
-  if (!other_side.empty()) {
-    const std::size_t k = types[0]->width ? 0 : 1;
-    decides = dense(in[k], size_of(types[k]->dims));
-    for (const std::size_t i : other_side) {
-      double& x = decides[i];
-      const auto column = static_cast<std::int64_t>(i) / rows;
-      const auto against = [&] {
-        const View& y = in[1 - k];
-        return y
-            .data[column * y.ld + (types[1 - k]->width ? static_cast<std::int64_t>(i) % rows : 0)];
-      };
-      switch (jump->fn) {
-        case Fn::kWhere: x = 0; break;
-        case Fn::kMod: x -= 2 * (x / against() - std::nearbyint(x / against())) * against(); break;
-        case Fn::kEqual:
-        case Fn::kNotEqual: x = against(); break;
-        default: x = in.size() == 1 ? -x : 2 * against() - x;
-      }
-    }
-    moved[k] = {decides.data(), rows, rows};
+  const std::size_t first = types[0]->width ? 0 : 1;
+  const Rows* condition = jump && jump->fn == Fn::kWhere ? shadow(node.in[0]) : nullptr;
+  if (!on_the_jump.empty() || condition) {
+    decides = dense(in[first], size_of(types[first]->dims));
+    moved[first] = {decides.data(), rows, rows};
+  }
+  if (condition)  // a comparison that rounding has decided
+    for (std::size_t i = 0; i < decides.size(); ++i)
+      if (std::abs((*condition)[i] - decides[i]) > 0.5) decides[i] = (*condition)[i];
+  for (const std::size_t i : on_the_jump) {
+    double& x = decides[i];
+    const auto against = [&] {
+      const View& y = in[1 - first];
+      const auto row = static_cast<std::int64_t>(i) % rows,
+                 column = static_cast<std::int64_t>(i) / rows;
+      return y.data[column * y.ld + (types[1 - first]->width ? row : 0)];
+    };
+    if (jump->fn == Fn::kMod)
+      x = std::nearbyint(x / against()) * against();
+    else
+      x = jump->fn == Fn::kWhere || in.size() == 1 ? 0 : against();
   }
   Rows out = evaluate(node, types, moved, rows);
   if (jump && is_piecewise_constant(node.op)) return out;
@@ -175,7 +176,7 @@ std::vector<std::size_t> RoundingWatch::by_rounding(const Node& jump,
   return out;
 }
 
-/// Whether the other side of what rounding has decided shows in what leaves the coordinates:
+/// Whether what rounding has decided shows in what leaves the coordinates:
 /// numbers have any size, matrices are of size 1 and vectors that are added to them as a rule, too.
 void RoundingWatch::keep(NodeId id, const Rows& value, Rows shadow, std::int64_t rows) {
   constexpr double kNumber = 1e-6, kUpdate = 1e-8;
@@ -203,19 +204,19 @@ void RoundingWatch::value(NodeId id, const std::vector<const Type*>& types,
   std::vector<View> first;
   for (std::size_t k = 0; k < in.size(); ++k)
     first.push_back(types[k]->width ? rows_of(in[k], rows) : in[k]);
-  std::vector<std::size_t> other_side;
+  std::vector<std::size_t> on_the_jump;
   if (const auto jump = decided_.find(id.value); jump != decided_.end()) {
-    other_side = by_rounding(node, types, first, rows);
-    any_decided_ = any_decided_ || !other_side.empty();
+    on_the_jump = by_rounding(node, types, first, rows);
+    any_decided_ = any_decided_ || !on_the_jump.empty();
     const bool each = size_of(types[types[0]->width ? 0 : 1]->dims) == size_of(node.type.dims);
-    for (const std::size_t i : other_side)
+    for (const std::size_t i : on_the_jump)
       if (each)
         jump->second[i / static_cast<std::size_t>(rows)] = 1;
       else  // a condition with fewer entries than what it chooses
         std::fill(jump->second.begin(), jump->second.end(), 1.0);
   }
   keep(id, dense(rows_of(out, rows), size_of(node.type.dims)),
-       shadow_of(id, types, first, rows, other_side), rows);
+       shadow_of(id, types, first, rows, on_the_jump), rows);
 }
 
 /// Rows of W (shadow - x) are like those of W x, of which they have the share that they have of x.

@@ -18,10 +18,10 @@ namespace tplimit::engines {
 /// decides where the argument is smaller than kUnit s, but not 0, which a difference of equals is
 /// exactly.  Averages over all coordinates are taken as they are.
 ///
-/// Behind such a jump the shadow is on the other side.  Only where it then differs in what leaves
-/// the coordinates, averages and updates of matrices, does it matter: units of a relu network that
-/// training keeps at their kink go to and fro by ever smaller steps, until rounding decides, of
-/// nothing.
+/// Such a jump has a shadow that lies on it, as in exact arithmetic it may.  Only where that
+/// differs in what leaves the coordinates, averages and updates of matrices, does it matter: units
+/// of a relu network that training keeps at their kink go to and fro by ever smaller steps, until
+/// rounding decides, of nothing.
 class RoundingWatch {
  public:
   static constexpr std::int64_t kRows = 64;
@@ -50,11 +50,11 @@ class RoundingWatch {
   [[nodiscard]] Rows scale_of(const ir::Node& node, const std::vector<const ir::Type*>& types,
                               const std::vector<ir::View>& in, const std::vector<Rows>& scales,
                               const Rows& value, std::int64_t rows) const;
-  /// `other_side`: entries of the first operand by which rounding has decided.
+  /// `on_the_jump`: what `by_rounding` finds.
   [[nodiscard]] Rows shadow_of(ir::NodeId id, const std::vector<const ir::Type*>& types,
                                const std::vector<ir::View>& in, std::int64_t rows,
-                               const std::vector<std::size_t>& other_side) const;
-  /// Entries of the first operand, relative to which rounding decides the jump.
+                               const std::vector<std::size_t>& on_the_jump) const;
+  /// Entries of the operand that decides, where rounding has decided.
   [[nodiscard]] std::vector<std::size_t> by_rounding(const ir::Node& jump,
                                                      const std::vector<const ir::Type*>& types,
                                                      const std::vector<ir::View>& in,
