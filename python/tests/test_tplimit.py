@@ -211,16 +211,17 @@ def test_networks_of_other_code(program, tmp_path):
     runs = measure(tmp_path)
     with pytest.raises(ValueError, match="nothing recorded"):
         program.compare(against=runs)
-    for width in (32, 128):
-        for seed in range(8):
+    for width in (32, 128, 512):
+        for seed in range(16):
             with runs.network(width, seed) as record:
                 trained_by_numpy(width, seed, record)
     known = program.run(particles=4096)
-    compared = program.compare(against=runs, limit=known, fit_corrections=True)
+    compared = program.compare(against=runs, particles=4096, fit_corrections=True)
     assert comparable(compared.to_dict()) == command_line(
-        tmp_path, "compare", TRAINING, "--against", "32.npz", "--against", "128.npz", "--particles", "4096", "--fit-corrections")
+        tmp_path, "compare", TRAINING, "--against", "32.npz", "--against", "128.npz", "--against", "512.npz",
+        "--particles", "4096", "--fit-corrections")
     assert compared.verdict != "disagrees" and compared.verdicts["loss"]["verdict"] == "agrees"
-    assert [n.width for n in compared.networks] == [32, 128] and set(compared.networks[0].reports) == {"loss", "K"}
+    assert [n.width for n in compared.networks] == [32, 128, 512] and set(compared.networks[0].reports) == {"loss", "K"}
     assert np.array_equal(compared.networks[1]["K"].runs[3], runs.runs[128][3]["K"])
     assert len(compared.verdicts["loss"]["corrections"]["limit"]["value"]) == 3
     assert "corrections" not in program.compare(against=tmp_path / "32.npz", limit=known).verdicts["loss"]
