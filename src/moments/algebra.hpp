@@ -58,6 +58,9 @@ class FieldAlgebra {
   /// One more update c sum_p d_p x_p' / n; updates by linear d and one function of Gaussians x are
   /// joined.
   void append(MatrixVersion& v, double c, const Field& d, const Field& x);
+  /// Whether what decides on a jump of m is on it with positive probability, as far as functions of
+  /// one Gaussian show.
+  bool lies_on_a_jump(const ir::Map& m, const ir::Node& node, const std::vector<Field>& in);
   [[nodiscard]] std::int64_t rows_merged() const { return rows_merged_; }
 
  private:

@@ -40,6 +40,19 @@ MomentEngine::MomentEngine(const Program& program, const std::vector<NodeId>& ou
   for (std::size_t k = program.size(); k-- > 0;)
     if (needed_[k])
       for (const NodeId in : program.nodes[k].in) needed_[in.value] = true;
+  find_averages();
+}
+
+void MomentEngine::find_averages() {
+  averages_.assign(program_.size(), false);
+  for (std::size_t k = 0; k < program_.size(); ++k) {
+    const Node& node = program_.nodes[k];
+    const bool average = !node.type.width && !node.type.matrix &&
+                         std::any_of(node.in.begin(), node.in.end(),
+                                     [&](NodeId in) { return program_[in].type.width; });
+    averages_[k] = average || std::any_of(node.in.begin(), node.in.end(),
+                                          [&](NodeId in) { return averages_[in.value]; });
+  }
 }
 
 void MomentEngine::run() {

@@ -112,6 +112,7 @@ class MomentEngine {
   Field concatenated(const ir::Concat& c, const ir::Node& node);
   Field scattered(const ir::ScatterAdd& s, const ir::Node& node);
   Field map(const ir::Map& m, const ir::Node& node);
+  void find_averages();
   Field contract(const ir::Contract& c, const ir::Node& node);
   Field multiply(const MatrixVersion& w, ir::NodeId x_node, bool transposed);
   Field gaussian_part(const MatrixVersion& w, ir::NodeId x_node,
@@ -122,6 +123,7 @@ class MomentEngine {
 
   const ir::Program& program_;
   std::vector<ir::NodeId> outputs_, margins_;
+  std::vector<bool> averages_;  ///< per node: computed from averages, which fluctuate in networks
   std::vector<bool> needed_, kept_;
   std::vector<std::uint32_t> last_;  ///< the last node that uses each node
   ir::NodeId not_finite_;

@@ -223,6 +223,12 @@ Field MomentEngine::map(const Map& m, const Node& node) {
     }
     in.push_back(FieldAlgebra::remap(operand(k), index));
   }
+  if (std::any_of(node.in.begin(), node.in.end(), [&](NodeId k) { return averages_[k.value]; }) &&
+      algebra_.lies_on_a_jump(m, node, in))
+    throw Unknown{fmt::format("coordinates lie on a jump of '{}' where averages have their limits: "
+                              "their fluctuations decide",
+                              name(m.fn)),
+                  {}};
   return algebra_.apply(m, node, std::move(in));
 }
 

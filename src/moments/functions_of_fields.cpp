@@ -1,7 +1,9 @@
 #include "moments/algebra.hpp"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <set>
 
 #include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
@@ -271,6 +273,40 @@ std::optional<Field> FieldAlgebra::make_by_make(const Map& m, const Node& node,
     out = add(std::move(out), remap(apply(m, node, std::move(own)), back), 1);
   }
   return out;
+}
+
+bool FieldAlgebra::lies_on_a_jump(const Map& m, const Node& node, const std::vector<Field>& in) {
+  const bool whole = m.fn == Fn::kMod;
+  if (!whole && (!is_piecewise_constant(node.op) || m.fn == Fn::kWhere)) return false;
+  const auto near = [&](double x) {
+    return std::abs(whole ? x - std::nearbyint(x) : x) <= 1e-12 * (1 + std::abs(x));
+  };
+  const Field d =
+      simplified(in.size() == 1 ? in[0] : apply({whole ? Fn::kDiv : Fn::kSub, 0}, node, in));
+  if (d.polynomials) return false;
+  if (d.constant()) {
+    for (int j = 0; j < d.columns; ++j) {
+      double value = 0;
+      for (const Term& t : d.terms) value += t.at_column(j);
+      if (near(value)) return true;
+    }
+    return false;
+  }
+  const auto u = as_unary(d);
+  if (!u) return false;
+  constexpr int kPoints = 33, kAtom = 3;  // a jump itself is met once at most
+  std::array<double, kPoints> x{}, y{};
+  const Variances& variances = store_.variances(u->block);
+  std::set<int> seen;
+  for (int j = 0; j < d.columns; ++j) {
+    const int column = u->columns ? (*u->columns)[at(j)] : j;
+    if (!seen.insert(column).second) continue;
+    for (int k = 0; k < kPoints; ++k)
+      x[at(k)] = std::sqrt(variances.value(column)) * (0.1834 * (k - kPoints / 2) + 0.0127);
+    functions_.evaluate(u->f, kPoints, x.data(), y.data());
+    if (std::count_if(y.begin(), y.end(), near) >= kAtom) return true;
+  }
+  return false;
 }
 
 Field FieldAlgebra::apply(const Map& m, const Node& node, std::vector<Field> in) {

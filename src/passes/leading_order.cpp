@@ -434,7 +434,7 @@ class Analysis {
         // Sides that are one value in the limit: what is dropped decides everywhere.
         const NodeId difference = builder_.minus(kept[0], kept[1]);
         if (node.type.random() && to.dropped &&
-            (builder_.is_zero(difference) || sum_of_atoms(node).zero_moves))
+            (builder_.is_zero(difference) || sum_of_atoms(node, true).zero_moves))
           return reject_jump(op);
         if (decidable(to, node)) decide(to, kept, difference);
         // A dropped term moves the comparison by its size relative to what is compared.
@@ -480,7 +480,8 @@ class Analysis {
           to.mixed |= x.mixed | x.odd;
         }
         if (op.fn == Fn::kMod && node.type.random() &&
-            (operand(node, 0).zero_moves || operand(node, 0).other_moves))
+            (operand(node, 0).zero_moves || operand(node, 0).other_moves ||
+             (operand(node, 0).other && operand(node, 1).other_moves)))
           return reject_jump(op);
         if (op.fn == Fn::kMod && !node.type.random() && to.dropped)
           follow({operand(node, 0).out, operand(node, 1).out}, {});
@@ -515,7 +516,7 @@ class Analysis {
   }
   Order reject_jump(const Map& op) {
     if (!error_) reason_ = NoLeadingOrder::kJump;
-    reject("E3108", fmt::format("'{}' jumps where dropped terms decide", name(op.fn)),
+    reject("E3108", fmt::format("'{}' jumps where dropped terms decide", written(op.fn)),
            "some coordinates lie on the jump up to terms that vanish",
            "the limit engine does not follow such terms: compare what decides, multiplied by a "
            "power of the width");
@@ -560,8 +561,9 @@ class Analysis {
            !order(fraction.in[1]).dropped;
   }
 
-  /// Of a sum of operands.
-  Atoms sum_of_atoms(const Node& node) const {
+  /// Of a sum of operands.  An average equals none of the other numbers; what is a number up to
+  /// terms that vanish, 1 + f, may where it is `compared`, and in sums is not expected to.
+  Atoms sum_of_atoms(const Node& node, bool compared = false) const {
     MaybeExponent lead;
     for (const NodeId id : node.in) lead = larger(lead, order(id).lead);
     Atoms to;
@@ -572,8 +574,8 @@ class Analysis {
     for (const NodeId id : node.in) {
       const Order& x = order(id);
       if (x.lead && x.lead == lead) {
-        generic = generic || (!in_[id].type.random() &&
-                              x.dropped);  // an average: equal to none of the other numbers
+        generic = generic || (!in_[id].type.random() && x.dropped &&
+                              !(compared && builder_.constant_values(x.out)));
         if (!x.zero && !x.other) to.zero = to.other = false;  // continuous, and so is the sum
         zeros = zeros && !x.other;
         only = &x;
@@ -594,14 +596,12 @@ class Analysis {
     Atoms to;
     for (const std::size_t k : {0u, 1u}) {
       const Order *x = &operand(node, k), *y = &operand(node, 1 - k);
-      const bool other_wide = in_[node.in[1 - k]].type.random();
       if (!in_[node.in[k]].type.random()) continue;
       to.zero = to.zero || x->zero;
       to.zero_moves = to.zero_moves || x->zero_moves;
-      const bool constant = x->other && (other_wide ? y->other : !y->dropped);
+      const bool constant = x->other && y->other;
       to.other = to.other || constant;
-      to.other_moves =
-          to.other_moves || (constant && (x->other_moves || (other_wide && y->other_moves)));
+      to.other_moves = to.other_moves || (constant && (x->other_moves || y->other_moves));
     }
     return to;
   }
@@ -632,13 +632,16 @@ class Analysis {
     const auto &lead = order_of_node.lead, &dropped = order_of_node.dropped;
     if (node.type.matrix && !node.type.entries) return;
     if (!node.type.random()) {
-      // An average that leads equals no other number but by chance.
-      const auto* c = std::get_if<Constant>(&node.op);
-      to.other = lead && !dropped;
-      to.zero = lead ? !dropped && (!c || std::any_of(c->values->begin(), c->values->end(),
-                                                      [](double x) { return x == 0; }))
+      // An average that leads equals no other number but by chance; a number does, and 1 + f with
+      // an f that vanishes is beside it.
+      const auto* values = builder_.constant_values(order_of_node.out);
+      const bool known = lead && (!dropped || values);
+      to.other = known;
+      to.other_moves = known && dropped;
+      to.zero = lead ? known && (!values ||
+                                 std::find(values->begin(), values->end(), 0.0) != values->end())
                      : true;
-      to.zero_moves = !lead && dropped;
+      to.zero_moves = dropped && to.zero;
       return;
     }
     const auto any = [&](bool Atoms::*flag) {

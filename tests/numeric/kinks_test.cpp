@@ -64,6 +64,44 @@ TEST(Kinks, TheNextTermDecidesForFloorAndMod) {
   }
 }
 
+// Coordinates that lie on a jump at the limit of an average, or of a number with a part that
+// vanishes: no engine gives the value on the jump, which no network has.
+TEST(Kinks, AveragesThatMoveAtoms) {
+  const std::string head = kHead + "random s : [n] ~ sign()\nq = E(v^2)\nf = v @ s / n\n";
+  for (const char* text :
+       {"E(floor(s * q))", "E(s > q)", "E(mod(s, q))", "E(step(x - x * q))", "E((x > x * q) * x)",
+        "E(x * step(rmsnorm(x, eps = 0) - x))", "E(sign(q * s - s)^2)", "E(s * q == s)"})
+    for (const Engine engine : {Engine::kAuto, Engine::kParticles}) {
+      EvaluateOptions options;
+      options.engine = engine;
+      options.particles = 1024;
+      const LimitResult result = limit_of(head + "report " + text + "\n", options);
+      EXPECT_NE(result.reports[0].undetermined, "") << text << " " << result.reports[0].value[0];
+    }
+  for (const char* text : {"E(s > 1 - f)", "E(s >= 1 + f)", "E(s == 1 + f)", "E(mod(s, 1 + f))",
+                           "E(floor(s * (1 + f)))"}) {
+    const auto refused = evaluate(parsed(head + "report " + text + "\n"), {});
+    ASSERT_FALSE(refused) << text;
+    EXPECT_EQ(refused.errors()[0].code, "E3108") << text;
+  }
+  // Without fluctuations, or away from jumps.
+  for (const auto& [text, right] :
+       std::vector<std::pair<std::string, double>>{{"E(floor(s))", 0},
+                                                   {"E(s > 0.5)", 0.5},
+                                                   {"E(s > q - 0.5)", 0.5},
+                                                   {"E(floor(s * q + 0.5))", 0.5 * (1 + -1)},
+                                                   {"E(relu(q * x) > 0)", 0.5},
+                                                   {"E(sign(q * x)^2)", 1},
+                                                   {"E(s == 1)", 0.5}}) {
+    EvaluateOptions options;
+    options.particles = 4096;
+    const LimitResult result = limit_of(head + "report " + text + "\n", options);
+    EXPECT_NEAR(result.reports[0].value[0], right,
+                5 * (result.reports[0].error.empty() ? 0 : result.reports[0].error[0]) + 1e-9)
+        << text;
+  }
+}
+
 // E f(x) y = Cov(x, y) E f'(x), and E f(x) x = E f'(x) with no derivative taken: a jump that
 // several operations share counts once.
 TEST(Kinks, SteinsLemmaCountsEachJumpOnce) {
