@@ -506,6 +506,11 @@ void decide(Convergence& result, const Summary& s, const Evidence& found, double
   const double sd2 = s.variance.row(s.largest)(found.differing).sum();
   const bool small =
       widths > 1 || spread == 0 || sd2 * std::sqrt(s.width[s.largest]) <= found.size2;
+  double limit_error2 = 0;
+  for (const Index e : found.differing)
+    limit_error2 += std::pow(result.entries[static_cast<std::size_t>(e)].limit_error, 2);
+  const bool falls_too_slowly =
+      result.sd_slope && result.sd_slope->slope > spread + kErrors * result.sd_slope->error;
   const bool mean_has_power = found.noise2 <= found.size2 / 4 && small;
   const bool mean_alone = mean_has_power && (widths == 1 || result.p_value > kDoubtfulP);
   const auto say = [&](Verdict verdict, std::string reason) {
@@ -517,8 +522,14 @@ void decide(Convergence& result, const Summary& s, const Evidence& found, double
         off("mean is off, and one width cannot tell a finite-width correction from a wrong limit"));
   } else if (result.p_value <= kSmallestP) {
     say(Verdict::kDisagrees, off("mean does not tend to the limit") + ", " + slope);
-  } else if (result.sd_slope &&
-             result.sd_slope->slope > spread + kErrors * result.sd_slope->error) {
+  } else if (falls_too_slowly && spread == -0.5 && sd2 <= 16 * limit_error2) {
+    // What the limit computation could not resolve, a sample next to the boundary of an accuracy,
+    // networks of these widths need not have resolved either.
+    say(Verdict::kInconclusive,
+        fmt::format("mean fits (p = {:.2g}), but {}, and the limit is known no better than single "
+                    "networks spread; take larger widths and more particles",
+                    result.p_value, slope));
+  } else if (falls_too_slowly) {
     say(Verdict::kDisagrees, fmt::format("{}: {}; mean fits (p = {:.2g})",
                                          spread == 0 ? "sd grows" : "sd does not fall like n^-1/2",
                                          slope, result.p_value));

@@ -326,6 +326,18 @@ TEST(Convergence, IsInconclusiveWhenNoiseHidesBiasAndSpread) {
   EXPECT_GT(result.entries[0].resolution, 0.005);
 }
 
+// An accuracy of 25 samples, one of them undecided in the limit and in networks of these widths.
+TEST(Convergence, IsInconclusiveWhereTheLimitIsAsUnresolvedAsNetworks) {
+  const auto samples = samples_of({128, 512, 2048}, 16, 1, [](double, Index i, Index) {
+    return 0.8 + (i % 3 == 0 ? 0.04 : i % 3 == 1 ? -0.04 : 0);
+  });
+  const auto verdict = [&](double error) {
+    return assess_convergence(vector({0.805}), vector({error}), samples).verdict;
+  };
+  EXPECT_EQ(verdict(0.02), Verdict::kInconclusive);
+  EXPECT_EQ(verdict(0.001), Verdict::kDisagrees);
+}
+
 TEST(Convergence, IsInconclusiveWithoutEntries) {
   EXPECT_EQ(assess_convergence(VectorXd(), VectorXd(), {{64, MatrixXd(2, 0)}}).verdict,
             Verdict::kInconclusive);
