@@ -47,6 +47,7 @@ class LazyMatrix final : public WidthMatrix {
   MatrixVersion with_own_entries(MatrixVersion w) override;
   /// c (s W + Qd C Qx' + A) has scale c s, coefficients c C and entries c A.
   [[nodiscard]] MatrixVersion scaled(MatrixVersion w, double c) const override {
+    if (c == 0) return {.scale = 0, .coefficients = {}, .entries = nullptr};  // a velocity begins
     w.scale *= c;
     w.coefficients *= c;
     w.entries_scale *= c;
