@@ -449,10 +449,24 @@ void PairMatrix::angle_entries(const PairColumn& p, const PairInput& in, const C
                                MomentStatus& status) const {
   std::array<double, kTileRows> found, error;
   const double* gaps = in.gap;
-  if (in_[0]->gapped_) {
-    gap_errors(p.count, in_[0]->gap_, gaps, error.data());
-  } else {
+  const GapError& law = in_[0]->gap_;
+  constexpr double kLoose = 1e-14;
+  if (!in_[0]->gapped_) {
     gaps_of_values(p, in.c, in.error, found.data(), error.data(), status);
+    gaps = found.data();
+  } else if (law.absolute + law.sine * law.sine <= kLoose) {
+    gap_errors(p.count, law, gaps, error.data());
+  } else {
+    // Behind jumps the law of all gaps is that of the smallest ones, which go like roots: larger
+    // ones are known better by their values.
+    std::array<double, kTileRows> by_law;
+    gap_errors(p.count, law, gaps, by_law.data());
+    gaps_of_values(p, in.c, in.error, found.data(), error.data(), status);
+    for (std::size_t i = 0; i < p.count; ++i)
+      if (by_law[i] < error[i]) {
+        found[i] = gaps[i];
+        error[i] = by_law[i];
+      }
     gaps = found.data();
   }
   pair_angles(p, sign_, in.c, gaps, error.data(), {out.at[0], out.at[1], out.at[2], out.at[3]});

@@ -395,6 +395,23 @@ TEST(VarianceZero, ComparisonsAreOfTheDifference) {
   }
 }
 
+// c -> (2 / pi) arcsin c, layer by layer: pairs far apart do not have the errors of those nearby.
+TEST(VarianceZero, DeepJumpsKeepTheirDigits) {
+  for (const double c : {0.6, 0.0, -0.8, 0.999}) {
+    const std::string text = fmt::format(
+        "width n\ndata X = [[1, 0], [{}, {}], [1, 1e-9]]\nparam U : [n, 2] ~ normal(0, 1)\nparam W "
+        ": [24, n, n] ~ normal(0, 1 / n)\nz = sign(U @ X)\nfor l in 0..24 {{ z = sign(W[l] @ z) "
+        "}}\n"
+        "report gram(z)\n",
+        c, std::sqrt(1 - c * c));
+    const LimitResult limit = limit_of(text, engine(Engine::kMoments));
+    double right = c;
+    for (int l = 0; l <= 24; ++l) right = 2 / std::numbers::pi * std::asin(right);
+    EXPECT_NEAR(limit.reports[0].value[1], right, limit.reports[0].error[1] + 1e-15) << c;
+    EXPECT_LE(limit.reports[0].error[1], 1e-11) << c;
+  }
+}
+
 // P(u > 0, v > 0) = arctan(c) / 2 pi for v = -u - c w: what is left of 1 + correlation is rounding.
 TEST(VarianceZero, OppositeSidesOfJumps) {
   for (double c = 1e-2; c > 1e-10; c /= 10)
