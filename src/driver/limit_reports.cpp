@@ -47,7 +47,36 @@ double LimitEvaluation::largest_reported(const std::vector<std::vector<double>>&
   return out;
 }
 
+namespace {
+
+/// Training whose reports grow beyond all that it could have been meant to do, though every number
+/// is finite.
+std::optional<Diagnostic> divergence(const Report& report, const ReportResult& r) {
+  constexpr double kGrowth = 1e9;
+  if (r.index_names.empty() || report.entries.size() < 2) return std::nullopt;
+  const std::size_t size = r.value.size() / report.entries.size();
+  double first = 1;
+  for (std::size_t j = 0; j < size; ++j) first = std::max(first, std::abs(r.value[j]));
+  for (std::size_t i = 1; i < report.entries.size(); ++i)
+    for (std::size_t j = 0; j < size; ++j)
+      if (std::abs(r.value[i * size + j]) > kGrowth * first)
+        return Diagnostic::warning("W5405",
+                                   fmt::format("training diverges: report '{}' grows to "
+                                               "{:.1g}",
+                                               report.name, std::abs(r.value[i * size + j])))
+            .at(report.span)
+            .with_label(fmt::format("at {} = {}", report.index_names.back(),
+                                    report.entries[i].index.back()))
+            .with_help(
+                "a smaller learning rate; largest_rate(ntk(f, X)) is the largest stable one "
+                "at the start");
+  return std::nullopt;
+}
+
+}  // namespace
+
 void LimitEvaluation::collect(Pooled pooled, LimitResult& out) const {
+  bool diverges = false;
   std::vector<int> users(outputs_.size(), 0);
   for (const Report& report : program_.reports)
     for (const auto& entry : report.entries) ++users[slot(entry.value)];
@@ -56,6 +85,8 @@ void LimitEvaluation::collect(Pooled pooled, LimitResult& out) const {
   for (const Report& report : program_.reports) {
     ReportResult r = result_of(report, pooled, users, out.engine.rank_tol);
     mark_undetermined(out.reports.size(), pooled, r, out.warnings);
+    if (auto warning = divergence(report, r); warning && !program_.steps.empty() && !diverges)
+      diverges = true, out.warnings.push_back(std::move(*warning));
     for (const double e : r.error)
       if (!std::isnan(e) && covered(report)) out.largest_error = std::max(out.largest_error, e);
     out.reports.push_back(std::move(r));
