@@ -721,7 +721,7 @@ class Line {
     const auto finite = [&](double z) { return std::isfinite(product_at(side * z)); };
     if (finite(kLargest)) return kLargest;
     double low = kLargest, high = kLargest;
-    constexpr double kNearest = 7;  // any nearer, and what is beyond counts: 1e-12 of all
+    constexpr double kNearest = 6.9;  // any nearer, and what is beyond counts: 1e-12 of all
     while (low > kNearest && !finite(low)) high = std::exchange(low, low - 0.5);
     if (low <= kNearest) return kLargest;
     for (int k = 0; k < 40; ++k) (finite(0.5 * (low + high)) ? low : high) = 0.5 * (low + high);
