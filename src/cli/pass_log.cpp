@@ -5,10 +5,10 @@
 namespace tplimit::cli {
 
 const std::vector<std::string>& PassLog::names() {
-  static const std::vector<std::string> all{"lower",          "linearise",        "decouple",
-                                            "inner-products", "erase-identities", "cancel-terms",
-                                            "leading-order",  "products-apart",   "covariances",
-                                            "graded",         "at-width"};
+  static const std::vector<std::string> all{"lower",        "output-kernels", "linearise",
+                                            "decouple",     "inner-products", "erase-identities",
+                                            "cancel-terms", "leading-order",  "products-apart",
+                                            "covariances",  "graded",         "at-width"};
   return all;
 }
 

@@ -90,7 +90,8 @@ Result<Module> parse(Source source, const LowerOptions& options, const Ablations
   if (!lowered->program.output_kernels.empty()) {
     if (!ablations.any())
       module.marked = std::make_shared<const Program>(expand_inner_products(lowered->program));
-    lowered->program = without_output_kernels(lowered->program);
+    lowered->program =
+        stage("output-kernels", [&] { return without_output_kernels(lowered->program); });
   }
   if (ablations.lazy) {
     auto lazy = stage("linearise", [&] { return linearised(lowered->program); });

@@ -76,7 +76,7 @@ std::optional<Diagnostic> divergence(const Report& report, const ReportResult& r
 }  // namespace
 
 void LimitEvaluation::collect(Pooled pooled, LimitResult& out) const {
-  bool diverges = false;
+  bool told = false;  // of divergence
   std::vector<int> users(outputs_.size(), 0);
   for (const Report& report : program_.reports)
     for (const auto& entry : report.entries) ++users[slot(entry.value)];
@@ -85,8 +85,11 @@ void LimitEvaluation::collect(Pooled pooled, LimitResult& out) const {
   for (const Report& report : program_.reports) {
     ReportResult r = result_of(report, pooled, users, out.engine.rank_tol);
     mark_undetermined(out.reports.size(), pooled, r, out.warnings);
-    if (auto warning = divergence(report, r); warning && !program_.steps.empty() && !diverges)
-      diverges = true, out.warnings.push_back(std::move(*warning));
+    if (!program_.steps.empty() && !told)
+      if (auto warning = divergence(report, r)) {
+        out.warnings.push_back(std::move(*warning));
+        told = true;
+      }
     for (const double e : r.error)
       if (!std::isnan(e) && covered(report)) out.largest_error = std::max(out.largest_error, e);
     out.reports.push_back(std::move(r));

@@ -46,9 +46,10 @@ RoundingWatch::RoundingWatch(const Program& program, const std::vector<bool>& ne
     if (!needed[k]) continue;
     const auto leaves =
         std::holds_alternative<UpdateMatrix>(node.op) ? Leaves::kUpdate : Leaves::kNumber;
-    if (!is_vector(node))
+    if (!is_vector(node)) {
       for (const NodeId in : node.in) leaves_[in.value] = std::max(leaves_[in.value], leaves);
-    if (!is_vector(node)) continue;
+      continue;
+    }
     const bool jump = is_jump(node);
     if (jump)
       decided_[static_cast<std::uint32_t>(k)].assign(
