@@ -167,16 +167,15 @@ def write_graphs():
 
 
 def against(name, widths=(64, 256, 1024), seeds=8, particles=8192, folder="against"):
-    """Deviations of JAX's networks from the limit."""
+    """Deviations of JAX's networks from the limit, and what `tplimit compare` says of them."""
     from losses import print_losses
     from tplimit import jax as front
 
     build, X, y, loss, steps = MODELS[name]
     t = translated(name)
     t.save(folder)
-    _, limit, _, messages = t.tool("run", "--particles", particles)
     files = front.train(build, X, y, loss, steps, widths, seeds, os.path.join(folder, name))
-    print_losses(name, limit, files, steps, messages)
+    print_losses(name, t, files, steps, particles)
 
 
 if __name__ == "__main__":
