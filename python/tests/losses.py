@@ -7,6 +7,7 @@ def print_losses(name, translation, files, steps, particles):
     """`files`: the networks' runs, one a width, which `tplimit compare` sets beside the limit of `translation`."""
     options = [word for file in files for word in ("--against", file)]
     _, compared, printed, messages = translation.tool("compare", "--particles", particles, *options)
+    assert compared, messages
     limit = {r["name"]: r for r in compared["reports"]}
     value, error = np.array(limit["loss"]["value"]), np.array(limit["loss"]["stderr"])
     outs = np.array(limit["out"]["value"])

@@ -4,9 +4,11 @@
 #include <cmath>
 #include <limits>
 
-#include <Eigen/Dense>
+#include <Eigen/Cholesky>
+#include <Eigen/LU>
 
 #include "tplimit/ir/functions.hpp"
+#include "tplimit/math/symmetric_eigen.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
 
@@ -202,8 +204,7 @@ void eigenvalues(const Dims& dims, const View& in, MutableView out) {
       continue;
     }
     const Eigen::MatrixXd symmetric = 0.5 * (a + a.transpose());
-    values = Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd>(symmetric, Eigen::EigenvaluesOnly)
-                 .eigenvalues();
+    values = symmetric_eigenvalues(symmetric);
   }
 }
 
@@ -253,13 +254,12 @@ void training_operator(const TrainingOperator& t, Index p, Index q, const View& 
   }
   // Repeated samples make kernels singular; what lies in the null space is not learned, and no
   // output depends on it.
-  const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> solver(symmetric);
-  const Eigen::VectorXd& z = solver.eigenvalues();
+  const SymmetricEigen eigen(symmetric);
+  const Eigen::VectorXd& z = eigen.values;
   Eigen::VectorXd h(p);
   for (Index i = 0; i < p; ++i)
     h(i) = !std::isinf(t.time) ? learned(t, z(i)) : z(i) > 10 * resolved * z(p - 1) ? 1 / z(i) : 0;
-  result.noalias() =
-      theta_x * (solver.eigenvectors() * h.asDiagonal() * solver.eigenvectors().transpose());
+  result.noalias() = theta_x * (eigen.vectors * h.asDiagonal() * eigen.vectors.transpose());
 }
 
 /// LU of a square matrix, its rows divided by powers of 2 first: how near it is to a singular one

@@ -1,11 +1,12 @@
 #include <algorithm>
 #include <cmath>
 
-#include <Eigen/Dense>
+#include <Eigen/Core>
 
 #include "lower/lowerer.hpp"
 #include "tplimit/data/table.hpp"
 #include "tplimit/math/normals.hpp"
+#include "tplimit/math/symmetric_eigen.hpp"
 #include "tplimit/passes/batch.hpp"
 #include "tplimit/support/check.hpp"
 #include "tplimit/support/overloaded.hpp"
@@ -607,48 +608,6 @@ bool fits(const Axes& own, const Axes& axes) {
 }
 }  // namespace
 
-namespace {
-/// Deviations times the symmetric root of the correlations: permuting the variables permutes the
-/// rows.  Variables that are uncorrelated get no common direction, and equal or opposite ones get
-/// equal or opposite rows, not only up to rounding: their differences are constants.
-Eigen::MatrixXd root_of(const Eigen::MatrixXd& covariance) {
-  const Eigen::Index k = covariance.rows();
-  Eigen::MatrixXd root = Eigen::MatrixXd::Zero(k, k);
-  std::vector<bool> done(static_cast<std::size_t>(k), false);
-  for (Eigen::Index first = 0; first < k; ++first) {
-    if (done[static_cast<std::size_t>(first)]) continue;
-    std::vector<Eigen::Index> block{first};  // grows to all that are connected by covariances
-    done[static_cast<std::size_t>(first)] = true;
-    for (std::size_t a = 0; a < block.size(); ++a)
-      for (Eigen::Index j = 0; j < k; ++j)
-        if (!done[static_cast<std::size_t>(j)] && covariance(block[a], j) != 0) {
-          block.push_back(j);
-          done[static_cast<std::size_t>(j)] = true;
-        }
-    std::sort(block.begin(), block.end());
-    const Eigen::VectorXd deviations = covariance.diagonal()(block).cwiseMax(0).cwiseSqrt(),
-                          inverse = (deviations.array() > 0).select(deviations.cwiseInverse(), 0.0);
-    const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(
-        inverse.asDiagonal() * covariance(block, block) * inverse.asDiagonal());
-    const double rounding =
-        16 * static_cast<double>(block.size()) * std::numeric_limits<double>::epsilon();
-    const Eigen::VectorXd roots = (eigen.eigenvalues().array() > rounding)
-                                      .select(eigen.eigenvalues().cwiseMax(0).cwiseSqrt(), 0.0);
-    const Eigen::MatrixXd part =
-        eigen.eigenvectors() * roots.asDiagonal() * eigen.eigenvectors().transpose();
-    root(block, block) =
-        deviations.asDiagonal() * (part.array().abs() > rounding).select(part, 0.0);
-  }
-  for (Eigen::Index i = 0; i < k; ++i)
-    for (Eigen::Index j = 0; j < i; ++j)
-      for (const double sign : {1.0, -1.0})
-        if (covariance.row(i) == sign * covariance.row(j) &&
-            covariance(i, i) == sign * covariance(i, j))
-          root.row(i) = sign * root.row(j);
-  return root;
-}
-}  // namespace
-
 /// Of vectors; finite random values are drawn here.
 NodeId Lowerer::standard_normal(const std::string& name, Span name_span, const Axes& axes,
                                 Span span) {
@@ -804,14 +763,13 @@ Value Lowerer::initial_value(const ast::Param& s, const std::string& name, const
             fail("E2126", "the covariance is not symmetric", variance_span,
                  fmt::format("entries [{0}, {1}] and [{1}, {0}] are {2} and {3}", i, j,
                              covariance(j, i), covariance(i, j)));
-      const Eigen::SelfAdjointEigenSolver<Eigen::MatrixXd> eigen(covariance);
-      const double least = eigen.eigenvalues().minCoeff(),
-                   greatest = eigen.eigenvalues().cwiseAbs().maxCoeff();
+      const Eigen::VectorXd eigenvalues = symmetric_eigenvalues(covariance);
+      const double least = eigenvalues.minCoeff(), greatest = eigenvalues.cwiseAbs().maxCoeff();
       if (least < -1e-12 * greatest)
         fail("E2126", "the covariance is not positive semidefinite", variance_span,
              fmt::format("its smallest eigenvalue is {:.6g}", least));
       const Eigen::Matrix<double, Eigen::Dynamic, Eigen::Dynamic, Eigen::RowMajor> root =
-          root_of(covariance);
+          covariance_root(covariance);
       deviated = b.contract(
           z, b.constant(std::vector<double>(root.data(), root.data() + root.size()), {k, k}), 0, 1,
           false);

@@ -5,9 +5,10 @@
 #include <functional>
 #include <limits>
 
-#include <Eigen/Eigenvalues>
+#include <Eigen/Core>
 
 #include "tplimit/math/gaussian_quadrature.hpp"
+#include "tplimit/math/symmetric_eigen.hpp"
 
 /// A product with exponentials of quadratic forms is a change of measure:
 ///   E exp(z'Bz + g'z) F(z) = det(M)^(-1/2) exp(g' M^-1 g / 2) E F(M^-1 g + M^(-1/2) z),
@@ -97,20 +98,20 @@ std::optional<MovedLaw> moved_law(TiltedLaw law, double relative,
   law.exponent += law.mean.dot(law.slope + law.quadratic.cwiseProduct(law.mean));
   const Eigen::VectorXd g =
       root.transpose() * (law.slope + 2 * law.quadratic.cwiseProduct(law.mean));
-  const Eigen::SelfAdjointEigenSolver<Matrix> eigen(
-      Matrix::Identity(w.rank, w.rank) - 2 * root.transpose() * law.quadratic.asDiagonal() * root);
-  const Eigen::VectorXd& lambda = eigen.eigenvalues();
+  const SymmetricEigen eigen(Matrix::Identity(w.rank, w.rank) -
+                             2 * root.transpose() * law.quadratic.asDiagonal() * root);
+  const Eigen::VectorXd& lambda = eigen.values;
   const double least = w.rank > 0 ? lambda.minCoeff() : 1,
                most = std::max(1.0, w.rank > 0 ? lambda.maxCoeff() : 1);
   if (!(least > kLeastEigenvalue * most)) {
     diverges();
     return std::nullopt;
   }
-  const Eigen::VectorXd h = eigen.eigenvectors().transpose() * g;
+  const Eigen::VectorXd h = eigen.vectors.transpose() * g;
   const Eigen::VectorXd inverse = lambda.cwiseInverse();
   law.exponent += 0.5 * h.dot(inverse.cwiseProduct(h)) - 0.5 * lambda.array().log().sum();
   if (!(law.exponent < 700)) throw Unknown{"a mean that overflows", {}, true};
-  const Matrix mixed = root * eigen.eigenvectors() * inverse.cwiseSqrt().asDiagonal();
+  const Matrix mixed = root * eigen.vectors * inverse.cwiseSqrt().asDiagonal();
   Matrix moved = mixed * mixed.transpose();
   for (Eigen::Index k = 0; k < n; ++k)
     for (Eigen::Index l = 0; l < n; ++l)
@@ -118,7 +119,7 @@ std::optional<MovedLaw> moved_law(TiltedLaw law, double relative,
         moved(k, l) = 0;
   auto next = root_by_groups(moved);
   if (!next) return std::nullopt;
-  const Eigen::VectorXd shift = root * (eigen.eigenvectors() * inverse.cwiseProduct(h));
+  const Eigen::VectorXd shift = root * (eigen.vectors * inverse.cwiseProduct(h));
   // Rounding and errors of covariances move M by `change`.
   const double change =
       (relative + 4 * std::numeric_limits<double>::epsilon() * static_cast<double>(n)) * most;

@@ -3,7 +3,9 @@
 #include <algorithm>
 #include <cmath>
 
-#include <Eigen/Eigenvalues>
+#include <Eigen/Core>
+
+#include "tplimit/math/symmetric_eigen.hpp"
 
 namespace tplimit::moments {
 
@@ -94,15 +96,15 @@ SquaresAndLinear diagonalised(const std::vector<QuadraticMonomial>& monomials,
       }
     }
     if (size == 0 || (form.array() == 0).all()) continue;
-    const Eigen::SelfAdjointEigenSolver<Matrix> eigen(form);
-    const double largest = eigen.eigenvalues().cwiseAbs().maxCoeff();
+    const SymmetricEigen eigen(form);
+    const double largest = eigen.values.cwiseAbs().maxCoeff();
     for (Eigen::Index k = 0; k < size; ++k) {
-      const double lambda = eigen.eigenvalues()(k);
+      const double lambda = eigen.values(k);
       if (std::abs(lambda) <= kCancelled * largest) continue;
       Field& square = squares[static_cast<std::size_t>(lambda > 0 ? k : size + k)];
       for (Eigen::Index l = 0; l < size; ++l)
         square.terms[static_cast<std::size_t>(l)].coefficient[at(i)] =
-            std::sqrt(std::abs(lambda)) * eigen.eigenvectors()(l, k);
+            std::sqrt(std::abs(lambda)) * eigen.vectors(l, k);
     }
   }
   return {std::move(squares), std::move(linear)};
