@@ -647,7 +647,20 @@ std::vector<std::vector<Expr>> Calculus::independent_groups(const std::vector<Ex
   return out;
 }
 
-/// Of a sum of Gaussians of mean 0 with numbers as coefficients: how many, written out; else 0.
+/// How many terms E[x x] has, written out: 1 where it stays a mean.
+std::size_t Calculus::second_moment_terms(std::uint32_t definition) {
+  Indices own;
+  for (const Symbol& axis : definitions[definition].axes) own.emplace_back(axis);
+  const Expr x = spread(ref(definition, std::move(own)));
+  std::size_t out = 1;
+  for (const Expr& f : x->kind == Kind::kMul ? x->args : std::vector{x})
+    out *= std::max<std::size_t>(1, gaussian_terms(f));
+  return out;
+}
+
+/// Of a sum of Gaussians of mean 0 with numbers as coefficients: how many terms its covariance has,
+/// written out as far as gaussian_covariance does; else 0.  A Gaussian G[W x] has those of E[x x]:
+/// counted as one, they would double with every block of a residual network.
 std::size_t Calculus::gaussian_terms(const Expr& e) {
   constexpr std::size_t kMost = 16;  // a longer sum is left under its name
   if (!e->width) return 0;
@@ -656,9 +669,10 @@ std::size_t Calculus::gaussian_terms(const Expr& e) {
       if (const auto it = gaussian_terms_.find(e->ref); it != gaussian_terms_.end())
         return it->second;
       const Definition& d = definitions[e->ref];
-      const bool gaussian =
-          d.kind == Definition::Kind::kSource || d.kind == Definition::Kind::kGaussian;
-      const std::size_t out = gaussian ? 1 : d.value ? gaussian_terms(d.value) : 0;
+      const std::size_t out = d.kind == Definition::Kind::kGaussian ? second_moment_terms(d.operand)
+                              : d.kind == Definition::Kind::kSource ? 1
+                              : d.value                             ? gaussian_terms(d.value)
+                                                                    : 0;
       return gaussian_terms_[e->ref] = out <= kMost ? out : 0;
     }
     case Kind::kAdd: {

@@ -192,6 +192,7 @@ class Calculus {
   Parity parity(const Expr& e, const std::set<std::uint32_t>& flipped);
   Expr refresh(const Expr& e);
   std::size_t gaussian_terms(const Expr& e);
+  std::size_t second_moment_terms(std::uint32_t definition);
 
   std::uint32_t next_symbol_ = 0;
   std::map<std::uint32_t, std::size_t> gaussian_terms_;

@@ -138,6 +138,29 @@ for t in 0..2 {
   EXPECT_LT(some.definitions.size(), view_of(formulas, {}).definitions.size());
 }
 
+TEST(FormulasText, OfResidualNetworksDoNotDoubleWithEveryBlock) {
+  // Cov(G[W' d]) = E[tanh' tanh'] E[d d] and d = v + sum of such Gaussians: written out to the end,
+  // as short sums are, every block would double it.
+  const auto length = [](int blocks) {
+    return text_of("width n\nconst L = " + std::to_string(blocks) + R"(
+param U : [n, 2] ~ normal(0, 1), lr = n
+param W : [L, n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0, 1), lr = n
+model f(x) {
+  h = U @ x
+  for l in 0..L { h = h + tanh(W[l] @ h) }
+  return v @ h / n
+}
+loss = mse(f([[1, 0.2], [0.1, 1]]), [1, -1])
+step sgd(loss, lr = 0.1)
+report f([[1, 0.2], [0.1, 1]])
+)")
+        .size();
+  };
+  EXPECT_LT(length(16),
+            5 * length(8));  // 3.5: the lines grow with the blocks, as their number does
+}
+
 TEST(FormulasLatex, HasTheSameFormulas) {
   const std::string latex = latex_of(R"(width n
 random W : [n, n] ~ normal(0, 4 / n)
