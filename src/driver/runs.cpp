@@ -71,13 +71,14 @@ std::vector<RunOutcome> run_some(const RunSet& set, const std::function<bool(std
   for (std::int64_t k = 0; k < set.count; ++k)
     if (mine(k)) todo.push_back(k);
   std::vector<RunOutcome> out(static_cast<std::size_t>(set.count));
-  std::atomic<bool> failed = false;
+  // The first that fails is named, whichever thread is faster: only later ones are left out.
+  std::atomic<std::int64_t> first_failed = set.count;
   const std::uint64_t program = set.checkpoint ? fingerprint(*set.schedule->program) : 0;
   const int threads = set.executor->threads();
   const Executor outer(set.side_by_side ? threads : 1);
   outer.parallel(static_cast<std::int64_t>(todo.size()), [&](std::int64_t j) {
-    if (failed) return;
     const std::int64_t k = todo[static_cast<std::size_t>(j)];
+    if (k > first_failed) return;
     // Of its own, to count its operations.  A checkpoint stops runs where they can be saved.
     const Executor inner(set.side_by_side ? 1 : threads, set.executor->ranks(),
                          set.checkpoint ? nullptr : set.executor->stop());
@@ -85,7 +86,9 @@ std::vector<RunOutcome> run_some(const RunSet& set, const std::function<bool(std
     auto outcome = set.checkpoint ? set.checkpoint->runs().run(program, *set.schedule, own_settings,
                                                                inner, set.executor->stop())
                                   : engines::run_program(*set.schedule, own_settings, inner);
-    if (std::holds_alternative<RunFailure>(outcome)) failed = true;
+    if (std::holds_alternative<RunFailure>(outcome))
+      for (std::int64_t first = first_failed;
+           k < first && !first_failed.compare_exchange_weak(first, k);) {}
     std::visit([&](auto& own) { out[static_cast<std::size_t>(k)] = std::move(own); }, outcome);
     set.executor->count(inner.operations());
     progress.finished();

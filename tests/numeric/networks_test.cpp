@@ -178,5 +178,24 @@ TEST(EntryLaws, NetworksDrawWhatIsWritten) {
   }
 }
 
+TEST(Networks, TheFirstThatFailsIsNamedHoweverManyThreads) {
+  // One network in twenty fails; another thread, further on, may meet one first.
+  const Module module =
+      test::parsed("width n\nrandom x : [n] ~ normal(0, 1)\nreport log(E(x) + 0.036)\n");
+  const auto failure = [&](std::uint64_t seed, int threads) {
+    SimulateOptions options;
+    options.width = 2000;
+    options.seeds = 200;
+    options.seed = seed;
+    options.threads = threads;
+    const auto result = simulate(module, options);
+    return result.ok() ? std::string() : result.errors()[0].notes.back().message;
+  };
+  for (std::uint64_t seed = 0; seed < 20; ++seed) {
+    const std::string alone = failure(seed, 1);
+    EXPECT_NE(alone.find(" of 200 of width 2000"), std::string::npos) << alone;
+    for (const int threads : {2, 4, 7}) EXPECT_EQ(failure(seed, threads), alone);
+  }
+}
 }  // namespace
 }  // namespace tplimit
