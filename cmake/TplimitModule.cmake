@@ -14,15 +14,17 @@ function(tplimit_runs_once target)
   target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
 endfunction()
 
-# Headers of libraries that nearly every file of a module reads, and that take longer to read than most files to compile.
-# OWNER: the module that precompiles them; others with the same options take them over.
-function(tplimit_precompile target owner)
-  if(target STREQUAL owner)
-    target_precompile_headers(${target} PRIVATE <algorithm> <array> <cmath> <filesystem> <functional> <map> <memory> <optional>
-      <set> <string> <unordered_map> <variant> <vector> <fmt/format.h> <fmt/ranges.h> <Eigen/Dense> <tbb/parallel_for.h> <tbb/task_arena.h>)
-  else()
-    target_precompile_headers(${target} REUSE_FROM ${owner})
-  endif()
+# tplimit_precompile(HEADERS .. MODULES ..)
+# Headers of libraries that nearly every file of these modules reads, and that take longer to read than most files to
+# compile.  The first module makes it; all must have the same options.
+function(tplimit_precompile)
+  cmake_parse_arguments(arg "" "" "HEADERS;MODULES" ${ARGN})
+  list(POP_FRONT arg_MODULES owner)
+  target_precompile_headers(tplimit_${owner} PRIVATE <algorithm> <array> <cmath> <filesystem> <functional> <map> <memory>
+    <optional> <set> <string> <unordered_map> <variant> <vector> ${arg_HEADERS})
+  foreach(module IN LISTS arg_MODULES)
+    target_precompile_headers(tplimit_${module} REUSE_FROM tplimit_${owner})
+  endforeach()
 endfunction()
 
 # tplimit_module(name [HEADERS ..] SOURCES .. [PUBLIC ..] [PRIVATE ..])
