@@ -270,6 +270,10 @@ TEST(TheoryChecks, GrowthBeyondPolynomialsOncePerPlace) {
       theory_checks(cleaned(start + "for i in 0..2 { report E(exp(x[i])) }\nreport E(x[0]^4)\n"));
   EXPECT_EQ(codes(found), std::vector<std::string>{"W5312"});
   EXPECT_EQ(found[0].severity, Severity::kWarning);
+  for (const char* bounded : {"exp(-x[0]^2 / 2)", "exp(-0.5 * x[0]^4)"})
+    EXPECT_TRUE(theory_checks(cleaned(start + "report E(" + bounded + ")\n")).empty()) << bounded;
+  for (const char* growing : {"exp(x[0]^2 / 9)", "exp(-x[0]^3)"})
+    EXPECT_EQ(theory_checks(cleaned(start + "report E(" + growing + ")\n")).size(), 1) << growing;
 }
 
 TEST(Faults, HaveTheirCodesAndPlaces) {
