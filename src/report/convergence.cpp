@@ -5,7 +5,7 @@
 #include <numeric>
 
 #include <fmt/format.h>
-#include <Eigen/Dense>
+#include <Eigen/QR>
 #include <boost/math/distributions/chi_squared.hpp>
 #include <boost/math/distributions/fisher_f.hpp>
 #include <boost/math/special_functions/digamma.hpp>
@@ -263,6 +263,18 @@ MeanTest test_mean(const Summary& s, const VectorXd& bias, const VectorXd& varia
   return test;
 }
 
+/// Covariance of what the widths show: independent errors, and one that they share.
+struct Covariance {
+  VectorXd variance, shared;  ///< diag(variance) + shared shared'
+
+  /// u' C^-1 v, by Sherman and Morrison.  Cost: O(widths).
+  [[nodiscard]] double inner(const VectorXd& u, const VectorXd& v) const {
+    const VectorXd scaled = shared.cwiseQuotient(variance);
+    return u.dot(v.cwiseQuotient(variance)) -
+           u.dot(scaled) * scaled.dot(v) / (1 + shared.dot(scaled));
+  }
+};
+
 /// How one entry approaches its limit; `variance` is that of the mean.
 Corrections fit_corrections(const Summary& s, const std::vector<WidthSamples>& samples, Index entry,
                             double limit, const VectorXd& bias, const VectorXd& variance,
@@ -293,13 +305,12 @@ Corrections fit_corrections(const Summary& s, const std::vector<WidthSamples>& s
                  static_cast<double>(s.width.size());
   }
   const double of_one = std::max(2.0, jackknife);  // variance of s^2 / v, times S - 1
-  const VectorXd bend = kBend * s.inverse;
-  const MatrixXd covariance =
-      MatrixXd((of_one / dof.array()).matrix().asDiagonal()) + bend * bend.transpose();
-  const VectorXd weight = covariance.llt().solve(VectorXd::Ones(dof.size()));
+  const Covariance covariance{of_one / dof.array(), kBend * s.inverse};
+  const VectorXd one = VectorXd::Ones(dof.size());
   const VectorXd ratio = s.variance.col(entry).array() * s.fall.array() / pooled;
-  out.variance.value = pooled * weight.dot(ratio) / weight.sum();
-  out.variance.error = pooled / std::sqrt(weight.sum());
+  const double weight = covariance.inner(one, one);
+  out.variance.value = pooled * covariance.inner(one, ratio) / weight;
+  out.variance.error = pooled / std::sqrt(weight);
   return out;
 }
 
@@ -307,19 +318,17 @@ Corrections fit_corrections(const Summary& s, const std::vector<WidthSamples>& s
 // ----------------------------------------------------------------------------------------
 
 /// Straight line through (log n, y) by generalised least squares; the error grows with the misfit.
-SlopeFit fit_slope(const VectorXd& log_width, const VectorXd& y, const MatrixXd& covariance) {
+SlopeFit fit_slope(const VectorXd& log_width, const VectorXd& y, const Covariance& covariance) {
   const Index points = y.size();
-  MatrixXd design(points, 2);
-  design.col(0).setOnes();
-  design.col(1) = log_width;
-  const Eigen::LLT<MatrixXd> factor(covariance);
-  const MatrixXd a = factor.matrixL().solve(design);
-  const VectorXd b = factor.matrixL().solve(y);
-  const MatrixXd inverse = (a.transpose() * a).inverse();
-  const VectorXd fit = inverse * (a.transpose() * b);
+  // Widths from their weighted mean: then level and slope are independent.
+  const VectorXd one = VectorXd::Ones(points);
+  const double weight = covariance.inner(one, one);
+  const VectorXd x = log_width.array() - covariance.inner(one, log_width) / weight;
+  const double precision = covariance.inner(x, x), slope = covariance.inner(x, y) / precision;
+  const VectorXd rest = y - (covariance.inner(one, y) / weight) * one - slope * x;
   const double misfit =
-      points > 2 ? (b - a * fit).squaredNorm() / static_cast<double>(points - 2) : 1;
-  return {fit[1], std::sqrt(inverse(1, 1) * std::max(1.0, misfit))};
+      points > 2 ? covariance.inner(rest, rest) / static_cast<double>(points - 2) : 1;
+  return {slope, std::sqrt(std::max(1.0, misfit) / precision)};
 }
 
 std::optional<SlopeFit> fit_spread(const Summary& s, const std::vector<WidthSamples>& samples) {
@@ -382,9 +391,7 @@ std::optional<SlopeFit> fit_spread(const Summary& s, const std::vector<WidthSamp
   const double typical = (own(used).array() * dof.array()).mean();
   const VectorXd variance =
       (typical / dof.array()).max(own(used).array()).max(chi_square(used).array());
-  const VectorXd curvature = kCurvature * s.inverse(used);
-  const MatrixXd covariance = MatrixXd(variance.asDiagonal()) + curvature * curvature.transpose();
-  return fit_slope(s.width(used).array().log(), y(used), covariance);
+  return fit_slope(s.width(used).array().log(), y(used), {variance, kCurvature * s.inverse(used)});
 }
 
 /// Slope of |mean - limit|, pooled over entries, where it stands out of the noise at two widths or
@@ -420,7 +427,7 @@ std::optional<SlopeFit> fit_bias(const Summary& s, const VectorXd& limit,
   const auto vector = [&](const std::vector<double>& v) {
     return Eigen::Map<const VectorXd>(v.data(), points);
   };
-  return fit_slope(vector(log_width), vector(y), MatrixXd(vector(variance).asDiagonal()));
+  return fit_slope(vector(log_width), vector(y), {vector(variance), VectorXd::Zero(points)});
 }
 
 // ---- verdict
@@ -618,8 +625,7 @@ std::optional<SlopeFit> fit_rms(const Summary& s, const std::vector<WidthSamples
   const VectorXd own = variance(used).array().max(typical / s.seeds(used).array()) + 1e-24;
   // The next power may be n^-1/4 smaller only.
   const VectorXd curvature = kCurvature * s.inverse(used).array().sqrt().sqrt();
-  const MatrixXd covariance = MatrixXd(own.asDiagonal()) + curvature * curvature.transpose();
-  return fit_slope(s.width(used).array().log(), y(used), covariance);
+  return fit_slope(s.width(used).array().log(), y(used), {own, curvature});
 }
 
 }  // namespace

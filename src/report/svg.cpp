@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
+#include <set>
 
 #include <fmt/format.h>
 
@@ -88,6 +90,34 @@ std::vector<double> ticks(const Axis& axis, const std::vector<double>& values, d
   return log_ticks(low, high);
 }
 
+/// What stands at ticks: numbers, or by how much they exceed `base` where six digits are too few
+/// to tell them apart.
+struct TickLabels {
+  std::vector<std::string> texts;
+  double base = 0;
+  [[nodiscard]] std::string title(const Axis& axis) const {
+    if (base == 0) return axis.title;
+    return fmt::format("{} {} {:.12g}", axis.title, base > 0 ? "-" : "+", std::abs(base));
+  }
+};
+TickLabels labels(const Axis& axis, std::vector<double> ticks) {
+  if (axis.log)
+    for (double& t : ticks) t = std::pow(10, t);
+  TickLabels out;
+  const std::size_t different = std::set(ticks.begin(), ticks.end()).size();
+  for (const int digits : {4, 6}) {
+    out.texts.clear();
+    for (const double t : ticks)
+      out.texts.push_back(fmt::format("{:.{}g}", t == 0 ? 0.0 : t, digits));
+    if (axis.log || std::set(out.texts.begin(), out.texts.end()).size() == different) return out;
+  }
+  // 12 digits of it are what the title says.
+  out.base = std::strtod(fmt::format("{:.12g}", ticks[ticks.size() / 2]).c_str(), nullptr);
+  out.texts.clear();
+  for (const double t : ticks) out.texts.push_back(shown(t - out.base));
+  return out;
+}
+
 /// The x values, if all lines of data share them.
 std::vector<double> common_x(const Plane& plane) {
   std::vector<double> out;
@@ -125,28 +155,33 @@ std::string axes(const Plane& plane, const Place& at) {
   const auto& [left, top, right, bottom] = at.frame().pixels;
   const auto& range = at.frame().range;
   std::string out = "<g class=\"axes\">";
-  for (const double t : ticks(plane.y, {}, range[2], range[3], 5)) {
-    const double y = at.y_on_axis(t);
+  const std::vector<double> y_ticks = ticks(plane.y, {}, range[2], range[3], 5);
+  const TickLabels y_labels = labels(plane.y, y_ticks);
+  for (std::size_t k = 0; k < y_ticks.size(); ++k) {
+    const double y = at.y_on_axis(y_ticks[k]);
     out += fmt::format("<line class=\"grid\" x1=\"{}\" x2=\"{}\" y1=\"{}\" y2=\"{}\"/>", px(left),
                        px(right), px(y), px(y));
     out += fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>", px(left - 7),
-                       px(y + 4), shown(plane.y.log ? std::pow(10, t) : t));
+                       px(y + 4), y_labels.texts[k]);
   }
-  for (const double t : ticks(plane.x, common_x(plane), range[0], range[1], 8)) {
-    const double x = at.x_on_axis(t);
+  const std::vector<double> x_ticks = ticks(plane.x, common_x(plane), range[0], range[1], 8);
+  const TickLabels x_labels = labels(plane.x, x_ticks);
+  for (std::size_t k = 0; k < x_ticks.size(); ++k) {
+    const double x = at.x_on_axis(x_ticks[k]);
     out += fmt::format("<line class=\"tick\" x1=\"{}\" x2=\"{}\" y1=\"{}\" y2=\"{}\"/>", px(x),
                        px(x), px(bottom), px(bottom + 5));
     out += fmt::format("<text x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>", px(x),
-                       px(bottom + 18), shown(plane.x.log ? std::pow(10, t) : t));
+                       px(bottom + 18), x_labels.texts[k]);
   }
   out += fmt::format("<path class=\"frame\" d=\"M{} {}V{}H{}\"/>", px(left), px(top), px(bottom),
                      px(right));
-  out += fmt::format("<text class=\"title\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
-                     px((left + right) / 2), px(bottom + 38), html_escaped(plane.x.title));
+  out +=
+      fmt::format("<text class=\"title\" x=\"{}\" y=\"{}\" text-anchor=\"middle\">{}</text>",
+                  px((left + right) / 2), px(bottom + 38), html_escaped(x_labels.title(plane.x)));
   out += fmt::format(
       "<text class=\"title\" transform=\"translate(14 {}) rotate(-90)\" "
       "text-anchor=\"middle\">{}</text>",
-      px((top + bottom) / 2), html_escaped(plane.y.title));
+      px((top + bottom) / 2), html_escaped(y_labels.title(plane.y)));
   return out + "</g>";
 }
 

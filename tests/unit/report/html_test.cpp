@@ -11,6 +11,7 @@
 #include <nlohmann/json.hpp>
 
 #include "report/mathml.hpp"
+#include "report/svg.hpp"
 #include "tplimit/report/text.hpp"
 #include "tplimit/report/vega.hpp"
 #include "tplimit/syntax/highlight.hpp"
@@ -374,6 +375,24 @@ TEST(Figure, HasAllChartsAndNeedsNoBrowser) {
   EXPECT_THAT(figure, HasSubstr(">t = 2</text>"));
   EXPECT_THAT(figure, Not(HasSubstr("var(")));
   EXPECT_THAT(figure, HasSubstr(".s0 { stroke: #0072b2;"));
+}
+
+TEST(Drawing, TicksTellNumbersApartThatDifferInTheirNinthDigit) {
+  const auto axes = [](std::vector<double> y) {
+    chart::Plane plane{{"t"}, {"loss"}};
+    std::vector<double> x;
+    for (std::size_t k = 0; k < y.size(); ++k) x.push_back(static_cast<double>(k));
+    plane.lines = {{"limit", x, std::move(y)}};
+    return svg::drawing(plane, "");
+  };
+  EXPECT_THAT(axes({0.1, 0.2, 0.3}), AllOf(HasSubstr(">0.25</text>"), HasSubstr(">loss</text>")));
+  // Six digits are enough, ..
+  EXPECT_THAT(axes({0.50001, 0.50003, 0.50005}),
+              AllOf(HasSubstr(">0.50002</text>"), HasSubstr(">loss</text>")));
+  // .. or numbers stand beside one of them.
+  EXPECT_THAT(axes({0.5, 0.500000001, 0.500000003}),
+              AllOf(HasSubstr(">1e-09</text>"), HasSubstr(">loss - 0.50000000")));
+  EXPECT_THAT(axes({-0.5, -0.500000001, -0.500000003}), HasSubstr(">loss + 0.50000000"));
 }
 
 TEST(Text, HasSparklinesAndColoursOnTerminalsOnly) {
