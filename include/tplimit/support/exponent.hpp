@@ -56,8 +56,8 @@ inline std::optional<Exponent> exponent_from_double(double x) {
   return std::nullopt;
 }
 
-/// e / 2, not smaller, with denominator 64: what is halved again and again stays a short fraction.
-/// What vanishes goes on vanishing.
+/// e / 2 rounded up to a multiple of 1/64, so that what is halved again and again stays a short
+/// fraction; but what vanishes goes on vanishing: -1/64 stands for every power above -1/32 as well.
 constexpr Exponent half(Exponent e) {
   constexpr std::int64_t kParts = 64;
   const std::int64_t scaled = e.numerator() * kParts, per = 2 * e.denominator();
