@@ -14,17 +14,14 @@ function(tplimit_runs_once target)
   target_compile_options(${target} PRIVATE $<$<CONFIG:Release>:-O1>)
 endfunction()
 
-# tplimit_precompile(HEADERS .. MODULES ..)
-# Headers of libraries that nearly every file of these modules reads, and that take longer to read than most files to
-# compile.  The first module makes it; all must have the same options.
-function(tplimit_precompile)
-  cmake_parse_arguments(arg "" "" "HEADERS;MODULES" ${ARGN})
-  list(POP_FRONT arg_MODULES owner)
-  target_precompile_headers(tplimit_${owner} PRIVATE <algorithm> <array> <cmath> <filesystem> <functional> <map> <memory>
-    <optional> <set> <string> <unordered_map> <variant> <vector> ${arg_HEADERS})
-  foreach(module IN LISTS arg_MODULES)
-    target_precompile_headers(tplimit_${module} REUSE_FROM tplimit_${owner})
-  endforeach()
+# Files of the module are compiled eight at a time: headers of Eigen, fmt and the standard library take longer to read than
+# most files to compile.
+function(tplimit_compiles_together target)
+  if(TPLIMIT_UNITY)
+    set_target_properties(${target} PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 8)
+    # To g++ a type of an anonymous namespace outside the main file stands in a header.
+    target_compile_options(${target} PRIVATE -Wno-subobject-linkage)
+  endif()
 endfunction()
 
 # tplimit_module(name [HEADERS ..] SOURCES .. [PUBLIC ..] [PRIVATE ..])

@@ -14,12 +14,12 @@ using namespace ir;
 namespace {
 
 /// A report for each value, and for its change since the start, over steps 0..`steps`.
-struct Sizes {
+struct FollowedSizes {
   Program program;
   std::vector<CoordinateSize> values;  ///< one for each report, without numbers
 };
-Sizes sizes_of(const Program& program, const RegimeReport& counted, int steps) {
-  Sizes out{program, {}};
+FollowedSizes sizes_of(const Program& program, const RegimeReport& counted, int steps) {
+  FollowedSizes out{program, {}};
   out.program.reports.clear();
   out.program.expectations.clear();
   Builder b(out.program);
@@ -62,7 +62,7 @@ Result<CoordinateCheck> coordinate_check(const Module& module, int steps,
   out.warnings = module.warnings;
   out.steps = std::min(steps, trained);
   for (;; --out.steps) {
-    Sizes sizes = sizes_of(followed, counted, out.steps);
+    FollowedSizes sizes = sizes_of(followed, counted, out.steps);
     const Result<std::vector<SimulationResult>> runs =
         simulate(with_program(module, sizes.program), networks, widths);
     if (!runs) {  // what explodes ends in numbers that no longer fit: the steps before it

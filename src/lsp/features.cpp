@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <chrono>
 #include <set>
 
@@ -16,8 +15,6 @@
 
 namespace tplimit::lsp {
 namespace {
-
-bool is_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; }
 
 const LanguageWord* language_word(std::string_view name,
                                   std::optional<LanguageWord::Kind> kind = {}) {

@@ -15,6 +15,10 @@ std::pair<std::size_t, std::size_t> unit_at(std::string_view text, std::size_t a
 
 }  // namespace
 
+bool is_word(char c) {
+  return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_';
+}
+
 Positions::Positions(std::string_view text) : text_(text), begins_{0} {
   for (std::size_t i = text.find('\n'); i != std::string_view::npos; i = text.find('\n', i + 1))
     begins_.push_back(i + 1);

@@ -6,6 +6,9 @@
 
 namespace tplimit::lsp {
 
+/// Of a name or number.
+[[nodiscard]] bool is_word(char c);
+
 /// As the protocol counts: lines and UTF-16 code units, both from 0.
 struct Position {
   std::size_t line = 0, character = 0;

@@ -1,16 +1,14 @@
 #include "lsp/reference.hpp"
 
 #include <algorithm>
-#include <cctype>
 #include <map>
 
+#include "lsp/positions.hpp"
 #include "tplimit/lower/library.hpp"
 #include "tplimit/syntax/parser.hpp"
 
 namespace tplimit::lsp {
 namespace {
-
-bool is_word(char c) { return std::isalnum(static_cast<unsigned char>(c)) != 0 || c == '_'; }
 
 std::string trimmed(std::string_view text) {
   const auto begin = text.find_first_not_of(' ');

@@ -121,8 +121,7 @@ std::optional<MovedLaw> moved_law(TiltedLaw law, double relative,
   if (!next) return std::nullopt;
   const Eigen::VectorXd shift = root * (eigen.vectors * inverse.cwiseProduct(h));
   // Rounding and errors of covariances move M by `change`.
-  const double change =
-      (relative + 4 * std::numeric_limits<double>::epsilon() * static_cast<double>(n)) * most;
+  const double change = (relative + 4 * kEpsilon * static_cast<double>(n)) * most;
   const double error = change * (inverse.sum() + inverse.cwiseProduct(h).squaredNorm()) +
                        kClosedFormError * (1 + law.size_of_exponent + std::abs(law.exponent));
   return MovedLaw{std::move(*next), law.mean + shift, std::exp(law.exponent), error};

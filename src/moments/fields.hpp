@@ -28,13 +28,11 @@ inline MomentMethod weaker(MomentMethod a, MomentMethod b) { return std::max(a, 
 
 inline constexpr std::size_t kMostTerms = 512, kManyTerms = 16, kFewTerms = 8, kFewRows = 4;
 /// Of the terms of a sum: what is left is rounding.
-inline constexpr double kCancelled = 64 * std::numeric_limits<double>::epsilon();
+inline constexpr double kCancelled = 64 * kEpsilon;
 inline constexpr const char* kInfiniteMean =
     "the mean is infinite, or its tails are too heavy for any quadrature";
 /// Of dual_kernel, relative to sqrt(K(a,a) K(b,b)).
 inline constexpr double kClosedFormError = 1e-14;
-
-inline std::size_t at(int i) { return static_cast<std::size_t>(i); }
 
 using Matrix = Eigen::MatrixXd;
 /// Which rows of a block; null: all in order.

@@ -4,6 +4,7 @@
 #include <atomic>
 #include <deque>
 #include <functional>
+#include <limits>
 #include <optional>
 #include <span>
 #include <string>
@@ -15,6 +16,8 @@
 #include "tplimit/math/dual_kernels.hpp"
 
 namespace tplimit::moments {
+
+inline constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
 
 /// factor * g(scale x) with g of a closed form.
 struct Recognised {

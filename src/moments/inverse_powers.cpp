@@ -23,8 +23,7 @@ namespace tplimit::moments {
 using namespace ir;
 
 namespace {
-constexpr double kEps = std::numeric_limits<double>::epsilon();
-constexpr double kStep = 0.2, kRoughStep = 1;
+constexpr double kFineStep = 0.2, kRoughStep = 1;
 constexpr double kNegligible = 1e-18;  // of the largest value of the integrand
 /// The largest value falls at least as e^(-t/2) once s is beyond all scales, if the mean exists and
 /// powers are multiples of 1/2.
@@ -113,11 +112,11 @@ struct AlongForm {
     for (Eigen::Index k = 0; k < sigma.size(); ++k) {
       const double ratio = sigma(0) / sigma(k), x = 2 * s * sigma(k) * sigma(k);
       const double size = static_cast<double>(root.L.rows());
-      const double of_square =
-          root.by_rows ? 4 * kEps * ratio : (root.relative + 4 * kEps * size) * ratio * ratio;
+      const double of_square = root.by_rows ? 4 * kEpsilon * ratio
+                                            : (root.relative + 4 * kEpsilon * size) * ratio * ratio;
       sum += of_square * x / (1 + x);
     }
-    return std::min(1.0, sum + 2 * root.relative + 4 * kEps);
+    return std::min(1.0, sum + 2 * root.relative + 4 * kEpsilon);
   }
 };
 
@@ -131,7 +130,8 @@ AlongForm along_form(const Root& root, const QuadraticForm& q) {
   const Eigen::JacobiSVD<Matrix> svd(form, Eigen::ComputeThinV);
   const Eigen::VectorXd& sigma = svd.singularValues();
   Eigen::Index rank = 0;
-  const double least = sigma.size() > 0 ? static_cast<double>(form.cols()) * kEps * sigma(0) : 0;
+  const double least =
+      sigma.size() > 0 ? static_cast<double>(form.cols()) * kEpsilon * sigma(0) : 0;
   while (rank < sigma.size() && sigma(rank) > least) ++rank;
   const Matrix V = svd.matrixV().leftCols(rank);
   AlongForm out{sigma.head(rank), root.L * V, {}};
@@ -363,7 +363,7 @@ Moment Expectations::inverse_power(const SidedFactors& factors, int rows, int co
       for (Factor& f : t.factors) f.block = tilted.at(f.block);
     return term_moment(own[0], rows, own[1], columns);
   };
-  const double step = context_.rough ? kRoughStep : kStep;
+  const double step = context_.rough ? kRoughStep : kFineStep;
   Moment out{Matrix::Zero(rows, columns), 0, weaker(MomentMethod::kQuadrature, root.method)};
   double largest = 0, own_error = 0;
   const auto add_node = [&](std::int64_t node) {
@@ -371,8 +371,8 @@ Moment Expectations::inverse_power(const SidedFactors& factors, int rows, int co
     const double log_gamma = std::lgamma(k),
                  log_root = 0.5 * (2 * s * squared.array()).log1p().sum(),
                  weight = step * std::exp(k * t - s * q.offset - log_gamma - log_root),
-                 rounding =
-                     kEps * (1 + std::abs(k * t) + s * q.offset + std::abs(log_gamma) + log_root);
+                 rounding = kEpsilon *
+                            (1 + std::abs(k * t) + s * q.offset + std::abs(log_gamma) + log_root);
     if (weight == 0) return 0.0;
     const Moment m = tilted_at(s);
     for (Eigen::Index j = 0; j < columns; ++j)
@@ -411,7 +411,7 @@ Moment Expectations::inverse_power(const SidedFactors& factors, int rows, int co
     }
     return {Matrix::Zero(1, 1)};
   }
-  own_error += (error_of_trapezoid(k, step) + 4 * kEps) * out.value.cwiseAbs().maxCoeff();
+  own_error += (error_of_trapezoid(k, step) + 4 * kEpsilon) * out.value.cwiseAbs().maxCoeff();
   context_.disturb(out.value, own_error);
   out.error += own_error;
   return out;

@@ -22,7 +22,6 @@ using namespace ir;
 namespace {
 
 constexpr double kInfinity = std::numeric_limits<double>::infinity();
-constexpr double kEps = std::numeric_limits<double>::epsilon();
 constexpr double kLargest = 37.5;  // phi underflows soon after
 
 // ---- interval arithmetic
@@ -569,7 +568,7 @@ class Line {
     tails();
     std::sort(out_.panels.begin(), out_.panels.end(),
               [](const auto& a, const auto& b) { return a.from < b.from; });
-    out_.error += kEps * (8 * out_.magnitude + variation_);
+    out_.error += kEpsilon * (8 * out_.magnitude + variation_);
     return out_;
   }
 
@@ -695,7 +694,7 @@ class Line {
     const double rest = p.term * p.ratio / (1 - p.ratio);
     out_.value += std::copysign(rest, product_at(0.5 * (p.from + p.to)));
     out_.magnitude += rest;
-    const double rounding = kEps * far / width;
+    const double rounding = kEpsilon * far / width;
     out_.error +=
         rest * std::min(1.0, 10 * (std::abs(p.ratio - p.before) / (1 - p.ratio) + rounding)) +
         1e-3 * rest * (rounding > 1e-9);
@@ -915,7 +914,7 @@ PlaneRule plane_rule(const FunctionTable& table, std::span<const PlaneFunction> 
     if (!(fine.edge <= 1e-14 * fine.magnitude)) continue;
     PlaneSums<12> coarse;
     coarse.run(table, functions, features, radius, kMostPoints);
-    out.error = std::abs(fine.value - coarse.value) + fine.edge + 16 * kEps * fine.magnitude;
+    out.error = std::abs(fine.value - coarse.value) + fine.edge + 16 * kEpsilon * fine.magnitude;
     return out;
   }
   out.status = LineStatus::kNotConverged;

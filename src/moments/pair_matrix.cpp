@@ -13,11 +13,10 @@ namespace tplimit::moments {
 
 namespace {
 constexpr int kTileRows = 256,
-              kTileColumns = 8;  // the channels of a tile stay in the second cache, and the
-                                 // bookkeeping of a column is spread over many rows
-constexpr double kEpsilon = std::numeric_limits<double>::epsilon();
+              kTileColumns = 8;          // the channels of a tile stay in the second cache, and the
+                                         // bookkeeping of a column is spread over many rows
 constexpr double kGenericError = 1e-14;  // of dual_kernel, relative to sqrt(K(a,a) K(b,b))
-constexpr double kStep = 1e-6;           // of differences for derivatives, relative to variances
+constexpr double kDifference = 1e-6;     // of differences for derivatives, relative to variances
 
 int padded(int size) { return (size + kTileRows - 1) / kTileRows * kTileRows; }
 std::uint64_t next_serial() {
@@ -493,23 +492,23 @@ void PairMatrix::closed_entries(const PairColumn& own, const PairColumn& p, cons
   const auto change = [&](std::size_t i) { return std::abs(moved[i] - value[i]); };
   status.merge(run(0, 0, 0, value));
   if (p.same) {
-    (void)run(kStep, kStep, kStep, moved);
-    for (std::size_t i = 0; i < count; ++i) total[i] += change(i) / kStep * p.error_a[i];
+    (void)run(kDifference, kDifference, kDifference, moved);
+    for (std::size_t i = 0; i < count; ++i) total[i] += change(i) / kDifference * p.error_a[i];
   } else {
-    (void)run(kStep, 0, 0, moved);
-    for (std::size_t i = 0; i < count; ++i) total[i] += change(i) / kStep * p.error_a[i];
-    (void)run(0, kStep, 0, moved);
+    (void)run(kDifference, 0, 0, moved);
+    for (std::size_t i = 0; i < count; ++i) total[i] += change(i) / kDifference * p.error_a[i];
+    (void)run(0, kDifference, 0, moved);
     for (std::size_t i = 0; i < count; ++i)
-      total[i] += change(i) / kStep * p.error_b[p.one_b ? 0 : i];
-    (void)run(0, 0, kStep, moved);
+      total[i] += change(i) / kDifference * p.error_b[p.one_b ? 0 : i];
+    (void)run(0, 0, kDifference, moved);
     for (std::size_t i = 0; i < count; ++i) {
       const double root = root_ab(i);
       if (!(root > 0)) continue;
       const double relative = in.error[i] / root;
       // Near a correlation of 1 products of jumps go like the root of the distance.
-      const bool steep = form_.jumps && root - std::abs(in.c[i]) < 10 * kStep * root;
-      total[i] += steep ? change(i) * std::sqrt((relative + kEpsilon) / kStep)
-                        : change(i) * relative / kStep;
+      const bool steep = form_.jumps && root - std::abs(in.c[i]) < 10 * kDifference * root;
+      total[i] += steep ? change(i) * std::sqrt((relative + kEpsilon) / kDifference)
+                        : change(i) * relative / kDifference;
     }
   }
   double largest = 0;

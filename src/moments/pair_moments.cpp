@@ -81,7 +81,7 @@ std::optional<Moment> Expectations::same_side(const Factor& s, const Factor& t, 
   if (!functions_.jumps(s.f).empty() && !functions_.jumps(t.f).empty()) {
     // Near a correlation of 1 or -1 products of jumps go like the root of the distance, which is
     // known up to rounding of the variances.
-    constexpr double kStep = 1e-8, kRounding = 8 * std::numeric_limits<double>::epsilon();
+    constexpr double kStep = 1e-8, kRounding = 8 * kEpsilon;
     std::vector<double> c = arrays[2], moved(at(rows));
     for (int i = 0; i < rows; ++i)
       c[at(i)] -= std::copysign(kStep * std::sqrt(arrays[0][at(i)] * arrays[1][at(i)]), c[at(i)]);

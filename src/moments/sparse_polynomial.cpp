@@ -5,8 +5,6 @@
 namespace tplimit::moments {
 
 namespace {
-std::size_t at(int i) { return static_cast<std::size_t>(i); }
-
 std::uint64_t exponent(const Monomial& m, int k) { return m[at(k / 8)] >> (8 * (k % 8)) & 0xff; }
 
 }  // namespace

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
 #include <cstdint>
 #include <optional>
 #include <utility>
@@ -8,6 +9,8 @@
 
 /// Polynomials in up to 16 independent standard normals.
 namespace tplimit::moments {
+
+inline std::size_t at(int i) { return static_cast<std::size_t>(i); }
 
 inline constexpr int kMostSymbols = 16;
 /// Exponents packed into bytes.

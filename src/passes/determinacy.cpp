@@ -32,7 +32,7 @@ struct Symbol {
 };
 using Form = std::map<Symbol, double>;
 
-using Entries = std::vector<char>;
+using Marked = std::vector<char>;
 
 class Determinacy {
  public:
@@ -52,7 +52,7 @@ class Determinacy {
     }
     for (std::uint32_t k = 0; k < program_.size(); ++k) {
       const Node& node = program_.nodes[k];
-      Entries own = inherited({k}, node, out_), open = inherited({k}, node, out_.open);
+      Marked own = inherited({k}, node, out_), open = inherited({k}, node, out_.open);
       if (const auto it = decisions_.find(k); it != decisions_.end() && near_a_jump(*it->second))
         decide(*it->second, node, own, open);
       if ((node.type.width || node.type.matrix) && !open.empty()) {
@@ -69,7 +69,7 @@ class Determinacy {
     out_.at.resize(program_.size());
     out_.root.resize(program_.size());
     for (std::uint32_t k = from.empty() ? 0 : from.begin()->first; k < program_.size(); ++k) {
-      Entries own = inherited({k}, program_.nodes[k], out_);
+      Marked own = inherited({k}, program_.nodes[k], out_);
       if (const auto it = from.find(k); it != from.end()) {
         own.resize(it->second.size(), 0);
         for (std::size_t j = 0; j < own.size(); ++j) own[j] = own[j] || it->second[j] != 0;
@@ -80,7 +80,7 @@ class Determinacy {
   }
 
  private:
-  void mark(Marks& to, NodeId id, Entries own, const Marks& from) const {
+  void mark(Marks& to, NodeId id, Marked own, const Marks& from) const {
     if (std::find(own.begin(), own.end(), 1) == own.end()) return;
     to.at[id.value] = std::move(own);
     for (const NodeId in : program_[id].in)
@@ -147,7 +147,7 @@ class Determinacy {
     }
     return false;
   }
-  void decide(const Decision& d, const Node& node, Entries& own, Entries& open) {
+  void decide(const Decision& d, const Node& node, Marked& own, Marked& open) {
     if (branches_agree(node)) return;
     own.resize(static_cast<std::size_t>(size_of(node.type.dims)), 0);
     open.resize(own.size(), 0);
@@ -179,13 +179,13 @@ class Determinacy {
   }
 
   // ---- what an undetermined entry reaches
-  Entries evaluated(const Node& node, const Op& op, std::size_t k, const Entries& from) const {
+  Marked evaluated(const Node& node, const Op& op, std::size_t k, const Marked& from) const {
     Node plain{op, {false, false, node.type.dims}, {}, {}, 0};
     const Type type{false, false, program_[node.in[k]].type.dims};
     const std::vector<double> values(from.begin(), from.end());
     std::vector<double> out(static_cast<std::size_t>(size_of(node.type.dims)));
     evaluate_rows(plain, {&type}, {{values.data(), 1, 1}}, {out.data(), 1, 1});
-    Entries reached(out.size());
+    Marked reached(out.size());
     for (std::size_t j = 0; j < out.size(); ++j) reached[j] = out[j] != 0;
     return reached;
   }
@@ -202,12 +202,12 @@ class Determinacy {
                                         (*x.error)[x.error->size() == 1 ? 0 : entry] == 0);
     return certain && std::abs((*x.value)[x.value->size() == 1 ? 0 : entry]) <= kRounding;
   }
-  Entries inherited(NodeId id, const Node& node, const Marks& marks) {
+  Marked inherited(NodeId id, const Node& node, const Marks& marks) {
     if (std::none_of(node.in.begin(), node.in.end(), [&](NodeId in) { return marks.any(in); }))
       return {};
     const auto size = static_cast<std::size_t>(node.type.matrix ? 1 : size_of(node.type.dims));
-    Entries own(size, 0);
-    const auto join = [&](const Entries& from) {
+    Marked own(size, 0);
+    const auto join = [&](const Marked& from) {
       for (std::size_t j = 0; j < size; ++j) own[j] = own[j] || from[j];
     };
     const auto all = [&] { own.assign(size, 1); };
@@ -224,7 +224,7 @@ class Determinacy {
                      if (m.fn == Fn::kWhere) need(node.in[0]);
                      for (std::size_t k = 0; k < node.in.size(); ++k) {
                        if (k == 0 && m.fn == Fn::kWhere && branches_agree(node)) continue;
-                       const Entries& from = marks.at[node.in[k].value];
+                       const Marked& from = marks.at[node.in[k].value];
                        if (from.empty()) continue;
                        const auto index = indices(id, k);
                        const auto other =
@@ -248,7 +248,7 @@ class Determinacy {
                    },
                    [&](const Contract& c) {
                      for (const std::size_t k : {0u, 1u}) {
-                       const Entries& from = marks.at[node.in[k].value];
+                       const Marked& from = marks.at[node.in[k].value];
                        if (from.empty()) continue;
                        const std::vector<double> here(from.begin(), from.end()),
                            there = nonzero(node.in[1 - k]);
@@ -276,7 +276,7 @@ class Determinacy {
                    [&](const Concat&) {
                      const auto index = parts(node);
                      for (std::size_t j = 0; j < size; ++j) {
-                       const Entries& from = marks.at[node.in[index[j].first].value];
+                       const Marked& from = marks.at[node.in[index[j].first].value];
                        own[j] = !from.empty() && from[index[j].second];
                      }
                    },

@@ -14,12 +14,14 @@ using namespace document;
 using Answer = DepthVerdict::Answer;
 
 namespace {
-constexpr double kErrors = 2, kCorrections = 0.02;  // of powers: corrections of other orders
-constexpr double kNoSize = 1e-12;                   // of sizes that are 0
-constexpr std::int64_t kParts = 4;                  // 1/4, the smallest step between powers in use
+constexpr double kPowerErrors = 2, kCorrections = 0.02;  // of powers: corrections of other orders
+constexpr double kNoSize = 1e-12;                        // of sizes that are 0
+constexpr std::int64_t kParts = 4;  // 1/4, the smallest step between powers in use
 constexpr double kHalfPart = 0.5 / kParts;
 
-double allowed_error(const LimitingPower& power) { return kErrors * power.error() + kCorrections; }
+double allowed_error(const LimitingPower& power) {
+  return kPowerErrors * power.error() + kCorrections;
+}
 }  // namespace
 
 std::optional<Exponent> DepthSize::simple() const {

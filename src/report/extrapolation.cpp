@@ -1,7 +1,6 @@
 #include "tplimit/report/extrapolation.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 
 #include <fmt/format.h>
@@ -199,27 +198,6 @@ std::optional<LimitingPower> limiting_power(const std::vector<double>& x,
 
 namespace {
 
-std::optional<double> number(const std::string& text) {
-  const auto plain = [](std::string_view own) -> std::optional<double> {
-    double value = 0;
-    const auto [end, error] = std::from_chars(own.data(), own.data() + own.size(), value);
-    if (error != std::errc{} || end != own.data() + own.size() || !std::isfinite(value))
-      return std::nullopt;
-    return value;
-  };
-  const std::size_t slash = text.find('/');
-  if (slash == std::string::npos) return plain(text);
-  const auto over = plain(std::string_view(text).substr(0, slash)),
-             under = plain(std::string_view(text).substr(slash + 1));
-  return over && under && *under != 0 ? std::optional(*over / *under) : std::nullopt;
-}
-
-const ReportResult* find(const LimitResult& limit, const std::string& name) {
-  const auto found = std::find_if(limit.reports.begin(), limit.reports.end(),
-                                  [&](const ReportResult& r) { return r.name == name; });
-  return found == limit.reports.end() ? nullptr : &*found;
-}
-
 /// Reports of one name, one for each value of the constant.
 class Matching {
  public:
@@ -299,7 +277,7 @@ std::string extrapolation_fault(const std::string& constant,
   if (texts.size() < 2) return fmt::format("'{}' needs two values or more", constant);
   std::vector<double> values;
   for (const std::string& text : texts) {
-    const auto value = number(text);
+    const auto value = words::constant_value(text);
     if (!value || !(*value > 0))
       return fmt::format("'{}' is no positive number, as in 8, 0.1 or 1/8", text);
     values.push_back(*value);
@@ -320,7 +298,8 @@ ExtrapolationResult extrapolate(const std::string& constant, const std::vector<s
   TPLIMIT_CHECK(limits.size() == texts.size() && extrapolation_fault(constant, texts).empty(),
                 "{} limits for {} values of '{}'", limits.size(), texts.size(), constant);
   ExtrapolationResult out{constant, texts, {}};
-  for (const std::string& text : texts) out.constants.push_back(number(text).value());
+  for (const std::string& text : texts)
+    out.constants.push_back(words::constant_value(text).value());
   out.growing = out.constants[0] < out.constants[1];
   out.order = order;
   out.engine = limits.back().engine;
@@ -336,7 +315,7 @@ ExtrapolationResult extrapolate(const std::string& constant, const std::vector<s
     };
     std::vector<const ReportResult*> same;
     for (const LimitResult& limit : limits)
-      if (const ReportResult* r = find(limit, first.name);
+      if (const ReportResult* r = find_report(limit.reports, first.name);
           r && r->index_names == first.index_names && words::axes_of(*r) == words::axes_of(first) &&
           !r->value.empty())
         same.push_back(r);
@@ -378,7 +357,7 @@ ExtrapolationResult extrapolate(const std::string& constant, const std::vector<s
   }
   for (const LimitResult& limit : limits)
     for (const ReportResult& r : limit.reports)
-      if (!find(limits[0], r.name) &&
+      if (!find_report(limits[0].reports, r.name) &&
           std::none_of(out.left_out.begin(), out.left_out.end(),
                        [&](const std::string& text) { return text.starts_with(r.name + ": "); }))
         out.left_out.push_back(

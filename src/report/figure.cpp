@@ -13,7 +13,7 @@
 namespace tplimit {
 namespace {
 
-constexpr double kMargin = 16, kLine = 20, kGap = 28, kSampleWidth = 34;
+constexpr double kPadding = 16, kLine = 20, kGap = 28, kSampleWidth = 34;
 
 /// The value of "--name" where page.css first gives it: on white paper.
 std::string_view colour(std::string_view name) {
@@ -50,12 +50,12 @@ class Figure {
   }
 
   [[nodiscard]] std::string written() const {
-    const double width = width_ + 2 * kMargin, height = height_ + 2 * kMargin;
+    const double width = width_ + 2 * kPadding, height = height_ + 2 * kPadding;
     return fmt::format(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{0:g}\" height=\"{1:g}\" viewBox=\"0 0 "
         "{0:g} {1:g}\">\n<style>\n{2}</style>\n<rect width=\"100%\" height=\"100%\" "
         "fill=\"{3}\"/>\n<g transform=\"translate({4:g} {4:g})\">\n{5}</g>\n</svg>\n",
-        width, height, style(), colour("--paper"), kMargin, body_);
+        width, height, style(), colour("--paper"), kPadding, body_);
   }
 
  private:

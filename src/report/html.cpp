@@ -7,8 +7,7 @@
 #include <optional>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
-
+#include "report/json_value.hpp"
 #include "report/mathml.hpp"
 #include "report/page.hpp"
 #include "report/svg.hpp"
@@ -20,7 +19,6 @@ namespace tplimit {
 namespace {
 
 using namespace document;
-using Json = nlohmann::ordered_json;
 
 constexpr std::size_t kMostRows = 120, kMostColumns = 12;  // of a series in a table
 constexpr std::size_t kOpenCells = 60;  // tables of more numbers are folded where charts show them
@@ -43,13 +41,13 @@ std::string_view name_of(Tone tone) {
 // -----------------------------------------------------------------------------
 
 /// To so many digits; null where it is not finite.
-Json number(double x, int digits) {
+Json rounded(double x, int digits) {
   if (!std::isfinite(x)) return nullptr;
   return std::strtod(fmt::format("{:.{}g}", x, digits).c_str(), nullptr);
 }
 Json numbers(const std::vector<double>& values, int digits = 12) {
   Json out = Json::array();
-  for (const double x : values) out.push_back(number(x, digits));
+  for (const double x : values) out.push_back(rounded(x, digits));
   return out;
 }
 
@@ -58,7 +56,7 @@ Json data_of(const chart::Plane& plane) {
   Json out{{"x", plane.x.title},     {"y", plane.y.title},     {"log", {plane.x.log, plane.y.log}},
            {"pixels", frame.pixels}, {"range", Json::array()}, {"lines", Json::array()},
            {"bars", Json::array()}};
-  for (const double x : frame.range) out["range"].push_back(number(x, 12));
+  for (const double x : frame.range) out["range"].push_back(rounded(x, 12));
   for (const chart::Line& line : plane.lines) {
     if (line.role == chart::Line::Role::kExpected) continue;
     out["lines"].push_back({{"name", line.name}, {"x", numbers(line.x)}, {"y", numbers(line.y)}});

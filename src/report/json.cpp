@@ -4,8 +4,7 @@
 #include <cmath>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
-
+#include "report/json_value.hpp"
 #include "report/words.hpp"
 #include "tplimit/report/extrapolation.hpp"
 #include "tplimit/report/sweep.hpp"
@@ -13,13 +12,10 @@
 namespace tplimit {
 namespace {
 
-using Json = nlohmann::ordered_json;
 using words::word;
 
 // ---- numbers and arrays
 // ----------------------------------------------------------------------------
-
-Json number(double x) { return std::isfinite(x) ? Json(x) : Json(nullptr); }
 
 /// `element(j)` for all j, nested as `shape` says; a scalar stands bare.
 template <class Element>

@@ -4,8 +4,7 @@
 #include <cmath>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
-
+#include "report/json_value.hpp"
 #include "tplimit/report/json.hpp"
 #include "tplimit/syntax/parser.hpp"
 
@@ -27,7 +26,7 @@ Table table(const std::vector<Row>& rows) {
 }
 
 /// factor n^power as in a declaration.
-std::string number(double factor, Exponent power, const std::string& width) {
+std::string power_text(double factor, Exponent power, const std::string& width) {
   const std::string p = power_of_width(power, width);
   if (factor == 1) return p;
   return power == 0 ? fmt::format("{:g}", factor) : fmt::format("{:g} {}", factor, p);
@@ -157,14 +156,14 @@ std::vector<std::string> advice(const RegimeReport& report, const ir::Program& p
     std::string line = fmt::format("param {}: use ", name);
     if (fix.initial != 0)
       line += fmt::format("variance {} instead of {}",
-                          number(v.variance_factor, *v.variance + 2 * fix.initial, width),
-                          number(v.variance_factor, *v.variance, width));
+                          power_text(v.variance_factor, *v.variance + 2 * fix.initial, width),
+                          power_text(v.variance_factor, *v.variance, width));
     if (fix.initial != 0 && fix.rate != 0) line += ", ";
     if (fix.rate != 0) {
       if (v.rate)
-        line +=
-            fmt::format("lr = {} instead of {}", number(v.rate_factor, *v.rate + fix.rate, width),
-                        number(v.rate_factor, *v.rate, width));
+        line += fmt::format("lr = {} instead of {}",
+                            power_text(v.rate_factor, *v.rate + fix.rate, width),
+                            power_text(v.rate_factor, *v.rate, width));
       else
         line += fmt::format("lr times {}", power_of_width(fix.rate, width));
     }
@@ -196,8 +195,6 @@ Document document_of(const RegimeReport& report, const ir::Program& program, con
 }
 
 namespace {
-
-using Json = nlohmann::ordered_json;
 
 Json to_json(const DepthCheck& check) {
   const DepthVerdict found = tplimit::verdict(check);
@@ -340,8 +337,8 @@ Document parametrizations(const RegimeReport& report, const ir::Program& program
       const ir::Variable& v = program.variables[e->variable];
       const Powers p(v, entry_of(*e), form.shift(-*v.variance / 2, -*v.rate));
       rows.push_back({v.name, v.role, power_of_width(p.multiplier, width),
-                      number(v.variance_factor, p.variance, width),
-                      number(v.rate_factor, p.sgd, width),
+                      power_text(v.variance_factor, p.variance, width),
+                      power_text(v.rate_factor, p.sgd, width),
                       p.adam ? power_of_width(*p.adam, width) : "-"});
     }
     if (rows.size() > 1) out.add({Heading{2, form.title}, table(rows)});

@@ -318,7 +318,7 @@ std::string sample(const Bars& bars) {
       bars.place % kColours);
 }
 
-constexpr double kMargin = 44;  // of a heat map
+constexpr double kMapMargin = 44;  // of a heat map
 
 double cell_of(const HeatMap& map) {
   constexpr double kSide = 380, kMostCell = 40;
@@ -341,7 +341,8 @@ std::string opening(const std::array<double, 2>& size, const std::string& label)
 
 std::array<double, 2> size_of(const Plane&) { return {kWidth, kHeight}; }
 std::array<double, 2> size_of(const HeatMap& map) {
-  return {kMargin + cell_of(map) * static_cast<double>(map.columns) + 130, 26 + scale_of(map) + 10};
+  return {kMapMargin + cell_of(map) * static_cast<double>(map.columns) + 130,
+          26 + scale_of(map) + 10};
 }
 
 Frame frame_of(const Plane& plane) {
@@ -421,7 +422,7 @@ std::string drawing(const HeatMap& map, std::size_t frame, const std::string& la
   const std::vector<std::string> colours = palette(map.symmetric);
   const auto [low, high] = range_of(map);
   std::string out = opening(size_of(map), label);
-  out += fmt::format("<g class=\"cells\" transform=\"translate({:g} 26)\">", kMargin);
+  out += fmt::format("<g class=\"cells\" transform=\"translate({:g} 26)\">", kMapMargin);
   for (std::size_t i = 0; i < map.rows; ++i)
     for (std::size_t j = 0; j < map.columns; ++j) {
       const double value = map.values[frame][i * map.columns + j];
@@ -441,10 +442,10 @@ std::string drawing(const HeatMap& map, std::size_t frame, const std::string& la
                        what);
   };
   const auto index = [&](std::size_t k) { return fmt::format("{}", k * map.entries); };
-  text(kMargin + cell / 2, 20, "middle", "0");
-  if (map.columns > 1) text(kMargin + width - cell / 2, 20, "middle", index(map.columns - 1));
-  text(kMargin - 6, 26 + cell / 2 + 4, "end", "0");
-  if (map.rows > 1) text(kMargin - 6, 26 + height - cell / 2 + 4, "end", index(map.rows - 1));
+  text(kMapMargin + cell / 2, 20, "middle", "0");
+  if (map.columns > 1) text(kMapMargin + width - cell / 2, 20, "middle", index(map.columns - 1));
+  text(kMapMargin - 6, 26 + cell / 2 + 4, "end", "0");
+  if (map.rows > 1) text(kMapMargin - 6, 26 + height - cell / 2 + 4, "end", index(map.rows - 1));
   out += "</g>";
   out += fmt::format("<defs><linearGradient id=\"{}\" x1=\"0\" y1=\"1\" x2=\"0\" y2=\"0\">", id);
   constexpr std::size_t kStops = 9;
@@ -455,10 +456,10 @@ std::string drawing(const HeatMap& map, std::size_t frame, const std::string& la
   out += fmt::format(
       "</linearGradient></defs><rect x=\"{:g}\" y=\"26\" width=\"14\" height=\"{:g}\" "
       "fill=\"url(#{})\"/><g class=\"axes\">",
-      kMargin + width + 20, legend, id);
-  text(kMargin + width + 40, 26 + 10, "start", shown(high));
-  text(kMargin + width + 40, 26 + legend / 2 + 4, "start", shown((low + high) / 2));
-  text(kMargin + width + 40, 26 + legend, "start", shown(low));
+      kMapMargin + width + 20, legend, id);
+  text(kMapMargin + width + 40, 26 + 10, "start", shown(high));
+  text(kMapMargin + width + 40, 26 + legend / 2 + 4, "start", shown((low + high) / 2));
+  text(kMapMargin + width + 40, 26 + legend, "start", shown(low));
   return out + "</g></svg>";
 }
 

@@ -1,7 +1,6 @@
 #include "tplimit/report/sweep.hpp"
 
 #include <algorithm>
-#include <charconv>
 #include <cmath>
 #include <map>
 
@@ -65,19 +64,13 @@ namespace {
 
 using namespace document;
 
-const ReportResult* find(const std::vector<ReportResult>& reports, const std::string& name) {
-  const auto found = std::find_if(reports.begin(), reports.end(),
-                                  [&](const ReportResult& r) { return r.name == name; });
-  return found == reports.end() ? nullptr : &*found;
-}
-
 std::optional<Summary> summary_in(const SweepRow& row, const std::string& report) {
   const LimitResult* limit = row.limit();
-  const ReportResult* r = limit ? find(limit->reports, report) : nullptr;
+  const ReportResult* r = limit ? find_report(limit->reports, report) : nullptr;
   return r ? summary_of(*r) : std::nullopt;
 }
 
-std::string text_of(const Summary& s) {
+std::string summary_text(const Summary& s) {
   if (std::isnan(s.value)) return "undetermined";
   return s.error ? format_number(s.value, *s.error) : words::format_sample(s.value);
 }
@@ -105,17 +98,9 @@ std::string combination_text(const Sweep& sweep, std::size_t row) {
   return out;
 }
 
-std::optional<double> number(const std::string& text) {
-  double value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc{} || end != text.data() + text.size() || !std::isfinite(value))
-    return std::nullopt;
-  return value;
-}
-
 bool is_numeric(const SweepAxis& axis) {
   return std::all_of(axis.values.begin(), axis.values.end(),
-                     [](const std::string& v) { return number(v).has_value(); });
+                     [](const std::string& v) { return words::constant_value(v).has_value(); });
 }
 
 std::vector<Column> axis_columns(const Sweep& sweep) {
@@ -147,7 +132,7 @@ void show_codes(const Sweep& sweep, Column& column) {
 Column values_column(const Sweep& sweep, const std::string& report, std::string heading) {
   return column(sweep, std::move(heading), Column::Align::kPoint, [&](const SweepRow& row) {
     const auto s = summary_in(row, report);
-    return s ? text_of(*s) : std::string();
+    return s ? summary_text(*s) : std::string();
   });
 }
 
@@ -211,10 +196,10 @@ void add_comparisons(Document& out, const Sweep& sweep, const std::optional<Best
     for (std::size_t w = 0; w < widths.size(); ++w)
       table.columns.push_back(column(sweep, fmt::format("width {}", widths[w]),
                                      Column::Align::kPoint, [&](const SweepRow& row) {
-                                       const ReportResult* r =
-                                           find(row.comparison()->networks.at(w).reports, report);
+                                       const ReportResult* r = find_report(
+                                           row.comparison()->networks.at(w).reports, report);
                                        const auto s = r ? summary_of(*r) : std::nullopt;
-                                       return s ? text_of(*s) : std::string();
+                                       return s ? summary_text(*s) : std::string();
                                      }));
     table.columns.push_back(
         column(sweep, "verdict", Column::Align::kLeft, [&](const SweepRow& row) {
@@ -272,7 +257,7 @@ void add_best(Document& out, const Sweep& sweep, const std::optional<BestRows>& 
   }
   const Summary value = *summary_in(sweep.rows[best->best], goal.report);
   Paragraph text{{fmt::format("best, with the {} {}: {}: {}", which, value.label,
-                              combination_text(sweep, best->best), text_of(value))}};
+                              combination_text(sweep, best->best), summary_text(value))}};
   if (!best->errors_known)
     text.lines.emplace_back(
         "without errors of all combinations (one randomisation) ties cannot be told");
@@ -299,7 +284,7 @@ std::vector<chart::Chart> charts_of_widths(const Sweep& sweep) {
       chart::Line line{combination_text(sweep, k), {}, {}};
       line.place = k;
       for (const SimulationResult& networks : c->networks) {
-        const ReportResult* r = find(networks.reports, report);
+        const ReportResult* r = find_report(networks.reports, report);
         const auto s = r ? summary_of(*r) : std::nullopt;
         if (!s) continue;
         line.x.push_back(static_cast<double>(networks.width));
@@ -343,7 +328,8 @@ std::vector<chart::Chart> charts_of(const Sweep& sweep) {
     std::vector<double> all_x, all_y;
     // Lines go from small to large.
     std::vector<std::pair<double, const SweepRow*>> rows;
-    for (const SweepRow& row : sweep.rows) rows.emplace_back(*number(row.values[*along]), &row);
+    for (const SweepRow& row : sweep.rows)
+      rows.emplace_back(*words::constant_value(row.values[*along]), &row);
     std::stable_sort(rows.begin(), rows.end(),
                      [](const auto& a, const auto& b) { return a.first < b.first; });
     for (const auto& [x, row] : rows) {

@@ -4,8 +4,7 @@
 #include <cmath>
 
 #include <fmt/format.h>
-#include <nlohmann/json.hpp>
-
+#include "report/json_value.hpp"
 #include "report/svg.hpp"
 #include "tplimit/support/overloaded.hpp"
 
@@ -16,12 +15,9 @@ using chart::Chart;
 using chart::HeatMap;
 using chart::Line;
 using chart::Plane;
-using Json = nlohmann::ordered_json;
-
-Json number(double x) { return std::isfinite(x) ? Json(x) : Json(nullptr); }
 
 // Okabe and Ito.
-const Json kColours{"#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"};
+const Json kPalette{"#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9"};
 
 Json axis(const chart::Axis& own, const char* field) {
   Json scale{{"zero", false}};
@@ -71,7 +67,7 @@ Json specification(const Chart& chart, const Plane& plane, std::size_t) {
   }
   for (const Line& line : plane.lines) {
     const bool data = line.role == Line::Role::kSeries || line.role == Line::Role::kMember;
-    Json colour{{"field", "series"}, {"type", "nominal"}, {"scale", {{"range", kColours}}}};
+    Json colour{{"field", "series"}, {"type", "nominal"}, {"scale", {{"range", kPalette}}}};
     if (line.role == Line::Role::kMember) colour["legend"] = nullptr;
     Json mark{{"type", "line"}, {"tooltip", true}};
     if (line.role == Line::Role::kSeries) mark["point"] = true;

@@ -1,5 +1,6 @@
 #include "report/words.hpp"
 
+#include <charconv>
 #include <cmath>
 #include <cstdlib>
 
@@ -35,6 +36,20 @@ std::vector<std::string> changes(const ProgramInfo& program) {
     out.push_back(fmt::format("ablation: {}; these are not the results of the program as written",
                               program.ablations));
   return out;
+}
+
+std::optional<double> constant_value(std::string_view text) {
+  const auto plain = [](std::string_view own) -> std::optional<double> {
+    double value = 0;
+    const auto [end, error] = std::from_chars(own.data(), own.data() + own.size(), value);
+    if (error != std::errc{} || end != own.data() + own.size() || !std::isfinite(value))
+      return std::nullopt;
+    return value;
+  };
+  const std::size_t slash = text.find('/');
+  if (slash == std::string_view::npos) return plain(text);
+  const auto over = plain(text.substr(0, slash)), under = plain(text.substr(slash + 1));
+  return over && under && *under != 0 ? std::optional(*over / *under) : std::nullopt;
 }
 
 std::string fixed(double x, int decimals) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -78,6 +79,8 @@ std::string plural(Count count, std::string_view noun) {
 std::string fixed(double x, int decimals);
 /// "1.234(56)e-07" as "1.234e-07".
 std::string without_error(std::string number);
+/// What `--set` and `--sweep` were given, as a number: "0.5", "1e-3", "1/3"; nothing if it is none.
+std::optional<double> constant_value(std::string_view text);
 /// A number without an error.
 std::string format_sample(double value);
 std::string two_digits(double value);

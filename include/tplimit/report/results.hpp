@@ -52,6 +52,9 @@ struct ReportResult {
       spread{};  ///< standard deviation over draws of the random scalars; empty for one draw
 };
 
+/// The report of this name; null if there is none.
+const ReportResult* find_report(const std::vector<ReportResult>& reports, const std::string& name);
+
 enum class ExpectStatus { kPassed, kFailed, kUndecided };
 struct ExpectResult {
   Span span;
