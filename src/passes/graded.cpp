@@ -12,6 +12,7 @@
 #include "tplimit/passes/faults.hpp"
 #include "tplimit/passes/gaussian_outputs.hpp"
 #include "tplimit/passes/gradient.hpp"
+#include "tplimit/passes/limit_outputs.hpp"
 #include "tplimit/passes/matrix_algebra.hpp"
 #include "tplimit/passes/powers.hpp"
 #include "tplimit/support/check.hpp"
@@ -1364,46 +1365,15 @@ class Grading {
 
   Result<LeadingOrder> finish() {
     LeadingOrder result;
+    const KnownLimits known{[this](auto&&... output) { return fault(output...); },
+                            [this](NodeId id) {
+                              const std::vector<Term>& terms = series_[id.value].terms;
+                              return terms.empty() ? std::nullopt : std::optional(terms[0].order);
+                            },
+                            [this](NodeId id) { return limit_of(id); }};
     Diagnostics errors;
-    for (const Report& report : in_.reports) {
-      Report copy = report;
-      ReportOrder summary{report.name, report.span, 0, true};
-      for (std::size_t k = 0; k < report.entries.size(); ++k) {
-        const NodeId id = report.entries[k].value;
-        std::string iteration;
-        for (std::size_t j = 0; j < report.index_names.size(); ++j)
-          iteration += fmt::format("{}{} = {}", j ? ", " : ", at ", report.index_names[j],
-                                   report.entries[k].index[j]);
-        if (auto error =
-                fault(id, report.span, fmt::format("report '{}'", report.name), iteration)) {
-          errors.push_back(std::move(*error));
-          break;
-        }
-        if (!series_[id.value].terms.empty()) {
-          const Exponent order = series_[id.value].terms[0].order;
-          summary.order = summary.proved_zero ? order : std::max(summary.order, order);
-          summary.proved_zero = false;
-        }
-        b_.set_origin(report.span, 0);
-        copy.entries[k].value = limit_of(id);
-      }
-      if (!summary.proved_zero && summary.order < 0)
-        result.vanishing.push_back(
-            faults::vanishes(report, power_of_width(summary.order, in_.width_name)));
-      result.reports.push_back(std::move(summary));
-      out_.reports.push_back(std::move(copy));
-    }
-    for (const Expectation& expectation : in_.expectations) {
-      Expectation copy = expectation;
-      for (const NodeId id : {expectation.left, expectation.right})
-        if (auto error = fault(id, expectation.span, "an expectation", ""))
-          errors.push_back(std::move(*error));
-      b_.set_origin(expectation.span, expectation.context);
-      copy.left = limit_of(expectation.left);
-      copy.right = limit_of(expectation.right);
-      copy.difference = b_.minus(copy.left, copy.right);
-      out_.expectations.push_back(copy);
-    }
+    for (auto& [id, error] : limit_outputs(in_, out_, b_, known, result))
+      errors.push_back(std::move(error));
     if (!errors.empty()) return errors;
     for (NamedValue named : in_.names) {
       if (in_[named.value].type.matrix) continue;

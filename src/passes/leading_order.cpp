@@ -4,6 +4,7 @@
 
 #include "tplimit/ir/functions.hpp"
 #include "tplimit/passes/faults.hpp"
+#include "tplimit/passes/limit_outputs.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/passes/powers.hpp"
 #include "tplimit/support/check.hpp"
@@ -1330,48 +1331,13 @@ class Analysis {
     if (const Node* node = entries_of_matrices(in_, wanted))
       result.warnings.push_back(entries_vanish(*node));
     if (const Node* node = lonely_eps(wanted)) result.warnings.push_back(eps_decides(*node));
-    const auto refuse = [&](NodeId id, Diagnostic error) {
+    const KnownLimits known{[this](auto&&... output) { return check_output(output...); },
+                            [this](NodeId id) { return order(id).lead; },
+                            [this](NodeId id) { return limit_of(id); }};
+    for (auto& [id, error] : limit_outputs(in_, out_, builder_, known, result)) {
       if (errors.empty())
         reason_ = explodes(order(id)) ? NoLeadingOrder::kOther : NoLeadingOrder::kDroppedTerms;
       errors.push_back(std::move(error));
-    };
-    for (const Report& report : in_.reports) {
-      Report copy = report;
-      ReportOrder summary{report.name, report.span, 0, true};
-      for (std::size_t k = 0; k < report.entries.size(); ++k) {
-        const NodeId id = report.entries[k].value;
-        std::string iteration;
-        for (std::size_t j = 0; j < report.index_names.size(); ++j)
-          iteration += fmt::format("{}{} = {}", j ? ", " : ", at ", report.index_names[j],
-                                   report.entries[k].index[j]);
-        if (auto error =
-                check_output(id, report.span, fmt::format("report '{}'", report.name), iteration)) {
-          refuse(id, std::move(*error));
-          break;
-        }
-        const Order& x = order(id);
-        if (x.lead) {
-          summary.order = summary.proved_zero ? *x.lead : std::max(summary.order, *x.lead);
-          summary.proved_zero = false;
-        }
-        builder_.set_origin(report.span, 0);
-        copy.entries[k].value = limit_of(id);
-      }
-      if (!summary.proved_zero && summary.order < 0)
-        result.vanishing.push_back(faults::vanishes(report, power(summary.order)));
-      result.reports.push_back(std::move(summary));
-      out_.reports.push_back(std::move(copy));
-    }
-    for (const Expectation& expectation : in_.expectations) {
-      Expectation copy = expectation;
-      for (const NodeId id : {expectation.left, expectation.right})
-        if (auto error = check_output(id, expectation.span, "an expectation", ""))
-          refuse(id, std::move(*error));
-      builder_.set_origin(expectation.span, expectation.context);
-      copy.left = limit_of(expectation.left);
-      copy.right = limit_of(expectation.right);
-      copy.difference = builder_.minus(copy.left, copy.right);
-      out_.expectations.push_back(copy);
     }
     if (!errors.empty()) return Refusal<NoLeadingOrder>{reason_, std::move(errors)};
     out_.variables = in_.variables;
