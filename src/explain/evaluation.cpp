@@ -31,12 +31,7 @@ void collect_symbols(const Expr& e, std::vector<std::uint32_t>& bound, std::vect
 class Compiler {
  public:
   Compiler(Formulas& formulas, const Program& limit)
-      : f_(formulas), c_(formulas.calculus), in_(limit), b_(out_) {
-    out_.sources = limit.sources;
-    out_.contexts = limit.contexts;
-    out_.width_name = limit.width_name;
-    out_.has_random_scalars = limit.has_random_scalars;
-  }
+      : f_(formulas), c_(formulas.calculus), in_(limit), out_(without_nodes(limit)), b_(out_) {}
 
   Evaluable run(const std::vector<Expr>& wanted) {
     Evaluable out;

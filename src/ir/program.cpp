@@ -58,6 +58,17 @@ bool is_update(const Op& op) {
          std::holds_alternative<AddEntries>(op);
 }
 
+Program without_nodes(const Program& program) {
+  Program out;
+  out.sources = program.sources;
+  out.contexts = program.contexts;
+  out.width_name = program.width_name;
+  out.width_units = program.width_units;
+  out.variables = program.variables;
+  out.has_random_scalars = program.has_random_scalars;
+  return out;
+}
+
 std::vector<NodeId> outputs_of(const Program& program) {
   std::vector<NodeId> outputs;
   for (const auto& report : program.reports)

@@ -30,13 +30,8 @@ namespace {
 /// Appends a changed copy of a program, node by node; reports, names and the like follow.
 class Rewriting {
  protected:
-  explicit Rewriting(const Program& program) : in_(program), b_(out_) {
-    out_.sources = program.sources;
-    out_.contexts = program.contexts;
-    out_.width_name = program.width_name;
-    out_.width_units = program.width_units;
-    out_.has_random_scalars = program.has_random_scalars;
-    out_.variables = program.variables;
+  explicit Rewriting(const Program& program)
+      : in_(program), out_(without_nodes(program)), b_(out_) {
     map_.resize(program.size());
   }
   NodeId copy(const Node& node, std::vector<NodeId> in) {

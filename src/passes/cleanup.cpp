@@ -22,13 +22,7 @@ Program rebuilt(const Program& program, Keep keep, const Rewrite& rewrite) {
     if (needed[k])
       for (const NodeId in : program.nodes[k].in) needed[in.value] = true;
 
-  Program out;
-  out.sources = program.sources;
-  out.contexts = program.contexts;
-  out.width_name = program.width_name;
-  out.width_units = program.width_units;
-  out.has_random_scalars = program.has_random_scalars;
-  out.variables = program.variables;
+  Program out = without_nodes(program);
   Builder builder(out);
   std::vector<NodeId> map(program.size());
   for (std::size_t k = 0; k < program.size(); ++k) {

@@ -50,14 +50,7 @@ struct Series {
 class Grading {
  public:
   Grading(const Program& program, const GradedOptions& options)
-      : in_(program), options_(options), b_(out_) {
-    out_.sources = program.sources;
-    out_.contexts = program.contexts;
-    out_.width_name = program.width_name;
-    out_.width_units = program.width_units;
-    out_.has_random_scalars = program.has_random_scalars;
-    out_.variables = program.variables;
-  }
+      : in_(program), options_(options), out_(without_nodes(program)), b_(out_) {}
 
   Result<LeadingOrder> run() {
     series_.resize(in_.size());

@@ -54,13 +54,8 @@ struct Order : Atoms {
 
 class Analysis {
  public:
-  explicit Analysis(const Program& program) : in_(program), builder_(out_) {
-    out_.sources = program.sources;
-    out_.contexts = program.contexts;
-    out_.width_name = program.width_name;
-    out_.width_units = program.width_units;
-    out_.has_random_scalars = program.has_random_scalars;
-  }
+  explicit Analysis(const Program& program)
+      : in_(program), out_(without_nodes(program)), builder_(out_) {}
 
   LeadingOrderResult run(bool keep_names) {
     visit_all();
@@ -1340,7 +1335,6 @@ class Analysis {
       errors.push_back(std::move(error));
     }
     if (!errors.empty()) return Refusal<NoLeadingOrder>{reason_, std::move(errors)};
-    out_.variables = in_.variables;
     out_.steps = in_.steps;
     for (TrainingStep& step : out_.steps)
       for (NodeId& loss : step.losses) loss = order(loss).out;

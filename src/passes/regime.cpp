@@ -101,11 +101,10 @@ class Counting {
         versions_(versions),
         adjust_(adjustment),
         watched_(watched),
+        initial_program_(without_nodes(program)),
         start_(initial_program_),
         parts_(watched ? kShares : kSizes) {
     choose_flips();
-    initial_program_.sources = program.sources;
-    initial_program_.contexts = program.contexts;
     for (const TrainingStep& step : program.steps) trained_ = trained_ || !step.losses.empty();
     sums_.assign(program.size(), 0);
     initial_.assign(program.size(), NodeId{});

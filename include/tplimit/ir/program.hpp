@@ -512,6 +512,10 @@ struct Program {
   [[nodiscard]] std::size_t size() const { return nodes.size(); }
 };
 
+/// What a program that is built anew from another takes over: Gaussian sources, contexts, the
+/// width, variables, whether scalars were drawn.
+[[nodiscard]] Program without_nodes(const Program& program);
+
 /// Every node that a report or an expectation names, without repetition, ascending.
 [[nodiscard]] std::vector<NodeId> outputs_of(const Program& program);
 
