@@ -656,6 +656,9 @@ Value Lowerer::matmul(const Value& a, const Value& x, Span span, Span a_span, Sp
         right.axes.back().width && !has_width(left.axes)
             ? "a finite matrix [m, k] acts on the axis before the width of [.., k, n]; another one "
               "is moved there by transpose(x, ..)"
+        : right.axes.size() == 2 && left.axes.size() == 2 && right.axes[0] == inner_left &&
+                !has_width(left.axes) && !has_width(right.axes)
+            ? "'@' contracts the last axes of both sides, A @ B is B A': the product A B is B' @ A"
         : right.axes.size() > 1 && right.axes[right.axes.size() - 2] == inner_left
             ? "'@' contracts the last axes of both sides: transpose the right side with ' (or "
               "drop its ')"
@@ -988,9 +991,12 @@ void Lowerer::unknown_function(const std::string& name, Span span) {
       {"pow", "powers are written x^a"},
       {"avg", "E(x) averages over the coordinates, mean(x) over finite axes"},
       {"average", "E(x) averages over the coordinates, mean(x) over finite axes"},
-      {"var", "write E(x^2) - E(x)^2"},
-      {"variance", "write E(x^2) - E(x)^2"},
-      {"std", "write sqrt(E(x^2) - E(x)^2)"},
+      {"var", "write E(x^2) - E(x)^2 over coordinates, mean((f - mean(f))^2) over finite axes"},
+      {"variance",
+       "write E(x^2) - E(x)^2 over coordinates, mean((f - mean(f))^2) over finite axes"},
+      {"std",
+       "write sqrt(E(x^2) - E(x)^2) over coordinates, sqrt(mean((f - mean(f))^2)) over finite "
+       "axes"},
       {"cov", "gram(x, y) has the entries E(x y)"},
       {"ln", "the natural logarithm is log(x)"},
       {"swish", "it is called silu"},
@@ -1066,6 +1072,26 @@ void Lowerer::unknown_function(const std::string& name, Span span) {
       {"batch_norm",
        "write (h - m) / sqrt(v + eps) with m = mean(h, axis = 0) and v = mean((h - m)^2, axis = "
        "0)"},
+      {"batchnorm",
+       "write (h - m) / sqrt(v + eps) with m = mean(h, axis = 0) and v = mean((h - m)^2, axis = "
+       "0)"},
+      {"groupnorm",
+       "cut the width, width d, n = 4 d, reshape(x, P, 4, d), and layernorm each part"},
+      {"group_norm",
+       "cut the width, width d, n = 4 d, reshape(x, P, 4, d), and layernorm each part"},
+      {"instance_norm", "write (x - m) / sqrt(v + eps), m and v the means over positions"},
+      {"normalize", "write x / sqrt(E(x^2) + eps) along the width, x / norm(x) of a finite vector"},
+      {"cosine_similarity",
+       "write E(x * y) / sqrt(E(x^2) * E(y^2)); of finite arrays it is align(x, y)"},
+      {"embedding", "a table is a parameter, param Em : [V, n] ~ .., and Em[ids] are its rows"},
+      {"bce", "logistic(f, y) takes logits f and labels y of -1 and 1"},
+      {"svd", "eigvals(A @ A) are the squares of the singular values of a finite A"},
+      {"cholesky", "there is none; solve(A, b), inverse(A) and logdet(A) are what it is used for"},
+      {"diag", "a diagonal matrix is eye(k) * x, the diagonal of A is sum(eye(k) * A, axis = 0)"},
+      {"matrix_power", "write A' @ A for the square of a finite matrix, and so on"},
+      {"not", "write 1 - condition"},
+      {"and", "write a * b"},
+      {"or", "write max(a, b)"},
       {"dropout", "a mask is drawn: random r : [P, n] ~ uniform(0, 1), h * (r < keep) / keep"},
       {"detach", "it is called stop"},
       {"stop_gradient", "it is called stop"},

@@ -975,8 +975,9 @@ Value Lowerer::builtin_averaged(Arguments& a) {
   const Tensor x = tensor(a.positional[0], a.spans[0]);
   if (averages_.empty() && !errors_.empty()) return {Poison{}};  // the step that makes them failed
   if (averages_.empty())
-    fail("E2155", "no step has averaged parameters", a.span, "",
-         "write average = ema(0.99) in a step");
+    fail("E2155", "no step before this has averaged parameters", a.span, "",
+         "write average = ema(0.99) in a step; the average begins with the parameters behind the "
+         "first one");
   std::map<NodeId, NodeId> replaced;
   for (const auto& [name, average] : averages_) {
     const std::vector<NodeId> from = version_nodes(globals_.at(name).value),

@@ -665,11 +665,15 @@ Value Lowerer::of_other_law(const ast::Call& law, const std::string& name, Span 
     if (!uniform) return width_matrix(name, name_span, axes, {0, 0}, {1, 0}, ir::EntryLaw::kSign);
     const Number least = number(evaluate(*law.args[0]), law.args[0]->span, "a bound"),
                  most = number(evaluate(*law.args[1]), law.args[1]->span, "a bound");
-    if (least.power != most.power || least.value > most.value)
+    if (least.value != 0 && most.value != 0 && least.power != most.power)
+      fail("E2126", "the bounds of a uniform law are multiples of different powers of the width",
+           span, "", "uniform(-c / sqrt(n), c / sqrt(n)) has the variance c^2 / (3 n)");
+    if (least.value > most.value)
       fail("E2126", "the bounds of a uniform law stand in the wrong order", law.args[0]->span);
     const double range = most.value - least.value;
-    return width_matrix(name, name_span, axes, {(least.value + most.value) / 2, most.power},
-                        {range * range / 12, 2 * most.power}, ir::EntryLaw::kUniform);
+    const Exponent power = most.value != 0 ? most.power : least.power;
+    return width_matrix(name, name_span, axes, {(least.value + most.value) / 2, power},
+                        {range * range / 12, 2 * power}, ir::EntryLaw::kUniform);
   }
   const NodeId z = standard_normal(name, name_span, axes, span);
   if (!uniform) return {Tensor{b.map(Fn::kSign, {z}), axes}};

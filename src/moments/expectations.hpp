@@ -60,6 +60,12 @@ class Expectations final : public CrossMoments {
   std::optional<Moment> selected(const Factor& s, const Factor& t, int rows);
   std::optional<Moment> polynomial_moment(const SidedFactors& factors, int rows, int columns);
   double amplification(FunctionTable::Id f, const Eigen::VectorXd& variances);
+  struct Steepness {
+    double size = 0, stretch = 0, slope = 0, jump = 0;
+  };
+  const Steepness& steepness(FunctionTable::Id f, int power);
+  double change_of_pairs(FunctionTable::Id f, const Eigen::VectorXd& a, FunctionTable::Id g,
+                         const Eigen::VectorXd& b, const Matrix& covariances, double part);
 
   // ---- derivatives and Stein's lemma
   Moment slope(const SidedFactors& factors, std::size_t k, int rows, int columns);
@@ -107,6 +113,7 @@ class Expectations final : public CrossMoments {
   Eigen::Index remembered_ = 0;                     ///< numbers in them
   /// By the power of 2 above the variance.
   std::map<std::pair<FunctionTable::Id, int>, double> resolutions_;
+  std::map<std::pair<FunctionTable::Id, int>, Steepness> steepness_;
   std::map<int, int> tilted_normals_;  ///< families by their size
   int integrals_ = 0;                  ///< under which moments are asked for now
 };

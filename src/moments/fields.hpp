@@ -33,6 +33,8 @@ inline constexpr const char* kInfiniteMean =
     "the mean is infinite, or its tails are too heavy for any quadrature";
 /// Of dual_kernel, relative to sqrt(K(a,a) K(b,b)).
 inline constexpr double kClosedFormError = 1e-14;
+/// Of variances and covariances that are sums of products of data, relative to roots of variances.
+inline constexpr double kCovarianceRounding = 4 * kEpsilon;
 
 using Matrix = Eigen::MatrixXd;
 /// Which rows of a block; null: all in order.

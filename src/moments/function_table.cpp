@@ -751,14 +751,12 @@ std::optional<PairForm> FunctionTable::pair_form(Id f, Id g) const {
                     &closed->g,
                     f == g};
   if (const auto& p = piecewise(f), &q = piecewise(g); p && q)
-    return PairForm{
-        1,
-        1,
-        1,
-        [&p, &q](auto a, auto b, auto c, auto K) { return piecewise_kernel(*p, *q, a, b, c, K); },
-        nullptr,
-        f == g,
-        p->above[0] != p->below[0] && q->above[0] != q->below[0]};
+    return PairForm{1,
+                    1,
+                    1,
+                    [&p, &q](auto a, auto b, auto c, auto K) { return piecewise_kernel(*p, *q, a, b, c, K); },
+                    nullptr,
+                    f == g};
   return std::nullopt;
 }
 

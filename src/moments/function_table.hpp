@@ -34,7 +34,6 @@ struct PairForm {
   const DualFunction* both =
       nullptr;             ///< g, where f and g are one function up to factors and scales
   bool symmetric = false;  ///< f and g are the same
-  bool jumps = false;      ///< f and g both jump
 };
 
 /// f(x) = exp(constant + linear x + quadratic x^2) rest(x).

@@ -16,7 +16,6 @@ constexpr int kTileRows = 256,
               kTileColumns = 8;          // the channels of a tile stay in the second cache, and the
                                          // bookkeeping of a column is spread over many rows
 constexpr double kGenericError = 1e-14;  // of dual_kernel, relative to sqrt(K(a,a) K(b,b))
-constexpr double kDifference = 1e-6;     // of differences for derivatives, relative to variances
 
 int padded(int size) { return (size + kTileRows - 1) / kTileRows * kTileRows; }
 std::uint64_t next_serial() {
@@ -471,8 +470,7 @@ void PairMatrix::angle_entries(const PairColumn& p, const PairInput& in, const C
   pair_angles(p, sign_, in.c, gaps, error.data(), {out.at[0], out.at[1], out.at[2], out.at[3]});
 }
 
-/// K = factor kernel(f^2 a, g^2 b, f g c), with the error |dK/da| e_a + |dK/db| e_b + |dK/dc| e_c,
-/// derivatives by differences.
+/// K = factor kernel(f^2 a, g^2 b, f g c), with the sum of what the errors of a, b and c change.
 void PairMatrix::closed_entries(const PairColumn& own, const PairColumn& p, const PairInput& in,
                                 const PairOutput& to, MomentStatus& status) const {
   const std::size_t count = p.count, across = p.one_b ? 1 : count;
@@ -480,36 +478,44 @@ void PairMatrix::closed_entries(const PairColumn& own, const PairColumn& p, cons
                h = scale_left_ * scale_right_;
   std::vector<double> a(count), b(across), c(count), moved(count), value(count), total(count, 0.0);
   const auto root_ab = [&](std::size_t i) { return p.root_a[i] * p.root_b[p.one_b ? 0 : i]; };
-  const auto run = [&](double by_a, double by_b, double by_c, std::vector<double>& K) {
+  // Moved by the errors themselves: kernels of large variances bend within less than a step that
+  // suits all, and near a correlation of 1 products of jumps go like the root of the distance.
+  constexpr double kLeast = 4 * kEpsilon;  // smaller moves are lost in rounding
+  const auto move = [&](double error) { return std::max(error, kLeast); };
+  const auto part_of_c = [&](std::size_t i) {
+    const double root = root_ab(i);
+    return root > 0 ? in.error[i] / root : 0.0;
+  };
+  enum class Moved { kNone, kA, kB, kC, kAll };
+  const auto run = [&](Moved which, std::vector<double>& K) {
+    const auto is = [&](Moved one) { return which == one || which == Moved::kAll; };
     for (std::size_t i = 0; i < count; ++i) {
-      a[i] = f * p.a[i] * (1 + by_a);
-      const double root = root_ab(i), x = in.c[i];
-      c[i] = h * (p.same ? x * (1 + by_c) : x - by_c * (x < 0 ? -root : root));
+      const double x = in.c[i], by_a = move(p.error_a[i]);
+      a[i] = f * p.a[i] * (is(Moved::kA) ? 1 + by_a : 1);
+      if (!is(Moved::kC))
+        c[i] = h * x;
+      else if (p.same)
+        c[i] = h * x * (1 + by_a);
+      else
+        c[i] = h * (x - std::copysign(move(part_of_c(i)) * root_ab(i), x));
     }
-    for (std::size_t i = 0; i < across; ++i) b[i] = g * p.b[i] * (1 + by_b);
+    for (std::size_t i = 0; i < across; ++i)
+      b[i] = g * p.b[i] * (is(Moved::kB) ? 1 + move((p.same ? p.error_a : p.error_b)[i]) : 1);
     return form_.kernel(a, b, c, K);
   };
-  const auto change = [&](std::size_t i) { return std::abs(moved[i] - value[i]); };
-  status.merge(run(0, 0, 0, value));
-  if (p.same) {
-    (void)run(kDifference, kDifference, kDifference, moved);
-    for (std::size_t i = 0; i < count; ++i) total[i] += change(i) / kDifference * p.error_a[i];
-  } else {
-    (void)run(kDifference, 0, 0, moved);
-    for (std::size_t i = 0; i < count; ++i) total[i] += change(i) / kDifference * p.error_a[i];
-    (void)run(0, kDifference, 0, moved);
+  status.merge(run(Moved::kNone, value));
+  const auto add = [&](Moved which, const auto& error) {
+    (void)run(which, moved);
     for (std::size_t i = 0; i < count; ++i)
-      total[i] += change(i) / kDifference * p.error_b[p.one_b ? 0 : i];
-    (void)run(0, 0, kDifference, moved);
-    for (std::size_t i = 0; i < count; ++i) {
-      const double root = root_ab(i);
-      if (!(root > 0)) continue;
-      const double relative = in.error[i] / root;
-      // Near a correlation of 1 products of jumps go like the root of the distance.
-      const bool steep = form_.jumps && root - std::abs(in.c[i]) < 10 * kDifference * root;
-      total[i] += steep ? change(i) * std::sqrt((relative + kEpsilon) / kDifference)
-                        : change(i) * relative / kDifference;
-    }
+      total[i] += std::abs(moved[i] - value[i]) * std::min(1.0, error(i) / kLeast);
+  };
+  const auto error_a = [&](std::size_t i) { return p.error_a[i]; };
+  if (p.same) {
+    add(Moved::kAll, error_a);
+  } else {
+    add(Moved::kA, error_a);
+    add(Moved::kB, [&](std::size_t i) { return p.error_b[p.one_b ? 0 : i]; });
+    add(Moved::kC, part_of_c);
   }
   double largest = 0;
   for (std::size_t i = 0; i < count; ++i) largest = std::max(largest, std::abs(factor_ * value[i]));

@@ -3,6 +3,8 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <set>
+#include <utility>
 
 #include "moments/line_rule.hpp"
 #include "tplimit/math/gaussian_quadrature.hpp"
@@ -73,30 +75,29 @@ std::optional<Moment> Expectations::same_side(const Factor& s, const Factor& t, 
   std::vector<double> value(at(rows));
   context_.note(form->kernel(arrays[0], arrays[1], arrays[2], value));
   for (int i = 0; i < rows; ++i) out.value(i, 0) = form->factor * value[at(i)];
-  const bool exact = functions_.polynomial(s.f) && functions_.polynomial(t.f);
-  if (!exact) out.method = weaker(out.method, MomentMethod::kClosedForm);
-  double rounding = exact ? 0 : kClosedFormError * out.value.cwiseAbs().maxCoeff();
-  const Eigen::VectorXd a =
-      Eigen::Map<const Eigen::VectorXd>(arrays[0].data(), rows) / (form->scale_f * form->scale_f);
-  if (!functions_.jumps(s.f).empty() && !functions_.jumps(t.f).empty()) {
-    // Near a correlation of 1 or -1 products of jumps go like the root of the distance, which is
-    // known up to rounding of the variances.
-    constexpr double kStep = 1e-8, kRounding = 8 * kEpsilon;
-    std::vector<double> c = arrays[2], moved(at(rows));
-    for (int i = 0; i < rows; ++i)
-      c[at(i)] -= std::copysign(kStep * std::sqrt(arrays[0][at(i)] * arrays[1][at(i)]), c[at(i)]);
-    (void)form->kernel(arrays[0], arrays[1], c, moved);
-    for (int i = 0; i < rows; ++i) {
-      const double root = std::sqrt(arrays[0][at(i)] * arrays[1][at(i)]),
-                   change = std::abs(form->factor * (moved[at(i)] - value[at(i)]));
-      const bool steep = root - std::abs(arrays[2][at(i)]) < 10 * kStep * root;
-      const double share = kRounding / kStep;
-      rounding = std::max(rounding, change * (steep ? std::sqrt(share) : share));
+  // What errors of a, b and c by this part of sqrt(a b) change.
+  const auto change = [&](double part) {
+    std::vector<double> total(at(rows), 0.0), moved(at(rows));
+    for (const std::size_t k : {0u, 1u, 2u}) {
+      auto abc = arrays;
+      for (std::size_t i = 0; i < at(rows); ++i)
+        abc[k][i] += k < 2
+                         ? part * arrays[k][i]
+                         : -std::copysign(part * std::sqrt(arrays[0][i] * arrays[1][i]), abc[2][i]);
+      (void)form->kernel(abc[0], abc[1], abc[2], moved);
+      for (std::size_t i = 0; i < at(rows); ++i)
+        total[i] += std::abs(form->factor * (moved[i] - value[i]));
     }
+    return *std::max_element(total.begin(), total.end());
+  };
+  const bool exact = functions_.polynomial(s.f) && functions_.polynomial(t.f);
+  double rounding = 0;
+  if (!exact) {
+    out.method = weaker(out.method, MomentMethod::kClosedForm);
+    rounding = kClosedFormError * out.value.cwiseAbs().maxCoeff() + change(kCovarianceRounding);
   }
   context_.disturb(out.value, rounding);
-  out.error = rounding + relative * std::max(amplification(s.f, a), amplification(t.f, a)) *
-                             out.value.cwiseAbs().maxCoeff();
+  out.error = rounding + (relative > 0 ? change(relative) : 0);
   return out;
 }
 
@@ -207,6 +208,74 @@ GramRules Expectations::line_rules(FunctionTable::Id f, const Eigen::VectorXd& a
           }};
 }
 
+/// Roots of E f(u)^2, E (u f'(u))^2 and Var(u) E f'(u)^2, the largest for variances of u in
+/// [2^power, 2^(power + 1)], and the sum of the heights of f's jumps.
+const Expectations::Steepness& Expectations::steepness(FunctionTable::Id f, int power) {
+  const auto [it, is_new] = steepness_.try_emplace({f, power});
+  Steepness& out = it->second;
+  if (!is_new) return out;
+  const auto root_mean = [&](std::initializer_list<FunctionTable::Id> product, double root) {
+    std::vector<LineFunction> line;
+    for (const FunctionTable::Id g : product) line.push_back({g, 0, root});
+    const LineRule r = line_rule(functions_, line, 1);
+    if (r.status == LineStatus::kDiverges) return std::numeric_limits<double>::infinity();
+    return std::sqrt(std::abs(r.value));
+  };
+  const FunctionTable::Id slope = functions_.derivative(f);
+  for (const int k : {power, power + 1}) {
+    const double root = std::sqrt(std::ldexp(1.0, k));
+    out.size = std::max(out.size, root_mean({f, f}, root));
+    out.slope = std::max(out.slope, root * root_mean({slope, slope}, root));
+    out.stretch = std::max(
+        out.stretch,
+        root_mean({FunctionTable::kIdentity, slope, FunctionTable::kIdentity, slope}, root));
+  }
+  for (const auto& [position, height] : functions_.jumps(f)) out.jump += std::abs(height);
+  for (double* unbounded : {&out.slope, &out.stretch})
+    if (!std::isfinite(*unbounded)) {  // steeper than a kink, as |x|^(1/2), and not than a jump
+      *unbounded = 0;
+      out.jump += out.size;
+    }
+  return out;
+}
+
+/// Bound on what errors of variances a, b and covariances, by this part of sqrt(a b), change in all
+/// E f(u_i) g(v_j).  With u, v of correlation rho, by Price's theorem and Cauchy and Schwarz,
+///   |dK/drho| = sqrt(a b) |E f' g'| <= (a E f'^2 b E g'^2)^(1/2),
+///   |dK/dlog sqrt(a)| = |E u f' g| <= (E (u f')^2 E g^2)^(1/2);
+/// f' of a jump is a delta, whose products go like powers of (1 - rho^2)^(-1/4).
+double Expectations::change_of_pairs(FunctionTable::Id f, const Eigen::VectorXd& a,
+                                     FunctionTable::Id g, const Eigen::VectorXd& b,
+                                     const Matrix& covariances, double part) {
+  const auto largest = [&](FunctionTable::Id h, const Eigen::VectorXd& variances) {
+    std::set<int> powers;
+    for (const double v : variances)
+      if (v > 0) powers.insert(std::ilogb(v));
+    Steepness out;
+    for (const int power : powers) {
+      const Steepness& own = steepness(h, power);
+      out.size = std::max(out.size, own.size);
+      out.stretch = std::max(out.stretch, own.stretch);
+      out.slope = std::max(out.slope, own.slope);
+      out.jump = own.jump;
+    }
+    return out;
+  };
+  const Steepness x = largest(f, a), y = largest(g, b);
+  double near = 1;  // the factor of one delta
+  if (x.jump > 0 || y.jump > 0) {
+    double apart = 1;  // 1 - rho^2 of the closest that are not equal
+    for (Eigen::Index j = 0; j < b.size(); ++j)
+      for (Eigen::Index i = 0; i < a.size(); ++i) {
+        const double size = a(i) * b(j), c = covariances(i, j);
+        if (size > c * c) apart = std::min(apart, 1 - c * c / size);
+      }
+    near = std::pow(std::max(apart, part), -0.25);
+  }
+  return part * (2 * (x.slope + x.jump * near) * (y.slope + y.jump * near) +
+                 (x.stretch + x.jump * near) * y.size + (y.stretch + y.jump * near) * x.size);
+}
+
 /// All E f(u_i) g(v_j) of centred Gaussians by quadratures that share their work; `out` has the
 /// covariances, a and b are the variances.
 Moment Expectations::pair_quadrature(const Factor& s, const Factor& t, const Eigen::VectorXd& a,
@@ -259,10 +328,14 @@ Moment Expectations::pair_quadrature(const Factor& s, const Factor& t, const Eig
       options);
   context_.note(r.status);
   if (!r.converged) throw Unknown{"quadrature does not converge", {}};
-  out.value = std::move(value);
+  const Matrix covariances = std::exchange(out.value, std::move(value));
   out.method = MomentMethod::kQuadrature;
-  context_.disturb(out.value, r.largest_error * r.largest_scale);
-  out.error = (r.largest_error + relative * 2) * r.largest_scale;
+  const auto change = [&](double part) {
+    return change_of_pairs(s.f, a, t.f, b, covariances, part);
+  };
+  const double rounding = r.largest_error * r.largest_scale + change(kCovarianceRounding);
+  context_.disturb(out.value, rounding);
+  out.error = rounding + (relative > 0 ? change(relative) : 0);
   remember(both, rows, columns, out);
   return out;
 }

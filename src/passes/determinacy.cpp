@@ -9,6 +9,7 @@
 
 #include "tplimit/ir/functions.hpp"
 #include "tplimit/ir/kernels.hpp"
+#include "tplimit/passes/known_values.hpp"
 #include "tplimit/passes/passes.hpp"
 #include "tplimit/support/overloaded.hpp"
 
@@ -50,6 +51,7 @@ class Determinacy {
       marks->at.resize(program_.size());
       marks->root.resize(program_.size());
     }
+    known_ = known_entries(program_);
     for (std::uint32_t k = 0; k < program_.size(); ++k) {
       const Node& node = program_.nodes[k];
       Marked own = inherited({k}, node, out_), open = inherited({k}, node, out_.open);
@@ -406,9 +408,15 @@ class Determinacy {
     const Node& node = program_[id];
     const auto size = static_cast<std::size_t>(size_of(node.type.dims));
     std::vector<Form> out(size);
-    const auto opaque = [&](std::size_t j) { out[j] = {{Symbol{id, j, 0}, 1.0}}; };
     const auto number = [&](std::size_t j, double x) {
+      out[j].clear();
       if (x != 0) out[j] = {{Symbol{}, x}};
+    };
+    const auto opaque = [&](std::size_t j) {
+      if (!known_.empty() && !known_[id.value].empty() && std::isfinite(known_[id.value][j]))
+        number(j, known_[id.value][j]);
+      else
+        out[j] = {{Symbol{id, j, 0}, 1.0}};
     };
     if (const auto* c = std::get_if<Constant>(&node.op)) {
       for (std::size_t j = 0; j < size; ++j) number(j, (*c->values)[j]);
@@ -663,6 +671,7 @@ class Determinacy {
   bool judged_;
   std::unordered_map<std::uint32_t, const Decision*> decisions_;
   std::unordered_map<std::uint32_t, std::vector<Form>> forms_;
+  std::vector<std::vector<double>> known_;  ///< entries that are the same number at every width
   Undetermined out_;
 };
 

@@ -30,7 +30,8 @@ class KnownValues {
   explicit KnownValues(const Program& program)
       : in_(program), entries_(program.size()), origin_(program.size()) {}
 
-  std::optional<NodeId> run() {
+  /// keep: all entries stay, and what is not finite ends nothing.
+  std::optional<NodeId> run(bool keep = false) {
     const std::vector<std::uint32_t> last = last_uses(in_);
     std::vector<bool> output(in_.size(), false);
     for (const NodeId id : outputs_of(in_)) output[id.value] = true;
@@ -56,11 +57,23 @@ class KnownValues {
         for (const NodeId in : node.in)
           if (origin_[in.value].valid() && origin_[in.value] < origin_[k])
             origin_[k] = origin_[in.value];
+      if (keep) continue;
       if (output[k] && origin_[k].valid()) return origin_[k];
       for (const NodeId in : node.in)
         if (last[in.value] == k) entries_[in.value] = {};
     }
     return std::nullopt;
+  }
+
+  [[nodiscard]] std::vector<std::vector<double>> all_entries() {
+    run(true);
+    std::vector<std::vector<double>> out;
+    for (Entries& e : entries_) {
+      for (std::size_t i = 0; i < e.value.size(); ++i)
+        if (!e.known(i)) e.value[i] = kNan;
+      out.push_back(std::move(e.value));
+    }
+    return out;
   }
 
  private:
@@ -309,5 +322,9 @@ class KnownValues {
 }  // namespace
 
 std::optional<NodeId> certain_nan(const Program& program) { return KnownValues(program).run(); }
+
+std::vector<std::vector<double>> known_entries(const Program& program) {
+  return KnownValues(program).all_entries();
+}
 
 }  // namespace tplimit

@@ -52,6 +52,9 @@ struct Order : Atoms {
   }
 };
 
+/// What stands in texts as eps; above, a constant is meant to be seen.
+constexpr double kSmallConstant = 1e-2;
+
 class Analysis {
  public:
   explicit Analysis(const Program& program)
@@ -1276,6 +1279,57 @@ class Analysis {
             "power of the gradient, eps = 1e-8 / n or eps = {U: 1e-8 / n}, and the rate of each "
             "`param` that of its entries, or write `parametrization mup`");
   }
+  /// x + c under a root, a power or a fraction, where the small constant c alone is left: networks
+  /// know nothing of it before x falls below.
+  const Node* small_constant_left(const std::vector<NodeId>& roots) const {
+    const auto is_left = [&](NodeId id) {
+      const auto* sum = std::get_if<Map>(&in_[id].op);
+      if (!sum || sum->fn != Fn::kAdd) return false;
+      const std::size_t c = largest_constant(in_[id].in[0]) ? 0 : 1;
+      const auto constant = largest_constant(in_[id].in[c]);
+      const auto x = order(in_[id].in[1 - c]).size();
+      return constant && *constant > 0 && *constant <= kSmallConstant && x && *x < 0;
+    };
+    return first_behind(in_, roots, [&](const Node& node) {
+      const auto* map = std::get_if<Map>(&node.op);
+      if (!map) return false;
+      const bool fraction = map->fn == Fn::kDiv;
+      const bool steep = map->fn == Fn::kSqrt || map->fn == Fn::kLog ||
+                         (map->fn == Fn::kPower && map->parameter < 1);
+      return (fraction || steep) && is_left(node.in[fraction ? 1 : 0]);
+    });
+  }
+  /// |c| of a constant c, or of c n^0.
+  [[nodiscard]] std::optional<double> largest_constant(NodeId id) const {
+    double factor = 1;
+    while (const auto* scale = std::get_if<Scale>(&in_[id].op)) {
+      if (scale->power != 0) return std::nullopt;
+      factor *= std::abs(scale->factor);
+      id = in_[id].in[0];
+    }
+    const auto* constant = std::get_if<Constant>(&in_[id].op);
+    if (!constant) return std::nullopt;
+    double largest = 0;
+    for (const double x : *constant->values) largest = std::max(largest, std::abs(x));
+    return factor * largest;
+  }
+  [[nodiscard]] Diagnostic constant_decides(const Node& node) const {
+    const Node& sum = in_[node.in[std::get<Map>(node.op).fn == Fn::kDiv ? 1 : 0]];
+    const std::size_t c = largest_constant(sum.in[0]) ? 0 : 1;
+    Diagnostic out =
+        Diagnostic::warning("W5307", fmt::format("of x + {:g} the constant alone is left in the "
+                                                 "limit",
+                                                 *largest_constant(sum.in[c])))
+            .at(node.span)
+            .with_label(fmt::format("x is 0 in the limit, and of size {} in networks",
+                                    power(*order(sum.in[1 - c]).size())))
+            .with_help(
+                "networks come near this limit only where x falls below the constant; a larger "
+                "constant, or values that do not vanish at the start, is seen by both");
+    if (node.context)
+      out.notes.push_back({"in the iteration " + in_.contexts[node.context], node.span});
+    return out;
+  }
   /// In a limit, entries of a Gaussian matrix are no function of its products.
   static Diagnostic entries_stay(const Program& limit, const Node& node) {
     Diagnostic error =
@@ -1325,7 +1379,10 @@ class Analysis {
       return Refusal<NoLeadingOrder>{NoLeadingOrder::kOther, {entries_stay(in_, *node)}};
     if (const Node* node = entries_of_matrices(in_, wanted))
       result.warnings.push_back(entries_vanish(*node));
-    if (const Node* node = lonely_eps(wanted)) result.warnings.push_back(eps_decides(*node));
+    if (const Node* node = lonely_eps(wanted))
+      result.warnings.push_back(eps_decides(*node));
+    else if (const Node* found = small_constant_left(wanted))
+      result.warnings.push_back(constant_decides(*found));
     const KnownLimits known{[this](auto&&... output) { return check_output(output...); },
                             [this](NodeId id) { return order(id).lead; },
                             [this](NodeId id) { return limit_of(id); }};

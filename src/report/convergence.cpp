@@ -559,10 +559,12 @@ void decide(Convergence& result, const Summary& s, const Evidence& found, double
         off("mean is doubtful") + ", " + slope + "; take more seeds or larger widths");
   } else if (mean_has_power) {
     say(Verdict::kInconclusive,
-        fmt::format("mean fits (p = {:.2g}), but {} cannot be told from {}; take more seeds or "
-                    "widths further apart",
-                    result.p_value, slope,
-                    spread == 0 ? "1/2, sd that grows" : "0, networks that stay random"));
+        fmt::format("mean fits (p = {:.2g}), but {}; take more seeds or widths further apart",
+                    result.p_value,
+                    !result.sd_slope ? "how the sd falls cannot be seen"
+                                     : slope + " cannot be told from " +
+                                           (spread == 0 ? "1/2, sd that grows"
+                                                        : "0, networks that stay random")));
   } else {
     say(Verdict::kInconclusive,
         fmt::format("noise hides it: limit tested to +- {:.2g} only, {}; take more seeds or larger "

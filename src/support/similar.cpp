@@ -26,7 +26,7 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 
 std::string did_you_mean(std::string_view name, const std::vector<std::string>& known) {
   std::string best;
-  std::size_t least = name.size() <= 2 ? 1 : 2;
+  std::size_t least = name.size() <= 3 ? 1 : 2;
   for (const auto& candidate : known) {
     const std::size_t d = edit_distance(name, candidate);
     if (d < least + (best.empty() ? 1 : 0) && d < name.size()) {

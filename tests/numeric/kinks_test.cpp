@@ -123,6 +123,34 @@ TEST(Kinks, SteinsLemmaCountsEachJumpOnce) {
       }
 }
 
+/// What is 0 at every width, whatever was drawn, has a side: guards against padding and rows of 0.
+TEST(Kinks, ExactZerosLieOnOneSide) {
+  const std::string text = R"(width n
+data X = [[0, 0], [1, 2]]
+param U : [n, 2] ~ normal(0, 1), lr = n
+param W : [n, n] ~ normal(0, 1 / n)
+param v : [n] ~ normal(0, 1), lr = n
+model net(x) {
+  z = W @ tanh(U @ x)
+  q = E(z^2)
+  return v @ tanh(where(q > 0, z / sqrt(max(q, 1e-12)), 0)) / n
+}
+for t in 0..3 {
+  report f = net(X), seen = E((U @ X)^2) > 0
+  step sgd(mse(net(X), [1, -1]), lr = 0.2)
+}
+)";
+  const LimitResult limit = limit_of(text, particles(2048, 8));
+  const SimulationResult networks = networks_of(text, 512, 8, Matrices::kDense);
+  for (std::size_t k = 0; k < 2; ++k) {
+    const ReportResult &r = limit.reports[k], &own = networks.reports[k];
+    EXPECT_EQ(r.undetermined, "");
+    for (std::size_t j = 0; j < r.value.size(); ++j)
+      EXPECT_NEAR(r.value[j], own.value[j], 4 * (r.error[j] + own.error[j]) + 1e-12);
+  }
+  EXPECT_EQ(limit.reports[1].value, (std::vector<double>{0, 1, 0, 1, 0, 1}));
+}
+
 // Residuals that lie on the kink of huber, or of a clip, have one derivative there, that of mse:
 // the jump is multiplied by what is 0.  Where it is not, the derivative stays random.
 TEST(Kinks, DerivativesWithoutJumps) {

@@ -5,6 +5,9 @@
 #include <cmath>
 #include <filesystem>
 #include <fstream>
+#include <functional>
+#include <map>
+#include <numbers>
 #include <set>
 #include <string>
 
@@ -163,6 +166,82 @@ report gram(relu(x)[None], relu(x + y)[None]), gram(erf(x)[None], erf(x + y)[Non
   const double pi = std::acos(-1.0);
   EXPECT_NEAR(limit.reports[0].value[0], (1 + 0.75 * pi) / (2 * pi), 1e-14);
   EXPECT_NEAR(limit.reports[1].value[0], 2 / pi * std::asin(2 / std::sqrt(15.0)), 1e-14);
+}
+
+/// E f(u) g(v) by the trapezoid rule, of functions that vanish beyond 40: a reference for large
+/// variances, where what is needed of the law is its determinant; a, b, c are whole numbers.
+double trapezoid(const std::function<double(double)>& f, double a, double b, double c) {
+  constexpr double kStep = 0.02, kEnd = 40;
+  const long double det = static_cast<long double>(a) * b - static_cast<long double>(c) * c;
+  const double rest = static_cast<double>(det / a), slope = c / a;
+  double sum = 0;
+  for (double u = -kEnd; u <= kEnd; u += kStep) {
+    const double outer = f(u) * std::exp(-u * u / (2 * a));
+    const double middle = slope * u, width = std::min(kEnd, 12 * std::sqrt(rest));
+    double inner = 0;
+    const double from = std::ceil(std::max(-kEnd, middle - width) / kStep) * kStep;
+    for (double v = from; v <= std::min(kEnd, middle + width); v += kStep)
+      inner += f(v) * std::exp(-(v - middle) * (v - middle) / (2 * rest));
+    sum += outer * inner;
+  }
+  return sum * kStep * kStep / (2 * std::numbers::pi * std::sqrt(static_cast<double>(det)));
+}
+
+/// Rounding of covariances is part of all errors: kernels of large variances bend within it.
+TEST(ReferenceKernels, LargeInputsHaveErrorsThatHoldTheirRounding) {
+  const std::map<std::string, std::function<double(double)>> slopes{
+      {"tanh", [](double x) { return 1 / (std::cosh(x) * std::cosh(x)); }},
+      {"sigmoid", [](double x) { return 0.25 / (std::cosh(x / 2) * std::cosh(x / 2)); }}};
+  for (const double s : {1e2, 1e3, 1e4, 1e5, 1e6}) {
+    SCOPED_TRACE(s);
+    const double a = 1.25 * s * s, b = (s + 1) * (s + 1) + 0.25 * s * s,
+                 c = s * (s + 1) + 0.25 * s * s;
+    std::string text = fmt::format(
+        "width n\ndata X = [[{0}, {1}], [{2}, {1}]]\nparam U : [n, 2] ~ normal(0, 1)\n"
+        "report waves = gram(sin(U @ X))\n",
+        s, s / 2, s + 1);
+    for (const auto& [name, slope] : slopes)
+      text += fmt::format(
+          "param v{0} : [n] ~ normal(0, 1), lr = 0\n"
+          "model {0}_net(x) = v{0} @ {0}(U @ x) / sqrt(n)\n"
+          "report {0}_kernel = ntk({0}_net, X)\n",
+          name);
+    const LimitResult limit = limit_of(text, {});
+    for (const auto& [name, slope] : slopes) {
+      SCOPED_TRACE(name);
+      const ReportResult& kernel = report(limit, name + "_kernel");  // of U alone: c E f'(u) f'(v)
+      const double expected = c * trapezoid(slope, a, b, c);
+      EXPECT_LE(std::abs(kernel.value[1] - expected), kernel.error[1] + 1e-12 * expected);
+      if (s <= 1e4) {
+        EXPECT_LE(kernel.error[1], 1e-5 * kernel.value[1]) << "the test can fail";
+      }
+    }
+    // E sin u sin v = (exp(-Var(u - v) / 2) - exp(-Var(u + v) / 2)) / 2, u - v the first weight.
+    const ReportResult& waves = report(limit, "waves");
+    EXPECT_LE(std::abs(waves.value[1] - 0.5 * std::exp(-0.5)), waves.error[1]);
+  }
+}
+
+/// Differences of nearly equal functions show what rounding of covariances does.
+TEST(ReferenceKernels, DifferencesOfLargeInputsHoldTheirRounding) {
+  for (const double s : {1e2, 1e3, 1e4, 1e5}) {
+    SCOPED_TRACE(s);
+    const LimitResult limit = limit_of(
+        fmt::format("width n\ndata X = [[{0}, {1}], [{2}, {1}]]\nparam U : [n, 2] ~ normal(0, 1)\n"
+                    "report gap = E((erf(U @ X[0]) - erf(U @ X[1]))^2)\n",
+                    s, s / 2, s + 1),
+        {});
+    // E erf(u) erf(v) = 2/pi arcsin(2 c / ((1 + 2 a)(1 + 2 b))^(1/2)), in arcs' complements.
+    const long double a = 1.25L * s * s, b = (s + 1.0L) * (s + 1) + 0.25L * s * s,
+                      c = s * (s + 1.0L) + 0.25L * s * s;
+    const auto rest = [](long double p, long double q, long double r) {  // pi / 2 - arcsin
+      return std::atan2(std::sqrt((1 + 2 * p) * (1 + 2 * q) - 4 * r * r), 2 * r);
+    };
+    const long double expected =
+        2 / std::numbers::pi_v<long double> * (2 * rest(a, b, c) - rest(a, a, a) - rest(b, b, b));
+    const ReportResult& gap = report(limit, "gap");
+    EXPECT_LE(std::abs(gap.value[0] - static_cast<double>(expected)), gap.error[0]);
+  }
 }
 
 }  // namespace

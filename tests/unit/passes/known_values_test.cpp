@@ -1,5 +1,6 @@
 /// What is known before the run: NaNs that reach an output, jumps that lie at a limit.
 
+#include <cmath>
 #include <functional>
 #include <limits>
 #include <map>
@@ -73,6 +74,17 @@ TEST(CertainNan, NothingIsFoundInProgramsWithoutConstants) {
   EXPECT_FALSE(
       certain_nan(test::cleaned("width n\nrandom x : [n] ~ normal(0, 1)\n"
                                 "report E(x^2) / E(tanh(x)^2)\n")));
+}
+
+TEST(KnownEntries, WhatIsTimesZeroIsZeroAtEveryWidth) {
+  const Program program = test::cleaned(
+      "width n\nrandom U : [n, 2] ~ normal(0, 1)\nrandom W : [n, n] ~ normal(0, 1 / n)\n"
+      "report E(sin(W @ tanh(U @ [[0, 0], [1, 2]]))^2)\n");
+  const auto known = known_entries(program);
+  const std::vector<double>& q = known[program.reports[0].entries[0].value.value];
+  ASSERT_EQ(q.size(), 2u);
+  EXPECT_EQ(q[0], 0);
+  EXPECT_TRUE(std::isnan(q[1]));
 }
 
 TEST(IsJump, StepSignComparisonsModAndWhere) {
