@@ -25,9 +25,13 @@ void showValue(const Expression& e, std::ostream& out) {
 }
 
 constexpr int kSteps = 16;
-/// Any list of steps has a meaning, so that a shorter list is a simpler expression.
-NodeId build(Builder& b, const Expression& e, NodeId p, NodeId q) {
+/// Any list of steps has a meaning, so that a shorter list is a simpler expression.  Jumps stand
+/// `jump` beside 0: at 0 rounding decides q + (p - q) < p.
+NodeId build(Builder& b, const Expression& e, NodeId p, NodeId q, double jump = 0) {
   std::vector<NodeId> stack{p, q};
+  const auto beside = [&](NodeId x) {
+    return jump == 0 ? x : b.plus(x, b.constant({jump, jump}, {2}));
+  };
   const auto pop = [&] {
     const NodeId top = stack.back();
     if (stack.size() > 1) stack.pop_back();
@@ -44,14 +48,16 @@ NodeId build(Builder& b, const Expression& e, NodeId p, NodeId q) {
       case 5: stack.push_back(b.minus(pop(), x)); break;
       case 6: stack.push_back(b.times(pop(), x)); break;
       case 7: stack.push_back(b.map(Fn::kMax, {pop(), x})); break;
-      case 8: stack.push_back(b.map(Fn::kWhere, {b.map(Fn::kLess, {x, p}), pop(), x})); break;
+      case 8:
+        stack.push_back(b.map(Fn::kWhere, {b.map(Fn::kLess, {x, beside(p)}), pop(), x}));
+        break;
       case 9: stack.push_back(b.map(Fn::kTanh, {x})); break;
       case 10: stack.push_back(b.map(Fn::kAbs, {x})); break;
       case 11: stack.push_back(b.scale(-0.5, 0, x)); break;
       case 12: stack.push_back(b.gather(x, 0, {1, 0})); break;
       case 13: stack.push_back(b.expand(b.sum(x, 0), b.type(x).width, {2})); break;
       case 14: stack.push_back(b.add(Stop{}, {x})); break;
-      default: stack.push_back(b.map(Fn::kSign, {x})); break;
+      default: stack.push_back(b.map(Fn::kSign, {beside(x)})); break;
     }
   }
   return stack.back();
@@ -137,7 +143,7 @@ RC_GTEST_PROP(CancelTerms, KeepsNetworksOfExpressions, ()) {
   program.sources = {{"p", false, {2}, {}}, {"q", false, {2}, {}}};
   Builder b(program);
   const NodeId p = b.add(StandardNormal{{0}}, {}), q = b.add(StandardNormal{{1}}, {});
-  test::add_report(program, "r", b.average(build(b, e, p, q)));
+  test::add_report(program, "r", b.average(build(b, e, p, q, 0.3)));
   const Program before = erase_identities(program), after = cancel_terms(before);
   verify(after);
   settled(before);
