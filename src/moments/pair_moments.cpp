@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numbers>
 #include <set>
 #include <utility>
 
@@ -214,28 +215,38 @@ const Expectations::Steepness& Expectations::steepness(FunctionTable::Id f, int 
   const auto [it, is_new] = steepness_.try_emplace({f, power});
   Steepness& out = it->second;
   if (!is_new) return out;
-  const auto root_mean = [&](std::initializer_list<FunctionTable::Id> product, double root) {
-    std::vector<LineFunction> line;
-    for (const FunctionTable::Id g : product) line.push_back({g, 0, root});
-    const LineRule r = line_rule(functions_, line, 1);
-    if (r.status == LineStatus::kDiverges) return std::numeric_limits<double>::infinity();
-    return std::sqrt(std::abs(r.value));
-  };
-  const FunctionTable::Id slope = functions_.derivative(f);
+  // Rules on u = s sinh(t) see features of size 1 below any variance; a bound needs few digits.
+  constexpr double kStep = 0.05;
+  const double s = std::min(1.0, std::sqrt(std::ldexp(1.0, power)));
+  const auto count = static_cast<std::int64_t>(
+      std::ceil(std::asinh(8 * std::sqrt(std::ldexp(1.0, power + 1)) / s) / kStep));
+  const auto places = static_cast<std::size_t>(2 * count);  // of which none is 0
+  std::vector<double> u(places), weight(places), value(places), slope(places);
+  for (std::size_t k = 0; k < places; ++k) {
+    const double t = (static_cast<double>(k) - static_cast<double>(count) + 0.5) * kStep;
+    u[k] = s * std::sinh(t);
+    weight[k] = s * kStep * std::cosh(t) / std::sqrt(2 * std::numbers::pi);
+  }
+  functions_.evaluate(f, 2 * count, u.data(), value.data());
+  functions_.evaluate(functions_.derivative(f), 2 * count, u.data(), slope.data());
+  bool steeper = false;  // than a kink, as |x|^(1/2), and not than a jump
   for (const int k : {power, power + 1}) {
-    const double root = std::sqrt(std::ldexp(1.0, k));
-    out.size = std::max(out.size, root_mean({f, f}, root));
-    out.slope = std::max(out.slope, root * root_mean({slope, slope}, root));
-    out.stretch = std::max(
-        out.stretch,
-        root_mean({FunctionTable::kIdentity, slope, FunctionTable::kIdentity, slope}, root));
+    const double variance = std::ldexp(1.0, k);
+    double size = 0, stretch = 0, squares = 0;
+    for (std::size_t q = 0; q < places; ++q) {
+      const double w = weight[q] * std::exp(-u[q] * u[q] / (2 * variance)) / std::sqrt(variance),
+                   d = slope[q] * slope[q] * w;
+      steeper = steeper || !std::isfinite(d);
+      size += value[q] * value[q] * w;
+      squares += d;
+      stretch += u[q] * u[q] * d;
+    }
+    out.size = std::max(out.size, std::sqrt(size));
+    out.slope = std::max(out.slope, std::sqrt(variance * squares));
+    out.stretch = std::max(out.stretch, std::sqrt(stretch));
   }
   for (const auto& [position, height] : functions_.jumps(f)) out.jump += std::abs(height);
-  for (double* unbounded : {&out.slope, &out.stretch})
-    if (!std::isfinite(*unbounded)) {  // steeper than a kink, as |x|^(1/2), and not than a jump
-      *unbounded = 0;
-      out.jump += out.size;
-    }
+  if (steeper) out = {out.size, 0, 0, out.jump + out.size};
   return out;
 }
 
