@@ -64,6 +64,10 @@ LimitEvaluation::LimitEvaluation(const LeadingOrder& limit, const EvaluateOption
   }
 }
 
+namespace {
+constexpr std::int64_t kFewestTried = 128;  // of particles: with fewer errors mean little
+}
+
 std::optional<Refusal<Shortage>> LimitEvaluation::cannot_run(const Resolution& resolution) {
   if (auto refused = too_many_samples(resolution))
     return Refusal<Shortage>{Shortage::kNone, {*refused}};
@@ -72,11 +76,17 @@ std::optional<Refusal<Shortage>> LimitEvaluation::cannot_run(const Resolution& r
   const double most = memory_limit(options_.memory_bytes, *options_.ranks);
   const double bytes = memory(resolution, resolution.randomisations);
   if (bytes <= most) return std::nullopt;
+  Resolution less = resolution;
+  while (less.particles > kFewestTried && memory(less, less.randomisations) > most)
+    less.particles /= 2;
   return Refusal<Shortage>{
       Shortage::kMemory,
       {faults::not_enough_memory("the run needs", bytes,
                                  options_.ranks->size() > 1 ? " on each rank" : "", most,
-                                 "use fewer --particles, a larger --rank-tol, or raise --memory")}};
+                                 (less.particles > kFewestTried
+                                      ? fmt::format("--particles {} fits; or take", less.particles)
+                                      : "use fewer --particles,") +
+                                     " a larger --rank-tol, or raise --memory")}};
 }
 
 LimitResult LimitEvaluation::head(const Resolution& resolution) const {

@@ -36,8 +36,9 @@ Diagnostic diagnose(const Program& program, const RunFailure& failure) {
     d.message = "a number is not finite (overflow, or an operation outside its domain)";
     d.label = "first seen here";
     d.help =
-        "a smaller learning rate or initial variance often helps; log and sqrt need positive "
-        "arguments";
+        "a smaller learning rate or initial variance often helps; log, sqrt and the gradient of "
+        "norm "
+        "need positive arguments";
     if (std::holds_alternative<Solve>(node.op) || std::holds_alternative<LogDet>(node.op)) {
       d.message = "a matrix that is inverted, or of which logdet is taken, is singular";
       if (std::holds_alternative<LogDet>(node.op)) d.message += ", or its determinant negative";
