@@ -61,7 +61,7 @@ class Expectations final : public CrossMoments {
   std::optional<Moment> polynomial_moment(const SidedFactors& factors, int rows, int columns);
   double amplification(FunctionTable::Id f, const Eigen::VectorXd& variances);
   struct Steepness {
-    double size = 0, stretch = 0, slope = 0, jump = 0;
+    double size = 0, stretch = 0, slope = 0, variation = 0, jump = 0;
   };
   const Steepness& steepness(FunctionTable::Id f, int power);
   double change_of_pairs(FunctionTable::Id f, const Eigen::VectorXd& a, FunctionTable::Id g,

@@ -481,7 +481,7 @@ void PairMatrix::closed_entries(const PairColumn& own, const PairColumn& p, cons
   // Moved by the errors themselves: kernels of large variances bend within less than a step that
   // suits all, and near a correlation of 1 products of jumps go like the root of the distance.
   constexpr double kLeast = 4 * kEpsilon;  // smaller moves are lost in rounding
-  const auto move = [&](double error) { return std::max(error, kLeast); };
+  const auto move = [&](double error) { return std::clamp(error, kLeast, 1.0); };
   const auto part_of_c = [&](std::size_t i) {
     const double root = root_ab(i);
     return root > 0 ? in.error[i] / root : 0.0;
@@ -507,7 +507,8 @@ void PairMatrix::closed_entries(const PairColumn& own, const PairColumn& p, cons
   const auto add = [&](Moved which, const auto& error) {
     (void)run(which, moved);
     for (std::size_t i = 0; i < count; ++i)
-      total[i] += std::abs(moved[i] - value[i]) * std::min(1.0, error(i) / kLeast);
+      if (const double change = std::abs(moved[i] - value[i]); change > 0)
+        total[i] += change * (error(i) / move(error(i)));
   };
   const auto error_a = [&](std::size_t i) { return p.error_a[i]; };
   if (p.same) {

@@ -209,8 +209,9 @@ GramRules Expectations::line_rules(FunctionTable::Id f, const Eigen::VectorXd& a
           }};
 }
 
-/// Roots of E f(u)^2, E (u f'(u))^2 and Var(u) E f'(u)^2, the largest for variances of u in
-/// [2^power, 2^(power + 1)], and the sum of the heights of f's jumps.
+/// Roots of E f(u)^2, E (u f'(u))^2 and Var(u) E f'(u)^2, and the variation of f within 8 standard
+/// deviations, the largest for variances of u in [2^power, 2^(power + 1)]; the heights of f's
+/// jumps.
 const Expectations::Steepness& Expectations::steepness(FunctionTable::Id f, int power) {
   const auto [it, is_new] = steepness_.try_emplace({f, power});
   Steepness& out = it->second;
@@ -225,18 +226,18 @@ const Expectations::Steepness& Expectations::steepness(FunctionTable::Id f, int 
   for (std::size_t k = 0; k < places; ++k) {
     const double t = (static_cast<double>(k) - static_cast<double>(count) + 0.5) * kStep;
     u[k] = s * std::sinh(t);
-    weight[k] = s * kStep * std::cosh(t) / std::sqrt(2 * std::numbers::pi);
+    weight[k] = s * kStep * std::cosh(t);
   }
   functions_.evaluate(f, 2 * count, u.data(), value.data());
   functions_.evaluate(functions_.derivative(f), 2 * count, u.data(), slope.data());
-  bool steeper = false;  // than a kink, as |x|^(1/2), and not than a jump
+  for (std::size_t q = 0; q < places; ++q) out.variation += std::abs(slope[q]) * weight[q];
   for (const int k : {power, power + 1}) {
     const double variance = std::ldexp(1.0, k);
     double size = 0, stretch = 0, squares = 0;
     for (std::size_t q = 0; q < places; ++q) {
-      const double w = weight[q] * std::exp(-u[q] * u[q] / (2 * variance)) / std::sqrt(variance),
+      const double w = weight[q] * std::exp(-u[q] * u[q] / (2 * variance)) /
+                       std::sqrt(2 * std::numbers::pi * variance),
                    d = slope[q] * slope[q] * w;
-      steeper = steeper || !std::isfinite(d);
       size += value[q] * value[q] * w;
       squares += d;
       stretch += u[q] * u[q] * d;
@@ -246,45 +247,50 @@ const Expectations::Steepness& Expectations::steepness(FunctionTable::Id f, int 
     out.stretch = std::max(out.stretch, std::sqrt(stretch));
   }
   for (const auto& [position, height] : functions_.jumps(f)) out.jump += std::abs(height);
-  if (steeper) out = {out.size, 0, 0, out.jump + out.size};
+  out.variation += out.jump;
+  if (out.jump > 0) out.slope = std::numeric_limits<double>::infinity();
   return out;
 }
 
 /// Bound on what errors of variances a, b and covariances, by this part of sqrt(a b), change in all
 /// E f(u_i) g(v_j).  With u, v of correlation rho, by Price's theorem and Cauchy and Schwarz,
 ///   |dK/drho| = sqrt(a b) |E f' g'| <= (a E f'^2 b E g'^2)^(1/2),
-///   |dK/dlog sqrt(a)| = |E u f' g| <= (E (u f')^2 E g^2)^(1/2);
-/// f' of a jump is a delta, whose products go like powers of (1 - rho^2)^(-1/4).
+///   |dK/dlog sqrt(a)| = |E u f' g| <= (E (u f')^2 E g^2)^(1/2).
+/// The density of (u, v) is at most 1 / (2 pi (a b (1 - rho^2))^(1/2)), so that, with jumps as
+/// well,
+///   |dK/drho| <= int |df| int |dg| / (2 pi (1 - rho^2)^(1/2)).
 double Expectations::change_of_pairs(FunctionTable::Id f, const Eigen::VectorXd& a,
                                      FunctionTable::Id g, const Eigen::VectorXd& b,
                                      const Matrix& covariances, double part) {
   const auto largest = [&](FunctionTable::Id h, const Eigen::VectorXd& variances) {
     std::set<int> powers;
     for (const double v : variances)
-      if (v > 0) powers.insert(std::ilogb(v));
+      if (v > 0) powers.insert(std::clamp(std::ilogb(v), -300, 300));
     Steepness out;
     for (const int power : powers) {
       const Steepness& own = steepness(h, power);
       out.size = std::max(out.size, own.size);
       out.stretch = std::max(out.stretch, own.stretch);
       out.slope = std::max(out.slope, own.slope);
+      out.variation = std::max(out.variation, own.variation);
       out.jump = own.jump;
     }
     return out;
   };
   const Steepness x = largest(f, a), y = largest(g, b);
-  double near = 1;  // the factor of one delta
-  if (x.jump > 0 || y.jump > 0) {
-    double apart = 1;  // 1 - rho^2 of the closest that are not equal
-    for (Eigen::Index j = 0; j < b.size(); ++j)
-      for (Eigen::Index i = 0; i < a.size(); ++i) {
-        const double size = a(i) * b(j), c = covariances(i, j);
-        if (size > c * c) apart = std::min(apart, 1 - c * c / size);
-      }
-    near = std::pow(std::max(apart, part), -0.25);
-  }
-  return part * (2 * (x.slope + x.jump * near) * (y.slope + y.jump * near) +
-                 (x.stretch + x.jump * near) * y.size + (y.stretch + y.jump * near) * x.size);
+  double apart = 1;  // 1 - rho^2 of the closest that are not equal
+  for (Eigen::Index j = 0; j < b.size(); ++j)
+    for (Eigen::Index i = 0; i < a.size(); ++i)
+      if (const double size = a(i) * b(j), c = covariances(i, j); size > c * c)
+        apart = std::min(apart, 1 - c * c / size);
+  apart = std::max(apart, part);
+  const double by_rho = std::min(
+      x.slope * y.slope, x.variation * y.variation / (2 * std::numbers::pi * std::sqrt(apart)));
+  // A delta in f' beside the mean of g given u.
+  const double near = std::pow(apart, -0.25);
+  const double change = part * (2 * by_rho + (x.stretch + x.jump * near) * y.size +
+                                (y.stretch + y.jump * near) * x.size);
+  return std::min(change, 2 * x.size * y.size);  // |K| <= (E f^2 E g^2)^(1/2)
 }
 
 /// All E f(u_i) g(v_j) of centred Gaussians by quadratures that share their work; `out` has the
