@@ -5,6 +5,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 import test_torch_graphs as graphs  # noqa: E402  (sets up the package)
+import torch.nn.functional as F  # noqa: E402
 import torch_models  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -24,7 +25,9 @@ def sequential(n, *more, **rates):
     return module, torch.optim.SGD(module.parameters(), lr=rates.get("lr", 0.1))
 
 
-@pytest.mark.parametrize("name", ["mlp_sgd", "residual_adam", "cnn_adam", "decoder_sgd"])
+@pytest.mark.parametrize(
+    "name", ["mlp_sgd", "residual_adam", "cnn_adam", "decoder_sgd", "grouped_heads_adam", "lstm_sgd", "normed_sgd"]
+)
 def test_traces_are_the_stored_ones(name):
     build, data, target, loss, _ = torch_models.MODELS[name]
     traced, stored = pytorch.trace(build, data, target, loss), graphs.graph(name)
@@ -38,7 +41,7 @@ def test_traces_are_the_stored_ones(name):
     assert same(traced, stored)
 
 
-@pytest.mark.parametrize("name", ["mlp_sgd", "mlp_adam"])
+@pytest.mark.parametrize("name", ["mlp_sgd", "mlp_adam", "grouped_heads_sgd", "lstm_sgd", "normed_sgd"])
 def test_networks_of_torch_agree_with_the_limit(name, tmp_path):
     build, data, target, loss, _ = torch_models.MODELS[name]
     steps = 4
@@ -153,6 +156,151 @@ def test_attention_written_by_hand_is_that_of_torch():
         assert found, messages
         losses.append(found["reports"][0]["value"])
     assert losses[0] == pytest.approx(losses[1], abs=2e-3)
+
+
+class Small(nn.Module):
+    def __init__(self, n, layer=None, outputs=1):
+        super().__init__()
+        self.n, self.first, self.layer = n, nn.Linear(3, n), layer or nn.Identity()
+        self.readout = nn.Linear(n, outputs, bias=False)
+        nn.init.normal_(self.readout.weight)
+
+    def forward(self, x):
+        return self.readout(self.layer(torch.tanh(self.first(x)))) / self.n
+
+
+def small(n, layer=None, loss=None, outputs=1):
+    module = Small(n, layer, outputs)
+    made = module, torch.optim.SGD(module.parameters(), lr=0.1 * n)
+    return made + (loss,) if loss else made
+
+
+def limit_of(build, target=y, **options):
+    t = pytorch.from_torch(build, X, target, **options)
+    _, found, _, messages = t.tool("run", "--particles", 1024, binary=graphs.tool())
+    assert found, messages
+    return found["reports"][0]["value"]
+
+
+def test_values_that_are_changed_in_place():
+    """x.relu_() changes what x is from there on, whether its result is used or not."""
+
+    class InPlace(nn.Module):
+        def forward(self, x):
+            h = x * 1.0
+            h.relu_()
+            h[..., :] += 1
+            return h
+
+    class Plain(nn.Module):
+        def forward(self, x):
+            return torch.relu(x) + 1
+
+    assert limit_of(lambda n: small(n, InPlace()), steps=2) == limit_of(lambda n: small(n, Plain()), steps=2)
+
+
+@pytest.mark.parametrize(
+    "function, same",
+    [
+        (nn.Hardswish(), lambda x: x * torch.clamp(x + 3, 0, 6) / 6),
+        (nn.CELU(0.5), lambda x: torch.where(x > 0, x, 0.5 * (torch.exp(2 * x) - 1))),
+        (nn.SELU(), lambda x: 1.0507009873554805 * torch.where(x > 0, x, 1.6732632423543772 * (torch.exp(x) - 1))),
+        (nn.Softplus(beta=2), lambda x: torch.log(1 + torch.exp(2 * x)) / 2),
+        (nn.LogSigmoid(), lambda x: -torch.log(1 + torch.exp(-x))),
+        (nn.PReLU().requires_grad_(False), lambda x: torch.where(x > 0, x, 0.25 * x)),
+        (nn.Softshrink(), lambda x: torch.sign(x) * torch.relu(torch.abs(x) - 0.5)),
+        (lambda x: x / x.norm(dim=-1, keepdim=True).div(x.shape[-1] ** 0.5), nn.RMSNorm(1, eps=1e-30)),
+        (
+            lambda x: x - x.std(-1, correction=0)[..., None],
+            lambda x: x - (x - x.mean(-1)[:, None]).pow(2).mean(-1)[:, None] ** 0.5,
+        ),
+        (
+            lambda x: x * F.cosine_similarity(x, x.abs())[:, None],
+            lambda x: x * ((x * x.abs()).mean(-1) / (x**2).mean(-1))[:, None],
+        ),
+        (lambda x: torch.einsum("pn,q->pqn", x, torch.tensor([1.0, 2.0])).sum(1), lambda x: 3 * x),
+        (
+            lambda x: x + torch.einsum("pn,qn->pq", x, x)[:, :1] / x.shape[1],
+            lambda x: x + (x * x[:1]).mean(-1)[:, None],
+        ),
+        (
+            lambda x: F.pad(x, (0, 0, 1, 1))[:-2] + x.roll(1, 0),
+            lambda x: torch.cat([0 * x[:1], x[:-1]]) + x[[5, 0, 1, 2, 3, 4]],
+        ),
+        (lambda x: x.flip(0).cumsum(0), lambda x: torch.stack([x[5 - i :].sum(0) for i in range(6)])),
+        (lambda x: torch.lerp(x, x.amin(0), 0.25), lambda x: 0.75 * x - 0.25 * (-x).max(0)[0]),
+    ],
+)
+def test_functions_are_what_they_say(function, same):
+    class Layer(nn.Module):
+        def __init__(self, f):
+            super().__init__()
+            self.f = f
+
+        def forward(self, x):
+            return self.f(x)
+
+    def build(f):
+        if isinstance(f, nn.RMSNorm):
+            f = lambda x: x / torch.sqrt((x**2).mean(-1, keepdim=True))
+        return lambda n: small(n, Layer(f))
+
+    frozen = [limit_of(build(f), steps=2) for f in (function, same)]
+    assert frozen[0][1] == pytest.approx(frozen[1][1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "loss, same",
+    [
+        (F.l1_loss, lambda out, y: (out - y).abs().mean()),
+        (F.smooth_l1_loss, lambda out, y: F.huber_loss(out, y)),
+        (lambda out, y: F.huber_loss(out, y, delta=0.5), lambda out, y: 0.5 * F.smooth_l1_loss(out, y, beta=0.5)),
+    ],
+)
+def test_losses(loss, same):
+    assert limit_of(lambda n: small(n, loss=loss), steps=2) == pytest.approx(
+        limit_of(lambda n: small(n, loss=same), steps=2)
+    )
+
+
+def test_weights_of_classes_and_labels_that_are_ignored():
+    build = lambda loss: lambda n: small(n, loss=loss, outputs=3)
+    labels = torch.tensor([0, 2, -100, 1, 1, -100])
+    weight = torch.tensor([1.0, 2.0, 0.5])
+
+    def by_hand(out, y):
+        keep = torch.tensor([0, 1, 3, 4])
+        logs = torch.log_softmax(out, -1)[keep]
+        w = torch.tensor([1.0, 0.5, 2.0, 2.0])
+        return -(logs * F.one_hot(torch.tensor([0, 2, 1, 1]), 3) * w[:, None]).sum() / w.sum()
+
+    weighted = limit_of(build(lambda out, y: F.cross_entropy(out, y, weight=weight)), labels, steps=3)
+    assert weighted == pytest.approx(limit_of(build(by_hand), labels, steps=3), rel=1e-6)
+    ignored = limit_of(build(F.cross_entropy), labels, steps=3)
+    nll = limit_of(build(lambda out, y: F.nll_loss(F.log_softmax(out, -1), y)), labels, steps=3)
+    assert ignored == pytest.approx(nll, rel=1e-6) and ignored != pytest.approx(weighted, rel=1e-3)
+    with pytest.raises(pytorch.Refused, match="pos_weight"):
+        text_of(
+            build(lambda out, y: F.binary_cross_entropy_with_logits(out, y.expand(-1, 3), pos_weight=torch.tensor(2.0)))
+        )
+
+
+def test_several_optimisers():
+    def build(n):
+        module = nn.Sequential(
+            nn.Linear(3, n), nn.Tanh(), nn.Linear(n, n, bias=False), nn.Tanh(), nn.Linear(n, 1, bias=False)
+        )
+        rest = [*module[0].parameters(), *module[4].parameters()]
+        muon = torch.optim.Muon([module[2].weight], lr=0.1, weight_decay=0.05, adjust_lr_fn="match_rms_adamw")
+        return module, [muon, torch.optim.RMSprop(rest, lr=0.01, alpha=0.9)]
+
+    text = text_of(build)
+    assert "param l2_weight : [n, n] ~ normal(0, 1 / (3 * n)), lr = 2 * sqrt(n)" in text
+    assert "muon(loss, lr = 0.01, weight_decay = 0.25 / sqrt(n), only = (l2_weight))" in text
+    assert "rmsprop(loss, lr = 0.01, alpha = 0.9, eps = " in text
+    twice = lambda n: (module := sequential(n)[0], [torch.optim.SGD(module.parameters(), lr=0.1)] * 2)
+    with pytest.raises(pytorch.Refused, match="two optimisers"):
+        text_of(twice)
 
 
 def test_mup_package():

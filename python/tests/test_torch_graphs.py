@@ -211,13 +211,14 @@ def test_sizes_that_are_no_multiple_of_the_width():
         Translation(g)
 
 
-def test_heads_that_grow_in_number_are_refused():
+def test_heads_that_grow_in_number():
     g = graph("decoder_sgd")
     for n in g["nodes"]:
         if n["op"] == "reshape" and len(n["shape"]) == 4:
-            n["shape"] = n["shape"][:2] + [{"per_width": [2, 3, 5]}, 32]
-    with pytest.raises(Refused, match="the number of heads grows"):
-        Translation(g)
+            n["shape"] = n["shape"][:2] + [{"per_width": [32, 48, 80]}, 2]
+    text = Translation(g).text
+    assert "_qkv_weight : [3, 2, m, n]" in text and "width n, m = n / 2" in text
+    assert " * einsum(" in text and " attention(" not in text
 
 
 def test_laws():

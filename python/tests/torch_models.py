@@ -1,6 +1,6 @@
 """Networks in muP for the tests of from_torch and the figures of docs/pytorch.md; needs torch.
 
-python torch_models.py graphs                 # writes graphs/*.json, the fixtures of test_torch_graphs.py
+python torch_models.py graphs mlp_sgd ..      # writes graphs/*.json, the fixtures of test_torch_graphs.py
 python torch_models.py against mlp_sgd ..     # trains networks with torch and sets them beside the limit
 """
 
@@ -133,6 +133,71 @@ class Decoder(nn.Module):
         return self.head(self.norm(self.blocks(x))) / self.n
 
 
+class GroupedHeads(nn.Module):
+    """Heads of 2 coordinates, n / 2 of them, two to each key; rotary positions, RMSNorm, a gated layer."""
+
+    def __init__(self, n, d=2, positions=6):
+        super().__init__()
+        self.n, self.d = n, d
+        self.token = nn.Embedding(4, n)
+        self.q, self.k, self.v = nn.Linear(n, n, bias=False), *(nn.Linear(n, n // 2, bias=False) for _ in range(2))
+        self.proj, self.gate, self.up, self.down = (nn.Linear(n, n, bias=False) for _ in range(4))
+        self.norms, self.readout = nn.ModuleList(nn.RMSNorm(n) for _ in range(3)), nn.Linear(n, 4, bias=False)
+        angles = torch.outer(torch.arange(positions), 100.0 ** -torch.arange(0, 1, 2 / d)).repeat(1, 2)
+        self.register_buffer("cos", angles.cos())
+        self.register_buffer("sin", angles.sin())
+        initialise(self, n)
+
+    def rotated(self, x):
+        a, b = x.chunk(2, dim=-1)
+        return x * self.cos + torch.cat([-b, a], dim=-1) * self.sin
+
+    def forward(self, ids):
+        x = self.token(ids)
+        z = self.norms[0](x)
+        q, k, v = (m(z).unflatten(-1, (-1, self.d)).transpose(1, 2) for m in (self.q, self.k, self.v))
+        a = F.scaled_dot_product_attention(self.rotated(q), self.rotated(k), v, is_causal=True, enable_gqa=True)
+        x = x + self.proj(a.transpose(1, 2).flatten(2))
+        z = self.norms[1](x)
+        x = x + self.down(F.silu(self.gate(z)) * self.up(z))
+        return self.readout(self.norms[2](x)) / self.n
+
+
+class Recurrent(nn.Module):
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+        self.lstm, self.readout = nn.LSTM(1, n, batch_first=True), nn.Linear(n, 1, bias=False)
+        for p in self.lstm.parameters():
+            if p.dim() == 2:
+                nn.init.normal_(p, std=p.shape[1] ** -0.5)
+            else:
+                nn.init.zeros_(p)
+        initialise(self, n)
+
+    def forward(self, x):
+        return self.readout(self.lstm(x.transpose(1, 2))[0][:, -1]) / self.n
+
+
+class Normed(nn.Module):
+    """Convolutions with batch statistics and groups of channels; what is added is smoothed."""
+
+    def __init__(self, n):
+        super().__init__()
+        self.n = n
+        self.conv1, self.conv2 = nn.Conv1d(1, n, 3, padding="same"), nn.Conv1d(n, n, 3, padding=1)
+        self.norm1, self.norm2 = nn.BatchNorm1d(n), nn.GroupNorm(2, n)
+        self.readout = nn.Linear(n, 1, bias=False)
+        self.register_buffer("smooth", torch.softmax(-torch.arange(8).sub(torch.arange(8)[:, None]).abs().float(), 0))
+        initialise(self, n)
+
+    def forward(self, x):
+        h = self.norm1(self.conv1(x))
+        h.relu_()
+        h = h + torch.einsum("bcs,st->bct", F.silu(self.norm2(self.conv2(h))), self.smooth)
+        return self.readout(h.mean(-1)) / self.n
+
+
 def next_letter(out, y):
     return F.cross_entropy(out.view(-1, out.size(-1)), y.view(-1))
 
@@ -155,6 +220,9 @@ for name, make, rates, X, y, loss, steps in (
     ("residual", Residual, (0.05, 0.01), POINTS, TARGETS, "mse", 6),
     ("cnn", CNN, (0.5, 0.02), SIGNALS, SIGNAL_TARGETS, "mse", 6),
     ("decoder", Decoder, (0.2, 0.02), [TEXT[:-1]], [TEXT[1:]], next_letter, 4),
+    ("grouped_heads", GroupedHeads, (0.2, 0.02), [TEXT[:-1]], [TEXT[1:]], next_letter, 4),
+    ("lstm", Recurrent, (1.0, 0.02), SIGNALS, SIGNAL_TARGETS, "mse", 6),
+    ("normed", Normed, (0.2, 0.01), SIGNALS, SIGNAL_TARGETS, "mse", 6),
 ):
     X, y = torch.tensor(X), torch.tensor(y)
     if loss == "mse":
@@ -170,8 +238,8 @@ def translated(name, steps=None):
     return pytorch.from_torch(build, X, y, loss=loss, steps=steps or own, name=name)
 
 
-def write_graphs():
-    for name in MODELS:
+def write_graphs(names):
+    for name in names:
         translated(name).save_graph(os.path.join(HERE, "graphs", f"{name}.json"))
         print(name)
 
@@ -197,7 +265,7 @@ def against(name, widths=(64, 256, 1024), seeds=8, particles=4096, folder="again
 
 if __name__ == "__main__":
     if sys.argv[1] == "graphs":
-        write_graphs()
+        write_graphs(sys.argv[2:] or MODELS)
     else:
         for name in sys.argv[2:] or MODELS:
             against(name, particles=PARTICLES.get(name, 8192))

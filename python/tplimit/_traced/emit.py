@@ -6,6 +6,7 @@ Axes that are split (the heads of attention, the positions of a flattened convol
 from, in the shape of the parameter: the emitter notes which, and begins again.
 """
 
+import itertools
 import math
 import re
 from dataclasses import dataclass, field, replace
@@ -28,6 +29,14 @@ RESERVED = set(
         "muon flow ema input hidden output bias normal uniform csv npy idx loss out net heads join_heads "
     ).split()
 )
+
+DEFAULTS = {  # of the options of the language's optimisers
+    "sgd": {"momentum": 0, "dampening": 0, "nesterov": False, "weight_decay": 0.0},
+    "adam": {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.0},
+    "adamw": {"betas": [0.9, 0.999], "eps": 1e-8, "weight_decay": 0.01},
+    "rmsprop": {"alpha": 0.99, "momentum": 0, "eps": 1e-8, "weight_decay": 0.0},
+    "muon": {"momentum": 0.95, "nesterov": True, "ns_steps": 5, "weight_decay": 0.1},
+}
 
 UNARY = set(
     "tanh relu abs sign erf gelu gelu_tanh silu sigmoid softplus softsign mish sin cos exp log sqrt floor stop".split()
@@ -124,6 +133,7 @@ class Emitter:
         self.notes = list(graph.get("notes", []))
         self.module_values = {}
         self.env, self.parameters = {}, {}
+        self.arrays = {}  # constants that operations declare
         self.node = None
 
     # ---- names and numbers
@@ -218,6 +228,7 @@ class Emitter:
         else:
             self.lines[-1] = ("loss", self.lines[-1][1])
         declarations, step = self.training()
+        data += [self.array(name, [len(v)], v, "const") for name, v in self.arrays.items()]
         widths = ", ".join(["n"] + [f"{s} = {_ratio(r)}" for r, s in self.symbols.items() if r != 1])
         text = [f"# {line}" for line in [f"Translated from {g['from']}."] + self.notes]
         text += [f"width {widths}", f"const T = {self.steps}"] + data + [""] + declarations + [""]
@@ -421,6 +432,12 @@ class Emitter:
             axes=v.axes[:k] + v.axes[k + 1 :],
             groups=[[x - (x > k) for x in g if x != k] for g in v.groups],
         )
+
+    def with_axis(self, v, i):
+        """The traced axis i, which has none in the language, as its first."""
+        groups = [[k + 1 for k in g] for g in v.groups]
+        groups[i] = [0]
+        return replace(v, text=f"{v.text}[None]", axes=[1] + v.axes, groups=groups)
 
     def split_finite(self, v, k, factors):
         axes = v.axes[:k] + list(factors) + v.axes[k + 1 :]
@@ -651,6 +668,8 @@ class Emitter:
         x = self.permuted(x, order)
         matrix = p.ident + ("'" if turned else "")
         count = len(extra_in)
+        if count > 1 and not x.text.isidentifier():
+            x = self.named(x)
 
         def product(index, depth):
             """W[index] @ x, stacked over what is left of extra_out, summed over extra_in."""
@@ -704,44 +723,71 @@ class Emitter:
         """[.., S, c] and [.., c, T], not yet assigned."""
         if min(len(a.groups), len(b.groups)) < 2:
             self.refuse("product with a vector")
-        if any(isinstance(s, Wide) for s in a.atoms(-2)):  # the width is the last axis of the transpose
+        wide_rows, wide_columns = (any(isinstance(s, Wide) for s in atoms) for atoms in (a.atoms(-2), b.atoms(-1)))
+        if wide_rows and wide_columns:
+            self.refuse("the result has two width axes")
+        if wide_rows:  # the width is the last axis of the transpose
             return self.turned(self.op_matmul_values(self.turned(b), self.turned(a)))
         self.unify(a.atoms(-1), b.atoms(-2), "the axes of the product")
-        lead_a, lead_b = replace(a, groups=a.groups[:-2]), replace(b, groups=b.groups[:-2])
-        for i in range(1, min(len(lead_a.groups), len(lead_b.groups)) + 1):
-            self.unify(lead_a.atoms(-i), lead_b.atoms(-i), "batch axes of the product")
-        if len(lead_a.groups) != len(lead_b.groups):
-            self.refuse("batch axes of the product differ")
-        lead = self.lead_order(a)
-        batch_a = [a.groups[i][j] for i, j in lead]
-        batch_b = [b.groups[i][j] for i, j in lead]
+        a, b = self.same_batch(a, b)
+        lead = [x for x in self.lead_order(a) if b.groups[x[0]]]
+        batch_a, batch_b = ([v.groups[i][j] for i, j in lead] for v in (a, b))
         rows, columns, inner_a, inner_b = a.groups[-2], b.groups[-1], a.groups[-1], b.groups[-2]
-        if max(len(rows), len(columns), len(inner_a)) > 1:
-            self.refuse("product over merged axes")
-        wide = isinstance(a.axes[inner_a[0]], Wide) if inner_a else False
-        if any(isinstance(a.axes[k], Wide) for k in batch_a + rows):
-            self.refuse("the width is neither summed over nor a column of the product")
+        if (
+            max(len(rows), len(columns), len(inner_a)) > 1
+            or any(isinstance(a.axes[k], Wide) for k in batch_a)
+            or any(bool(x) != bool(y) for x, y in zip(a.groups[:-2], b.groups[:-2]))
+        ):
+            return self.product_of_many(a, b, batch_a, batch_b)
+        lead_a = replace(a, groups=a.groups[:-2])
         a = self.permuted(a, batch_a + rows + inner_a)
         count = len(batch_a)
-        groups = []
-        for g in lead_a.groups:
-            groups.append([batch_a.index(k) for k in g])
-        if wide:
+        groups = [[batch_a.index(k) for k in g] for g in lead_a.groups] + [[count], [count + 1]]
+        if inner_a and isinstance(a.axes[-1], Wide):
             b = self.permuted(b, batch_b + columns + inner_b)
             s = self.symbol(a.axes[-1].ratio)
-            return Value(
-                f"{s} * gram({a.text}, {b.text})", a.axes[:-1] + [b.axes[count]], groups + [[count], [count + 1]]
-            )
-        if columns and isinstance(b.axes[columns[0]], Wide):
-            b = self.permuted(b, batch_b + inner_b + columns)
-            return Value(f"{a.text} @ {b.text}", a.axes[:-1] + [b.axes[-1]], groups + [[count], [count + 1]])
+            return Value(f"{s} * gram({a.text}, {b.text})", a.axes[:-1] + [b.axes[count]], groups)
         b = self.permuted(b, batch_b + inner_b + columns)
+        axes = a.axes[:-1] + [b.axes[-1]]
+        if columns and isinstance(b.axes[-1], Wide):
+            return Value(f"{a.text} @ {b.text}", axes, groups)
         letters = "abcdefg"[:count]
-        return Value(
-            f'einsum("{letters}ij,{letters}jk->{letters}ik", {a.text}, {b.text})',
-            a.axes[:-1] + [b.axes[-1]],
-            groups + [[count], [count + 1]],
-        )
+        return Value(f'einsum("{letters}ij,{letters}jk->{letters}ik", {a.text}, {b.text})', axes, groups)
+
+    def same_batch(self, a, b):
+        """Of equal rank, their batch axes split alike; one that is stretched to the other's size has none of the language."""
+        rank = max(len(a.groups), len(b.groups))
+        a, b = (replace(v, groups=[[] for _ in range(rank - len(v.groups))] + v.groups) for v in (a, b))
+        for i in range(rank - 2):
+            if a.groups[i] and all(s == 1 for s in a.atoms(i)):
+                a = self.without_ones(a, i)
+            if b.groups[i] and all(s == 1 for s in b.atoms(i)):
+                b = self.without_ones(b, i)
+            if a.groups[i] and b.groups[i]:
+                self.unify(a.atoms(i), b.atoms(i), "batch axes of the product")
+        return a, b
+
+    def product_of_many(self, a, b, batch_a, batch_b):
+        """Where rows, columns, what is summed or what one factor is stretched along are several axes, or there is a product for
+        each unit of the width."""
+        letter = {}  # of each axis of the two
+        names = iter("abcdefghijklmopqrstuvwxyz")
+        for k, s in enumerate(a.axes):
+            letter["a", k] = "n" if isinstance(s, Wide) else next(names)
+        for of_a, of_b in [*zip(batch_a, batch_b), *zip(a.groups[-1], b.groups[-2])]:
+            letter["b", of_b] = letter["a", of_a]
+        for k, s in enumerate(b.axes):
+            letter.setdefault(("b", k), "n" if isinstance(s, Wide) else next(names))
+        traced = [
+            [("a", k) for k in x] or [("b", k) for k in y] for x, y in zip(a.groups[:-1], b.groups[:-2] + [[]])
+        ] + [[("b", k) for k in b.groups[-1]]]
+        out = sorted((x for g in traced for x in g), key=lambda x: letter[x] == "n")
+        if sum(letter[x] == "n" for x in out) > 1:
+            self.refuse("the result has two width axes")
+        words = ["".join(letter[v, k] for k in range(len(x.axes))) for v, x in (("a", a), ("b", b))]
+        text = f'einsum("{words[0]},{words[1]}->{"".join(letter[x] for x in out)}", {a.text}, {b.text})'
+        sizes = {"a": a.axes, "b": b.axes}
+        return Value(text, [sizes[v][k] for v, k in out], [[out.index(x) for x in g] for g in traced])
 
     def op_embedding(self, w, ids):
         rows, v = self.value(ids), self.value(w)
@@ -772,29 +818,56 @@ class Emitter:
             self.refuse("only conv1d and conv2d with one stride and one padding are written")
         if len(v.groups) != count + 2:
             self.refuse("the input has no batch axis")
-        if any(len(g) != 1 for g in v.groups[1:]) or any(len(a) != 1 for a in p.atoms):
-            self.refuse("channels or positions are merged axes")
+        if any(len(g) != 1 for g in v.groups[2:]):
+            self.refuse("positions are merged axes")
+        if not any(isinstance(a, Wide) for a in v.atoms(1) + p.atoms[1]):
+            v = self.merged(v, 1)
         self.unify(p.atoms[1], v.atoms(1), f"the input of {w}")
-        self.lay_out(p, [(2 + i, 0) for i in range(count)] + [(0, 0), (1, 0)])
         if len(v.groups[0]) > 1:
             v = self.merged(v, 0)
+        outer, inner = p.atoms[0], p.atoms[1]
+        main_out, main_in = _main(outer), _main(inner)
+        extra_out = [k for k in range(len(outer)) if k != main_out]  # groups of channels
+        extra_in = [k for k in range(len(inner)) if k != main_in]
+        self.lay_out(
+            p,
+            [(0, k) for k in extra_out] + [(1, k) for k in extra_in] + [(2 + i, 0) for i in range(count)]
+            + [(0, main_out), (1, main_in)],
+        )  # fmt: skip
+        batch, lead = len(v.groups[0]), len(extra_in)
         positions = [v.groups[2 + i][0] for i in range(count)]
-        v = self.permuted(v, v.groups[0] + positions + v.groups[1])
-        batch = len(v.groups[0])
+        v = self.permuted(v, [v.groups[1][k] for k in extra_in] + v.groups[0] + positions + [v.groups[1][main_in]])
+        if (extra_in or extra_out) and not v.text.isidentifier():
+            v = self.named(v)
         kernel = [a[0] for a in p.atoms[2:]]
-        out = [(v.axes[batch + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(count)]
+        out = [(v.axes[lead + batch + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(count)]
         options = (f", stride = {stride[0]}" if stride[0] != 1 else "") + (
             f", padding = {padding[0]}" if padding[0] else ""
         )
-        axes = v.axes[:batch] + out + [p.atoms[0][0]]
-        groups = [list(range(batch)), [len(axes) - 1]] + [[batch + i] for i in range(count)]
-        y = Value(f"conv{count}d({v.text}, {p.ident}{options})", axes, groups)
+
+        def product(index):
+            if len(index) < len(extra_out):
+                return f"stack({', '.join(product(index + [h]) for h in range(outer[extra_out[len(index)]]))})"
+            places = itertools.product(*(range(inner[k]) for k in extra_in))
+            return " + ".join(
+                f"conv{count}d({_indexed(v.text, list(g))}, {_indexed(w_text, index + list(g))}{options})"
+                for g in places
+            )
+
+        w_text = p.ident
+        axes = [outer[k] for k in extra_out] + v.axes[lead : lead + batch] + out + [outer[main_out]]
+        first = len(extra_out)
+        channels = [extra_out.index(k) if k != main_out else len(axes) - 1 for k in range(len(outer))]
+        groups = [[first + k for k in range(batch)], channels] + [[first + batch + i] for i in range(count)]
+        y = Value(product([]), axes, groups)
         if b is None:
             return self.named(y)
         bias = self.value(b)
-        if len(bias.axes) != 1:
-            self.refuse("the bias is split")
-        return self.make(f"{y.text} + {bias.text}", axes, groups)
+        bias = replace(bias, groups=bias.groups + [[] for _ in range(count)])
+        if len(extra_out):
+            y = self.named(y)
+        texts, axes, groups = self.align([y, bias])
+        return self.make(f"{texts[0]} + {texts[1]}", axes, groups)
 
     def op_avg_pool(self, x, window, stride):
         return self.pool("avg_pool", x, window, stride)
@@ -866,14 +939,8 @@ class Emitter:
             for i in range(len(q.groups) - 2):
                 self.unify(q.atoms(i), other.atoms(i), "batch axes")
         self.unify(q.atoms(-1), k.atoms(-1), "queries and keys")
-        if any(isinstance(s, Wide) for i in range(len(q.groups) - 1) for s in q.atoms(i)):
-            self.refuse(
-                "the number of heads grows with the width; the limit is of heads that grow, and a fixed number of them"
-            )
         if any(len(x.groups[-1]) != 1 or len(x.groups[-2]) != 1 for x in (q, k, v)):
             self.refuse("over an axis that is split")
-        lead = self.lead_order(q)
-        q, k, v = (self.permuted(x, [x.groups[i][j] for i, j in lead] + x.groups[-2] + x.groups[-1]) for x in (q, k, v))
         rows, columns = q.atoms(-2)[0], k.atoms(-2)[0]
         if mask is not None:
             m = self.value(mask)
@@ -885,22 +952,23 @@ class Emitter:
                 self.refuse("is_causal with as many queries as keys only")
             allowed = f"causal_mask({rows})"
         else:
-            allowed = f"ones({rows}, {columns})"
+            allowed = None
         s = self.power(scale, "the scale of attention")
         if isinstance(q.atoms(-1)[0], Wide):  # attention divides by the width of a head
+            lead = self.lead_order(q)
+            q, k, v = (
+                self.permuted(x, [x.groups[i][j] for i, j in lead] + x.groups[-2] + x.groups[-1]) for x in (q, k, v)
+            )
             s = s * Power(float(q.atoms(-1)[0].ratio), Fraction(1))
             more = "" if s == Power(1) else f", scale = {power_text(s)}"
+            allowed = allowed or f"ones({rows}, {columns})"
             text = f"attention({q.text}, {k.text}, {v.text}, {allowed}{more})"
-        else:
-            if v.wide is None:
-                self.refuse("heads of a fixed size have no limit here; let them grow with the width")
-            count = len(q.axes) - 2
-            letters = "abcdefg"[:count]
-            scores = self.assign(
-                f'{power_text(s)} * einsum("{letters}ij,{letters}kj->{letters}ik", {q.text}, {k.text})'
-            )
-            text = f"masked_softmax({scores}, {allowed}) @ {v.text}"
-        return self.make(text, q.axes[:-1] + [v.axes[-1]], q.groups)
+            return self.make(text, q.axes[:-1] + [v.axes[-1]], q.groups)
+        scores = self.op_matmul_values(q, self.turned(k))
+        text = self.assign(scores.text if s == Power(1) else f"{_factor(s, '*')} * {scores.text}")
+        axis = "" if scores.wide is None else f", axis = {scores.groups[-1][0]}"
+        weights = f"masked_softmax({text}, {allowed}{axis})" if allowed else f"softmax({text}{axis})"
+        return self.named(self.op_matmul_values(replace(scores, text=self.assign(weights)), v))
 
     def lead_order(self, v):
         """The axes before the last two traced ones, (traced axis, atom), in the order that the value has."""
@@ -913,11 +981,12 @@ class Emitter:
         k = self.finite_axis(v, axis)
         if v.mask is not None:
             axis %= len(v.groups)
-            order = [j for g in v.groups[:axis] + v.groups[axis + 1 :] for j in g] + [k]
-            mask, v = v.mask, self.permuted(v, order)
+            order = [j for g in v.groups[:axis] + v.groups[axis + 1 :] for j in g if j != v.wide] + [k]
+            mask, v = v.mask, self.permuted(v, order + [v.wide] * (v.wide is not None))
             # The mask has axes of its own: those of the scores it varies along.
             texts, axes, groups = self.align([v, mask])
-            return self.make(f"masked_softmax({texts[0]}, {texts[1]})", axes, groups)
+            along = "" if v.wide is None else f", axis = {len(axes) - 2}"
+            return self.make(f"masked_softmax({texts[0]}, {texts[1]}{along})", axes, groups)
         last = k == len(v.axes) - 1
         return self.make(f"softmax({v.text})" if last else f"softmax({v.text}, axis = {k})", v.axes, v.groups)
 
@@ -934,7 +1003,9 @@ class Emitter:
     # ---- sums
 
     def reduce(self, x, axes, keepdims, word):
-        v = self.value(x)
+        return self.reduce_value(self.value(x), axes, keepdims, word)
+
+    def reduce_value(self, v, axes, keepdims, word):
         axes = sorted((a % len(v.groups) for a in axes) if axes is not None else range(len(v.groups)), reverse=True)
         text = v.text
         if word in ("mean", "sum") and v.wide is None and len(axes) == len(v.groups) and not keepdims:
@@ -963,8 +1034,33 @@ class Emitter:
     def op_amax(self, x, axes=None, keepdims=False):
         return self.reduce(x, axes, keepdims, "max")
 
+    def op_amin(self, x, axes=None, keepdims=False):
+        return self.reduce(x, axes, keepdims, "min")
+
     def op_logsumexp(self, x, axes=None, keepdims=False):
         return self.reduce(x, axes, keepdims, "logsumexp")
+
+    def op_var(self, x, axes=None, keepdims=False, correction=0):
+        v = self.value(x)
+        axes = sorted(a % len(v.groups) for a in axes) if axes is not None else list(range(len(v.groups)))
+        sizes = [s for i in axes for s in v.atoms(i)]
+        mean = self.reduce_value(v, axes, True, "mean")
+        texts, all_axes, groups = self.align([v, mean])
+        centred = self.make(f"{texts[0]} - {texts[1]}", all_axes, groups)
+        y = self.reduce_value(replace(centred, text=f"{centred.text}^2"), axes, keepdims, "mean")
+        if not correction:
+            return y
+        if any(isinstance(s, Wide) for s in sizes):  # n / (n - 1) is no power of n
+            note = f"A variance over the width is divided by n, where torch divides by n - {correction:g}."
+            if note not in self.notes:
+                self.notes.append(note)
+            return y
+        count = math.prod(sizes)
+        return self.make(f"{number(count / (count - correction))} * {y.text}", y.axes, y.groups)
+
+    def op_cumsum(self, x, axis):
+        v = self.value(x)
+        return self.make(f"cumsum({v.text}, axis = {self.finite_axis(v, axis)})", v.axes, v.groups)
 
     # ---- shapes
 
@@ -1029,13 +1125,9 @@ class Emitter:
             self.refuse("to the width")
         if not new:
             return v
-        ones = Value(
-            f"ones({', '.join(str(shape[i]) for i in new)})",
-            [shape[i] for i in new],
-            [[new.index(i)] if i in new else [] for i in range(len(shape))],
-        )
-        texts, axes, groups = self.align([v, ones])
-        return self.make(f"{texts[0]} * {texts[1]}", axes, groups)
+        stretched = Value("", [shape[i] for i in new], [[new.index(i)] if i in new else [] for i in range(len(shape))])
+        texts, axes, groups = self.align([v, stretched])
+        return self.make(f"{texts[0]} + zeros({self.sizes_text(axes)})", axes, groups)
 
     def op_unsqueeze(self, x, axis):
         v = self.value(x)
@@ -1103,6 +1195,7 @@ class Emitter:
             groups[axis] = [0] + groups[axis]
             return self.make(f"stack({', '.join(v.text for v in values)})", axes, groups)
         values = [self.merged(v, axis) for v in values]
+        values = [v if v.groups[axis] else self.with_axis(v, axis) for v in values]
         values = [
             self.permuted(
                 v,
@@ -1116,6 +1209,34 @@ class Emitter:
         return self.make(
             f"concat({', '.join(v.text for v in values)})", axes, values[0].groups, known=all(v.known for v in values)
         )
+
+    def op_take(self, x, axis, at):
+        v = self.value(x)
+        i = axis % len(v.groups)
+        v = self.merged(v, i)
+        k = self.finite_axis(v, i)
+        if at == list(reversed(range(v.axes[k]))):
+            index = ".. by -1"
+        else:
+            index = self.constant_array("at", at)
+        axes = v.axes[:k] + [len(at)] + v.axes[k + 1 :]
+        return self.make(f"{v.text}[{', '.join(['..'] * k + [index])}]", axes, v.groups, known=v.known)
+
+    def constant_array(self, name, value):
+        """The name of a declared constant."""
+        if not any(v == value for v in self.arrays.values()):
+            self.arrays[self.ident(name)] = value
+        return next(k for k, v in self.arrays.items() if v == value)
+
+    def op_full(self, value):
+        sizes = [self.size(s, "a size") for s in self.node["shape"]]
+        wide = [i for i, s in enumerate(sizes) if isinstance(s, Wide)]
+        if len(wide) > 1:
+            self.refuse("the result has two width axes")
+        order = [i for i in range(len(sizes)) if i not in wide] + wide
+        axes = [sizes[i] for i in order]
+        text = f"zeros({self.sizes_text(axes)})" if value == 0 else f"{number(value)} * ones({self.sizes_text(axes)})"
+        return Value(text, axes, [[order.index(i)] for i in range(len(sizes))], known=not wide)
 
     # ---- losses
 
@@ -1159,11 +1280,12 @@ class Emitter:
         return self.entrywise_loss(f, y, reduction, lambda a, b: f"softplus(-{b} * {a})")
 
     def op_huber(self, f, y, delta=1.0, reduction="mean"):
-        a, b = self.value(f), self.value(y)
-        texts, axes, _ = self.align([a, b])
-        if len(axes) != 1 or reduction != "mean":
-            self.refuse("of outputs [P] and by their mean only")
-        return self.make(f"huber({texts[0]}, {texts[1]}, delta = {number(delta)})", [], [])
+        texts, axes, groups = self.align([self.value(f), self.value(y)])
+        if len(axes) == 1 and reduction == "mean":
+            return self.make(f"huber({texts[0]}, {texts[1]}, delta = {number(delta)})", [], [])
+        r = self.make(f"abs({texts[0]} - {texts[1]})", axes, groups).text
+        d = number(delta)
+        return self.make(f"{reduction}(where({r} < {d}, {r}^2 / 2, {d} * {r} - {number(delta**2 / 2)}))", [], [])
 
     def entrywise_loss(self, f, y, reduction, term):
         texts, axes, groups = self.align([self.value(f), self.value(y)])
@@ -1172,8 +1294,8 @@ class Emitter:
     # ---- parameters and their training
 
     def training(self):
-        groups = self.graph["optimiser"]["groups"]
-        kind = self.graph["optimiser"]["kind"]
+        groups, kind = self.graph["optimiser"]["groups"], self.graph["optimiser"]["kind"]
+        groups = [{"kind": kind} | g for g in groups]
         used = [p for p in self.parameters.values() if p.layout is not None]
         for p in self.parameters.values():
             if p.layout is None:
@@ -1203,10 +1325,13 @@ class Emitter:
         by_options = {}
         for p in trained:
             options = {k: v for k, v in groups[p.spec["group"]].items() if k not in ("lr", "weight_decay", "eps")}
+            if options["kind"] == "muon" and len(p.layout) != 2:
+                raise Refused(f"{p.name}: Muon orthogonalises it as one matrix, and the program splits it")
             by_options.setdefault(str(options), (options, []))[1].append(p)
         steps = []
         rate = number(eta) + (" * schedule[t]" if self.schedule is not None else "")
         for options, members in by_options.values():
+            kind = options.pop("kind")
             parts = [f"lr = {rate}"] + self.step_options(kind, options)
             parts += self.varying("eps", kind, groups, members) + self.varying("weight_decay", kind, groups, members)
             if len(by_options) > 1:
@@ -1217,7 +1342,7 @@ class Emitter:
         return declarations, ["step " + ", ".join(steps)]
 
     def step_options(self, kind, options):
-        known = {"momentum": 0, "dampening": 0, "nesterov": False} if kind == "sgd" else {"betas": [0.9, 0.999]}
+        known = DEFAULTS[kind]
         parts = []
         for name, value in options.items():
             if name not in known:
@@ -1235,9 +1360,9 @@ class Emitter:
         return parts
 
     def varying(self, name, kind, groups, members):
-        default = {"eps": Power(1e-8), "weight_decay": Power(0.01 if kind == "adamw" else 0.0)}[name]
-        if kind == "sgd" and name == "eps":
+        if name not in DEFAULTS[kind]:
             return []
+        default = Power(DEFAULTS[kind][name])
         values = {p.ident: self.power(groups[p.spec["group"]].get(name, 0.0), f"{name} of {p.name}") for p in members}
         if name == "eps":
             values = {p.ident: self.eps_beside_gradient(values[p.ident], p) for p in members}

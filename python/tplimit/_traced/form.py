@@ -9,7 +9,8 @@
                      "law": {"kind": "normal", "mean": 0, "std": 0.7}}],  # uniform: low, high; constant: value;
                                                       # other: mean, std, what;  unseen: why
                     # of Adam also "gradient_power": an entry of the gradient is of size n^this
-     "optimiser": {"kind": "sgd" | "adam" | "adamw", "groups": [{"lr": .., "momentum": ..}]},
+     "optimiser": {"kind": "sgd" | "adam" | "adamw" | "rmsprop" | "muon",     # of groups without a "kind" of their own
+                   "groups": [{"lr": .., "momentum": ..}]},
      "nodes": [{"name": "tanh_1", "op": "tanh", "args": ["fc1"], "attrs": {}, "shape": [4, N], "module": "act",
                 "line": "net.py:12"}],
      "outputs": {"out": "fc2", "loss": "mse"}}

@@ -55,8 +55,8 @@ def without_eps(graph):
 
 
 def with_gradient_powers(graph, binary=None):
-    """For Adam, counted by `tplimit check`: the power of the width of an entry of each gradient, beside which eps stands."""
-    if graph["optimiser"]["kind"] == "sgd" or not any(g.get("eps") for g in graph["optimiser"]["groups"]):
+    """For Adam and RMSprop, counted by `tplimit check`: the power of the width of an entry of each gradient, beside which eps stands."""
+    if not any(g.get("eps") for g in graph["optimiser"]["groups"]):
         return graph
     counted = Translation(without_eps(graph), steps=2, gradients=True)
     try:
