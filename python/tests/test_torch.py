@@ -43,8 +43,41 @@ def test_traces_are_the_stored_ones(name):
 
 @pytest.mark.parametrize("name", ["mlp_sgd", "mlp_adam", "grouped_heads_sgd", "lstm_sgd", "normed_sgd"])
 def test_networks_of_torch_agree_with_the_limit(name, tmp_path):
-    build, data, target, loss, _ = torch_models.MODELS[name]
-    steps = 4
+    check_networks(*torch_models.MODELS[name][:4], tmp_path)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"groups": True, "stride": 2}, {"dilation": 2, "padding": 2}, {"padding": (1, 0), "kernel_size": (3, 1)}],
+)
+def test_convolutions_that_are_sums_of_products(options, tmp_path):
+    class Net(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            own = {"kernel_size": 3} | options | ({"groups": n} if "groups" in options else {})
+            self.n, self.wide, self.readout = n, nn.Conv2d(1, n, 1), nn.Linear(n, 1, bias=False)
+            self.conv = nn.Conv2d(n, n, **own)
+            nn.init.normal_(self.conv.weight, std=self.conv.weight[0].numel() ** -0.5)
+            nn.init.normal_(self.readout.weight)
+
+        def forward(self, x):
+            x = torch.tanh(self.wide(x.unflatten(-1, (2, 4))))
+            if min(self.conv.kernel_size) > 1:
+                x = F.pad(x, (1, 1, 1, 1))
+            return self.readout(torch.tanh(self.conv(x)).mean((-2, -1))) / self.n
+
+    def build(n):
+        net = Net(n)
+        hidden = [net.conv.weight] if "groups" not in options else []
+        rest = [p for p in net.parameters() if all(p is not h for h in hidden)]
+        groups = [{"params": rest, "lr": 0.5 * n}] + [{"params": hidden, "lr": 0.5}] * bool(hidden)
+        return net, torch.optim.SGD(groups)
+
+    data, target = (torch.tensor(v) for v in (torch_models.SIGNALS, torch_models.SIGNAL_TARGETS))
+    check_networks(build, data, target, "mse", tmp_path)
+
+
+def check_networks(build, data, target, loss, tmp_path, steps=4):
     t = pytorch.from_torch(build, data, target, loss, steps=steps)
     _, found, _, messages = t.tool("run", "--particles", 2048, binary=graphs.tool())
     assert found, messages

@@ -385,16 +385,21 @@ class Nodes:
     def conv(self, node, g):
         count = 1 if _name(node) == "conv1d" else 2
         full = lambda v: list(v) * count if len(v) == 1 else list(v)
-        if any(d != 1 for d in g["dilation"]) or g["groups"] != 1:
-            self.refuse(node, "dilation and groups of a convolution")
-        padding = g["padding"]
+        weight = self.shape(node.args[1])
+        depthwise = g["groups"] != 1
+        if depthwise and not g["groups"] == self.source_shape(node)[1] == weight[0]:
+            self.refuse(node, "groups of channels other than single ones, one output each,")
+        padding, dilation = g["padding"], full(g["dilation"])
         if isinstance(padding, str):
-            sizes = self.shape(node.args[1])[2:]
-            if padding == "same" and any(k % 2 == 0 for k in sizes):
+            spans = [d * (k - 1) for k, d in zip(weight[2:], dilation)]
+            if padding == "same" and any(s % 2 for s in spans):
                 self.refuse(node, "padding = 'same' of an even kernel")
-            padding = [k // 2 if padding == "same" else 0 for k in sizes]
+            padding = [s // 2 if padding == "same" else 0 for s in spans]
         parts = [a for a in (g["input"], g["weight"], g["bias"]) if a is not None]
-        return self.put(node, "conv", parts, stride=full(g["stride"]), padding=full(padding))
+        more = ({"dilation": dilation} if any(d != 1 for d in dilation) else {}) | (
+            {"depthwise": True} if depthwise else {}
+        )
+        return self.put(node, "conv", parts, stride=full(g["stride"]), padding=full(padding), **more)
 
     @_translates("avg_pool1d", "avg_pool2d", "max_pool1d", "max_pool2d")
     def pool(self, node, g):

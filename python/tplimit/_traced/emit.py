@@ -811,60 +811,92 @@ class Emitter:
         axes, groups = v.axes + [count], [list(g) for g in v.groups] + [[len(v.axes)]]
         return self.make(f"one_hot({v.text}, {count})", axes, groups, known=True)
 
-    def op_conv(self, x, w, b=None, stride=(1,), padding=(0,)):
+    def op_conv(self, x, w, b=None, stride=(1,), padding=(0,), dilation=None, depthwise=False):
         v, p = self.value(x), self.parameters.get(w)
         count = len(stride)
-        if p is None or len(set(stride)) > 1 or len(set(padding)) > 1 or count > 2:
-            self.refuse("only conv1d and conv2d with one stride and one padding are written")
+        dilation = dilation or [1] * count
+        if p is None or count > 2:
+            self.refuse("only conv1d and conv2d with weights that are parameters are written")
         if len(v.groups) != count + 2:
             self.refuse("the input has no batch axis")
         if any(len(g) != 1 for g in v.groups[2:]):
             self.refuse("positions are merged axes")
-        if not any(isinstance(a, Wide) for a in v.atoms(1) + p.atoms[1]):
-            v = self.merged(v, 1)
-        self.unify(p.atoms[1], v.atoms(1), f"the input of {w}")
         if len(v.groups[0]) > 1:
             v = self.merged(v, 0)
-        outer, inner = p.atoms[0], p.atoms[1]
-        main_out, main_in = _main(outer), _main(inner)
-        extra_out = [k for k in range(len(outer)) if k != main_out]  # groups of channels
-        extra_in = [k for k in range(len(inner)) if k != main_in]
-        self.lay_out(
-            p,
-            [(0, k) for k in extra_out] + [(1, k) for k in extra_in] + [(2 + i, 0) for i in range(count)]
-            + [(0, main_out), (1, main_in)],
-        )  # fmt: skip
-        batch, lead = len(v.groups[0]), len(extra_in)
-        positions = [v.groups[2 + i][0] for i in range(count)]
-        v = self.permuted(v, [v.groups[1][k] for k in extra_in] + v.groups[0] + positions + [v.groups[1][main_in]])
-        if (extra_in or extra_out) and not v.text.isidentifier():
-            v = self.named(v)
         kernel = [a[0] for a in p.atoms[2:]]
-        out = [(v.axes[lead + batch + i] + 2 * padding[i] - kernel[i]) // stride[i] + 1 for i in range(count)]
+        sizes = [v.axes[g[0]] for g in v.groups[2:]]
+        out = [
+            (s + 2 * q - d * (k - 1) - 1) // t + 1 for s, k, t, q, d in zip(sizes, kernel, stride, padding, dilation)
+        ]
+        plain = len(set(stride)) == len(set(padding)) == len(set(dilation)) == dilation[0] == 1 and not depthwise
         options = (f", stride = {stride[0]}" if stride[0] != 1 else "") + (
             f", padding = {padding[0]}" if padding[0] else ""
         )
 
-        def product(index):
-            if len(index) < len(extra_out):
-                return f"stack({', '.join(product(index + [h]) for h in range(outer[extra_out[len(index)]]))})"
-            places = itertools.product(*(range(inner[k]) for k in extra_in))
-            return " + ".join(
-                f"conv{count}d({_indexed(v.text, list(g))}, {_indexed(w_text, index + list(g))}{options})"
-                for g in places
-            )
+        def convolved(x_text, weight, first, index=()):
+            """Of x [.., positions from axis `first`, c] and the weight at these indices."""
+            if plain:
+                return f"conv{count}d({x_text}, {_indexed(weight, list(index))}{options})"
+            for i in range(count):
+                if padding[i]:
+                    x_text = f"pad({x_text}, {padding[i]}, axis = {first + i})"
+            x_text = x_text if x_text.isidentifier() else self.assign(x_text)
+            terms = []
+            for at in itertools.product(*map(range, kernel)):
+                starts = [a * d for a, d in zip(at, dilation)]
+                parts = [
+                    f"{a}..{a + (o - 1) * t + 1}" + (f" by {t}" if t != 1 else "")
+                    for a, o, t in zip(starts, out, stride)
+                ]
+                own = _indexed(weight, [*index, *at] + ([0] if depthwise else []))
+                terms.append(f"{own} {'*' if depthwise else '@'} {x_text}[{', '.join(['..'] * first + parts)}]")
+            return " + ".join(terms)
 
-        w_text = p.ident
-        axes = [outer[k] for k in extra_out] + v.axes[lead : lead + batch] + out + [outer[main_out]]
-        first = len(extra_out)
-        channels = [extra_out.index(k) if k != main_out else len(axes) - 1 for k in range(len(outer))]
+        if depthwise:
+            self.unify(p.atoms[0], v.atoms(1), f"the channels of {w}")
+            if len(p.atoms[0]) != 1:
+                self.refuse("the channels are split")
+            self.lay_out(p, [(2 + i, 0) for i in range(count)] + [(1, 0), (0, 0)])
+            v = self.permuted(v, v.groups[0] + [g[0] for g in v.groups[2:]] + v.groups[1])
+            text = convolved(v.text, p.ident, len(v.groups[0]))
+            axes = v.axes[: len(v.groups[0])] + out + [p.atoms[0][0]]
+            extra_out = []
+            channels, first, batch = [len(axes) - 1], 0, len(v.groups[0])
+        else:
+            if not any(isinstance(a, Wide) for a in v.atoms(1) + p.atoms[1]):
+                v = self.merged(v, 1)
+            self.unify(p.atoms[1], v.atoms(1), f"the input of {w}")
+            outer, inner = p.atoms[0], p.atoms[1]
+            main_out, main_in = _main(outer), _main(inner)
+            extra_out = [k for k in range(len(outer)) if k != main_out]  # groups of channels
+            extra_in = [k for k in range(len(inner)) if k != main_in]
+            self.lay_out(
+                p,
+                [(0, k) for k in extra_out] + [(1, k) for k in extra_in] + [(2 + i, 0) for i in range(count)]
+                + [(0, main_out), (1, main_in)],
+            )  # fmt: skip
+            batch, lead, first = len(v.groups[0]), len(extra_in), len(extra_out)
+            positions = [g[0] for g in v.groups[2:]]
+            v = self.permuted(v, [v.groups[1][k] for k in extra_in] + v.groups[0] + positions + [v.groups[1][main_in]])
+            if (extra_in or extra_out) and not v.text.isidentifier():
+                v = self.named(v)
+
+            def product(index):
+                if len(index) < len(extra_out):
+                    return f"stack({', '.join(product(index + [h]) for h in range(outer[extra_out[len(index)]]))})"
+                places = itertools.product(*(range(inner[k]) for k in extra_in))
+                return " + ".join(convolved(_indexed(v.text, list(g)), p.ident, batch, index + list(g)) for g in places)
+
+            text = product([])
+            axes = [outer[k] for k in extra_out] + v.axes[lead : lead + batch] + out + [outer[main_out]]
+            channels = [extra_out.index(k) if k != main_out else len(axes) - 1 for k in range(len(outer))]
         groups = [[first + k for k in range(batch)], channels] + [[first + batch + i] for i in range(count)]
-        y = Value(product([]), axes, groups)
+        y = Value(text, axes, groups)
         if b is None:
             return self.named(y)
         bias = self.value(b)
         bias = replace(bias, groups=bias.groups + [[] for _ in range(count)])
-        if len(extra_out):
+        if extra_out or not plain:
             y = self.named(y)
         texts, axes, groups = self.align([y, bias])
         return self.make(f"{texts[0]} + {texts[1]}", axes, groups)
