@@ -232,6 +232,18 @@ def test_values_that_are_changed_in_place():
     assert limit_of(lambda n: small(n, InPlace()), steps=2) == limit_of(lambda n: small(n, Plain()), steps=2)
 
 
+def in_pairs(x):
+    rows = [x[0], x[3], 0 * x[4]]
+    return torch.stack([r for r in rows for _ in range(2)])
+
+
+def with_entries_set(x):
+    x = x.clone()
+    x[1] = 2 * x[0]
+    x[0] = 0.0
+    return x
+
+
 @pytest.mark.parametrize(
     "function, same",
     [
@@ -260,6 +272,19 @@ def test_values_that_are_changed_in_place():
             lambda x: F.pad(x, (0, 0, 1, 1))[:-2] + x.roll(1, 0),
             lambda x: torch.cat([0 * x[:1], x[:-1]]) + x[[5, 0, 1, 2, 3, 4]],
         ),
+        (lambda x: F.normalize(x, dim=-1) * x.shape[1] ** 0.5, lambda x: x / x.pow(2).mean(-1, keepdim=True).sqrt()),
+        (lambda x: x * ((x @ x[0]) / x.shape[1])[:, None], lambda x: x * (x * x[0]).mean(-1)[:, None]),
+        (
+            lambda x: torch.einsum("bkn,bk->bn", x.unflatten(0, (3, 2)), torch.eye(3, 2)).repeat_interleave(2, 0),
+            in_pairs,
+        ),
+        (lambda x: (torch.eye(6)[:, None] @ x).squeeze(1), lambda x: x),
+        (lambda x: (torch.tril(torch.ones(6, 6)).unsqueeze(1) @ x[None]).squeeze(1), lambda x: x.cumsum(0)),
+        (with_entries_set, lambda x: torch.cat([x[:1] * 0, x[:1] * 2, x[2:]])),
+        (
+            lambda x: torch.stack([x, 2 * x])[torch.tensor([0, 1]), torch.tensor([3, 4])].repeat(3, 1),
+            lambda x: torch.cat([x[3:4], 2 * x[4:5]] * 3),
+        ),
         (lambda x: x.flip(0).cumsum(0), lambda x: torch.stack([x[5 - i :].sum(0) for i in range(6)])),
         (lambda x: torch.lerp(x, x.amin(0), 0.25), lambda x: 0.75 * x - 0.25 * (-x).max(0)[0]),
     ],
@@ -287,6 +312,11 @@ def test_functions_are_what_they_say(function, same):
     [
         (F.l1_loss, lambda out, y: (out - y).abs().mean()),
         (F.smooth_l1_loss, lambda out, y: F.huber_loss(out, y)),
+        (lambda out, y: F.mse_loss(out, y, reduction="none").mean(0).sum(), F.mse_loss),
+        (
+            lambda out, y: F.binary_cross_entropy(torch.sigmoid(out), (y > 0).float()),
+            lambda out, y: F.soft_margin_loss(out, 2 * (y > 0) - 1),
+        ),
         (lambda out, y: F.huber_loss(out, y, delta=0.5), lambda out, y: 0.5 * F.smooth_l1_loss(out, y, beta=0.5)),
     ],
 )
@@ -311,11 +341,69 @@ def test_weights_of_classes_and_labels_that_are_ignored():
     assert weighted == pytest.approx(limit_of(build(by_hand), labels, steps=3), rel=1e-6)
     ignored = limit_of(build(F.cross_entropy), labels, steps=3)
     nll = limit_of(build(lambda out, y: F.nll_loss(F.log_softmax(out, -1), y)), labels, steps=3)
+    each = limit_of(build(lambda out, y: F.cross_entropy(out, y, reduction="none").sum() / 4), labels, steps=3)
+    picked = lambda out, y: -out.log_softmax(-1)[[0, 1, 3, 4]].gather(1, y[[0, 1, 3, 4]][:, None]).mean()
+    assert each == pytest.approx(ignored, rel=1e-6) == pytest.approx(limit_of(build(picked), labels, steps=3), rel=1e-6)
     assert ignored == pytest.approx(nll, rel=1e-6) and ignored != pytest.approx(weighted, rel=1e-3)
     with pytest.raises(pytorch.Refused, match="pos_weight"):
         text_of(
             build(lambda out, y: F.binary_cross_entropy_with_logits(out, y.expand(-1, 3), pos_weight=torch.tensor(2.0)))
         )
+
+
+def test_rows_of_padding_are_not_trained(tmp_path):
+    class Net(nn.Module):
+        def __init__(self, n, drawn):
+            super().__init__()
+            self.n, self.embed, self.readout = n, nn.Embedding(4, n, padding_idx=3), nn.Linear(n, 1, bias=False)
+            if drawn:
+                nn.init.normal_(self.embed.weight, std=2.0)  # the row of padding, too
+            nn.init.normal_(self.readout.weight)
+
+        def forward(self, ids):
+            keep = (ids != 3).float()
+            return self.readout(torch.tanh(self.embed(ids).mean(1)) / keep.sum(1, keepdim=True)) / self.n
+
+    ids = torch.tensor([[0, 1, 3, 3], [2, 3, 3, 3], [1, 1, 2, 0]])
+    for drawn in (False, True):
+        build = lambda n: (net := Net(n, drawn), torch.optim.SGD(net.parameters(), lr=n))
+        check_networks(build, ids, torch.tensor([[1.0], [-1.0], [0.5]]), "mse", tmp_path / str(drawn))
+
+
+def test_one_parameter_both_ways():
+    class Tied(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            self.n, self.encode = n, nn.Linear(3, n)
+
+        def forward(self, x):
+            return F.linear(torch.tanh(self.encode(x)), self.encode.weight.t()) / self.n
+
+    text = pytorch.from_torch(lambda n: (m := Tied(n), torch.optim.SGD(m.parameters(), lr=n)), X, X).text
+    assert "encode_weight @ x" in text and "encode_weight' @ z1" in text
+
+
+def test_several_outputs_and_arrays_that_grow():
+    class Two(Small):
+        def forward(self, x):
+            return {"out": super().forward(x), "x": x}
+
+    def build(n):
+        module = Two(n)
+        return module, torch.optim.SGD(module.parameters(), lr=0.1 * n), lambda out, y: F.mse_loss(out["out"], y)
+
+    assert limit_of(build, steps=3) == limit_of(lambda n: small(n), steps=3)
+
+    class Positions(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            self.register_buffer("table", torch.sin(torch.arange(n) / n))
+
+        def forward(self, x):
+            return x + self.table[None]
+
+    with pytest.raises(pytorch.Refused, match="'layer.table'"):
+        text_of(lambda n: small(n, Positions(n)))
 
 
 def test_several_optimisers():

@@ -57,6 +57,13 @@ def trace(build, X, y, loss="mse", widths=(64, 96, 160)):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             graphs.append(_graph_at(build, X, y, loss, width))
+    for name in graphs[0]["constants"]:
+        values = [g["constants"].get(name) for g in graphs]
+        if any(v != values[0] for v in values):
+            raise Refused(
+                f"the array '{name}' (a buffer, or a constant in the code) changes with the width: arrays that are known before the "
+                "run have no axis that grows. Let it be a parameter with an initial law that is not trained, or of fixed size"
+            )
     return join(graphs) | {"widths": list(widths)}
 
 
@@ -78,7 +85,7 @@ def train(build, X, y, loss="mse", steps=10, widths=(64, 256, 1024), seeds=8, fo
                 for t in range(steps):
                     out = module(data)
                     value = loss_of(out, target)
-                    record(loss=value, out=out, **grams)
+                    record(loss=value, out=_reported(out), **grams)
                     for g, rate in zip(groups, rates):
                         g["lr"] = rate * (schedule[t] if schedule is not None else 1)
                     for optimiser in optimisers:
@@ -125,13 +132,20 @@ def _built(build, width, loss):
     return made[0], optimisers, loss_of
 
 
+def _reported(out):
+    """Of modules that return several tensors the first."""
+    while not _is_tensor(out):
+        out = next(iter(out.values())) if isinstance(out, dict) else out[0]
+    return out
+
+
 def _graph_at(build, X, y, loss, width):
     import torch
 
     log = _InitialLaws()
     with log.mode, log.truncated_normals():
         module, optimisers, loss_of = _built(build, width, loss)
-    data, target = _tensor(X), _tensor(y)
+    data, target = _tensor(X), _tensor(y).clone()  # two inputs, even if they are one tensor
     _freeze_width_mult(module)
 
     class Step(torch.nn.Module):
@@ -141,7 +155,7 @@ def _graph_at(build, X, y, loss, width):
 
         def forward(self, x, y):
             out = self.net(x)
-            return out, loss_of(out, y)
+            return _reported(out), loss_of(out, y)
 
     laws = {name: log.law(p) for name, p in module.named_parameters()}
     optimiser, group_of = _optimiser(optimisers)
@@ -157,16 +171,20 @@ def _graph_at(build, X, y, loss, width):
     names = {id(p): name for name, p in module.named_parameters()}
     aliases = {name: names[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
     program = torch.export.export(Step(), (data, target), strict=False)
-    nodes, constants, outputs = nodes_of(program, aliases, data, target)
+    found = nodes_of(program, aliases, data, target)
+    for p in parameters:  # a row of padding that is 0 is no part of the law
+        before = p["law"].pop("before", None)
+        if before and p["name"] in found.zero_rows:
+            p["law"] = before
     return {
         "form": 1,
         "from": f"PyTorch {torch.__version__.split('+')[0]}",
         "inputs": {"x": _input(X, data), "y": _input(y, target)},
-        "constants": constants,
+        "constants": found.constants,
         "parameters": parameters,
         "optimiser": optimiser,
-        "nodes": nodes,
-        "outputs": outputs,
+        "nodes": found.nodes,
+        "outputs": found.outputs,
     }
 
 
@@ -302,7 +320,8 @@ class _InitialLaws:
                 return
             t = args[0]
             if t.numel() * t.element_size() != t.untyped_storage().nbytes():
-                return self.set(t, {"kind": "unseen", "why": f"only a part of it is initialised by {name}"})
+                part = {"kind": "unseen", "why": f"only a part of it is initialised by {name}"}
+                return self.set(t, part | ({"before": before} if before else {}))
             if t.numel() == 0:
                 return
             return self.set(t, self.written(name.rstrip("_"), before, args, numbers, kwargs))

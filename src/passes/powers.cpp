@@ -330,10 +330,21 @@ std::vector<Part> PartSums::homogeneous(const Map& map, Exponent degree,
     if (first && p.order < *first) {
       out.push_back(product(initial_ground.image(parity, 1, degree * *first - *first), p));
     } else if (p.causes != 0) {
-      Background both = initial_ground;
-      if (!first || *first < p.order) both = {};
-      both.add(p);
-      out.push_back(both.image(parity, 0, degree * p.order));
+      // Its causes make all parts that need no others: the largest of these decides.
+      Background made;
+      Exponent most = p.order;
+      for (const Part& q : x)
+        if ((q.causes & ~p.causes) == 0) most = std::max(most, q.order);
+      for (const Part& q : x)
+        if ((q.causes & ~p.causes) == 0 && q.order == most) made.add(q);
+      if (most > p.order) {
+        out.push_back(product(made.image(parity, 1, degree * most - most), p));
+      } else {
+        Background both = initial_ground;
+        if (!first || *first < p.order) both = {};
+        both.add(p);
+        out.push_back(both.image(parity, 0, degree * p.order));
+      }
     }
     // .. and beside the whole.
     if (p.order < *top) out.push_back(product(ground.image(parity, 1, degree * *top - *top), p));

@@ -130,6 +130,7 @@ class Counting {
     const auto start = parts_.size_caused_by(sums_[growing_.value], 0, true);
     return start && *start > 0 ? NodeId{} : growing_;
   }
+  [[nodiscard]] const std::map<std::uint32_t, MaybeExponent>& decays() const { return decay_; }
   /// Of the part that the updates of the watched variable are needed for.
   [[nodiscard]] std::optional<Exponent> size_by_watched(NodeId id) const {
     return parts_.size_caused_by(sums_[id.value], kWatched, false);
@@ -230,6 +231,8 @@ class Counting {
               m.scale = parts_.one({}, initial_factor(g.source));
             },
             [&](const ScaleMatrix&) {
+              if (!declared) note_decay(variable, node.in[1]);
+              if (!declared && !adjust_.decay && of(node, 1) != 0) return;
               const Sum c = of(node, 1), scaled = parts_.times(m.scale, c);
               m.scale = declared || scaled == 0
                             ? scaled
@@ -254,8 +257,10 @@ class Counting {
             [&](const AddVersion&) {
               const Matrix other = matrix(node.in[2]);  // a copy: more matrices may be found
               const Sum c = of(node, 1);
-              m.scale =
-                  parts_.plus(m.scale, parts_.caused_by(parts_.times(other.scale, c), causes));
+              if (other.scale != 0) note_decay(variable, node.in[1]);
+              if (adjust_.decay)
+                m.scale =
+                    parts_.plus(m.scale, parts_.caused_by(parts_.times(other.scale, c), causes));
               for (Term t : other.terms) {
                 t.c = parts_.times(t.c, parts_.caused_by(c, 0));
                 m.terms.insert(t);
@@ -303,6 +308,63 @@ class Counting {
   /// 1 with causes, which a product inherits.
   Sum cause(std::uint64_t causes) { return parts_.caused_by(parts_.one(), causes); }
 
+  // ---- weight decay
+
+  /// A change of a variable: c theta, c of size n^decay, and everything else.
+  struct Moved {
+    Sum gradient = 0, shrinking = 0;
+    MaybeExponent decay;
+  };
+  /// Sums are taken apart as far as factors are numbers; functions of theta, as the steps of Adam
+  /// with a decay inside, are none of these.
+  Moved moved_by(std::uint32_t variable, NodeId id) {
+    if (const auto it = versions_.of.find(id); it != versions_.of.end() && it->second == variable)
+      return {0, of(id), Exponent(0)};
+    const auto key = std::pair(variable, id);
+    if (const auto it = moved_.find(key); it != moved_.end()) return it->second;
+    const Node& node = in_[id];
+    Moved out{of(id), 0, {}};
+    const auto* m = std::get_if<Map>(&node.op);
+    const auto scaled = [&](Moved x, Sum by) {
+      x.gradient = parts_.times(x.gradient, by);
+      x.shrinking = parts_.times(x.shrinking, by);
+      if (x.decay && by != 0) *x.decay += *parts_.size(by);
+      return x;
+    };
+    if (m && (m->fn == Fn::kAdd || m->fn == Fn::kSub)) {
+      const Moved a = moved_by(variable, node.in[0]), b = moved_by(variable, node.in[1]);
+      if (a.decay || b.decay)
+        out = {parts_.plus(a.gradient, b.gradient), parts_.plus(a.shrinking, b.shrinking),
+               larger(a.decay, b.decay)};
+    } else if (m && m->fn == Fn::kMul) {
+      for (const std::size_t k : {std::size_t{0}, std::size_t{1}})
+        if (!in_[node.in[1 - k]].type.width)
+          if (const Moved x = moved_by(variable, node.in[k]); x.decay && !out.decay)
+            out = scaled(x, of(node.in[1 - k]));
+    } else if (const auto* c = std::get_if<Scale>(&node.op); c && c->factor != 0) {
+      if (const Moved x = moved_by(variable, node.in[0]); x.decay)
+        out = scaled(x, parts_.one({}, c->power));
+    } else if (std::holds_alternative<Expand>(node.op)) {
+      if (const Moved x = moved_by(variable, node.in[0]); x.decay) out = x;
+    }
+    return moved_.emplace(key, out).first->second;
+  }
+  [[nodiscard]] MaybeExponent decay(std::uint32_t variable) const {
+    const auto it = decay_.find(variable);
+    return it == decay_.end() ? std::nullopt : it->second;
+  }
+  /// A matrix becomes c W: of size n^p where c is 1 + n^p or a number.
+  void note_decay(std::uint32_t variable, NodeId c) {
+    const Node& node = in_[c];
+    const auto* m = std::get_if<Map>(&node.op);
+    const auto is_number = [&](NodeId id) { return std::holds_alternative<Constant>(in_[id].op); };
+    Sum size = of(c);
+    if (m && (m->fn == Fn::kAdd || m->fn == Fn::kSub))
+      for (const std::size_t k : {std::size_t{0}, std::size_t{1}})
+        if (is_number(node.in[k])) size = of(node.in[1 - k]);
+    decay_[variable] = larger(decay(variable), parts_.size(size));
+  }
+
   Sum visit(NodeId id) {
     const Node& node = in_[id];
     return std::visit(
@@ -326,7 +388,10 @@ class Counting {
             },
             [&](const Average&) { return parts_.average(of(node, 0)); },
             [&](const Change& c) {
-              const Sum x = parts_.shifted(of(node, 0), factor(adjust_.rate, c.variable));
+              const Moved moved = moved_by(c.variable, node.in[0]);
+              if (moved.decay) decay_[c.variable] = larger(decay(c.variable), moved.decay);
+              const Sum gradient = parts_.shifted(moved.gradient, factor(adjust_.rate, c.variable));
+              const Sum x = adjust_.decay ? parts_.plus(gradient, moved.shrinking) : gradient;
               return parts_.caused_by(x, bit(c.variable));
             },
             [&](const MatMul& m) { return apply(matrix(node.in[0]), of(node, 1), m.transposed); },
@@ -466,6 +531,8 @@ class Counting {
   std::vector<NodeId> initial_;
   std::map<NodeId, Matrix> matrices_;
   std::map<NodeId, Entries> entries_;
+  std::map<std::pair<std::uint32_t, NodeId>, Moved> moved_;
+  std::map<std::uint32_t, MaybeExponent> decay_;  ///< of each variable: it shrinks by n^this
 
   std::vector<std::uint32_t> step_of_;  ///< first forward pass a node takes part in; none: kNoStep
   std::vector<bool> feature_;
@@ -581,8 +648,6 @@ void Counting::find_effects() {
           effect.products.emplace_back(step_of_[user.value], user);
           initial = parts_.size_caused_by(apply(w, parts_.initial(x), m->transposed), 0, true);
           update = parts_.size(apply(w, x, m->transposed, true));
-          if (const auto decay = parts_.size_caused_by(w.scale, own, true); decay && x != 0)
-            update = larger(update, *decay + *parts_.size(x));
         } else if (const auto* c = std::get_if<Contract>(&node.op); c && c->average) {
           const Sum v = sums_[id.value];
           const Sum z = sums_[(node.in[0] == id ? node.in[1] : node.in[0]).value];
@@ -737,6 +802,12 @@ std::optional<Diagnostic> Counting::growth() const {
                               power_of_width(*parts_.size(sums_[k]), in_.width_name), when));
 }
 
+bool all_maximal(const std::vector<VariableEffect>& effects, const Program& program) {
+  return std::all_of(effects.begin(), effects.end(), [&](const VariableEffect& e) {
+    return !program.variables[e.variable].trained || e.maximal();
+  });
+}
+
 RegimeReport Counting::report() {
   find_forward_passes();
   find_growth();
@@ -770,32 +841,35 @@ RegimeReport Counting::report() {
                : !moves(output_change) ? Regime::kTrivial
                : moves(feature_change) ? Regime::kFeatures
                                        : Regime::kKernel;
-  out.maximal = out.regime == Regime::kFeatures &&
-                std::all_of(effects_.begin(), effects_.end(), [&](const VariableEffect& e) {
-                  return !in_.variables[e.variable].trained || e.maximal();
-                });
+  out.maximal = out.regime == Regime::kFeatures && all_maximal(out.effects, in_);
   return out;
 }
 
 /// Initial values so that preactivations have size 1 and readouts n^-1 per term, then rates so that
 /// every update moves its layer by order 1.
 std::vector<Fix> find_fixes(const Program& program, const Versions& versions,
-                            const RegimeReport& first) {
-  if (first.regime == Regime::kUntrained || first.maximal) return {};
+                            const RegimeReport& first,
+                            const std::map<std::uint32_t, MaybeExponent>& decays) {
+  if (first.regime == Regime::kUntrained) return {};
   // Counted with rates so small that no update adds to another: where one explodes, all sizes do.
   const Exponent kFrozen = -1000;
-  Adjustment adjustment;
-  for (const VariableEffect& e : first.effects)
-    if (program.variables[e.variable].trained) adjustment.rate[e.variable] = kFrozen;
+  Adjustment adjustment{.initial = {}, .rate = {}, .decay = false};
   RegimeReport now;
   const auto recount = [&] { now = Counting(program, versions, adjustment).report(); };
   recount();
+  const bool right = now.maximal;
+  if (!right) {
+    for (const VariableEffect& e : first.effects)
+      if (program.variables[e.variable].trained) adjustment.rate[e.variable] = kFrozen;
+    recount();
+  }
   // In the order of the network: a layer's input must be right before the layer is.
   std::vector<VariableEffect> order = first.effects;
   std::sort(order.begin(), order.end(), [](const VariableEffect& a, const VariableEffect& b) {
     return a.span.begin < b.span.begin;
   });
   for (const VariableEffect& e : order) {
+    if (right) break;
     const auto current =
         std::find_if(now.effects.begin(), now.effects.end(),
                      [&](const VariableEffect& x) { return x.variable == e.variable; });
@@ -827,7 +901,10 @@ std::vector<Fix> find_fixes(const Program& program, const Versions& versions,
     Fix fix{v, 0, 0};
     if (adjustment.initial.contains(v)) fix.initial = adjustment.initial[v];
     if (adjustment.rate.contains(v)) fix.rate = adjustment.rate[v];
-    if (fix.initial != 0 || fix.rate != 0) out.push_back(fix);
+    // A variable may shrink by order 1 in a step, and no faster.
+    if (const auto it = decays.find(v); it != decays.end() && it->second)
+      fix.decay = std::min(Exponent(0), -(*it->second + fix.rate));
+    if (fix.initial != 0 || fix.rate != 0 || fix.decay != 0) out.push_back(fix);
   }
   return out;
 }
@@ -944,7 +1021,12 @@ RegimeReport count_powers(const Program& written, bool every_share) {
           {fmt::format("through the updates of '{}'", program.variables[v].name),
            program.variables[v].span});
   }
-  out.fixes = find_fixes(program, versions, out);
+  if (!all.decays().empty()) {
+    const Adjustment undecayed{.initial = {}, .rate = {}, .decay = false};
+    out.effects = Counting(program, versions, undecayed).report().effects;
+    out.maximal = out.regime == Regime::kFeatures && all_maximal(out.effects, program);
+  }
+  if (!out.maximal) out.fixes = find_fixes(program, versions, out, all.decays());
   return out;
 }
 

@@ -158,7 +158,7 @@ std::vector<std::string> advice(const RegimeReport& report, const ir::Program& p
       line += fmt::format("variance {} instead of {}",
                           power_text(v.variance_factor, *v.variance + 2 * fix.initial, width),
                           power_text(v.variance_factor, *v.variance, width));
-    if (fix.initial != 0 && fix.rate != 0) line += ", ";
+    if (fix.initial != 0 && (fix.rate != 0 || fix.decay != 0)) line += ", ";
     if (fix.rate != 0) {
       if (v.rate)
         line += fmt::format("lr = {} instead of {}",
@@ -167,6 +167,9 @@ std::vector<std::string> advice(const RegimeReport& report, const ir::Program& p
       else
         line += fmt::format("lr times {}", power_of_width(fix.rate, width));
     }
+    if (fix.rate != 0 && fix.decay != 0) line += ", ";
+    if (fix.decay != 0)
+      line += fmt::format("weight_decay times {}", power_of_width(fix.decay, width));
     if (std::find(said.begin(), said.end(), line) == said.end()) said.push_back(line);
   }
   return said;
@@ -269,7 +272,8 @@ std::string to_json(const RegimeReport& report, const ir::Program& program, cons
   for (const Fix& f : report.fixes)
     fixes.push_back({{"name", program.variables[f.variable].name},
                      {"variance", to_double(2 * f.initial)},
-                     {"rate", to_double(f.rate)}});
+                     {"rate", to_double(f.rate)},
+                     {"weight_decay", to_double(f.decay)}});
   Json out{{"file", source.name()},
            {"regime", to_string(report.regime)},
            {"maximal", report.maximal},

@@ -28,7 +28,8 @@ struct Feature {
   std::vector<StepSize> steps;  ///< before the first step, after it, ..
 };
 
-/// What the updates of one variable do where the variable is used.
+/// What the updates of one variable do where the variable is used, weight decay left out: what
+/// shrinks a layer teaches it nothing.
 struct VariableEffect {
   std::uint32_t variable = 0;       ///< in Program::variables
   Span span;                        ///< where it is used
@@ -51,6 +52,7 @@ struct Fix {
   std::uint32_t variable = 0;
   Exponent initial = 0;  ///< factor n^initial of the initial value
   Exponent rate = 0;     ///< factor n^rate of the rate
+  Exponent decay = 0;    ///< factor n^decay of the weight decay
 };
 
 struct RegimeReport {
@@ -80,6 +82,7 @@ struct RegimeReport {
 /// Factors n^power put on initial values and rates, by variable.
 struct Adjustment {
   std::map<std::uint32_t, Exponent> initial, rate;
+  bool decay = true;  ///< false: what shrinks variables in proportion to themselves is left out
 };
 
 /// Sizes of all values in powers of n, by counting through the program (docs/theory.md,

@@ -18,6 +18,13 @@ _SAME = {  # ATen name -> operation of the form with the same arguments
 _IDENTITY = {
     "contiguous", "clone", "alias", "to", "_to_copy", "lift_fresh_copy", "lift_fresh", "type_as", "float", "double", "identity",
 }  # fmt: skip
+_ASSERTIONS = {
+    "_assert_tensor_metadata",
+    "_assert_async",
+    "_assert_scalar",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+}
 _RELATIONS = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!="}
 _REDUCTION = {0: "none", 1: "mean", 2: "sum"}
 _TRANSLATED = {}  # ATen name -> method of Nodes
@@ -32,7 +39,7 @@ def _translates(*names):
 
 
 def nodes_of(program, aliases, data, target):
-    """The nodes of the form, constants and outputs of an exported program; aliases: the name of each parameter's first place."""
+    """What the form says of an exported program; aliases: the name of each parameter's first place."""
     import torch
 
     rules = None
@@ -47,7 +54,7 @@ def nodes_of(program, aliases, data, target):
         if not table and not in_place:
             break
         program = program.run_decompositions(table)
-    return Nodes(program, aliases, data, target).walk()
+    return Nodes(program, aliases, data, target)
 
 
 def _schema(node):
@@ -62,7 +69,7 @@ def _name(node):
 
 
 def _has_method(name):
-    return name == "getitem" or any(name in known for known in (_TRANSLATED, _SAME, _IDENTITY, _RELATIONS))
+    return name == "getitem" or any(name in known for known in (_TRANSLATED, _SAME, _IDENTITY, _ASSERTIONS, _RELATIONS))
 
 
 def _on_values(program):
@@ -91,16 +98,18 @@ class Nodes:
         self.parameters = {
             node: aliases[name.removeprefix("net.")] for node, name in signature.inputs_to_parameters.items()
         }
+        self.stored = dict(signature.inputs_to_parameters)
         state = dict(program.state_dict) | dict(program.constants)
         stored = dict(signature.inputs_to_buffers) | dict(getattr(signature, "inputs_to_lifted_tensor_constants", {}))
         self.buffers = {node: state[name] for node, name in stored.items()}
+        self.origin = {id(state[name]): name.removeprefix("net.") for name in signature.inputs_to_buffers.values()}
         self.inputs = dict(zip(signature.user_inputs, (("x", data), ("y", target))))
         self.values = {}  # torch node -> value
         self.nodes, self.constants, self.taken = [], {}, {"x", "y"}
+        self.zero_rows = set()  # parameters whose row of padding is 0
 
-    def walk(self):
         outputs = None
-        for node in self.program.graph.nodes:
+        for node in program.graph.nodes:
             if node.op == "placeholder":
                 if node.name in self.parameters:
                     self.values[node] = self.parameters[node.name]
@@ -114,13 +123,16 @@ class Nodes:
                 self.values[node] = self.call(node)
         if not all(isinstance(o, str) for o in outputs):
             raise Refused("the output depends on no input")
-        return self.nodes, self.constants, {"out": outputs[0], "loss": outputs[1]}
+        self.outputs = {"out": outputs[0], "loss": outputs[1]}
 
     def call(self, node):
         args = [self.known(a) for a in node.args]
         kwargs = {k: self.known(v) for k, v in node.kwargs.items()}
         if not any(isinstance(a, str) for a in _flat([*args, *kwargs.values()])):
-            return node.target(*args, **kwargs)  # known before the run
+            value = node.target(*args, **kwargs)  # known before the run
+            if origin := next((self.origin[id(a)] for a in _flat(args) if id(a) in self.origin), None):
+                self.origin[id(value)] = origin  # a part of a buffer has its name
+            return value
         name, given = _name(node), {}
         if schema := _schema(node):
             for i, a in enumerate(schema.arguments):
@@ -131,6 +143,8 @@ class Nodes:
             return args[0][args[1]]
         if name in _IDENTITY:
             return args[0]
+        if name in _ASSERTIONS:
+            return None
         if name in _RELATIONS:
             return self.put(node, "compare", args[:2], relation=_RELATIONS[name])
         if name in _TRANSLATED:
@@ -177,12 +191,19 @@ class Nodes:
                 return decimal(a.flatten()[:1])[0]
             value = decimal(a.to(self.torch.int64) if a.dtype == self.torch.bool else a)
             same = next((name for name, v in self.constants.items() if v == value), None)
-            name = same or f"constant_{len(self.constants) + 1}"
+            name = same or self.constant_name(a)
             self.constants[name] = value
             return name
         if isinstance(a, bool) or a is None:
             raise Refused(f"an argument {a} of an operation")
         return a
+
+    def constant_name(self, tensor):
+        base, i = self.origin.get(id(tensor), "constant_1"), 2
+        name = base
+        while name in self.constants or name in self.taken or name in self.aliases:
+            name, i = f"{base.removesuffix('_1')}_{i}", i + 1
+        return name
 
     def refuse(self, node, why):
         where, line = _path(node), _line(node)
@@ -200,10 +221,11 @@ class Nodes:
             return node
         if node.op == "placeholder":
             return self.inputs[node.name][1] if node.name in self.inputs else self.buffers.get(node.name)
-        args = [self.evaluated(a) if isinstance(a, self.torch.fx.Node) else a for a in node.args]
-        if any(a is None and b is not None for a, b in zip(args, node.args)):
+        behind = {n: self.evaluated(n) for n in node.all_input_nodes}
+        if any(v is None for v in behind.values()):
             return None
-        return node.target(*args, **node.kwargs)
+        args, kwargs = self.torch.fx.node.map_arg((node.args, node.kwargs), behind.get)
+        return node.target(*args, **kwargs)
 
     # ---- functions of coordinates
 
@@ -339,6 +361,25 @@ class Nodes:
         value = float(g["value"])
         return self.put(node, "masked_fill", [g["self"], g["mask"]], value="-inf" if value == -math.inf else value)
 
+    @_translates("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero", "fill")
+    def filled(self, node, g):
+        name = _name(node)
+        value = 0.0 if "zero" in name else 1.0 if "ones" in name else g.get("fill_value", g.get("value"))
+        if isinstance(value, str):
+            self.refuse(node, "a value that is computed")
+        return self.torch.full(self.shape(node), float(value))
+
+    @_translates("gather")
+    def gather(self, node, g):
+        index, shape = self.evaluated(node.args[2]), self.source_shape(node)
+        axis = g["dim"] % len(shape)
+        if index is None or list(index.shape) != shape[:axis] + [1] + shape[axis + 1 :]:
+            self.refuse(node, "indices that are computed, or more than one for each place")
+        chosen = self.torch.nn.functional.one_hot(index.squeeze(axis), shape[axis]).movedim(-1, axis)
+        return self.put(
+            node, "sum", [self.put(node, "mul", [g["self"], chosen], shape=shape)], axes=[axis], keepdims=True
+        )
+
     @_translates("tril", "triu")
     def triangle(self, node, g):
         rows, columns = self.shape(node)[-2:]
@@ -354,12 +395,25 @@ class Nodes:
             return zero if g["bias"] is None else self.put(node, "expand", [g["bias"]])
         return self.put(node, "linear", [a for a in (g["input"], g["weight"], g["bias"]) if a is not None])
 
-    @_translates("matmul", "mm", "bmm")
+    @_translates("matmul", "mm", "bmm", "mv", "dot")
     def matmul(self, node, g):
-        a, b = g["self"], g.get("other", g.get("mat2"))
+        a, b = g["self"], next(g[k] for k in ("other", "mat2", "vec", "tensor") if k in g)
         if self.is_zero(a) or self.is_zero(b):
             return self.torch.zeros(self.shape(node))
-        return self.put(node, "matmul", [a, b])
+        shapes = [
+            list(x.shape) if isinstance(x, self.torch.Tensor) else self.shape(n) for x, n in zip((a, b), node.args)
+        ]
+        vectors = [i for i in (0, 1) if len(shapes[i]) == 1]
+        if not vectors:
+            return self.put(node, "matmul", [a, b])
+        full = [shapes[0] if 0 not in vectors else [1] + shapes[0], shapes[1] if 1 not in vectors else shapes[1] + [1]]
+        if 0 in vectors:
+            a = self.put(node, "unsqueeze", [a], shape=full[0], axis=0)
+        if 1 in vectors:
+            b = self.put(node, "unsqueeze", [b], shape=full[1], axis=1)
+        lead = self.shape(node)[: len(self.shape(node)) - 2 + len(vectors)]
+        product = self.put(node, "matmul", [a, b], shape=lead + [full[0][-2], full[1][-1]])
+        return self.put(node, "squeeze", [product], axes=[{0: -2, 1: -1}[i] for i in vectors])
 
     @_translates("addmm", "baddbmm")
     def addmm(self, node, g):
@@ -373,9 +427,22 @@ class Nodes:
 
     @_translates("embedding")
     def embedding(self, node, g):
-        if g["padding_idx"] is not None and g["padding_idx"] >= 0:
-            self.refuse(node, "padding_idx")
-        return self.put(node, "embedding", [g["weight"], g["indices"]])
+        rows = self.put(node, "embedding", [g["weight"], g["indices"]])
+        padding = g["padding_idx"]
+        if padding is None or padding < 0:
+            return rows
+        # The row of padding is not trained; it is 0 where nothing else was written into it.
+        shape, table = self.shape(node), self.program.state_dict[self.stored[node.args[0].name]]
+        trained = self.put(node, "compare", [g["indices"], padding], shape=shape[:-1], relation="!=")
+        trained = self.put(node, "unsqueeze", [trained], shape=shape[:-1] + [1], axis=len(shape) - 1)
+        moving = self.put(node, "mul", [trained, rows])
+        if not table[padding].any():
+            self.zero_rows.add(g["weight"])
+            return moving
+        fixed = self.put(
+            node, "mul", [self.put(node, "sub", [1.0, trained], shape=shape[:-1] + [1]), self.put(node, "stop", [rows])]
+        )
+        return self.put(node, "add", [moving, fixed])
 
     @_translates("one_hot")
     def one_hot(self, node, g):
@@ -727,23 +794,25 @@ class Nodes:
     @_translates("index", "_unsafe_index")
     def index(self, node, g):
         used = [(axis, i) for axis, i in enumerate(g["indices"]) if i is not None]
-        if (
-            any(isinstance(i, str) for _, i in used)
-            and len(used) == 1
-            and used[0][0] == 0
-            and g["self"] in self.aliases
-        ):
-            return self.put(node, "embedding", [g["self"], used[0][1]])
-        if (
-            len(used) != 1
-            or isinstance(used[0][1], str)
-            or used[0][1].dtype == self.torch.bool
-            or used[0][1].dim() != 1
-        ):
-            self.refuse(node, "indices along several axes, or that are no constants")
-        axis, at = used[0]
-        size = self.source_shape(node)[axis]
-        return self.put(node, "take", [g["self"]], axis=axis, at=[int(i) % size for i in at])
+        axes, at = [axis for axis, _ in used], [i for _, i in used]
+        if axes == [0] and isinstance(at[0], str) and g["self"] in self.aliases:
+            return self.put(node, "embedding", [g["self"], at[0]])
+        if any(isinstance(i, str) for i in at):
+            self.refuse(node, "indices that are computed")
+        if any(i.dtype == self.torch.bool for i in at):
+            self.refuse(node, "a mask as an index")
+        if axes != list(range(axes[0], axes[0] + len(axes))):
+            self.refuse(node, "indices along axes that are not side by side")
+        x, shape = g["self"], self.source_shape(node)
+        sizes, at = [shape[a] for a in axes], self.torch.broadcast_tensors(*at)
+        place = sum(
+            (i % size) * math.prod(sizes[k + 1 :]) for k, (i, size) in enumerate(zip(at, sizes))
+        )  # in the axes as one
+        if len(axes) > 1:
+            x = self.put(node, "reshape", [x], shape=shape[: axes[0]] + [math.prod(sizes)] + shape[axes[-1] + 1 :])
+        own = shape[: axes[0]] + [place.numel()] + shape[axes[-1] + 1 :]
+        x = self.put(node, "take", [x], shape=own, axis=axes[0], at=place.flatten().tolist())
+        return x if place.dim() == 1 else self.put(node, "reshape", [x])
 
     @_translates("copy")
     def copy(self, node, g):  # what x[..] = y and in-place operations on views become
@@ -798,10 +867,7 @@ class Nodes:
     # ---- losses
 
     def reduction(self, node, g):
-        word = _REDUCTION[g["reduction"]]
-        if word == "none":
-            self.refuse(node, "a loss that is not reduced")
-        return word
+        return _REDUCTION[g["reduction"]]
 
     @_translates("mse_loss")
     def mse(self, node, g):
@@ -811,7 +877,13 @@ class Nodes:
     def cross_entropy(self, node, g):
         reduction, target = self.reduction(node, g), node.args[1]
         classes = len(self.shape(target)) < len(self.source_shape(node))
-        if g["weight"] is not None or (classes and self.ignored(target, g["ignore_index"])):
+        if not classes and reduction == "none":
+            self.only(node, label_smoothing=g["label_smoothing"] == 0, weight=g["weight"] is None)
+            shape, axis = self.source_shape(node), self.class_axis(node)
+            logs = self.put(node, "log_softmax", [g["self"]], shape=shape, axis=axis)
+            each = self.put(node, "mul", [g["target"], logs], shape=shape)
+            return self.put(node, "neg", [self.put(node, "sum", [each], axes=[axis], keepdims=False)])
+        if reduction == "none" or g["weight"] is not None or (classes and self.ignored(target, g["ignore_index"])):
             self.only(node, label_smoothing=g["label_smoothing"] == 0, weight=classes)
             logs = self.put(node, "log_softmax", [g["self"]], shape=self.source_shape(node), axis=self.class_axis(node))
             return self.picked(node, logs, target, g, reduction)
@@ -846,7 +918,10 @@ class Nodes:
         chosen = torch.movedim(
             torch.nn.functional.one_hot(labels.clamp(min=0), shape[axis]) * each[..., None], -1, axis
         )
-        total = self.put(node, "sum", [self.put(node, "mul", [logs, chosen], shape=shape)], axes=None, keepdims=False)
+        product = self.put(node, "mul", [logs, chosen], shape=shape)
+        if reduction == "none":
+            return self.put(node, "neg", [self.put(node, "sum", [product], axes=[axis], keepdims=False)])
+        total = self.put(node, "sum", [product], axes=None, keepdims=False)
         return self.put(node, "mul", [total, -1.0 / (float(each.sum()) if reduction == "mean" else 1.0)])
 
     @_translates("binary_cross_entropy_with_logits")

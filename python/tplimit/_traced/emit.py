@@ -134,6 +134,7 @@ class Emitter:
         self.module_values = {}
         self.env, self.parameters = {}, {}
         self.arrays = {}  # constants that operations declare
+        self.transposes = {}  # of parameters
         self.node = None
 
     # ---- names and numbers
@@ -312,6 +313,9 @@ class Emitter:
 
     def emit_node(self, node):
         self.node = node
+        if node["op"] == "permute" and node["attrs"]["order"] == [1, 0] and node["args"][0] in self.parameters:
+            self.transposes[node["name"]] = node["args"][0]
+            return
         operation = getattr(self, "op_" + node["op"], None)
         attrs = node.get("attrs", {})
         if node["op"] in UNARY:
@@ -365,6 +369,8 @@ class Emitter:
             return self.power(arg, "a constant")
         if arg in self.env:
             return self.env[arg]
+        if arg in self.transposes:
+            return self.turned(self.value(self.transposes[arg]))
         p = self.parameters[arg]
         order = [(i, k) for i, atoms in enumerate(p.atoms) for k in range(len(atoms))]
         wide = [x for x in order if isinstance(p.atoms[x[0]][x[1]], Wide)]
@@ -481,6 +487,13 @@ class Emitter:
             )
         return v
 
+    def alike(self, values, i):
+        """The traced axis i as one axis where it is finite and consists of other parts in some of them."""
+        present = [v.atoms(i) for v in values if v.groups[i]]
+        if all(a == present[0] for a in present) or any(isinstance(s, Wide) for a in present for s in a):
+            return values
+        return [self.merged(v, i) if v.groups[i] else v for v in values]
+
     def align(self, values):
         """Texts that may stand in one coordinatewise expression, and the axes and groups of its value."""
         rank = max(len(v.groups) for v in values)
@@ -491,6 +504,7 @@ class Emitter:
             ones = [all(s == 1 for s in v.atoms(i)) for v in values]
             if not all(ones):
                 values = [self.without_ones(v, i) if one and v.groups[i] else v for v, one in zip(values, ones)]
+            values = self.alike(values, i)
             present = [v for v in values if v.groups[i]]
             for v in present[1:]:
                 self.unify(present[0].atoms(i), v.atoms(i), "operands")
@@ -621,11 +635,12 @@ class Emitter:
     # ---- products
 
     def op_linear(self, x, w, b=None):
-        y = (
-            self.contract(self.value(x), w, 0, 1)
-            if w in self.parameters
-            else self.op_matmul_values(self.value(x), self.turned(self.value(w)))
-        )
+        if w in self.parameters:
+            y = self.contract(self.value(x), w, 0, 1)
+        elif w in self.transposes:
+            y = self.contract(self.value(x), self.transposes[w], 1, 0)
+        else:
+            y = self.op_matmul_values(self.value(x), self.turned(self.value(w)))
         if b is None:
             return self.named(y)
         texts, axes, groups = self.align([y, self.value(b)])
@@ -649,9 +664,7 @@ class Emitter:
         main_in, main_out = _main(inner), _main(outer)
         extra_in = [k for k in range(len(inner)) if k != main_in]
         extra_out = [k for k in range(len(outer)) if k != main_out]
-        turned = out_axis > in_axis
-        if turned and (extra_in or extra_out):
-            self.refuse(f"heads of {w}, which is used transposed")
+        turned = out_axis > in_axis and not (extra_in or extra_out)  # with heads it is declared the other way round
         mains = [(out_axis, main_out), (in_axis, main_in)]
         self.lay_out(
             p,
@@ -712,11 +725,12 @@ class Emitter:
         return replace(v, groups=v.groups[:-2] + [v.groups[-1], v.groups[-2]])
 
     def op_matmul(self, a, b):
-        if b in self.parameters and len(self.parameters[b].atoms) == 2:
-            return self.named(self.contract(self.value(a), b, 1, 0))
-        if a in self.parameters and len(self.parameters[a].atoms) == 2:
-            y = self.contract(self.turned(self.value(b)), a, 0, 1)
-            return self.named(self.turned(y))
+        if b in self.transposes or (b in self.parameters and len(self.parameters[b].atoms) == 2):
+            w, axes = (self.transposes[b], (0, 1)) if b in self.transposes else (b, (1, 0))
+            return self.named(self.contract(self.value(a), w, *axes))
+        if a in self.transposes or (a in self.parameters and len(self.parameters[a].atoms) == 2):
+            w, axes = (self.transposes[a], (1, 0)) if a in self.transposes else (a, (0, 1))
+            return self.named(self.turned(self.contract(self.turned(self.value(b)), w, *axes)))
         return self.named(self.op_matmul_values(self.value(a), self.value(b)))
 
     def op_matmul_values(self, a, b):
@@ -728,13 +742,12 @@ class Emitter:
             self.refuse("the result has two width axes")
         if wide_rows:  # the width is the last axis of the transpose
             return self.turned(self.op_matmul_values(self.turned(b), self.turned(a)))
-        self.unify(a.atoms(-1), b.atoms(-2), "the axes of the product")
         a, b = self.same_batch(a, b)
         lead = [x for x in self.lead_order(a) if b.groups[x[0]]]
         batch_a, batch_b = ([v.groups[i][j] for i, j in lead] for v in (a, b))
         rows, columns, inner_a, inner_b = a.groups[-2], b.groups[-1], a.groups[-1], b.groups[-2]
         if (
-            max(len(rows), len(columns), len(inner_a)) > 1
+            any(len(g) != 1 for g in (rows, columns, inner_a))
             or any(isinstance(a.axes[k], Wide) for k in batch_a)
             or any(bool(x) != bool(y) for x, y in zip(a.groups[:-2], b.groups[:-2]))
         ):
@@ -755,16 +768,16 @@ class Emitter:
         return Value(f'einsum("{letters}ij,{letters}jk->{letters}ik", {a.text}, {b.text})', axes, groups)
 
     def same_batch(self, a, b):
-        """Of equal rank, their batch axes split alike; one that is stretched to the other's size has none of the language."""
+        """Of equal rank, batch axes and what is summed split alike; one that is stretched to the other's has none of the language."""
         rank = max(len(a.groups), len(b.groups))
         a, b = (replace(v, groups=[[] for _ in range(rank - len(v.groups))] + v.groups) for v in (a, b))
-        for i in range(rank - 2):
+        for i, j in [*((i, i) for i in range(rank - 2)), (rank - 1, rank - 2)]:
             if a.groups[i] and all(s == 1 for s in a.atoms(i)):
                 a = self.without_ones(a, i)
-            if b.groups[i] and all(s == 1 for s in b.atoms(i)):
-                b = self.without_ones(b, i)
-            if a.groups[i] and b.groups[i]:
-                self.unify(a.atoms(i), b.atoms(i), "batch axes of the product")
+            if b.groups[j] and all(s == 1 for s in b.atoms(j)):
+                b = self.without_ones(b, j)
+            if a.groups[i] and b.groups[j]:
+                self.unify(a.atoms(i), b.atoms(j), "the axes of the product")
         return a, b
 
     def product_of_many(self, a, b, batch_a, batch_b):
@@ -1153,11 +1166,10 @@ class Emitter:
             if s != 1 and v.groups[i] and all(a == 1 for a in v.atoms(i)):
                 v = self.without_ones(v, i)
         new = [i for i, s in enumerate(shape) if s != 1 and not v.groups[i]]
-        if any(isinstance(shape[i], dict) for i in new):
-            self.refuse("to the width")
         if not new:
             return v
-        stretched = Value("", [shape[i] for i in new], [[new.index(i)] if i in new else [] for i in range(len(shape))])
+        sizes = [self.size(shape[i], "a size") for i in new]
+        stretched = Value("", sizes, [[new.index(i)] if i in new else [] for i in range(len(shape))])
         texts, axes, groups = self.align([v, stretched])
         return self.make(f"{texts[0]} + zeros({self.sizes_text(axes)})", axes, groups)
 
@@ -1279,7 +1291,7 @@ class Emitter:
             k = a.axes[1] if len(a.axes) == 2 else 1
             factor = power_text(Power(2 / k))
             return self.make(f"{'' if factor == '1' else factor + ' * '}mse({texts[0]}, {texts[1]})", [], [])
-        return self.make(f"{reduction}(({texts[0]} - {texts[1]})^2)", [], [])
+        return self.reduced(reduction, f"({texts[0]} - {texts[1]})^2", axes, groups)
 
     def op_cross_entropy(self, logits, labels, smoothing=0.0, reduction="mean"):
         f, y = self.value(logits), self.value(labels)
@@ -1317,11 +1329,15 @@ class Emitter:
             return self.make(f"huber({texts[0]}, {texts[1]}, delta = {number(delta)})", [], [])
         r = self.make(f"abs({texts[0]} - {texts[1]})", axes, groups).text
         d = number(delta)
-        return self.make(f"{reduction}(where({r} < {d}, {r}^2 / 2, {d} * {r} - {number(delta**2 / 2)}))", [], [])
+        text = f"where({r} < {d}, {r}^2 / 2, {d} * {r} - {number(delta**2 / 2)})"
+        return self.reduced(reduction, text, axes, groups)
+
+    def reduced(self, reduction, text, axes, groups):
+        return self.make(text, axes, groups) if reduction == "none" else self.make(f"{reduction}({text})", [], [])
 
     def entrywise_loss(self, f, y, reduction, term):
         texts, axes, groups = self.align([self.value(f), self.value(y)])
-        return self.make(f"{reduction}({term(*texts)})", [], [])
+        return self.reduced(reduction, term(*texts), axes, groups)
 
     # ---- parameters and their training
 
