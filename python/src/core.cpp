@@ -18,6 +18,7 @@
 #include "tplimit/driver/driver.hpp"
 #include "tplimit/driver/identity.hpp"
 #include "tplimit/driver/measurements.hpp"
+#include "tplimit/driver/option_ranges.hpp"
 #include "tplimit/driver/variations.hpp"
 #include "tplimit/explain/page.hpp"
 #include "tplimit/passes/theory_checks.hpp"
@@ -393,6 +394,7 @@ class PyProgram {
     options_.constants = constants;
     options_.data_files = data_files;
     for (const auto& [own, array] : data) options_.data_arrays[own] = array_of(array);
+    const nb::gil_scoped_release release;
     module_ = made(0, 0);
   }
 
@@ -648,6 +650,10 @@ NB_MODULE(_core, m) {
   nb::register_exception_translator(translate);
   m.doc() = "The C++ library; its parts are used through the package tplimit.";
   m.attr("version") = version();
+  nb::dict ranges;
+  for (const OptionRange& range : kOptionRanges)
+    ranges[std::string(range.name).c_str()] = nb::make_tuple(range.whole, range.least, range.most);
+  m.attr("option_ranges") = ranges;
   bind_result<LimitResult>(m, "Limit");
   bind_result<SimulationResult>(m, "Networks");
   bind_result<Comparison>(m, "Comparison");

@@ -1,7 +1,9 @@
 """The package against the command line, and what only Python can do with it."""
 
+import copy
 import json
 import os
+import pickle
 import re
 import signal
 import subprocess
@@ -133,7 +135,7 @@ def test_sweep_over_what_changes_shapes(tmp_path):
 
 
 @pytest.mark.parametrize("call, why", [
-    (lambda p: p.sweep({}), "no constant"), (lambda p: p.sweep({"eta": []}), "'eta' has no values"),
+    (lambda p: p.sweep({}), "no constant"), (lambda p: p.sweep({"eta": []}), "eta: different values"),
     (lambda p: p.sweep({"c": [1]}), "fixed"), (lambda p: p.sweep({"eta": [1]}, best="none"), "'none' is no report"),
     (lambda p: p.sweep({"eta": [1]}, highest=True), "highest"),
     (lambda p: p.extrapolate({"eta": [1, 3, 2]}), "rise"), (lambda p: p.extrapolate({"eta": [1, 2], "c": [1, 2]}), "one constant"),
@@ -482,3 +484,120 @@ def test_magic():
     expected = tplimit.Program(TRAINING, X=[[1, 2], [3, 4]]).run(particles=256, randomisations=2)
     assert np.array_equal(shell.user_ns["result"].K.value, expected.K.value)
     assert isinstance(shell.run_cell_magic("tplimit", "check", TRAINING), tplimit.Check)
+
+
+@pytest.mark.parametrize(
+    "options, why",
+    [
+        ({"tol": 0}, "tol: 0 is not possible"),
+        ({"tol": float("nan")}, "tol: a number is wanted, not nan"),
+        ({"rank_tol": 2}, "rank_tol: 2 is not possible"),
+        ({"rank_tol": -1}, "rank_tol: -1 is not possible, at least 0 is"),
+        ({"merge_rows": float("nan")}, "merge_rows"),
+        ({"particles": "1k"}, "particles: a whole number is wanted, not '1k'"),
+        ({"particles": 256.5}, "particles: a whole number"),
+        ({"particles": 0}, "particles: 0 is not possible, at least 1 is"),
+        ({"draws": 0}, "draws: 0 is not possible"),
+        ({"seed": -1}, "seed: -1 is not possible"),
+        ({"seed": 2**64}, "seed"),
+        ({"threads": -1}, "threads"),
+        ({"memory": -1}, "memory"),
+        ({"precision": None}, "precision: a word"),
+        ({"tol_on": "loss"}, "tol_on: of which tolerance"),
+        ({"progress": 3}, "progress"),
+    ],
+)
+def test_options_are_those_of_the_command_line(program, options, why):
+    """What the command line refuses is refused, and not computed with."""
+    with pytest.raises(ValueError, match=re.escape(why)):
+        program.run(**options)
+    assert set(tplimit._core.option_ranges) >= {"particles", "tol", "rank_tol", "merge_rows", "draws", "width"}
+
+
+def test_numbers_of_other_types(program):
+    usual = program.run(particles=256, seed=1, progress=False).loss.value
+    assert np.array_equal(program.run(particles=np.int32(256), seed=np.uint8(1), progress=False).loss.value, usual)
+    assert np.array_equal(program.run(particles=2.56e2, seed=1, progress=False).loss.value, usual)
+
+
+@pytest.mark.parametrize(
+    "value, why",
+    [
+        ([1, float("nan")], "entry [1] of the array that is given is nan"),
+        ([1j, 2], "data y: numbers are wanted, this is an array of complex128"),
+        (["1", "2"], "data y: numbers are wanted"),
+        (np.array(["2020-01-01"], dtype="datetime64[D]"), "data y: numbers are wanted"),
+        (np.ma.masked_array([1.0, 2], mask=[0, 1]), "data y: entries are masked"),
+        ([], "the array that is given has an axis of extent 0"),
+        ([[1, 2], [3]], "data y"),
+        (None, "data y: numbers are wanted"),
+    ],
+)
+def test_arrays_that_are_no_numbers(value, why):
+    with pytest.raises((ValueError, tplimit.Error), match=re.escape(why)):
+        tplimit.Program("width n\ndata y = [1, -1]\nreport sum(y)\n", y=value)
+
+
+@pytest.mark.parametrize(
+    "call, why",
+    [
+        (lambda p: p.sweep({"eta": "0.1,0.2"}), "eta: a list of values is wanted"),
+        (lambda p: p.sweep({"eta": 0.1}), "eta: a list of values is wanted"),
+        (lambda p: p.sweep(["eta"]), "constants and their values"),
+        (lambda p: p.sweep({"eta": [0.1, 0.1]}), "different values"),
+        (lambda p: p.extrapolate({"eta": [0.4, 0.2]}, order=0), "order: 0 is not possible"),
+        (lambda p: p.compare("32,64"), "widths: different whole numbers"),
+        (lambda p: p.compare([32.5]), "widths: a whole number"),
+        (lambda p: p.explain(steps=3), "steps: a pair"),
+        (lambda p: p.explain(steps=(2, 1)), "steps: a pair"),
+        (lambda p: p.compare(against=p.simulate(16, progress=False)), "limit="),
+        (lambda p: tplimit.Program(p.text, constants={"eta": None}), "constants: eta is None"),
+        (lambda p: tplimit.Program(p.text, constants={"eta": float("inf")}), "constants: eta is inf"),
+        (lambda p: tplimit.Program(b"width n"), "bytes"),
+    ],
+)
+def test_what_is_no_argument(program, call, why):
+    with pytest.raises((ValueError, TypeError), match=re.escape(why)):
+        call(program)
+
+
+def test_errors_between_processes():
+    with pytest.raises(tplimit.Error) as raised:
+        tplimit.Program("width n\nreport E(x)\n")
+    for same in (pickle.loads(pickle.dumps(raised.value)), copy.deepcopy(raised.value)):
+        assert (same.code, same.line, str(same)) == (raised.value.code, raised.value.line, str(raised.value))
+
+
+def test_warnings_point_at_the_call(program):
+    with pytest.warns(tplimit.ProgramWarning) as found:
+        program.run(particles=8, randomisations=2, progress=False)
+    assert found[0].filename == __file__
+
+
+def test_charts_are_those_of_altair(program):
+    altair = pytest.importorskip("altair")
+    chart = program.run(particles=64, progress=False).plot()
+    assert isinstance(chart, altair.TopLevelMixin) and json.loads(chart.to_json())["$schema"]
+    assert "vega" in chart._repr_mimebundle_(None, None).__str__() or chart.to_dict()
+
+
+def test_words_of_the_magic():
+    class Shell:
+        user_ns = {"X": [[1, 2]], "own": [0.1, 0.2]}
+
+        def register_magic_function(self, function, **_):
+            self.cell = function
+
+    from tplimit import _magic
+
+    shell = Shell()
+    _magic.register(shell)
+    text = "width n\nconst eta = 0.5\ndata X = [[1, 0]]\nparam U : [n, 2] ~ normal(0, 1)\nreport E((U @ X)^2) * eta, eta\n"
+    shell.cell("run X particles=64 progress=False constants={'eta': 2.0} -> r", text)
+    assert shell.user_ns["r"]["eta"].value == 2
+    shell.cell("sweep over={'eta': own} progress=False -> s", text)
+    assert shell.user_ns["s"]["eta"].value.tolist() == [0.1, 0.2]
+    shell.cell("run engine=exact progress=False -> e", text)
+    for line, why in (("run foo", "'foo' is no variable"), ("run X ->", "-> NAME"), ("run -> 3r", "'3r'"), ("run tol=1+", "tol: '1+'")):
+        with pytest.raises((NameError, ValueError), match=re.escape(why)):
+            shell.cell(line, text)

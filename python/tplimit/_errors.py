@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Mapping, Optional, Sequence
 
 
@@ -37,6 +37,9 @@ class Error(Exception):
         self.diagnostics: list[Diagnostic] = [Diagnostic(**d) for d in diagnostics]
         """All of them, in order."""
         self.rendered: str = rendered
+
+    def __reduce__(self) -> tuple[Any, ...]:  # between processes
+        return type(self), ([asdict(d) for d in self.diagnostics], self.rendered)
 
     @property
     def code(self) -> str:

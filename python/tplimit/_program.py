@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import operator
 import os
 import warnings
 from pathlib import Path
@@ -35,9 +36,60 @@ def _text(value: Any) -> str:
     return "[" + ", ".join(map(_text, array)) + "]"
 
 
+def _constant(name: str, value: Any) -> str:
+    if value is None or (not isinstance(value, str) and not np.all(np.isfinite(np.asarray(value, dtype=np.float64)))):
+        raise ValueError(f"constants: {name} is {value}")
+    return _text(value)
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    """Numbers for `data`."""
+    try:
+        array = np.asarray(value)
+    except Exception as error:
+        raise ValueError(f"data {name}: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise ValueError(f"data {name}: numbers are wanted, this is an array of {array.dtype}")
+    if np.ma.isMaskedArray(value) and np.ma.getmaskarray(value).any():
+        raise ValueError(f"data {name}: entries are masked")
+    return np.ascontiguousarray(array, dtype=np.float64).reshape(array.shape)
+
+
+def _checked(options: dict[str, Any]) -> dict[str, Any]:
+    """The options for the module, their numbers within the ranges of the command line."""
+    out = dict(options)
+    for name, (whole, least, most) in _core.option_ranges.items():
+        if out.get(name) is not None:  # of too few particles the library says why (E4201)
+            out[name] = _number(name, out[name], whole, 1 if name == "particles" else least, most)
+    if "seed" in out:
+        out["seed"] = _number("seed", out["seed"], True, 0, 2**64 - 1)
+    for name in ("engine", "matrices", "precision"):
+        if name in out and not isinstance(out[name], str):
+            raise ValueError(f"{name}: a word is wanted, not {out[name]!r}")
+    if out.get("tol_on") and out.get("tol") is None:
+        raise ValueError("tol_on: of which tolerance? tol=")
+    return out
+
+
+def _number(name: str, value: Any, whole: bool, least: float, most: float) -> Any:
+    wrong = ValueError(f"{name}: {'a whole' if whole else 'a'} number is wanted, not {value!r}")
+    if isinstance(value, (str, bytes, bool)):
+        raise wrong
+    try:
+        number = operator.index(value) if whole and not isinstance(value, (float, np.floating)) else float(value)
+    except TypeError:
+        raise wrong from None
+    if number != number or (whole and number != int(number)):
+        raise wrong
+    if not least <= number <= most:
+        bound = f"at least {least:g}" if number < least else f"at most {most:.12g}"
+        raise ValueError(f"{name}: {value!r} is not possible, {bound} is")
+    return int(number) if whole else number
+
+
 def _warn(found: Iterable[Diagnostic]) -> None:
     for d in found:
-        warnings.warn("\n" + d.rendered.rstrip(), ProgramWarning, stacklevel=4)
+        warnings.warn("\n" + d.rendered.rstrip(), ProgramWarning, stacklevel=3)
 
 
 class Program:
@@ -58,17 +110,18 @@ class Program:
                  name: Optional[str] = None, folder: Optional[Union[str, "os.PathLike[str]"]] = None,
                  decouple: Sequence[str] = (), no_correction: bool = False, lazy: bool = False,
                  **arrays: Any) -> None:
+        if not isinstance(source, (str, os.PathLike)):
+            raise TypeError(f"a program is a text, or the path of a file, not {type(source).__name__}")
         if isinstance(source, os.PathLike) or ("\n" not in source and source.endswith(".tp")):
             path = Path(source)
             text = path.read_text(encoding="utf-8")
             name, folder = name or str(path), path.parent if folder is None else folder
         else:
             text = str(source)
-        own = {key: np.ascontiguousarray(value, dtype=np.float64).reshape(np.shape(value))
-               for key, value in {**(data or {}), **arrays}.items()}
+        own = {key: _array(key, value) for key, value in {**(data or {}), **arrays}.items()}
         self._core = _core.Program(
             text=text, name=name or "program.tp", folder=str("." if folder is None else folder),
-            constants=[(key, _text(value)) for key, value in (constants or {}).items()], data=own,
+            constants=[(key, _constant(key, value)) for key, value in dict(constants or {}).items()], data=own,
             data_files=[(key, os.fspath(file)) for key, file in (data_files or {}).items()],
             decouple=[decouple] if isinstance(decouple, str) else list(decouple), no_correction=no_correction,
             lazy=lazy)
@@ -103,7 +156,7 @@ class Program:
         :class:`tplimit.Error`."""
         options = {**_limit_options(locals()), **_kept(checkpoint, checkpoint_interval), "draws": draws}
         with bar(progress, "limit") as shown:
-            result = Limit(self._core.run(options, shown))
+            result = Limit(self._core.run(_checked(options), shown))
         _warn(result.warnings)
         return result
 
@@ -112,9 +165,9 @@ class Program:
                  checkpoint_interval: float = 60, progress: Progress = None) -> Networks:
         """Finite networks of one width, as ``tplimit simulate``."""
         options = dict(width=width, seeds=seeds, seed=seed, matrices=matrices, precision=precision, threads=threads,
-                       memory=float(memory), **_kept(checkpoint, checkpoint_interval))
+                       memory=memory, **_kept(checkpoint, checkpoint_interval))
         with bar(progress, "networks") as shown:
-            result = Networks(self._core.simulate(options, shown))
+            result = Networks(self._core.simulate(_checked(options), shown))
         _warn(result.warnings)
         return result
 
@@ -145,7 +198,7 @@ class Program:
                    **_network_options(widths, seeds, randomisations), "draws": draws,
                    "against": _files(against), "fit_corrections": fit_corrections}
         with bar(progress, "compare") as shown:
-            result = Comparison(self._core.compare(options, known, shown))
+            result = Comparison(self._core.compare(_checked(options), known, shown))
         _warn(result.warnings)
         return result
 
@@ -168,7 +221,7 @@ class Program:
                    **_over(over), "draws": draws if draws is not None else 64 if widths else 1,
                    **(_network_options(widths, seeds, randomisations) if widths else dict(widths=[], seeds=seeds))}
         with bar(progress, "sweep") as shown:
-            result = Sweep(self._core.sweep(options, shown), over)
+            result = Sweep(self._core.sweep(_checked(options), shown), over)
         _warn(result.warnings)
         return result
 
@@ -183,7 +236,7 @@ class Program:
         options = {**_limit_options(locals()), **_kept(checkpoint, checkpoint_interval), **_over(in_), "order": order,
                    "draws": draws}
         with bar(progress, "extrapolate") as shown:
-            result = Extrapolation(self._core.extrapolate(options, shown))
+            result = Extrapolation(self._core.extrapolate(_checked(options), shown))
         _warn(result.warnings)
         return result
 
@@ -198,7 +251,7 @@ class Program:
         options = {**_limit_options(locals()), **_network_options(widths, seeds, randomisations), "draws": 1,
                    "steps": steps}
         with bar(progress, "coordcheck") as shown:
-            result = CoordinateCheck(self._core.coordcheck(options, shown))
+            result = CoordinateCheck(self._core.coordcheck(_checked(options), shown))
         _warn(result.warnings)
         return result
 
@@ -214,7 +267,9 @@ class Program:
                 merge_rows: float = 1e-12, matrices: str = "auto", precision: str = "double", threads: int = 0,
                 memory: float = 0, progress: Progress = None) -> Explanation:
         """The limit as formulas, as ``tplimit explain``; ``numbers``: with the value of every mean and coefficient."""
-        options = _limit_options(locals())
+        options = _checked(_limit_options(locals()))
+        if steps is not None and (np.shape(steps) != (2,) or not 0 <= steps[0] < steps[1]):
+            raise ValueError(f"steps: a pair (first, last + 1), as in (0, 2), not {steps!r}")
         with bar(progress, "explain") as shown:
             return Explanation(self._core.explain([names] if isinstance(names, str) else list(names), steps, numbers,
                                                   options, shown))
@@ -229,7 +284,7 @@ def _limit_options(given: Mapping[str, Any]) -> dict[str, Any]:
     names = ("particles", "tol", "randomisations", "seed", "engine", "rank_tol", "merge_rows", "matrices", "precision",
              "threads")
     out = {name: given[name] for name in names}
-    out["memory"] = float(given["memory"])
+    out["memory"] = given["memory"]
     tol_on = given["tol_on"]
     out["tol_on"] = [tol_on] if isinstance(tol_on, str) else list(tol_on)
     values = dict(given["given"] or {})
@@ -241,10 +296,13 @@ def _limit_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 def _network_options(widths: Optional[Sequence[int]], seeds: int, randomisations: int) -> dict[str, Any]:
     """Of networks of several widths beside the limit; no widths: those of the command line."""
-    own = [] if widths is None else sorted(map(int, widths))
+    if isinstance(widths, (str, bytes)):
+        raise ValueError(f"widths: different whole numbers, as in [128, 512], not {widths!r}")
+    own = [] if widths is None else sorted(_number("widths", w, *_core.option_ranges["width"]) for w in np.ravel(widths))
     if widths is not None and (not own or len(set(own)) < len(own)):
         raise ValueError("widths: different whole numbers, at least one")
-    if seeds < 2 or randomisations < 2:
+    if _number("seeds", seeds, *_core.option_ranges["seeds"]) < 2 or _number(
+            "randomisations", randomisations, *_core.option_ranges["randomisations"]) < 2:
         raise ValueError("a comparison needs 2 seeds and 2 randomisations or more")
     return dict(widths=own, seeds=seeds)
 
@@ -261,6 +319,9 @@ def _files(against: Union[File, Sequence[File], Recorder, None]) -> list[str]:
     """Of networks that other code has trained."""
     if against is None:
         return []
+    if isinstance(against, (Networks, Comparison, Limit)):
+        raise TypeError("against: files that other code has written, or what tplimit.measure recorded; own networks need no "
+                        "'against', and a limit that is known is limit=")
     found = getattr(against, "files", against)
     files = [os.fspath(f) for f in ([found] if isinstance(found, (str, os.PathLike)) else found)]
     if not files:
@@ -269,8 +330,18 @@ def _files(against: Union[File, Sequence[File], Recorder, None]) -> list[str]:
 
 
 def _kept(checkpoint: Optional[File], interval: float) -> dict[str, Any]:
-    return dict(checkpoint="" if checkpoint is None else os.fspath(checkpoint), checkpoint_interval=float(interval))
+    return dict(checkpoint="" if checkpoint is None else os.fspath(checkpoint), checkpoint_interval=interval)
 
 
 def _over(over: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
-    return dict(over=[(name, [_text(value) for value in values]) for name, values in over.items()])
+    if not isinstance(over, Mapping):
+        raise ValueError('constants and their values, as in {"eta": [0.1, 0.3]}')
+    axes = []
+    for name, values in over.items():
+        if isinstance(values, (str, bytes)) or np.ndim(np.asarray(values, dtype=object)) == 0:
+            raise ValueError(f"{name}: a list of values is wanted, as in [0.1, 0.3], not {values!r}")
+        texts = [_text(value) for value in values]
+        if not texts or len(set(texts)) < len(texts):
+            raise ValueError(f"{name}: different values, at least one")
+        axes.append((name, texts))
+    return dict(over=axes)

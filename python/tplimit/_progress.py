@@ -15,6 +15,8 @@ def bar(progress: Progress, name: str) -> Iterator[Optional[Callable[[float], ob
     if callable(progress):
         yield progress
         return
+    if progress not in (True, False, None) or isinstance(progress, (int, float)) and not isinstance(progress, bool):
+        raise ValueError(f"progress: True, False, or a function of the fraction that is done, not {progress!r}")
     if progress is False:
         yield None
         return

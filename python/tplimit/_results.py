@@ -214,7 +214,7 @@ class _Result(_Shown, Mapping[str, Report]):
             import altair
         except ImportError:
             return Plot(spec)
-        return altair.Chart.from_dict(spec, validate=False)
+        return altair.Chart.from_dict(spec)
 
     def text(self, full: bool = False, columns: int = 110) -> str:
         """What the command line prints."""

@@ -17,6 +17,7 @@
 #include "cli/numbers.hpp"
 #include "cli/shared.hpp"
 #include "parallel/session.hpp"
+#include "tplimit/driver/option_ranges.hpp"
 #include "tplimit/report/json.hpp"
 #include "tplimit/support/similar.hpp"
 
@@ -24,7 +25,6 @@ namespace tplimit::cli {
 namespace {
 
 constexpr std::int64_t kMost = 1'000'000;
-constexpr double kInfinity = std::numeric_limits<double>::infinity();
 
 using Assignments = std::vector<std::pair<std::string, std::string>>;
 
@@ -36,19 +36,18 @@ void add(CLI::App& app, const std::string& name, const char* type, Target& targe
   app.add_option_function<std::string>(name, take, help)->type_name(type);
 }
 
-auto count(std::int64_t least, std::int64_t most) {
+/// A whole number from `least` on, by default what the option may be (kOptionRanges).
+template <class T = int>
+auto count(OptionRange range, double least = 0) {
+  const auto from = static_cast<std::int64_t>(std::max(range.least, least)),
+             to = static_cast<std::int64_t>(range.most);
   return [=](const std::string& name, const std::string& text) {
-    return parse_count(name, text, least, most);
+    return static_cast<T>(parse_count(name, text, from, to));
   };
 }
-auto small_count(std::int64_t least) {
+auto real(OptionRange range) {
   return [=](const std::string& name, const std::string& text) {
-    return static_cast<int>(parse_count(name, text, least, kMost));
-  };
-}
-auto real(double least, double most) {
-  return [=](const std::string& name, const std::string& text) {
-    return parse_real(name, text, least, most);
+    return parse_real(name, text, range.least, range.most);
   };
 }
 
@@ -155,7 +154,7 @@ void add_running(CLI::App& app, Options& o, const char* out) {
   app.add_flag("--lazy", o.ablations.lazy, "Ablation: train the linearisation at the start");
   add(app, "--seed", "N", o.lower.seed, "Of everything random; default 0", parse_seed);
   add(app, "--threads", "N", o.evaluate.threads,
-      "Default 0: all cores.  Results do not depend on it", small_count(0));
+      "Default 0: all cores.  Results do not depend on it", count(range_of("threads")));
   add(app, "--memory", "BYTES", o.evaluate.memory_bytes,
       "Refuse to use more, as in 4G; default: 80 % of the machine's", parse_bytes);
   add_choice<Matrices>(
@@ -190,7 +189,7 @@ void add_checkpoint(CLI::App& app, Options& o) {
              "Keep the state of a long evaluation in this folder; the same command goes on from it")
           ->type_name("FOLDER");
   add(app, "--checkpoint-interval", "SECONDS", o.checkpoint_interval,
-      "How much may be lost; default 60", real(0, kInfinity));
+      "How much may be lost; default 60", real(range_of("checkpoint_interval")));
   app.get_option("--checkpoint-interval")->needs(folder);
 }
 
@@ -204,7 +203,7 @@ void add_engine(CLI::App& app, Options& o) {
                       {"particles", Engine::kParticles}});
 }
 
-void add_limit(CLI::App& app, Options& o, std::int64_t least_randomisations) {
+void add_limit(CLI::App& app, Options& o, int least_randomisations) {
   add_engine(app, o);
   add(app, "--given", "NAME=VALUES", o.evaluate.given,
       "A random output at the start is not drawn but has these values, as in out=0 or out=1,-0.5",
@@ -212,13 +211,13 @@ void add_limit(CLI::App& app, Options& o, std::int64_t least_randomisations) {
   add(app, "--particles", "N", o.evaluate.particles,
       "Samples that stand for the infinite width, as in 65536, 64k or 1e5; default 16384, with "
       "--tol as many as that needs",
-      count(8, std::int64_t{1} << 31));
+      count<std::int64_t>(range_of("particles")));
   add(app, "--randomisations", "N", o.evaluate.randomisations,
       "Independent repetitions, from which errors are estimated; default 8",
-      small_count(least_randomisations));
+      count(range_of("randomisations"), least_randomisations));
   add(app, "--tol", "X", o.evaluate.tolerance,
       "Raise particles, and directions kept, until every error is below this",
-      real(std::numeric_limits<double>::min(), kInfinity));
+      real(range_of("tol")));
   app.add_option("--tol-on", o.evaluate.tolerance_on,
                  "The tolerance is for these reports only, as in loss,accuracy; default: all")
       ->type_name("NAME,..")
@@ -228,24 +227,24 @@ void add_limit(CLI::App& app, Options& o, std::int64_t least_randomisations) {
   add(app, "--rank-tol", "X", o.evaluate.rank_tol,
       "Drop new directions of a matrix below this relative size; default 1e-6, with --tol as much "
       "as that allows",
-      real(0, 1));
+      real(range_of("rank_tol")));
   add(app, "--merge-rows", "X", o.evaluate.merge_rows,
       "Without sampling: rows of a sum over f(row) closer in direction than this become one; "
       "default 1e-12",
-      real(0, 1));
+      real(range_of("merge_rows")));
 }
 
 void add_networks(CLI::App& app, Options& o, int seeds, int least_seeds) {
   o.simulate.seeds = seeds;
   add(app, "--seeds", "K", o.simulate.seeds, fmt::format("Networks per width; default {}", seeds),
-      small_count(least_seeds));
+      count(range_of("seeds"), least_seeds));
 }
 
 void add_run_options(CLI::App& own, Options& o, const char* out) {
   add_program(own, o);
   add_limit(own, o, 1);
   add(own, "--draws", "K", o.draws,
-      "Average over K draws of the random scalars and show their spread", small_count(1));
+      "Average over K draws of the random scalars and show their spread", count(range_of("draws")));
   add_running(own, o, out);
   add_plot(own, o);
   add_checkpoint(own, o);
@@ -301,7 +300,8 @@ CLI::App& add_extrapolate(CLI::App& app, Options& o) {
   add_variation(own, "--in", o,
                 "A constant and its values, as in L=8,16,32 (to infinity) or dt=0.1,0.05 (to 0)");
   add(own, "--order", "P", o.order,
-      "The leading power of 1/constant, or of a constant that shrinks; default 1", small_count(1));
+      "The leading power of 1/constant, or of a constant that shrinks; default 1",
+      count(range_of("order")));
   return own;
 }
 
@@ -309,7 +309,7 @@ CLI::App& add_simulate(CLI::App& app, Options& o) {
   CLI::App& own = *app.add_subcommand("simulate", "Run finite networks of one width");
   add_program(own, o);
   add(own, "--width", "N", o.simulate.width, "Width of the networks; default 512",
-      count(1, kWidest));
+      count<std::int64_t>(range_of("width")));
   add_networks(own, o, 1, 1);
   add_running(own, o, kArraysOut);
   add_plot(own, o);
@@ -337,7 +337,7 @@ CLI::App& add_compare(CLI::App& app, Options& o) {
   o.draws = 64;
   add(own, "--draws", "K", o.draws,
       "Draws of random outputs of the limit, over which it is averaged; default 64",
-      small_count(2));
+      count(range_of("draws"), 2));
   for (const char* other : {"--widths", "--seeds", "--given"})
     against->excludes(own.get_option(other));
   CLI::Option* known =
@@ -360,7 +360,8 @@ CLI::App& add_coordcheck(CLI::App& app, Options& o) {
   add_program(own, o);
   add(own, "--widths", "N,N,..", o.widths, "Widths of the networks; default 128,512,2048",
       parse_widths);
-  add(own, "--steps", "T", o.coordinate_steps, "Steps of training; default 4", small_count(0));
+  add(own, "--steps", "T", o.coordinate_steps, "Steps of training; default 4",
+      count(range_of("steps")));
   add_networks(own, o, 4, 2);
   add_limit(own, o, 2);
   add_running(own, o, kNumbersOut);
@@ -378,7 +379,7 @@ CLI::App& add_check(CLI::App& app, Options& o) {
       "8 times its own",
       parse_widths);
   add(own, "--steps", "T", o.depth_steps, "Steps of training at each depth; default 2",
-      small_count(0));
+      count(range_of("steps")));
   own.add_option("--out", o.out,
                  "Write sizes, verdict and advice to this JSON file; -: standard output")
       ->type_name("FILE");
@@ -396,8 +397,9 @@ CLI::App& add_explain(CLI::App& app, Options& o) {
       "Instead: variance, multiplier and rates of every parameter, in three equivalent forms");
   add(own, "--width", "N", o.base_width.width,
       "With --parametrization: factors for this width on what is right at --base-width",
-      count(1, kWidest));
-  add(own, "--base-width", "N", o.base_width.base, "The width that was tuned", count(1, kWidest));
+      count<std::int64_t>(range_of("width")));
+  add(own, "--base-width", "N", o.base_width.base, "The width that was tuned",
+      count<std::int64_t>(range_of("width")));
   own.get_option("--width")
       ->needs(own.get_option("--base-width"))
       ->needs(own.get_option("--parametrization"));

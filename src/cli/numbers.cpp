@@ -9,6 +9,8 @@
 #include <fmt/format.h>
 #include <CLI/CLI.hpp>
 
+#include "tplimit/driver/option_ranges.hpp"
+
 namespace tplimit::cli {
 namespace {
 
@@ -58,7 +60,8 @@ std::vector<std::int64_t> parse_widths(const std::string& option, const std::str
   std::vector<std::int64_t> widths;
   for (std::size_t begin = 0; begin <= text.size();) {
     const std::size_t end = std::min(text.find(',', begin), text.size());
-    const std::int64_t width = parse_count(option, text.substr(begin, end - begin), 1, kWidest);
+    const std::int64_t width = parse_count(option, text.substr(begin, end - begin), 1,
+                                           static_cast<std::int64_t>(range_of("width").most));
     if (std::find(widths.begin(), widths.end(), width) != widths.end())
       throw CLI::ValidationError(option, fmt::format("width {} stands twice", width));
     widths.push_back(width);
@@ -75,8 +78,8 @@ double parse_bytes(const std::string& option, const std::string& text) {
 
 double parse_real(const std::string& option, const std::string& text, double least, double most) {
   const auto value = read<double>(text);
-  if (!value || !(*value >= least && *value < most)) {
-    const std::string below = std::isfinite(most) ? fmt::format(" below {}", most) : "";
+  if (!value || !(*value >= least && *value <= most)) {
+    const std::string below = most < 1 ? " below 1" : "";
     reject(option, text,
            least > 0 ? "a positive number" + below
                      : "a number of at least 0" + (below.empty() ? "" : " and" + below));

@@ -13,15 +13,13 @@ namespace tplimit::cli {
 std::int64_t parse_count(const std::string& option, const std::string& text, std::int64_t least,
                          std::int64_t most);
 
-inline constexpr std::int64_t kWidest = std::int64_t{1} << 40;
-
-/// Different whole numbers from 1 to kWidest, separated by commas: "128,512,2048".
+/// Different whole numbers from 1 to 2^40, separated by commas: "128,512,2048".
 std::vector<std::int64_t> parse_widths(const std::string& option, const std::string& text);
 
 /// Bytes: "4G", "500M", "2e9".
 double parse_bytes(const std::string& option, const std::string& text);
 
-/// A number in [least, most).
+/// A number in [least, most], most 1 - 2^-52 (below 1) or the largest that there is.
 double parse_real(const std::string& option, const std::string& text, double least, double most);
 
 /// 0 .. 2^64 - 1.

@@ -68,9 +68,18 @@ void Lowerer::check_top_level(const char* what, Span span, const char* instead) 
          fmt::format("move it in front of the loop or model{}", instead));
 }
 
-void Lowerer::check_data(const std::vector<double>& values, Span span) const {
-  for (const double x : values)
-    if (!std::isfinite(x)) fail("E2124", "data must be finite numbers", span);
+void Lowerer::check_data(const std::vector<double>& values, const Dims& dims, Span span,
+                         std::string_view of) const {
+  const auto wrong =
+      std::find_if(values.begin(), values.end(), [](double x) { return !std::isfinite(x); });
+  if (wrong == values.end()) return;
+  std::vector<std::int64_t> at;
+  std::int64_t place = wrong - values.begin();
+  for (std::size_t k = dims.size(); k-- > 0; place /= dims[k])
+    at.insert(at.begin(), place % dims[k]);
+  fail("E2124", "data must be finite numbers", span,
+       at.empty() ? fmt::format("{} is {}", of, *wrong)
+                  : fmt::format("entry [{}] of {} is {}", fmt::join(at, ", "), of, *wrong));
 }
 
 }  // namespace tplimit::lowering

@@ -80,7 +80,8 @@ class Lowerer {
   [[noreturn]] void array_not_indexed(Span span, std::string help) const;  ///< E2311
   /// E2602 for what is declared in a loop or model.
   void check_top_level(const char* what, Span span, const char* instead = "") const;
-  void check_data(const std::vector<double>& values, Span span) const;  ///< E2124: NaN, infinite
+  void check_data(const std::vector<double>& values, const Dims& dims, Span span,
+                  std::string_view of) const;  ///< E2124: NaN, infinite
   [[nodiscard]] static Rejection declared_twice(const ast::Identifier& name, Span first);
   static Rejection not_differentiable(Diagnostic d, Span span);
   void warn(const char* code, std::string message, Span span, std::string help = "");
@@ -148,7 +149,7 @@ class Lowerer {
                 const Value& rate, std::optional<Role> role, Span span);
   std::vector<Value> read_data(const ast::Call& call, const ast::Data& s);
   Value read_literal(const ast::Data& s, Span span);
-  Value data_of(Array array, Span span);
+  Value data_of(Array array, Span span, std::string_view of);
   Value opaque(Value value);
   Value named(Value value, Span name);
   struct SetValue {

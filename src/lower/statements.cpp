@@ -410,7 +410,8 @@ void Lowerer::on(const ast::Data& s, Span span) {
   const auto bind_data = [&](const ast::Identifier& name, const auto& otherwise) {
     const Array* given = array_of(name);
     if (given) used_data_.insert(name.name);
-    bind(name, given ? data_of(*given, name.span) : otherwise(), Kind::kData);
+    bind(name, given ? data_of(*given, name.span, "the array that is given") : otherwise(),
+         Kind::kData);
   };
   if (all_given) {  // no file is read
     for (const auto& name : s.names) bind_data(name, [] { return Value{}; });
@@ -436,7 +437,7 @@ Value Lowerer::read_literal(const ast::Data& s, Span span) {
   if (!builder_.constant_values(t.node))
     fail("E2122", "data are numbers", s.value->span,
          "this depends on random values, parameters or the width");
-  check_data(*builder_.constant_values(t.node), s.value->span);
+  check_data(*builder_.constant_values(t.node), builder_.type(t.node).dims, s.value->span, "this");
   const auto file = std::find_if(options_.data_files.begin(), options_.data_files.end(),
                                  [&](const auto& own) { return own.first == s.names[0].name; });
   if (file == options_.data_files.end()) return {t};
@@ -447,19 +448,20 @@ Value Lowerer::read_literal(const ast::Data& s, Span span) {
   Array& array = read->features;
   // A csv file of one column, for a list.
   if (t.axes.size() == 1 && array.shape.size() == 2 && array.shape[1] == 1) array.shape.pop_back();
-  return data_of(std::move(array), span);
+  return data_of(std::move(array), span, "the file that is read instead");
 }
 
-Value Lowerer::data_of(Array array, Span span) {
+Value Lowerer::data_of(Array array, Span span, std::string_view of) {
   std::size_t count = 1;
   for (const std::int64_t extent : array.shape) {
-    if (extent < 1) fail("E2124", "data without values", span, "an axis of extent 0");
+    if (extent < 1)
+      fail("E2124", "data without values", span, fmt::format("{} has an axis of extent 0", of));
     count *= static_cast<std::size_t>(extent);
   }
   TPLIMIT_CHECK(count == array.values.size(), "an array of {} values has shape for {}",
                 array.values.size(), count);
-  check_data(array.values, span);
   const Dims dims(array.shape.begin(), array.shape.end());
+  check_data(array.values, dims, span, of);
   return {Tensor{build(span).constant(std::move(array.values), dims), finite_axes(dims)}};
 }
 
@@ -558,8 +560,8 @@ std::vector<Value> Lowerer::read_data(const ast::Call& call, const ast::Data& s)
   }
   for (const auto& w : read->warnings) warnings_.push_back(located(w));
   std::vector<Value> out;
-  out.push_back(data_of(std::move(read->features), span));
-  if (read->target) out.push_back(data_of(std::move(*read->target), span));
+  out.push_back(data_of(std::move(read->features), span, "the file"));
+  if (read->target) out.push_back(data_of(std::move(*read->target), span, "the file"));
   TPLIMIT_CHECK(out.size() == expected, "a data reader returns the target that was asked for");
   return out;
 }

@@ -311,7 +311,8 @@ struct Server::State {
       refresh_others(uri);
     } else if (method == "textDocument/didChange") {
       // Full texts: the last one counts.
-      change(document(params), params.at("contentChanges").back().at("text"));
+      const Json& changes = params.at("contentChanges");
+      if (!changes.empty()) change(document(params), changes.back().at("text"));
     } else if (method == "textDocument/didSave") {
       refresh_others(document(params).uri);
     } else if (method == "textDocument/didClose") {
