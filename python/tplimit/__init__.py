@@ -36,6 +36,9 @@ def __getattr__(name):
     if name == "from_jax":
         from .jax import from_jax
         return from_jax
+    if name in ("pytorch", "jax"):
+        import importlib
+        return importlib.import_module(f".{name}", __name__)
     raise AttributeError(f"module 'tplimit' has no attribute '{name}'")
 
 

@@ -37,6 +37,8 @@ def from_torch(
     build(width) returns (module, optimiser) or (module, optimiser, loss), where optimiser may be several, in a list; loss is
     a function (out, y) or one of "mse", "cross_entropy".  features: names of modules whose Gram matrix is reported.  schedule: factors of the rate, one a step.
     """
+    if steps < 1 or (schedule is not None and len(schedule) < steps):
+        raise ValueError("steps is at least 1, and a schedule has a factor for each of them")
     graph = with_gradient_powers(trace(build, X, y, loss, widths), binary)
     return Translation(graph, steps=steps, features=features, schedule=schedule, name=name)
 
@@ -71,7 +73,7 @@ def train(build, X, y, loss="mse", steps=10, widths=(64, 256, 1024), seeds=8, fo
     """The same training by torch itself: networks of several widths and seeds, recorded in folder/WIDTH.npz."""
     import torch
 
-    data, target = _tensor(X), _tensor(y)
+    data, target = _tensor(X), _tensor(y, "y")
     recorder = measure(folder)
     for width in widths:
         for seed in range(seeds):
@@ -109,10 +111,17 @@ def _gram_into(grams, name):
 # ---- one width
 
 
-def _tensor(array):
+def _tensor(array, name="X"):
     import torch
 
+    if array is None or isinstance(array, (tuple, dict)):
+        what = "None" if array is None else f"a {type(array).__name__}"
+        raise ValueError(
+            f"{name} is one tensor or array, not {what}; a module of several inputs takes them as parts of one tensor"
+        )
     t = torch.as_tensor(array)
+    if not torch.isfinite(t).all():
+        raise ValueError(f"{name} has entries that are not finite")
     return (t.to(torch.get_default_dtype()) if t.is_floating_point() else t).contiguous()
 
 
@@ -145,7 +154,7 @@ def _graph_at(build, X, y, loss, width):
     log = _InitialLaws()
     with log.mode, log.truncated_normals():
         module, optimisers, loss_of = _built(build, width, loss)
-    data, target = _tensor(X), _tensor(y).clone()  # two inputs, even if they are one tensor
+    data, target = _tensor(X), _tensor(y, "y").clone()  # two inputs, even if they are one tensor
     _freeze_width_mult(module)
 
     class Step(torch.nn.Module):
@@ -170,7 +179,16 @@ def _graph_at(build, X, y, loss, width):
     ]
     names = {id(p): name for name, p in module.named_parameters()}
     aliases = {name: names[id(p)] for name, p in module.named_parameters(remove_duplicate=False)}
-    program = torch.export.export(Step(), (data, target), strict=False)
+    try:
+        program = torch.export.export(Step(), (data, target), strict=False)
+    except Refused:
+        raise
+    except Exception as error:
+        said = str(error).strip().splitlines() or [type(error).__name__]
+        raise Refused(
+            f"torch.export cannot trace this module and loss ({type(error).__name__}: {said[0][:300]}). Values may not decide what "
+            "is computed (if, .item()), packed sequences and autocast have no graph"
+        ) from error
     found = nodes_of(program, aliases, data, target)
     for p in parameters:  # a row of padding that is 0 is no part of the law
         before = p["law"].pop("before", None)

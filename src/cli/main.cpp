@@ -4,6 +4,7 @@
 #include <array>
 #include <cstdio>
 #include <exception>
+#include <filesystem>
 #include <limits>
 #include <new>
 
@@ -493,6 +494,44 @@ constexpr std::array kCommands{Command{add_run, run, true, true},
                                Command{add_manual, manual},
                                Command{add_completions, completions}};
 
+/// The same file, or the same name of one that is not there yet.
+bool same_file(const std::string& a, const std::string& b) {
+  std::error_code fault;
+  if (std::filesystem::equivalent(a, b, fault)) return true;
+  return std::filesystem::weakly_canonical(a, fault) == std::filesystem::weakly_canonical(b, fault);
+}
+
+/// "" or which file would be read and overwritten, written twice, or hold what its name does not
+/// say.
+std::string fault_of_outputs(const Options& o) {
+  const std::array<std::pair<const char*, const std::string*>, 3> outputs{
+      {{"--out", &o.out}, {"--html", &o.html}, {"--plot", &o.plot}}};
+  std::vector<std::string> inputs = o.files;
+  for (const auto& [name, file] : o.lower.data_files) inputs.push_back(file);
+  for (const auto& file : o.against) inputs.push_back(file);
+  inputs.push_back(o.limit);
+  for (std::size_t k = 0; k < outputs.size(); ++k) {
+    const auto& [option, file] = outputs[k];
+    if (file->empty() || *file == kStandard) continue;
+    for (const std::string& input : inputs)
+      if (!input.empty() && input != kStandard && same_file(*file, input))
+        return fmt::format("{} {}: this file is read, and would be overwritten", option, *file);
+    for (std::size_t j = 0; j < k; ++j)
+      if (!outputs[j].second->empty() && same_file(*file, *outputs[j].second))
+        return fmt::format("{} and {} name the same file", outputs[j].first, option);
+    for (const char* other : {".tp", ".csv", ".tsv", ".npy"})
+      if (file->ends_with(other))
+        return fmt::format("{} {}: no {} file is written, name one of another kind", option, *file,
+                           other);
+  }
+  for (const char* other : {".html", ".svg", ".png", ".pdf"})
+    if (o.out.ends_with(other))
+      return fmt::format("--out {}: numbers are written, {} has {}", o.out,
+                         std::string_view(other) == ".html" ? "--html" : "--plot",
+                         std::string_view(other) == ".html" ? "the page" : "the charts");
+  return "";
+}
+
 /// "" or why the files on the command line cannot be used together.
 std::string fault_of_files(const Options& o, bool arrays) {
   if (!arrays && o.out.ends_with(".npz"))
@@ -507,6 +546,7 @@ std::string fault_of_files(const Options& o, bool arrays) {
   if (o.evaluate.ranks->size() > 1 &&
       std::find(o.files.begin(), o.files.end(), kStandard) != o.files.end())
     return "FILE -: standard input reaches one process of a job only, name a file";
+  if (const std::string fault = fault_of_outputs(o); !fault.empty()) return fault;
   if (o.streams() > 1) return "standard output takes one of --out, --html, --plot";
   if (o.streams() > 0 && !o.passes->dump_after.empty())
     return "--dump-after prints to standard output, too: name a file instead of -";
@@ -574,11 +614,21 @@ int dispatch(const std::vector<std::string>& words, const Communicator& ranks) {
     fmt::print("{}", app.help());
     return kUsage;
   }
+  if (words[0] == "help") {  // as --help
+    std::vector<std::string> asked(words.begin() + 1, words.end());
+    asked.emplace_back("--help");
+    return dispatch(asked, ranks);
+  }
   if (const std::string unknown = unknown_word(words, apps); !unknown.empty())
     return complain(unknown);
   try {
     app.parse(std::vector<std::string>(words.rbegin(), words.rend()));  // it takes the last first
   } catch (const CLI::ParseError& error) {
+    if (std::string_view(error.what()).starts_with("FILE: At Most 1"))
+      return complain(fmt::format(
+          "{} takes one FILE, and here are more words than options need; lists have commas and no "
+          "spaces, as in --widths 128,512",
+          words[0]));
     return app.exit(error) == 0 ? kDone : kUsage;
   }
   const auto named = static_cast<std::size_t>(
@@ -596,6 +646,9 @@ int dispatch(const std::vector<std::string>& words, const Communicator& ranks) {
   o.command = apps[named]->get_name();
   o.given = given_options(*apps[named]);
   o.command_line = fmt::format("tplimit {}", fmt::join(words, " "));
+  for (const auto& [option, values] : o.given)
+    if (std::find(values.begin(), values.end(), "") != values.end())
+      return complain(fmt::format("{}: its value is empty", option));
   if (const std::string fault = fault_of_files(o, command.arrays); !fault.empty())
     return complain(fault);
   o.lower.memory_bytes =
@@ -628,6 +681,7 @@ int main(int argc, char** argv) {
   } catch (const std::bad_alloc&) {
     return session.abandon(kRejected, "out of memory; use fewer --particles or a smaller width");
   } catch (const std::exception& error) {
+    if (std::ferror(stdout)) return session.abandon(kUsage, "cannot write to standard output");
     return session.abandon(kOurBug,
                            fmt::format("internal error: {}\nThis is a bug in tplimit: please "
                                        "report it with the program and the command line.",

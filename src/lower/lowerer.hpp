@@ -504,6 +504,7 @@ class Lowerer {
   std::unordered_map<std::string, Variable> variables_;
   std::vector<std::string> variable_order_;
   std::vector<std::pair<std::string, std::int64_t>> loops_;  ///< of reports: names, indices
+  std::string empty_loop_;  ///< variable of a loop without iterations
   std::uint32_t context_ = 0;
   std::unordered_set<std::uint32_t> told_of_;  ///< begins of names
   std::set<NodeId> named_;  ///< values and versions that the text has named so far

@@ -121,7 +121,11 @@ Result<Lowered> Lowerer::run(const ast::Program& program) {
   if (errors_.empty()) finish_reports();
   if (errors_.empty() && program_.reports.empty() && program_.expectations.empty())
     errors_.push_back(Diagnostic::error("E2601", "the program reports nothing")
-                          .with_help("add a line such as: report E(x)"));
+                          .with_help(empty_loop_.empty()
+                                         ? "add a line such as: report E(x)"
+                                         : fmt::format("the loop over '{}' has no iterations, "
+                                                       "and what it would report is not there",
+                                                       empty_loop_)));
   if (!errors_.empty()) return errors_;
   program_.has_random_scalars =
       depends_on(builder_, ir::outputs_of(program_), random_scalars(program_));
@@ -990,6 +994,7 @@ void Lowerer::on(const ast::For& s, Span) {
     fail("E2604", "the loop is too long", s.range->span,
          fmt::format("{} iterations, at most {} are unrolled", items.count, kMaxWork));
   const std::uint32_t outer_context = context_;
+  if (items.count == 0) empty_loop_ = s.variable.name;
   for (std::size_t i = 0; i < items.count; ++i) {
     count_work(s.range->span);
     build(s.range->span);

@@ -375,9 +375,7 @@ class Counting {
                          ? parts_.one()
                          : 0;
             },
-            [&](const StandardNormal& s) {
-              return flipped(parts_.one({}, initial_factor(s.source)), s.source);
-            },
+            [&](const StandardNormal& s) { return flipped(parts_.one(), s.source); },
             [&](const Scale& s) {
               return s.factor == 0 ? Sum{0} : parts_.shifted(of(node, 0), s.power);
             },
@@ -427,7 +425,13 @@ class Counting {
             },
             [&](const Cholesky&) { return of(node, 0); },
             [&](const Stop&) { return of(node, 0); },
-            [&](const Parameter&) { return of(node, 0); },
+            // The declaration's value, whatever function of a Gaussian it is, times a power.
+            [&](const Parameter&) {
+              const auto it = versions_.of.find(id);
+              return it == versions_.of.end() || versions_.of.contains(node.in[0])
+                         ? of(node, 0)
+                         : parts_.shifted(of(node, 0), factor(adjust_.initial, it->second));
+            },
             // Entries moved along finite axes, or summed.
             [&](const ReduceSum&) { return of(node, 0); },
             [&](const Gather&) { return of(node, 0); },
@@ -630,7 +634,7 @@ void Counting::find_effects() {
         }
         auto [it, fresh] = effects.try_emplace(variable);
         VariableEffect& effect = it->second;
-        if (fresh) effect = {variable, node.span, !node.type.width, {}, {}, {}, version};
+        if (fresh) effect = {variable, node.span, !node.type.width, {}, {}, {}, version, user};
         // Sizes before cancellation: of the product, term by term.
         std::optional<Exponent> initial, update;
         const Exponent after = before + behind(user);
@@ -865,9 +869,8 @@ std::vector<Fix> find_fixes(const Program& program, const Versions& versions,
   }
   // In the order of the network: a layer's input must be right before the layer is.
   std::vector<VariableEffect> order = first.effects;
-  std::sort(order.begin(), order.end(), [](const VariableEffect& a, const VariableEffect& b) {
-    return a.span.begin < b.span.begin;
-  });
+  std::sort(order.begin(), order.end(),
+            [](const VariableEffect& a, const VariableEffect& b) { return a.user < b.user; });
   for (const VariableEffect& e : order) {
     if (right) break;
     const auto current =

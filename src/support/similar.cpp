@@ -27,7 +27,18 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 std::string did_you_mean(std::string_view name, const std::vector<std::string>& known) {
   std::string best;
   std::size_t least = name.size() <= 3 ? 1 : 2;
+  const auto lower = [](std::string_view text) {
+    std::string out(text);
+    std::transform(out.begin(), out.end(), out.begin(), [](char c) {
+      return c >= 'A' && c <= 'Z' ? static_cast<char>(c - 'A' + 'a') : c;
+    });
+    return out;
+  };
   for (const auto& candidate : known) {
+    if (candidate != name && lower(candidate) == lower(name)) {  // Y for y, of any length
+      best = candidate;
+      break;
+    }
     const std::size_t d = edit_distance(name, candidate);
     if (d < least + (best.empty() ? 1 : 0) && d < name.size()) {
       best = candidate;

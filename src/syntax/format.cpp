@@ -51,7 +51,8 @@ class Spacing {
       case TokenKind::kColon: return !in(Bracket::kMap);
       case TokenKind::kDotDot: return previous_ == TokenKind::kComma;
       case TokenKind::kLeftParen:
-        return previous_ != TokenKind::kIdentifier && blank_after_previous();
+        return previous_ != TokenKind::kIdentifier && previous_ != TokenKind::kStep &&  // step(x)
+               blank_after_previous();
       case TokenKind::kLeftSquare:
         return (!ends_operand(previous_) || behind_role()) && blank_after_previous();
       default: return blank_after_previous();

@@ -1,3 +1,6 @@
+#include <algorithm>
+#include <array>
+#include <map>
 #include <random>
 
 #include <gtest/gtest.h>
@@ -170,6 +173,109 @@ TEST(Counting, AgreesWithTheClassificationForEntrywiseOptimisers) {
   EXPECT_EQ(counted(network("standard", 2, 2, "signsgd")).unstable->label,
             "of size n^(1/2) after 1 step");
   EXPECT_EQ(counted(network("standard", 1, 2, "signsgd")).regime, Regime::kKernel);
+}
+
+/// Two hidden layers whose laws and rates carry these powers of n, with biases that start at 0.
+struct Written {
+  std::array<Exponent, 3> variance, rate;
+  Exponent decay = 0;
+  bool uniform = false, zero_readout = false, nested = false;
+  std::string optimiser = "sgd";
+  [[nodiscard]] std::string text() const {
+    const auto law = [&](std::size_t k, bool matrix) {
+      if (zero_readout && k == 2) return std::string("normal(0, 0)");
+      if (uniform && !matrix)
+        return fmt::format("uniform(-n^({0}), n^({0}))", to_string(variance[k] / 2));
+      return fmt::format("normal(0, n^({}))", to_string(variance[k]));
+    };
+    std::string out = fmt::format(
+        "width n\ndata X = [[1, 0.5], [-0.3, 1]]\ndata y = [1, -1]\n"
+        "param U : [n, 2] ~ {}, lr = n^({})\nparam b : [n] ~ normal(0, 0), lr = n^({})\n"
+        "param W : [n, n] ~ {}, lr = n^({})\nparam v : [n] ~ {}, lr = n^({})\n",
+        law(0, false), to_string(rate[0]), to_string(rate[0]), law(1, true), to_string(rate[1]),
+        law(2, false), to_string(rate[2]));
+    out += nested ? "model f(x) { return v @ tanh(W @ tanh(U @ x + b)) }\n"
+                  : "model f(x) {\n  h = U @ x + b\n  g = W @ tanh(h)\n  return v @ tanh(g)\n}\n";
+    out += "for t in 0..3 {\n  out = f(X)\n  loss = mse(out, y)\n  report loss\n";
+    const std::string more = decay == Exponent(-9)
+                                 ? ""
+                                 : fmt::format(", weight_decay = 0.01 * n^({})", to_string(decay));
+    return out + fmt::format("  step {}(loss, lr = 0.1{}{})\n}}\n", optimiser,
+                             optimiser == "sgd" ? "" : ", eps = 0", more);
+  }
+};
+
+std::vector<Written> drawn_networks(int count) {
+  std::mt19937 random(5);
+  const auto half = [&](int low, int high) {
+    return Exponent(std::uniform_int_distribution<int>(low, high)(random), 2);
+  };
+  const char* optimisers[] = {"sgd", "adam", "adamw", "rmsprop"};
+  std::vector<Written> out;
+  for (int trial = 0; trial < count; ++trial) {
+    Written w;
+    w.variance = {half(-2, 1), half(-3, -1), half(-4, -1)};
+    w.rate = {half(-2, 3), half(-2, 2), half(-3, 3)};
+    w.uniform = trial % 2 == 0;
+    w.zero_readout = trial % 5 == 0;
+    w.nested = trial % 3 == 0;
+    w.optimiser = optimisers[trial % 4];
+    // A decay that Adam adds to the gradient is a gradient of its own.
+    w.decay = w.optimiser == "sgd" || w.optimiser == "adamw" ? half(-2, 2) : Exponent(-9);
+    out.push_back(w);
+  }
+  return out;
+}
+
+TEST(Counting, WhatIsAdvisedMakesEveryUpdateMaximal) {
+  int advised = 0;
+  for (Written w : drawn_networks(240)) {
+    const RegimeReport before = counted(w.text());
+    if (before.maximal) continue;
+    ASSERT_FALSE(before.fixes.empty()) << w.text();
+    ++advised;
+    const std::map<std::string, std::size_t> places{{"U", 0}, {"W", 1}, {"v", 2}};
+    auto module = parse(Source("test.tp", w.text()));
+    Exponent decay = 0;
+    for (const Fix& fix : before.fixes) {
+      decay = std::min(decay, fix.decay);
+      const auto at = places.find(module->written->variables[fix.variable].name);
+      if (at == places.end()) continue;  // the bias has the rate of U
+      w.variance[at->second] += 2 * fix.initial;
+      w.rate[at->second] += fix.rate;
+    }
+    w.decay += decay;
+    const RegimeReport after = counted(w.text());
+    EXPECT_TRUE(after.maximal) << w.text();
+  }
+  EXPECT_GT(advised, 200);
+}
+
+TEST(Counting, WeightDecayIsNoUpdate) {
+  for (Written w : drawn_networks(120)) {
+    if (w.decay == Exponent(-9)) continue;
+    const RegimeReport with = counted(w.text());
+    w.decay = Exponent(-9);
+    if (w.optimiser == "adamw") w.optimiser = "adam";
+    const RegimeReport without = counted(w.text());
+    ASSERT_EQ(with.effects.size(), without.effects.size());
+    for (std::size_t k = 0; k < with.effects.size(); ++k) {
+      EXPECT_EQ(with.effects[k].update, without.effects[k].update) << w.text();
+    }
+  }
+}
+
+// Adam's second step from a gradient that was 0 at first: m / sqrt(v) has size 1.
+TEST(Counting, ReadoutsThatStartAtZero) {
+  for (const char* optimiser : {"adam", "rmsprop", "adamw", "signsgd"}) {
+    Written w{.variance = {0, -1, -2}, .rate = {0, -1, -1}};
+    w.zero_readout = true;
+    w.optimiser = optimiser;
+    w.decay = w.optimiser == "adamw" ? Exponent(0) : Exponent(-9);
+    const RegimeReport found = counted(w.text());
+    EXPECT_TRUE(found.maximal) << optimiser;
+    EXPECT_FALSE(found.unstable) << optimiser;
+  }
 }
 
 const Feature& feature(const RegimeReport& report, const std::string& name) {

@@ -39,6 +39,7 @@ struct VariableEffect {
   std::optional<Exponent>
       entry;         ///< of one entry of dW: the rate of an optimiser whose steps have size rate
   ir::NodeId start;  ///< the version that is used first
+  ir::NodeId user;   ///< what uses it first
   /// Products of a matrix with values of the forward pass, and after how many steps.
   std::vector<std::pair<std::uint32_t, ir::NodeId>> products{};
   [[nodiscard]] bool maximal() const { return update && *update == 0; }

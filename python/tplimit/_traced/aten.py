@@ -118,7 +118,7 @@ class Nodes:
                 else:
                     self.values[node] = self.buffers.get(node.name)
             elif node.op == "output":
-                outputs = [self.values[n] for n in node.args[0]][-2:]
+                outputs = [self.values.get(n) for n in node.args[0]][-2:]
             elif node.op == "call_function":
                 self.values[node] = self.call(node)
         if not all(isinstance(o, str) for o in outputs):

@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 
-from .form import Power, Refused, fit, number, power_text
+from .form import Power, Refused, fit, fit_leading, number, power_text
 
 LITERAL = 64  # larger arrays are files
 
@@ -1442,7 +1442,17 @@ class Emitter:
         law, what = p.spec["law"], p.name
         wide = sum(isinstance(p.atoms[i][k], Wide) for i, k in p.layout)
         kind = law["kind"]
-        number_of = lambda key: self.power(law[key], f"{key} of the initial law of {what}")
+
+        def number_of(key):
+            value, leading = fit_leading(law[key], self.widths, f"{key} of the initial law of {what}")
+            if leading:
+                note = (
+                    f"The initial law of {what} counts inputs and outputs; of the width its leading power is written."
+                )
+                if note not in self.notes:
+                    self.notes.append(note)
+            return value
+
         if kind == "unseen":
             raise Refused(f"{what}: {law['why']}")
         if kind == "constant":

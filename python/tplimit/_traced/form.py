@@ -94,6 +94,22 @@ def fit(value, widths, what):
     return Power(float(f"{c[0]:.15g}"), p)
 
 
+def fit_leading(value, widths, what):
+    """The power, or the leading one of 1 / sqrt(a n + b), as laws that count inputs and outputs have it; and whether it is only
+    that."""
+    try:
+        return fit(value, widths, what), False
+    except Refused:
+        v = [float(x) for x in value["per_width"]]
+        if 0 in v or min(v) < 0 < max(v):
+            raise
+        u = [1 / x**2 for x in v]
+        slopes = [(u[i + 1] - u[i]) / (widths[i + 1] - widths[i]) for i in range(len(u) - 1)]
+        if min(slopes) <= 0 or max(slopes) - min(slopes) > 1e-6 * max(slopes):
+            raise
+        return Power(math.copysign(float(f"{slopes[0] ** -0.5:.12g}"), v[0]), Fraction(-1, 2)), True
+
+
 def _digits(x):
     return f"{x:.6g}"
 

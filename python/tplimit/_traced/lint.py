@@ -4,8 +4,8 @@ import re
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from .form import fit, number
-from .translation import Translation, without_eps
+from .form import fit, fit_leading, number
+from .translation import Translation, with_gradient_powers, without_eps
 
 
 @dataclass
@@ -13,8 +13,9 @@ class Finding:
     parameter: str  # the module's own name
     problem: str  # "vanishes", "explodes", or "" where only other parameters are to blame
     update: float  # power of the width of what its update does where it is used; None: it never moves
-    rate: float = 0.0  # powers of the width to multiply rate and initial standard deviation by
+    rate: float = 0.0  # powers of the width to multiply rate, initial standard deviation and weight decay by
     std: float = 0.0
+    decay: float = 0.0
     advice: list = field(default_factory=list)
 
 
@@ -38,6 +39,9 @@ class Lint:
         if self.unstable:
             lines.append(f"unstable: {self.unstable}")
         for f in self.findings:
+            if f.update is None and f.problem not in ("", "vanishes", "explodes"):  # of something else than an update
+                lines += [f"{f.parameter}: {f.problem}"] + [f"    {a}" for a in f.advice]
+                continue
             moved = "does not move it" if f.update is None else f"moves its layer by {_power('width', f.update)}"
             lines.append(
                 f"{f.parameter}: " + (f"its update {f.problem}: it {moved}" if f.problem else f"its update {moved}")
@@ -70,7 +74,7 @@ def lint_graph(graph, steps=2, base=None, binary=None):
             "vanishes" if update is not None and update < 0 else "explodes" if update is not None and update > 0 else ""
         )
         fix = fixes.get(name, {"rate": 0, "variance": 0})
-        if not problem and not fix["rate"] and not fix["variance"]:
+        if not problem and not any(fix.get(k) for k in ("rate", "variance", "weight_decay")):
             continue
         finding = Finding(name, problem, update, fix["rate"], fix["variance"] / 2)
         if finding.std:
@@ -80,16 +84,104 @@ def lint_graph(graph, steps=2, base=None, binary=None):
             finding.advice.append(
                 f"learning rate: times {_ratio(finding.rate, base)}; it is {number(float(f'{now:.6g}'))} at width {base}"
             )
+        if fix.get("weight_decay"):
+            finding.decay = fix["weight_decay"]
+            finding.advice.append(f"weight decay: times {_ratio(finding.decay, base)}")
         findings.append(finding)
+    findings += _scores(graph) + _decay_inside(graph, binary)
     unstable = found["unstable"]
     message = ""
     if unstable:
         message = ": ".join(x for x in (unstable["message"], unstable["label"]) if x)
-        line = translation.text.splitlines()[unstable["line"] - 1].strip()
+        lines = translation.text.splitlines()
+        line = lines[unstable["line"] - 1].strip()
         value = line.split(" = ")[0]
         module = next((m for m, v in translation.names["modules"].items() if v == value), None)
-        message += f" ({'in ' + module + ': ' if module else ''}{line})"
+        if unstable["line"] > lines.index("model net(x) {"):  # not inside a function that the translation brings
+            message += f" ({'in ' + module + ': ' if module else ''}{line})"
     return Lint(found["regime"], found["maximal"], message, findings, translation, found)
+
+
+def _scores(graph):
+    """Attention that divides its scores by the root of a width: they grow once queries and keys align."""
+    nodes = {n["name"]: n for n in graph["nodes"]}
+    widths, found = graph["widths"], {}
+
+    def factor(node, seen=0):
+        """The power of the width that multiplies a product over a width on the way to a softmax; None: there is none."""
+        if node is None or seen > 8:
+            return None
+        op, args = node["op"], node["args"]
+        if op == "matmul":
+            left = nodes.get(args[0])
+            return Fraction(0) if left is not None and isinstance(left["shape"][-1], dict) else None
+        if op in ("mul", "div"):
+            numbers = [a for a in args if not isinstance(a, str)]
+            rest = [nodes.get(a) for a in args if isinstance(a, str)]
+            inside = factor(rest[0], seen + 1) if len(rest) == len(numbers) == 1 else None
+            if inside is None:
+                return None
+            p = fit(numbers[0], widths, "a factor").p
+            return inside + (p if op == "mul" else -p)
+        if op in ("add", "masked_fill", "where", "reshape", "expand", "softcap"):
+            for a in args:
+                if isinstance(a, str) and (inside := factor(nodes.get(a), seen + 1)) is not None:
+                    return inside
+        return None
+
+    for node in graph["nodes"]:
+        power = None
+        if node["op"] == "attention":
+            q = nodes.get(node["args"][0])
+            if q is not None and isinstance(q["shape"][-1], dict):
+                power = fit(node["attrs"]["scale"], widths, "the scale of attention").p
+        elif node["op"] == "softmax":
+            power = factor(nodes.get(node["args"][0]))
+        if power is not None and power > -1:
+            found.setdefault(node.get("module") or "attention", (power, node.get("line")))
+    out = []
+    for module, (power, line) in found.items():
+        grown = _power("width", power + 1)
+        finding = Finding(module, f"scores of attention grow like {grown} once queries and keys align", None)
+        where = f" ({line})" if line else ""
+        finding.advice.append(f"divide them by the width of a head, not by its root: scale = 1 / d{where}")
+        out.append(finding)
+    return out
+
+
+def _decay_inside(graph, binary):
+    """Weight decay that Adam adds to gradients which shrink: it outweighs them."""
+    optimiser, out = graph["optimiser"], []
+    if not any(g.get("weight_decay") and g.get("kind", optimiser["kind"]) == "adam" for g in optimiser["groups"]):
+        return out
+    counted = {p["name"]: p for p in with_gradient_powers(_with_eps(graph), binary)["parameters"]}
+    for p in graph["parameters"]:
+        group = optimiser["groups"][p["group"]] if p["group"] is not None else {}
+        size = counted[p["name"]].get("gradient_power")
+        if not group.get("weight_decay") or group.get("kind", optimiser["kind"]) != "adam" or size is None:
+            continue
+        decay = fit(group["weight_decay"], graph["widths"], "a weight decay").p
+        beside = decay + _size_of_entries(p, graph["widths"])
+        if beside > size:
+            finding = Finding(p["name"], "weight decay outweighs the gradient, to which Adam adds it", None)
+            finding.decay = float(size - beside)
+            finding.advice.append("torch.optim.AdamW, whose decay is no part of the gradient, or")
+            finding.advice.append(f"weight decay: times {_ratio(finding.decay, min(graph['widths']))}")
+            out.append(finding)
+    return out
+
+
+def _with_eps(graph):
+    """A gradient's size is counted where eps asks for it."""
+    groups = [dict(g, eps=1e-8, weight_decay=0.0) for g in graph["optimiser"]["groups"]]
+    return graph | {"optimiser": graph["optimiser"] | {"groups": groups}}
+
+
+def _size_of_entries(parameter, widths):
+    law = parameter["law"]
+    key = {"constant": "value", "uniform": "high"}.get(law["kind"], "std")
+    value = law.get(key, 0.0)
+    return fit_leading(value, widths, "an initial law")[0].p if value else Fraction(0)
 
 
 def _name(translation, ident):

@@ -58,11 +58,15 @@ def with_gradient_powers(graph, binary=None):
     """For Adam and RMSprop, counted by `tplimit check`: the power of the width of an entry of each gradient, beside which eps stands."""
     if not any(g.get("eps") for g in graph["optimiser"]["groups"]):
         return graph
-    counted = Translation(without_eps(graph), steps=2, gradients=True)
-    try:
-        _, found, _, _ = counted.tool("check", binary=binary)
-    except FileNotFoundError:
-        return graph
+    # Of two steps: what starts at 0 has no gradient before.  Where these explode the first gradient counts.
+    for steps in (2, 1):
+        counted = Translation(without_eps(graph), steps=steps, gradients=True)
+        try:
+            _, found, _, _ = counted.tool("check", binary=binary)
+        except FileNotFoundError:
+            return graph
+        if found and found["regime"] != "unstable":
+            break
     orders = {r["name"]: r["order"] for r in (found or {"reports": []})["reports"]}
     parameters = []
     for spec in graph["parameters"]:
