@@ -96,14 +96,14 @@ constexpr PartSums::Limits kSizes{8, 4}, kShares{3, 2};
 class Counting {
  public:
   Counting(const Program& program, const Versions& versions, const Adjustment& adjustment,
-           std::optional<std::uint32_t> watched = {})
+           std::vector<bool> watched = {})
       : in_(program),
         versions_(versions),
         adjust_(adjustment),
-        watched_(watched),
+        watched_(std::move(watched)),
         initial_program_(without_nodes(program)),
         start_(initial_program_),
-        parts_(watched ? kShares : kSizes) {
+        parts_(watched_.empty() ? kSizes : kShares) {
     choose_flips();
     for (const TrainingStep& step : program.steps) trained_ = trained_ || !step.losses.empty();
     sums_.assign(program.size(), 0);
@@ -131,14 +131,15 @@ class Counting {
     return start && *start > 0 ? NodeId{} : growing_;
   }
   [[nodiscard]] const std::map<std::uint32_t, MaybeExponent>& decays() const { return decay_; }
-  /// Of the part that the updates of the watched variable are needed for.
+  /// Of the part that the updates of the watched variables are needed for.
   [[nodiscard]] std::optional<Exponent> size_by_watched(NodeId id) const {
     return parts_.size_caused_by(sums_[id.value], kWatched, false);
   }
 
  private:
   [[nodiscard]] std::uint64_t bit(std::uint32_t variable) const {
-    return !watched_ || variable == *watched_ ? kWatched : kOthers;
+    const bool others = !watched_.empty() && (variable >= watched_.size() || !watched_[variable]);
+    return others ? kOthers : kWatched;
   }
   /// A flip for each Gaussian vector, then for each matrix; those that are left flip together,
   /// which is a symmetry too.
@@ -525,7 +526,7 @@ class Counting {
   const Program& in_;
   const Versions& versions_;
   const Adjustment& adjust_;
-  std::optional<std::uint32_t> watched_;
+  std::vector<bool> watched_;        ///< of each variable; empty: all
   std::vector<std::uint32_t> flip_;  ///< of each source
   bool trained_ = false;
   Program initial_program_;
@@ -849,6 +850,12 @@ RegimeReport Counting::report() {
   return out;
 }
 
+/// W of W[2], of an array, and of W.3, a block of a width 2 n.
+std::string_view declaration(const Program& program, std::uint32_t variable) {
+  const std::string_view name = program.variables[variable].name;
+  return name.substr(0, name.find_first_of("[."));
+}
+
 /// Initial values so that preactivations have size 1 and readouts n^-1 per term, then rates so that
 /// every update moves its layer by order 1.
 std::vector<Fix> find_fixes(const Program& program, const Versions& versions,
@@ -881,7 +888,12 @@ std::vector<Fix> find_fixes(const Program& program, const Versions& versions,
         (current->readout && *current->initial < 0))
       continue;
     if (!program.variables[e.variable].variance) continue;
-    adjustment.initial[e.variable] = -*current->initial;
+    // Parts of one declaration that start alike are set together.
+    const Exponent initial = *current->initial;
+    for (const VariableEffect& x : now.effects)
+      if (x.initial == initial && x.readout == current->readout &&
+          declaration(program, x.variable) == declaration(program, e.variable))
+        adjustment.initial[x.variable] = -initial;
     recount();
   }
   for (int round = 0; round < 4 && !now.maximal; ++round) {
@@ -1010,18 +1022,33 @@ RegimeReport count_powers(const Program& written, bool every_share) {
   const auto trained = std::count_if(program.variables.begin(), program.variables.end(),
                                      [](const Variable& v) { return v.trained; });
   const bool shares = every_share || trained <= kFewVariables;
-  for (std::uint32_t v = 0; v < program.variables.size(); ++v) {
-    if (!shares && (!grown.valid() || !out.unstable->notes.empty())) break;
-    const Counting one(program, versions, {}, v);
+  // Of many variables, as heads of a fixed size make them, the parts of a declaration together.
+  const bool alone = trained <= kManyVariables;
+  const auto count = static_cast<std::uint32_t>(program.variables.size());
+  if (shares)
     for (Feature& f : out.features)
-      for (StepSize& s : f.steps)
-        if (shares)
-          s.by_variable.push_back(s.node.valid() ? smaller(one.size_by_watched(s.node), s.change)
-                                                 : std::nullopt);
+      for (StepSize& s : f.steps) s.by_variable.resize(count);
+  std::vector<bool> done(count);
+  for (std::uint32_t v = 0; v < count; ++v) {
+    if (done[v]) continue;
+    if (!shares && (!grown.valid() || !out.unstable->notes.empty())) break;
+    std::vector<bool> watched(count);
+    for (std::uint32_t u = v; u < count; ++u)
+      watched[u] = u == v || (!alone && declaration(program, u) == declaration(program, v));
+    const Counting one(program, versions, {}, watched);
+    for (std::uint32_t u = v; u < count; ++u) {
+      if (!watched[u]) continue;
+      done[u] = true;
+      if (!shares) continue;
+      for (Feature& f : out.features)
+        for (StepSize& s : f.steps)
+          if (s.node.valid()) s.by_variable[u] = smaller(one.size_by_watched(s.node), s.change);
+    }
     if (grown.valid() && out.unstable->notes.empty() &&
         one.size_by_watched(grown) == all.size(grown))
       out.unstable->notes.push_back(
-          {fmt::format("through the updates of '{}'", program.variables[v].name),
+          {fmt::format("through the updates of '{}'",
+                       alone ? program.variables[v].name : std::string(declaration(program, v))),
            program.variables[v].span});
   }
   if (!all.decays().empty()) {

@@ -152,7 +152,7 @@ std::vector<std::string> advice(const RegimeReport& report, const ir::Program& p
   std::vector<std::string> said;
   for (const Fix& fix : report.fixes) {
     const ir::Variable& v = program.variables[fix.variable];
-    const std::string name = v.name.substr(0, v.name.find('['));
+    const std::string name = v.name.substr(0, v.name.find_first_of("[."));
     std::string line = fmt::format("param {}: use ", name);
     if (fix.initial != 0)
       line += fmt::format("variance {} instead of {}",

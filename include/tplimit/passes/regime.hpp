@@ -9,7 +9,7 @@
 
 namespace tplimit {
 
-constexpr std::ptrdiff_t kFewVariables = 8;
+constexpr std::ptrdiff_t kFewVariables = 8, kManyVariables = 64;
 
 /// Sizes of one value of the text at one step, as powers of n; empty: exactly 0.
 struct StepSize {
@@ -17,7 +17,8 @@ struct StepSize {
   std::optional<Exponent> value;
   std::optional<Exponent> change;  ///< of what the updates of parameters add to it
   std::vector<std::optional<Exponent>>
-      by_variable;  ///< of the part of the change that the updates of one variable are needed for
+      by_variable;  ///< of the part of the change that the updates of one variable are needed for;
+                    ///< beyond kManyVariables, of one declaration
 };
 
 /// A named value, followed through training.
