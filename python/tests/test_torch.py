@@ -351,6 +351,38 @@ def test_weights_of_classes_and_labels_that_are_ignored():
         )
 
 
+def test_cross_attention_and_slices_of_several_parts(tmp_path):
+    """Rows of a fused projection, of which MultiheadAttention takes one part for queries and two for keys and values."""
+
+    class Net(nn.Module):
+        def __init__(self, n):
+            super().__init__()
+            self.n, self.embed, self.gates = n, nn.Linear(1, n), nn.Linear(1, 3 * n)
+            self.attention = nn.MultiheadAttention(n, n // 2, batch_first=True)
+            self.readout = nn.Linear(n, 1, bias=False)
+            for p in (self.embed.weight, self.gates.weight, self.readout.weight):
+                nn.init.normal_(p)
+            nn.init.normal_(self.attention.in_proj_weight, std=n**-0.5)
+
+        def forward(self, x):
+            x = x.transpose(1, 2)
+            z = torch.tanh(self.embed(x))
+            one, two = self.gates(x).split([self.n, 2 * self.n], dim=-1)
+            q = torch.tanh(one) * torch.tanh(two)[..., : self.n] + two[..., self.n :]
+            return self.readout((q[:, :2] + self.attention(q[:, :2], z, z, need_weights=False)[0]).mean(1)) / self.n
+
+    def build(n):
+        net = Net(n)
+        hidden = [net.attention.in_proj_weight, net.attention.out_proj.weight]
+        rest = [p for p in net.parameters() if all(p is not h for h in hidden)]
+        return net, torch.optim.SGD([{"params": hidden, "lr": 0.2}, {"params": rest, "lr": 0.2 * n}])
+
+    data, target = (torch.tensor(v) for v in (torch_models.SIGNALS, torch_models.SIGNAL_TARGETS))
+    text = pytorch.from_torch(build, data[..., :4], target, steps=3).text
+    assert "param attention_in_proj_weight : [3, 2, m, n]" in text and "gates[1..3]" in text
+    check_networks(build, data[..., :4], target, "mse", tmp_path, steps=3)
+
+
 def test_rows_of_padding_are_not_trained(tmp_path):
     class Net(nn.Module):
         def __init__(self, n, drawn):
@@ -422,6 +454,97 @@ def test_several_optimisers():
     twice = lambda n: (module := sequential(n)[0], [torch.optim.SGD(module.parameters(), lr=0.1)] * 2)
     with pytest.raises(pytorch.Refused, match="two optimisers"):
         text_of(twice)
+
+
+def plain(n, law=None):
+    module = nn.Sequential(nn.Linear(3, n), nn.ReLU(), nn.Linear(n, n), nn.ReLU(), nn.Linear(n, 1))
+    if law:
+        for layer in module[::2]:
+            law(layer.weight)
+            nn.init.zeros_(layer.bias)
+    return module
+
+
+@pytest.mark.parametrize("law", [None, nn.init.xavier_uniform_, nn.init.xavier_normal_, nn.init.kaiming_normal_])
+@pytest.mark.parametrize(
+    "optimiser",
+    [
+        lambda p: torch.optim.AdamW(p, lr=0.01),
+        lambda p: torch.optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+        lambda p: torch.optim.Adam(p, lr=0.01),
+    ],
+)
+def test_advice_leads_to_mup(law, optimiser):
+    """The factors that lint names, put on laws, rates and decays of a plain network, make it good."""
+
+    def build(n, fixes=()):
+        module = plain(n, law)
+        base = optimiser(module.parameters()).param_groups[0]
+        groups = []
+        for name, p in module.named_parameters():
+            fix = next((f for f in fixes if f.parameter == name), None)
+            rate, std, decay = ((n / 64) ** getattr(fix, k, 0.0) for k in ("rate", "std", "decay"))
+            with torch.no_grad():
+                p.mul_(std)
+            groups.append({"params": [p], "lr": base["lr"] * rate, "weight_decay": base["weight_decay"] * decay})
+        return module, type(optimiser(module.parameters()))(groups, **({"momentum": 0.9} if "momentum" in base else {}))
+
+    found = pytorch.lint(lambda n: build(n), X, y, binary=graphs.tool())
+    assert not found.good and found.findings
+    after = pytorch.lint(lambda n: build(n, found.findings), X, y, binary=graphs.tool())
+    assert after.good, str(after)
+
+
+def test_scores_divided_by_a_root_are_named():
+    class Net(nn.Module):
+        def __init__(self, n, power, by_hand):
+            super().__init__()
+            self.n, self.embed, self.qkv = n, nn.Linear(1, n), nn.Linear(n, 3 * n, bias=False)
+            self.power, self.by_hand, self.readout = power, by_hand, nn.Linear(n, 1, bias=False)
+            nn.init.normal_(self.readout.weight)
+
+        def forward(self, x):
+            q, k, v = self.qkv(self.embed(x.transpose(1, 2))).chunk(3, dim=-1)
+            scale = self.n**self.power
+            if self.by_hand:
+                a = (q @ k.mT * scale).softmax(-1) @ v
+            else:
+                a = F.scaled_dot_product_attention(q, k, v, scale=scale)
+            return self.readout(a.mean(1)) / self.n
+
+    data, target = (torch.tensor(v) for v in (torch_models.SIGNALS, torch_models.SIGNAL_TARGETS))
+    for by_hand in (False, True):
+        for power in (-0.5, -1):
+
+            def build(n):
+                net = Net(n, power, by_hand)
+                wide = [net.embed.weight, net.embed.bias, net.readout.weight]
+                return net, torch.optim.Adam(
+                    [{"params": wide, "lr": 0.01}, {"params": [net.qkv.weight], "lr": 0.6 / n}]
+                )
+
+            found = pytorch.lint(build, data, target, binary=graphs.tool())
+            named = [f for f in found.findings if "scores of attention grow" in f.problem]
+            assert bool(named) == (power == -0.5) and found.good == (power == -1), str(found)
+
+
+def test_what_has_no_graph_is_refused():
+    class Branch(Small):
+        def forward(self, x):
+            return super().forward(x) if x.sum() > 0 else x[:, :1]
+
+    build = lambda n: (net := Branch(n), torch.optim.SGD(net.parameters(), lr=0.1))
+    with pytest.raises(pytorch.Refused, match="torch.export cannot trace"):
+        text_of(build)
+    for data, target, why in (
+        (X * float("nan"), y, "X has entries"),
+        (X, None, "y is one tensor"),
+        ((X, X), y, "X is one tensor"),
+    ):
+        with pytest.raises(ValueError, match=why):
+            pytorch.from_torch(lambda n: small(n), data, target)
+    with pytest.raises(ValueError, match="schedule"):
+        text_of(lambda n: small(n), steps=4, schedule=[1.0])
 
 
 def test_mup_package():

@@ -222,6 +222,12 @@ PartSums::Id PartSums::shifted(Id a, Exponent power) {
               });
 }
 
+PartSums::Id PartSums::at_most(Id a, Exponent order) {
+  std::vector<Part> out = sums_[a];
+  for (Part& p : out) p.order = std::min(p.order, order);
+  return intern(std::move(out));
+}
+
 PartSums::Id PartSums::inverse(Id a) {
   return once(binary_, std::tuple<int, Id, Id>(kInverse, a, 0), [&] {
     return homogeneous(Map{Fn::kPower, -1}, -1, sums_[a]);

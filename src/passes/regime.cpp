@@ -444,6 +444,44 @@ class Counting {
         node.op);
   }
 
+  /// sum a_k g_k / sqrt(sum c_k g_k^2 ..), the steps of Adam: of size 1 at most (Cauchy-Schwarz),
+  /// while parts know only that the denominator may be as small as each of its own.
+  [[nodiscard]] bool is_normalised(NodeId above, NodeId below) const {
+    const auto* root = std::get_if<Map>(&in_[below].op);
+    if (root && root->fn == Fn::kAdd)  // eps
+      for (const NodeId id : in_[below].in)
+        if (const auto* m = std::get_if<Map>(&in_[id].op); m && m->fn == Fn::kSqrt)
+          return is_normalised(above, id);
+    if (!root || root->fn != Fn::kSqrt) return false;
+    std::set<NodeId> terms, squares;
+    collect_terms(above, terms);
+    collect_terms(in_[below].in[0], squares);
+    return std::all_of(terms.begin(), terms.end(), [&](NodeId g) {
+      return std::any_of(squares.begin(), squares.end(), [&](NodeId id) {
+        const auto* m = std::get_if<Map>(&in_[id].op);
+        return m && m->fn == Fn::kPower && m->parameter == 2 && in_[id].in[0] == g;
+      });
+    });
+  }
+  /// Of a sum with numbers as coefficients.
+  void collect_terms(NodeId id, std::set<NodeId>& out) const {
+    const Node& node = in_[id];
+    const auto* m = std::get_if<Map>(&node.op);
+    const auto* s = std::get_if<Scale>(&node.op);
+    const auto is_number = [&](NodeId k) { return std::holds_alternative<Constant>(in_[k].op); };
+    if (m && (m->fn == Fn::kAdd || m->fn == Fn::kSub)) {
+      for (const NodeId k : node.in) collect_terms(k, out);
+    } else if (s && s->power == 0) {
+      collect_terms(node.in[0], out);
+    } else if (m && m->fn == Fn::kMul && (is_number(node.in[0]) || is_number(node.in[1]))) {
+      collect_terms(node.in[is_number(node.in[0]) ? 1 : 0], out);
+    } else if (m && m->fn == Fn::kDiv && is_number(node.in[1])) {
+      collect_terms(node.in[0], out);
+    } else {
+      out.insert(id);
+    }
+  }
+
   template <class Of>
   Sum map(const Map& m, const std::vector<NodeId>& in, Of of) {
     if (in.size() == 1) return parts_.map(m, of(in[0]));
@@ -451,7 +489,10 @@ class Counting {
       case Fn::kAdd:
       case Fn::kSub: return parts_.plus(of(in[0]), of(in[1]));
       case Fn::kMul: return parts_.times(of(in[0]), of(in[1]));
-      case Fn::kDiv: return parts_.times(of(in[0]), parts_.inverse(of(in[1])));
+      case Fn::kDiv: {
+        const Sum ratio = parts_.times(of(in[0]), parts_.inverse(of(in[1])));
+        return is_normalised(in[0], in[1]) ? parts_.at_most(ratio, 0) : ratio;
+      }
       case Fn::kLess:
       case Fn::kLessEqual:
       case Fn::kEqual:

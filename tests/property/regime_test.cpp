@@ -278,6 +278,31 @@ TEST(Counting, ReadoutsThatStartAtZero) {
   }
 }
 
+// The first gradient of queries and keys is n^(-1/2) times the second: no step of Adam is larger
+// than its rate for that.
+TEST(Counting, StepsOfAdamAreNoLargerThanTheirRate) {
+  const char* network = R"(width n
+data X = [[1, 0.5], [-0.3, 1], [0.2, -0.4]]
+param U : [n, 2] ~ normal(0, 1)
+param Q : [n, n] ~ normal(0, 1 / n), lr = 1 / n
+param K : [n, n] ~ normal(0, 1 / n), lr = 1 / n
+param V : [n, n] ~ normal(0, 1 / n), lr = 1 / n
+param v : [n] ~ normal(0, 1)
+for t in 0..3 {
+  x = U @ X
+  out = v @ mean(attention(Q @ x, K @ x, V @ x, ones(3, 3)), axis = 0) / n
+  loss = (out - 1)^2
+  report loss
+  step )";
+  for (const char* step :
+       {"adam(loss, lr = 0.1, eps = 0)", "rmsprop(loss, lr = 0.1, eps = 0)",
+        "adam(loss, lr = 0.1, eps = 0, beta1 = 0, beta2 = 0)", "adamw(loss, lr = 0.1, eps = 0)"}) {
+    const RegimeReport found = counted(network + std::string(step) + "\n}\n");
+    EXPECT_FALSE(found.unstable) << step;
+    EXPECT_TRUE(found.maximal) << step;
+  }
+}
+
 const Feature& feature(const RegimeReport& report, const std::string& name) {
   const auto it = std::find_if(report.features.begin(), report.features.end(),
                                [&](const Feature& f) { return f.name == name; });

@@ -64,6 +64,7 @@ class PartSums {
   Id plus(Id a, Id b);
   Id times(Id a, Id b);
   Id shifted(Id a, Exponent power);
+  Id at_most(Id a, Exponent order);  ///< of what is bounded by n^order
   /// n^power a inverse: the leading part decides, smaller ones change it relatively.
   Id inverse(Id a);
   /// Mean over coordinates: a vector odd under a flip averages to n^(-1/2) of its size, a random

@@ -135,6 +135,7 @@ class Emitter:
         self.env, self.parameters = {}, {}
         self.arrays = {}  # constants that operations declare
         self.transposes = {}  # of parameters
+        self.rows = {}  # parts of parameters: name, first and last block of rows
         self.node = None
 
     # ---- names and numbers
@@ -316,6 +317,9 @@ class Emitter:
         if node["op"] == "permute" and node["attrs"]["order"] == [1, 0] and node["args"][0] in self.parameters:
             self.transposes[node["name"]] = node["args"][0]
             return
+        if node["op"] == "slice" and self.is_matrix(node["args"][0]) and node["attrs"]["axis"] == 0:
+            self.note_rows(node)
+            return
         operation = getattr(self, "op_" + node["op"], None)
         attrs = node.get("attrs", {})
         if node["op"] in UNARY:
@@ -329,6 +333,32 @@ class Emitter:
         self.env[node["name"]] = value
         if node.get("module"):
             self.module_values[node["module"]] = value.text
+
+    def is_matrix(self, arg):
+        p = self.parameters.get(arg)
+        return p is not None and len(p.atoms) == 2 and all(any(isinstance(s, Wide) for s in a) for a in p.atoms)
+
+    def note_rows(self, node):
+        """Blocks of rows of a matrix, as of fused projections, which are split apart where it is declared."""
+        name, attrs = node["args"][0], node["attrs"]
+        first, last = self.size(attrs["start"], "the start of a slice"), self.size(attrs["stop"], "the end of a slice")
+        atoms = self.parameters[name].atoms[0]
+        if attrs.get("step", 1) != 1 or not isinstance(last, Wide) or (first and not isinstance(first, Wide)):
+            self.refuse(f"rows of {name} that are no parts of the width")
+        self.rows[node["name"]] = (name, *self.blocks(atoms, first, last, f"rows of {name}"))
+
+    def blocks(self, atoms, first, last, what):
+        """Which blocks of an axis a slice takes, once it is split into them."""
+        first, last, total = _coefficient(first)[0], _coefficient(last)[0], _product(atoms)[0]
+        unit = total
+        for length in (first, last):
+            while length:  # the largest common part
+                unit, length = length, unit % length
+        if len(atoms) > 1 and not isinstance(atoms[0], Wide):  # split already: in finer blocks of equal number
+            unit = total / atoms[0] if (unit / (total / atoms[0])).denominator == 1 else unit
+        if atoms[0] != int(total / unit) and total != unit:
+            self.unify(atoms, [int(total / unit), Wide(unit)], what)
+        return int(first / unit), int(last / unit)
 
     def assign(self, text):
         """A statement of the model, named after the module."""
@@ -639,6 +669,9 @@ class Emitter:
             y = self.contract(self.value(x), w, 0, 1)
         elif w in self.transposes:
             y = self.contract(self.value(x), self.transposes[w], 1, 0)
+        elif w in self.rows:
+            name, *part = self.rows[w]
+            y = self.contract(self.value(x), name, 0, 1, part)
         else:
             y = self.op_matmul_values(self.value(x), self.turned(self.value(w)))
         if b is None:
@@ -649,8 +682,9 @@ class Emitter:
     def named(self, v):
         return replace(v, text=self.assign(v.text))
 
-    def contract(self, x, w, out_axis, in_axis):
-        """Not yet assigned: sum over x's last traced axis with that of the parameter."""
+    def contract(self, x, w, out_axis, in_axis, part=None):
+        """Not yet assigned: sum over x's last traced axis with that of the parameter, of which `part` are the first blocks of the
+        result, from and to."""
         p = self.parameters[w]
         if len(p.atoms) == 1:
             self.refuse("product with a vector")
@@ -684,14 +718,22 @@ class Emitter:
         if count > 1 and not x.text.isidentifier():
             x = self.named(x)
 
+        span = {k: (0, outer[k]) for k in extra_out}
+        if part:
+            span[extra_out[0]] = tuple(part)
+        kept = [k for k in extra_out if not part or k != extra_out[0] or part[1] - part[0] > 1]
+
         def product(index, depth):
             """W[index] @ x, stacked over what is left of extra_out, summed over extra_in."""
             if depth < len(extra_out):
-                size = outer[extra_out[depth]]
+                k = extra_out[depth]
+                if k not in kept:
+                    return product(index + [span[k][0]], depth + 1)
                 if depth == len(extra_out) - 1 and not count:
                     self.need("heads")
-                    return f"heads({_indexed(matrix, index)}, {x.text})"
-                return f"stack({', '.join(product(index + [h], depth + 1) for h in range(size))})"
+                    own = index + ([f"{span[k][0]}..{span[k][1]}"] if span[k] != (0, outer[k]) else [])
+                    return f"heads({_indexed(matrix, own)}, {x.text})"
+                return f"stack({', '.join(product(index + [h], depth + 1) for h in range(*span[k]))})"
             if not count:
                 return f"{_indexed(matrix, index)} @ {x.text}"
             if count == 1:
@@ -703,12 +745,14 @@ class Emitter:
             return " + ".join(f"{_indexed(matrix, index + t)} @ {_indexed(x.text, t)}" for t in terms)
 
         text = product([], 0)
-        lead = len(extra_out)
+        lead = len(kept)
         rest = x.axes[count : len(x.axes) - 1 - between]
-        axes = [outer[k] for k in extra_out] + rest + [outer[main_out]] + ([x.axes[-1]] if between else [])
+        axes = [span[k][1] - span[k][0] for k in kept] + rest + [outer[main_out]] + ([x.axes[-1]] if between else [])
         groups = [[k - count + lead for k in g] for g in x.groups[:last]]
         position = lead + len(rest)
-        groups.append([extra_out.index(k) if k != main_out else position for k in range(len(outer))])
+        groups.append(
+            [kept.index(k) if k in kept else position for k in range(len(outer)) if k in kept or k == main_out]
+        )
         return Value(text, axes, groups)
 
     def need(self, helper):
@@ -1203,14 +1247,14 @@ class Emitter:
         if first == 0 and _coefficient(last) == _product(atoms) and step == 1:
             return v
         if any(isinstance(a, Wide) for a in atoms):
-            length = _coefficient(last)[0] - _coefficient(first)[0]
-            block, part = _product(atoms)[0] / length, (_coefficient(first)[0] / length)
-            if not isinstance(last, Wide) or step != 1 or block.denominator != 1 or part.denominator != 1:
-                self.refuse("a slice of the width that is not one of equal parts of it")
-            if atoms[0] != int(block):
-                self.unify(atoms, [int(block), Wide(length)], "a slice")
+            if not isinstance(last, Wide) or step != 1 or (first and not isinstance(first, Wide)):
+                self.refuse("a slice of the width that is no part of it")
+            start, stop = self.blocks(atoms, first, last, "a slice")
             k = v.groups[i][0]
-            return self.named(self.without_axis(v, k, int(part)))
+            if stop - start == 1:
+                return self.named(self.without_axis(v, k, start))
+            text = f"{v.text}[{', '.join(['..'] * k + [f'{start}..{stop}'])}]"
+            return self.make(text, v.axes[:k] + [stop - start] + v.axes[k + 1 :], v.groups)
         v = self.merged(v, i)
         k = self.finite_axis(v, i)
         by = f" by {step}" if step != 1 else ""

@@ -95,19 +95,18 @@ def fit(value, widths, what):
 
 
 def fit_leading(value, widths, what):
-    """The power, or the leading one of 1 / sqrt(a n + b), as laws that count inputs and outputs have it; and whether it is only
-    that."""
+    """The power, or the leading one of sqrt(n^k / (a n + b)), as laws that count inputs and outputs have it; and whether it is
+    only that."""
     try:
         return fit(value, widths, what), False
     except Refused:
         v = [float(x) for x in value["per_width"]]
-        if 0 in v or min(v) < 0 < max(v):
-            raise
-        u = [1 / x**2 for x in v]
-        slopes = [(u[i + 1] - u[i]) / (widths[i + 1] - widths[i]) for i in range(len(u) - 1)]
-        if min(slopes) <= 0 or max(slopes) - min(slopes) > 1e-6 * max(slopes):
-            raise
-        return Power(math.copysign(float(f"{slopes[0] ** -0.5:.12g}"), v[0]), Fraction(-1, 2)), True
+        for k in (0, 1, 2, -1) if min(v) > 0 or max(v) < 0 else ():
+            u = [w**k / x**2 for w, x in zip(widths, v)]
+            slopes = [(u[i + 1] - u[i]) / (widths[i + 1] - widths[i]) for i in range(len(u) - 1)]
+            if min(slopes) > 0 and max(slopes) - min(slopes) < 1e-6 * max(slopes):
+                return Power(math.copysign(float(f"{slopes[0] ** -0.5:.12g}"), v[0]), Fraction(k - 1, 2)), True
+        raise
 
 
 def _digits(x):
