@@ -528,6 +528,50 @@ def test_scores_divided_by_a_root_are_named():
             assert bool(named) == (power == -0.5) and found.good == (power == -1), str(found)
 
 
+def test_masks_of_each_sample():
+    """As bool, stretched, or added as large negative numbers: positions of padding are not looked at."""
+
+    class Net(nn.Module):
+        def __init__(self, n, how):
+            super().__init__()
+            self.n, self.how, self.embed = n, how, nn.Embedding(4, n)
+            self.q, self.k, self.readout = nn.Linear(n, n), nn.Linear(n, n), nn.Linear(n, 1, bias=False)
+            nn.init.normal_(self.readout.weight)
+
+        def forward(self, ids):
+            z, pad = self.embed(ids), (ids == 3)[:, None, :]
+            q, k = self.q(z), self.k(z)
+            mask = {
+                "bool": lambda: ~pad,
+                "stretched": lambda: torch.logical_not(pad).expand(-1, 4, -1),
+                "added": lambda: torch.zeros(3, 4, 4).masked_fill(pad, -1e9),
+                "infinite": lambda: torch.zeros(3, 4, 4).masked_fill(pad, float("-inf")),
+                "by hand": lambda: None,
+            }[self.how]()
+            if self.how == "by hand":
+                a = (q @ k.mT / self.n).masked_fill(pad, float("-inf")).softmax(-1) @ z
+            else:
+                a = F.scaled_dot_product_attention(q, k, z, attn_mask=mask, scale=1 / self.n)
+            return self.readout(a[:, 0]) / self.n
+
+    def loss_at(how):
+        def build(n):
+            net = Net(n, how)
+            hidden = [net.q.weight, net.k.weight]
+            rest = [p for p in net.parameters() if all(p is not h for h in hidden)]
+            return net, torch.optim.SGD([{"params": hidden, "lr": 0.3}, {"params": rest, "lr": 0.3 * n}])
+
+        ids = torch.tensor([[0, 1, 3, 3], [2, 1, 0, 3], [1, 1, 2, 0]])
+        t = pytorch.from_torch(build, ids, torch.tensor([[1.0], [-1.0], [0.5]]), steps=3)
+        _, found, _, messages = t.tool("run", "--particles", 1024, binary=graphs.tool())
+        assert found, messages
+        return found["reports"][0]["value"]
+
+    usual = loss_at("by hand")
+    for how in ("bool", "stretched", "added", "infinite"):
+        assert loss_at(how) == pytest.approx(usual, rel=1e-6), how
+
+
 def test_what_has_no_graph_is_refused():
     class Branch(Small):
         def forward(self, x):

@@ -188,8 +188,9 @@ class Nodes:
             flat = a.flatten()
             first = flat[0].item()
             if bool((flat == first).all()) and not isinstance(first, bool):
-                return decimal(a.flatten()[:1])[0]
-            value = decimal(a.to(self.torch.int64) if a.dtype == self.torch.bool else a)
+                return _finite(decimal(a.flatten()[:1])[0])
+            a_finite = a.clamp(min=_LOWEST) if a.dtype.is_floating_point else a
+            value = decimal(a.to(self.torch.int64) if a.dtype == self.torch.bool else a_finite)
             same = next((name for name, v in self.constants.items() if v == value), None)
             name = same or self.constant_name(a)
             self.constants[name] = value
@@ -359,7 +360,19 @@ class Nodes:
     @_translates("masked_fill")
     def masked_fill(self, node, g):
         value = float(g["value"])
+        if isinstance(g["self"], self.torch.Tensor):  # an additive mask
+            return self.put(node, "where", [g["mask"], _finite(value), g["self"]])
         return self.put(node, "masked_fill", [g["self"], g["mask"]], value="-inf" if value == -math.inf else value)
+
+    @_translates("logical_not", "bitwise_not")
+    def logical_not(self, node, g):
+        self.only(node, dtype=node.meta["val"].dtype == self.torch.bool)
+        return self.put(node, "compare", [g["self"], 0.0], relation="==")
+
+    @_translates("logical_and", "bitwise_and", "logical_or", "bitwise_or")
+    def logical(self, node, g):
+        self.only(node, dtype=node.meta["val"].dtype == self.torch.bool)
+        return self.put(node, "mul" if _name(node).endswith("and") else "maximum", [g["self"], g["other"]])
 
     @_translates("zeros_like", "ones_like", "full_like", "new_zeros", "new_ones", "new_full", "zero", "fill")
     def filled(self, node, g):
@@ -592,12 +605,17 @@ class Nodes:
         square = shapes[0][:-2] + [rows, columns]
         scores = self.put(node, "matmul", [q, turned], shape=square)
         scores = self.put(node, "mul", [scores, scale], shape=square)
+        own = node.args[3] if len(node.args) > 3 else node.kwargs["attn_mask"]
         if boolean:
             scores = self.put(node, "masked_fill", [scores, ~mask], shape=square, value="-inf")
-        elif isinstance(mask, str) and not node.kwargs.get("attn_mask", node.args[3:4] or [None]):
-            self.refuse(node, "this mask")
+        elif isinstance(mask, str) and own.meta["val"].dtype == self.torch.bool:
+            out = self.put(node, "compare", [mask, 0.0], shape=self.shape(own), relation="==")
+            scores = self.put(node, "masked_fill", [scores, out], shape=square, value="-inf")
         else:
             scores = self.put(node, "add", [scores, mask], shape=square)
+        if causal:
+            later = ~self.torch.ones(rows, columns, dtype=self.torch.bool).tril()
+            scores = self.put(node, "masked_fill", [scores, later], shape=square, value="-inf")
         weights = self.put(node, "softmax", [scores], shape=square, axis=-1)
         return self.put(node, "matmul", [weights, v])
 
@@ -936,6 +954,13 @@ class Nodes:
     @_translates("huber_loss")
     def huber(self, node, g):
         return self.put(node, "huber", [g["self"], g["target"]], delta=g["delta"], reduction=self.reduction(node, g))
+
+
+_LOWEST = -1e30  # for -infinity in masks: its exponential is 0, and no difference is undefined
+
+
+def _finite(value):
+    return max(value, _LOWEST)
 
 
 def decimal(tensor):

@@ -1215,7 +1215,7 @@ class Emitter:
         sizes = [self.size(shape[i], "a size") for i in new]
         stretched = Value("", sizes, [[new.index(i)] if i in new else [] for i in range(len(shape))])
         texts, axes, groups = self.align([v, stretched])
-        return self.make(f"{texts[0]} + zeros({self.sizes_text(axes)})", axes, groups)
+        return self.make(f"{texts[0]} + zeros({self.sizes_text(axes)})", axes, groups, known=v.known)
 
     def op_unsqueeze(self, x, axis):
         v = self.value(x)
