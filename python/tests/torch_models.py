@@ -244,7 +244,8 @@ def write_graphs(names):
         print(name)
 
 
-PARTICLES = {"decoder_adam": 512}  # else 8192, minutes for Adam, which reveals more directions than SGD
+# Else 8192: minutes for Adam, which reveals more directions than SGD.
+PARTICLES = {"decoder_adam": 512, "grouped_heads_sgd": 2048, "grouped_heads_adam": 1024, "normed_adam": 2048}
 
 
 def against(name, widths=(64, 256, 1024), seeds=8, particles=4096, folder="against"):
