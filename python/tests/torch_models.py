@@ -268,5 +268,5 @@ if __name__ == "__main__":
     if sys.argv[1] == "graphs":
         write_graphs(sys.argv[2:] or MODELS)
     else:
-        for name in sys.argv[2:] or MODELS:
+        for name in sys.argv[2:] or [n for n in MODELS if n.startswith(("mlp", "residual", "cnn", "decoder"))]:
             against(name, particles=PARTICLES.get(name, 8192))
