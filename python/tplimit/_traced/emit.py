@@ -816,9 +816,10 @@ class Emitter:
         rank = max(len(a.groups), len(b.groups))
         a, b = (replace(v, groups=[[] for _ in range(rank - len(v.groups))] + v.groups) for v in (a, b))
         for i, j in [*((i, i) for i in range(rank - 2)), (rank - 1, rank - 2)]:
-            if a.groups[i] and all(s == 1 for s in a.atoms(i)):
+            one_a, one_b = (bool(v.groups[k]) and all(s == 1 for s in v.atoms(k)) for v, k in ((a, i), (b, j)))
+            if one_a and not one_b:
                 a = self.without_ones(a, i)
-            if b.groups[j] and all(s == 1 for s in b.atoms(j)):
+            if one_b and not one_a:
                 b = self.without_ones(b, j)
             if a.groups[i] and b.groups[j]:
                 self.unify(a.atoms(i), b.atoms(j), "the axes of the product")
