@@ -548,8 +548,17 @@ def test_masks_of_each_sample():
                 "added": lambda: torch.zeros(3, 4, 4).masked_fill(pad, -1e9),
                 "infinite": lambda: torch.zeros(3, 4, 4).masked_fill(pad, float("-inf")),
                 "by hand": lambda: None,
+                "in two": lambda: None,
+                "scaled behind": lambda: None,
             }[self.how]()
-            if self.how == "by hand":
+            if self.how == "in two":
+                first = (ids == 3)[:, None, :] & (torch.arange(4) > 2)
+                a = (q @ k.mT / self.n).masked_fill(first, float("-inf")).masked_fill(pad, float("-inf")).softmax(
+                    -1
+                ) @ z
+            elif self.how == "scaled behind":
+                a = ((q @ k.mT).masked_fill(pad, float("-inf")) / self.n).softmax(-1) @ z
+            elif self.how == "by hand":
                 a = (q @ k.mT / self.n).masked_fill(pad, float("-inf")).softmax(-1) @ z
             else:
                 a = F.scaled_dot_product_attention(q, k, z, attn_mask=mask, scale=1 / self.n)
@@ -569,8 +578,10 @@ def test_masks_of_each_sample():
         return found["reports"][0]["value"]
 
     usual = loss_at("by hand")
-    for how in ("bool", "stretched", "added", "infinite"):
+    for how in ("bool", "stretched", "added", "infinite", "in two"):
         assert loss_at(how) == pytest.approx(usual, rel=1e-6), how
+    with pytest.raises(pytorch.Refused, match="right before it"):
+        loss_at("scaled behind")
 
 
 def test_what_has_no_graph_is_refused():

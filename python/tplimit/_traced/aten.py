@@ -9,11 +9,11 @@ import math
 from .form import Refused
 
 _SAME = {  # ATen name -> operation of the form with the same arguments
-    "add": "add", "sub": "sub", "mul": "mul", "multiply": "mul", "true_divide": "div", "divide": "div", "neg": "neg",
+    "multiply": "mul", "true_divide": "div", "divide": "div", "neg": "neg",
     "tanh": "tanh", "relu": "relu", "abs": "abs", "sign": "sign", "erf": "erf", "silu": "silu", "sigmoid": "sigmoid",
     "mish": "mish", "sin": "sin", "cos": "cos", "exp": "exp", "log": "log", "sqrt": "sqrt", "floor": "floor", "softsign": "softsign",
     "maximum": "maximum", "minimum": "minimum", "clamp_min": "maximum", "clamp_max": "minimum",
-    "detach": "stop", "where": "where", "matmul": "matmul", "mm": "matmul", "bmm": "matmul",
+    "detach": "stop", "where": "where",
 }  # fmt: skip
 _IDENTITY = {
     "contiguous", "clone", "alias", "to", "_to_copy", "lift_fresh_copy", "lift_fresh", "type_as", "float", "double", "identity",
@@ -613,9 +613,6 @@ class Nodes:
             scores = self.put(node, "masked_fill", [scores, out], shape=square, value="-inf")
         else:
             scores = self.put(node, "add", [scores, mask], shape=square)
-        if causal:
-            later = ~self.torch.ones(rows, columns, dtype=self.torch.bool).tril()
-            scores = self.put(node, "masked_fill", [scores, later], shape=square, value="-inf")
         weights = self.put(node, "softmax", [scores], shape=square, axis=-1)
         return self.put(node, "matmul", [weights, v])
 

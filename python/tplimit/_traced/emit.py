@@ -320,6 +320,9 @@ class Emitter:
         if node["op"] == "slice" and self.is_matrix(node["args"][0]) and node["attrs"]["axis"] == 0:
             self.note_rows(node)
             return
+        masked = [a for a in node["args"] if isinstance(a, str) and a in self.env and self.env[a].mask is not None]
+        if masked and node["op"] not in ("softmax", "masked_fill"):  # they would be taken for what they were before
+            self.refuse("scores that are -infinity are used other than in a softmax: mask them right before it")
         operation = getattr(self, "op_" + node["op"], None)
         attrs = node.get("attrs", {})
         if node["op"] in UNARY:
@@ -658,6 +661,9 @@ class Emitter:
                 self.refuse("the mask is not known before the run")
             negated = re.fullmatch(r"\(1 - (.*)\)", m.text)
             free = replace(m, text=negated[1] if negated else f"(1 - {m.text})")
+            if v.mask is not None:  # masked before
+                texts, axes, groups = self.align([v.mask, free])
+                free = Value(f"({texts[0]} * {texts[1]})", axes, groups, known=True)
             return replace(v, mask=free)
         texts, axes, groups = self.align([m, v])
         return self.make(f"where({texts[0]}, {power_text(self.power(value, 'a constant'))}, {texts[1]})", axes, groups)

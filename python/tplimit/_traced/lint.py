@@ -123,7 +123,7 @@ def _scores(graph):
                 return None
             p = fit(numbers[0], widths, "a factor").p
             return inside + (p if op == "mul" else -p)
-        if op in ("add", "masked_fill", "where", "reshape", "expand", "softcap"):
+        if op in ("add", "masked_fill", "where", "reshape", "expand"):
             for a in args:
                 if isinstance(a, str) and (inside := factor(nodes.get(a), seen + 1)) is not None:
                     return inside
