@@ -15,6 +15,7 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#include "cli/command_line.hpp"
 #include "tplimit/driver/driver.hpp"
 #include "tplimit/driver/identity.hpp"
 #include "tplimit/driver/measurements.hpp"
@@ -394,29 +395,43 @@ class PyProgram {
     options_.constants = constants;
     options_.data_files = data_files;
     for (const auto& [own, array] : data) options_.data_arrays[own] = array_of(array);
-    const nb::gil_scoped_release release;
-    module_ = made(0, 0);
+    module_ = work(nb::none(), [&](Task& task) { return or_throw(drawn(0, 0, task), source_); });
   }
 
   /// Random scalars and permutations depend on the seed.
-  [[nodiscard]] Module made(std::uint64_t seed, std::uint64_t draw) const {
-    return or_throw(drawn(seed, draw), source_);
-  }
-  [[nodiscard]] Result<Module> drawn(std::uint64_t seed, std::uint64_t draw) const {
+  [[nodiscard]] Result<Module> drawn(std::uint64_t seed, std::uint64_t draw, const Task& task,
+                                     const Constants& values = {}) const {
     LowerOptions own = options_;
     own.seed = seed;
     own.draw = draw;
+    own.stop = &task.stop;
+    own.constants.insert(own.constants.end(), values.begin(), values.end());
     return parse(source_, own, ablations_);
   }
-  [[nodiscard]] Module of(std::uint64_t seed) const { return seed == 0 ? *module_ : made(seed, 0); }
-  [[nodiscard]] ModuleOf varied(std::uint64_t seed) const {
-    return [this, seed](const Constants& values, std::uint64_t draw) {
-      LowerOptions own = options_;
-      own.seed = seed;
-      own.draw = draw;
-      own.constants.insert(own.constants.end(), values.begin(), values.end());
-      return parse(source_, own, ablations_);
+  [[nodiscard]] Module of(std::uint64_t seed, const Task& task) const {
+    return seed == 0 ? *module_ : or_throw(drawn(seed, 0, task), source_);
+  }
+  [[nodiscard]] ModuleOf varied(std::uint64_t seed, const Task& task) const {
+    return [this, seed, &task](const Constants& values, std::uint64_t draw) {
+      return drawn(seed, draw, task, values);
     };
+  }
+
+  /// What the constructor took; files of data are read again.
+  [[nodiscard]] nb::dict arguments() const {
+    nb::dict data, out;
+    for (const auto& [own, array] : options_.data_arrays)
+      data[own.c_str()] = numpy(array.values, array.shape);
+    out["text"] = text();
+    out["name"] = source_.name();
+    out["folder"] = options_.base_directory;
+    out["constants"] = options_.constants;
+    out["data"] = data;
+    out["data_files"] = options_.data_files;
+    out["decouple"] = ablations_.decouple;
+    out["no_correction"] = ablations_.no_correction;
+    out["lazy"] = ablations_.lazy;
+    return out;
   }
 
   /// What f(checkpoint) finds, null without a folder, which stays and goes as that of the command
@@ -442,9 +457,9 @@ class PyProgram {
     const int draws = take<int>(o, "draws");
     const Keeping keeping = keeping_of(o);
     return work(progress, [&](Task& task) {
-      const Module module = of(evaluation.seed);
+      const Module module = of(evaluation.seed, task);
       const auto of_draw = [&](std::uint64_t draw) {
-        return draw == 0 ? Result<Module>(module) : drawn(evaluation.seed, draw);
+        return draw == 0 ? Result<Module>(module) : drawn(evaluation.seed, draw, task);
       };
       const Request request{"run", {.evaluate = evaluation, .draws = draws}};
       return kept(keeping, module, request, [&](Checkpoint* checkpoint) -> Result<LimitResult> {
@@ -465,7 +480,7 @@ class PyProgram {
     const auto width = take<std::optional<std::int64_t>>(o, "width");
     const Keeping keeping = keeping_of(o);
     return work(progress, [&](Task& task) {
-      const Module module = of(options.seed);
+      const Module module = of(options.seed, task);
       options.width = width ? *width : usual_widths(module, {512})[0];
       const Request request{"simulate", {.simulate = options}};
       return kept(keeping, module, request, [&](Checkpoint* checkpoint) {
@@ -487,7 +502,7 @@ class PyProgram {
     const bool fit_corrections = take<bool>(o, "fit_corrections");
     const Keeping keeping = keeping_of(o);
     return work(progress, [&](Task& task) {
-      const Module module = of(options.evaluate.seed);
+      const Module module = of(options.evaluate.seed, task);
       if (!against.empty())
         options.networks =
             or_throw(read_measurements(against, module, comparable(module)), source_);
@@ -522,7 +537,7 @@ class PyProgram {
     const Keeping keeping = keeping_of(o);
     refuse(variation_fault(axes, options_.constants));
     return work(progress, [&](Task& task) {
-      const ModuleOf module_of = varied(options.evaluate.seed);
+      const ModuleOf module_of = varied(options.evaluate.seed, task);
       const Module base = or_throw(first_program(axes, module_of), source_);
       if (goal) refuse(goal_fault(*goal, base));
       options.evaluate.stop = options.simulate.stop = &task.stop;
@@ -544,7 +559,7 @@ class PyProgram {
     refuse(extrapolation_fault(axes[0].name, axes[0].values));
     refuse(variation_fault(axes, options_.constants));
     return work(progress, [&](Task& task) {
-      const ModuleOf module_of = varied(options.evaluate.seed);
+      const ModuleOf module_of = varied(options.evaluate.seed, task);
       const Module base = or_throw(first_program(axes, module_of), source_);
       options.evaluate.stop = &task.stop;
       options.evaluate.progress = task.progress();
@@ -561,7 +576,7 @@ class PyProgram {
     CompareOptions options = comparison_of(o);
     const int steps = take<int>(o, "steps");
     return work(progress, [&](Task& task) {
-      const Module module = of(options.evaluate.seed);
+      const Module module = of(options.evaluate.seed, task);
       if (options.widths.empty()) options.widths = usual_widths(module);
       options.evaluate.stop = options.simulate.stop = &task.stop;
       options.simulate.progress = task.progress(0, 0.5);
@@ -606,11 +621,10 @@ class PyProgram {
     return work(progress, [&](Task& task) {
       options.stop = &task.stop;
       options.progress = task.progress();
-      LimitFormulas limit = or_throw(limit_formulas(of(options.seed), options), source_);
-      for (const std::string& name : names)
-        if (!explain::is_name(limit.formulas, name))
-          throw nb::key_error(fmt::format("no value '{}' is in the limit", name).c_str());
-      const explain::View view = explain::view_of(limit.formulas, {names, steps});
+      LimitFormulas limit = or_throw(limit_formulas(of(options.seed, task), options), source_);
+      const explain::Selection selection{names, steps};
+      refuse(fault_of(limit.formulas, selection));
+      const explain::View view = explain::view_of(limit.formulas, selection);
       std::vector<explain::Number> numbers;
       if (with_numbers) numbers = or_throw(numbers_of(limit, view.numbers, options), source_);
       const std::string& title = source_.name();
@@ -654,6 +668,15 @@ NB_MODULE(_core, m) {
   for (const OptionRange& range : kOptionRanges)
     ranges[std::string(range.name).c_str()] = nb::make_tuple(range.whole, range.least, range.most);
   m.attr("option_ranges") = ranges;
+  m.def(
+      "command_line",
+      [](std::vector<std::string> words) {
+        std::vector<char*> arguments;
+        for (std::string& word : words) arguments.push_back(word.data());
+        arguments.push_back(nullptr);
+        return cli::command_line(static_cast<int>(words.size()), arguments.data());
+      },
+      "words"_a, nb::call_guard<nb::gil_scoped_release>());
   bind_result<LimitResult>(m, "Limit");
   bind_result<SimulationResult>(m, "Networks");
   bind_result<Comparison>(m, "Comparison");
@@ -683,6 +706,7 @@ NB_MODULE(_core, m) {
       .def("explain", &PyProgram::explain, "names"_a, "steps"_a.none(), "numbers"_a, "options"_a,
            "progress"_a.none())
       .def("parametrization", &PyProgram::parametrization)
+      .def("arguments", &PyProgram::arguments)
       .def("warnings", &PyProgram::warnings)
       .def("ir", &PyProgram::ir)
       .def_prop_ro("reports", &PyProgram::reports)

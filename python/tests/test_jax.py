@@ -9,7 +9,7 @@ pytest.importorskip("optax")
 import flax.linen as nn  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
 import optax  # noqa: E402
-import test_jax_graphs as graphs  # noqa: E402  (sets up the package)
+import test_jax_graphs as graphs  # noqa: E402
 import test_torch_graphs as shared  # noqa: E402
 
 import jax_models  # noqa: E402  isort: skip
@@ -34,10 +34,8 @@ def text_of(build, **options):
     return front.from_jax(build, X, y, **options).text
 
 
-def run(t, *options):
-    _, found, _, messages = t.tool("run", "--particles", 1024, *options, binary=shared.tool())
-    assert found, messages
-    return found["reports"]
+def run(t):
+    return t.run(particles=1024)
 
 
 @pytest.mark.parametrize("name", graphs.NAMES)
@@ -53,7 +51,7 @@ def test_traces_are_the_stored_ones(name):
 def test_networks_of_jax_agree_with_the_limit(name, tmp_path):
     build, data, target, loss, _ = jax_models.MODELS[name]
     steps = 4
-    limit = np.array(run(front.Translation(graphs.graph(name), steps=steps))[0]["value"])
+    limit = run(front.Translation(graphs.graph(name), steps=steps))["loss"].value
     files = front.train(build, data, target, loss, steps, (512,), 8, tmp_path)
     runs = np.load(files[0])["loss"]
     assert np.all(np.abs(runs.mean(0) - limit) < 5 * runs.std(0, ddof=1) / 8**0.5 + 0.005)
@@ -80,7 +78,7 @@ def test_functions(function):
         params = {"W": jax.random.normal(key, (3, n)), "v": jnp.ones((n, 1))}
         return params, apply, front.SGD({"": 1.0, "W": None})
 
-    found = run(front.from_jax(build, X, y, steps=1))[1]["value"]
+    found = run(front.from_jax(build, X, y, steps=1))["out"].value
     params, _, _ = build(200_000)
     assert np.allclose(np.array(found), apply(params, jnp.asarray(X)), atol=0.03)
 
@@ -100,7 +98,7 @@ def test_products_in_any_order():
     results = []
     for k in range(6):
         apply = lambda p, x, k=k: list(forms(p, x))[k] / p["v"].shape[0]
-        results.append(run(front.from_jax(build_of(apply, middle), X, y, steps=2))[0]["value"])
+        results.append(run(front.from_jax(build_of(apply, middle), X, y, steps=2))["loss"].value)
     assert np.allclose(results, results[0], atol=1e-3)
 
 
@@ -125,9 +123,7 @@ def test_attention_of_flax():
         params = net.init(jax.random.key(seed), jax_models.TEXT[None, :-1])
         return params, net.apply, jax_models.mup("sgd", params, n, 0.2)
 
-    found = front.lint(
-        build, jax_models.TEXT[None, :-1], jax_models.TEXT[None, 1:], "cross_entropy", binary=shared.tool()
-    )
+    found = front.lint(build, jax_models.TEXT[None, :-1], jax_models.TEXT[None, 1:], "cross_entropy")
     text = found.translation.text
     assert found.good, str(found)
     assert (
@@ -153,7 +149,7 @@ def test_convolution_of_flax():
         params = net.init(jax.random.key(seed), signals)
         return params, net.apply, jax_models.mup("sgd", params, n, 0.2)
 
-    found = front.lint(build, signals, np.array([[1.0], [-1.0]]), binary=shared.tool())
+    found = front.lint(build, signals, np.array([[1.0], [-1.0]]))
     assert found.good and "conv1d(" in found.translation.text
 
 
@@ -231,7 +227,7 @@ def test_one_key_for_two_parameters():
 def test_rates_by_name():
     apply = lambda p, x: jnp.tanh(x @ p["W"] / 3**0.5) @ p["v"] / p["v"].shape[0]
     optimiser = front.AdamW({"": 0.1, "v": 0.05}, b2=0.99, weight_decay={"W": 0.1, "": 0.0})
-    text = text_of(build_of(apply, optimiser=optimiser), binary=shared.tool())
+    text = text_of(build_of(apply, optimiser=optimiser))
     assert "betas = (0.9, 0.99)" in text and "weight_decay = {W: 0.1, v: 0}" in text and "step adamw(" in text
     text = text_of(build_of(apply, optimiser=front.SGD({"": 0.1, "v": None}, momentum=0.9, nesterov=True)))
     assert "random v : [1, n]" in text and "momentum = 0.9, nesterov = true" in text
@@ -252,8 +248,8 @@ def test_rates_by_name():
 def test_optimisers_are_those_of_optax(optimiser, schedule, tmp_path):
     network = jax_models.mlp("sgd", 0.1)
     build = lambda n, seed=0: (*network(n, seed)[:2], optimiser(n))
-    t = front.from_jax(build, X, y, steps=4, schedule=schedule, binary=shared.tool())
-    limit = np.array(run(t)[0]["value"])
+    t = front.from_jax(build, X, y, steps=4, schedule=schedule)
+    limit = run(t)["loss"].value
     runs = np.load(front.train(build, X, y, "mse", 4, (512,), 8, tmp_path, schedule)[0])["loss"]
     assert np.all(np.abs(runs.mean(0) - limit) < 5 * runs.std(0, ddof=1) / 8**0.5)
 
@@ -298,11 +294,11 @@ def test_three_mistakes():
         "readout": (jax_models.mlp("sgd", 0.3), None, "n", "v"),
     }
     for good, optimiser, factor, parameter in mistakes.values():
-        assert front.lint(good, X, y, binary=shared.tool()).good
+        assert front.lint(good, X, y).good
 
         def build(n, seed=0):
             params, apply, own = good(n, seed)
             return params, lambda p, x: apply(p, x) * (n if factor == "n" else 1), optimiser or own
 
-        found = front.lint(build, X, y, binary=shared.tool())
+        found = front.lint(build, X, y)
         assert not found.good and parameter in {f.parameter for f in found.findings}, str(found)

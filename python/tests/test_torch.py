@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-import test_torch_graphs as graphs  # noqa: E402  (sets up the package)
+import test_torch_graphs as graphs  # noqa: E402
 import torch.nn.functional as F  # noqa: E402
 import torch_models  # noqa: E402
 from torch import nn  # noqa: E402
@@ -79,9 +79,7 @@ def test_convolutions_that_are_sums_of_products(options, tmp_path):
 
 def check_networks(build, data, target, loss, tmp_path, steps=4):
     t = pytorch.from_torch(build, data, target, loss, steps=steps)
-    _, found, _, messages = t.tool("run", "--particles", 2048, binary=graphs.tool())
-    assert found, messages
-    limit = np.array(found["reports"][0]["value"])
+    limit = t.run(particles=2048)["loss"].value
     files = pytorch.train(build, data, target, loss, steps, (512,), 8, tmp_path)
     runs = np.load(files[0])["loss"]
     assert np.all(np.abs(runs.mean(0) - limit) < 5 * runs.std(0, ddof=1) / 8**0.5 + 0.005)
@@ -185,9 +183,7 @@ def test_attention_written_by_hand_is_that_of_torch():
     _, ids, target, loss, _ = torch_models.MODELS["decoder_sgd"]
     for kind in (Hand, torch_models.Attention):
         t = pytorch.from_torch(build(kind), ids, target, loss, steps=2)
-        _, found, _, messages = t.tool("run", "--particles", 512, binary=graphs.tool())
-        assert found, messages
-        losses.append(found["reports"][0]["value"])
+        losses.append(t.run(particles=512)["loss"].value)
     assert losses[0] == pytest.approx(losses[1], abs=2e-3)
 
 
@@ -210,9 +206,7 @@ def small(n, layer=None, loss=None, outputs=1):
 
 def limit_of(build, target=y, **options):
     t = pytorch.from_torch(build, X, target, **options)
-    _, found, _, messages = t.tool("run", "--particles", 1024, binary=graphs.tool())
-    assert found, messages
-    return found["reports"][0]["value"]
+    return t.run(particles=1024)["loss"].value
 
 
 def test_values_that_are_changed_in_place():
@@ -490,9 +484,9 @@ def test_advice_leads_to_mup(law, optimiser):
             groups.append({"params": [p], "lr": base["lr"] * rate, "weight_decay": base["weight_decay"] * decay})
         return module, type(optimiser(module.parameters()))(groups, **({"momentum": 0.9} if "momentum" in base else {}))
 
-    found = pytorch.lint(lambda n: build(n), X, y, binary=graphs.tool())
+    found = pytorch.lint(lambda n: build(n), X, y)
     assert not found.good and found.findings
-    after = pytorch.lint(lambda n: build(n, found.findings), X, y, binary=graphs.tool())
+    after = pytorch.lint(lambda n: build(n, found.findings), X, y)
     assert after.good, str(after)
 
 
@@ -524,7 +518,7 @@ def test_scores_divided_by_a_root_are_named():
                     [{"params": wide, "lr": 0.01}, {"params": [net.qkv.weight], "lr": 0.6 / n}]
                 )
 
-            found = pytorch.lint(build, data, target, binary=graphs.tool())
+            found = pytorch.lint(build, data, target)
             named = [f for f in found.findings if "scores of attention grow" in f.problem]
             assert bool(named) == (power == -0.5) and found.good == (power == -1), str(found)
 
@@ -573,9 +567,7 @@ def test_masks_of_each_sample():
 
         ids = torch.tensor([[0, 1, 3, 3], [2, 1, 0, 3], [1, 1, 2, 0]])
         t = pytorch.from_torch(build, ids, torch.tensor([[1.0], [-1.0], [0.5]]), steps=3)
-        _, found, _, messages = t.tool("run", "--particles", 1024, binary=graphs.tool())
-        assert found, messages
-        return found["reports"][0]["value"]
+        return t.run(particles=1024)["loss"].value
 
     usual = loss_at("by hand")
     for how in ("bool", "stretched", "added", "infinite", "in two"):
@@ -626,6 +618,6 @@ def test_mup_package():
     assert "z3 = z2 / (n / 64)" in text
     assert "param b_weight : [n, n] ~ normal(0, 1 / (3 * n)), lr = 64" in text and "lr = 3 / 640" in text
     assert "param b_weight : [n, n] ~ normal(0, 1 / (3 * n)), lr = 64 / n" in text_of(build(mup.MuAdam))
-    assert pytorch.lint(build(mup.MuSGD), X, y, binary=graphs.tool()).good
-    mistake = pytorch.lint(build(torch.optim.SGD), X, y, binary=graphs.tool())
+    assert pytorch.lint(build(mup.MuSGD), X, y).good
+    mistake = pytorch.lint(build(torch.optim.SGD), X, y)
     assert {f.parameter for f in mistake.findings} >= {"a.weight", "o.weight"}

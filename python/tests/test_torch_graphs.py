@@ -6,39 +6,25 @@ The texts are recorded in graphs/*.tp: TPLIMIT_RECORD=1 writes them anew.
 import copy
 import json
 import os
-import sys
-import types
+import pickle
 
 import numpy as np
 import pytest
 
+import tplimit
+from tplimit._traced.form import Power, Refused, fit, join, number, power_text
+from tplimit._traced.lint import lint_graph
+from tplimit._traced.measure import measure
+from tplimit._traced.translation import Translation, with_gradient_powers
+
 HERE = os.path.dirname(os.path.abspath(__file__))
-try:
-    import tplimit  # noqa: F401
-except ImportError:  # the translation needs none of the compiled library
-    package = types.ModuleType("tplimit")
-    package.__path__ = [os.path.join(os.path.dirname(HERE), "tplimit")]
-    sys.modules["tplimit"] = package
-
-from tplimit._traced.form import Power, Refused, fit, join, number, power_text  # noqa: E402
-from tplimit._traced.lint import lint_graph  # noqa: E402
-from tplimit._traced.measure import measure  # noqa: E402
-from tplimit._traced.run import find_binary  # noqa: E402
-from tplimit._traced.translation import Translation, with_gradient_powers  # noqa: E402
-
+pytestmark = pytest.mark.filterwarnings("ignore::tplimit.ProgramWarning")
 NAMES = sorted(f[:-5] for f in os.listdir(os.path.join(HERE, "graphs")) if f.endswith(".json"))
 
 
 def graph(name):
     with open(os.path.join(HERE, "graphs", f"{name}.json"), encoding="utf-8") as f:
         return json.load(f)
-
-
-def tool():
-    try:
-        return find_binary()
-    except FileNotFoundError:
-        pytest.skip("the tool tplimit is not built")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -54,25 +40,38 @@ def test_text(name):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.startswith(("mlp", "cnn", "residual"))])
 def test_check_finds_feature_learning(name):
-    code, found, _, messages = Translation(graph(name), steps=2).tool("check", binary=tool())
-    assert (code, found["regime"], found["maximal"]) == (0, "feature learning", True), messages
+    found = Translation(graph(name), steps=2).check().to_dict()
+    assert (found["regime"], found["maximal"]) == ("feature learning", True)
 
 
 def check_limit_agrees_with_networks(translation):
-    _, limit, _, messages = translation.tool("run", "--particles", 1024, binary=tool())
-    assert limit is not None, messages
-    options = ("--width", 512, "--seeds", 4)
-    _, networks, _, messages = translation.tool("simulate", *options, binary=tool())
-    assert networks is not None, messages
-    runs = np.array(networks["reports"][0]["runs"])
+    limit = translation.run(particles=1024)["loss"].value
+    runs = translation.simulate(512, 4)["loss"].runs
     error = runs.std(0, ddof=1) / len(runs) ** 0.5 + 0.02
-    assert np.all(np.abs(runs.mean(0) - limit["reports"][0]["value"]) < 4 * error)
+    assert np.all(np.abs(runs.mean(0) - limit) < 4 * error)
 
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n not in ("decoder_adam", "residual_adam")])  # minutes
 def test_limit_agrees_with_networks(name):
     """The tool's networks of the program; those of torch: test_torch.py."""
     check_limit_agrees_with_networks(Translation(graph(name), steps=2))
+
+
+def test_is_a_program(tmp_path):
+    """With arrays that are files of the saved one."""
+    g = graph("mlp_sgd")
+    for key, width in (("x", 3), ("y", 1)):
+        rows = np.linspace(-0.1, 0.1, 70 * width).reshape(70, width).tolist()
+        g["inputs"][key] |= {"shape": [70, width], "value": rows}
+    t = Translation(g, steps=2, name="wide")
+    assert sorted(t.files) == ["wide_X.npy", "wide_y.npy"]
+    options = dict(particles=64, progress=False)
+    values = [
+        p.run(**options)["loss"].value.tolist()
+        for p in (t, pickle.loads(pickle.dumps(t)), tplimit.Program(t.save(tmp_path)))
+    ]
+    assert values[0] == values[1] == values[2]
+    assert str(t) == t.text == (tmp_path / "wide.tp").read_text()
 
 
 # ---- the linter
@@ -87,12 +86,12 @@ def with_rates(g, rate):
 
 
 def test_lint_names_nothing_where_all_is_well():
-    found = lint_graph(graph("mlp_adam"), binary=tool())
+    found = lint_graph(graph("mlp_adam"))
     assert found.good and found.findings == [] and "feature learning" in str(found)
 
 
 def test_lint_hidden_rate_of_adam_not_scaled():
-    found = lint_graph(with_rates(graph("mlp_adam"), lambda p: 0.01), binary=tool())
+    found = lint_graph(with_rates(graph("mlp_adam"), lambda p: 0.01))
     assert found.regime == "unstable"
     (finding,) = found.findings
     assert (finding.parameter, finding.problem, finding.rate) == ("fc2.weight", "explodes", -1)
@@ -101,7 +100,7 @@ def test_lint_hidden_rate_of_adam_not_scaled():
 
 
 def test_lint_rates_of_sgd_not_scaled():
-    found = lint_graph(with_rates(graph("mlp_sgd"), lambda p: 0.1), binary=tool())
+    found = lint_graph(with_rates(graph("mlp_sgd"), lambda p: 0.1))
     rates = {f.parameter: f.rate for f in found.findings}
     assert rates == {"fc1.weight": 1, "fc1.bias": 1, "fc2.bias": 1, "readout.weight": 1}
     assert all(f.problem == "vanishes" for f in found.findings)
@@ -113,7 +112,7 @@ def test_lint_readout_without_factor():
     for node in g["nodes"]:
         if node["op"] == "div":
             node["args"][1] = {"per_width": [w**0.5 for w in g["widths"]]}
-    found = lint_graph(g, binary=tool())
+    found = lint_graph(g)
     assert found.regime == "unstable"
     by_name = {f.parameter: f for f in found.findings}
     assert by_name["readout.weight"].problem == "explodes" and by_name["readout.weight"].std == -0.5
@@ -127,7 +126,7 @@ def test_lint_standard_parametrisation():
     for p in g["parameters"]:
         if p["name"] == "readout.weight":
             p["law"]["std"] = {"per_width": [w**-0.5 for w in g["widths"]]}
-    found = lint_graph(g, binary=tool())
+    found = lint_graph(g)
     by_name = {f.parameter: f for f in found.findings}
     assert found.regime == "unstable"
     assert (by_name["fc2.weight"].problem, by_name["fc2.weight"].rate) == ("explodes", -1)
@@ -139,7 +138,7 @@ def test_powers_of_gradients_are_counted():
     for p in g["parameters"]:
         del p["gradient_power"]
     assert "left out" in Translation(g).text
-    counted = with_gradient_powers(g, tool())
+    counted = with_gradient_powers(g)
     assert all(p["gradient_power"] == -1 for p in counted["parameters"])
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ import pytest
 import tplimit
 
 CLI = os.environ["TPLIMIT_CLI"]
+COMMAND = [sys.executable, "-m", "tplimit"]
 
 TRAINING = """width n
 const eta = 0.5
@@ -387,8 +389,10 @@ def test_errors():
     assert caught.value.code.startswith("E4")
     with pytest.raises(ValueError, match="engine"):
         tplimit.Program(TRAINING).run(engine="none")
-    with pytest.raises(KeyError, match="nothing"):
+    with pytest.raises(ValueError, match="nothing"):
         tplimit.Program(TRAINING).explain("nothing")
+    with pytest.raises(ValueError, match="behind the last one: the program takes 3 steps"):
+        tplimit.Program(TRAINING).explain(steps=(7, 9))
 
 
 def test_vector_units():
@@ -566,6 +570,42 @@ def test_errors_between_processes():
         tplimit.Program("width n\nreport E(x)\n")
     for same in (pickle.loads(pickle.dumps(raised.value)), copy.deepcopy(raised.value)):
         assert (same.code, same.line, str(same)) == (raised.value.code, raised.value.line, str(raised.value))
+
+
+def test_programs_and_results_between_processes(program):
+    """What comes back says and holds the same; programs compute the same."""
+    again = lambda x: pickle.loads(pickle.dumps(copy.deepcopy(x)))
+    p = tplimit.Program(program.text, constants={"eta": 0.3}, X=np.eye(2), y=[1.0, -1.0])
+    options = dict(particles=64, randomisations=2, progress=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", tplimit.ProgramWarning)
+        limit = p.run(**options)
+        found = [limit, p.simulate(32, progress=False), p.compare([32, 64], 2, **options),
+                 p.sweep({"eta": [0.1, 0.2]}, **options), p.coordcheck([32, 64], 1, 2, **options), p.check(),
+                 p.explain(), p.parametrization()]
+        assert np.array_equal(again(p).run(**options)["loss"].value, limit["loss"].value)
+        assert again(p).compare([32, 64], 2, limit=again(limit), progress=False).verdicts
+    assert again(p).text == p.text
+    for one in found:
+        other = again(one)
+        assert type(other) is type(one) and str(other) == str(one) and other.page() == one.page()
+        assert other.to_dict() == one.to_dict()
+        if isinstance(one, tplimit.Limit):
+            assert other.vega() == one.vega() and other.warnings == one.warnings and other.seconds == one.seconds
+            assert all(np.array_equal(other[name].stderr, one[name].stderr) for name in one)
+
+
+def test_command_line_of_the_package(tmp_path):
+    """`python -m tplimit` is the same program: what it prints, its exit codes, Ctrl-C."""
+    file = tmp_path / "training.tp"
+    file.write_text(TRAINING)
+    for words in (["run", str(file), "--quiet", "--particles", "64"], ["rum", str(file)], ["check", str(file)], ["--version"]):
+        own, other = (subprocess.run([*program, *words], capture_output=True, text=True) for program in ([CLI], COMMAND))
+        assert (own.returncode, own.stdout, own.stderr) == (other.returncode, other.stdout, other.stderr)
+    long = subprocess.Popen([*COMMAND, "run", file, "--particles", "1000000", "--quiet"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    time.sleep(2)
+    long.send_signal(signal.SIGINT)
+    assert b"E5207" in long.communicate(timeout=60)[1] and long.returncode
 
 
 def test_warnings_point_at_the_call(program):

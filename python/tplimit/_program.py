@@ -141,6 +141,12 @@ class Program:
         """Of the program, before anything is computed."""
         return [Diagnostic(**d) for d in self._core.warnings()]
 
+    def __getstate__(self) -> dict[str, Any]:  # between processes
+        return self._core.arguments()
+
+    def __setstate__(self, arguments: dict[str, Any]) -> None:
+        self._core = _core.Program(**arguments)
+
     def __repr__(self) -> str:
         return f"<Program: {len(self.text.splitlines())} lines; reports {', '.join(self.reports)}>"
 

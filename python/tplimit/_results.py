@@ -8,6 +8,7 @@ import json
 import math
 from dataclasses import dataclass
 from functools import cached_property
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Iterable, Iterator, Mapping, Optional, Sequence, Union
 
 import numpy as np
@@ -126,6 +127,30 @@ class Plot:
         return "<Plot: .spec is a Vega-Lite specification>"
 
 
+class _Kept:
+    """What a result of the module can be asked for, with the answers: for another process, or a file."""
+
+    def __init__(self, core: Any) -> None:
+        self._texts = [core.text(full, 110) for full in (False, True)]
+        self._page, self._vega, self._json, self._warnings = core.page(), core.vega(), core.json(True), core.warnings()
+        self.seconds = getattr(core, "seconds", None)
+
+    def text(self, full: bool, columns: int) -> str:
+        return self._texts[full]
+
+    def json(self, everything: bool) -> str:
+        return self._json
+
+    def page(self) -> str:
+        return self._page
+
+    def vega(self) -> str:
+        return self._vega
+
+    def warnings(self) -> list[dict[str, Any]]:
+        return self._warnings
+
+
 class _Result(_Shown, Mapping[str, Report]):
     """A mapping from the names of reports to reports; those whose names are Python names are attributes, too."""
 
@@ -158,6 +183,9 @@ class _Result(_Shown, Mapping[str, Report]):
 
     def __dir__(self) -> list[str]:
         return [*super().__dir__(), *(name for name in self._reports if name.isidentifier())]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_core": self._core if isinstance(self._core, _Kept) else _Kept(self._core)}
 
     def to_xarray(self) -> "xarray.Dataset":
         """Every report as a variable, its error as ``NAME_stderr``.  Axes of values are named ``NAME_i``, ..; loop
@@ -217,7 +245,7 @@ class _Result(_Shown, Mapping[str, Report]):
         return altair.Chart.from_dict(spec)
 
     def text(self, full: bool = False, columns: int = 110) -> str:
-        """What the command line prints."""
+        """What the command line prints; of a result from another process or a file in 110 columns."""
         return self._core.text(full, columns)
 
     @cached_property
@@ -512,6 +540,10 @@ class CoordinateCheck(_Result):
 class _Text(_Shown):
     def __init__(self, core: Any) -> None:
         self._core = core
+
+    def __getstate__(self) -> dict[str, Any]:
+        parts = {name: getattr(self._core, name) for name in ("text", "page", "json", "latex")}
+        return {"_core": SimpleNamespace(**parts)}
 
     def text(self) -> str:
         """What the command line prints."""

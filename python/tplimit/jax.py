@@ -4,7 +4,7 @@
         params = ..                                         # any pytree of arrays, Flax's variables or nnx state
         return params, apply, SGD(0.1)                      # apply(params, x)
 
-    t = from_jax(build, X, y, loss="mse", steps=10)         # a Translation: text, graph, files
+    t = from_jax(build, X, y, loss="mse", steps=10)         # a Translation: a Program with text, graph, files
     print(lint(build, X, y))
 
 `build` is called at three widths, and jax.make_jaxpr shows what apply computes and how parameters are drawn.  This file
@@ -39,9 +39,8 @@ def from_jax(
     schedule=None,
     name="net",
     laws=None,
-    binary=None,
 ):
-    """The program of `steps` full-batch steps of training; see docs/jax.md.
+    """The :class:`tplimit.Program` of `steps` full-batch steps of training; see docs/jax.md.
 
     build(width) or build(width, seed) returns (params, apply, optimiser) or (params, apply, optimiser, loss); the
     optimiser is SGD, Adam or AdamW of this module, loss a function (out, y) or one of "mse", "cross_entropy".  laws:
@@ -49,13 +48,13 @@ def from_jax(
     "normal", where how they are drawn cannot be seen.  features: names of modules (named scopes) whose Gram matrix is
     reported.  schedule: factors of the rate, one a step.
     """
-    graph = with_gradient_powers(trace(build, X, y, loss, widths, laws), binary)
+    graph = with_gradient_powers(trace(build, X, y, loss, widths, laws))
     return Translation(graph, steps=steps, features=features, schedule=schedule, name=name)
 
 
-def lint(build, X, y, loss="mse", steps=2, widths=(64, 96, 160), base=None, laws=None, binary=None):
+def lint(build, X, y, loss="mse", steps=2, widths=(64, 96, 160), base=None, laws=None):
     """What `tplimit check` finds in the parametrisation, in the names of the parameters."""
-    return lint_graph(trace(build, X, y, loss, widths, laws), steps=steps, base=base, binary=binary)
+    return lint_graph(trace(build, X, y, loss, widths, laws), steps=steps, base=base)
 
 
 def trace(build, X, y, loss="mse", widths=(64, 96, 160), laws=None):

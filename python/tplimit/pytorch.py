@@ -29,23 +29,21 @@ from ._traced.translation import Translation, with_gradient_powers
 __all__ = ["from_torch", "lint", "measure", "train", "trace", "Refused", "Translation"]
 
 
-def from_torch(
-    build, X, y, loss="mse", steps=10, widths=(64, 96, 160), features=(), schedule=None, name="net", binary=None
-):
-    """The program of `steps` full-batch steps of training; see docs/pytorch.md.
+def from_torch(build, X, y, loss="mse", steps=10, widths=(64, 96, 160), features=(), schedule=None, name="net"):
+    """The :class:`tplimit.Program` of `steps` full-batch steps of training; see docs/pytorch.md.
 
     build(width) returns (module, optimiser) or (module, optimiser, loss), where optimiser may be several, in a list; loss is
     a function (out, y) or one of "mse", "cross_entropy".  features: names of modules whose Gram matrix is reported.  schedule: factors of the rate, one a step.
     """
     if steps < 1 or (schedule is not None and len(schedule) < steps):
         raise ValueError("steps is at least 1, and a schedule has a factor for each of them")
-    graph = with_gradient_powers(trace(build, X, y, loss, widths), binary)
+    graph = with_gradient_powers(trace(build, X, y, loss, widths))
     return Translation(graph, steps=steps, features=features, schedule=schedule, name=name)
 
 
-def lint(build, X, y, loss="mse", steps=2, widths=(64, 96, 160), base=None, binary=None):
+def lint(build, X, y, loss="mse", steps=2, widths=(64, 96, 160), base=None):
     """What `tplimit check` finds in the parametrisation, in the module's own names."""
-    return lint_graph(trace(build, X, y, loss, widths), steps=steps, base=base, binary=binary)
+    return lint_graph(trace(build, X, y, loss, widths), steps=steps, base=base)
 
 
 def trace(build, X, y, loss="mse", widths=(64, 96, 160)):

@@ -463,9 +463,8 @@ int explain(const Options& options) {
 
   Result<LimitFormulas> limit = limit_formulas(module, options.evaluate);
   if (!limit) return reject(limit.errors(), loaded.source);
-  for (const std::string& name : options.selection.names)
-    if (!explain::is_name(limit->formulas, name))
-      return complain(fmt::format("--vector {}: no value of this name is in the limit", name));
+  if (const std::string fault = fault_of(limit->formulas, options.selection); !fault.empty())
+    return complain(fault);
   const explain::View view = explain::view_of(limit->formulas, options.selection);
   std::vector<explain::Number> numbers;
   if (options.numbers) {

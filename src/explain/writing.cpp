@@ -704,9 +704,17 @@ std::string values_text(const Number& n) {
 
 }  // namespace
 
-bool is_name(const Formulas& f, const std::string& name) {
-  return std::any_of(f.calculus.definitions.begin(), f.calculus.definitions.end(),
-                     [&](const Definition& d) { return !d.in_line && d.name == name; });
+std::string fault_of(const Formulas& f, const Selection& selection) {
+  const auto& definitions = f.calculus.definitions;
+  for (const std::string& name : selection.names)
+    if (std::none_of(definitions.begin(), definitions.end(),
+                     [&](const Definition& d) { return !d.in_line && d.name == name; }))
+      return fmt::format("no value '{}' is in the limit", name);
+  const auto steps = std::ssize(f.step_contexts);
+  if (selection.steps && selection.steps->first > steps)
+    return fmt::format("step {} is behind the last one: the program takes {} step{}, from 0",
+                       selection.steps->first, steps, steps == 1 ? "" : "s");
+  return "";
 }
 
 View view_of(Formulas& f, const Selection& selection) {

@@ -32,8 +32,8 @@ struct View {
   std::vector<Expr> numbers;
   std::vector<Expr> means;  ///< all that stand in the formulas, each once
 };
-/// Whether a shown value has this name.
-bool is_name(const Formulas& formulas, const std::string& name);
+/// Names that no shown value has, steps behind the last one; empty: none.
+std::string fault_of(const Formulas& formulas, const Selection& selection);
 View view_of(Formulas& formulas, const Selection& selection);
 
 /// `title`: the name of the program.  `numbers`: of View::numbers, or empty.  All end in a newline.

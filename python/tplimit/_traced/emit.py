@@ -106,7 +106,7 @@ def _plain(factors):
 
 
 def emit(graph, steps=10, features=(), schedule=None, name="net", gradients=False):
-    """The program as text, the arrays of its files by name, and what modules and parameters are called in it.
+    """The program as text, file and array of data that is no literal by name, and what modules and parameters are called in it.
 
     gradients: reports the norm of every gradient, as gradient_NAME."""
     splits = {}
@@ -283,7 +283,7 @@ class Emitter:
         if value is not None and math.prod(shape) <= LITERAL:
             return f"{word} {name} = {_literal(value)}"
         file = f"{self.file}_{name}.npy"
-        self.files[file] = value
+        self.files[name] = file, value
         return f'data {name} = npy("{file}")'
 
     def partition(self):

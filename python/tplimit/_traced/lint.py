@@ -50,12 +50,10 @@ class Lint:
         return "\n".join(lines)
 
 
-def lint_graph(graph, steps=2, base=None, binary=None):
+def lint_graph(graph, steps=2, base=None):
     """base: the width at which the numbers of the advice are today's; default: the smallest traced one."""
     translation = Translation(without_eps(graph), steps=steps)
-    code, found, _, messages = translation.tool("check", binary=binary)
-    if found is None:
-        raise RuntimeError(f"tplimit check ended with code {code}:\n{messages}")
+    found = translation.check().to_dict()
     base = base or min(graph["widths"])
     specs = {p["name"]: p for p in graph["parameters"]}
     groups = graph["optimiser"]["groups"]
@@ -88,7 +86,7 @@ def lint_graph(graph, steps=2, base=None, binary=None):
             finding.decay = fix["weight_decay"]
             finding.advice.append(f"weight decay: times {_ratio(finding.decay, base)}")
         findings.append(finding)
-    findings += _scores(graph) + _decay_inside(graph, binary)
+    findings += _scores(graph) + _decay_inside(graph)
     unstable = found["unstable"]
     message = ""
     if unstable:
@@ -149,12 +147,12 @@ def _scores(graph):
     return out
 
 
-def _decay_inside(graph, binary):
+def _decay_inside(graph):
     """Weight decay that Adam adds to gradients which shrink: it outweighs them."""
     optimiser, out = graph["optimiser"], []
     if not any(g.get("weight_decay") and g.get("kind", optimiser["kind"]) == "adam" for g in optimiser["groups"]):
         return out
-    counted = {p["name"]: p for p in with_gradient_powers(_with_eps(graph), binary)["parameters"]}
+    counted = {p["name"]: p for p in with_gradient_powers(_with_eps(graph))["parameters"]}
     for p in graph["parameters"]:
         group = optimiser["groups"][p["group"]] if p["group"] is not None else {}
         size = counted[p["name"]].get("gradient_power")

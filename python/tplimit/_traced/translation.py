@@ -2,50 +2,61 @@
 
 import json
 import os
-import tempfile
+from functools import cached_property
 
 import numpy as np
 
+from .._errors import Error
+from .._program import Program
 from .emit import emit
-from .run import command
 
 
-class Translation:
-    """text: the program; files: the arrays that it reads, by name; names: what the value of each module is called in it."""
+class Translation(Program):
+    """A program with where it comes from: its text is there at once, to be read even if it is refused as it is first used.
+
+    files: the arrays that the text reads, by name; names: what the value of each module, and each parameter, is called in it.
+    """
 
     def __init__(self, graph, steps=10, features=(), schedule=None, name="net", gradients=False):
-        self.graph = graph
-        self.text, self.files, self.names = emit(graph, steps, features, schedule, name, gradients)
-        self.name = name
+        self.graph, self.name = graph, name
+        self._text, arrays, self.names = emit(graph, steps, features, schedule, name, gradients)
+        self._arrays = {own: np.asarray(value, dtype=float) for own, (_, value) in arrays.items()}
+        self.files = {file: self._arrays[own] for own, (file, _) in arrays.items()}
+
+    @cached_property
+    def _core(self):
+        return Program(self._text, data=self._arrays, name=f"{self.name}.tp")._core
+
+    @property
+    def text(self):
+        return self._text
 
     def __str__(self):
-        return self.text
+        return self._text
+
+    def __repr__(self):
+        return f"<Translation {self.name}: {len(self._text.splitlines())} lines, from {self.graph['from']}>"
+
+    def __getstate__(self):
+        return {key: value for key, value in self.__dict__.items() if key != "_core"}
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
 
     def save(self, folder="."):
         """Writes NAME.tp and its arrays; the path of the program."""
         os.makedirs(folder, exist_ok=True)
         for file, value in self.files.items():
-            np.save(os.path.join(folder, file), np.asarray(value, dtype=float))
+            np.save(os.path.join(folder, file), value)
         path = os.path.join(folder, f"{self.name}.tp")
         with open(path, "w", encoding="utf-8") as f:
-            f.write(self.text)
+            f.write(self._text)
         return path
 
     def save_graph(self, path):
         """The traced form, from which `Translation(json.load(..))` is made again without torch."""
         with open(path, "w", encoding="utf-8") as f:
             json.dump(self.graph, f, separators=(",", ":"))
-
-    def tool(self, verb, *options, binary=None):
-        """`tplimit VERB` of this program with --out: exit code, JSON or None, what it printed, its messages."""
-        with tempfile.TemporaryDirectory() as folder:
-            out = os.path.join(folder, "out.json")
-            code, printed, messages = command([verb, self.save(folder), "--out", out, *map(str, options)], binary)
-            result = None
-            if os.path.exists(out):
-                with open(out, encoding="utf-8") as f:
-                    result = json.load(f)
-        return code, result, printed, messages
 
 
 def without_eps(graph):
@@ -54,18 +65,19 @@ def without_eps(graph):
     return graph | {"optimiser": graph["optimiser"] | {"groups": groups}}
 
 
-def with_gradient_powers(graph, binary=None):
-    """For Adam and RMSprop, counted by `tplimit check`: the power of the width of an entry of each gradient, beside which eps stands."""
+def with_gradient_powers(graph):
+    """For Adam and RMSprop, counted as by `tplimit check`: the power of the width of an entry of each gradient, beside which eps stands."""
     if not any(g.get("eps") for g in graph["optimiser"]["groups"]):
         return graph
     # Of two steps: what starts at 0 has no gradient before.  Where these explode the first gradient counts.
+    found = None
     for steps in (2, 1):
         counted = Translation(without_eps(graph), steps=steps, gradients=True)
         try:
-            _, found, _, _ = counted.tool("check", binary=binary)
-        except FileNotFoundError:
-            return graph
-        if found and found["regime"] != "unstable":
+            found = counted.check().to_dict()
+        except Error:  # where there are no gradients to count
+            continue
+        if found["regime"] != "unstable":
             break
     orders = {r["name"]: r["order"] for r in (found or {"reports": []})["reports"]}
     parameters = []
