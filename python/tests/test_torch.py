@@ -206,7 +206,7 @@ def small(n, layer=None, loss=None, outputs=1):
 
 def limit_of(build, target=y, **options):
     t = pytorch.from_torch(build, X, target, **options)
-    return t.run(particles=1024)["loss"].value
+    return t.run(particles=1024)["loss"].value.tolist()
 
 
 def test_values_that_are_changed_in_place():

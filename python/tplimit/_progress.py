@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from contextlib import contextmanager
 from typing import Callable, Iterator, Optional, Union
 
@@ -21,7 +22,9 @@ def bar(progress: Progress, name: str) -> Iterator[Optional[Callable[[float], ob
         yield None
         return
     try:
-        from tqdm.auto import tqdm
+        with warnings.catch_warnings():  # in notebooks without ipywidgets, which get a bar of text
+            warnings.simplefilter("ignore")
+            from tqdm.auto import tqdm
     except ImportError:
         yield None
         return

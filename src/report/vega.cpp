@@ -67,7 +67,10 @@ Json specification(const Chart& chart, const Plane& plane, std::size_t) {
   }
   for (const Line& line : plane.lines) {
     const bool data = line.role == Line::Role::kSeries || line.role == Line::Role::kMember;
-    Json colour{{"field", "series"}, {"type", "nominal"}, {"scale", {{"range", kPalette}}}};
+    Json colour{{"field", "series"},
+                {"type", "nominal"},
+                {"scale", {{"range", kPalette}}},
+                {"legend", {{"labelLimit", 0}}}};  // names are shown whole
     if (line.role == Line::Role::kMember) colour["legend"] = nullptr;
     Json mark{{"type", "line"}, {"tooltip", true}};
     if (line.role == Line::Role::kSeries) mark["point"] = true;

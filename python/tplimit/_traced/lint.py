@@ -12,11 +12,25 @@ from .translation import Translation, with_gradient_powers, without_eps
 class Finding:
     parameter: str  # the module's own name
     problem: str  # "vanishes", "explodes", or "" where only other parameters are to blame
-    update: float  # power of the width of what its update does where it is used; None: it never moves
+    update: float = None  # power of the width of what its update does where it is used; None: it never moves
     rate: float = 0.0  # powers of the width to multiply rate, initial standard deviation and weight decay by
     std: float = 0.0
     decay: float = 0.0
     advice: list = field(default_factory=list)
+
+    def _summary(self):
+        moved = "does not move it" if self.update is None else f"moves its layer by {_power('width', self.update)}"
+        return f"its update {self.problem}: it {moved}" if self.problem else f"its update {moved}"
+
+    def __str__(self):
+        return "\n".join([f"{self.parameter}: {self._summary()}"] + [f"    {a}" for a in self.advice])
+
+
+class OtherFinding(Finding):
+    """Of something else than the size of an update, which `problem` says."""
+
+    def _summary(self):
+        return self.problem
 
 
 @dataclass
@@ -32,21 +46,16 @@ class Lint:
 
     @property
     def good(self):
-        return self.regime == "feature learning" and self.maximal
+        return self.regime == "feature learning" and self.maximal and not self.findings
 
     def __str__(self):
-        lines = [f"regime: {self.regime}" + (", every update is maximal" if self.good else "")]
+        lines = [
+            f"regime: {self.regime}"
+            + (", every update is maximal" if self.regime == "feature learning" and self.maximal else "")
+        ]
         if self.unstable:
             lines.append(f"unstable: {self.unstable}")
-        for f in self.findings:
-            if f.update is None and f.problem not in ("", "vanishes", "explodes"):  # of something else than an update
-                lines += [f"{f.parameter}: {f.problem}"] + [f"    {a}" for a in f.advice]
-                continue
-            moved = "does not move it" if f.update is None else f"moves its layer by {_power('width', f.update)}"
-            lines.append(
-                f"{f.parameter}: " + (f"its update {f.problem}: it {moved}" if f.problem else f"its update {moved}")
-            )
-            lines += [f"    {a}" for a in f.advice]
+        lines += map(str, self.findings)
         return "\n".join(lines)
 
 
@@ -140,7 +149,7 @@ def _scores(graph):
     out = []
     for module, (power, line) in found.items():
         grown = _power("width", power + 1)
-        finding = Finding(module, f"scores of attention grow like {grown} once queries and keys align", None)
+        finding = OtherFinding(module, f"scores of attention grow like {grown} once queries and keys align")
         where = f" ({line})" if line else ""
         finding.advice.append(f"divide them by the width of a head, not by its root: scale = 1 / d{where}")
         out.append(finding)
@@ -161,7 +170,7 @@ def _decay_inside(graph):
         decay = fit(group["weight_decay"], graph["widths"], "a weight decay").p
         beside = decay + _size_of_entries(p, graph["widths"])
         if beside > size:
-            finding = Finding(p["name"], "weight decay outweighs the gradient, to which Adam adds it", None)
+            finding = OtherFinding(p["name"], "weight decay outweighs the gradient, to which Adam adds it")
             finding.decay = float(size - beside)
             finding.advice.append("torch.optim.AdamW, whose decay is no part of the gradient, or")
             finding.advice.append(f"weight decay: times {_ratio(finding.decay, min(graph['widths']))}")
