@@ -38,15 +38,8 @@ void NormalSpace::watch(const Panel& q) {
 std::int64_t NormalSpace::family_columns() const {
   std::int64_t count = 0;
   for (const Member& m : normals_) count += m.panel->columns();
-  for (const Member& m : directions_) count += m.panel->columns();
+  for (const Member& m : directions_) count += m.kept + m.panel->columns() - m.known;
   return count;
-}
-
-/// Among all columns of Q.
-std::int64_t NormalSpace::row_of(const Direction& d) const {
-  std::int64_t row = d.column;
-  for (std::size_t m = 0; m < d.member; ++m) row += directions_[m].panel->columns();
-  return row;
 }
 
 Block NormalSpace::fill(const std::vector<std::uint64_t>& dimensions) const {
@@ -73,9 +66,12 @@ Block NormalSpace::fill(const std::vector<std::uint64_t>& dimensions) const {
 }
 
 /// Takes columns of Q that came since into the factor.  normals_q: <N, q>; directions_q: <Q, q> for
-/// all columns of Q, among which the new ones are `fresh`.
+/// those columns of Q that matter, among which the new ones are `fresh`; column j of member m is in
+/// its row row[m] + j.
 void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q,
-                         const std::vector<Direction>& fresh) {
+                         const std::vector<Direction>& fresh,
+                         const std::vector<std::int64_t>& row) {
+  const auto row_of = [&](const Direction& d) { return row[d.member] + d.column; };
   const auto known = static_cast<Eigen::Index>(kept_.size()),
              count = static_cast<Eigen::Index>(fresh.size());
   Matrix v(known, count);
@@ -111,6 +107,7 @@ void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q,
     const Eigen::Index j = factor.kept[static_cast<std::size_t>(l)];
     lower_.row(known + l).head(known) = v.col(j).transpose();
     kept_.push_back(fresh[static_cast<std::size_t>(j)]);
+    ++directions_[kept_.back().member].kept;
   }
   lower_.bottomRightCorner(more, more) = factor.lower;
   for (Member& m : directions_) m.known = m.panel->columns();
@@ -120,16 +117,20 @@ void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q,
 bool NormalSpace::project(Block& g) {
   // One sweep for <N, .> and <Q, .> of g and of those columns q of Q that the factor does not know
   // yet.
-  std::vector<std::int64_t> own_first;
+  std::vector<std::int64_t> own_first, needed_from, row;
   std::vector<Direction> unknown;
-  std::int64_t normals = 0;
+  std::int64_t normals = 0, rows = 0;
   for (const Member& m : normals_) normals += m.panel->columns();
   for (std::size_t d = 0; d < directions_.size(); ++d) {
+    const Member& m = directions_[d];
     own_first.push_back(std::ssize(unknown));
-    for (std::int64_t j = directions_[d].known; j < directions_[d].panel->columns(); ++j)
-      unknown.push_back({d, j});
+    needed_from.push_back(m.first());
+    row.push_back(rows - m.first());
+    rows += m.panel->columns() - m.first();
+    for (std::int64_t j = m.known; j < m.panel->columns(); ++j) unknown.push_back({d, j});
   }
-  const std::int64_t rows = family_columns(), fresh = std::ssize(unknown);
+  rows += normals;
+  const std::int64_t fresh = std::ssize(unknown);
   const std::int64_t count = g.columns(), columns = fresh + count, ld = g.ld();
   Matrix products =
       sum_over_chunks(
@@ -147,74 +148,82 @@ bool NormalSpace::project(Block& g) {
             const auto right_columns = [&](std::int64_t first, std::int64_t many) {
               return ChunkMap(right + first * ld, g.chunk_rows(c), many, Eigen::OuterStride<>(ld));
             };
-            std::int64_t row = 0;
+            std::int64_t at = 0;
             for (const Member& m : normals_) {
-              add_inner(part.middleRows(row, m.panel->columns()), *m.panel, c,
+              add_inner(part.middleRows(at, m.panel->columns()), *m.panel, c,
                         right_columns(0, columns));
-              row += m.panel->columns();
+              at += m.panel->columns();
             }
             for (std::size_t d = 0; d < directions_.size(); ++d) {
               // A basis is orthonormal: its products with its own new columns are known.
-              const std::int64_t size = directions_[d].panel->columns(), begin = own_first[d],
-                                 end = begin + size - directions_[d].known;
-              add_inner(part.block(row, 0, size, begin), *directions_[d].panel, c,
-                        right_columns(0, begin));
-              add_inner(part.block(row, end, size, columns - end), *directions_[d].panel, c,
-                        right_columns(end, columns - end));
-              row += size;
+              const Member& m = directions_[d];
+              const std::int64_t size = m.panel->columns() - needed_from[d], begin = own_first[d],
+                                 end = begin + m.panel->columns() - m.known;
+              for (const auto& [from, many] :
+                   {std::pair(std::int64_t{0}, begin), std::pair(end, columns - end)}) {
+                if (needed_from[d] == 0)
+                  add_inner(part.block(at, from, size, many), *m.panel, c,
+                            right_columns(from, many));
+                else  // new columns alone
+                  add_inner(part.block(at, from, size, many), right_columns(begin, size),
+                            right_columns(from, many));
+              }
+              at += size;
             }
           }) /
       static_cast<double>(rows_);
   executor_.count(2 * static_cast<double>(rows_ * (rows * (columns + count) + count * count)));
   if (fresh > 0) {
-    for (std::int64_t j = 0; j < fresh; ++j)
-      products(normals + row_of(unknown[static_cast<std::size_t>(j)]), j) = 1;
+    for (std::int64_t j = 0; j < fresh; ++j) {
+      const Direction& d = unknown[static_cast<std::size_t>(j)];
+      products(normals + row[d.member] + d.column, j) = 1;
+    }
     extend(products.topLeftCorner(normals, fresh), products.bottomLeftCorner(rows - normals, fresh),
-           unknown);
+           unknown, row);
   }
   // With n = <N, g> and u = <Q, g>: <R, g> = L^-1 (u - K' n), and N n + R <R, g> is to be taken
   // off.
-  Matrix on_normals = products.topRightCorner(normals, count),
-         on_directions = Matrix::Zero(rows - normals, count);
+  Matrix on_normals = products.topRightCorner(normals, count);
+  std::vector<Matrix> on_directions(directions_.size());
   // Twice is enough (Kahan), and once where little was taken off: fresh normals are nearly
   // orthogonal to what is there, and what cancels is no more than what was there.  Unless
   // coefficients of Q are large, as where Q is nearly in the span of N.
   constexpr double kLittle = 0.25, kLarge = 10;
   bool done = !single_ && on_normals.colwise().squaredNorm().maxCoeff() < kLittle;
   if (!kept_.empty()) {
-    std::vector<std::int64_t> row;
-    for (const Direction& d : kept_) row.push_back(row_of(d));
     Matrix t(static_cast<Eigen::Index>(kept_.size()), count);
-    for (std::size_t l = 0; l < row.size(); ++l)
-      t.row(static_cast<Eigen::Index>(l)) = products.row(normals + row[l]).tail(count);
-    std::int64_t first = 0;
+    for (std::size_t l = 0; l < kept_.size(); ++l)
+      t.row(static_cast<Eigen::Index>(l)) =
+          products.row(normals + row[kept_[l].member] + kept_[l].column).tail(count);
+    std::int64_t at = 0;
     for (const Member& m : normals_) {
-      if (m.k.rows() > 0) t.noalias() -= m.k.transpose() * on_normals.middleRows(first, m.k.rows());
-      first += m.panel->columns();
+      if (m.k.rows() > 0) t.noalias() -= m.k.transpose() * on_normals.middleRows(at, m.k.rows());
+      at += m.panel->columns();
     }
     lower_.triangularView<Eigen::Lower>().solveInPlace(t);
     done = done &&
            (on_normals.colwise().squaredNorm() + t.colwise().squaredNorm()).maxCoeff() < kLittle;
     lower_.triangularView<Eigen::Lower>().adjoint().solveInPlace(t);
     done = done && t.cwiseAbs().maxCoeff() < kLarge;
-    first = 0;
+    at = 0;
     for (const Member& m : normals_) {
-      if (m.k.rows() > 0) on_normals.middleRows(first, m.k.rows()).noalias() -= m.k * t;
-      first += m.panel->columns();
+      if (m.k.rows() > 0) on_normals.middleRows(at, m.k.rows()).noalias() -= m.k * t;
+      at += m.panel->columns();
     }
-    for (std::size_t l = 0; l < row.size(); ++l)
-      on_directions.row(row[l]) = t.row(static_cast<Eigen::Index>(l));
+    for (std::size_t l = 0; l < kept_.size(); ++l) {
+      Matrix& own = on_directions[kept_[l].member];
+      if (own.size() == 0) own = Matrix::Zero(directions_[kept_[l].member].panel->columns(), count);
+      own.row(kept_[l].column) = t.row(static_cast<Eigen::Index>(l));
+    }
   }
   std::vector<PanelWeights> off;
-  const auto take_off = [&](const std::vector<Member>& members, const Matrix& coefficients) {
-    std::int64_t row = 0;
-    for (const Member& m : members) {
-      off.emplace_back(*m.panel, coefficients.middleRows(row, m.panel->columns()), -1);
-      row += m.panel->columns();
-    }
-  };
-  take_off(normals_, on_normals);
-  if (!kept_.empty()) take_off(directions_, on_directions);
+  std::int64_t at = 0;
+  for (const Member& m : normals_) {
+    off.emplace_back(*m.panel, on_normals.middleRows(at, m.panel->columns()), -1);
+    at += m.panel->columns();
+  }
+  for (std::size_t d = 0; d < directions_.size(); ++d)
+    if (on_directions[d].size() > 0) off.emplace_back(*directions_[d].panel, on_directions[d], -1);
   const Matrix gram = sum_over_chunks(executor_, g.chunks(), count, count,
                                       [&](std::int64_t c, Matrix& part) {
                                         const auto own = all_columns(g, c);
@@ -296,6 +305,7 @@ void NormalSpace::load(Reader& in, const std::vector<const Panel*>& panels) {
   for (auto left = in.value<std::uint64_t>(); left > 0; --left) {
     const auto member = in.value<std::uint64_t>();
     kept_.push_back({member, in.value<std::int64_t>()});
+    ++directions_.at(member).kept;
   }
   lower_ = in.matrix();
 }

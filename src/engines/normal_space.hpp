@@ -46,8 +46,12 @@ class NormalSpace {
   /// A panel whose columns new normals are made orthogonal to.
   struct Member {
     const Panel* panel;
-    std::int64_t known;  ///< of directions: how many are in the factor below
-    Matrix k;            ///< of normals: its rows of K
+    std::int64_t known;    ///< of directions: how many the factor below has seen
+    Matrix k;              ///< of normals: its rows of K
+    std::int64_t kept{0};  ///< of directions: how many it has kept
+    /// The first column that products are needed with.  Matrices that act on the same vectors
+    /// (queries, keys and values; gates) have the same bases: only the first one's is kept.
+    [[nodiscard]] std::int64_t first() const { return kept > 0 ? 0 : known; }
   };
 
   /// A column of Q.
@@ -62,9 +66,8 @@ class NormalSpace {
   [[nodiscard]] std::int64_t family_columns() const;
   Block fill(const std::vector<std::uint64_t>& dimensions) const;
   bool project(Block& g);
-  [[nodiscard]] std::int64_t row_of(const Direction& d) const;
   void extend(const Matrix& normals_q, const Matrix& directions_q,
-              const std::vector<Direction>& fresh);
+              const std::vector<Direction>& fresh, const std::vector<std::int64_t>& row);
   void project_off(Block& g, const Panel& q) const;
 
   const Executor& executor_;

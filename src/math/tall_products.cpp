@@ -125,6 +125,7 @@ void inner_panels(Index rows, const T* a, Index lda, Index m, const T* b, Index 
                   double* c, Index ldc) {
   Index k = 0;
   for (; k + 8 <= m; k += 8) inner_rows<T, 8>(rows, a + k * lda, lda, b, ldb, n, c + k, ldc);
+  for (; k + 4 <= m; k += 4) inner_rows<T, 4>(rows, a + k * lda, lda, b, ldb, n, c + k, ldc);
   for (; k + 2 <= m; k += 2) inner_rows<T, 2>(rows, a + k * lda, lda, b, ldb, n, c + k, ldc);
   if (k < m) inner_rows<T, 1>(rows, a + k * lda, lda, b, ldb, n, c + k, ldc);
 }

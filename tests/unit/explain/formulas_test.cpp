@@ -117,8 +117,9 @@ for t in 0..2 {
 }
 )";
   Formulas formulas = formulas_of(limit_program(program));
-  EXPECT_TRUE(is_name(formulas, "z"));
-  EXPECT_FALSE(is_name(formulas, "w"));
+  EXPECT_EQ(fault_of(formulas, {{"z"}, {{1, 2}}}), "");
+  EXPECT_EQ(fault_of(formulas, {{"z", "w"}}), "no value 'w' is in the limit");
+  EXPECT_THAT(fault_of(formulas, {{}, {{3, 4}}}), HasSubstr("the program takes 2 steps, from 0"));
   const std::string all = text_of(program), chosen = text_of(program, {{"z"}, {{1, 2}}});
   EXPECT_THAT(chosen, Not(HasSubstr("z(0) =")));
   EXPECT_THAT(chosen, HasSubstr("z(1) = tanh(u(1))\n"));
