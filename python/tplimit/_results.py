@@ -549,10 +549,6 @@ class _Text(_Shown):
         """What the command line prints."""
         return self._core.text
 
-    def to_dict(self) -> dict[str, Any]:
-        """What the command line writes as JSON; docs/json.md describes it."""
-        return json.loads(self._core.json)
-
     def _page(self) -> str:
         return self._core.page
 
@@ -563,7 +559,13 @@ class _Text(_Shown):
         return self.text()
 
 
-class Check(_Text):
+class _TextAndWords(_Text):
+    def to_dict(self) -> dict[str, Any]:
+        """What the command line writes as JSON; docs/json.md describes it."""
+        return json.loads(self._core.json)
+
+
+class Check(_TextAndWords):
     """Powers of the width, before any number is computed."""
 
     @property
@@ -577,7 +579,7 @@ class Check(_Text):
         return self.to_dict()["fixes"]
 
 
-class Explanation(_Text):
+class Explanation(_TextAndWords):
     """The limit as formulas."""
 
     def latex(self) -> str:
