@@ -501,14 +501,18 @@ def test_scores_divided_by_a_root_are_named():
         def forward(self, x):
             q, k, v = self.qkv(self.embed(x.transpose(1, 2))).chunk(3, dim=-1)
             scale = self.n**self.power
-            if self.by_hand:
+            if self.by_hand == "queries first":
+                a = (q * scale @ k.mT).softmax(-1) @ v
+            elif self.by_hand == "both":
+                a = ((q * scale**0.5) @ (scale**0.5 * k).mT).softmax(-1) @ v
+            elif self.by_hand:
                 a = (q @ k.mT * scale).softmax(-1) @ v
             else:
                 a = F.scaled_dot_product_attention(q, k, v, scale=scale)
             return self.readout(a.mean(1)) / self.n
 
     data, target = (torch.tensor(v) for v in (torch_models.SIGNALS, torch_models.SIGNAL_TARGETS))
-    for by_hand in (False, True):
+    for by_hand in (False, True, "queries first", "both"):
         for power in (-0.5, -1):
 
             def build(n):

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass, field
 from fractions import Fraction
+from functools import cache
 
 from .form import fit, fit_leading, number
 from .translation import Translation, with_gradient_powers, without_eps
@@ -109,41 +110,62 @@ def lint_graph(graph, steps=2, base=None):
     return Lint(found["regime"], found["maximal"], message, findings, translation, found)
 
 
+# Operations behind which a factor is still one.
+_LINEAR = set("add sub neg where masked_fill reshape permute expand unsqueeze squeeze select slice concat take".split())
+
+
 def _scores(graph):
     """Attention that divides its scores by the root of a width: they grow once queries and keys align."""
     nodes = {n["name"]: n for n in graph["nodes"]}
     widths, found = graph["widths"], {}
 
-    def factor(node, seen=0):
-        """The power of the width that multiplies a product over a width on the way to a softmax; None: there is none."""
-        if node is None or seen > 8:
+    def multiplied(node):
+        """The power of the width of a number that multiplies or divides a value, and that value; None: there is none."""
+        a, b = node["args"]
+        if isinstance(a, str) == isinstance(b, str) or (node["op"] == "div" and isinstance(b, str)):
             return None
-        op, args = node["op"], node["args"]
-        if op == "matmul":
-            left = nodes.get(args[0])
-            return Fraction(0) if left is not None and isinstance(left["shape"][-1], dict) else None
-        if op in ("mul", "div"):
-            numbers = [a for a in args if not isinstance(a, str)]
-            rest = [nodes.get(a) for a in args if isinstance(a, str)]
-            inside = factor(rest[0], seen + 1) if len(rest) == len(numbers) == 1 else None
-            if inside is None:
-                return None
-            p = fit(numbers[0], widths, "a factor").p
-            return inside + (p if op == "mul" else -p)
-        if op in ("add", "masked_fill", "where", "reshape", "expand"):
-            for a in args:
-                if isinstance(a, str) and (inside := factor(nodes.get(a), seen + 1)) is not None:
-                    return inside
-        return None
+        value, other = (a, b) if isinstance(a, str) else (b, a)
+        p = fit(other, widths, "a factor").p
+        return p if node["op"] == "mul" else -p, value
+
+    @cache
+    def scale(name):
+        """The power of the width that numbers multiply a value by, since the last product, function or norm."""
+        node = nodes.get(name)
+        if node is None:
+            return Fraction(0)
+        own = [a for a in node["args"] if isinstance(a, str) and a in nodes and nodes[a]["op"] != "compare"]
+        if node["op"] in ("mul", "div"):
+            if found := multiplied(node):
+                return found[0] + scale(found[1])
+            return sum((scale(a) for a in own), Fraction(0)) if node["op"] == "mul" else Fraction(0)
+        return max(map(scale, own), default=Fraction(0)) if node["op"] in _LINEAR else Fraction(0)
+
+    @cache
+    def factor(name):
+        """The power of the width that multiplies a product over a width on the way to a softmax; None: there is none."""
+        node = nodes.get(name)
+        if node is None:
+            return None
+        if node["op"] == "matmul":
+            left, right = node["args"]
+            wide = left in nodes and isinstance(nodes[left]["shape"][-1], dict)
+            return scale(left) + scale(right) if wide else None
+        if node["op"] in ("mul", "div"):
+            found = multiplied(node)
+            inside = factor(found[1]) if found else None
+            return None if inside is None else inside + found[0]
+        inside = [factor(a) for a in node["args"] if isinstance(a, str)] if node["op"] in _LINEAR else []
+        return max((p for p in inside if p is not None), default=None)
 
     for node in graph["nodes"]:
         power = None
         if node["op"] == "attention":
-            q = nodes.get(node["args"][0])
-            if q is not None and isinstance(q["shape"][-1], dict):
-                power = fit(node["attrs"]["scale"], widths, "the scale of attention").p
+            q, k = node["args"][:2]
+            if q in nodes and isinstance(nodes[q]["shape"][-1], dict):
+                power = fit(node["attrs"]["scale"], widths, "the scale of attention").p + scale(q) + scale(k)
         elif node["op"] == "softmax":
-            power = factor(nodes.get(node["args"][0]))
+            power = factor(node["args"][0])
         if power is not None and power > -1:
             found.setdefault(node.get("module") or "attention", (power, node.get("line")))
     out = []
