@@ -117,14 +117,13 @@ void NormalSpace::extend(const Matrix& normals_q, const Matrix& directions_q,
 bool NormalSpace::project(Block& g) {
   // One sweep for <N, .> and <Q, .> of g and of those columns q of Q that the factor does not know
   // yet.
-  std::vector<std::int64_t> own_first, needed_from, row;
+  std::vector<std::int64_t> own_first, row;
   std::vector<Direction> unknown;
   std::int64_t normals = 0, rows = 0;
   for (const Member& m : normals_) normals += m.panel->columns();
   for (std::size_t d = 0; d < directions_.size(); ++d) {
     const Member& m = directions_[d];
     own_first.push_back(std::ssize(unknown));
-    needed_from.push_back(m.first());
     row.push_back(rows - m.first());
     rows += m.panel->columns() - m.first();
     for (std::int64_t j = m.known; j < m.panel->columns(); ++j) unknown.push_back({d, j});
@@ -157,11 +156,11 @@ bool NormalSpace::project(Block& g) {
             for (std::size_t d = 0; d < directions_.size(); ++d) {
               // A basis is orthonormal: its products with its own new columns are known.
               const Member& m = directions_[d];
-              const std::int64_t size = m.panel->columns() - needed_from[d], begin = own_first[d],
+              const std::int64_t size = m.panel->columns() - m.first(), begin = own_first[d],
                                  end = begin + m.panel->columns() - m.known;
               for (const auto& [from, many] :
                    {std::pair(std::int64_t{0}, begin), std::pair(end, columns - end)}) {
-                if (needed_from[d] == 0)
+                if (m.first() == 0)
                   add_inner(part.block(at, from, size, many), *m.panel, c,
                             right_columns(from, many));
                 else  // new columns alone

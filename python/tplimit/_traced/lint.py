@@ -47,13 +47,13 @@ class Lint:
 
     @property
     def good(self):
-        return self.regime == "feature learning" and self.maximal and not self.findings
+        return self._learns() and not self.findings
+
+    def _learns(self):
+        return self.regime == "feature learning" and self.maximal
 
     def __str__(self):
-        lines = [
-            f"regime: {self.regime}"
-            + (", every update is maximal" if self.regime == "feature learning" and self.maximal else "")
-        ]
+        lines = [f"regime: {self.regime}" + (", every update is maximal" if self._learns() else "")]
         if self.unstable:
             lines.append(f"unstable: {self.unstable}")
         lines += map(str, self.findings)

@@ -725,6 +725,27 @@ TEST(MatchedColumns, EndAtHalfOfTheParticles) {
   EXPECT_GT(largest(mean_product(columns.leftCols(44), last)), 1e-3);
 }
 
+TEST(MatchedColumns, CountDirectionsThatSeveralMatricesShareOnce) {
+  const Executor executor(1);
+  NormalSpace space(executor, 100, NormalLaw::kMatched, {5});
+  const Matrix basis = orthonormal(normals(100, 6, 1));
+  Panel g(100, 60, false), q(100, 6, false), same(100, 6, false);
+  q.append(executor, block_of(basis.leftCols(5)));
+  same.append(executor, block_of(basis.leftCols(5)));
+  space.watch(q);
+  space.watch(same);
+  space.draw(g, range(0, 30), nullptr);
+  same.append(executor, block_of(basis.rightCols(1)));  // its own
+  space.draw(g, range(30, 13), nullptr);                // with the constant and the basis: 50
+  EXPECT_FALSE(space.matching_stopped());
+  const Matrix columns = matrix_of(g);
+  EXPECT_LT(distance(mean_product(columns, columns), Matrix::Identity(43, 43)), kTolerance);
+  EXPECT_LT(largest(mean_product(basis.leftCols(5), columns)), kTolerance);
+  EXPECT_LT(largest(mean_product(basis, columns.rightCols(13))), kTolerance);
+  space.draw(g, range(43, 1), nullptr);
+  EXPECT_TRUE(space.matching_stopped());
+}
+
 TEST(ExactColumns, AreIndependentNormalsOffTheOppositeBasis) {
   constexpr Index kM = 1500;
   const Executor executor(1);
